@@ -1,0 +1,192 @@
+//! The one error type of the crate.
+//!
+//! Every variant names what a person needs to find the fault: the file, the tensor or value, the
+//! operator, and both shapes where two shapes disagree. [`Error::kind`] sorts errors into the few
+//! classes that callers act upon; the command line turns the class into its exit code.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The class of an [`Error`], for callers that react rather than report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// A request that cannot be served as worded: unknown model, bad option, wrong configuration.
+    Usage,
+    /// The operating system refused to read or write a file.
+    Io,
+    /// An image that is damaged, of an unsupported kind or of an unacceptable size.
+    Image,
+    /// A checkpoint file that is damaged, hostile or not of a known format.
+    Checkpoint,
+    /// A sound checkpoint that does not fit the model (missing, extra, misshapen or NaN tensors).
+    Weights,
+    /// A graph or plan that breaks a rule: shapes that do not fit, values used before defined.
+    Graph,
+}
+
+impl ErrorKind {
+    /// Process exit code of the class. 1 is left to partial failures and 2 to argument parsing.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            ErrorKind::Usage => 2,
+            ErrorKind::Io => 3,
+            ErrorKind::Image => 4,
+            ErrorKind::Checkpoint => 5,
+            ErrorKind::Weights => 6,
+            ErrorKind::Graph => 7,
+        }
+    }
+}
+
+/// A tensor whose shape in the checkpoint is not the shape the model wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShapeMismatch {
+    /// Name of the tensor.
+    pub name: String,
+    /// Shape the model wants.
+    pub expected: Vec<usize>,
+    /// Shape found in the file.
+    pub found: Vec<usize>,
+}
+
+/// All disagreements between a checkpoint and a model, gathered so that one run shows them all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WeightReport {
+    /// Tensors the model needs and the file lacks.
+    pub missing: Vec<String>,
+    /// Tensors in the file that the model does not know.
+    pub unexpected: Vec<String>,
+    /// Tensors of the wrong shape.
+    pub misshapen: Vec<ShapeMismatch>,
+    /// Tensors that hold a NaN or an infinity.
+    pub non_finite: Vec<String>,
+}
+
+impl WeightReport {
+    /// True if nothing disagrees.
+    pub fn is_clean(&self) -> bool {
+        *self == WeightReport::default()
+    }
+}
+
+impl fmt::Display for WeightReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut list = |what: &str, names: &[String]| -> fmt::Result {
+            if !names.is_empty() {
+                write!(f, "\n  {} {what}: {}", names.len(), names.join(", "))?;
+            }
+            Ok(())
+        };
+        list("missing", &self.missing)?;
+        list("unexpected", &self.unexpected)?;
+        let shapes: Vec<String> = self
+            .misshapen
+            .iter()
+            .map(|m| format!("{} (expected {:?}, found {:?})", m.name, m.expected, m.found))
+            .collect();
+        list("of the wrong shape", &shapes)?;
+        list("with NaN or infinite values", &self.non_finite)
+    }
+}
+
+/// Anything that can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operating-system error on a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An image that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Image {
+        /// The image file.
+        path: PathBuf,
+        /// Why it was refused.
+        reason: String,
+    },
+    /// A checkpoint that cannot be read.
+    #[error("{}: {}{}{reason}", path.display(), key.as_ref().map(|k| format!("tensor `{k}`: ")).unwrap_or_default(), offset.map(|o| format!("at byte {o}: ")).unwrap_or_default())]
+    Checkpoint {
+        /// The checkpoint file.
+        path: PathBuf,
+        /// The tensor or entry in question, if one is.
+        key: Option<String>,
+        /// Byte offset of the fault in the file (or in the named entry), if known.
+        offset: Option<u64>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A checkpoint that does not fit the model.
+    #[error("{}: the tensors do not fit model `{model}`:{report}", path.display())]
+    Weights {
+        /// The checkpoint file (or `seeded:N`).
+        path: PathBuf,
+        /// The model they were to be loaded into.
+        model: String,
+        /// Everything that disagrees.
+        report: Box<WeightReport>,
+    },
+    /// Operands that an operator cannot take.
+    #[error("{op} `{value}`: {reason}")]
+    Shape {
+        /// Operator name.
+        op: &'static str,
+        /// Name of the value the operator was to produce.
+        value: String,
+        /// What is wrong, naming both shapes.
+        reason: String,
+    },
+    /// A graph that breaks an invariant.
+    #[error("graph: {0}")]
+    Graph(String),
+    /// A configuration or argument that cannot be served.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    /// The class of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Io { .. } => ErrorKind::Io,
+            Error::Image { .. } => ErrorKind::Image,
+            Error::Checkpoint { .. } => ErrorKind::Checkpoint,
+            Error::Weights { .. } => ErrorKind::Weights,
+            Error::Shape { .. } | Error::Graph(_) => ErrorKind::Graph,
+            Error::Usage(_) => ErrorKind::Usage,
+        }
+    }
+
+    /// An [`Error::Io`] on `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Error::Io { path: path.as_ref().to_path_buf(), source }
+    }
+
+    /// An [`Error::Image`] on `path`.
+    pub fn image(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Error::Image { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    /// An [`Error::Checkpoint`] about the file as a whole.
+    pub fn checkpoint(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Error::Checkpoint {
+            path: path.as_ref().to_path_buf(),
+            key: None,
+            offset: None,
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::Usage`].
+    pub fn usage(reason: impl Into<String>) -> Self {
+        Error::Usage(reason.into())
+    }
+}

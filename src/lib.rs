@@ -1,0 +1,3 @@
+//! K-Net segmentation engine.
+pub mod error;
+pub mod tensor;
