@@ -1,3 +1,4 @@
 //! K-Net segmentation engine.
+pub mod cpu;
 pub mod error;
 pub mod tensor;

@@ -1,0 +1,104 @@
+//! Run-time choice of the instruction set.
+//!
+//! Every fast path exists in a portable form; on x86-64 the same source is compiled again for wider
+//! vectors and chosen once per process. Nothing here depends on how the crate was compiled.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// Instruction sets that the CPU kernels are compiled for, worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Whatever the target guarantees (SSE2 on x86-64, NEON on AArch64).
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, VL, BW, DQ.
+    Avx512,
+}
+
+impl Isa {
+    /// The best set this processor has. `KNET_ISA=portable|avx2|avx512` lowers the choice (it never
+    /// raises it above what the processor has).
+    pub fn detect() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            let have = Isa::hardware();
+            let want = match std::env::var("KNET_ISA").as_deref() {
+                Ok("portable") => Isa::Portable,
+                Ok("avx2") => Isa::Avx2,
+                _ => Isa::Avx512,
+            };
+            have.min(want)
+        })
+    }
+
+    /// All sets this processor has, worst first: what tests iterate over.
+    pub fn available() -> Vec<Isa> {
+        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= Isa::hardware()).collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn hardware() -> Isa {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq");
+        match (avx2, avx512) {
+            (true, true) => Isa::Avx512,
+            (true, false) => Isa::Avx2,
+            _ => Isa::Portable,
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn hardware() -> Isa {
+        Isa::Portable
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        })
+    }
+}
+
+/// Compiles one function body for every [`Isa`] and dispatches on its first argument.
+///
+/// `simd! { pub fn f(isa, x: &[f32], y: &mut [f32]) { ... } }` defines `f(isa: Isa, x, y)`. The body must
+/// be plain code that the compiler can vectorise; functions it calls must be `#[inline(always)]`.
+macro_rules! simd {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident(isa $(, $arg:ident : $ty:ty)* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::cpu::isa::Isa $(, $arg: $ty)*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            match isa {
+                // SAFETY: an `Isa` above `Portable` is only made by `Isa::detect` / `Isa::available`,
+                // which checked that the processor has these features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use simd;

@@ -1,0 +1,2 @@
+//! CPU back end.
+pub mod isa;
