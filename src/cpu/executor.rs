@@ -1,0 +1,286 @@
+//! Walks a plan on the CPU.
+
+use super::isa::Isa;
+use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
+use super::{ops, weights::Weights};
+use crate::error::{Error, Result};
+use crate::ops::ValueType;
+use crate::plan::arena::{ALIGNMENT, Slot};
+use crate::plan::{Choice, Operand, Place, Plan, Site, Step};
+use crate::tensor::{DType, Tensor};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Floats on a cache-line boundary, zero at first.
+pub struct AlignedBuffer {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+struct Line([f32; ALIGNMENT / 4]);
+
+impl AlignedBuffer {
+    /// `len` zeros. Memory comes zeroed from the system, so that pages never written are never resident.
+    pub fn new(len: usize) -> Self {
+        let lines = bytemuck::allocation::zeroed_vec(len.div_ceil(ALIGNMENT / 4));
+        AlignedBuffer { lines, len }
+    }
+
+    /// The floats.
+    pub fn as_slice(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+
+    /// The floats, for writing.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+/// The CPU's kernel selection, for [`Plan::build`].
+pub fn select(isa: Isa, threads: usize) -> impl Fn(&Site<'_>) -> Choice {
+    move |site| {
+        let context = Context { inputs: site.inputs, outputs: site.outputs, isa, threads };
+        let kernel = ops::kernel(site.op, &context);
+        let packed_at_run = kernel.packing().filter(|p| !site.constant[p.input]).map_or(0, |p| p.len);
+        let floats = packed_at_run.next_multiple_of(ALIGNMENT / 4) + kernel.workspace();
+        Choice { kernel: kernel.name(), workspace: 4 * floats }
+    }
+}
+
+/// A constant that a step reads.
+#[derive(Clone)]
+enum Constant {
+    Plain(Arc<Tensor>),
+    Packed(Arc<AlignedBuffer>),
+}
+
+impl Constant {
+    fn as_slice(&self) -> &[f32] {
+        match self {
+            Constant::Plain(tensor) => tensor.data(),
+            Constant::Packed(buffer) => buffer.as_slice(),
+        }
+    }
+}
+
+/// A step with its kernel and constants.
+struct Bound {
+    kernel: Box<dyn Kernel>,
+    inputs: Vec<Source>,
+    outputs: Vec<Slot>,
+    packed: Packed,
+    workspace: Slot,
+}
+
+enum Source {
+    Arena(Slot),
+    Constant(Constant),
+    /// A constant operand that only exists packed.
+    Absent,
+}
+
+enum Packed {
+    None,
+    Constant(Constant),
+    /// Packed from this operand at every run, into this many floats of the workspace.
+    AtRun {
+        input: usize,
+        len: usize,
+    },
+}
+
+/// A plan bound to memory and constants. Everything is allocated when it is made; [`Executor::run`]
+/// allocates nothing.
+pub struct Executor {
+    plan: Plan,
+    steps: Vec<Bound>,
+    arena: AlignedBuffer,
+    constants: Vec<Option<Constant>>,
+}
+
+impl Executor {
+    /// Allocates the arena and binds constants. `isa` and `threads` must be those of [`select`].
+    ///
+    /// # Errors
+    /// As [`Weights::constant`]; [`Error::Graph`] if a step has too many operands.
+    pub fn new(plan: Plan, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
+        let steps = plan
+            .steps
+            .iter()
+            .map(|step| bind(&plan, step, weights, isa, threads))
+            .collect::<Result<Vec<_>>>()?;
+        let mut constants = vec![None; plan.consts.len()];
+        for (_, operand) in &plan.outputs {
+            if let Place::Const(index) = operand.place {
+                constants[index] = Some(Constant::Plain(weights.constant(&plan, index)?));
+            }
+        }
+        let arena = AlignedBuffer::new(plan.arena_bytes / 4);
+        Ok(Executor { plan, steps, arena, constants })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The memory of input `index`, to be filled before [`Executor::run`].
+    pub fn input_mut(&mut self, index: usize) -> &mut [f32] {
+        let Place::Arena(slot) = self.plan.inputs[index].1.place else { return &mut [] };
+        &mut self.arena.as_mut_slice()[range(slot)]
+    }
+
+    /// Result `index`, valid after [`Executor::run`]. Index results are `i32` bits: see [`Executor::output_i32`].
+    pub fn output(&self, index: usize) -> &[f32] {
+        match self.plan.outputs[index].1.place {
+            Place::Arena(slot) => &self.arena.as_slice()[range(slot)],
+            Place::Const(index) => self.constants[index].as_ref().map_or(&[], Constant::as_slice),
+        }
+    }
+
+    /// Result `index` as indices.
+    pub fn output_i32(&self, index: usize) -> &[i32] {
+        bytemuck::cast_slice(self.output(index))
+    }
+
+    /// Position of the result called `name`.
+    pub fn output_index(&self, name: &str) -> Option<usize> {
+        self.plan.outputs.iter().position(|(n, _)| n == name)
+    }
+
+    /// Shape and element type of result `index`.
+    pub fn output_type(&self, index: usize) -> ValueType {
+        self.plan.outputs[index].1.ty
+    }
+
+    /// Runs all steps. Call it inside the rayon pool whose size the plan was made for.
+    pub fn run(&mut self) {
+        for index in 0..self.steps.len() {
+            self.run_step(index);
+        }
+    }
+
+    /// Runs all steps and gives the time of each to `report`.
+    pub fn run_timed(&mut self, mut report: impl FnMut(usize, Duration)) {
+        for index in 0..self.steps.len() {
+            let start = Instant::now();
+            self.run_step(index);
+            report(index, start.elapsed());
+        }
+    }
+
+    fn run_step(&mut self, index: usize) {
+        let step = &self.steps[index];
+        let arena = Arena::new(&mut self.arena);
+        let mut inputs: [&[f32]; MAX_INPUTS] = Default::default();
+        for (input, source) in inputs.iter_mut().zip(&step.inputs) {
+            *input = match source {
+                // SAFETY: the plan lays buffers that are alive at the same step apart, so no slice made
+                // mutable below covers an operand; operands may cover each other, as shared slices may.
+                Source::Arena(slot) => unsafe { arena.shared(*slot) },
+                Source::Constant(constant) => constant.as_slice(),
+                Source::Absent => &[],
+            };
+        }
+        let mut outputs: [&mut [f32]; MAX_OUTPUTS] = Default::default();
+        for (output, slot) in outputs.iter_mut().zip(&step.outputs) {
+            // SAFETY: as above: results lie apart from operands, from each other and from the workspace.
+            *output = unsafe { arena.exclusive(*slot) };
+        }
+        // SAFETY: as above.
+        let workspace = unsafe { arena.exclusive(step.workspace) };
+        let (packed, workspace): (&[f32], &mut [f32]) = match &step.packed {
+            Packed::None => (&[], workspace),
+            Packed::Constant(constant) => (constant.as_slice(), workspace),
+            Packed::AtRun { input, len } => {
+                let (packed, rest) = workspace.split_at_mut(len.next_multiple_of(ALIGNMENT / 4));
+                step.kernel.pack(inputs[*input], &mut packed[..*len]);
+                (&packed[..*len], rest)
+            }
+        };
+        step.kernel.run(&mut Args { inputs, outputs, packed, workspace });
+    }
+}
+
+/// The arena during one step, from which disjoint slices are cut.
+struct Arena {
+    base: *mut f32,
+    len: usize,
+}
+
+impl Arena {
+    fn new(buffer: &mut AlignedBuffer) -> Self {
+        let floats = buffer.as_mut_slice();
+        Arena { base: floats.as_mut_ptr(), len: floats.len() }
+    }
+
+    /// # Safety
+    /// The buffer outlives the slice and no exclusive slice overlaps it.
+    unsafe fn shared<'a>(&self, slot: Slot) -> &'a [f32] {
+        let range = range(slot);
+        assert!(range.end <= self.len, "slot {slot:?} beyond the arena");
+        // SAFETY: in bounds by the assertion; aliasing is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.base.add(range.start), range.len()) }
+    }
+
+    /// # Safety
+    /// The buffer outlives the slice and no other slice overlaps it.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn exclusive<'a>(&self, slot: Slot) -> &'a mut [f32] {
+        let range = range(slot);
+        assert!(range.end <= self.len, "slot {slot:?} beyond the arena");
+        // SAFETY: in bounds by the assertion; aliasing is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(range.start), range.len()) }
+    }
+}
+
+fn range(slot: Slot) -> std::ops::Range<usize> {
+    slot.offset / 4..(slot.offset + slot.bytes) / 4
+}
+
+fn bind(plan: &Plan, step: &Step, weights: &Weights, isa: Isa, threads: usize) -> Result<Bound> {
+    if step.inputs.len() > MAX_INPUTS || step.outputs.len() > MAX_OUTPUTS {
+        return Err(Error::Graph(format!(
+            "`{}` has {} operands and {} results, the executor takes {MAX_INPUTS} and {MAX_OUTPUTS}",
+            step.name,
+            step.inputs.len(),
+            step.outputs.len()
+        )));
+    }
+    let types = |operands: &[Operand]| operands.iter().map(|o| o.ty).collect::<Vec<_>>();
+    let (inputs, outputs) = (types(&step.inputs), types(&step.outputs));
+    let kernel = ops::kernel(&step.op, &Context { inputs: &inputs, outputs: &outputs, isa, threads });
+    let mut packed = Packed::None;
+    if let Some(packing) = kernel.packing() {
+        packed = match step.inputs[packing.input].place {
+            Place::Arena(_) => Packed::AtRun { input: packing.input, len: packing.len },
+            Place::Const(index) => {
+                let pack = |source: &[f32], packed: &mut [f32]| kernel.pack(source, packed);
+                let buffer = weights.packed(plan, index, &kernel.name(), packing.len, pack)?;
+                Packed::Constant(Constant::Packed(buffer))
+            }
+        };
+    }
+    let packed_input = kernel.packing().map(|p| p.input);
+    let sources = step
+        .inputs
+        .iter()
+        .enumerate()
+        .map(|(i, operand)| {
+            debug_assert!(operand.ty.dtype == DType::F32, "operands of kernels are floats");
+            Ok(match operand.place {
+                Place::Arena(slot) => Source::Arena(slot),
+                Place::Const(_) if packed_input == Some(i) => Source::Absent,
+                Place::Const(index) => Source::Constant(Constant::Plain(weights.constant(plan, index)?)),
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let slots = step.outputs.iter().filter_map(|o| match o.place {
+        Place::Arena(slot) => Some(slot),
+        Place::Const(_) => None,
+    });
+    Ok(Bound { kernel, inputs: sources, outputs: slots.collect(), packed, workspace: step.workspace })
+}

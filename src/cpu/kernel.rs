@@ -1,0 +1,81 @@
+//! The contract between the executor and the CPU kernels.
+
+use super::isa::Isa;
+use crate::ops::{Operator, ValueType};
+
+/// Most operands of a step.
+pub const MAX_INPUTS: usize = 8;
+/// Most results of a step.
+pub const MAX_OUTPUTS: usize = 2;
+
+/// What a kernel is chosen from: operand and result types, instruction set and thread count. Choosing is
+/// a pure function of these; the thread count may size scratch memory but must not change any result.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Operand types.
+    pub inputs: &'a [ValueType],
+    /// Result types.
+    pub outputs: &'a [ValueType],
+    /// Instruction set to use.
+    pub isa: Isa,
+    /// Threads of the pool that will run the kernel.
+    pub threads: usize,
+}
+
+/// An operator the CPU can run. Implemented in `src/cpu/ops/<name>.rs` for every line of the registry.
+pub trait CpuOp: Operator {
+    /// Chooses the kernel for these types.
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel>;
+}
+
+/// An operand in a layout of the kernel's own, made from the graph's layout by [`Kernel::pack`]: once if
+/// the operand is a constant, else at every run into scratch memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    /// Which operand.
+    pub input: usize,
+    /// Packed length in floats.
+    pub len: usize,
+}
+
+/// One operator at one set of shapes, ready to run. Running allocates nothing.
+pub trait Kernel: Send + Sync {
+    /// Name for plan dumps. Two kernels of one operator with the same name pack a filter alike.
+    fn name(&self) -> String;
+
+    /// Scratch floats needed by [`Kernel::run`], without the packed operand.
+    fn workspace(&self) -> usize {
+        0
+    }
+
+    /// The operand that is packed, if any.
+    fn packing(&self) -> Option<Packing> {
+        None
+    }
+
+    /// Packs the operand of [`Kernel::packing`].
+    fn pack(&self, _source: &[f32], _packed: &mut [f32]) {}
+
+    /// Computes the results. Called inside the executor's rayon pool.
+    fn run(&self, args: &mut Args<'_>);
+}
+
+/// Memory of one kernel call. Slices of absent operands are empty; no two slices overlap except inputs
+/// with inputs. Outputs and workspace hold stale data on entry.
+pub struct Args<'a> {
+    /// Operands in the graph's layout. A packed operand that is a constant is empty here.
+    pub inputs: [&'a [f32]; MAX_INPUTS],
+    /// Results. Index results are `i32` seen as bytes of `f32`: use [`Args::output_i32`].
+    pub outputs: [&'a mut [f32]; MAX_OUTPUTS],
+    /// The packed operand, or empty.
+    pub packed: &'a [f32],
+    /// Scratch of [`Kernel::workspace`] floats.
+    pub workspace: &'a mut [f32],
+}
+
+impl Args<'_> {
+    /// Result `index` as indices.
+    pub fn output_i32(&mut self, index: usize) -> &mut [i32] {
+        bytemuck::cast_slice_mut(self.outputs[index])
+    }
+}

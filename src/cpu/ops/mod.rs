@@ -1,0 +1,22 @@
+//! One file an operator: how the CPU runs it.
+
+use super::isa::Isa;
+use super::kernel::{Context, CpuOp, Kernel};
+use crate::for_each_op;
+use crate::ops::Op;
+
+macro_rules! define_kernels {
+    ($($variant:ident in $module:ident,)*) => {
+        $(mod $module;)*
+
+        /// The kernel of any operator.
+        pub(crate) fn kernel(op: &Op, context: &Context<'_>) -> Box<dyn Kernel> {
+            match op { $(Op::$variant(op) => CpuOp::kernel(op, context),)* }
+        }
+    };
+}
+for_each_op!(define_kernels);
+
+/// Fewest elements worth a task of their own for kernels that stream memory. Fixed, so that the split (and
+/// with it every bit) is the same for any number of threads.
+pub(crate) const ELEMENTS_PER_TASK: usize = 16 * 1024;

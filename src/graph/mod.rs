@@ -1,0 +1,246 @@
+//! The graph: static single assignment, static shapes, named values.
+//!
+//! A model function builds a [`Graph`] through a [`Builder`]; [`passes`] rewrite it; `plan` schedules it. A
+//! value is defined once (by the caller, by a parameter or by a node) before it is used, and its type is
+//! known from the start, so that memory can be laid out before anything runs.
+
+pub mod builder;
+pub mod passes;
+
+pub use builder::Builder;
+
+use crate::error::{Error, Result};
+use crate::ops::{Op, ValueType};
+use crate::tensor::Tensor;
+use std::fmt::Write as _;
+
+/// Index of a value in its graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub(crate) u32);
+
+impl ValueId {
+    /// Position among [`Graph::values`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// How a checkpoint tensor becomes a parameter. Checkpoints keep PyTorch's layouts; the graph has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// Taken as it is.
+    Plain,
+    /// Convolution weights: `[K, C, R, S]` (OIHW) becomes `[K, R, S, C]`.
+    Filter,
+    /// 1x1 convolution weights used as a matrix: `[N, C, 1, 1]` becomes `[N, C]`.
+    Matrix,
+}
+
+impl Layout {
+    /// The parameter's shape, given the checkpoint's.
+    pub fn apply_shape(self, upstream: &[usize]) -> Vec<usize> {
+        match (self, upstream) {
+            (Layout::Filter, &[k, c, r, s]) => vec![k, r, s, c],
+            (Layout::Matrix, &[n, c, 1, 1]) => vec![n, c],
+            _ => upstream.to_vec(),
+        }
+    }
+
+    /// Converts a checkpoint tensor.
+    pub fn apply(self, tensor: Tensor) -> Tensor {
+        match self {
+            Layout::Filter if tensor.shape().rank() == 4 => tensor.permute(&[0, 2, 3, 1]),
+            _ => {
+                let dims = self.apply_shape(tensor.shape().dims());
+                tensor.reshape(dims.as_slice())
+            }
+        }
+    }
+}
+
+/// A parameter: a checkpoint tensor by its upstream name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// Key in the official `state_dict`.
+    pub key: String,
+    /// Shape in the checkpoint.
+    pub upstream_shape: Vec<usize>,
+    /// Conversion to the graph's layout.
+    pub layout: Layout,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// The caller provides it at every run.
+    Input,
+    /// A parameter.
+    Param(Param),
+    /// Output `output` of node `node`.
+    Node {
+        /// Position among [`Graph::nodes`].
+        node: usize,
+        /// Which of its outputs.
+        output: usize,
+    },
+}
+
+/// A value of the graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Value {
+    /// Name for people: the upstream module or tap it corresponds to.
+    pub name: String,
+    /// Shape and element type.
+    pub ty: ValueType,
+    /// Definition.
+    pub source: Source,
+}
+
+/// One application of an operator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Operator and attributes.
+    pub op: Op,
+    /// Operands.
+    pub inputs: Vec<ValueId>,
+    /// Results, in the operator's order.
+    pub outputs: Vec<ValueId>,
+}
+
+/// A computation: nodes in an order in which every value is defined before it is used.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Graph {
+    pub(crate) values: Vec<Value>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) outputs: Vec<(String, ValueId)>,
+}
+
+impl Graph {
+    /// All values; a [`ValueId`] is a position here.
+    pub fn values(&self) -> &[Value] {
+        &self.values
+    }
+
+    /// All nodes, in order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Named results.
+    pub fn outputs(&self) -> &[(String, ValueId)] {
+        &self.outputs
+    }
+
+    /// The value of an id.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.index()]
+    }
+
+    /// All parameters, in order of first use by the builder.
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        self.values.iter().filter_map(|v| match &v.source {
+            Source::Param(param) => Some(param),
+            _ => None,
+        })
+    }
+
+    /// The types of these values.
+    pub fn types(&self, ids: &[ValueId]) -> Vec<ValueType> {
+        ids.iter().map(|&id| self.value(id).ty).collect()
+    }
+
+    /// Checks every invariant: definitions before uses, one definition a value, types as the operators
+    /// infer them, outputs that exist.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] or [`Error::Shape`] naming the first node or value at fault.
+    pub fn verify(&self) -> Result<()> {
+        let mut defined: Vec<bool> =
+            self.values.iter().map(|v| !matches!(v.source, Source::Node { .. })).collect();
+        for (index, node) in self.nodes.iter().enumerate() {
+            for &input in &node.inputs {
+                if defined.get(input.index()) != Some(&true) {
+                    let op = node.op.name();
+                    return Err(Error::Graph(format!(
+                        "node {index} ({op}) uses %{} before it is defined",
+                        input.0
+                    )));
+                }
+            }
+            let inferred = infer(self, &node.op, &node.inputs, &self.result_name(node))?;
+            if inferred.len() != node.outputs.len() {
+                return Err(Error::Graph(format!(
+                    "node {index} ({}) defines {} values, not {}",
+                    node.op.name(),
+                    inferred.len(),
+                    node.outputs.len()
+                )));
+            }
+            for (output, (&id, ty)) in node.outputs.iter().zip(inferred).enumerate() {
+                let value = self.value(id);
+                if value.source != (Source::Node { node: index, output }) || defined[id.index()] {
+                    return Err(Error::Graph(format!("`{}` is not defined by node {index} alone", value.name)));
+                }
+                if value.ty != ty {
+                    return Err(Error::Graph(format!("`{}` is {} but inferred {ty}", value.name, value.ty)));
+                }
+                defined[id.index()] = true;
+            }
+        }
+        for (name, id) in &self.outputs {
+            if defined.get(id.index()) != Some(&true) {
+                return Err(Error::Graph(format!("output `{name}` is never defined")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The graph as text, one line a node.
+    pub fn dump(&self) -> String {
+        let mut text = String::new();
+        for value in &self.values {
+            if value.source == Source::Input {
+                let _ = writeln!(text, "input {} : {}", value.name, value.ty);
+            }
+        }
+        for node in &self.nodes {
+            let show = |&id: &ValueId| match &self.value(id).source {
+                Source::Node { .. } => format!("%{}", id.0),
+                _ => self.value(id).name.clone(),
+            };
+            let outputs: Vec<String> = node.outputs.iter().map(show).collect();
+            let inputs: Vec<String> = node.inputs.iter().map(show).collect();
+            let types: Vec<String> = node.outputs.iter().map(|&id| self.value(id).ty.to_string()).collect();
+            let _ = writeln!(
+                text,
+                "{} = {}({}) {} : {}  # {}",
+                outputs.join(", "),
+                node.op.name(),
+                inputs.join(", "),
+                node.op.attributes(),
+                types.join(", "),
+                self.result_name(node)
+            );
+        }
+        for (name, id) in &self.outputs {
+            let _ = writeln!(text, "output {name} = %{} : {}", id.0, self.value(*id).ty);
+        }
+        text
+    }
+
+    fn result_name(&self, node: &Node) -> String {
+        node.outputs.first().map(|&id| self.value(id).name.clone()).unwrap_or_default()
+    }
+}
+
+/// Infers the result types of `op`, turning a refusal into an error that names operator and value.
+pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId], name: &str) -> Result<Vec<ValueType>> {
+    op.infer(&graph.types(inputs)).map_err(|reason| {
+        let names: Vec<&str> = inputs.iter().map(|&id| graph.value(id).name.as_str()).collect();
+        Error::Shape {
+            op: op.name(),
+            value: name.to_string(),
+            reason: format!("{reason} (inputs: {})", names.join(", ")),
+        }
+    })
+}

@@ -1,0 +1,216 @@
+//! Rewrites of a graph. Each keeps the results up to rounding; [`optimize`] verifies after each.
+
+use super::{Graph, Node, Source, Value, ValueId};
+use crate::error::Result;
+use crate::ops::epilogue::Epilogue;
+use crate::ops::{Activate, BatchNorm, Binary, FoldBatchNorm, Op, binary::BinaryKind};
+
+/// All passes, in the order in which they enable each other.
+///
+/// # Errors
+/// As [`Graph::verify`], if a pass breaks an invariant.
+pub fn optimize(mut graph: Graph) -> Result<Graph> {
+    for pass in [fold_batch_norm, fuse_residual, fuse_activation, eliminate_dead_code] {
+        pass(&mut graph);
+        graph.verify()?;
+    }
+    Ok(graph)
+}
+
+/// `conv2d` followed by a frozen `batch_norm` becomes one convolution with a scaled filter and a bias; the
+/// scaling is a node over parameters alone, which a plan runs once.
+pub fn fold_batch_norm(graph: &mut Graph) {
+    let mut folded = Vec::new();
+    let uses = count_uses(graph);
+    for index in 0..graph.nodes.len() {
+        let Op::BatchNorm(BatchNorm { eps }) = graph.nodes[index].op else { continue };
+        let [x, gamma, beta, mean, variance] = graph.nodes[index].inputs[..] else { continue };
+        let Some(producer) = sole_producer(graph, &uses, x) else { continue };
+        let Op::Conv2d(conv) = graph.nodes[producer].op.clone() else { continue };
+        if conv.epilogue != Epilogue::default() {
+            continue;
+        }
+        let [input, filter] = graph.nodes[producer].inputs[..] else { continue };
+        let constant = |id: ValueId| matches!(graph.value(id).source, Source::Param(_));
+        if ![filter, gamma, beta, mean, variance].into_iter().all(constant) {
+            continue;
+        }
+        folded.push((index, producer, eps, [input, filter, gamma, beta, mean, variance]));
+    }
+    for &(index, producer, eps, [input, filter, gamma, beta, mean, variance]) in &folded {
+        // The convolution moves down to where the norm was; the fold takes the convolution's old place,
+        // and with it a new pair of values.
+        let first = graph.values.len() as u32;
+        let outputs = vec![ValueId(first), ValueId(first + 1)];
+        let name = graph.value(filter).name.clone();
+        for (output, (suffix, source)) in [("folded", filter), ("folded_bias", beta)].into_iter().enumerate() {
+            let ty = graph.value(source).ty;
+            let name = format!("{name}.{suffix}");
+            graph.values.push(Value { name, ty, source: Source::Node { node: producer, output } });
+        }
+        let Op::Conv2d(mut conv) = graph.nodes[producer].op.clone() else { continue };
+        conv.epilogue = Epilogue::BIAS;
+        graph.nodes[producer] = Node {
+            op: FoldBatchNorm { eps }.into(),
+            inputs: vec![filter, gamma, beta, mean, variance],
+            outputs: outputs.clone(),
+        };
+        graph.nodes[index].op = conv.into();
+        graph.nodes[index].inputs = vec![input, outputs[0], outputs[1]];
+    }
+    // The convolutions' old results have lost their definition.
+    drop_orphans(graph);
+}
+
+/// `add(conv2d or linear, y)` becomes the residual of the product's epilogue.
+pub fn fuse_residual(graph: &mut Graph) {
+    fuse(graph, |graph, uses, node| {
+        let Op::Binary(Binary { kind: BinaryKind::Add }) = node.op else { return None };
+        let [a, b] = node.inputs[..] else { return None };
+        [(a, b), (b, a)].into_iter().find_map(|(product, residual)| {
+            let producer = sole_producer(graph, uses, product)?;
+            let epilogue = epilogue_of(&graph.nodes[producer].op)?;
+            let fits = graph.value(product).ty == graph.value(residual).ty
+                && !epilogue.residual
+                && epilogue.activation.is_none()
+                && product != residual;
+            fits.then(|| {
+                let mut fused = graph.nodes[producer].clone();
+                set_epilogue(&mut fused.op, Epilogue { residual: true, ..epilogue });
+                fused.inputs.push(residual);
+                (producer, fused)
+            })
+        })
+    });
+}
+
+/// `activation(conv2d or linear)` becomes the activation of the product's epilogue, and
+/// `activation(group_norm or layer_norm)` that of the norm.
+pub fn fuse_activation(graph: &mut Graph) {
+    fuse(graph, |graph, uses, node| {
+        let Op::Activate(Activate { activation }) = node.op else { return None };
+        let producer = sole_producer(graph, uses, node.inputs[0])?;
+        let mut fused = graph.nodes[producer].clone();
+        let slot = match &mut fused.op {
+            Op::Conv2d(conv) => &mut conv.epilogue.activation,
+            Op::Linear(linear) => &mut linear.epilogue.activation,
+            Op::GroupNorm(norm) => &mut norm.activation,
+            Op::LayerNorm(norm) => &mut norm.activation,
+            _ => return None,
+        };
+        (slot.replace(activation).is_none()).then_some((producer, fused))
+    });
+}
+
+/// Removes nodes and values that no output depends on.
+pub fn eliminate_dead_code(graph: &mut Graph) {
+    let mut live = vec![false; graph.values.len()];
+    for (_, id) in &graph.outputs {
+        live[id.index()] = true;
+    }
+    let mut keep = vec![false; graph.nodes.len()];
+    for (index, node) in graph.nodes.iter().enumerate().rev() {
+        keep[index] = node.outputs.iter().any(|id| live[id.index()]);
+        if keep[index] {
+            node.inputs.iter().chain(&node.outputs).for_each(|id| live[id.index()] = true);
+        }
+    }
+    for (index, value) in graph.values.iter().enumerate() {
+        live[index] |= value.source == Source::Input;
+    }
+    compact(graph, &keep, &live);
+}
+
+/// Applies a fusion to every node: `rule` gives the producer to absorb and the node that replaces both, at
+/// the later one's place.
+fn fuse(graph: &mut Graph, rule: impl Fn(&Graph, &[usize], &Node) -> Option<(usize, Node)>) {
+    let mut keep = vec![true; graph.nodes.len()];
+    let uses = count_uses(graph);
+    for index in 0..graph.nodes.len() {
+        if let Some((producer, fused)) = rule(graph, &uses, &graph.nodes[index]) {
+            graph.nodes[index] = Node { outputs: graph.nodes[index].outputs.clone(), ..fused };
+            graph.nodes[producer].inputs.clear();
+            keep[producer] = false;
+        }
+    }
+    let mut live = vec![true; graph.values.len()];
+    for (node, _) in graph.nodes.iter().zip(&keep).filter(|(_, keep)| !**keep) {
+        node.outputs.iter().for_each(|id| live[id.index()] = false);
+    }
+    compact(graph, &keep, &live);
+}
+
+/// The node that defines `id`, if that value has one use, is no output and the node has one result.
+fn sole_producer(graph: &Graph, uses: &[usize], id: ValueId) -> Option<usize> {
+    match graph.value(id).source {
+        Source::Node { node, .. } if uses[id.index()] == 1 && graph.nodes[node].outputs.len() == 1 => Some(node),
+        _ => None,
+    }
+}
+
+fn epilogue_of(op: &Op) -> Option<Epilogue> {
+    match op {
+        Op::Conv2d(conv) => Some(conv.epilogue),
+        Op::Linear(linear) => Some(linear.epilogue),
+        _ => None,
+    }
+}
+
+fn set_epilogue(op: &mut Op, epilogue: Epilogue) {
+    match op {
+        Op::Conv2d(conv) => conv.epilogue = epilogue,
+        Op::Linear(linear) => linear.epilogue = epilogue,
+        _ => {}
+    }
+}
+
+/// Uses of each value by nodes and outputs.
+fn count_uses(graph: &Graph) -> Vec<usize> {
+    let mut uses = vec![0; graph.values.len()];
+    let by_nodes = graph.nodes.iter().flat_map(|node| &node.inputs);
+    by_nodes.chain(graph.outputs.iter().map(|(_, id)| id)).for_each(|id| uses[id.index()] += 1);
+    uses
+}
+
+/// Drops values whose node no longer defines them.
+fn drop_orphans(graph: &mut Graph) {
+    let live: Vec<bool> = (0..graph.values.len())
+        .map(|index| match graph.values[index].source {
+            Source::Node { node, output } => {
+                graph.nodes[node].outputs.get(output) == Some(&ValueId(index as u32))
+            }
+            _ => true,
+        })
+        .collect();
+    compact(graph, &vec![true; graph.nodes.len()], &live);
+}
+
+/// Keeps these nodes and values and renumbers.
+fn compact(graph: &mut Graph, keep: &[bool], live: &[bool]) {
+    let renumber = |flags: &[bool]| -> Vec<u32> {
+        flags
+            .iter()
+            .scan(0, |next, &kept| {
+                let number = *next;
+                *next += u32::from(kept);
+                Some(number)
+            })
+            .collect()
+    };
+    let (node_number, value_number) = (renumber(keep), renumber(live));
+    let mut index = 0..;
+    graph.nodes.retain(|_| index.next().is_some_and(|i: usize| keep[i]));
+    let mut index = 0..;
+    graph.values.retain(|_| index.next().is_some_and(|i: usize| live[i]));
+    let fix = |id: &mut ValueId| id.0 = value_number[id.index()];
+    for node in &mut graph.nodes {
+        node.inputs.iter_mut().for_each(fix);
+        node.outputs.iter_mut().for_each(fix);
+    }
+    graph.outputs.iter_mut().for_each(|(_, id)| fix(id));
+    for value in &mut graph.values {
+        if let Source::Node { node, .. } = &mut value.source {
+            *node = node_number[*node] as usize;
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! 2-D convolution (cross-correlation, as everywhere in deep learning).
+
+use super::{Inferred, Operator, ValueType, case::Case, epilogue::Epilogue, expect_inputs, expect_rank};
+use crate::tensor::Tensor;
+
+/// `y[b, p, q, k] = sum over r, s, c of x[b, p*stride + r*dilation - padding, .., c] * w[k, r, s, c]`, then the
+/// [`Epilogue`].
+///
+/// Inputs: `x` `[B, H, W, C]`, filter `w` `[K, R, S, C / groups]`, then the epilogue's operands. Output:
+/// `[B, P, Q, K]`. Pairs are (vertical, horizontal). Samples outside the map are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Step between outputs, in input pixels.
+    pub stride: [usize; 2],
+    /// Zero rows and columns assumed on each side.
+    pub padding: [usize; 2],
+    /// Step between filter taps, in input pixels.
+    pub dilation: [usize; 2],
+    /// Input and output channels fall into this many blocks that do not mix.
+    pub groups: usize,
+    /// Fused tail.
+    pub epilogue: Epilogue,
+}
+
+impl Conv2d {
+    /// A convolution with stride 1, no padding, dilation 1, one group and no epilogue.
+    pub fn new() -> Self {
+        Conv2d { stride: [1; 2], padding: [0; 2], dilation: [1; 2], groups: 1, epilogue: Epilogue::default() }
+    }
+
+    /// The same with a square stride and padding.
+    pub fn with(stride: usize, padding: usize) -> Self {
+        Conv2d { stride: [stride; 2], padding: [padding; 2], ..Conv2d::new() }
+    }
+
+    /// Output size along one axis, or `None` if the filter does not fit into the padded map.
+    fn extent(&self, axis: usize, size: usize, taps: usize) -> Option<usize> {
+        let reach = self.dilation[axis] * (taps.checked_sub(1)?) + 1;
+        Some((size + 2 * self.padding[axis]).checked_sub(reach)? / self.stride[axis] + 1)
+    }
+}
+
+impl Default for Conv2d {
+    fn default() -> Self {
+        Conv2d::new()
+    }
+}
+
+impl Operator for Conv2d {
+    const NAME: &'static str = "conv2d";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 2 + self.epilogue.operands())?;
+        let x = expect_rank(inputs, 0, 4, "[B, H, W, C]")?;
+        let w = expect_rank(inputs, 1, 4, "[K, R, S, C / groups]")?;
+        if self.groups == 0 || x[3] != w[3] * self.groups || w[0] % self.groups != 0 {
+            return Err(format!("{} groups do not divide map {x} and filter {w}", self.groups));
+        }
+        if self.stride.contains(&0) || self.dilation.contains(&0) {
+            return Err(format!("stride {:?} and dilation {:?} must be positive", self.stride, self.dilation));
+        }
+        let (Some(p), Some(q)) = (self.extent(0, x[1], w[1]), self.extent(1, x[2], w[2])) else {
+            return Err(format!("filter {w} (dilation {:?}) does not fit into map {x}", self.dilation));
+        };
+        let y = [x[0], p, q, w[0]].into();
+        self.epilogue.check(inputs, y)?;
+        Ok(vec![ValueType::f32(y)])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let (x, w) = (inputs[0], inputs[1]);
+        let [h, width] = [x.shape()[1], x.shape()[2]];
+        let [k, r, s, c_group] = [w.shape()[0], w.shape()[1], w.shape()[2], w.shape()[3]];
+        let k_group = k / self.groups;
+        let p = self.extent(0, h, r).unwrap_or(0);
+        let q = self.extent(1, width, s).unwrap_or(0);
+        let mut y = Tensor::from_fn([x.shape()[0], p, q, k], |index| {
+            let [b, oy, ox, ok] = [index[0], index[1], index[2], index[3]];
+            let group = ok / k_group;
+            let mut sum = 0.0;
+            for dy in 0..r {
+                for dx in 0..s {
+                    let iy = oy * self.stride[0] + dy * self.dilation[0];
+                    let ix = ox * self.stride[1] + dx * self.dilation[1];
+                    let (Some(iy), Some(ix)) =
+                        (iy.checked_sub(self.padding[0]), ix.checked_sub(self.padding[1]))
+                    else {
+                        continue;
+                    };
+                    if iy >= h || ix >= width {
+                        continue;
+                    }
+                    for c in 0..c_group {
+                        sum += x.at(&[b, iy, ix, group * c_group + c]) * w.at(&[ok, dy, dx, c]);
+                    }
+                }
+            }
+            sum
+        });
+        self.epilogue.reference(&mut y, inputs);
+        vec![y]
+    }
+
+    fn flops(&self, inputs: &[ValueType], outputs: &[ValueType]) -> u64 {
+        let w = inputs[1].shape;
+        let per_output = 2 * (w[1] * w[2] * w[3]) as u64 + self.epilogue.flops();
+        outputs[0].shape.len() as u64 * per_output
+    }
+
+    fn cases() -> Vec<Case> {
+        use super::activation::Activation::{Relu, Relu6};
+        let conv = Conv2d::with;
+        let tail = |residual, activation| Epilogue { bias: true, residual, activation };
+        let with_tail = |op: Conv2d, epilogue| Conv2d { epilogue, ..op };
+        let grouped = |op: Conv2d, groups| Conv2d { groups, ..op };
+        let dilated = |padding, dilation| Conv2d { dilation: [dilation; 2], ..conv(1, padding) };
+        vec![
+            Case::new("k1", conv(1, 0), &[&[2, 3, 5, 33], &[17, 1, 1, 33]]),
+            Case::new("k1_s2", conv(2, 0), &[&[1, 7, 6, 8], &[5, 1, 1, 8]]),
+            Case::new("k1_one", conv(1, 0), &[&[1, 1, 1, 1], &[1, 1, 1, 1]]),
+            Case::new("k1_empty", conv(1, 0), &[&[0, 4, 4, 3], &[5, 1, 1, 3]]),
+            Case::new("k3", conv(1, 1), &[&[2, 7, 9, 3], &[5, 3, 3, 3]]),
+            Case::new("k3_s2", conv(2, 1), &[&[1, 9, 7, 4], &[6, 3, 3, 4]]),
+            Case::new("k3_one_pixel", conv(1, 1), &[&[2, 1, 1, 5], &[3, 3, 3, 5]]),
+            Case::new("k3_no_padding", conv(1, 0), &[&[1, 9, 11, 16], &[16, 3, 3, 16]]),
+            Case::new("k3_wide", conv(1, 1), &[&[1, 2, 67, 2], &[3, 3, 3, 2]]),
+            Case::new("k3_dilated", dilated(4, 4), &[&[1, 10, 9, 3], &[4, 3, 3, 3]]),
+            Case::new("k3_dilated_beyond", dilated(12, 12), &[&[1, 5, 7, 3], &[4, 3, 3, 3]]),
+            Case::new("k5", conv(1, 2), &[&[1, 7, 6, 3], &[4, 5, 5, 3]]),
+            Case::new("k7_s2", conv(2, 3), &[&[1, 19, 17, 3], &[8, 7, 7, 3]]),
+            Case::new("k4_s4", conv(4, 0), &[&[1, 8, 12, 3], &[6, 4, 4, 3]]),
+            Case::new("grouped", grouped(conv(1, 1), 2), &[&[2, 5, 5, 6], &[4, 3, 3, 3]]),
+            Case::new("depthwise", grouped(conv(1, 1), 7), &[&[1, 6, 5, 7], &[7, 3, 3, 1]]),
+            Case::new("depthwise_s2", grouped(conv(2, 2), 40), &[&[2, 13, 9, 40], &[40, 5, 5, 1]]),
+            Case::new("depthwise_x2", grouped(conv(1, 1), 3), &[&[1, 6, 5, 3], &[6, 3, 3, 1]]),
+            Case::new(
+                "k3_all_fused",
+                with_tail(conv(1, 1), tail(true, Some(Relu))),
+                &[&[1, 21, 30, 40], &[48, 3, 3, 40], &[48], &[1, 21, 30, 48]],
+            ),
+            Case::new(
+                "k1_relu6",
+                with_tail(conv(1, 0), tail(false, Some(Relu6))),
+                &[&[1, 13, 17, 24], &[70, 1, 1, 24], &[70]],
+            ),
+            Case::new(
+                "stem_128x192",
+                with_tail(conv(2, 3), tail(false, Some(Relu))),
+                &[&[1, 128, 192, 3], &[64, 7, 7, 3], &[64]],
+            )
+            .bench(),
+            Case::new("layer1_k3", conv(1, 1), &[&[1, 50, 84, 64], &[64, 3, 3, 64]]).bench(),
+            Case::new("layer4_k3_s2", conv(2, 1), &[&[1, 16, 16, 512], &[512, 3, 3, 512]]).bench(),
+            Case::new("layer3_k1", conv(1, 0), &[&[1, 32, 32, 1024], &[256, 1, 1, 1024]]).bench(),
+            Case::new("fpn_k3", with_tail(conv(1, 1), Epilogue::BIAS), &[
+                &[1, 50, 84, 256],
+                &[256, 3, 3, 256],
+                &[256],
+            ])
+            .bench(),
+            Case::new(
+                "lite_depthwise",
+                with_tail(grouped(conv(1, 2), 144), tail(false, Some(Relu6))),
+                &[&[1, 80, 80, 144], &[144, 5, 5, 1], &[144]],
+            )
+            .bench(),
+        ]
+    }
+}

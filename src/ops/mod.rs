@@ -1,0 +1,212 @@
+//! Operators: what the graph is made of.
+//!
+//! One file holds all there is to know of one operator that does not depend on a device: its attributes
+//! (one struct), shape inference, cost, a naive **reference** that is the truth for every faster path,
+//! and **cases** (shapes, attributes, tolerances) that drive tests and benches.
+//!
+//! # Adding an operator in four places
+//!
+//! 1. *A kernel*: `src/cpu/ops/<name>.rs` implements [`CpuOp`](crate::cpu::kernel::CpuOp) for the attributes.
+//! 2. *An op file*: `src/ops/<name>.rs` implements [`Operator`] (attributes, [`infer`](Operator::infer),
+//!    [`reference`](Operator::reference), [`cases`](Operator::cases)).
+//! 3. *A line in the registry*: `Name in name,` in [`for_each_op!`] below. It makes the [`Op`] variant,
+//!    the two `mod` declarations and every dispatch.
+//! 4. *A golden*: tensors made by PyTorch in `tests/goldens/ops/<name>.safetensors`, read by `tests/goldens.rs`.
+//!
+//! Tests (`tests/ops.rs`) and benches (`benches/ops.rs`) walk [`all_cases`]; they are not edited for a new op.
+//!
+//! # What will join the definition
+//!
+//! Two more functions belong to an operator and are left out until something calls them: `backward`
+//! emits gradient nodes on the same [`Graph`](crate::graph::Graph) (it never runs anything), and
+//! `launch(shapes, dtype, caps)` returns a CUDA launch as plain data. Both are pure functions of what
+//! [`Operator::infer`] sees, so neither moves a wall.
+
+pub mod case;
+pub mod epilogue;
+
+use crate::tensor::{DType, Shape, Tensor};
+use case::Case;
+use std::fmt;
+
+/// Shape and element type of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ValueType {
+    /// Dimensions.
+    pub shape: Shape,
+    /// Element type.
+    pub dtype: DType,
+}
+
+impl ValueType {
+    /// A float value of `shape`.
+    pub fn f32(shape: impl Into<Shape>) -> Self {
+        ValueType { shape: shape.into(), dtype: DType::F32 }
+    }
+
+    /// An index value of `shape`.
+    pub fn i32(shape: impl Into<Shape>) -> Self {
+        ValueType { shape: shape.into(), dtype: DType::I32 }
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.shape.len() * self.dtype.size()
+    }
+}
+
+impl fmt::Display for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.dtype.name(), self.shape)
+    }
+}
+
+/// Result of shape inference: the output types, or what does not fit (naming both shapes).
+pub type Inferred = Result<Vec<ValueType>, String>;
+
+/// One operator: attributes plus everything that holds on any device.
+///
+/// Implemented by the attribute struct in each `src/ops/<name>.rs`.
+pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
+    /// Name in dumps and errors, `snake_case`.
+    const NAME: &'static str;
+
+    /// Output types for these input types, or a sentence on what does not fit.
+    fn infer(&self, inputs: &[ValueType]) -> Inferred;
+
+    /// The operator by plain loops in double precision: slow, readable, and the truth for every other
+    /// path. Index outputs are returned as floats of the same value.
+    ///
+    /// Inputs have passed [`Operator::infer`].
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>>;
+
+    /// Floating-point operations (a multiply-add counts two) of the direct algorithm.
+    fn flops(&self, inputs: &[ValueType], outputs: &[ValueType]) -> u64;
+
+    /// Shapes that tests and benches run: 1, odd, non-multiples of a tile, empty, and real layers.
+    fn cases() -> Vec<Case>;
+}
+
+/// Calls `$callback!` with the list of operators, `Variant in module,` each: the registry.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! for_each_op {
+    ($callback:ident) => {
+        $callback! {
+            Activate in activation,
+            Attention in attention,
+            BatchNorm in batch_norm,
+            Binary in binary,
+            Concat in concat,
+            Conv2d in conv2d,
+            FoldBatchNorm in fold_batch_norm,
+            GroupNorm in group_norm,
+            LayerNorm in layer_norm,
+            Linear in linear,
+            MaskConv in mask_conv,
+            MaskPool in mask_pool,
+            MatMul in matmul,
+            MaxPool2d in max_pool2d,
+            Reshape in reshape,
+            Resize in resize,
+            SinePositionalEncoding in sine_positional_encoding,
+            Slice in slice,
+            Softmax in softmax,
+            TopK in top_k,
+        }
+    };
+}
+
+macro_rules! define_ops {
+    ($($variant:ident in $module:ident,)*) => {
+        $(pub mod $module;)*
+        $(pub use $module::$variant;)*
+
+        /// Any operator with its attributes.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Op {
+            $(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant),)*
+        }
+
+        $(impl From<$variant> for Op {
+            fn from(op: $variant) -> Op {
+                Op::$variant(op)
+            }
+        })*
+
+        impl Op {
+            /// Name in dumps and errors.
+            pub fn name(&self) -> &'static str {
+                match self { $(Op::$variant(_) => <$variant as Operator>::NAME,)* }
+            }
+
+            /// See [`Operator::infer`].
+            pub fn infer(&self, inputs: &[ValueType]) -> Inferred {
+                match self { $(Op::$variant(op) => op.infer(inputs),)* }
+            }
+
+            /// See [`Operator::reference`].
+            pub fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+                match self { $(Op::$variant(op) => op.reference(inputs),)* }
+            }
+
+            /// See [`Operator::flops`].
+            pub fn flops(&self, inputs: &[ValueType], outputs: &[ValueType]) -> u64 {
+                match self { $(Op::$variant(op) => op.flops(inputs, outputs),)* }
+            }
+
+            /// Attributes as text, for dumps and for the keys of prepared weights.
+            pub fn attributes(&self) -> String {
+                let text = match self { $(Op::$variant(op) => format!("{op:?}"),)* };
+                text.split_once(' ').map(|(_, rest)| rest.to_string()).unwrap_or_default()
+            }
+        }
+
+        /// The cases of every operator in the registry.
+        pub fn all_cases() -> Vec<Case> {
+            let mut cases = Vec::new();
+            $(cases.extend(<$variant as Operator>::cases());)*
+            cases
+        }
+    };
+}
+for_each_op!(define_ops);
+
+/// Fails with a sentence unless there are `wanted` inputs.
+pub(crate) fn expect_inputs(inputs: &[ValueType], wanted: usize) -> Result<(), String> {
+    if inputs.len() == wanted {
+        Ok(())
+    } else {
+        Err(format!("takes {wanted} inputs, was given {}", inputs.len()))
+    }
+}
+
+/// Fails with a sentence unless input `index` is a float value of rank `rank`.
+pub(crate) fn expect_rank(
+    inputs: &[ValueType],
+    index: usize,
+    rank: usize,
+    layout: &str,
+) -> Result<Shape, String> {
+    let ty = inputs[index];
+    if ty.dtype == DType::F32 && ty.shape.rank() == rank {
+        Ok(ty.shape)
+    } else {
+        Err(format!("input {index} must be f32 {layout}, is {ty}"))
+    }
+}
+
+/// Fails with a sentence unless input `index` has exactly the float shape `wanted`.
+pub(crate) fn expect_shape(
+    inputs: &[ValueType],
+    index: usize,
+    wanted: impl Into<Shape>,
+    what: &str,
+) -> Result<(), String> {
+    let wanted = ValueType::f32(wanted);
+    if inputs[index] == wanted {
+        Ok(())
+    } else {
+        Err(format!("{what} (input {index}) must be {wanted}, is {}", inputs[index]))
+    }
+}

@@ -1,0 +1,327 @@
+//! From a graph to a plan: an order of steps, a kernel for each, and one arena with every offset known
+//! before anything is allocated.
+//!
+//! Values that depend on parameters alone are *constants*: they are computed once when an executor is
+//! made, not at every run, and shared between plans by their [`Const::key`]. A reshape is no step: its
+//! result is another name of its operand's memory.
+
+pub mod arena;
+mod dump;
+
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Param, Source, ValueId};
+use crate::ops::{Op, ValueType};
+use arena::{Interval, Slot};
+use std::collections::HashMap;
+
+/// Where an operand lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the arena.
+    Arena(Slot),
+    /// Among [`Plan::consts`].
+    Const(usize),
+}
+
+/// A typed operand of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operand {
+    /// Where it lives.
+    pub place: Place,
+    /// Shape and element type.
+    pub ty: ValueType,
+}
+
+/// How a constant comes about.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConstSource {
+    /// A parameter from the checkpoint.
+    Param(Param),
+    /// Result `output` of an operator over other constants.
+    Computed {
+        /// Operator.
+        op: Op,
+        /// Operands, positions among [`Plan::consts`].
+        inputs: Vec<usize>,
+        /// Which result.
+        output: usize,
+    },
+}
+
+/// A value known before the first run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Const {
+    /// Identity across plans: the parameter's name and layout, or the operator's text over such keys.
+    pub key: String,
+    /// Shape and element type.
+    pub ty: ValueType,
+    /// Definition.
+    pub source: ConstSource,
+}
+
+/// What a back end says of one step before anything is allocated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// The kernel, for people.
+    pub kernel: String,
+    /// Scratch bytes needed while the step runs.
+    pub workspace: usize,
+}
+
+/// What a back end may look at when it chooses a kernel: a pure function of this makes plans printable.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// Operator and attributes.
+    pub op: &'a Op,
+    /// Operand types.
+    pub inputs: &'a [ValueType],
+    /// Which operands are constants (their packing is done once).
+    pub constant: &'a [bool],
+    /// Result types.
+    pub outputs: &'a [ValueType],
+}
+
+/// One kernel call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Name of the value it produces.
+    pub name: String,
+    /// Operator and attributes.
+    pub op: Op,
+    /// Operands.
+    pub inputs: Vec<Operand>,
+    /// Results, all in the arena.
+    pub outputs: Vec<Operand>,
+    /// Scratch in the arena.
+    pub workspace: Slot,
+    /// The back end's choice, for people.
+    pub kernel: String,
+    /// Floating-point operations of the direct algorithm.
+    pub flops: u64,
+}
+
+impl Step {
+    /// Bytes of operands and results, each counted once: the least traffic the step can cause.
+    pub fn bytes(&self) -> u64 {
+        self.inputs.iter().chain(&self.outputs).map(|o| o.ty.bytes() as u64).sum()
+    }
+}
+
+/// A schedule with its memory layout.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Constants the steps use, each after the constants it needs.
+    pub consts: Vec<Const>,
+    /// Kernel calls, in order.
+    pub steps: Vec<Step>,
+    /// Caller-provided values.
+    pub inputs: Vec<(String, Operand)>,
+    /// Results. A result that is a constant or an input is legitimate.
+    pub outputs: Vec<(String, Operand)>,
+    /// Bytes of the arena.
+    pub arena_bytes: usize,
+}
+
+impl Plan {
+    /// Plans `graph`; `choose` is the back end's kernel selection.
+    ///
+    /// # Errors
+    /// As [`Graph::verify`].
+    pub fn build(graph: &Graph, choose: impl Fn(&Site<'_>) -> Choice) -> Result<Plan> {
+        graph.verify()?;
+        let mut planner = Planner::new(graph);
+        planner.place_constants();
+        planner.schedule(choose)?;
+        Ok(planner.finish())
+    }
+
+    /// Total floating-point operations of a run.
+    pub fn flops(&self) -> u64 {
+        self.steps.iter().map(|s| s.flops).sum()
+    }
+
+    /// Finds a result by name.
+    pub fn output(&self, name: &str) -> Option<&Operand> {
+        self.outputs.iter().find(|(n, _)| n == name).map(|(_, operand)| operand)
+    }
+}
+
+/// Working state of [`Plan::build`]. Steps refer to *buffers* until the arena is laid out.
+struct Planner<'a> {
+    graph: &'a Graph,
+    plan: Plan,
+    /// Whether each value depends on parameters alone.
+    constant: Vec<bool>,
+    /// Constant of each value, if it is one that the plan needs.
+    constants: Vec<Option<usize>>,
+    /// Buffer of each value, if it lives in the arena; reshapes share their operand's.
+    buffers: Vec<Option<usize>>,
+    /// Life of each buffer.
+    intervals: Vec<Interval>,
+    /// Workspace buffer of each step.
+    workspaces: Vec<usize>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(graph: &'a Graph) -> Self {
+        let values = graph.values().len();
+        Planner {
+            graph,
+            plan: Plan::default(),
+            constant: graph.values().iter().map(|v| matches!(v.source, Source::Param(_))).collect(),
+            constants: vec![None; values],
+            buffers: vec![None; values],
+            intervals: Vec::new(),
+            workspaces: Vec::new(),
+        }
+    }
+
+    /// Finds the values that depend on parameters alone. Only those that a step or an output needs, directly
+    /// or not, become constants of the plan.
+    fn place_constants(&mut self) {
+        let graph = self.graph;
+        for node in graph.nodes() {
+            if node.inputs.iter().all(|id| self.constant[id.index()]) {
+                node.outputs.iter().for_each(|id| self.constant[id.index()] = true);
+            }
+        }
+        let mut by_key = HashMap::new();
+        let steps = graph.nodes().iter().filter(|n| !self.constant[n.outputs[0].index()]);
+        let read = steps.flat_map(|n| &n.inputs).chain(graph.outputs().iter().map(|(_, id)| id));
+        let needed: Vec<ValueId> = read.copied().filter(|id| self.constant[id.index()]).collect();
+        for id in needed {
+            self.add_constant(id, &mut by_key);
+        }
+    }
+
+    fn add_constant(&mut self, id: ValueId, by_key: &mut HashMap<String, usize>) -> usize {
+        if let Some(known) = self.constants[id.index()] {
+            return known;
+        }
+        let value = self.graph.value(id);
+        let (key, source) = match &value.source {
+            Source::Param(param) => {
+                (format!("{}:{:?}", param.key, param.layout), ConstSource::Param(param.clone()))
+            }
+            Source::Node { node, output } => {
+                let node = &self.graph.nodes()[*node];
+                let inputs: Vec<usize> =
+                    node.inputs.iter().map(|&input| self.add_constant(input, by_key)).collect();
+                let keys: Vec<&str> = inputs.iter().map(|&i| self.plan.consts[i].key.as_str()).collect();
+                let key =
+                    format!("{}{}({})#{output}", node.op.name(), node.op.attributes(), keys.join(","));
+                (key, ConstSource::Computed { op: node.op.clone(), inputs, output: *output })
+            }
+            Source::Input => unreachable!("an input is no constant"),
+        };
+        let index = *by_key.entry(key.clone()).or_insert_with(|| {
+            self.plan.consts.push(Const { key, ty: value.ty, source });
+            self.plan.consts.len() - 1
+        });
+        self.constants[id.index()] = Some(index);
+        index
+    }
+
+    /// Makes the steps, choosing a kernel for each, and records how long every buffer lives.
+    fn schedule(&mut self, choose: impl Fn(&Site<'_>) -> Choice) -> Result<()> {
+        let graph = self.graph;
+        for (index, value) in graph.values().iter().enumerate() {
+            if value.source == Source::Input {
+                self.buffers[index] = Some(self.new_buffer(value.ty.bytes(), 0));
+            }
+        }
+        for node in graph.nodes() {
+            if self.constant[node.outputs[0].index()] {
+                continue;
+            }
+            if matches!(node.op, Op::Reshape(_)) {
+                self.buffers[node.outputs[0].index()] = self.buffers[node.inputs[0].index()];
+                continue;
+            }
+            let step = self.plan.steps.len();
+            let (inputs, outputs) = (graph.types(&node.inputs), graph.types(&node.outputs));
+            let constant: Vec<bool> =
+                node.inputs.iter().map(|id| self.constants[id.index()].is_some()).collect();
+            let choice = choose(&Site {
+                op: &node.op,
+                inputs: &inputs,
+                constant: &constant,
+                outputs: &outputs,
+            });
+            for input in &node.inputs {
+                self.extend_life(*input, step);
+            }
+            for output in &node.outputs {
+                let bytes = graph.value(*output).ty.bytes();
+                self.buffers[output.index()] = Some(self.new_buffer(bytes, step));
+            }
+            let workspace = self.new_buffer(choice.workspace, step);
+            self.workspaces.push(workspace);
+            let place = |id: &ValueId| self.operand(*id);
+            let placed_inputs = node.inputs.iter().map(place).collect::<Result<_>>()?;
+            let placed_outputs = node.outputs.iter().map(place).collect::<Result<_>>()?;
+            self.plan.steps.push(Step {
+                name: graph.value(node.outputs[0]).name.clone(),
+                flops: node.op.flops(&inputs, &outputs),
+                op: node.op.clone(),
+                inputs: placed_inputs,
+                outputs: placed_outputs,
+                workspace: Slot::default(),
+                kernel: choice.kernel,
+            });
+        }
+        let end = self.plan.steps.len();
+        for (name, id) in graph.outputs() {
+            self.extend_life(*id, end);
+            let operand = self.operand(*id)?;
+            self.plan.outputs.push((name.clone(), operand));
+        }
+        for (index, value) in graph.values().iter().enumerate() {
+            if value.source == Source::Input {
+                let operand = self.operand(ValueId(index as u32))?;
+                self.plan.inputs.push((value.name.clone(), operand));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays out the arena and replaces buffer numbers by slots.
+    fn finish(mut self) -> Plan {
+        let (slots, bytes) = arena::layout(&self.intervals);
+        let resolve = |operand: &mut Operand| {
+            if let Place::Arena(slot) = &mut operand.place {
+                *slot = slots[slot.offset];
+            }
+        };
+        for (step, workspace) in self.plan.steps.iter_mut().zip(&self.workspaces) {
+            step.inputs.iter_mut().chain(&mut step.outputs).for_each(resolve);
+            step.workspace = slots[*workspace];
+        }
+        let ends = self.plan.inputs.iter_mut().chain(&mut self.plan.outputs);
+        ends.for_each(|(_, operand)| resolve(operand));
+        self.plan.arena_bytes = bytes;
+        self.plan
+    }
+
+    /// The operand of a value; until [`Planner::finish`] the slot's offset is a buffer number.
+    fn operand(&self, id: ValueId) -> Result<Operand> {
+        let value = self.graph.value(id);
+        let place = match (self.constants[id.index()], self.buffers[id.index()]) {
+            (Some(constant), _) => Place::Const(constant),
+            (None, Some(buffer)) => Place::Arena(Slot { offset: buffer, bytes: value.ty.bytes() }),
+            (None, None) => return Err(Error::Graph(format!("`{}` has no place in memory", value.name))),
+        };
+        Ok(Operand { place, ty: value.ty })
+    }
+
+    fn new_buffer(&mut self, bytes: usize, step: usize) -> usize {
+        self.intervals.push(Interval { bytes, first: step, last: step });
+        self.intervals.len() - 1
+    }
+
+    fn extend_life(&mut self, id: ValueId, step: usize) {
+        if let Some(buffer) = self.buffers[id.index()] {
+            self.intervals[buffer].last = step;
+        }
+    }
+}
