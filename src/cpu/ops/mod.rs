@@ -17,6 +17,8 @@ macro_rules! define_kernels {
 }
 for_each_op!(define_kernels);
 
+mod reference;
+
 /// Fewest elements worth a task of their own for kernels that stream memory. Fixed, so that the split (and
 /// with it every bit) is the same for any number of threads.
 pub(crate) const ELEMENTS_PER_TASK: usize = 16 * 1024;
