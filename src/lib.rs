@@ -2,6 +2,9 @@
 pub mod cpu;
 pub mod error;
 pub mod graph;
+pub mod model;
 pub mod ops;
 pub mod plan;
 pub mod tensor;
+
+pub use error::{Error, ErrorKind, Result};

@@ -57,7 +57,10 @@ impl Operator for Conv2d {
             return Err(format!("{} groups do not divide map {x} and filter {w}", self.groups));
         }
         if self.stride.contains(&0) || self.dilation.contains(&0) {
-            return Err(format!("stride {:?} and dilation {:?} must be positive", self.stride, self.dilation));
+            return Err(format!(
+                "stride {:?} and dilation {:?} must be positive",
+                self.stride, self.dilation
+            ));
         }
         let (Some(p), Some(q)) = (self.extent(0, x[1], w[1]), self.extent(1, x[2], w[2])) else {
             return Err(format!("filter {w} (dilation {:?}) does not fit into map {x}", self.dilation));
@@ -152,11 +155,11 @@ impl Operator for Conv2d {
             Case::new("layer1_k3", conv(1, 1), &[&[1, 50, 84, 64], &[64, 3, 3, 64]]).bench(),
             Case::new("layer4_k3_s2", conv(2, 1), &[&[1, 16, 16, 512], &[512, 3, 3, 512]]).bench(),
             Case::new("layer3_k1", conv(1, 0), &[&[1, 32, 32, 1024], &[256, 1, 1, 1024]]).bench(),
-            Case::new("fpn_k3", with_tail(conv(1, 1), Epilogue::BIAS), &[
-                &[1, 50, 84, 256],
-                &[256, 3, 3, 256],
-                &[256],
-            ])
+            Case::new(
+                "fpn_k3",
+                with_tail(conv(1, 1), Epilogue::BIAS),
+                &[&[1, 50, 84, 256], &[256, 3, 3, 256], &[256]],
+            )
             .bench(),
             Case::new(
                 "lite_depthwise",

@@ -1,0 +1,259 @@
+//! What varies between models. Small enough to sit in a checkpoint's metadata, so that a file describes
+//! itself.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// What a model predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// One mask per object, objects may overlap.
+    Instance,
+    /// Every pixel belongs to one segment: an object ("thing") or a region ("stuff").
+    Panoptic,
+}
+
+impl Task {
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Task::Instance => "instance",
+            Task::Panoptic => "panoptic",
+        }
+    }
+}
+
+/// The convolutional network under the pyramid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
+pub enum BackboneConfig {
+    /// ResNet of "pytorch" style (stride on the 3x3 convolution).
+    #[serde(rename = "resnet")]
+    ResNet {
+        /// 50 or 101.
+        depth: usize,
+    },
+}
+
+/// A K-Net.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the model.
+    pub name: String,
+    /// What it predicts.
+    pub task: Task,
+    /// Backbone.
+    pub backbone: BackboneConfig,
+    /// Width C of pyramid and heads. A multiple of the group-norm groups and attention heads.
+    #[serde(default = "default_channels")]
+    pub channels: usize,
+    /// Number of instance kernels.
+    #[serde(default = "default_proposals")]
+    pub proposals: usize,
+    /// Number of countable classes, which come first.
+    pub thing_classes: usize,
+    /// Number of region classes, which follow; 0 for instance models.
+    #[serde(default)]
+    pub stuff_classes: usize,
+    /// Number of kernel update stages.
+    #[serde(default = "default_stages")]
+    pub stages: usize,
+    /// Hidden width of the feed-forward network of a stage.
+    #[serde(default = "default_feedforward_channels")]
+    pub feedforward_channels: usize,
+    /// Attention heads of a stage.
+    #[serde(default = "default_heads")]
+    pub heads: usize,
+    /// Groups of every group norm.
+    #[serde(default = "default_norm_groups")]
+    pub norm_groups: usize,
+    /// Images are resized so that they fit into (short side, long side) pixels, keeping their ratio.
+    #[serde(default = "default_size")]
+    pub size: [usize; 2],
+    /// Most instances reported for an image.
+    #[serde(default = "default_max_per_image")]
+    pub max_per_image: usize,
+    /// Panoptic: things below this score are dropped before the merge.
+    #[serde(default = "default_instance_score_threshold")]
+    pub instance_score_threshold: f32,
+    /// Panoptic: a segment must keep this share of its mask.
+    #[serde(default = "default_overlap_threshold")]
+    pub overlap_threshold: f32,
+    /// Names of all classes, things first. Empty stands for COCO's names if the counts are COCO's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_names: Vec<String>,
+}
+
+fn default_channels() -> usize {
+    256
+}
+fn default_proposals() -> usize {
+    100
+}
+fn default_stages() -> usize {
+    3
+}
+fn default_feedforward_channels() -> usize {
+    2048
+}
+fn default_heads() -> usize {
+    8
+}
+fn default_norm_groups() -> usize {
+    32
+}
+fn default_size() -> [usize; 2] {
+    [800, 1333]
+}
+fn default_max_per_image() -> usize {
+    100
+}
+fn default_instance_score_threshold() -> f32 {
+    0.3
+}
+fn default_overlap_threshold() -> f32 {
+    0.6
+}
+
+/// Names [`Config::named`] knows.
+pub const MODEL_NAMES: [&str; 4] =
+    ["knet_s3_r50_fpn", "knet_s3_r101_fpn", "knet_s3_r50_fpn_panoptic", "knet_s3_r101_fpn_panoptic"];
+
+impl Config {
+    /// The official COCO model of this name.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for any other name, suggesting the nearest.
+    pub fn named(name: &str) -> Result<Config> {
+        if !MODEL_NAMES.contains(&name) {
+            let nearest = MODEL_NAMES
+                .iter()
+                .max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
+            let hint = nearest.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+            return Err(Error::usage(format!(
+                "unknown model `{name}`{hint} (known: {})",
+                MODEL_NAMES.join(", ")
+            )));
+        }
+        let panoptic = name.ends_with("_panoptic");
+        let depth = if name.contains("_r101_") { 101 } else { 50 };
+        Ok(Config {
+            name: name.to_string(),
+            task: if panoptic { Task::Panoptic } else { Task::Instance },
+            backbone: BackboneConfig::ResNet { depth },
+            channels: default_channels(),
+            proposals: default_proposals(),
+            thing_classes: 80,
+            stuff_classes: if panoptic { 53 } else { 0 },
+            stages: default_stages(),
+            feedforward_channels: default_feedforward_channels(),
+            heads: default_heads(),
+            norm_groups: default_norm_groups(),
+            size: default_size(),
+            max_per_image: default_max_per_image(),
+            instance_score_threshold: default_instance_score_threshold(),
+            overlap_threshold: default_overlap_threshold(),
+            class_names: Vec::new(),
+        })
+    }
+
+    /// The configuration in the metadata of a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the field that is missing, unknown or of the wrong kind, or out of range.
+    pub fn from_json(text: &str) -> Result<Config> {
+        let config: Config =
+            serde_json::from_str(text).map_err(|e| Error::usage(format!("model configuration: {e}")))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The configuration as JSON, for the metadata of a checkpoint.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Things and stuff together.
+    pub fn classes(&self) -> usize {
+        self.thing_classes + self.stuff_classes
+    }
+
+    /// Objects each stage refines: the instance kernels, and one per stuff class.
+    pub fn objects(&self) -> usize {
+        self.proposals + self.stuff_classes
+    }
+
+    /// Checks every field, so that building the graph cannot fail for a reason a user would not understand.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let check = |ok: bool, reason: String| {
+            if ok { Ok(()) } else { Err(Error::usage(format!("model `{}`: {reason}", self.name))) }
+        };
+        let positive = [
+            ("channels", self.channels),
+            ("proposals", self.proposals),
+            ("thing_classes", self.thing_classes),
+            ("stages", self.stages),
+            ("feedforward_channels", self.feedforward_channels),
+            ("heads", self.heads),
+            ("norm_groups", self.norm_groups),
+            ("max_per_image", self.max_per_image),
+            ("size", self.size[0].min(self.size[1])),
+        ];
+        for (field, value) in positive {
+            check((1..=1 << 16).contains(&value), format!("{field} is {value}, must be 1 to 65536"))?;
+        }
+        check(self.stuff_classes <= 1 << 16, format!("stuff_classes is {}", self.stuff_classes))?;
+        for (field, divisor) in [("heads", self.heads), ("norm_groups", self.norm_groups), ("4", 4)] {
+            let channels = self.channels;
+            check(channels % divisor == 0, format!("{channels} channels are not a multiple of {field}"))?;
+        }
+        match self.backbone {
+            BackboneConfig::ResNet { depth } => {
+                check(matches!(depth, 50 | 101), format!("ResNet depth {depth} is not 50 or 101"))?;
+            }
+        }
+        check(
+            (self.task == Task::Panoptic) == (self.stuff_classes > 0),
+            format!("task {} with {} stuff classes", self.task.name(), self.stuff_classes),
+        )?;
+        let names = self.class_names.len();
+        check(
+            names == 0 || names == self.classes(),
+            format!("{names} class names for {} classes", self.classes()),
+        )?;
+        let thresholds = [self.instance_score_threshold, self.overlap_threshold];
+        check(
+            thresholds.iter().all(|t| (0.0..=1.0).contains(t)),
+            format!("thresholds {thresholds:?} must be between 0 and 1"),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_round_trip() {
+        for name in MODEL_NAMES {
+            let config = Config::named(name).unwrap();
+            assert_eq!(Config::from_json(&config.to_json()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn errors_name_the_field_or_the_nearest_model() {
+        let error = Config::named("knet_s3_r50_fpm").unwrap_err().to_string();
+        assert!(error.contains("did you mean `knet_s3_r50_fpn`"), "{error}");
+        let mut config = Config::named("knet_s3_r50_fpn").unwrap();
+        config.channels = 100;
+        assert!(config.validate().unwrap_err().to_string().contains("100 channels"));
+        let error = Config::from_json(r#"{"name": "x", "task": "instance"}"#).unwrap_err().to_string();
+        assert!(error.contains("backbone"), "{error}");
+    }
+}

@@ -1,0 +1,125 @@
+//! Layers as the official checkpoints name them.
+
+use crate::error::Result;
+use crate::graph::{Builder, Layout, ValueId};
+use crate::ops::activation::Activation;
+use crate::ops::epilogue::Epilogue;
+use crate::ops::{Activate, BatchNorm, Conv2d, GroupNorm, LayerNorm, Linear};
+
+/// Epsilon of every norm.
+const EPS: f32 = 1e-5;
+
+/// Geometry of a square convolution.
+#[derive(Clone, Copy)]
+pub(super) struct Conv {
+    pub c_out: usize,
+    pub kernel: usize,
+    pub stride: usize,
+}
+
+impl Conv {
+    pub fn new(c_out: usize, kernel: usize, stride: usize) -> Self {
+        Conv { c_out, kernel, stride }
+    }
+}
+
+/// `{prefix}.weight` without bias, "same" padding.
+pub(super) fn conv(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<ValueId> {
+    let (op, weight) = conv_parts(b, prefix, x, conv)?;
+    b.node(prefix, op, &[x, weight])
+}
+
+/// `{prefix}.weight` and `{prefix}.bias`, "same" padding.
+pub(super) fn conv_bias(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<ValueId> {
+    let (op, weight) = conv_parts(b, prefix, x, conv)?;
+    let bias = b.param(&format!("{prefix}.bias"), &[conv.c_out], Layout::Plain)?;
+    b.node(prefix, Conv2d { epilogue: Epilogue::BIAS, ..op }, &[x, weight, bias])
+}
+
+fn conv_parts(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<(Conv2d, ValueId)> {
+    let c_in = b.shape(x).last();
+    let shape = [conv.c_out, c_in, conv.kernel, conv.kernel];
+    let weight = b.param(&format!("{prefix}.weight"), &shape, Layout::Filter)?;
+    Ok((Conv2d::with(conv.stride, conv.kernel / 2), weight))
+}
+
+/// A convolution without bias and its frozen batch norm, of separate names as in ResNet.
+pub(super) fn conv_bn(
+    b: &mut Builder,
+    conv_prefix: &str,
+    norm_prefix: &str,
+    x: ValueId,
+    geometry: Conv,
+) -> Result<ValueId> {
+    let y = conv(b, conv_prefix, x, geometry)?;
+    let mut inputs = vec![y];
+    for field in ["weight", "bias", "running_mean", "running_var"] {
+        inputs.push(b.param(&format!("{norm_prefix}.{field}"), &[geometry.c_out], Layout::Plain)?);
+    }
+    b.node(norm_prefix, BatchNorm { eps: EPS }, &inputs)
+}
+
+/// mmcv's `ConvModule` with group norm and ReLU: `{prefix}.conv.weight`, `{prefix}.gn.*`.
+pub(super) fn conv_gn_relu(
+    b: &mut Builder,
+    prefix: &str,
+    x: ValueId,
+    geometry: Conv,
+    groups: usize,
+) -> Result<ValueId> {
+    let y = conv(b, &format!("{prefix}.conv"), x, geometry)?;
+    let norm = format!("{prefix}.gn");
+    let affine = affine(b, &norm, geometry.c_out)?;
+    let y = b.node(&norm, GroupNorm { groups, eps: EPS, activation: None }, &[y, affine[0], affine[1]])?;
+    relu(b, prefix, y)
+}
+
+/// `{prefix}.weight` `[n, K]` and `{prefix}.bias`.
+pub(super) fn linear(b: &mut Builder, prefix: &str, x: ValueId, n: usize) -> Result<ValueId> {
+    linear_named(b, prefix, &format!("{prefix}.weight"), &format!("{prefix}.bias"), x, n)
+}
+
+/// A linear layer whose parameters do not follow the usual names.
+pub(super) fn linear_named(
+    b: &mut Builder,
+    name: &str,
+    weight: &str,
+    bias: &str,
+    x: ValueId,
+    n: usize,
+) -> Result<ValueId> {
+    let k = b.shape(x).last();
+    let weight = b.param(weight, &[n, k], Layout::Plain)?;
+    let bias = b.param(bias, &[n], Layout::Plain)?;
+    b.node(name, Linear { epilogue: Epilogue::BIAS }, &[x, weight, bias])
+}
+
+/// `{prefix}.weight` alone.
+pub(super) fn linear_no_bias(b: &mut Builder, prefix: &str, x: ValueId, n: usize) -> Result<ValueId> {
+    let k = b.shape(x).last();
+    let weight = b.param(&format!("{prefix}.weight"), &[n, k], Layout::Plain)?;
+    b.node(prefix, Linear::default(), &[x, weight])
+}
+
+/// `{prefix}.weight`, `{prefix}.bias` over the last axis.
+pub(super) fn layer_norm(b: &mut Builder, prefix: &str, x: ValueId) -> Result<ValueId> {
+    let channels = b.shape(x).last();
+    let affine = affine(b, prefix, channels)?;
+    b.node(prefix, LayerNorm { eps: EPS, activation: None }, &[x, affine[0], affine[1]])
+}
+
+/// ReLU.
+pub(super) fn relu(b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
+    b.node(&format!("{name}.relu"), Activate { activation: Activation::Relu }, &[x])
+}
+
+/// Sigmoid.
+pub(super) fn sigmoid(b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
+    b.node(&format!("{name}.sigmoid"), Activate { activation: Activation::Sigmoid }, &[x])
+}
+
+fn affine(b: &mut Builder, prefix: &str, channels: usize) -> Result<[ValueId; 2]> {
+    let weight = b.param(&format!("{prefix}.weight"), &[channels], Layout::Plain)?;
+    let bias = b.param(&format!("{prefix}.bias"), &[channels], Layout::Plain)?;
+    Ok([weight, bias])
+}

@@ -1,0 +1,144 @@
+//! K-Net as graphs.
+//!
+//! [`build`] turns a [`Config`] and an input size into a [`Graph`]. Parameters carry the names of the
+//! official checkpoints, so that a converted checkpoint loads without a mapping.
+
+pub mod config;
+mod fpn;
+mod kernel_head;
+mod kernel_update_head;
+mod layers;
+mod resnet;
+mod semantic_fpn;
+
+pub use config::{BackboneConfig, Config, Task};
+pub use kernel_update_head::{kernel_update_head, kernel_updator};
+
+use crate::error::{Error, Result};
+use crate::graph::{Builder, Graph, ValueId};
+use crate::ops::ValueType;
+
+/// Inputs are padded to multiples of this many pixels: the stride of the coarsest level.
+pub const SIZE_DIVISOR: usize = 32;
+
+/// Name of the network's input: normalised RGB, `[B, H, W, 3]`.
+pub const IMAGE: &str = "image";
+/// Name of the class logits of the last stage, `[B, N, classes]`.
+pub const CLS_SCORE: &str = "cls_score";
+/// Name of the mask logits of the last stage at stride 8, planar: `[B, N, H / 8, W / 8]`.
+pub const MASK_PREDS: &str = "mask_preds";
+
+/// How a tap is laid out upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TapLayout {
+    /// A feature map: `[B, H, W, C]` here, `[B, C, H, W]` upstream.
+    Features,
+    /// The same order of elements, possibly under another shape: planar masks, scores.
+    Same,
+    /// Object features: `[B, N, C]` here, `[B, N, C, 1, 1]` upstream.
+    Objects,
+    /// Object features: `[B, N, C]` here, `[B * N, 1, C]` upstream.
+    ObjectRows,
+}
+
+/// An intermediate value by its name in the reference data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// For example `backbone.C2` or `s1.mask_preds`.
+    pub name: String,
+    /// The value.
+    pub value: ValueId,
+    /// Layout upstream.
+    pub layout: TapLayout,
+}
+
+/// Taps gathered while a model is built.
+#[derive(Debug, Default)]
+pub(crate) struct Taps(Vec<Tap>);
+
+impl Taps {
+    pub(crate) fn push(&mut self, name: impl Into<String>, value: ValueId, layout: TapLayout) {
+        self.0.push(Tap { name: name.into(), value, layout });
+    }
+}
+
+/// A built model.
+#[derive(Debug)]
+pub struct Network {
+    /// The graph, not yet optimised. Its outputs are [`CLS_SCORE`] and [`MASK_PREDS`], then the taps.
+    pub graph: Graph,
+    /// Intermediate values, all of them outputs of the graph too if they were asked for; otherwise empty.
+    pub taps: Vec<Tap>,
+}
+
+/// Which intermediate values become outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TapMode {
+    /// None: the graph computes the final scores and masks only.
+    Off,
+    /// All of them, for comparison with PyTorch.
+    All,
+}
+
+/// Builds the network for `batch` images of `size` (height, width), both multiples of [`SIZE_DIVISOR`].
+///
+/// # Errors
+/// [`Error::Usage`] if the configuration or the size cannot be; [`Error::Shape`] if parts do not fit.
+pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> Result<Network> {
+    config.validate()?;
+    if size.iter().any(|&s| s == 0 || s % SIZE_DIVISOR != 0) {
+        let [h, w] = size;
+        return Err(Error::usage(format!("network size {h}x{w} is not a multiple of {SIZE_DIVISOR}")));
+    }
+    let mut b = Builder::new();
+    let mut found = Taps::default();
+    let image = b.input(IMAGE, ValueType::f32([batch, size[0], size[1], 3]));
+    let levels = match config.backbone {
+        BackboneConfig::ResNet { depth } => resnet::resnet(&mut b, image, depth)?,
+    };
+    for (i, &level) in levels.iter().enumerate() {
+        found.push(format!("backbone.C{}", i + 2), level, TapLayout::Features);
+    }
+    let pyramid = fpn::fpn(&mut b, &levels, config.channels)?;
+    for (i, &level) in pyramid.iter().enumerate() {
+        found.push(format!("fpn.P{}", i + 2), level, TapLayout::Features);
+    }
+    let mut objects = kernel_head::kernel_head(&mut b, config, &pyramid, &mut found)?;
+    let mut cls_score = None;
+    for stage in 0..config.stages {
+        let prefix = format!("roi_head.mask_head.{stage}");
+        let out = kernel_update_head(&mut b, config, &prefix, objects)?;
+        let tap = |name: &str| format!("s{stage}.{name}");
+        found.push(tap("x_feat"), out.x_feat, TapLayout::Same);
+        found.push(tap("feat_transform"), out.feat_transform, TapLayout::Features);
+        found.push(tap("obj_feat_updator"), out.obj_feat_updator, TapLayout::ObjectRows);
+        found.push(tap("obj_feat_attn"), out.obj_feat_attn, TapLayout::Same);
+        found.push(tap("obj_feat_out"), out.objects.kernels, TapLayout::Objects);
+        found.push(tap("cls_score"), out.cls_score, TapLayout::Same);
+        found.push(tap("mask_preds"), out.objects.masks, TapLayout::Same);
+        objects = out.objects;
+        cls_score = Some(out.cls_score);
+    }
+    let cls_score = cls_score.ok_or_else(|| Error::usage("a model needs at least one stage"))?;
+    b.output(CLS_SCORE, cls_score);
+    b.output(MASK_PREDS, objects.masks);
+    let taps = match taps {
+        TapMode::Off => Vec::new(),
+        TapMode::All => found.0,
+    };
+    for tap in &taps {
+        b.output(&tap.name, tap.value);
+    }
+    Ok(Network { graph: b.finish()?, taps })
+}
+
+/// What one stage hands to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Objects {
+    /// Features the masks are read from, `[B, H, W, C]`; every stage starts again from the same.
+    pub features: ValueId,
+    /// One kernel (object feature) per object, `[B, N, C]`.
+    pub kernels: ValueId,
+    /// Mask logits, `[B, N, H, W]`.
+    pub masks: ValueId,
+}
