@@ -1,5 +1,6 @@
 //! CPU back end: kernels, and the executor that walks a plan.
 
+pub mod buffer;
 pub mod executor;
 pub mod isa;
 pub mod kernel;

@@ -1,7 +1,7 @@
 //! Constants in memory: parameters, what is computed from them, and packed filters, each made once and
 //! shared between plans.
 
-use super::executor::AlignedBuffer;
+use super::buffer::AlignedBuffer;
 use crate::error::{Error, Result};
 use crate::graph::Param;
 use crate::plan::{ConstSource, Plan};

@@ -11,7 +11,7 @@ pub use builder::Builder;
 
 use crate::error::{Error, Result};
 use crate::ops::{Op, ValueType};
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 use std::fmt::Write as _;
 
 /// Index of a value in its graph.
@@ -48,13 +48,19 @@ impl Layout {
 
     /// Converts a checkpoint tensor.
     pub fn apply(self, tensor: Tensor) -> Tensor {
-        match self {
-            Layout::Filter if tensor.shape().rank() == 4 => tensor.permute(&[0, 2, 3, 1]),
-            _ => {
-                let dims = self.apply_shape(tensor.shape().dims());
-                tensor.reshape(dims.as_slice())
-            }
+        let shape = Shape::new(&self.apply_shape(tensor.shape().dims()));
+        let &[k, c, r, s] = tensor.shape().dims() else { return tensor.reshape(shape) };
+        let taps = r * s;
+        if self != Layout::Filter || taps == 1 {
+            return tensor.reshape(shape);
         }
+        let source = tensor.data();
+        let mut data = Vec::with_capacity(source.len());
+        for filter in 0..k {
+            let filter = &source[filter * c * taps..][..c * taps];
+            (0..taps).for_each(|tap| data.extend((0..c).map(|channel| filter[channel * taps + tap])));
+        }
+        Tensor::new(shape, data)
     }
 }
 

@@ -1,0 +1,93 @@
+//! The `knet` command.
+
+mod bench;
+mod convert;
+mod dump;
+mod inspect;
+mod segment;
+
+use clap::{Args, Parser, Subcommand};
+use knet::Error;
+use knet::engine::WeightSource;
+use std::process::ExitCode;
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  everything worked
+  1  some images failed, the others are written (segment)
+  2  wrong usage: unknown option or model, bad configuration
+  3  a file cannot be read or written
+  4  an image is damaged or unacceptable
+  5  a checkpoint is damaged or of an unknown format
+  6  a checkpoint does not fit the model
+  7  internal: a graph breaks a rule
+
+KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use.";
+
+/// Segments images with K-Net: instance and panoptic masks, without boxes or NMS.
+#[derive(Parser)]
+#[command(name = "knet", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Segment(segment::Arguments),
+    Inspect(inspect::Arguments),
+    Bench(bench::Arguments),
+    Dump(dump::Arguments),
+    Convert(convert::Arguments),
+}
+
+/// Where weights come from, shared by the commands that run a model.
+#[derive(Args, Clone)]
+struct ModelArguments {
+    /// Checkpoint (.safetensors made by `knet convert`), or `seeded:N` for reproducible random weights
+    #[arg(long, value_name = "FILE", default_value = "seeded:0")]
+    weights: WeightSource,
+
+    /// Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for
+    /// seeded weights]
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl ModelArguments {
+    fn engine(&self) -> knet::engine::EngineBuilder {
+        let mut builder = knet::Engine::builder().weights(self.weights.clone());
+        if let Some(name) = &self.model {
+            builder = builder.model(name);
+        }
+        builder.threads(self.threads.map_or(0, usize::from))
+    }
+}
+
+/// `HEIGHTxWIDTH` in pixels.
+fn parse_size(text: &str) -> Result<[usize; 2], String> {
+    let parse = |s: &str| s.trim().parse::<usize>().ok().filter(|&n| (1..=16384).contains(&n));
+    text.split_once(['x', 'X'])
+        .and_then(|(h, w)| Some([parse(h)?, parse(w)?]))
+        .ok_or_else(|| format!("`{text}` is not HEIGHTxWIDTH with sides from 1 to 16384, such as 800x1333"))
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Segment(arguments) => segment::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Dump(arguments) => dump::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Convert(arguments) => convert::run(&arguments).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+fn fail(error: &Error) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(error.kind().exit_code())
+}
