@@ -1,2 +1,2 @@
 //! CPU back end.
-pub mod isa;
+pub use crate::isa;
