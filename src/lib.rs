@@ -2,6 +2,8 @@
 pub mod cpu;
 pub mod error;
 pub mod graph;
+pub mod image;
+pub mod isa;
 pub mod model;
 pub mod ops;
 pub mod plan;

@@ -2,12 +2,12 @@
 
 pub mod buffer;
 pub mod executor;
-pub mod isa;
 pub mod kernel;
-pub mod pool;
 mod ops;
+pub mod pool;
 pub mod weights;
 
+pub use crate::isa;
 pub use executor::{Executor, select};
 pub use pool::Pool;
 pub use weights::Weights;

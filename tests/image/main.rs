@@ -1,0 +1,5 @@
+//! Image input and output against OpenCV, PyTorch and pycocotools goldens.
+
+mod goldens;
+mod preprocess;
+mod resize;
