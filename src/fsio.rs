@@ -1,0 +1,156 @@
+//! Files that are written whole or not at all.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Removes the temporary file unless it was renamed into place.
+struct Temporary {
+    path: PathBuf,
+    armed: bool,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.armed {
+            // Nothing sensible is left to do if even the removal fails; the first error is reported.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Writes `path` through `write` so that a reader sees the old file or the complete new one, never a part.
+///
+/// The bytes go to a temporary file in the same folder, which is synced to disk and then renamed over
+/// `path`; the folder is synced last, so that the rename survives a power cut. On any error (disk full,
+/// `write` failing, a panic in `write`) the temporary file is removed and an existing `path` is left as it
+/// was. A symbolic link at `path` is replaced, not followed.
+///
+/// # Errors
+/// [`Error::Io`] on `path` if the folder is missing or not writable, the disk is full or `write` fails;
+/// [`Error::Usage`] if `path` has no file name.
+pub fn atomic_write(
+    path: impl AsRef<Path>,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::usage(format!("cannot write to {}: not a file name", path.display())))?;
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    replace(path, folder, name, write).map_err(|source| Error::io(path, source))
+}
+
+fn replace(
+    path: &Path,
+    folder: &Path,
+    name: &std::ffi::OsStr,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
+    if path.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a folder"));
+    }
+    let (file, mut temporary) = create_beside(folder, name)?;
+    let mut writer = BufWriter::with_capacity(1 << 18, file);
+    write(&mut writer)?;
+    writer.flush()?;
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    drop(file);
+    std::fs::rename(&temporary.path, path)?;
+    temporary.armed = false;
+    sync_folder(folder)
+}
+
+/// A fresh file in `folder`. The process id and a counter keep writers of the same path apart.
+fn create_beside(folder: &Path, name: &std::ffi::OsStr) -> io::Result<(File, Temporary)> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+        let path = folder.join(temporary);
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((file, Temporary { path, armed: true })),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Folders cannot be opened as files elsewhere; the rename itself is all that can be asked for.
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn names(folder: &Path) -> Vec<String> {
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn replaces_the_whole_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        atomic_write(&path, |w| w.write_all(b"a longer first version")).unwrap();
+        atomic_write(&path, |w| w.write_all(b"second")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
+        assert_eq!(names(folder.path()), ["a.txt"]);
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_file_and_no_temporary() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        std::fs::write(&path, b"old").unwrap();
+        let error = atomic_write(&path, |w| {
+            w.write_all(&[7; 1 << 20])?;
+            Err(io::ErrorKind::StorageFull.into())
+        })
+        .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.to_string().contains("a.txt"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["a.txt"]);
+    }
+
+    #[test]
+    fn a_panic_in_the_writer_leaves_no_temporary() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        let outcome = std::panic::catch_unwind(|| atomic_write(&path, |_| panic!("writer gave up")));
+        assert!(outcome.is_err());
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn unusable_targets_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        for path in [folder.path().join("missing/a"), file.join("below-a-file"), folder.path().to_path_buf()]
+        {
+            let error = atomic_write(&path, |w| w.write_all(b"x")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        }
+        assert_eq!(atomic_write("/", |_| Ok(())).unwrap_err().kind(), ErrorKind::Usage);
+        assert_eq!(names(folder.path()), ["file"]);
+    }
+}
