@@ -1,0 +1,149 @@
+//! Where weights come from, and whether they fit.
+
+use crate::checkpoint::{Checkpoint, first_non_finite, seeded};
+use crate::cpu::weights::Loader;
+use crate::error::{Error, Result, ShapeMismatch, WeightReport};
+use crate::graph::Param;
+use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Key of the model configuration in a checkpoint's metadata.
+pub const CONFIG_KEY: &str = "knet.config";
+
+/// Where weights come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WeightSource {
+    /// A safetensors file written by `knet convert`.
+    File(PathBuf),
+    /// Reproducible random weights: every tensor is computed from its name and this seed.
+    Seeded(u64),
+}
+
+impl FromStr for WeightSource {
+    type Err = String;
+
+    /// `seeded:N`, or a path.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("seeded:") {
+            Some(seed) => {
+                seed.parse().map(WeightSource::Seeded).map_err(|_| format!("`{seed}` is not a seed (a whole number)"))
+            }
+            None => Ok(WeightSource::File(text.into())),
+        }
+    }
+}
+
+impl From<&Path> for WeightSource {
+    fn from(path: &Path) -> Self {
+        WeightSource::File(path.to_path_buf())
+    }
+}
+
+impl fmt::Display for WeightSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WeightSource::File(path) => write!(f, "{}", path.display()),
+            WeightSource::Seeded(seed) => write!(f, "seeded:{seed}"),
+        }
+    }
+}
+
+/// Opens the weights and finds out which model they are for: `name` if given, else what the file says,
+/// else (seeded weights) the first of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES). A file is checked in
+/// full against the model.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Checkpoint`] or [`Error::Usage`] if the file cannot be read or does not say what
+/// it is; [`Error::Weights`] listing everything that does not fit.
+pub fn open(source: &WeightSource, name: Option<&str>) -> Result<(Config, Box<Loader>)> {
+    match source {
+        WeightSource::Seeded(seed) => {
+            let config = Config::named(name.unwrap_or(crate::model::config::MODEL_NAMES[0]))?;
+            let seed = *seed;
+            Ok((config, Box::new(move |param: &Param| seeded::tensor(&param.key, &param.upstream_shape, seed))))
+        }
+        WeightSource::File(path) => {
+            let file = Checkpoint::open(path)?;
+            let config = file_config(&file, name)?;
+            check(&file, &config)?;
+            let file = Arc::new(file);
+            Ok((config, Box::new(move |param: &Param| file.load_f32(&param.key))))
+        }
+    }
+}
+
+/// The configuration a checkpoint carries. A `name` given by the caller must agree with it, and stands in
+/// for it where the file says nothing.
+pub fn file_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
+    let Some(text) = file.metadata().get(CONFIG_KEY) else {
+        return match name {
+            Some(name) => Config::named(name),
+            None => Err(Error::usage(format!(
+                "{}: no `{CONFIG_KEY}` in the metadata, so the file does not say which model it is; name one",
+                file.path().display()
+            ))),
+        };
+    };
+    let config = Config::from_json(text).map_err(|e| Error::checkpoint(file.path(), e.to_string()))?;
+    match name {
+        Some(name) if name != config.name => Err(Error::usage(format!(
+            "{}: holds model `{}`, not `{name}`",
+            file.path().display(),
+            config.name
+        ))),
+        _ => Ok(config),
+    }
+}
+
+/// All parameters of a model, by upstream key.
+pub fn parameters(config: &Config) -> Result<Vec<Param>> {
+    let network = build(config, 1, [2 * SIZE_DIVISOR; 2], TapMode::All)?;
+    Ok(network.graph.params().cloned().collect())
+}
+
+fn check(file: &Checkpoint, config: &Config) -> Result<()> {
+    let params = parameters(config)?;
+    let wanted: BTreeSet<&str> = params.iter().map(|p| p.key.as_str()).collect();
+    let mut report = WeightReport {
+        unexpected: file
+            .names()
+            .filter(|name| !wanted.contains(name) && !is_bookkeeping(name))
+            .map(str::to_string)
+            .collect(),
+        ..WeightReport::default()
+    };
+    for param in &params {
+        match file.shape(&param.key) {
+            None => report.missing.push(param.key.clone()),
+            Some(shape) if shape != param.upstream_shape => report.misshapen.push(ShapeMismatch {
+                name: param.key.clone(),
+                expected: param.upstream_shape.clone(),
+                found: shape.to_vec(),
+            }),
+            Some(_) => {}
+        }
+    }
+    let present: Vec<&Param> = params.iter().filter(|p| file.shape(&p.key).is_some()).collect();
+    report.non_finite = present
+        .into_par_iter()
+        .map(|param| Ok(first_non_finite(file.load_f32(&param.key)?.data()).map(|_| param.key.clone())))
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .flatten()
+        .collect();
+    if report.is_clean() {
+        return Ok(());
+    }
+    let (path, model) = (file.path().to_path_buf(), config.name.clone());
+    Err(Error::Weights { path, model, report: Box::new(report) })
+}
+
+/// Entries of official checkpoints that hold no weights.
+pub fn is_bookkeeping(name: &str) -> bool {
+    name.ends_with(".num_batches_tracked")
+}
