@@ -1,5 +1,69 @@
 //! Everything between an image file and the network input, and between mask logits and the user's result.
+//!
+//! ```text
+//! file -> decode -> RGB8 -> preprocess (resize, normalise, pad) -> NHWC f32 -> network
+//! network -> mask + class logits -> instance | panoptic (resize of masks, threshold | arg-max) -> overlay, output
+//! ```
 
+pub mod bitmask;
 pub mod decode;
+pub mod instance;
+mod mask_resize;
+pub mod panoptic;
 pub mod preprocess;
 pub mod resize;
+pub mod rle;
+
+use crate::error::{Error, Result};
+use mask_resize::MaskSampler;
+use preprocess::Geometry;
+
+/// What the last stage of the kernel update head says about one image.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadOutput<'a> {
+    /// Number of objects N.
+    pub objects: usize,
+    /// Number of classes C.
+    pub classes: usize,
+    /// Class logits `[N, C]`.
+    pub class_logits: &'a [f32],
+    /// Height and width of a mask: the padded size over 8 (upstream `s2.mask_preds`) or over 4 (after its x2 upsampling).
+    pub mask_size: (usize, usize),
+    /// Mask logits, planar `[N, height, width]`.
+    pub mask_logits: &'a [f32],
+}
+
+impl HeadOutput<'_> {
+    /// The mask logits of one object.
+    fn mask(&self, object: usize) -> &[f32] {
+        let pixels = self.mask_size.0 * self.mask_size.1;
+        &self.mask_logits[object * pixels..][..pixels]
+    }
+
+    fn check(&self) -> Result<()> {
+        let refuse = |value: &str, found: usize, wanted: &[usize]| {
+            Err(Error::Shape {
+                op: "postprocess",
+                value: value.into(),
+                reason: format!("{found} elements do not make a {wanted:?} tensor"),
+            })
+        };
+        let (h, w) = self.mask_size;
+        if self.class_logits.len() != self.objects * self.classes {
+            return refuse("cls_score", self.class_logits.len(), &[self.objects, self.classes]);
+        }
+        if self.mask_logits.len() != self.objects * h * w {
+            return refuse("mask_preds", self.mask_logits.len(), &[self.objects, h, w]);
+        }
+        Ok(())
+    }
+}
+
+/// Makes `slot` hold the tables for these sizes; true if they had to be made.
+fn sampler_for(slot: &mut Option<MaskSampler>, head: &HeadOutput, geometry: &Geometry) -> Result<bool> {
+    if slot.as_ref().is_some_and(|s| s.fits(head.mask_size, geometry)) {
+        return Ok(false);
+    }
+    *slot = Some(MaskSampler::new(head.mask_size, *geometry)?);
+    Ok(true)
+}

@@ -53,4 +53,14 @@ impl Goldens {
         let (shape, data) = self.raw(key, Dtype::F32);
         (shape, data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
+
+    pub fn i32(&self, key: &str) -> (Vec<usize>, Vec<i32>) {
+        let (shape, data) = self.raw(key, Dtype::I32);
+        (shape, data.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
+    }
+
+    pub fn u16(&self, key: &str) -> (Vec<usize>, Vec<u16>) {
+        let (shape, data) = self.raw(key, Dtype::U16);
+        (shape, data.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect())
+    }
 }

@@ -1,5 +1,6 @@
 //! Image input and output against OpenCV, PyTorch and pycocotools goldens.
 
 mod goldens;
+mod postprocess;
 mod preprocess;
 mod resize;

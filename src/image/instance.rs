@@ -1,0 +1,260 @@
+//! Instance results: the best (mask, class) pairs and their bit masks at the size of the photo.
+//!
+//! As upstream: the sigmoids of all class logits `[N, C]` are ranked together, the first `max_per_image` are kept (equal
+//! scores: lower index first), index `i` means mask `i / C` with label `i % C`. There is no suppression, so a mask
+//! may appear under several labels; it is evaluated once. A pixel belongs to a mask if its twice resized
+//! probability exceeds 0.5.
+
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use super::bitmask::{BitMask, PixelBox};
+use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid_scores};
+use super::preprocess::Geometry;
+use super::{HeadOutput, sampler_for};
+use crate::error::Result;
+use crate::isa::{Isa, simd};
+
+/// Output rows that are prepared together: a multiple of 8, so that bands start on a byte of the mask.
+const BAND: usize = 64;
+
+/// What counts as a result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InstanceConfig {
+    /// Number of pairs kept (upstream `max_per_img`).
+    pub max_per_image: usize,
+    /// Pairs that score lower are dropped; upstream keeps all (0).
+    pub min_score: f32,
+}
+
+impl Default for InstanceConfig {
+    fn default() -> Self {
+        InstanceConfig { max_per_image: 100, min_score: 0.0 }
+    }
+}
+
+/// One (mask, class) pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Instance {
+    /// Class index, `0..C`.
+    pub label: usize,
+    /// Sigmoid of the class logit.
+    pub score: f32,
+    /// Index of the object (instance kernel) that made the mask.
+    pub mask_index: usize,
+    /// Position of its mask in [`InstanceResult::masks`]; instances of the same object share it.
+    pub slot: usize,
+    /// Pixels of the mask.
+    pub area: usize,
+    /// Box of the mask.
+    pub bbox: PixelBox,
+}
+
+/// Instances by descending score, and their masks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InstanceResult {
+    instances: Vec<Instance>,
+    masks: Vec<MaskSlot>,
+    used: usize,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct MaskSlot {
+    object: usize,
+    mask: BitMask,
+    area: usize,
+    bbox: PixelBox,
+}
+
+impl InstanceResult {
+    /// The instances, best first.
+    pub fn instances(&self) -> &[Instance] {
+        &self.instances
+    }
+
+    /// The mask of an instance of this result, at the size of the photo.
+    ///
+    /// # Panics
+    /// If the instance is of another result with more masks.
+    pub fn mask(&self, instance: &Instance) -> &BitMask {
+        assert!(instance.slot < self.used, "an instance of another result");
+        &self.masks[instance.slot].mask
+    }
+
+    /// The distinct masks, in order of first use.
+    pub fn masks(&self) -> impl ExactSizeIterator<Item = &BitMask> {
+        self.masks[..self.used].iter().map(|slot| &slot.mask)
+    }
+}
+
+/// Turns network outputs into instances. Keeps its tables and memory, so that a call for the sizes of the previous one
+/// allocates nothing.
+#[derive(Debug, Default)]
+pub struct InstancePostprocessor {
+    config: InstanceConfig,
+    sampler: Option<MaskSampler>,
+    scores: Vec<f32>,
+    ranking: Vec<u32>,
+    slot_of: Vec<u32>,
+    pool: Mutex<Vec<Worker>>,
+}
+
+/// Memory of one thread.
+#[derive(Debug)]
+struct Worker {
+    scratch: Scratch,
+    /// One byte a pixel for eight output rows.
+    flags: Vec<u8>,
+}
+
+impl InstancePostprocessor {
+    /// A postprocessor for one configuration.
+    pub fn new(config: InstanceConfig) -> Self {
+        InstancePostprocessor { config, ..Default::default() }
+    }
+
+    /// Makes the instances of one image, replacing what `result` held and reusing its memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::error::Error::Shape) if the outputs do not fit each other or `geometry`.
+    pub fn run(&mut self, head: &HeadOutput, geometry: &Geometry, result: &mut InstanceResult) -> Result<()> {
+        head.check()?;
+        let isa = Isa::detect();
+        if sampler_for(&mut self.sampler, head, geometry)? {
+            self.pool.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
+        }
+        let sampler = self.sampler.as_ref().expect("was just made");
+        self.scores.resize(head.class_logits.len(), 0.0);
+        sigmoid_scores(isa, head.class_logits, &mut self.scores);
+        rank(&self.scores, self.config, &mut self.ranking);
+
+        let (height, width) = geometry.original;
+        self.slot_of.clear();
+        self.slot_of.resize(head.objects, u32::MAX);
+        result.instances.clear();
+        result.used = 0;
+        for &i in &self.ranking {
+            let (object, label) = (i as usize / head.classes, i as usize % head.classes);
+            if self.slot_of[object] == u32::MAX {
+                if result.masks.len() == result.used {
+                    result.masks.push(MaskSlot::default());
+                }
+                let slot = &mut result.masks[result.used];
+                slot.object = object;
+                slot.mask.reset(height, width);
+                self.slot_of[object] = result.used as u32;
+                result.used += 1;
+            }
+            result.instances.push(Instance {
+                label,
+                score: self.scores[i as usize],
+                mask_index: object,
+                slot: self.slot_of[object] as usize,
+                ..Instance::default()
+            });
+        }
+
+        let pool = &self.pool;
+        result.masks[..result.used].par_iter_mut().for_each(|slot| {
+            let mut worker = take(pool)
+                .unwrap_or_else(|| Worker { scratch: sampler.scratch(BAND), flags: vec![0; 8 * width] });
+            fill_mask(isa, sampler, head.mask(slot.object), &mut slot.mask, &mut worker);
+            slot.area = slot.mask.area();
+            slot.bbox = slot.mask.bbox();
+            pool.lock().unwrap_or_else(|e| e.into_inner()).push(worker);
+        });
+        for instance in &mut result.instances {
+            let slot = &result.masks[instance.slot];
+            (instance.area, instance.bbox) = (slot.area, slot.bbox);
+        }
+        Ok(())
+    }
+}
+
+fn take(pool: &Mutex<Vec<Worker>>) -> Option<Worker> {
+    pool.lock().unwrap_or_else(|e| e.into_inner()).pop()
+}
+
+/// Leaves in `ranking` the indices of the scores to keep, best first.
+fn rank(scores: &[f32], config: InstanceConfig, ranking: &mut Vec<u32>) {
+    let best_first =
+        |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then_with(|| a.cmp(b));
+    ranking.clear();
+    ranking.extend(0..scores.len() as u32);
+    if config.max_per_image == 0 {
+        ranking.clear();
+    } else if ranking.len() > config.max_per_image {
+        ranking.select_nth_unstable_by(config.max_per_image - 1, best_first);
+        ranking.truncate(config.max_per_image);
+    }
+    ranking.sort_unstable_by(best_first);
+    let kept = ranking.partition_point(|&i| scores[i as usize] >= config.min_score);
+    ranking.truncate(kept);
+}
+
+fn fill_mask(isa: Isa, sampler: &MaskSampler, logits: &[f32], mask: &mut BitMask, worker: &mut Worker) {
+    let (height, width) = (mask.height(), mask.width());
+    let Worker { scratch, flags } = worker;
+    // A blend of probabilities up to 0.5 is at most 0.5, in float32 too: two-tap weights add up to 1 at most, after
+    // rounding. NaN peaks fail the test and are looked at.
+    let crosses = |peak: f32| {
+        !matches!(peak.partial_cmp(&0.5), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal))
+    };
+    for from in (0..height).step_by(BAND) {
+        let to = (from + BAND).min(height);
+        sampler.prepare(isa, logits, from, to, scratch, |_, peak| crosses(peak));
+        for group in (from..to).step_by(8) {
+            let rows = group..(group + 8).min(to);
+            let count = rows.len() * width;
+            if !rows.clone().any(|y| crosses(sampler.peak(y, scratch))) {
+                continue; // the mask was reset to zero
+            }
+            for (y, out) in rows.zip(flags.chunks_exact_mut(width)) {
+                if !crosses(sampler.peak(y, scratch)) {
+                    out.fill(0);
+                    continue;
+                }
+                let (sources, taps) = sampler.row(y, scratch);
+                if sampler.two_taps() {
+                    threshold2(isa, &sources, taps, out);
+                } else {
+                    threshold4(isa, &sources, taps, out);
+                }
+            }
+            let padded = count.next_multiple_of(8);
+            flags[count..padded].fill(0);
+            pack(isa, &flags[..padded], &mut mask.bytes_mut()[group * width / 8..][..padded / 8]);
+        }
+    }
+}
+
+#[inline(always)]
+fn threshold(rows: &[&[f32]; 4], out: &mut [u8], value: impl Fn(&[&[f32]; 4], usize) -> f32) {
+    let n = out.len();
+    let rows = rows.map(|row| &row[..n]);
+    for x in 0..n {
+        out[x] = u8::from(value(&rows, x) > 0.5);
+    }
+}
+
+simd! {
+    fn threshold2(isa, rows: &[&[f32]; 4], taps: &RowTaps, out: &mut [u8]) {
+        threshold(rows, out, |rows, x| blend2(rows, taps, x));
+    }
+}
+
+simd! {
+    fn threshold4(isa, rows: &[&[f32]; 4], taps: &RowTaps, out: &mut [u8]) {
+        threshold(rows, out, |rows, x| blend4(rows, taps, x));
+    }
+}
+
+simd! {
+    /// Eight 0/1 bytes to one, the first in the top bit: the product moves byte `i` to bit `63 - i` without carries.
+    fn pack(isa, flags: &[u8], out: &mut [u8]) {
+        for (out, eight) in out.iter_mut().zip(flags.as_chunks::<8>().0) {
+            *out = (u64::from_le_bytes(*eight).wrapping_mul(0x8040_2010_0804_0201) >> 56) as u8;
+        }
+    }
+}
