@@ -1,37 +1,71 @@
 //! The public API: weights in, photos in, masks out.
 
+pub mod convert;
+mod segmentation;
 pub mod source;
 
+pub use segmentation::Segmentation;
 pub use source::WeightSource;
 
 use crate::cpu::{Executor, Pool, Weights, select};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::passes::optimize;
-use crate::image::preprocess::{PreprocessConfig, Preprocessor};
+use crate::image::HeadOutput;
+use crate::image::instance::{InstanceConfig, InstancePostprocessor};
+use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
+use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use crate::isa::Isa;
-use crate::model::{Config, SIZE_DIVISOR, Tap, TapLayout, TapMode, build};
+use crate::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build};
 use crate::plan::Plan;
 use crate::tensor::{Shape, Tensor};
 use ::image::RgbImage;
+use std::time::{Duration, Instant};
 
-/// Most input sizes an engine keeps plans for; the least recently used is dropped.
+/// Most input sizes an engine keeps plans for; the one unused for longest is dropped.
 const MAX_PLANS: usize = 4;
 
 /// A loaded model, ready to segment images.
+///
+/// An engine is `Send`: move it to the thread that serves. It plans the network when it first sees an input
+/// size and keeps the plans of the last few sizes; after that, [`Engine::segment_into`] allocates nothing.
 pub struct Engine {
     config: Config,
-    source: WeightSource,
+    task: Task,
     isa: Isa,
     pool: Pool,
     weights: Weights,
     preprocessor: Preprocessor,
+    /// Most recently used last.
     sessions: Vec<Session>,
+    instance: InstancePostprocessor,
+    panoptic: PanopticPostprocessor,
+    timings: Timings,
 }
 
-/// The plan of one input size.
+/// The network at one input size.
 struct Session {
-    size: [usize; 2],
+    size: (usize, usize),
     executor: Executor,
+    cls_score: usize,
+    mask_preds: usize,
+}
+
+/// Wall-clock time of the parts of one call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Resize, normalise, pad.
+    pub pre: Duration,
+    /// The network.
+    pub network: Duration,
+    /// Masks or map at the size of the photo.
+    pub post: Duration,
+}
+
+impl Timings {
+    /// Sum of the parts.
+    pub fn total(&self) -> Duration {
+        self.pre + self.network + self.post
+    }
 }
 
 /// Settings of an [`Engine`].
@@ -39,70 +73,14 @@ struct Session {
 pub struct EngineBuilder {
     weights: WeightSource,
     model: Option<String>,
+    task: Option<Task>,
     threads: usize,
     size: Option<Option<(usize, usize)>>,
-}
-
-impl Engine {
-    /// Starts with seeded weights and one thread per core.
-    pub fn builder() -> EngineBuilder {
-        EngineBuilder { weights: WeightSource::Seeded(0), model: None, threads: 0, size: None }
-    }
-
-    /// The model.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// Plans the network for one input size; both sides multiples of [`SIZE_DIVISOR`].
-    ///
-    /// # Errors
-    /// As [`build`].
-    pub fn plan(&self, size: [usize; 2], taps: TapMode) -> Result<(Plan, Vec<Tap>)> {
-        let network = build(&self.config, 1, size, taps)?;
-        let names: Vec<(String, TapLayout)> = network.taps.iter().map(|t| (t.name.clone(), t.layout)).collect();
-        let _ = names;
-        let graph = optimize(network.graph)?;
-        Ok((Plan::build(&graph, select(self.isa, self.pool.threads()))?, network.taps))
-    }
-
-    /// Every intermediate value of one image, by the names, shapes and layouts of the reference data.
-    ///
-    /// # Errors
-    /// As [`Engine::plan`], and whatever the weights say.
-    pub fn taps(&mut self, image: &RgbImage) -> Result<Vec<(String, Tensor)>> {
-        let geometry = self.preprocessor.geometry(image.height() as usize, image.width() as usize);
-        let (plan, taps) = self.plan([geometry.padded.0, geometry.padded.1], TapMode::All)?;
-        let mut executor = Executor::new(plan, &self.weights, self.isa, self.pool.threads())?;
-        let preprocessor = &mut self.preprocessor;
-        self.pool.run(|| -> Result<()> {
-            preprocessor.run(image, executor.input_mut(0))?;
-            executor.run();
-            Ok(())
-        })?;
-        let upstream = |tap: &Tap| {
-            let index = executor.output_index(&tap.name)?;
-            let shape = executor.output_type(index).shape;
-            let tensor = Tensor::new(shape, executor.output(index).to_vec());
-            Some((tap.name.clone(), upstream_layout(tensor, tap.layout)))
-        };
-        Ok(taps.iter().filter_map(upstream).collect())
-    }
-}
-
-/// A tap as PyTorch lays it out.
-fn upstream_layout(tensor: Tensor, layout: TapLayout) -> Tensor {
-    let shape = tensor.shape();
-    match (layout, shape.dims()) {
-        (TapLayout::Features, _) => tensor.permute(&[0, 3, 1, 2]),
-        (TapLayout::Objects, &[b, n, c]) => tensor.reshape(Shape::new(&[b, n, c, 1, 1])),
-        (TapLayout::ObjectRows, &[b, n, c]) => tensor.reshape(Shape::new(&[b * n, 1, c])),
-        _ => tensor,
-    }
+    min_score: Option<f64>,
 }
 
 impl EngineBuilder {
-    /// Takes weights from here.
+    /// Takes weights from here. The default is `seeded:0`.
     pub fn weights(mut self, source: impl Into<WeightSource>) -> Self {
         self.weights = source.into();
         self
@@ -114,36 +92,274 @@ impl EngineBuilder {
         self
     }
 
-    /// Uses this many threads; 0 means one per core.
+    /// Asks for this kind of result. A panoptic model gives instances too; an instance model gives nothing
+    /// else.
+    pub fn task(mut self, task: Task) -> Self {
+        self.task = Some(task);
+        self
+    }
+
+    /// Uses this many threads; 0, the default, means one per core.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// Resizes images to fit into (short, long) pixels instead of the model's own size; `None` leaves them as
-    /// they are.
+    /// Resizes images to fit into (short side, long side) pixels instead of the model's own size; `None`
+    /// leaves them as they are.
     pub fn size(mut self, size: Option<(usize, usize)>) -> Self {
         self.size = Some(size);
+        self
+    }
+
+    /// Drops instances, and things of a panoptic map, that score lower. By default an instance result holds
+    /// the best 100 whatever their score, and a panoptic map follows the model's own threshold (0.3).
+    pub fn min_score(mut self, score: f64) -> Self {
+        self.min_score = Some(score);
         self
     }
 
     /// Loads the model.
     ///
     /// # Errors
-    /// As [`source::open`], and [`Error::Usage`](crate::Error::Usage) for a size that leaves no pixels.
+    /// As [`source::open`]; [`Error::Usage`] for a size without pixels or a task the model cannot do.
     pub fn build(self) -> Result<Engine> {
         let (config, load) = source::open(&self.weights, self.model.as_deref())?;
+        let task = self.task.unwrap_or(config.task);
+        if task == Task::Panoptic && config.task != Task::Panoptic {
+            return Err(Error::usage(format!("model `{}` gives instances only, no panoptic map", config.name)));
+        }
         let size = self.size.unwrap_or(Some((config.size[0], config.size[1])));
-        let preprocessor =
-            Preprocessor::new(PreprocessConfig { size, divisor: SIZE_DIVISOR, ..PreprocessConfig::default() })?;
+        let preprocess = PreprocessConfig { size, divisor: SIZE_DIVISOR, ..PreprocessConfig::default() };
+        let instance = InstanceConfig {
+            max_per_image: config.max_per_image,
+            min_score: self.min_score.unwrap_or(0.0) as f32,
+            proposals: config.proposals,
+            things: config.thing_classes,
+        };
+        let panoptic = PanopticConfig {
+            proposals: config.proposals,
+            things: config.thing_classes,
+            stuff: config.stuff_classes,
+            score_threshold: self.min_score.unwrap_or(config.instance_score_threshold),
+            overlap_threshold: config.overlap_threshold,
+        };
         Ok(Engine {
-            config,
-            source: self.weights,
+            task,
             isa: Isa::detect(),
             pool: Pool::new(self.threads)?,
             weights: Weights::new(load),
-            preprocessor,
+            preprocessor: Preprocessor::new(preprocess)?,
             sessions: Vec::new(),
+            instance: InstancePostprocessor::new(instance),
+            panoptic: PanopticPostprocessor::new(panoptic),
+            timings: Timings::default(),
+            config,
         })
+    }
+}
+
+impl Engine {
+    /// Starts with seeded weights, the model's own size and one thread per core.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder {
+            weights: WeightSource::Seeded(0),
+            model: None,
+            task: None,
+            threads: 0,
+            size: None,
+            min_score: None,
+        }
+    }
+
+    /// The model.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The kind of result this engine gives.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// Number of worker threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Segments one image.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an image without pixels; as [`Engine::plan`] and the weights at a new size.
+    pub fn segment(&mut self, image: &RgbImage) -> Result<Segmentation> {
+        let mut result = Segmentation::default();
+        self.segment_into(image, &mut result)?;
+        Ok(result)
+    }
+
+    /// Segments one image into an existing result, reusing its memory: from the second image of a size on,
+    /// nothing is allocated.
+    ///
+    /// # Errors
+    /// As [`Engine::segment`]. The result then holds nothing of use.
+    pub fn segment_into(&mut self, image: &RgbImage, result: &mut Segmentation) -> Result<()> {
+        let geometry = self.geometry(image)?;
+        self.run(image, &geometry, result)
+    }
+
+    /// As [`Engine::segment`], as if the image had been resized from one of `original` (height, width): masks
+    /// come out at that size. For comparison with reference data that starts after the resize.
+    ///
+    /// # Errors
+    /// As [`Engine::segment`].
+    pub fn segment_resized(&mut self, image: &RgbImage, original: (usize, usize)) -> Result<Segmentation> {
+        let geometry = Geometry { original, ..self.geometry(image)? };
+        let mut result = Segmentation::default();
+        self.run(image, &geometry, &mut result)?;
+        Ok(result)
+    }
+
+    /// Times of the last call.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Plans the network for an image size and loads its weights, so that the first image is as fast as the
+    /// others. `height` and `width` are the image's, before any resize.
+    ///
+    /// # Errors
+    /// As [`Engine::segment`].
+    pub fn warm_up(&mut self, height: usize, width: usize) -> Result<()> {
+        let geometry = self.preprocessor.geometry(height, width);
+        self.session(geometry.padded).map(|_| ())
+    }
+
+    /// Plans the network for one input size; both sides multiples of [`SIZE_DIVISOR`].
+    ///
+    /// # Errors
+    /// As [`build`].
+    pub fn plan(&self, size: (usize, usize), taps: TapMode) -> Result<(Plan, Vec<Tap>)> {
+        let network = build(&self.config, 1, [size.0, size.1], taps)?;
+        let taps = network.taps;
+        let graph = optimize(network.graph)?;
+        Ok((Plan::build(&graph, select(self.isa, self.pool.threads()))?, taps))
+    }
+
+    /// Runs the network alone `runs` times at an input size, on whatever the input holds, and gives for each
+    /// step of the plan its time in every run.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`].
+    pub fn profile(&mut self, size: (usize, usize), runs: usize) -> Result<(Plan, Vec<Vec<Duration>>)> {
+        let session = self.session(size)?;
+        let executor = &mut self.sessions[session].executor;
+        let plan = executor.plan().clone();
+        let mut times = vec![Vec::with_capacity(runs); plan.steps.len()];
+        self.pool.run(|| {
+            for _ in 0..runs {
+                executor.run_timed(|step, time| times[step].push(time));
+            }
+        });
+        Ok((plan, times))
+    }
+
+    /// Every intermediate value of one image, by the names, shapes and layouts of the reference data.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`], and whatever the weights say.
+    pub fn taps(&mut self, image: &RgbImage) -> Result<Vec<(String, Tensor)>> {
+        let geometry = self.geometry(image)?;
+        let (plan, taps) = self.plan(geometry.padded, TapMode::All)?;
+        let preprocessor = &mut self.preprocessor;
+        let (weights, isa, threads) = (&self.weights, self.isa, self.pool.threads());
+        let executor = self.pool.run(|| -> Result<Executor> {
+            let mut executor = Executor::new(plan, weights, isa, threads)?;
+            preprocessor.run(image, executor.input_mut(0))?;
+            executor.run();
+            Ok(executor)
+        })?;
+        let upstream = |tap: &Tap| {
+            let index = executor.output_index(&tap.name)?;
+            let shape = executor.output_type(index).shape;
+            let tensor = Tensor::new(shape, executor.output(index).to_vec());
+            Some((tap.name.clone(), upstream_layout(tensor, tap.layout)))
+        };
+        Ok(taps.iter().filter_map(upstream).collect())
+    }
+
+    fn geometry(&self, image: &RgbImage) -> Result<Geometry> {
+        let (height, width) = (image.height() as usize, image.width() as usize);
+        if height * width == 0 {
+            return Err(Error::usage(format!("a {height}x{width} image has no pixels")));
+        }
+        Ok(self.preprocessor.geometry(height, width))
+    }
+
+    fn run(&mut self, image: &RgbImage, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
+        let session = self.session(geometry.padded)?;
+        let Engine { pool, sessions, preprocessor, instance, panoptic, timings, task, .. } = self;
+        let session = &mut sessions[session];
+        (result.task, result.size) = (*task, geometry.original);
+        pool.run(|| {
+            let start = Instant::now();
+            preprocessor.run(image, session.executor.input_mut(0))?;
+            let prepared = Instant::now();
+            session.executor.run();
+            let computed = Instant::now();
+            let head = session.head_output();
+            let outcome = match task {
+                Task::Panoptic => panoptic.run(&head, geometry, &mut result.panoptic),
+                Task::Instance => instance.run(&head, geometry, &mut result.instances),
+            };
+            *timings =
+                Timings { pre: prepared - start, network: computed - prepared, post: computed.elapsed() };
+            outcome
+        })
+    }
+
+    /// Position of the session of an input size, made if there is none. It becomes the most recent.
+    fn session(&mut self, size: (usize, usize)) -> Result<usize> {
+        if let Some(found) = self.sessions.iter().position(|s| s.size == size) {
+            self.sessions[found..].rotate_left(1);
+        } else {
+            let (plan, _) = self.plan(size, TapMode::Off)?;
+            let (weights, isa, threads) = (&self.weights, self.isa, self.pool.threads());
+            let executor = self.pool.run(|| Executor::new(plan, weights, isa, threads))?;
+            self.weights.trim();
+            let output = |name: &str| {
+                executor.output_index(name).ok_or_else(|| Error::Graph(format!("no output `{name}`")))
+            };
+            let (cls_score, mask_preds) = (output(CLS_SCORE)?, output(MASK_PREDS)?);
+            if self.sessions.len() == MAX_PLANS {
+                self.sessions.remove(0);
+            }
+            self.sessions.push(Session { size, executor, cls_score, mask_preds });
+        }
+        Ok(self.sessions.len() - 1)
+    }
+}
+
+impl Session {
+    fn head_output(&self) -> HeadOutput<'_> {
+        let scores = self.executor.output_type(self.cls_score).shape;
+        let masks = self.executor.output_type(self.mask_preds).shape;
+        HeadOutput {
+            objects: scores[1],
+            classes: scores[2],
+            class_logits: self.executor.output(self.cls_score),
+            mask_size: (masks[2], masks[3]),
+            mask_logits: self.executor.output(self.mask_preds),
+        }
+    }
+}
+
+/// A tap as PyTorch lays it out.
+fn upstream_layout(tensor: Tensor, layout: TapLayout) -> Tensor {
+    let shape = tensor.shape();
+    match (layout, shape.dims()) {
+        (TapLayout::Features, _) => tensor.permute(&[0, 3, 1, 2]),
+        (TapLayout::Objects, &[b, n, c]) => tensor.reshape(Shape::new(&[b, n, c, 1, 1])),
+        (TapLayout::ObjectRows, &[b, n, c]) => tensor.reshape(Shape::new(&[b * n, 1, c])),
+        _ => tensor,
     }
 }

@@ -26,11 +26,15 @@ pub struct InstanceConfig {
     pub max_per_image: usize,
     /// Pairs that score lower are dropped; upstream keeps all (0).
     pub min_score: f32,
+    /// Only this many objects, the first, are looked at: all of an instance model, the things of a panoptic one.
+    pub proposals: usize,
+    /// Only this many classes, the first, are looked at.
+    pub things: usize,
 }
 
 impl Default for InstanceConfig {
     fn default() -> Self {
-        InstanceConfig { max_per_image: 100, min_score: 0.0 }
+        InstanceConfig { max_per_image: 100, min_score: 0.0, proposals: usize::MAX, things: usize::MAX }
     }
 }
 
@@ -127,7 +131,7 @@ impl InstancePostprocessor {
         let sampler = self.sampler.as_ref().expect("was just made");
         self.scores.resize(head.class_logits.len(), 0.0);
         sigmoid_scores(isa, head.class_logits, &mut self.scores);
-        rank(&self.scores, self.config, &mut self.ranking);
+        rank(&self.scores, head.classes, self.config, &mut self.ranking);
 
         let (height, width) = geometry.original;
         self.slot_of.clear();
@@ -177,11 +181,15 @@ fn take(pool: &Mutex<Vec<Worker>>) -> Option<Worker> {
 }
 
 /// Leaves in `ranking` the indices of the scores to keep, best first.
-fn rank(scores: &[f32], config: InstanceConfig, ranking: &mut Vec<u32>) {
+fn rank(scores: &[f32], classes: usize, config: InstanceConfig, ranking: &mut Vec<u32>) {
     let best_first =
         |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then_with(|| a.cmp(b));
     ranking.clear();
-    ranking.extend(0..scores.len() as u32);
+    let allowed = |&i: &u32| {
+        let (object, class) = (i as usize / classes, i as usize % classes);
+        object < config.proposals && class < config.things
+    };
+    ranking.extend((0..scores.len() as u32).filter(allowed));
     if config.max_per_image == 0 {
         ranking.clear();
     } else if ranking.len() > config.max_per_image {

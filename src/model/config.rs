@@ -77,10 +77,10 @@ pub struct Config {
     pub max_per_image: usize,
     /// Panoptic: things below this score are dropped before the merge.
     #[serde(default = "default_instance_score_threshold")]
-    pub instance_score_threshold: f32,
+    pub instance_score_threshold: f64,
     /// Panoptic: a segment must keep this share of its mask.
     #[serde(default = "default_overlap_threshold")]
-    pub overlap_threshold: f32,
+    pub overlap_threshold: f64,
     /// Names of all classes, things first. Empty stands for COCO's names if the counts are COCO's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
@@ -110,10 +110,10 @@ fn default_size() -> [usize; 2] {
 fn default_max_per_image() -> usize {
     100
 }
-fn default_instance_score_threshold() -> f32 {
+fn default_instance_score_threshold() -> f64 {
     0.3
 }
-fn default_overlap_threshold() -> f32 {
+fn default_overlap_threshold() -> f64 {
     0.6
 }
 
