@@ -1,2 +1,4 @@
 //! CPU back end.
+pub mod conv;
+pub mod gemm;
 pub mod isa;
