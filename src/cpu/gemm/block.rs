@@ -61,6 +61,11 @@ impl Target {
     pub fn origin(&self) -> *mut f32 {
         self.c
     }
+
+    /// The part of C that starts at column `col`.
+    pub fn columns_from(&self, col: usize) -> Target {
+        Target { c: self.c.wrapping_add(col), ldc: self.ldc, finish: self.finish.at(0, col, self.ldc) }
+    }
 }
 
 /// The length of the K blocks: as equal as multiples of [`CHUNK`] allow.

@@ -24,12 +24,9 @@ pub(crate) struct Finish {
 }
 
 impl Finish {
-    /// The same epilogue for the tile that starts `row` rows and `col` columns further on.
-    ///
-    /// # Safety
-    /// That element is inside the arrays.
+    /// The same epilogue for the part of C that starts at (`row`, `col`).
     #[inline(always)]
-    pub unsafe fn at(self, row: usize, col: usize, ldc: usize) -> Finish {
+    pub fn at(self, row: usize, col: usize, ldc: usize) -> Finish {
         let step = |p: *const f32, by: usize| if p.is_null() { p } else { p.wrapping_add(by) };
         Finish {
             col_bias: step(self.col_bias, col),

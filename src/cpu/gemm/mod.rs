@@ -10,7 +10,7 @@ mod kernel;
 mod mask;
 mod operand;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod vector;
 
 use std::ptr;
