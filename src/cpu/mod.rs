@@ -1,7 +1,9 @@
 //! CPU back end: kernels, and the executor that walks a plan.
 
 pub mod buffer;
+pub mod conv;
 pub mod executor;
+pub mod gemm;
 pub mod kernel;
 mod ops;
 pub mod pool;

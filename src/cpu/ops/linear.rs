@@ -1,11 +1,41 @@
-//! `linear`, by its reference.
+//! Fully connected layers by packed GEMM.
 
-use super::super::kernel::{Context, CpuOp, Kernel};
-use super::reference::Reference;
+use super::epilogue::Tail;
+use crate::cpu::gemm::{BLayout, Gemm};
+use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, Packing};
 use crate::ops::Linear;
+
+struct Dense {
+    gemm: Gemm,
+    tail: Tail,
+}
 
 impl CpuOp for Linear {
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
-        Reference::new(*self, context)
+        let (n, k) = (context.inputs[1].shape[0], context.inputs[1].shape[1]);
+        let m = context.outputs[0].shape.dims().split_last().map_or(0, |(_, rows)| rows.iter().product());
+        let gemm = Gemm { m, n, k, isa: context.isa };
+        Box::new(Dense { gemm, tail: Tail::new(self.epilogue, context.isa) })
+    }
+}
+
+impl Kernel for Dense {
+    fn name(&self) -> String {
+        format!("gemm {}", self.gemm.isa)
+    }
+
+    fn packing(&self) -> Option<Packing> {
+        Some(Packing { input: 1, len: self.gemm.packed_len() })
+    }
+
+    fn pack(&self, source: &[f32], packed: &mut [f32]) {
+        self.gemm.pack_b(source, BLayout::Transposed, packed);
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        let epilogue = self.tail.fused(&args.inputs);
+        let Gemm { n, k, .. } = self.gemm;
+        self.gemm.run(args.inputs[0], k, args.packed, &epilogue, args.outputs[0], n);
+        self.tail.finish(args.outputs[0]);
     }
 }

@@ -17,6 +17,7 @@ macro_rules! define_kernels {
 }
 for_each_op!(define_kernels);
 
+pub(crate) mod epilogue;
 mod reference;
 
 /// Fewest elements worth a task of their own for kernels that stream memory. Fixed, so that the split (and

@@ -1,0 +1,136 @@
+//! The shape of a convolution and the choice of its kernel.
+
+use std::fmt;
+
+use crate::cpu::isa::Isa;
+
+/// A 2-D convolution of an NHWC map `[batch, height, width, c_in]` with KRSC filters
+/// `[c_out, kernel[0], kernel[1], c_in / groups]`, as in PyTorch's `Conv2d` (zero padding, cross-correlation).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConvShape {
+    /// Images.
+    pub batch: usize,
+    /// Rows of the input.
+    pub height: usize,
+    /// Columns of the input.
+    pub width: usize,
+    /// Input channels.
+    pub c_in: usize,
+    /// Output channels.
+    pub c_out: usize,
+    /// Rows and columns of a filter.
+    pub kernel: [usize; 2],
+    /// Rows and columns between neighbouring outputs.
+    pub stride: [usize; 2],
+    /// Rows above and below, columns left and right.
+    pub padding: [usize; 2],
+    /// Rows and columns between neighbouring taps.
+    pub dilation: [usize; 2],
+    /// Groups; divides both channel counts.
+    pub groups: usize,
+}
+
+impl ConvShape {
+    /// Rows of the output; 0 when the filter does not fit.
+    pub fn out_height(&self) -> usize {
+        self.extent(self.height, 0)
+    }
+
+    /// Columns of the output; 0 when the filter does not fit.
+    pub fn out_width(&self) -> usize {
+        self.extent(self.width, 1)
+    }
+
+    fn extent(&self, size: usize, axis: usize) -> usize {
+        let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
+        (size + 2 * self.padding[axis]).checked_sub(reach).map_or(0, |room| room / self.stride[axis] + 1)
+    }
+
+    /// Pixels of the output, all images.
+    pub fn out_pixels(&self) -> usize {
+        self.batch * self.out_height() * self.out_width()
+    }
+
+    /// Values of the input.
+    pub fn input_len(&self) -> usize {
+        self.batch * self.height * self.width * self.c_in
+    }
+
+    /// Values of the output.
+    pub fn output_len(&self) -> usize {
+        self.out_pixels() * self.c_out
+    }
+
+    /// Values of the KRSC filters.
+    pub fn filter_len(&self) -> usize {
+        self.c_out * self.depth()
+    }
+
+    /// Terms of one output value: `kernel[0] * kernel[1] * c_in / groups`.
+    pub fn depth(&self) -> usize {
+        self.kernel[0] * self.kernel[1] * self.c_in / self.groups
+    }
+
+    /// Floating-point operations of direct convolution (two a term), whatever kernel runs.
+    pub fn flops(&self) -> u64 {
+        2 * self.output_len() as u64 * self.depth() as u64
+    }
+
+    /// A 3x3, stride 1, undilated, ungrouped convolution.
+    fn is_plain_3x3(&self) -> bool {
+        self.kernel == [3, 3] && self.stride == [1, 1] && self.dilation == [1, 1] && self.groups == 1
+    }
+}
+
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConvKernel {
+    /// 1x1, stride 1, no padding: one matrix product over the pixels.
+    Pointwise,
+    /// A matrix product whose left side is gathered from the map tap by tap, never stored.
+    ImplicitGemm,
+    /// F(2x2, 3x3): 2.25 times fewer multiplications.
+    Winograd2,
+    /// F(4x4, 3x3): 4 times fewer multiplications.
+    Winograd4,
+    /// One filter a channel, vectorised over channels.
+    Depthwise,
+}
+
+impl fmt::Display for ConvKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            ConvKernel::Pointwise => "pointwise",
+            ConvKernel::ImplicitGemm => "implicit-gemm",
+            ConvKernel::Winograd2 => "winograd-f2",
+            ConvKernel::Winograd4 => "winograd-f4",
+            ConvKernel::Depthwise => "depthwise",
+        })
+    }
+}
+
+impl ConvKernel {
+    /// Whether this kernel can compute `shape` at all.
+    pub fn supports(self, shape: &ConvShape) -> bool {
+        match self {
+            ConvKernel::Pointwise => {
+                shape.kernel == [1, 1] && shape.stride == [1, 1] && shape.padding == [0, 0] && shape.groups == 1
+            }
+            ConvKernel::ImplicitGemm => true,
+            ConvKernel::Winograd2 | ConvKernel::Winograd4 => false && shape.is_plain_3x3(),
+            ConvKernel::Depthwise => shape.groups == shape.c_in && shape.c_out == shape.c_in,
+        }
+    }
+}
+
+/// The kernel for `shape`: a function of its arguments alone.
+pub fn select(shape: &ConvShape, _isa: Isa) -> ConvKernel {
+    let fits = |kernel: ConvKernel| kernel.supports(shape);
+    if fits(ConvKernel::Depthwise) && shape.groups > 1 {
+        ConvKernel::Depthwise
+    } else if fits(ConvKernel::Pointwise) {
+        ConvKernel::Pointwise
+    } else {
+        ConvKernel::ImplicitGemm
+    }
+}

@@ -1,0 +1,181 @@
+//! Every kernel against f64 loops, on every instruction set this machine has.
+
+use proptest::prelude::*;
+
+use crate::cpu::gemm::tests::{noise, relative_l2, same_bits};
+
+use super::*;
+
+fn reference(s: &ConvShape, x: &[f32], filter: &[f32]) -> Vec<f64> {
+    let (cg, ng) = (s.c_in / s.groups, s.c_out / s.groups);
+    let mut y = Vec::with_capacity(s.output_len());
+    for b in 0..s.batch {
+        for oy in 0..s.out_height() {
+            for ox in 0..s.out_width() {
+                for n in 0..s.c_out {
+                    let mut sum = 0.0;
+                    for ky in 0..s.kernel[0] {
+                        for kx in 0..s.kernel[1] {
+                            let iy = (oy * s.stride[0] + ky * s.dilation[0]).wrapping_sub(s.padding[0]);
+                            let ix = (ox * s.stride[1] + kx * s.dilation[1]).wrapping_sub(s.padding[1]);
+                            if iy >= s.height || ix >= s.width {
+                                continue;
+                            }
+                            let x = &x[((b * s.height + iy) * s.width + ix) * s.c_in + n / ng * cg..][..cg];
+                            let f = &filter[((n * s.kernel[0] + ky) * s.kernel[1] + kx) * cg..][..cg];
+                            sum += x.iter().zip(f).map(|(&x, &f)| x as f64 * f as f64).sum::<f64>();
+                        }
+                    }
+                    y.push(sum);
+                }
+            }
+        }
+    }
+    y
+}
+
+/// Relative L2 error that a kernel may make: direct sums err by a few roundings (6e-8), the transforms of
+/// Winograd convolution amplify those (`winograd::tests` measures by how much at full size).
+fn tolerance(kernel: ConvKernel) -> f64 {
+    match kernel {
+        ConvKernel::Winograd4 => 2e-6,
+        _ => 1e-6,
+    }
+}
+
+fn run(conv: &Conv, x: &[f32], filter: &[f32], epilogue: &Epilogue) -> Vec<f32> {
+    let mut packed = vec![f32::NAN; conv.packed_len()];
+    conv.pack(filter, &mut packed);
+    let mut y = vec![f32::NAN; conv.shape.output_len()];
+    let mut workspace = vec![f32::NAN; conv.workspace_len(rayon::current_num_threads())];
+    conv.run(x, &packed, epilogue, &mut y, &mut workspace);
+    y
+}
+
+const KERNELS: [ConvKernel; 5] = [
+    ConvKernel::Pointwise,
+    ConvKernel::ImplicitGemm,
+    ConvKernel::Winograd2,
+    ConvKernel::Winograd4,
+    ConvKernel::Depthwise,
+];
+
+/// Every kernel that supports `s`, bare and with a full epilogue.
+fn check(s: ConvShape) {
+    let (x, filter) = (noise(s.input_len(), 1), noise(s.filter_len(), 2));
+    let (bias, residual) = (noise(s.c_out, 3), noise(s.output_len(), 4));
+    let exact = reference(&s, &x, &filter);
+    let finished: Vec<f64> = exact
+        .iter()
+        .enumerate()
+        .map(|(i, v)| (v + bias[i % s.c_out] as f64 + residual[i] as f64).clamp(0.0, 6.0))
+        .collect();
+    for isa in Isa::available() {
+        for kernel in KERNELS.into_iter().filter(|k| k.supports(&s)) {
+            let conv = Conv { shape: s, kernel, isa };
+            let bare = relative_l2(&run(&conv, &x, &filter, &Epilogue::default()), &exact);
+            assert!(bare < tolerance(kernel), "{conv:?}: {bare:e}");
+            let epilogue =
+                Epilogue { residual: Some(&residual), clamp: Some((0.0, 6.0)), ..Epilogue::bias(&bias) };
+            let full = relative_l2(&run(&conv, &x, &filter, &epilogue), &finished);
+            assert!(full < tolerance(kernel), "{conv:?} with epilogue: {full:e}");
+        }
+    }
+}
+
+const PLAIN: ConvShape = ConvShape {
+    batch: 1,
+    height: 1,
+    width: 1,
+    c_in: 1,
+    c_out: 1,
+    kernel: [3, 3],
+    stride: [1, 1],
+    padding: [1, 1],
+    dilation: [1, 1],
+    groups: 1,
+};
+
+#[test]
+fn network_shapes_in_small() {
+    check(ConvShape { height: 37, width: 41, c_in: 3, c_out: 64, kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..PLAIN });
+    check(ConvShape { height: 13, width: 21, c_in: 256, c_out: 48, ..PLAIN });
+    check(ConvShape { height: 15, width: 15, c_in: 64, c_out: 96, kernel: [1, 1], stride: [2, 2], padding: [0, 0], ..PLAIN });
+    check(ConvShape { batch: 2, height: 9, width: 23, c_in: 96, c_out: 96, kernel: [5, 5], padding: [2, 2], groups: 96, ..PLAIN });
+    check(ConvShape { height: 1, width: 1, c_in: 300, c_out: 40, ..PLAIN });
+    check(ConvShape { height: 2, width: 2, c_in: 4, c_out: 4, padding: [0, 0], ..PLAIN });
+}
+
+prop_compose! {
+    fn any_shape()(
+        batch in 1usize..3, height in 1usize..14, width in 1usize..14, cg in 1usize..24, ng in 1usize..24,
+        groups in prop_oneof![3 => Just(1usize), 1 => 2usize..5], kernel in [1usize..6, 1usize..6],
+        stride in [1usize..4, 1usize..4], padding in [0usize..4, 0usize..4], dilation in [1usize..3, 1usize..3],
+    ) -> ConvShape {
+        ConvShape { batch, height, width, c_in: cg * groups, c_out: ng * groups, kernel, stride, padding, dilation, groups }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(120))]
+    #[test]
+    fn general(shape in any_shape()) {
+        check(shape);
+    }
+
+    #[test]
+    fn plain_3x3(shape in any_shape()) {
+        check(ConvShape { groups: 1, kernel: [3, 3], stride: [1, 1], dilation: [1, 1], ..shape });
+    }
+
+    #[test]
+    fn pointwise(shape in any_shape()) {
+        check(ConvShape { groups: 1, kernel: [1, 1], stride: [1, 1], padding: [0, 0], ..shape });
+    }
+
+    #[test]
+    fn depthwise(shape in any_shape()) {
+        let c = shape.c_in * 3;
+        check(ConvShape { groups: c, c_in: c, c_out: c, ..shape });
+    }
+}
+
+#[test]
+fn same_bits_on_any_number_of_threads() {
+    for shape in [
+        ConvShape { height: 40, width: 50, c_in: 40, c_out: 70, ..PLAIN },
+        ConvShape { height: 20, width: 50, c_in: 70, c_out: 70, groups: 70, ..PLAIN },
+        ConvShape { height: 20, width: 50, c_in: 70, c_out: 90, kernel: [1, 1], padding: [0, 0], ..PLAIN },
+    ] {
+        let (x, filter) = (noise(shape.input_len(), 1), noise(shape.filter_len(), 2));
+        for isa in Isa::available() {
+            for kernel in KERNELS.into_iter().filter(|k| k.supports(&shape)) {
+                same_bits(|| run(&Conv { shape, kernel, isa }, &x, &filter, &Epilogue::default()));
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_passes_through_relu() {
+    let shape = ConvShape { height: 6, width: 7, c_in: 5, c_out: 5, ..PLAIN };
+    for shape in [shape, ConvShape { groups: 5, ..shape }] {
+        let (mut x, filter) = (noise(shape.input_len(), 1), noise(shape.filter_len(), 2));
+        x[(3 * 7 + 3) * 5] = f32::NAN;
+        for isa in Isa::available() {
+            for kernel in KERNELS.into_iter().filter(|k| k.supports(&shape)) {
+                let y = run(&Conv { shape, kernel, isa }, &x, &filter, &Epilogue::default().relu());
+                assert!(y[(3 * 7 + 3) * 5].is_nan(), "{kernel} on {isa} lost a NaN");
+                assert!(y.iter().all(|v| v.is_nan() || *v >= 0.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn choice_is_named() {
+    let of = |shape| select(&shape, Isa::Avx512).to_string();
+    assert_eq!(of(ConvShape { height: 4, width: 6, c_in: 256, c_out: 256, kernel: [1, 1], padding: [0, 0], ..PLAIN }), "pointwise");
+    assert_eq!(of(ConvShape { height: 9, width: 9, c_in: 8, c_out: 8, groups: 8, ..PLAIN }), "depthwise");
+    assert_eq!(of(ConvShape { height: 9, width: 9, c_in: 8, c_out: 8, stride: [2, 2], ..PLAIN }), "implicit-gemm");
+}

@@ -1,0 +1,224 @@
+//! Every path against f64 loops, on every instruction set this machine has.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Deterministic values in about N(0, 1)'s range.
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            let sum: f32 = (0..4)
+                .map(|_| {
+                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+                })
+                .sum();
+            sum * 1.7
+        })
+        .collect()
+}
+
+/// `|got - want| / |want|` over all values, in f64.
+pub(crate) fn relative_l2(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let (mut diff, mut norm) = (0.0, 0.0);
+    for (&g, &w) in got.iter().zip(want) {
+        diff += (g as f64 - w).powi(2);
+        norm += w * w;
+    }
+    if diff == 0.0 { 0.0 } else { (diff / norm).sqrt() }
+}
+
+/// Runs `f` on pools of 1, 2, 3 and 5 threads and demands the same bits from all.
+pub(crate) fn same_bits(f: impl Fn() -> Vec<f32> + Sync) -> Vec<f32> {
+    let on = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(&f);
+    let first = on(1);
+    for n in [2, 3, 5] {
+        let again = on(n);
+        let equal = first.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(equal && first.len() == again.len(), "{n} threads give other bits than one");
+    }
+    first
+}
+
+fn reference(m: usize, n: usize, k: usize, a: impl Fn(usize, usize) -> f64, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+    let mut c = vec![0.0; m * n];
+    for i in 0..m {
+        for p in 0..k {
+            for j in 0..n {
+                c[i * n + j] += a(i, p) * b(p, j);
+            }
+        }
+    }
+    c
+}
+
+fn transposed(b: &[f32], k: usize, n: usize) -> Vec<f32> {
+    (0..k * n).map(|i| b[i % k * n + i / k]).collect()
+}
+
+fn check(m: usize, n: usize, k: usize, pad: usize) {
+    let (lda, ldc) = (k + pad, n + pad);
+    let (a, b) = (noise(m * lda + 1, 1), noise(k * n, 2));
+    let (bias, rows, residual) = (noise(n, 3), noise(m, 4), noise(m * ldc + 1, 5));
+    let exact = reference(m, n, k, |i, p| a[i * lda + p] as f64, |p, j| b[p * n + j] as f64);
+    let bt = transposed(&b, k, n);
+    for isa in Isa::available() {
+        let gemm = Gemm { m, n, k, isa };
+        let mut packed = vec![f32::NAN; gemm.packed_len()];
+        let mut other = packed.clone();
+        gemm.pack_b(&b, BLayout::RowMajor, &mut packed);
+        gemm.pack_b(&bt, BLayout::Transposed, &mut other);
+        assert_eq!(packed, other, "the two layouts pack alike");
+        let cases = [
+            Epilogue::default(),
+            Epilogue::bias(&bias).relu(),
+            Epilogue { bias: Some(Bias::Row(&rows)), residual: Some(&residual), clamp: Some((0.0, 6.0)) },
+        ];
+        for epilogue in cases {
+            let mut c = vec![7.0; m * ldc + 1];
+            gemm.run(&a, lda, &packed, &epilogue, &mut c, ldc);
+            let (mut got, mut want) = (vec![], vec![]);
+            for i in 0..m {
+                for j in 0..n {
+                    let bias = match epilogue.bias {
+                        Some(Bias::Column(b)) => b[j] as f64,
+                        Some(Bias::Row(b)) => b[i] as f64,
+                        None => 0.0,
+                    };
+                    let v = exact[i * n + j] + bias + epilogue.residual.map_or(0.0, |r| r[i * ldc + j] as f64);
+                    want.push(epilogue.clamp.map_or(v, |(lo, hi)| v.clamp(lo as f64, hi as f64)));
+                    got.push(c[i * ldc + j]);
+                }
+                let gap = &c[i * ldc + n..(i + 1) * ldc];
+                assert!(gap.iter().all(|&v| v == 7.0), "wrote between the rows of C");
+            }
+            // A sum of k <= 700 terms in f32 errs by about sqrt(k) / 2 roundings of 6e-8.
+            let error = relative_l2(&got, &want);
+            assert!(error < 1e-6, "{gemm:?} {epilogue:?}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn edges() {
+    for (m, n, k) in [(0, 3, 3), (3, 0, 3), (1, 1, 0), (20, 40, 0), (1, 1, 1), (14, 32, 16), (15, 33, 17)] {
+        check(m, n, k, 0);
+    }
+    check(85, 65, 257, 0);
+    check(200, 100, 700, 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn any_shape(m in 1usize..100, n in 1usize..80, k in 1usize..300, pad in 0usize..3) {
+        check(m, n, k, pad);
+    }
+
+    #[test]
+    fn batches(heads in 1usize..5, m in 1usize..40, n in 1usize..40, width in 1usize..40) {
+        let (q, kk) = (noise(m * heads * width, 1), noise(n * heads * width, 2));
+        let wide = heads * width;
+        for isa in Isa::available() {
+            let scores = GemmBatch {
+                gemm: Gemm { m, n, k: width, isa },
+                count: heads,
+                a: Strided { ld: wide, step: width },
+                b: Strided { ld: wide, step: width },
+                b_layout: BLayout::Transposed,
+                c: Strided { ld: n, step: m * n },
+            };
+            let mut s = vec![0.0; heads * m * n];
+            scores.run(&q, &kk, None, &mut s);
+            let back = GemmBatch {
+                gemm: Gemm { m, n: width, k: n, isa },
+                count: heads,
+                a: Strided { ld: n, step: m * n },
+                b: Strided { ld: wide, step: width },
+                b_layout: BLayout::RowMajor,
+                c: Strided { ld: wide, step: width },
+            };
+            let mut out = vec![0.0; m * wide];
+            back.run(&s, &kk, None, &mut out);
+            for h in 0..heads {
+                let exact = reference(m, n, width,
+                    |i, p| q[i * wide + h * width + p] as f64, |p, j| kk[j * wide + h * width + p] as f64);
+                prop_assert!(relative_l2(&s[h * m * n..(h + 1) * m * n], &exact) < 1e-6);
+                let exact = reference(m, width, n,
+                    |i, p| s[(h * m + i) * n + p] as f64, |p, j| kk[p * wide + h * width + j] as f64);
+                let got: Vec<f32> = (0..m * width).map(|i| out[i / width * wide + h * width + i % width]).collect();
+                prop_assert!(relative_l2(&got, &exact) < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn masks(objects in 1usize..100, pixels in 1usize..600, channels in 1usize..70) {
+        let (masks, x) = (noise(objects * pixels, 1), noise(pixels * channels, 2));
+        let (kernels, bias) = (noise(objects * channels, 3), noise(objects, 4));
+        let pooled = reference(objects, channels, pixels,
+            |i, p| if masks[i * pixels + p] > 0.0 { 1.0 } else { 0.0 }, |p, j| x[p * channels + j] as f64);
+        let mut logits = reference(objects, pixels, channels,
+            |i, p| kernels[i * channels + p] as f64, |p, j| x[j * channels + p] as f64);
+        for (i, l) in logits.iter_mut().enumerate() {
+            *l += bias[i / pixels] as f64;
+        }
+        for isa in Isa::available() {
+            let pool = MaskPool { objects, pixels, channels, isa };
+            let mut out = vec![f32::NAN; objects * channels];
+            let mut workspace = vec![f32::NAN; pool.workspace_len()];
+            pool.run(&masks, &x, &mut out, &mut workspace);
+            prop_assert!(relative_l2(&out, &pooled) < 1e-6);
+            let mut got = vec![f32::NAN; objects * pixels];
+            MaskConv { objects, pixels, channels, isa }.run(&kernels, &x, Some(&bias), &mut got);
+            prop_assert!(relative_l2(&got, &logits) < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn same_bits_on_any_number_of_threads() {
+    let (m, n, k) = (190, 130, 530);
+    let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+    for isa in Isa::available() {
+        let gemm = Gemm { m, n, k, isa };
+        same_bits(|| {
+            let mut packed = vec![0.0; gemm.packed_len()];
+            gemm.pack_b(&b, BLayout::RowMajor, &mut packed);
+            let mut c = vec![0.0; m * n];
+            gemm.run(&a, k, &packed, &Epilogue::default(), &mut c, n);
+            c
+        });
+        let (objects, pixels, channels) = (101, 5000, 64);
+        let (masks, x) = (noise(objects * pixels, 3), noise(pixels * channels, 4));
+        let pool = MaskPool { objects, pixels, channels, isa };
+        same_bits(|| {
+            let (mut out, mut workspace) = (vec![0.0; objects * channels], vec![0.0; pool.workspace_len()]);
+            pool.run(&masks, &x, &mut out, &mut workspace);
+            out
+        });
+    }
+}
+
+#[test]
+fn nan_passes_through_relu_but_is_outside_every_mask() {
+    for isa in Isa::available() {
+        let gemm = Gemm { m: 20, n: 40, k: 5, isa };
+        let (mut a, b) = (noise(100, 1), noise(200, 2));
+        a[7 * 5] = f32::NAN;
+        let mut packed = vec![0.0; gemm.packed_len()];
+        gemm.pack_b(&b, BLayout::RowMajor, &mut packed);
+        let mut c = vec![0.0; 800];
+        gemm.run(&a, 5, &packed, &Epilogue { clamp: Some((0.0, 6.0)), ..Default::default() }, &mut c, 40);
+        for (i, v) in c.iter().enumerate() {
+            assert_eq!(v.is_nan(), i / 40 == 7, "{isa}: element {i} is {v}");
+        }
+        let pool = MaskPool { objects: 1, pixels: 3, channels: 1, isa };
+        let (mut out, mut workspace) = ([0.0], vec![0.0; pool.workspace_len()]);
+        pool.run(&[f32::NAN, 0.0, 1e-9], &[1.0, 2.0, 4.0], &mut out, &mut workspace);
+        assert_eq!(out, [4.0], "{isa}: only a logit above zero is inside");
+    }
+}
