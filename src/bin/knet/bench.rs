@@ -1,0 +1,150 @@
+//! `knet bench`
+
+use crate::{ModelArguments, parse_size};
+use clap::Args;
+use knet::engine::{Segmentation, Timings};
+use knet::{Error, Result};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Time a model on this machine: percentiles of every part, and a table of steps
+///
+/// The image is synthetic and of the given size, so pre-processing resizes nothing; results hold for any photo
+/// of that size except for the number of instances found. Times on a machine that does other work vary: read the
+/// spread.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelArguments,
+
+    /// Size of the image
+    #[arg(long, value_name = "HxW", default_value = "800x1333", value_parser = parse_size)]
+    size: [usize; 2],
+
+    /// Timed runs, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    runs: u32,
+
+    /// Leave out the table of steps
+    #[arg(long)]
+    no_steps: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let [height, width] = arguments.size;
+    let mut engine = arguments.model.engine().size(None).build()?;
+    let image = synthetic(height, width)?;
+    let mut result = Segmentation::default();
+    engine.segment_into(&image, &mut result)?;
+    let mut timings: Vec<Timings> = Vec::new();
+    for _ in 0..arguments.runs {
+        engine.segment_into(&image, &mut result)?;
+        timings.push(engine.timings());
+    }
+    let part = |name: &'static str, get: fn(&Timings) -> Duration| {
+        (name, percentiles(timings.iter().map(get).collect()))
+    };
+    let parts = [
+        part("pre", |t| t.pre),
+        part("network", |t| t.network),
+        part("post", |t| t.post),
+        part("total", Timings::total),
+    ];
+    let padded = [height, width].map(|s| s.next_multiple_of(knet::model::SIZE_DIVISOR));
+    let runs = (arguments.runs as usize).min(10);
+    let (plan, steps) = if arguments.no_steps {
+        (engine.plan((padded[0], padded[1]), knet::model::TapMode::Off)?.0, Vec::new())
+    } else {
+        engine.profile((padded[0], padded[1]), runs)?
+    };
+    let medians: Vec<f64> = steps.into_iter().map(|times| percentiles(times).p50).collect();
+    let gflops = |flops: u64, ms: f64| if ms > 0.0 { flops as f64 / ms / 1e6 } else { 0.0 };
+    let config = engine.config();
+    if arguments.json {
+        let mut report = json!({
+            "model": config.name,
+            "weights": arguments.model.weights.to_string(),
+            "task": engine.task().name(),
+            "size": arguments.size,
+            "threads": engine.threads(),
+            "isa": knet::isa::Isa::detect().to_string(),
+            "runs": arguments.runs,
+            "gflop": plan.flops() as f64 / 1e9,
+        });
+        for (name, p) in &parts {
+            report[*name] = p.to_json();
+        }
+        let rows = plan.steps.iter().zip(&medians).map(|(step, ms)| {
+            json!({"name": step.name, "op": step.op.name(), "kernel": step.kernel, "ms": ms, "gflops": gflops(step.flops, *ms)})
+        });
+        report["steps"] = rows.collect();
+        println!("{report:#}");
+        return Ok(());
+    }
+    println!(
+        "{} {}, {height}x{width} (padded {}x{}), {} threads, {}, {} runs\n",
+        config.name,
+        engine.task().name(),
+        padded[0],
+        padded[1],
+        engine.threads(),
+        knet::isa::Isa::detect(),
+        arguments.runs
+    );
+    println!("{:<10} {:>9} {:>9} {:>9} {:>9}   ms", "part", "p50", "p90", "p99", "max");
+    for (name, p) in &parts {
+        println!("{name:<10} {:>9.2} {:>9.2} {:>9.2} {:>9.2}", p.p50, p.p90, p.p99, p.max);
+    }
+    let network = parts[1].1.p50;
+    println!("\nnetwork: {:.1} GFLOP, {:.1} GFLOP/s (direct-convolution operations)", plan.flops() as f64 / 1e9, gflops(plan.flops(), network));
+    if !medians.is_empty() {
+        println!("\n{:<52} {:<24} {:>9} {:>8} {:>9}", "step", "kernel", "ms", "share", "GFLOP/s");
+        let total: f64 = medians.iter().sum();
+        for (step, ms) in plan.steps.iter().zip(&medians) {
+            let (share, rate) = (100.0 * ms / total, gflops(step.flops, *ms));
+            println!("{:<52} {:<24} {ms:>9.3} {share:>7.1}% {rate:>9.1}", step.name, step.kernel);
+        }
+    }
+    Ok(())
+}
+
+/// Milliseconds.
+struct Percentiles {
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    max: f64,
+}
+
+impl Percentiles {
+    fn to_json(&self) -> Value {
+        json!({"p50": self.p50, "p90": self.p90, "p99": self.p99, "max": self.max})
+    }
+}
+
+/// Nearest-rank percentiles.
+fn percentiles(mut times: Vec<Duration>) -> Percentiles {
+    times.sort_unstable();
+    let rank = |share: f64| {
+        let index = ((share * times.len() as f64).ceil() as usize).clamp(1, times.len().max(1)) - 1;
+        times.get(index).map_or(0.0, |t| t.as_secs_f64() * 1e3)
+    };
+    Percentiles { p50: rank(0.5), p90: rank(0.9), p99: rank(0.99), max: rank(1.0) }
+}
+
+/// A picture with large and small structure, the same on every machine.
+fn synthetic(height: usize, width: usize) -> Result<image::RgbImage> {
+    let pixel = |i: usize| {
+        let (y, x, c) = (i / 3 / width, i / 3 % width, i % 3);
+        let wave = ((x as f32 / 37.0 + c as f32).sin() + (y as f32 / 23.0).cos()) * 50.0;
+        let noise = (i.wrapping_mul(2_654_435_761) >> 13) % 56;
+        (100.0 + wave + noise as f32) as u8
+    };
+    let data = (0..height * width * 3).map(pixel).collect();
+    image::RgbImage::from_raw(width as u32, height as u32, data)
+        .ok_or_else(|| Error::usage(format!("no image of {height}x{width}")))
+}
