@@ -8,12 +8,14 @@ mod depthwise;
 mod implicit;
 mod shape;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod winograd;
 
 use crate::cpu::gemm::{self, BLayout, Bias, Epilogue, Gemm, Packed, Target, for_each_task, on};
 use crate::cpu::isa::Isa;
 
 pub use shape::{ConvKernel, ConvShape, select};
+use winograd::{F2, F4};
 
 /// A convolution and how it is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +40,19 @@ impl Conv {
         Gemm { m: s.out_pixels(), n: s.c_out / s.groups, k: s.depth(), isa: self.isa }
     }
 
+    /// The tiles of a Winograd kernel with `out x out` outputs each.
+    fn tiles(&self, out: usize) -> winograd::Layout {
+        winograd::Layout::new(self.shape, out, self.isa)
+    }
+
     /// Values of the packed filters.
     pub fn packed_len(&self) -> usize {
         match self.kernel {
-            ConvKernel::Pointwise | ConvKernel::ImplicitGemm => self.shape.groups * self.group_gemm().packed_len(),
-            ConvKernel::Winograd2 | ConvKernel::Winograd4 => todo!(),
+            ConvKernel::Pointwise | ConvKernel::ImplicitGemm => {
+                self.shape.groups * self.group_gemm().packed_len()
+            }
+            ConvKernel::Winograd2 => 16 * self.tiles(2).plane_gemm().packed_len(),
+            ConvKernel::Winograd4 => 36 * self.tiles(4).plane_gemm().packed_len(),
             ConvKernel::Depthwise => self.shape.filter_len(),
         }
     }
@@ -65,7 +75,8 @@ impl Conv {
                     gemm.pack_b(filter, BLayout::Transposed, &mut packed[g * size..(g + 1) * size]);
                 }
             }
-            ConvKernel::Winograd2 | ConvKernel::Winograd4 => todo!(),
+            ConvKernel::Winograd2 => winograd::pack_parallel::<F2, 4, 2>(&self.tiles(2), filter, packed),
+            ConvKernel::Winograd4 => winograd::pack_parallel::<F4, 6, 4>(&self.tiles(4), filter, packed),
             ConvKernel::Depthwise => {
                 let taps = s.kernel[0] * s.kernel[1];
                 for (c, filter) in filter[..s.filter_len()].chunks_exact(taps).enumerate() {
@@ -77,40 +88,71 @@ impl Conv {
         }
     }
 
-    /// Values of workspace that [`Conv::run`] needs on a pool of `threads` threads.
-    pub fn workspace_len(&self, _threads: usize) -> usize {
-        0
+    /// Values of workspace that [`Conv::run`] needs, on any number of threads.
+    pub fn workspace_len(&self) -> usize {
+        match self.kernel {
+            ConvKernel::Winograd2 => self.tiles(2).workspace_len(16),
+            ConvKernel::Winograd4 => self.tiles(4).workspace_len(36),
+            ConvKernel::Pointwise | ConvKernel::ImplicitGemm | ConvKernel::Depthwise => 0,
+        }
     }
 
     /// `y = epilogue(conv(x))`, tasks in parallel on the current rayon pool. The residual is laid out as `y`.
     ///
     /// # Panics
     /// When a slice is shorter than the shape says, or the epilogue's bias is per row.
-    pub fn run(&self, x: &[f32], packed: &[f32], epilogue: &Epilogue, y: &mut [f32], _workspace: &mut [f32]) {
+    pub fn run(&self, x: &[f32], packed: &[f32], epilogue: &Epilogue, y: &mut [f32], workspace: &mut [f32]) {
         let s = &self.shape;
         assert!(x.len() >= s.input_len(), "input of {} values for {s:?}", x.len());
         assert!(packed.len() >= self.packed_len(), "packed filter of {} values for {s:?}", packed.len());
         assert!(y.len() >= s.output_len(), "output of {} values for {s:?}", y.len());
         assert!(!matches!(epilogue.bias, Some(Bias::Row(_))), "a convolution's bias is per channel");
         let finish = epilogue.finish(s.out_pixels(), s.c_out, s.c_out);
+        let target = Target { c: y.as_mut_ptr(), ldc: s.c_out, finish };
         let gemm = self.group_gemm();
         match self.kernel {
             ConvKernel::Pointwise => gemm.run(x, s.c_in, packed, epilogue, y, s.c_out),
             ConvKernel::ImplicitGemm => {
-                let target = Target { c: y.as_mut_ptr(), ldc: s.c_out, finish };
                 for group in 0..s.groups {
                     let a = implicit::Fields { shape: *s, x: x.as_ptr(), group };
                     let b = Packed { data: packed[group * gemm.packed_len()..].as_ptr(), k_total: gemm.k };
-                    gemm::run(self.isa, [gemm.m, gemm.n, gemm.k], &a, &b, target.columns_from(group * gemm.n));
+                    gemm::run(
+                        self.isa,
+                        [gemm.m, gemm.n, gemm.k],
+                        &a,
+                        &b,
+                        target.columns_from(group * gemm.n),
+                    );
                 }
             }
-            ConvKernel::Winograd2 | ConvKernel::Winograd4 => todo!(),
+            ConvKernel::Winograd2 => self.winograd(2, 16, x, packed, target, workspace).run::<F2, 4, 2>(),
+            ConvKernel::Winograd4 => self.winograd(4, 36, x, packed, target, workspace).run::<F4, 6, 4>(),
             ConvKernel::Depthwise => {
-                let target = Target { c: y.as_mut_ptr(), ldc: s.c_out, finish };
                 let layer = depthwise::Layer { shape: *s, x: x.as_ptr(), filter: packed.as_ptr(), target };
                 let rows = if s.out_width() == 0 { 0 } else { s.batch * s.out_height() };
                 for_each_task(rows, |row| on(self.isa, depthwise::OutputRow { layer: &layer, row }));
             }
+        }
+    }
+
+    fn winograd(
+        &self,
+        out: usize,
+        planes: usize,
+        x: &[f32],
+        packed: &[f32],
+        target: Target,
+        workspace: &mut [f32],
+    ) -> winograd::Pass {
+        let layout = self.tiles(out);
+        let (v, m) = workspace[..layout.workspace_len(planes)].split_at_mut(planes * layout.v_plane);
+        winograd::Pass {
+            layout,
+            x: x.as_ptr(),
+            packed: packed.as_ptr(),
+            target,
+            v: v.as_mut_ptr(),
+            m: m.as_mut_ptr(),
         }
     }
 }

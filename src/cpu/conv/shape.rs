@@ -114,10 +114,13 @@ impl ConvKernel {
     pub fn supports(self, shape: &ConvShape) -> bool {
         match self {
             ConvKernel::Pointwise => {
-                shape.kernel == [1, 1] && shape.stride == [1, 1] && shape.padding == [0, 0] && shape.groups == 1
+                shape.kernel == [1, 1]
+                    && shape.stride == [1, 1]
+                    && shape.padding == [0, 0]
+                    && shape.groups == 1
             }
             ConvKernel::ImplicitGemm => true,
-            ConvKernel::Winograd2 | ConvKernel::Winograd4 => false && shape.is_plain_3x3(),
+            ConvKernel::Winograd2 | ConvKernel::Winograd4 => shape.is_plain_3x3(),
             ConvKernel::Depthwise => shape.groups == shape.c_in && shape.c_out == shape.c_in,
         }
     }

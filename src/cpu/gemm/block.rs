@@ -140,7 +140,8 @@ impl Grid {
         const WANTED: usize = 24;
         const WORTH: usize = 1 << 17;
         let (mr, nr) = tile_shape(isa);
-        let even = |n: usize, parts: usize, unit: usize| n.div_ceil(parts.max(1)).next_multiple_of(unit).max(unit);
+        let even =
+            |n: usize, parts: usize, unit: usize| n.div_ceil(parts.max(1)).next_multiple_of(unit).max(unit);
         let mut row_step = even(m, m.div_ceil(MC), mr);
         let mut col_step = n.next_multiple_of(nr).max(nr);
         let tasks = |rows: usize, cols: usize| m.div_ceil(rows) * n.div_ceil(cols);

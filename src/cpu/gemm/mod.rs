@@ -22,7 +22,9 @@ pub use operand::BLayout;
 
 pub(crate) use block::{Block, Grid, KC, MC, SharedMut, Target, for_each_task, k_block, run};
 pub(crate) use kernel::{CHUNK, Finish, Tile};
-pub(crate) use operand::{Matrix, Packed, Panels, Rows, Unpacked, copy_row, strip_len, strip_row, strips_len};
+pub(crate) use operand::{
+    Matrix, Packed, Panels, Rows, Unpacked, copy_row, strip_len, strip_row, strips_len,
+};
 pub(crate) use vector::{Arch, Job, Vector, on, tile_shape};
 
 /// A bias that is added to every element of C.

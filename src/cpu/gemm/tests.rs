@@ -43,7 +43,13 @@ pub(crate) fn same_bits(f: impl Fn() -> Vec<f32> + Sync) -> Vec<f32> {
     first
 }
 
-fn reference(m: usize, n: usize, k: usize, a: impl Fn(usize, usize) -> f64, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+fn reference(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: impl Fn(usize, usize) -> f64,
+    b: impl Fn(usize, usize) -> f64,
+) -> Vec<f64> {
     let mut c = vec![0.0; m * n];
     for i in 0..m {
         for p in 0..k {
@@ -88,7 +94,8 @@ fn check(m: usize, n: usize, k: usize, pad: usize) {
                         Some(Bias::Row(b)) => b[i] as f64,
                         None => 0.0,
                     };
-                    let v = exact[i * n + j] + bias + epilogue.residual.map_or(0.0, |r| r[i * ldc + j] as f64);
+                    let v =
+                        exact[i * n + j] + bias + epilogue.residual.map_or(0.0, |r| r[i * ldc + j] as f64);
                     want.push(epilogue.clamp.map_or(v, |(lo, hi)| v.clamp(lo as f64, hi as f64)));
                     got.push(c[i * ldc + j]);
                 }

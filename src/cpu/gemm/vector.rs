@@ -246,13 +246,26 @@ mod x86 {
     }
 
     vector!(
-        F32x8, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps,
-        _mm256_mul_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_min_ps,
+        F32x8,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_sub_ps,
+        _mm256_mul_ps,
+        _mm256_fmadd_ps,
+        _mm256_max_ps,
+        _mm256_min_ps,
         {
             #[inline(always)]
-            unsafe fn load_first(p: *const f32, n: usize) -> Self { Self(unsafe { _mm256_maskload_ps(p, mask8(n)) }) }
+            unsafe fn load_first(p: *const f32, n: usize) -> Self {
+                Self(unsafe { _mm256_maskload_ps(p, mask8(n)) })
+            }
             #[inline(always)]
-            unsafe fn store_first(self, p: *mut f32, n: usize) { unsafe { _mm256_maskstore_ps(p, mask8(n), self.0) } }
+            unsafe fn store_first(self, p: *mut f32, n: usize) {
+                unsafe { _mm256_maskstore_ps(p, mask8(n), self.0) }
+            }
             #[inline(always)]
             unsafe fn interleave(self, b: Self) -> (Self, Self) {
                 unsafe {
@@ -264,8 +277,17 @@ mod x86 {
     );
 
     vector!(
-        F32x16, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_sub_ps,
-        _mm512_mul_ps, _mm512_fmadd_ps, _mm512_max_ps, _mm512_min_ps,
+        F32x16,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_mul_ps,
+        _mm512_fmadd_ps,
+        _mm512_max_ps,
+        _mm512_min_ps,
         {
             #[inline(always)]
             unsafe fn load_first(p: *const f32, n: usize) -> Self {
