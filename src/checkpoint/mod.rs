@@ -1,7 +1,7 @@
 //! Checkpoints: safetensors in and out, PyTorch `.pth` in, and seeded weights.
 //!
 //! Everything here reads foreign bytes, so nothing here panics on them: each reader validates before it
-//! allocates and reports an [`Error::Checkpoint`](crate::Error::Checkpoint) that names the file, the
+//! allocates and reports an [`Error::Checkpoint`](crate::error::Error::Checkpoint) that names the file, the
 //! tensor and the byte offset. Tensors keep upstream's names and layouts (OIHW convolutions).
 //!
 //! * [`Checkpoint`]: a safetensors file, mapped into memory and checked in full when opened;
