@@ -27,7 +27,7 @@ impl CpuOp for Conv2d {
             groups: self.groups,
         };
         let conv = Conv::new(shape, context.isa);
-        let workspace = conv.workspace_len(context.threads);
+        let workspace = conv.workspace_len();
         Box::new(Convolution { conv, tail: Tail::new(self.epilogue, context.isa), workspace })
     }
 }
