@@ -2,6 +2,7 @@
 
 use super::super::isa::simd;
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
+use super::exp::exp;
 use super::{ELEMENTS_PER_TASK, Isa};
 use crate::ops::activation::{Activate, Activation};
 use rayon::prelude::*;
@@ -32,29 +33,38 @@ impl Kernel for Pointwise {
     }
 }
 
+/// `min(max(v, low), high)`; the comparisons are written so that NaN stays.
+#[inline(always)]
+pub(crate) fn clamped(v: f32, low: f32, high: f32) -> f32 {
+    let raised = if v < low { low } else { v };
+    if raised > high { high } else { raised }
+}
+
 /// Applies an activation in place.
 pub(crate) fn apply(isa: Isa, activation: Activation, y: &mut [f32]) {
-    match (activation.clamp(), activation) {
-        (Some((low, high)), _) => clamp(isa, low, high, y),
-        (None, _) => sigmoid(isa, y),
+    match activation.clamp() {
+        Some((low, high)) => clamp(isa, low, high, y),
+        None => sigmoid(isa, y),
     }
 }
 
 simd! {
-    /// `min(max(y, low), high)` in place; comparisons are written so that NaN stays.
+    /// `min(max(y, low), high)` in place.
     fn clamp(isa, low: f32, high: f32, y: &mut [f32]) {
         for v in y {
-            let raised = if *v < low { low } else { *v };
-            *v = if raised > high { high } else { raised };
+            *v = clamped(*v, low, high);
         }
     }
 }
 
 simd! {
-    /// `1 / (1 + exp(-y))` in place.
+    /// `1 / (1 + exp(-y))` in place. The exponent is never positive, so that nothing overflows and small
+    /// results keep their digits.
     fn sigmoid(isa, y: &mut [f32]) {
         for v in y {
-            *v = 1.0 / (1.0 + (-*v).exp());
+            let e = exp(-v.abs());
+            let numerator = if *v < 0.0 { e } else { 1.0 };
+            *v = numerator / (1.0 + e);
         }
     }
 }

@@ -1,11 +1,129 @@
-//! `attention`, by its reference.
+//! Self-attention without a map of all weights: a task takes a few queries of one image, and for one head after
+//! the other computes their logits, the softmax and the weighted sum of the values in a buffer that stays in cache.
+//!
+//! Keys are turned round first (`[D, N]` for every head), so that both products run along contiguous rows; values
+//! are gathered head by head, because their rows lie far apart.
 
-use super::super::kernel::{Context, CpuOp, Kernel};
-use super::reference::Reference;
+use super::super::isa::simd;
+use super::super::kernel::{Args, Context, CpuOp, Kernel};
+use super::Isa;
+use super::exp::{LANES, exponentials, maximum};
+use super::product::{Matrix, TILE_ROWS, product, transpose};
 use crate::ops::Attention;
+use rayon::prelude::*;
+
+/// Queries of a task.
+const QUERIES: usize = TILE_ROWS;
+
+struct Blocks {
+    heads: usize,
+    batch: usize,
+    n: usize,
+    channels: usize,
+    isa: Isa,
+}
 
 impl CpuOp for Attention {
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
-        Reference::new(*self, context)
+        let qkv = context.inputs[0].shape;
+        let (batch, n, channels) = (qkv[0], qkv[1], qkv[2] / 3);
+        Box::new(Blocks { heads: self.heads, batch, n, channels, isa: context.isa })
+    }
+}
+
+impl Blocks {
+    /// Channels of a head.
+    fn depth(&self) -> usize {
+        self.channels / self.heads
+    }
+
+    /// Objects, rounded up to whole vectors.
+    fn columns(&self) -> usize {
+        self.n.next_multiple_of(LANES)
+    }
+
+    /// Floats of one head's keys and values.
+    fn head_len(&self) -> usize {
+        self.depth() * (self.columns() + self.n)
+    }
+
+    /// Floats of the logits of all tasks of one image.
+    fn logits_len(&self) -> usize {
+        self.n.div_ceil(QUERIES) * QUERIES * self.columns()
+    }
+
+    /// Turns keys and gathers values of one head.
+    fn gather(&self, qkv: &[f32], head: usize, out: &mut [f32]) {
+        let (d, columns, row) = (self.depth(), self.columns(), 3 * self.channels);
+        let (keys, values) = out.split_at_mut(d * columns);
+        let source = Matrix { data: &qkv[self.channels + head * d..], stride: row };
+        transpose(source, self.n, d, keys, columns);
+        keys.chunks_exact_mut(columns).for_each(|keys| keys[self.n..].fill(0.0));
+        for (value, object) in values.chunks_exact_mut(d).zip(qkv.chunks_exact(row)) {
+            value.copy_from_slice(&object[2 * self.channels + head * d..][..d]);
+        }
+    }
+
+    /// All heads of the queries `first ..` of one image, as many as `y` has rows.
+    fn attend(&self, qkv: &[f32], first: usize, heads: &[f32], logits: &mut [f32], y: &mut [f32]) {
+        let (d, n, columns, channels) = (self.depth(), self.n, self.columns(), self.channels);
+        let queries = y.len() / channels;
+        let scale = 1.0 / (d as f32).sqrt();
+        for (head, gathered) in heads.chunks_exact(self.head_len()).enumerate() {
+            let (keys, values) = gathered.split_at(d * columns);
+            let query = Matrix { data: &qkv[first * 3 * channels + head * d..], stride: 3 * channels };
+            let keys = Matrix { data: keys, stride: columns };
+            product(self.isa, queries, d, columns, query, keys, logits, columns);
+            let mut inverses = [0.0; QUERIES];
+            weights(self.isa, &mut logits[..queries * columns], n, columns, scale, &mut inverses);
+            let (weights, values) =
+                (Matrix { data: logits, stride: columns }, Matrix { data: values, stride: d });
+            product(self.isa, queries, n, d, weights, values, &mut y[head * d..], channels);
+            for (row, inverse) in y.chunks_exact_mut(channels).zip(inverses) {
+                row[head * d..][..d].iter_mut().for_each(|v| *v *= inverse);
+            }
+        }
+    }
+}
+
+simd! {
+    /// Turns every row of logits into weights, which the inverses make sum to 1.
+    fn weights(isa, logits: &mut [f32], n: usize, stride: usize, scale: f32, inverses: &mut [f32; QUERIES]) {
+        for (row, inverse) in logits.chunks_exact_mut(stride).zip(inverses) {
+            let row = &mut row[..n];
+            let max = maximum(row);
+            *inverse = 1.0 / exponentials(row, max, scale);
+        }
+    }
+}
+
+impl Kernel for Blocks {
+    fn name(&self) -> String {
+        "query_blocks".to_string()
+    }
+
+    fn workspace(&self) -> usize {
+        self.batch * (self.heads * self.head_len() + self.logits_len())
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        let (n, channels) = (self.n, self.channels);
+        if self.batch * n * channels == 0 {
+            return;
+        }
+        let image = self.heads * self.head_len();
+        let (gathered, rest) = args.workspace.split_at_mut(self.batch * image);
+        let logits = &mut rest[..self.batch * self.logits_len()];
+        let images = args.inputs[0].par_chunks(3 * n * channels).zip(gathered.par_chunks_mut(image));
+        images.zip(logits.par_chunks_mut(self.logits_len())).zip(args.outputs[0].par_chunks_mut(n * channels)).for_each(
+            |(((qkv, gathered), logits), y)| {
+                let heads = gathered.par_chunks_mut(self.head_len()).enumerate();
+                heads.for_each(|(head, out)| self.gather(qkv, head, out));
+                let logits = logits.par_chunks_mut(QUERIES * self.columns());
+                y.par_chunks_mut(QUERIES * channels).zip(logits).enumerate().for_each(|(block, (y, logits))| {
+                    self.attend(qkv, block * QUERIES, gathered, logits, y);
+                });
+            },
+        );
     }
 }

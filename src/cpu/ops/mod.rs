@@ -18,6 +18,9 @@ macro_rules! define_kernels {
 for_each_op!(define_kernels);
 
 pub(crate) mod epilogue;
+mod exp;
+mod normalise;
+mod product;
 mod reference;
 
 /// Fewest elements worth a task of their own for kernels that stream memory. Fixed, so that the split (and

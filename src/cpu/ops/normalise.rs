@@ -1,0 +1,105 @@
+//! Loops that the norms share. Rows are pixels or objects, columns are channels.
+//!
+//! Sums are taken in double precision: the variance is a difference of two sums, which in `f32` loses all digits
+//! where the mean is large against the deviation. Memory, not arithmetic, bounds these loops.
+
+use super::super::isa::simd;
+use super::activation::{apply, clamped};
+use super::{ELEMENTS_PER_TASK, Isa};
+use crate::ops::activation::Activation;
+
+/// Elements of a task that reads `x` once.
+const ELEMENTS: usize = 4 * ELEMENTS_PER_TASK;
+
+/// Rows that one task takes. Depends on the shape alone.
+pub(crate) fn rows_per_task(channels: usize) -> usize {
+    (ELEMENTS / channels.max(1)).max(1)
+}
+
+/// Mean and `1 / sqrt(variance + eps)` of `count` elements from their sum and sum of squares.
+#[inline(always)]
+pub(crate) fn statistics(sum: f64, squares: f64, count: f64, eps: f32) -> (f64, f64) {
+    let mean = sum / count;
+    let variance = squares / count - mean * mean;
+    // Written so that rounding below zero is mended and NaN stays.
+    let variance = if variance < 0.0 { 0.0 } else { variance };
+    (mean, 1.0 / (variance + f64::from(eps)).sqrt())
+}
+
+/// `activation((x - mean) * scale + shift)` with operands per channel. The mean is subtracted first and not folded
+/// into the shift, because `x * scale` and `mean * scale` may both be large.
+#[derive(Clone, Copy)]
+pub(crate) struct Affine<'a> {
+    pub mean: &'a [f32],
+    pub scale: &'a [f32],
+    pub shift: &'a [f32],
+    pub activation: Option<Activation>,
+}
+
+impl Affine<'_> {
+    /// Normalises whole rows of `x` into `y`.
+    pub(crate) fn run(&self, isa: Isa, x: &[f32], y: &mut [f32]) {
+        let (low, high) = bounds(self.activation);
+        affine(isa, x, self.mean, self.scale, self.shift, low, high, y);
+        finish(isa, self.activation, y);
+    }
+}
+
+/// What a clamping activation clamps to; nothing is clamped for any other.
+pub(crate) fn bounds(activation: Option<Activation>) -> (f32, f32) {
+    activation.and_then(Activation::clamp).unwrap_or((f32::NEG_INFINITY, f32::INFINITY))
+}
+
+/// Applies the activations that [`bounds`] does not express.
+pub(crate) fn finish(isa: Isa, activation: Option<Activation>, y: &mut [f32]) {
+    if let Some(activation) = activation.filter(|activation| activation.clamp().is_none()) {
+        apply(isa, activation, y);
+    }
+}
+
+simd! {
+    fn affine(
+        isa, x: &[f32], mean: &[f32], scale: &[f32], shift: &[f32], low: f32, high: f32, y: &mut [f32],
+    ) {
+        let channels = mean.len().max(1);
+        let (scale, shift) = (&scale[..mean.len()], &shift[..mean.len()]);
+        for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
+            for c in 0..channels {
+                y[c] = clamped((x[c] - mean[c]) * scale[c] + shift[c], low, high);
+            }
+        }
+    }
+}
+
+simd! {
+    /// Sums and sums of squares of every column of `x`, over all its rows.
+    pub(crate) fn column_sums(isa, x: &[f32], sums: &mut [f64], squares: &mut [f64]) {
+        let channels = sums.len();
+        let squares = &mut squares[..channels];
+        sums.fill(0.0);
+        squares.fill(0.0);
+        // Eight rows at a time: one read and write of the accumulators for eight reads of `x`.
+        let mut blocks = x.chunks_exact(8 * channels.max(1));
+        for block in &mut blocks {
+            let row = |i: usize| &block[i * channels..(i + 1) * channels];
+            let rows: [&[f32]; 8] = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
+            for c in 0..channels {
+                let (mut sum, mut square) = (0.0, 0.0);
+                for row in rows {
+                    let v = f64::from(row[c]);
+                    sum += v;
+                    square += v * v;
+                }
+                sums[c] += sum;
+                squares[c] += square;
+            }
+        }
+        for row in blocks.remainder().chunks_exact(channels.max(1)) {
+            for c in 0..channels {
+                let v = f64::from(row[c]);
+                sums[c] += v;
+                squares[c] += v * v;
+            }
+        }
+    }
+}
