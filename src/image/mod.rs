@@ -6,13 +6,18 @@
 //! ```
 
 pub mod bitmask;
+pub mod classes;
 pub mod decode;
 pub mod instance;
 mod mask_resize;
+pub mod output;
+pub mod overlay;
+pub mod palette;
 pub mod panoptic;
 pub mod preprocess;
 pub mod resize;
 pub mod rle;
+mod text;
 
 use crate::error::{Error, Result};
 use mask_resize::MaskSampler;

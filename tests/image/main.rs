@@ -3,4 +3,6 @@
 mod goldens;
 mod postprocess;
 mod preprocess;
+mod render;
 mod resize;
+mod rle;

@@ -1,0 +1,246 @@
+//! Results drawn over the photo: translucent fills, contours and labels, sized with the image so that a phone-sized view of
+//! it is legible.
+
+use std::borrow::Cow;
+
+use image::RgbImage;
+
+use super::bitmask::BitMask;
+use super::classes::Class;
+use super::instance::InstanceResult;
+use super::palette::{distinct, ink_on};
+use super::panoptic::PanopticResult;
+use super::text;
+use crate::error::{Error, Result};
+
+/// One coloured region with its label.
+#[derive(Clone, Debug)]
+pub struct Layer<'a> {
+    /// The pixels.
+    pub mask: Cow<'a, BitMask>,
+    /// Colour of fill, contour and label.
+    pub colour: [u8; 3],
+    /// Text of the label; none if empty.
+    pub label: String,
+}
+
+/// The instances of at least `min_score` as layers, best first.
+pub fn instance_layers<'a>(result: &'a InstanceResult, classes: &[Class], min_score: f32) -> Vec<Layer<'a>> {
+    let shown = result.instances().iter().filter(|i| i.score >= min_score && i.area > 0);
+    shown
+        .enumerate()
+        .map(|(n, i)| Layer {
+            mask: Cow::Borrowed(result.mask(i)),
+            colour: distinct(n),
+            label: format!("{} {:.2}", name(classes, i.label), i.score),
+        })
+        .collect()
+}
+
+/// The segments as layers: things in distinct colours and with their score, stuff in the colour of its class.
+pub fn panoptic_layers(result: &PanopticResult, classes: &[Class]) -> Vec<Layer<'static>> {
+    let mut masks = vec![BitMask::new(result.height, result.width); result.segments.len()];
+    let counter_of = |query: u32| result.segments.iter().position(|s| s.query == query as usize);
+    let layer_of: Vec<Option<usize>> = (0..result.trace.mask_area.len() as u32).map(counter_of).collect();
+    for (at, &query) in result.trace.argmax_ids.iter().enumerate() {
+        if let Some(layer) = layer_of[query as usize] {
+            masks[layer].set(at / result.width, at % result.width);
+        }
+    }
+    let segments = result.segments.iter().zip(masks).enumerate();
+    segments
+        .map(|(n, (segment, mask))| {
+            let name = name(classes, segment.category);
+            let (colour, label) = match (segment.is_thing, classes.get(segment.category)) {
+                (false, Some(class)) => (class.colour, name.to_string()),
+                _ => (distinct(n), format!("{name} {:.2}", segment.score)),
+            };
+            Layer { mask: Cow::Owned(mask), colour, label }
+        })
+        .collect()
+}
+
+fn name(classes: &[Class], index: usize) -> Cow<'_, str> {
+    match classes.get(index) {
+        Some(class) => Cow::Borrowed(&class.name),
+        None => format!("class {index}").into(),
+    }
+}
+
+/// Draws layers over a photo: larger regions first, so that small ones stay visible on them.
+///
+/// Labels sit at the thickest place of their region, or near it if another label is there; a label that finds no free place is left
+/// out (its region keeps its contour).
+///
+/// # Errors
+/// [`Error::Shape`] if a mask is not of the photo's size.
+pub fn draw(photo: &RgbImage, layers: &[Layer]) -> Result<RgbImage> {
+    let size = (photo.height() as usize, photo.width() as usize);
+    for layer in layers {
+        if (layer.mask.height(), layer.mask.width()) != size {
+            return Err(Error::Shape {
+                op: "overlay",
+                value: layer.label.clone(),
+                reason: format!(
+                    "a {} x {} mask over a {} x {} photo",
+                    layer.mask.height(),
+                    layer.mask.width(),
+                    size.0,
+                    size.1
+                ),
+            });
+        }
+    }
+    let mut canvas = photo.clone();
+    let mut order: Vec<(usize, &Layer)> = layers.iter().map(|l| (l.mask.area(), l)).collect();
+    order.sort_by_key(|(area, _)| std::cmp::Reverse(*area));
+    let extent = ((size.0 * size.1) as f32).sqrt();
+    for (_, layer) in &order {
+        for (y, x) in layer.mask.pixels() {
+            blend(&mut canvas, x as u32, y as u32, layer.colour, 0.42);
+        }
+    }
+    for (_, layer) in &order {
+        draw_contour(&mut canvas, layer, (extent * 0.0032).max(0.8));
+    }
+    let mut taken = Vec::new();
+    for layer in layers {
+        draw_label(&mut canvas, layer, extent, &mut taken);
+    }
+    Ok(canvas)
+}
+
+/// Mixes `colour` into a pixel.
+#[inline]
+pub(super) fn blend(canvas: &mut RgbImage, x: u32, y: u32, colour: [u8; 3], alpha: f32) {
+    let pixel = canvas.get_pixel_mut(x, y);
+    for c in 0..3 {
+        let below = f32::from(pixel[c]);
+        pixel[c] = (below + (f32::from(colour[c]) - below) * alpha + 0.5) as u8;
+    }
+}
+
+/// A line of `thickness` pixels along the inside of a region's edge, fading over one pixel. The image border is no edge.
+fn draw_contour(canvas: &mut RgbImage, layer: &Layer, thickness: f32) {
+    let mask = &layer.mask;
+    let (height, width) = (mask.height() as i64, mask.width() as i64);
+    let area = mask.bbox();
+    let mut coverage = vec![0f32; area.width * area.height];
+    let reach = thickness.ceil() as i64;
+    for (y, x) in mask.pixels() {
+        let (y, x) = (y as i64, x as i64);
+        let outside = |dy: i64, dx: i64| {
+            let (y, x) = (y + dy, x + dx);
+            y >= 0 && x >= 0 && y < height && x < width && !mask.get(y as usize, x as usize)
+        };
+        if !(outside(-1, 0) || outside(1, 0) || outside(0, -1) || outside(0, 1)) {
+            continue;
+        }
+        for dy in -reach..=reach {
+            for dx in -reach..=reach {
+                let (by, bx) = (y + dy - area.y as i64, x + dx - area.x as i64);
+                if by >= 0 && bx >= 0 && by < area.height as i64 && bx < area.width as i64 {
+                    let fade = (thickness - ((dy * dy + dx * dx) as f32).sqrt()).clamp(0.0, 1.0);
+                    let cell = &mut coverage[by as usize * area.width + bx as usize];
+                    *cell = cell.max(fade);
+                }
+            }
+        }
+    }
+    for (i, &alpha) in coverage.iter().enumerate() {
+        let (y, x) = (area.y + i / area.width, area.x + i % area.width);
+        if alpha > 0.0 && mask.get(y, x) {
+            blend(canvas, x as u32, y as u32, layer.colour, alpha);
+        }
+    }
+}
+
+/// A rectangle of the canvas: left, top, width, height.
+#[derive(Clone, Copy, Debug)]
+struct Rect(f32, f32, f32, f32);
+
+impl Rect {
+    fn overlaps(&self, other: &Rect) -> bool {
+        self.0 < other.0 + other.2
+            && other.0 < self.0 + self.2
+            && self.1 < other.1 + other.3
+            && other.1 < self.1 + self.3
+    }
+}
+
+fn draw_label(canvas: &mut RgbImage, layer: &Layer, extent: f32, taken: &mut Vec<Rect>) {
+    let (width, height) = (canvas.width() as f32, canvas.height() as f32);
+    let mut em = (extent * 0.032).max(12.0);
+    // The box adds half an em of padding on either side; a label wider than the image is set smaller.
+    let lines = |em: f32| text::width(&layer.label, em) + em;
+    em *= (width / lines(em)).min(height / (1.5 * em)).min(1.0);
+    if layer.label.is_empty() || em < 6.0 {
+        return;
+    }
+    let (box_width, box_height) = (lines(em), 1.5 * em);
+    let Some((y, x)) = thickest(&layer.mask) else { return };
+    let place = |dx: f32, dy: f32| {
+        let left = x as f32 + 0.5 - box_width / 2.0 + dx * box_width;
+        let top = y as f32 + 0.5 - box_height / 2.0 + dy * box_height;
+        Rect(
+            left.clamp(0.0, width - box_width).round(),
+            top.clamp(0.0, height - box_height).round(),
+            box_width,
+            box_height,
+        )
+    };
+    // Near places first: straight up and down, then to the sides.
+    let steps = [0.0, -1.1, 1.1, -2.2, 2.2, -3.3, 3.3];
+    let places = [0.0, -0.6, 0.6].into_iter().flat_map(|dx| steps.map(|dy| place(dx, dy)));
+    let Some(spot) = places.into_iter().find(|spot| !taken.iter().any(|other| spot.overlaps(other))) else {
+        return;
+    };
+    taken.push(spot);
+    draw_box(canvas, spot, em * 0.35, layer.colour);
+    let baseline = spot.1 + spot.3 / 2.0 + em * text::CAP_HEIGHT / 2.0;
+    text::draw(canvas, &layer.label, spot.0 + em / 2.0, baseline, em, ink_on(layer.colour));
+}
+
+/// A rectangle with rounded corners.
+fn draw_box(canvas: &mut RgbImage, Rect(left, top, width, height): Rect, radius: f32, colour: [u8; 3]) {
+    let end = |v: f32, limit: u32| (v.ceil() as u32).min(limit);
+    for y in top as u32..end(top + height, canvas.height()) {
+        for x in left as u32..end(left + width, canvas.width()) {
+            // Distance beyond the rectangle shrunk by the radius.
+            let beyond =
+                |v: f32, from: f32, size: f32| (from + radius - v).max(v - (from + size - radius)).max(0.0);
+            let (dx, dy) = (beyond(x as f32 + 0.5, left, width), beyond(y as f32 + 0.5, top, height));
+            let alpha = (radius - dx.hypot(dy) + 0.5).clamp(0.0, 1.0);
+            blend(canvas, x, y, colour, alpha * 0.92);
+        }
+    }
+}
+
+/// The pixel of a mask that is farthest from its outside (city-block distance, which two passes find exactly); of equals the
+/// one nearest to the middle of the box. `None` if the mask is empty.
+fn thickest(mask: &BitMask) -> Option<(usize, usize)> {
+    let area = mask.bbox();
+    let stride = area.width + 2;
+    let mut depth = vec![0u32; stride * (area.height + 2)];
+    for y in 0..area.height {
+        for x in 0..area.width {
+            if mask.get(area.y + y, area.x + x) {
+                let at = (y + 1) * stride + x + 1;
+                depth[at] = depth[at - 1].min(depth[at - stride]) + 1;
+            }
+        }
+    }
+    let mut best: Option<(u32, std::cmp::Reverse<usize>, (usize, usize))> = None;
+    for y in (0..area.height).rev() {
+        for x in (0..area.width).rev() {
+            let at = (y + 1) * stride + x + 1;
+            if depth[at] > 0 {
+                depth[at] = depth[at].min(depth[at + 1].min(depth[at + stride]) + 1);
+                let from_middle = (2 * x).abs_diff(area.width) + (2 * y).abs_diff(area.height);
+                let candidate = (depth[at], std::cmp::Reverse(from_middle), (area.y + y, area.x + x));
+                best = best.max(Some(candidate));
+            }
+        }
+    }
+    best.map(|(_, _, at)| at)
+}
