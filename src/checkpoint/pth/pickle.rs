@@ -14,7 +14,7 @@ use super::call;
 use super::value::{Global, Id, Value};
 
 /// Most values (and copied elements) that one pickle may create. A K-Net checkpoint with its optimizer
-/// needs about 60 thousand.
+/// needs about 25 thousand.
 const MAX_VALUES: usize = 4_000_000;
 
 /// What is wrong with a pickle, and where.
