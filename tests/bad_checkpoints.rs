@@ -285,6 +285,8 @@ fn pth_pickles() {
         ),
         ("EXT1", zip_with(vec![0x82, 1]), &["opcode 0x82 is not allowed"]),
         ("NEXT_BUFFER", zip_with(vec![0x97]), &["opcode 0x97 is not allowed"]),
+        ("protocol 0", zip_pth(b"(dp0\n".to_vec()), &["protocol 0"]),
+        ("protocol 0 text", zip_pth(b"Vmeta\n".to_vec()), &["protocol 0, which cannot hold tensors"]),
         ("protocol", zip_pth(vec![0x80, 6]), &["protocol 6"]),
         (
             "truncated",
@@ -378,7 +380,7 @@ fn pth_structures_that_exhaust_naive_readers() {
     for i in 0..60u8 {
         shared.extend([b']', b'q', i + 1, b'h', i, b'a', b'h', i, b'a']);
     }
-    let wide = cat(&[b"(".to_vec(), shared, b"l".to_vec()]);
+    let wide = cat(&[b"](".to_vec(), shared, b"e".to_vec()]);
     for value in [deep, cycle, wide] {
         let root = dict(&[("state_dict", dict(&[("w", good.clone())])), ("meta", dict(&[("x", value)]))]);
         let file = pth::read_bytes("sound", &zip_pth(root)).unwrap();

@@ -196,7 +196,8 @@ fn reads_files_of_real_pytorch() {
 #[test]
 fn seeded_test_vectors() {
     // From WEIGHTS.md and WEIGHTS_SEG.md: name, shape, rule, seed, first four values as bits.
-    let vectors: [(&str, &[usize], &str, u64, [u32; 4]); 12] = [
+    type Vector = (&'static str, &'static [usize], &'static str, u64, [u32; 4]);
+    let vectors: [Vector; 12] = [
         ("backbone.conv1.weight", &[64, 3, 7, 7], "R28", 0, [0x3cb3908c, 0x3def43ac, 0x3d408c99, 0x3defda0c]),
         ("backbone.conv1.weight", &[64, 3, 7, 7], "R28", 1, [0x3a11d999, 0xbdd20df9, 0xbe22bd93, 0x3e37e63f]),
         ("backbone.layer1.0.bn3.weight", &[256], "R05", 0, [0x3e35dd07, 0x3e160e22, 0x3e1cdcc7, 0x3e7843c2]),

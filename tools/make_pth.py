@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--legacy", action="store_true")
     parser.add_argument("--module", action="store_true")
     parser.add_argument("--no-optimizer", action="store_true")
-    parser.add_argument("--protocol", type=int, default=2, help="pickle protocol (torch.save's own is 2)")
+    parser.add_argument("--protocol", type=int, default=2, choices=range(1, 6), help="of pickle; torch.save takes 2")
     parser.add_argument("out")
     args = parser.parse_args()
     if args.seeded:

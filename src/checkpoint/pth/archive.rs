@@ -15,7 +15,7 @@ use super::Fault;
 use super::pickle::{Unpickled, unpickle};
 use super::value::{Storage, Value};
 
-/// Largest pickle. That of a K-Net checkpoint with its optimizer has about 0.3 MB.
+/// Largest pickle. That of a K-Net checkpoint with its optimizer has about 0.1 MB.
 const MAX_PICKLE: u64 = 64 << 20;
 /// A zip may unpack to this multiple of the file's size (plus a little for tiny files). PyTorch stores
 /// without compression, so that more than a few times the size is a zip bomb.

@@ -1,7 +1,7 @@
 //! Reading PyTorch checkpoints (`.pth`, `.pt`) as mmcv, mmdet and mmseg write them, without executing anything.
 //!
 //! A file of `torch.save` is a pickle, a program for Python's object machine, plus raw storages. Only an
-//! allow-list of inert constructors is understood ([`pickle`]); any other global is refused by name. Limits on
+//! allow-list of inert constructors is understood; any other global is refused by name. Limits on
 //! values, unpacked bytes and tensor bytes are proportional to the size of the file, so that a hostile one can
 //! neither run code nor exhaust memory.
 

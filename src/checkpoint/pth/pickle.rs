@@ -2,8 +2,8 @@
 //!
 //! Pickle is a stack language: opcodes push values, `MARK` opens a group, `REDUCE` calls a function that a
 //! `GLOBAL` opcode named. Here a global resolves to one of the few inert constructors of [`Global`] or the
-//! whole file is refused by the global's name; nothing is ever imported or called. All of protocols 0 to 5
-//! that `torch.save` can emit is understood.
+//! whole file is refused by the global's name; nothing is ever imported or called. Protocols 1 to 5 are
+//! understood; protocol 0 writes storage references as Python expressions, which PyTorch cannot read either.
 //!
 //! Work and memory are bounded by the length of the input: values live in one arena, an opcode adds at most
 //! one, and operations that copy are charged against the same limit.
@@ -14,7 +14,7 @@ use super::call;
 use super::value::{Global, Id, Value};
 
 /// Most values (and copied elements) that one pickle may create. A K-Net checkpoint with its optimizer
-/// needs about 60 thousand.
+/// needs about 25 thousand.
 const MAX_VALUES: usize = 4_000_000;
 
 /// What is wrong with a pickle, and where.
@@ -136,7 +136,7 @@ impl<'a> Machine<'a> {
                 let top = self.top()?;
                 self.stack.push(top);
             }
-            b'p' | b'q' | b'r' | b'g' | b'h' | b'j' | 0x94 => self.memo_op(op)?,
+            b'q' | b'r' | b'h' | b'j' | 0x94 => self.memo_op(op)?,
             b'N' => self.push(Value::None)?,
             0x88 => self.push(Value::Bool(true))?,
             0x89 => self.push(Value::Bool(false))?,
@@ -144,15 +144,11 @@ impl<'a> Machine<'a> {
                 let value = self.integer(op)?;
                 self.push(value)?;
             }
-            b'F' => {
-                let value = self.line()?.parse().map_err(|_| "malformed float")?;
-                self.push(Value::Float(value))?;
-            }
             b'G' => {
                 let value = f64::from_be_bytes(self.array()?);
                 self.push(Value::Float(value))?;
             }
-            b'V' | b'X' | 0x8c | 0x8d | b'T' | b'U' => {
+            b'X' | 0x8c | 0x8d | b'T' | b'U' => {
                 let value = self.text(op)?;
                 self.push(value)?;
             }
@@ -165,7 +161,7 @@ impl<'a> Machine<'a> {
                 let bytes = self.take(n)?.into();
                 self.push(Value::Bytes(bytes))?;
             }
-            b')' | 0x85 | 0x86 | 0x87 | b't' | b']' | b'l' | b'}' | b'd' | 0x8f | 0x91 => self.build(op)?,
+            b')' | 0x85 | 0x86 | 0x87 | b't' | b']' | b'}' | 0x8f | 0x91 => self.build(op)?,
             b'a' | b'e' | b's' | b'u' | 0x90 => self.extend(op)?,
             b'c' => {
                 let module = self.line()?;
@@ -200,6 +196,9 @@ impl<'a> Machine<'a> {
                 let (module, name) = (self.line()?, self.line()?);
                 return Err(refusal(module, name));
             }
+            b'd' | b'l' | b'p' | b'V' | b'F' | b'P' => {
+                return Err("pickle protocol 0, which cannot hold tensors".into());
+            }
             _ => return Err(format!("opcode 0x{op:02x} is not allowed")),
         }
         Ok(None)
@@ -207,9 +206,6 @@ impl<'a> Machine<'a> {
 
     fn memo_op(&mut self, op: u8) -> Step {
         let (store, index) = match op {
-            b'p' | b'g' => {
-                (op == b'p', self.line()?.parse().map_err(|_| "malformed memo index".to_string())?)
-            }
             b'q' | b'h' => (op == b'q', u32::from(self.take(1)?[0])),
             b'r' | b'j' => (op == b'r', self.u32()?),
             // MEMOIZE; the memo has at most as many entries as the limit on copies.
@@ -250,7 +246,7 @@ impl<'a> Machine<'a> {
                 long(self.take(u64::from(n))?)
             }
             _ => match self.line()? {
-                // Protocol 0 and 1 write booleans this way.
+                // Protocol 1 writes booleans this way.
                 "00" => Value::Bool(false),
                 "01" => Value::Bool(true),
                 text => Value::Int(text.trim_end_matches('L').parse().map_err(|_| "malformed integer")?),
@@ -260,7 +256,6 @@ impl<'a> Machine<'a> {
 
     fn text(&mut self, op: u8) -> Step<Value> {
         let bytes = match op {
-            b'V' => return Ok(Value::Str(unescape(self.line()?)?.into())),
             b'X' | b'T' => {
                 let n = self.u32()?;
                 self.take(u64::from(n))?
@@ -290,9 +285,7 @@ impl<'a> Machine<'a> {
             }
             b't' => Value::Tuple(self.pop_mark()?.into()),
             b']' => Value::List(Vec::new()),
-            b'l' => Value::List(self.pop_mark()?),
             b'}' => Value::Dict(Vec::new()),
-            b'd' => Value::Dict(pairs(&self.pop_mark()?)?),
             0x8f => Value::Set(Vec::new()),
             _ => Value::Set(self.pop_mark()?),
         };
@@ -411,36 +404,8 @@ fn refusal(module: &str, name: &str) -> String {
 }
 
 fn pairs(items: &[Id]) -> Step<Vec<(Id, Id)>> {
-    if items.len() % 2 != 0 {
+    if !items.len().is_multiple_of(2) {
         return Err("a dict key lacks its value".into());
     }
     Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
-}
-
-/// Python's raw-unicode-escape: `\uXXXX` and `\UXXXXXXXX` stand for characters, other backslashes for themselves.
-fn unescape(line: &str) -> Step<String> {
-    let mut out = String::with_capacity(line.len());
-    let mut rest = line;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let digits = match rest.as_bytes().get(1) {
-            Some(b'u') => 4,
-            Some(b'U') => 8,
-            _ => {
-                out.push('\\');
-                rest = &rest[1..];
-                continue;
-            }
-        };
-        let c = rest
-            .get(2..2 + digits)
-            .and_then(|hex| u32::from_str_radix(hex, 16).ok())
-            .and_then(char::from_u32)
-            .ok_or("malformed unicode escape")?;
-        out.push(c);
-        rest = &rest[2 + digits..];
-    }
-    out.push_str(rest);
-    Ok(out)
 }
