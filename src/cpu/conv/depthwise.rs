@@ -54,17 +54,15 @@ impl OutputRow<'_> {
         let map = map.wrapping_add(image * s.height * s.width * channels);
         let out = (self.row * s.out_width() + x0) * channels;
         let top = (oy * s.stride[0]) as isize - s.padding[0] as isize;
-        let left = |i: usize| ((x0 + i) * s.stride[1]) as isize - s.padding[1] as isize;
+        let left = (x0 * s.stride[1]) as isize - s.padding[1] as isize;
+        let right = left + ((N - 1) * s.stride[1]) as isize;
         // Whether every tap of every pixel lies inside the map's columns.
         let reach = (s.dilation[1] * (s.kernel[1] - 1)) as isize;
-        let interior = left(0) >= 0 && left(N - 1) + reach < s.width as isize;
+        let interior = left >= 0 && right + reach < s.width as isize;
         for c in (0..channels).step_by(A::V::LANES) {
             let count = A::V::LANES.min(channels - c);
             // SAFETY: taps outside the map are skipped; lanes past `count` are neither read nor written.
             unsafe {
-                let load = |p: *const f32| {
-                    if count == A::V::LANES { A::V::load(p) } else { A::V::load_first(p, count) }
-                };
                 let mut acc = [A::V::splat(0.0); N];
                 for ky in 0..s.kernel[0] {
                     let y = top + (ky * s.dilation[0]) as isize;
@@ -73,11 +71,11 @@ impl OutputRow<'_> {
                     }
                     let line = map.wrapping_add(y as usize * s.width * channels + c);
                     for kx in 0..s.kernel[1] {
-                        let w = load(filter.add((ky * s.kernel[1] + kx) * channels + c));
+                        let w = A::V::load_up_to(filter.add((ky * s.kernel[1] + kx) * channels + c), count);
                         for (i, acc) in acc.iter_mut().enumerate() {
-                            let x = left(i) + (kx * s.dilation[1]) as isize;
+                            let x = left + (i * s.stride[1] + kx * s.dilation[1]) as isize;
                             if interior || (x >= 0 && x < s.width as isize) {
-                                *acc = w.mul_add(load(line.add(x as usize * channels)), *acc);
+                                *acc = w.mul_add(A::V::load_up_to(line.add(x as usize * channels), count), *acc);
                             }
                         }
                     }
@@ -87,12 +85,12 @@ impl OutputRow<'_> {
                     let at = out + i * channels + c;
                     let mut v = acc;
                     if !finish.col_bias.is_null() {
-                        v = v.add(load(finish.col_bias.add(c)));
+                        v = v.add(A::V::load_up_to(finish.col_bias.add(c), count));
                     }
                     if !finish.residual.is_null() {
-                        v = v.add(load(finish.residual.add(at)));
+                        v = v.add(A::V::load_up_to(finish.residual.add(at), count));
                     }
-                    v.clamp(lo, hi).store_first(target.c.add(at), count);
+                    v.clamp(lo, hi).store_up_to(target.c.add(at), count);
                 }
             }
         }

@@ -98,7 +98,10 @@ unsafe fn rank_one<A: Arch, const ROWS: usize, const NV: usize>(
 ) {
     // SAFETY: as `kernel`.
     unsafe {
-        let bv: [A::V; NV] = std::array::from_fn(|j| A::V::load(b.add(j * A::V::LANES)));
+        let mut bv = [A::V::splat(0.0); NV];
+        for (j, v) in bv.iter_mut().enumerate() {
+            *v = A::V::load(b.add(j * A::V::LANES));
+        }
         for i in 0..ROWS {
             let x = A::V::splat(*a.add(i * CHUNK));
             for j in 0..NV {
@@ -115,7 +118,6 @@ unsafe fn write<A: Arch, const ROWS: usize, const NV: usize, const FULL: bool>(
     tile: &Tile,
 ) {
     let lanes = A::V::LANES;
-    let count = |j: usize| tile.cols.saturating_sub(j * lanes).min(lanes);
     let none = Finish {
         col_bias: ptr::null(),
         row_bias: ptr::null(),
@@ -126,13 +128,18 @@ unsafe fn write<A: Arch, const ROWS: usize, const NV: usize, const FULL: bool>(
     let finish = tile.finish.unwrap_or(none);
     // SAFETY: as `kernel`; partial tiles touch valid lanes of valid rows alone.
     unsafe {
-        let load = |p: *const f32, j: usize| {
-            if FULL { A::V::load(p.add(j * lanes)) } else { A::V::load_first(p.add(j * lanes), count(j)) }
-        };
         let zero = A::V::splat(0.0);
         let (lo, hi) = (A::V::splat(finish.lo), A::V::splat(finish.hi));
-        let col_bias: [A::V; NV] =
-            std::array::from_fn(|j| if finish.col_bias.is_null() { zero } else { load(finish.col_bias, j) });
+        let mut counts = [lanes; NV];
+        let mut col_bias = [zero; NV];
+        for j in 0..NV {
+            if !FULL {
+                counts[j] = tile.cols.saturating_sub(j * lanes).min(lanes);
+            }
+            if !finish.col_bias.is_null() {
+                col_bias[j] = A::V::load_up_to(finish.col_bias.add(j * lanes), counts[j]);
+            }
+        }
         for i in 0..ROWS {
             if !FULL && i >= tile.rows {
                 break;
@@ -143,20 +150,16 @@ unsafe fn write<A: Arch, const ROWS: usize, const NV: usize, const FULL: bool>(
             for j in 0..NV {
                 let mut v = acc[i][j];
                 if tile.accumulate {
-                    v = v.add(load(c, j));
+                    v = v.add(A::V::load_up_to(c.add(j * lanes), counts[j]));
                 }
                 if tile.finish.is_some() {
                     v = v.add(col_bias[j]).add(row_bias);
                     if !finish.residual.is_null() {
-                        v = v.add(load(finish.residual.add(i * tile.ldc), j));
+                        v = v.add(A::V::load_up_to(finish.residual.add(i * tile.ldc + j * lanes), counts[j]));
                     }
                     v = v.clamp(lo, hi);
                 }
-                if FULL {
-                    v.store(c.add(j * lanes));
-                } else {
-                    v.store_first(c.add(j * lanes), count(j));
-                }
+                v.store_up_to(c.add(j * lanes), counts[j]);
             }
         }
     }

@@ -160,11 +160,7 @@ impl Panels for Unpacked {
                         let lanes = A::V::LANES;
                         for j in (0..A::NR).step_by(lanes) {
                             let count = cols.saturating_sub(j).min(lanes);
-                            let v = if count == lanes {
-                                A::V::load(src.add(j))
-                            } else {
-                                A::V::load_first(src.wrapping_add(j), count)
-                            };
+                            let v = A::V::load_up_to(src.wrapping_add(j), count);
                             v.store(dst.add(j));
                         }
                     }
@@ -200,7 +196,7 @@ unsafe fn transpose<A: Arch>(src: *const f32, ld: usize, count: usize, len: usiz
             for (i, row) in rows.iter_mut().enumerate().take(lanes) {
                 if i < count {
                     let p = src.add(i * ld + k);
-                    *row = if width == lanes { A::V::load(p) } else { A::V::load_first(p, width) };
+                    *row = A::V::load_up_to(p, width);
                 }
             }
             // log2(LANES) perfect shuffles transpose a square.

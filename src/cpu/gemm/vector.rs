@@ -2,7 +2,8 @@
 //! with that set's features enabled.
 //!
 //! Everything here is `#[inline(always)]`: an intrinsic becomes one instruction only once it has been
-//! inlined into a function that has the feature, which [`on`] and the microkernels provide.
+//! inlined into a function that has the feature, which [`on`] and the microkernels provide. For the same
+//! reason code on vectors keeps to plain loops: a closure is a function of its own, without the feature.
 
 use crate::cpu::isa::Isa;
 
@@ -23,6 +24,18 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_first(p: *const f32, n: usize) -> Self;
     /// Writes lanes `0..n` (`n <= LANES`) only.
     unsafe fn store_first(self, p: *mut f32, n: usize);
+    /// [`Vector::load`] for a whole vector, else [`Vector::load_first`].
+    #[inline(always)]
+    unsafe fn load_up_to(p: *const f32, n: usize) -> Self {
+        // SAFETY: the caller's contract.
+        unsafe { if n >= Self::LANES { Self::load(p) } else { Self::load_first(p, n) } }
+    }
+    /// [`Vector::store`] for a whole vector, else [`Vector::store_first`].
+    #[inline(always)]
+    unsafe fn store_up_to(self, p: *mut f32, n: usize) {
+        // SAFETY: the caller's contract.
+        unsafe { if n >= Self::LANES { self.store(p) } else { self.store_first(p, n) } }
+    }
     unsafe fn add(self, b: Self) -> Self;
     unsafe fn sub(self, b: Self) -> Self;
     unsafe fn mul(self, b: Self) -> Self;

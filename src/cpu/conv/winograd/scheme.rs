@@ -65,6 +65,13 @@ impl Scheme<4, 2> for F2 {
 /// `B^T` against those of `A^T`. These two were the best of a search, and everything below is exact in f32.
 pub(crate) struct F4;
 
+/// `a x + y`.
+#[inline(always)]
+unsafe fn axpy<V: Vector>(a: f32, x: V, y: V) -> V {
+    // SAFETY: the caller's contract.
+    unsafe { V::splat(a).mul_add(x, y) }
+}
+
 const A: f32 = 0.625;
 const B: f32 = 1.5;
 
@@ -77,18 +84,17 @@ impl Scheme<6, 4> for F4 {
         const BB: f32 = B * B;
         // SAFETY: the caller's contract.
         unsafe {
-            let minus = |a: f32, x: V, y: V| V::splat(-a).mul_add(x, y);
             // x (x + p) (x^2 - q^2) and its mirror image at -p share their even and odd halves.
-            let (even_a, odd_a) = (minus(BB, d2, d4), V::splat(A).mul(minus(BB, d1, d3)));
-            let (even_b, odd_b) = (minus(AA, d2, d4), V::splat(B).mul(minus(AA, d1, d3)));
+            let (even_a, odd_a) = (axpy(-BB, d2, d4), V::splat(A).mul(axpy(-BB, d1, d3)));
+            let (even_b, odd_b) = (axpy(-AA, d2, d4), V::splat(B).mul(axpy(-AA, d1, d3)));
             let (middle, product) = (AA + BB, V::splat(AA * BB));
             [
-                product.mul_add(d0, minus(middle, d2, d4)),
+                product.mul_add(d0, axpy(-middle, d2, d4)),
                 even_a.add(odd_a),
                 even_a.sub(odd_a),
                 even_b.add(odd_b),
                 even_b.sub(odd_b),
-                product.mul_add(d1, minus(middle, d3, d5)),
+                product.mul_add(d1, axpy(-middle, d3, d5)),
             ]
         }
     }
@@ -98,12 +104,11 @@ impl Scheme<6, 4> for F4 {
         // SAFETY: the caller's contract.
         unsafe {
             let (sum_a, diff_a, sum_b, diff_b) = (m1.add(m2), m1.sub(m2), m3.add(m4), m3.sub(m4));
-            let weigh = |p: f32, x: V, y: V| V::splat(p).mul_add(x, y);
             [
                 m0.add(sum_a).add(sum_b),
-                weigh(A, diff_a, V::splat(B).mul(diff_b)),
-                weigh(A * A, sum_a, V::splat(B * B).mul(sum_b)),
-                weigh(A * A * A, diff_a, weigh(B * B * B, diff_b, m5)),
+                axpy(A, diff_a, V::splat(B).mul(diff_b)),
+                axpy(A * A, sum_a, V::splat(B * B).mul(sum_b)),
+                axpy(A * A * A, diff_a, axpy(B * B * B, diff_b, m5)),
             ]
         }
     }

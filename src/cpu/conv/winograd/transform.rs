@@ -59,9 +59,6 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Inputs<'_, S
             let (height, width) = (s.height as isize, s.width as isize);
             let inside = y >= 0 && y + IN as isize <= height && x >= 0 && x + IN as isize <= width;
             let map = self.pass.x.wrapping_add(image * s.height * s.width * s.c_in);
-            let at = |i: usize, j: usize| {
-                map.wrapping_offset(((y + i as isize) * width + x + j as isize) * s.c_in as isize)
-            };
             let row = self.pass.v.wrapping_add(strip_row(tile, s.c_in, A::MR));
             for c in self.channels.clone().step_by(A::V::LANES) {
                 let count = A::V::LANES.min(s.c_in - c);
@@ -71,17 +68,14 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Inputs<'_, S
                     let zero = A::V::splat(0.0);
                     let mut half = [[zero; IN]; IN];
                     for j in 0..IN {
-                        let column: [A::V; IN] = std::array::from_fn(|i| {
-                            if inside && count == A::V::LANES {
-                                return A::V::load(at(i, j).wrapping_add(c));
-                            }
+                        let mut column = [zero; IN];
+                        for (i, d) in column.iter_mut().enumerate() {
                             let (y, x) = (y + i as isize, x + j as isize);
-                            if y >= 0 && y < height && x >= 0 && x < width {
-                                A::V::load_first(at(i, j).wrapping_add(c), count)
-                            } else {
-                                zero
+                            if inside || (y >= 0 && y < height && x >= 0 && x < width) {
+                                let at = (y * width + x) as usize * s.c_in + c;
+                                *d = A::V::load_up_to(map.add(at), count);
                             }
-                        });
+                        }
                         let column = S::input(column);
                         for i in 0..IN {
                             half[i][j] = column[i];
@@ -116,20 +110,22 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, 
                 // channels past `count` are neither read nor written.
                 unsafe {
                     let m = self.pass.m.add(tile * m_row + c);
-                    let load = |p: *const f32| {
-                        if count == A::V::LANES { A::V::load(p) } else { A::V::load_first(p, count) }
-                    };
                     let zero = A::V::splat(0.0);
                     let mut half = [[zero; IN]; OUT];
                     for j in 0..IN {
-                        let column = S::output(std::array::from_fn::<_, IN, _>(|i| {
-                            A::V::load(m.add((i * IN + j) * m_plane))
-                        }));
+                        let mut column = [zero; IN];
+                        for (i, v) in column.iter_mut().enumerate() {
+                            *v = A::V::load(m.add((i * IN + j) * m_plane));
+                        }
+                        let column = S::output(column);
                         for i in 0..OUT {
                             half[i][j] = column[i];
                         }
                     }
-                    let bias = if finish.col_bias.is_null() { zero } else { load(finish.col_bias.add(c)) };
+                    let mut bias = zero;
+                    if !finish.col_bias.is_null() {
+                        bias = A::V::load_up_to(finish.col_bias.add(c), count);
+                    }
                     let (lo, hi) = (A::V::splat(finish.lo), A::V::splat(finish.hi));
                     for i in 0..OUT {
                         let line = S::output(half[i]);
@@ -138,10 +134,9 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, 
                                 let at = origin + (i * out_w + j) * s.c_out + c;
                                 let mut v = line[j].add(bias);
                                 if !finish.residual.is_null() {
-                                    v = v.add(load(finish.residual.add(at)));
+                                    v = v.add(A::V::load_up_to(finish.residual.add(at), count));
                                 }
-                                let (v, to) = (v.clamp(lo, hi), self.pass.target.c.add(at));
-                                if count == A::V::LANES { v.store(to) } else { v.store_first(to, count) }
+                                v.clamp(lo, hi).store_up_to(self.pass.target.c.add(at), count);
                             }
                         }
                     }
