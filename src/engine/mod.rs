@@ -11,6 +11,7 @@ use crate::cpu::{Executor, Pool, Weights, select};
 use crate::error::{Error, Result};
 use crate::graph::passes::optimize;
 use crate::image::HeadOutput;
+use crate::image::classes::{self, Class};
 use crate::image::instance::{InstanceConfig, InstancePostprocessor};
 use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
 use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
@@ -175,6 +176,25 @@ impl Engine {
     /// The model.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The classes, in the order of the class indices in results: COCO's ids and colours if the model has COCO's
+    /// classes, else numbered from 0 under the names the checkpoint gives.
+    pub fn classes(&self) -> Vec<Class> {
+        let (count, things) = (self.config.classes(), self.config.thing_classes);
+        let names = &self.config.class_names;
+        let coco = classes::coco();
+        let of_coco = things == 80
+            && (count == 80 || count == coco.len())
+            && names.iter().zip(coco).all(|(name, class)| *name == class.name);
+        if of_coco {
+            return coco[..count].to_vec();
+        }
+        let mut classes = classes::numbered(count, things);
+        for (class, name) in classes.iter_mut().zip(names) {
+            class.name = name.clone().into();
+        }
+        classes
     }
 
     /// The kind of result this engine gives.
