@@ -37,10 +37,8 @@ impl Weights {
         let tensor = match &wanted.source {
             ConstSource::Param(param) => param.layout.apply((self.load)(param)?),
             ConstSource::Computed { op, inputs, output } => {
-                let inputs: Vec<Tensor<f64>> = inputs
-                    .iter()
-                    .map(|&i| Ok(self.constant(plan, i)?.to_f64()))
-                    .collect::<Result<_>>()?;
+                let inputs: Vec<Tensor<f64>> =
+                    inputs.iter().map(|&i| Ok(self.constant(plan, i)?.to_f64())).collect::<Result<_>>()?;
                 let inputs: Vec<&Tensor<f64>> = inputs.iter().collect();
                 op.reference(&inputs).swap_remove(*output).to_f32()
             }

@@ -179,7 +179,10 @@ impl Graph {
             for (output, (&id, ty)) in node.outputs.iter().zip(inferred).enumerate() {
                 let value = self.value(id);
                 if value.source != (Source::Node { node: index, output }) || defined[id.index()] {
-                    return Err(Error::Graph(format!("`{}` is not defined by node {index} alone", value.name)));
+                    return Err(Error::Graph(format!(
+                        "`{}` is not defined by node {index} alone",
+                        value.name
+                    )));
                 }
                 if value.ty != ty {
                     return Err(Error::Graph(format!("`{}` is {} but inferred {ty}", value.name, value.ty)));

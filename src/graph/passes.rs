@@ -43,7 +43,8 @@ pub fn fold_batch_norm(graph: &mut Graph) {
         let first = graph.values.len() as u32;
         let outputs = vec![ValueId(first), ValueId(first + 1)];
         let name = graph.value(filter).name.clone();
-        for (output, (suffix, source)) in [("folded", filter), ("folded_bias", beta)].into_iter().enumerate() {
+        for (output, (suffix, source)) in [("folded", filter), ("folded_bias", beta)].into_iter().enumerate()
+        {
             let ty = graph.value(source).ty;
             let name = format!("{name}.{suffix}");
             graph.values.push(Value { name, ty, source: Source::Node { node: producer, output } });
@@ -143,7 +144,9 @@ fn fuse(graph: &mut Graph, rule: impl Fn(&Graph, &[usize], &Node) -> Option<(usi
 /// The node that defines `id`, if that value has one use, is no output and the node has one result.
 fn sole_producer(graph: &Graph, uses: &[usize], id: ValueId) -> Option<usize> {
     match graph.value(id).source {
-        Source::Node { node, .. } if uses[id.index()] == 1 && graph.nodes[node].outputs.len() == 1 => Some(node),
+        Source::Node { node, .. } if uses[id.index()] == 1 && graph.nodes[node].outputs.len() == 1 => {
+            Some(node)
+        }
         _ => None,
     }
 }

@@ -181,6 +181,12 @@ pub(crate) fn expect_inputs(inputs: &[ValueType], wanted: usize) -> Result<(), S
     }
 }
 
+/// Fails with a sentence unless input `index` is a float value; gives its shape.
+pub(crate) fn expect_float(inputs: &[ValueType], index: usize) -> Result<Shape, String> {
+    let ty = inputs[index];
+    if ty.dtype == DType::F32 { Ok(ty.shape) } else { Err(format!("input {index} must be f32, is {ty}")) }
+}
+
 /// Fails with a sentence unless input `index` is a float value of rank `rank`.
 pub(crate) fn expect_rank(
     inputs: &[ValueType],

@@ -74,8 +74,11 @@ mod tests {
 
     #[test]
     fn buffers_that_do_not_meet_share_memory() {
-        let chain = [(256, 0, 1), (256, 1, 2), (256, 2, 3)]
-            .map(|(bytes, first, last)| Interval { bytes, first, last });
+        let chain = [(256, 0, 1), (256, 1, 2), (256, 2, 3)].map(|(bytes, first, last)| Interval {
+            bytes,
+            first,
+            last,
+        });
         let (slots, total) = layout(&chain);
         assert_eq!(total, 512);
         assert_eq!(slots[0].offset, slots[2].offset);

@@ -208,8 +208,7 @@ impl<'a> Planner<'a> {
                 let inputs: Vec<usize> =
                     node.inputs.iter().map(|&input| self.add_constant(input, by_key)).collect();
                 let keys: Vec<&str> = inputs.iter().map(|&i| self.plan.consts[i].key.as_str()).collect();
-                let key =
-                    format!("{}{}({})#{output}", node.op.name(), node.op.attributes(), keys.join(","));
+                let key = format!("{}{}({})#{output}", node.op.name(), node.op.attributes(), keys.join(","));
                 (key, ConstSource::Computed { op: node.op.clone(), inputs, output: *output })
             }
             Source::Input => unreachable!("an input is no constant"),
@@ -242,12 +241,8 @@ impl<'a> Planner<'a> {
             let (inputs, outputs) = (graph.types(&node.inputs), graph.types(&node.outputs));
             let constant: Vec<bool> =
                 node.inputs.iter().map(|id| self.constants[id.index()].is_some()).collect();
-            let choice = choose(&Site {
-                op: &node.op,
-                inputs: &inputs,
-                constant: &constant,
-                outputs: &outputs,
-            });
+            let choice =
+                choose(&Site { op: &node.op, inputs: &inputs, constant: &constant, outputs: &outputs });
             for input in &node.inputs {
                 self.extend_life(*input, step);
             }

@@ -36,7 +36,9 @@ impl Kernel for Reference {
         for (i, result) in self.op.reference(&inputs).iter().enumerate() {
             match self.outputs[i].dtype {
                 DType::F32 => args.outputs[i].iter_mut().zip(result.data()).for_each(|(y, &v)| *y = v as f32),
-                DType::I32 => args.output_i32(i).iter_mut().zip(result.data()).for_each(|(y, &v)| *y = v as i32),
+                DType::I32 => {
+                    args.output_i32(i).iter_mut().zip(result.data()).for_each(|(y, &v)| *y = v as i32)
+                }
             }
         }
     }

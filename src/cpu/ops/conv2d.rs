@@ -1,0 +1,11 @@
+//! `conv2d`, by its reference.
+
+use super::super::kernel::{Context, CpuOp, Kernel};
+use super::reference::Reference;
+use crate::ops::Conv2d;
+
+impl CpuOp for Conv2d {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        Reference::new(*self, context)
+    }
+}

@@ -1,0 +1,11 @@
+//! `fold_batch_norm`, by its reference.
+
+use super::super::kernel::{Context, CpuOp, Kernel};
+use super::reference::Reference;
+use crate::ops::FoldBatchNorm;
+
+impl CpuOp for FoldBatchNorm {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        Reference::new(*self, context)
+    }
+}

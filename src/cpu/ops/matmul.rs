@@ -1,0 +1,11 @@
+//! `matmul`, by its reference.
+
+use super::super::kernel::{Context, CpuOp, Kernel};
+use super::reference::Reference;
+use crate::ops::MatMul;
+
+impl CpuOp for MatMul {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        Reference::new(*self, context)
+    }
+}

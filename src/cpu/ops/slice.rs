@@ -1,0 +1,11 @@
+//! `slice`, by its reference.
+
+use super::super::kernel::{Context, CpuOp, Kernel};
+use super::reference::Reference;
+use crate::ops::Slice;
+
+impl CpuOp for Slice {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        Reference::new(*self, context)
+    }
+}

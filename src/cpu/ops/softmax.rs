@@ -1,0 +1,11 @@
+//! `softmax`, by its reference.
+
+use super::super::kernel::{Context, CpuOp, Kernel};
+use super::reference::Reference;
+use crate::ops::Softmax;
+
+impl CpuOp for Softmax {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        Reference::new(*self, context)
+    }
+}

@@ -1,0 +1,75 @@
+//! Pointwise functions of two operands.
+
+use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_float, expect_inputs};
+use crate::tensor::Tensor;
+
+/// A pointwise function of two operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BinaryKind {
+    /// `a + b`.
+    Add,
+    /// `a * b`.
+    Mul,
+}
+
+impl BinaryKind {
+    /// The function in double precision.
+    pub fn apply(self, a: f64, b: f64) -> f64 {
+        match self {
+            BinaryKind::Add => a + b,
+            BinaryKind::Mul => a * b,
+        }
+    }
+}
+
+/// `y = a + b` or `y = a * b`.
+///
+/// Inputs: `a` of any shape, `b` of the same shape or with leading axes of size 1, along which it is repeated.
+/// Output: as `a`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binary {
+    /// The function.
+    pub kind: BinaryKind,
+}
+
+impl Operator for Binary {
+    const NAME: &'static str = "binary";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 2)?;
+        let (a, b) = (expect_float(inputs, 0)?, expect_float(inputs, 1)?);
+        let leading = b.dims().iter().take_while(|&&d| d == 1).count();
+        if a.rank() != b.rank() || a.dims()[leading..] != b.dims()[leading..] {
+            return Err(format!("{b} is neither {a} nor {a} with leading axes of size 1"));
+        }
+        Ok(vec![inputs[0]])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let (mut y, b) = (inputs[0].clone(), inputs[1].data());
+        for (i, v) in y.data_mut().iter_mut().enumerate() {
+            *v = self.kind.apply(*v, b[i % b.len()]);
+        }
+        vec![y]
+    }
+
+    fn flops(&self, _: &[ValueType], outputs: &[ValueType]) -> u64 {
+        outputs[0].shape.len() as u64
+    }
+
+    fn cases() -> Vec<Case> {
+        let (add, mul) = (Binary { kind: BinaryKind::Add }, Binary { kind: BinaryKind::Mul });
+        let case = |name: &str, op: Binary, a: &[usize], b: &[usize]| {
+            Case::new(name, op, &[a, b]).tolerance(Tolerance::POINTWISE)
+        };
+        vec![
+            case("add_one", add, &[1], &[1]),
+            case("mul_odd", mul, &[3, 5, 7], &[3, 5, 7]),
+            case("add_batch", add, &[3, 5, 7], &[1, 5, 7]),
+            case("mul_channel", mul, &[3, 5, 7], &[1, 1, 7]),
+            case("add_scalar", add, &[3, 5], &[1, 1]),
+            case("add_empty", add, &[0, 5], &[1, 5]),
+            case("add_map", add, &[1, 100, 168, 256], &[1, 100, 168, 256]).bench(),
+        ]
+    }
+}

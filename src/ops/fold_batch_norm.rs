@@ -1,0 +1,58 @@
+//! Folding a frozen batch norm into the convolution before it.
+
+use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape};
+use crate::tensor::Tensor;
+
+/// `filter'[k] = filter[k] * s[k]`, `bias'[k] = beta[k] - mean[k] * s[k]` with
+/// `s[k] = gamma[k] / sqrt(variance[k] + eps)`: a bias-free convolution with `filter` followed by
+/// [`BatchNorm`](super::BatchNorm) equals one convolution with `filter'` and `bias'`.
+///
+/// Inputs: `filter` `[K, R, S, C]`, then `gamma`, `beta`, `mean`, `variance` `[K]`. Outputs: `filter'`
+/// `[K, R, S, C]` and `bias'` `[K]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FoldBatchNorm {
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl Operator for FoldBatchNorm {
+    const NAME: &'static str = "fold_batch_norm";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 5)?;
+        let filter = expect_rank(inputs, 0, 4, "[K, R, S, C]")?;
+        for (index, what) in [(1, "gamma"), (2, "beta"), (3, "mean"), (4, "variance")] {
+            expect_shape(inputs, index, [filter[0]], what)?;
+        }
+        Ok(vec![inputs[0], inputs[1]])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let [gamma, beta, mean, variance] = [1, 2, 3, 4].map(|i| inputs[i].data());
+        let (mut filter, mut bias) = (inputs[0].clone(), inputs[2].clone());
+        let taps = filter.data().len() / beta.len().max(1);
+        for (k, filter) in filter.data_mut().chunks_exact_mut(taps.max(1)).enumerate() {
+            let scale = gamma[k] / (variance[k] + f64::from(self.eps)).sqrt();
+            filter.iter_mut().for_each(|w| *w *= scale);
+            bias.data_mut()[k] = beta[k] - mean[k] * scale;
+        }
+        vec![filter, bias]
+    }
+
+    fn flops(&self, inputs: &[ValueType], _: &[ValueType]) -> u64 {
+        (inputs[0].shape.len() + 4 * inputs[1].shape.len()) as u64
+    }
+
+    fn cases() -> Vec<Case> {
+        let case = |name: &str, filter: &[usize]| {
+            let k = filter[0];
+            Case::new(name, FoldBatchNorm { eps: 1e-5 }, &[filter, &[k], &[k], &[k], &[k]])
+                .fill(4, Fill::Uniform(0.5, 2.0))
+        };
+        vec![
+            case("one", &[1, 1, 1, 1]),
+            case("odd", &[5, 3, 3, 7]),
+            case("layer4", &[512, 3, 3, 512]).bench(),
+        ]
+    }
+}

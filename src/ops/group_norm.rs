@@ -1,0 +1,78 @@
+//! Group normalisation.
+
+use super::activation::Activation;
+use super::{Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank, expect_shape};
+use crate::tensor::Tensor;
+
+/// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken over
+/// the pixels and the `C / groups` channels of one group of one image (Wu and He 2018).
+///
+/// Inputs: `x` `[B, H, W, C]`, `gamma` and `beta` `[C]`. Output: as `x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNorm {
+    /// Number of groups of neighbouring channels; divides C.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Applied last. Builders leave it out; the fusion pass sets it.
+    pub activation: Option<Activation>,
+}
+
+impl Operator for GroupNorm {
+    const NAME: &'static str = "group_norm";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 3)?;
+        let x = expect_rank(inputs, 0, 4, "[B, H, W, C]")?;
+        if self.groups == 0 || !x[3].is_multiple_of(self.groups) {
+            return Err(format!("{} groups do not divide the channels of {x}", self.groups));
+        }
+        expect_shape(inputs, 1, [x[3]], "gamma")?;
+        expect_shape(inputs, 2, [x[3]], "beta")?;
+        Ok(vec![inputs[0]])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let (x, gamma, beta) = (inputs[0], inputs[1].data(), inputs[2].data());
+        let [batch, pixels, channels] =
+            [x.shape()[0], x.shape()[1] * x.shape()[2], x.shape()[3]];
+        let width = channels / self.groups;
+        let mut y = x.clone();
+        for b in 0..batch {
+            for group in 0..self.groups {
+                let indices = || {
+                    let rows = (b * pixels..(b + 1) * pixels).map(|row| row * channels + group * width);
+                    rows.flat_map(|start| start..start + width)
+                };
+                let count = (pixels * width) as f64;
+                let mean = indices().map(|i| x.data()[i]).sum::<f64>() / count;
+                let variance = indices().map(|i| (x.data()[i] - mean).powi(2)).sum::<f64>() / count;
+                let scale = 1.0 / (variance + f64::from(self.eps)).sqrt();
+                for i in indices() {
+                    let c = i % channels;
+                    let v = (x.data()[i] - mean) * scale * gamma[c] + beta[c];
+                    y.data_mut()[i] = self.activation.map_or(v, |activation| activation.apply(v));
+                }
+            }
+        }
+        vec![y]
+    }
+
+    fn flops(&self, _: &[ValueType], outputs: &[ValueType]) -> u64 {
+        (5 + u64::from(self.activation.is_some())) * outputs[0].shape.len() as u64
+    }
+
+    fn cases() -> Vec<Case> {
+        let case = |name: &str, groups, activation, x: &[usize]| {
+            Case::new(name, GroupNorm { groups, eps: 1e-5, activation }, &[x, &[x[3]], &[x[3]]])
+        };
+        let relu = Some(Activation::Relu);
+        vec![
+            case("one_pixel", 4, None, &[1, 1, 1, 8]),
+            case("odd", 3, None, &[3, 7, 5, 6]),
+            case("empty", 2, None, &[0, 3, 3, 4]),
+            case("fused", 32, relu, &[2, 13, 11, 64]),
+            case("sfpn", 32, relu, &[1, 100, 168, 256]).bench(),
+        ]
+    }
+}

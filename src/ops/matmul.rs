@@ -1,0 +1,77 @@
+//! Batched matrix product of two activations.
+
+use super::{Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
+use crate::tensor::Tensor;
+
+/// `y[b, m, n] = sum over k of a[b, m, k] * b[b, k, n]`.
+///
+/// Inputs: `a` `[B, M, K]` (`[B, K, M]` if `transpose_a`), `b` `[B, K, N]` (`[B, N, K]` if `transpose_b`).
+/// Output: `[B, M, N]`. A product with constant weights is a [`Linear`](super::Linear).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MatMul {
+    /// The matrices of the first input are stored transposed.
+    pub transpose_a: bool,
+    /// The matrices of the second input are stored transposed.
+    pub transpose_b: bool,
+}
+
+impl MatMul {
+    /// `[B, M, K, N]` of these input shapes (each `[batch, rows, columns]`).
+    pub fn extents(&self, a: &[usize], b: &[usize]) -> [usize; 4] {
+        let (m, k) = if self.transpose_a { (a[2], a[1]) } else { (a[1], a[2]) };
+        let n = if self.transpose_b { b[1] } else { b[2] };
+        [a[0], m, k, n]
+    }
+}
+
+impl Operator for MatMul {
+    const NAME: &'static str = "matmul";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 2)?;
+        let a = expect_rank(inputs, 0, 3, "[B, M, K] or its transpose")?;
+        let b = expect_rank(inputs, 1, 3, "[B, K, N] or its transpose")?;
+        let [batch, m, k, n] = self.extents(a.dims(), b.dims());
+        let k_of_b = if self.transpose_b { b[2] } else { b[1] };
+        if b[0] != batch || k_of_b != k {
+            let [ta, tb] = [self.transpose_a, self.transpose_b].map(|t| if t { " transposed" } else { "" });
+            return Err(format!("{a}{ta} times {b}{tb} is no product"));
+        }
+        Ok(vec![ValueType::f32([batch, m, n])])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let (a, b) = (inputs[0], inputs[1]);
+        let [batch, m, k, n] = self.extents(a.shape().dims(), b.shape().dims());
+        let (a_at, b_at) = (a.data(), b.data());
+        vec![Tensor::from_fn([batch, m, n], |index| {
+            let [i, row, col] = [index[0], index[1], index[2]];
+            let term = |j| {
+                let a = if self.transpose_a { (i * k + j) * m + row } else { (i * m + row) * k + j };
+                let b = if self.transpose_b { (i * n + col) * k + j } else { (i * k + j) * n + col };
+                a_at[a] * b_at[b]
+            };
+            (0..k).map(term).sum()
+        })]
+    }
+
+    fn flops(&self, inputs: &[ValueType], _: &[ValueType]) -> u64 {
+        let [batch, m, k, n] = self.extents(inputs[0].shape.dims(), inputs[1].shape.dims());
+        2 * (batch * m * k * n) as u64
+    }
+
+    fn cases() -> Vec<Case> {
+        let plain = MatMul::default();
+        let (ta, tb) = (MatMul { transpose_a: true, ..plain }, MatMul { transpose_b: true, ..plain });
+        let both = MatMul { transpose_a: true, transpose_b: true };
+        vec![
+            Case::new("one", plain, &[&[1, 1, 1], &[1, 1, 1]]),
+            Case::new("odd", plain, &[&[3, 5, 7], &[3, 7, 11]]),
+            Case::new("transposed_a", ta, &[&[2, 19, 13], &[2, 19, 33]]),
+            Case::new("transposed_b", tb, &[&[2, 13, 19], &[2, 33, 19]]),
+            Case::new("transposed_both", both, &[&[2, 19, 13], &[2, 33, 19]]),
+            Case::new("no_terms", plain, &[&[2, 3, 0], &[2, 0, 4]]),
+            Case::new("knet", plain, &[&[1, 153, 256], &[1, 256, 256]]).bench(),
+        ]
+    }
+}

@@ -1,0 +1,124 @@
+//! Resizing of maps, with the semantics of PyTorch's `interpolate`.
+
+use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs, expect_rank};
+use crate::tensor::Tensor;
+
+/// How values between pixels come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResizeMode {
+    /// The pixel at `floor(i * step)`.
+    Nearest,
+    /// Linear in both directions between pixel centres; beyond the outermost centres the outermost value.
+    Bilinear {
+        /// The corner pixels of input and output coincide (`step = (in - 1) / (out - 1)`, source `i * step`)
+        /// instead of the corners of the maps (`step = in / out`, source `(i + 0.5) * step - 0.5`).
+        align_corners: bool,
+    },
+}
+
+/// Resizes a map: `[B, H, W, C]` to `[B, size[0], size[1], C]`.
+///
+/// Pairs are (vertical, horizontal). Source coordinates are evaluated in `f32` as PyTorch does, by the reference
+/// too: where a coordinate falls on a pixel or on its neighbour must not depend on who computes it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Resize {
+    /// Interpolation.
+    pub mode: ResizeMode,
+    /// Output size.
+    pub size: [usize; 2],
+    /// Source pixels per output pixel where PyTorch was given a scale factor (`1 / scale_factor`); otherwise it is
+    /// `in / out`. Without effect if corners are aligned.
+    pub step: Option<[f64; 2]>,
+}
+
+/// What one output row or column is made of: `(1 - weight) * x[low] + weight * x[high]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Taps {
+    /// First source pixel.
+    pub low: usize,
+    /// Second source pixel, `low` or its right neighbour.
+    pub high: usize,
+    /// Weight of `high`, in [0, 1].
+    pub weight: f32,
+}
+
+impl Resize {
+    /// Taps of output `index` along `axis` (0 vertical, 1 horizontal) of a map of `input` pixels, at least 1.
+    pub fn taps(&self, axis: usize, input: usize, index: usize) -> Taps {
+        let output = self.size[axis];
+        let step = match self.step {
+            Some(step) => step[axis] as f32,
+            None => input as f32 / output as f32,
+        };
+        let source = match self.mode {
+            ResizeMode::Nearest => {
+                let low = ((index as f32 * step) as usize).min(input - 1);
+                return Taps { low, high: low, weight: 0.0 };
+            }
+            ResizeMode::Bilinear { align_corners: true } if output > 1 => {
+                index as f32 * ((input - 1) as f32 / (output - 1) as f32)
+            }
+            ResizeMode::Bilinear { align_corners: true } => 0.0,
+            ResizeMode::Bilinear { align_corners: false } => {
+                ((index as f32 + 0.5) * step - 0.5).max(0.0)
+            }
+        };
+        let low = (source as usize).min(input - 1);
+        Taps { low, high: (low + 1).min(input - 1), weight: (source - low as f32).clamp(0.0, 1.0) }
+    }
+}
+
+impl Operator for Resize {
+    const NAME: &'static str = "resize";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 1)?;
+        let x = expect_rank(inputs, 0, 4, "[B, H, W, C]")?;
+        let y = [x[0], self.size[0], self.size[1], x[3]];
+        if x[1] * x[2] == 0 && self.size[0] * self.size[1] != 0 {
+            return Err(format!("map {x} has no pixels to make {} from", ValueType::f32(y)));
+        }
+        if self.step.is_some_and(|step| !step.iter().all(|s| s.is_finite() && *s > 0.0)) {
+            return Err(format!("step {:?} from {x} to {} must be positive", self.step, ValueType::f32(y)));
+        }
+        Ok(vec![ValueType::f32(y)])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let x = inputs[0];
+        let shape = x.shape();
+        vec![Tensor::from_fn([shape[0], self.size[0], self.size[1], shape[3]], |index| {
+            let [b, row, column, c] = [index[0], index[1], index[2], index[3]];
+            let (v, h) = (self.taps(0, shape[1], row), self.taps(1, shape[2], column));
+            let (fy, fx) = (f64::from(v.weight), f64::from(h.weight));
+            let at = |y, x_| x.at(&[b, y, x_, c]);
+            (1.0 - fy) * ((1.0 - fx) * at(v.low, h.low) + fx * at(v.low, h.high))
+                + fy * ((1.0 - fx) * at(v.high, h.low) + fx * at(v.high, h.high))
+        })]
+    }
+
+    fn flops(&self, _: &[ValueType], outputs: &[ValueType]) -> u64 {
+        let per_output = if self.mode == ResizeMode::Nearest { 0 } else { 7 };
+        per_output * outputs[0].shape.len() as u64
+    }
+
+    fn cases() -> Vec<Case> {
+        let [half, aligned] =
+            [false, true].map(|align_corners| ResizeMode::Bilinear { align_corners });
+        let case = |name: &str, mode, step, size, shape: &[usize]| {
+            let tolerance = if mode == ResizeMode::Nearest { Tolerance::EXACT } else { Tolerance::POINTWISE };
+            Case::new(name, Resize { mode, size, step }, &[shape]).tolerance(tolerance)
+        };
+        vec![
+            case("nearest_odd", ResizeMode::Nearest, None, [9, 4], &[2, 5, 7, 3]),
+            case("nearest_x2", ResizeMode::Nearest, None, [50, 84], &[1, 25, 42, 256]).bench(),
+            case("half_odd", half, None, [5, 7], &[2, 2, 3, 5]),
+            case("half_one_pixel", half, None, [3, 4], &[1, 1, 1, 3]),
+            case("half_step", half, Some([0.5; 2]), [6, 10], &[1, 3, 5, 17]),
+            case("half_empty", half, None, [6, 10], &[0, 3, 5, 2]),
+            case("aligned_odd", aligned, None, [13, 9], &[2, 5, 7, 2]),
+            case("aligned_to_one", aligned, None, [1, 1], &[1, 5, 6, 2]),
+            case("half_x2", half, Some([0.5; 2]), [100, 168], &[1, 50, 84, 256]).bench(),
+        ]
+    }
+}

@@ -1,0 +1,60 @@
+//! A range of one axis.
+
+use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_float, expect_inputs};
+use crate::tensor::{Shape, Tensor};
+
+/// Elements `start .. start + len` of `axis`, for any shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The axis that is cut.
+    pub axis: usize,
+    /// First element kept.
+    pub start: usize,
+    /// Number of elements kept.
+    pub len: usize,
+}
+
+impl Operator for Slice {
+    const NAME: &'static str = "slice";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 1)?;
+        let x = expect_float(inputs, 0)?;
+        let size = x.dims().get(self.axis).copied();
+        if size.is_none_or(|size| self.start > size || self.len > size - self.start) {
+            let Slice { axis, start, len } = self;
+            return Err(format!("{x} has no elements {start} .. {start} + {len} along axis {axis}"));
+        }
+        let mut dims = x.dims().to_vec();
+        dims[self.axis] = self.len;
+        Ok(vec![ValueType::f32(Shape::new(&dims))])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let mut dims = inputs[0].shape().dims().to_vec();
+        dims[self.axis] = self.len;
+        vec![Tensor::from_fn(dims.as_slice(), |index| {
+            let mut index = index.to_vec();
+            index[self.axis] += self.start;
+            inputs[0].at(&index)
+        })]
+    }
+
+    fn flops(&self, _: &[ValueType], _: &[ValueType]) -> u64 {
+        0
+    }
+
+    fn cases() -> Vec<Case> {
+        let case = |name: &str, axis, start, len, shape: &[usize]| {
+            Case::new(name, Slice { axis, start, len }, &[shape]).tolerance(Tolerance::EXACT)
+        };
+        vec![
+            case("one", 0, 0, 1, &[1]),
+            case("first", 0, 1, 2, &[4, 5]),
+            case("middle", 1, 2, 3, &[2, 7, 5]),
+            case("last", 2, 3, 2, &[2, 3, 5]),
+            case("nothing", 1, 5, 0, &[2, 5]),
+            case("stuff", 1, 80, 53, &[1, 133, 100, 168]).bench(),
+        ]
+    }
+}
