@@ -79,6 +79,29 @@ simd! {
 /// The larger; NaN wins over all, and the first NaN over later ones.
 #[inline(always)]
 fn larger(max: f32, x: f32) -> f32 {
-    let keep = max >= x || max.is_nan();
+    // No short circuit: both comparisons become vector masks.
+    let keep = (max >= x) | max.is_nan();
     if keep { max } else { x }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One NaN in a map reaches exactly the windows that see it, whatever lies before or after it there.
+    #[test]
+    fn nan_propagates() {
+        let op = MaxPool2d { kernel: [1, 3], stride: [1, 1], padding: [0, 1] };
+        let (width, channels) = (7, BLOCK + 5);
+        for isa in Isa::available() {
+            let mut x = vec![1.0; width * channels];
+            x[3 * channels..4 * channels].fill(f32::NAN);
+            x[2 * channels..3 * channels].fill(f32::INFINITY);
+            let mut y = vec![0.0; width * channels];
+            pool_row(isa, &op, &x, width, channels, &mut y);
+            for (q, pixel) in y.chunks_exact(channels).enumerate() {
+                assert!(pixel.iter().all(|v| v.is_nan() == (2..5).contains(&q)), "{isa}, pixel {q}: {pixel:?}");
+            }
+        }
+    }
 }

@@ -61,6 +61,24 @@ impl Rows {
         (self.y[0] * self.y[1]).div_ceil(self.band())
     }
 
+    /// Calls `blend(weight, [low, high], output row)` for each output row of a band: its two input rows and
+    /// the weight of the second.
+    fn each_row(
+        &self,
+        band: usize,
+        x: &[f32],
+        y: &mut [f32],
+        mut blend: impl FnMut(f32, [&[f32]; 2], &mut [f32]),
+    ) {
+        for (i, y) in y.chunks_exact_mut(self.y[2] * self.y[3]).enumerate() {
+            let index = band * self.band() + i;
+            let (b, taps) = (index / self.y[1], &self.rows[index % self.y[1]]);
+            let sources =
+                [taps.low, taps.high].map(|tap| &x[(b * self.x[1] + tap) * self.row()..][..self.row()]);
+            blend(taps.weight, sources, y);
+        }
+    }
+
     fn few_channels(&self) -> bool {
         self.x[3] < MANY_CHANNELS && !self.nearest
     }
@@ -81,33 +99,22 @@ impl Kernel for Rows {
             return;
         }
         let (x, channels) = (args.inputs[0], self.x[3]);
-        let row = self.y[2] * channels;
-        // Input row of a tap in image `b`.
-        let source = |b: usize, tap: usize| &x[(b * self.x[1] + tap) * self.row()..][..self.row()];
-        let (y, scratch) = (&mut *args.outputs[0], &mut *args.workspace);
-        let each_row = |band: usize, y: &mut [f32], blend: &mut dyn FnMut(&Taps, &[f32], &[f32], &mut [f32])| {
-            for (i, y) in y.chunks_exact_mut(row).enumerate() {
-                let index = band * self.band() + i;
-                let (b, taps) = (index / self.y[1], &self.rows[index % self.y[1]]);
-                blend(taps, source(b, taps.low), source(b, taps.high), y);
-            }
-        };
-        let bands = y.par_chunks_mut(self.band() * row).enumerate();
+        let bands = args.outputs[0].par_chunks_mut(self.band() * self.y[2] * channels).enumerate();
         if self.nearest {
             bands.for_each(|(band, y)| {
-                each_row(band, y, &mut |_, x, _, y| pick_row(&self.columns, x, channels, y));
+                self.each_row(band, x, y, |_, [x, _], y| pick_row(&self.columns, x, channels, y));
             });
         } else if self.few_channels() {
-            bands.zip(scratch.par_chunks_mut(self.row())).for_each(|((band, y), scratch)| {
-                each_row(band, y, &mut |taps, low, high, y| {
-                    blend_rows(self.isa, taps.weight, low, high, scratch);
+            bands.zip(args.workspace.par_chunks_mut(self.row())).for_each(|((band, y), scratch)| {
+                self.each_row(band, x, y, |weight, [low, high], y| {
+                    blend_rows(self.isa, weight, low, high, scratch);
                     blend_columns(self.isa, &self.columns, scratch, channels, y);
                 });
             });
         } else {
             bands.for_each(|(band, y)| {
-                each_row(band, y, &mut |taps, low, high, y| {
-                    blend_pixels(self.isa, taps.weight, &self.columns, low, high, channels, y);
+                self.each_row(band, x, y, |weight, [low, high], y| {
+                    blend_pixels(self.isa, weight, &self.columns, low, high, channels, y);
                 });
             });
         }
