@@ -69,6 +69,10 @@ impl Operator for Binary {
             case("mul_channel", mul, &[3, 5, 7], &[1, 1, 7]),
             case("add_scalar", add, &[3, 5], &[1, 1]),
             case("add_empty", add, &[0, 5], &[1, 5]),
+            case("add_tasks", add, &[3, 50, 251], &[1, 1, 251]),
+            case("mul_tasks", mul, &[2, 201, 97], &[2, 201, 97]),
+            case("mul_scalar_tasks", mul, &[40, 999], &[1, 1]),
+            case("add_encoding", add, &[2, 25, 42, 256], &[1, 25, 42, 256]).bench(),
             case("add_map", add, &[1, 100, 168, 256], &[1, 100, 168, 256]).bench(),
         ]
     }

@@ -80,10 +80,12 @@ impl Operator for MaxPool2d {
             case("two", resnet, &[1, 2, 2, 2]),
             case("even", resnet, &[1, 8, 6, 3]),
             case("odd", resnet, &[2, 7, 9, 17]),
+            case("blocks", resnet, &[1, 9, 6, 77]),
+            case("window_over_map", resnet, &[1, 1, 2, 33]),
             case("empty", resnet, &[0, 7, 9, 2]),
             case("subsample", MaxPool2d { kernel: [1, 1], stride: [2, 2], padding: [0, 0] }, &[1, 5, 6, 3]),
             case("uneven", MaxPool2d { kernel: [2, 5], stride: [3, 1], padding: [0, 2] }, &[1, 9, 11, 5]),
-            case("stem", resnet, &[1, 200, 336, 64]).bench(),
+            case("stem", resnet, &[1, 400, 672, 64]).bench(),
         ]
     }
 }

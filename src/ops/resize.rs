@@ -18,8 +18,9 @@ pub enum ResizeMode {
 
 /// Resizes a map: `[B, H, W, C]` to `[B, size[0], size[1], C]`.
 ///
-/// Pairs are (vertical, horizontal). Source coordinates are evaluated in `f32` as PyTorch does, by the reference
-/// too: where a coordinate falls on a pixel or on its neighbour must not depend on who computes it.
+/// Pairs are (vertical, horizontal). Which pixel is nearest is decided in `f32`, as PyTorch does whatever the element
+/// type: where `i * step` is a whole number a more exact product may fall on the other side of it. Bilinear
+/// interpolation has no such jump, so its coordinates are exact.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Resize {
     /// Interpolation.
@@ -39,32 +40,30 @@ pub struct Taps {
     /// Second source pixel, `low` or its right neighbour.
     pub high: usize,
     /// Weight of `high`, in [0, 1].
-    pub weight: f32,
+    pub weight: f64,
 }
 
 impl Resize {
     /// Taps of output `index` along `axis` (0 vertical, 1 horizontal) of a map of `input` pixels, at least 1.
     pub fn taps(&self, axis: usize, input: usize, index: usize) -> Taps {
         let output = self.size[axis];
-        let step = match self.step {
-            Some(step) => step[axis] as f32,
-            None => input as f32 / output as f32,
-        };
+        let step = self.step.map(|step| step[axis]);
         let source = match self.mode {
             ResizeMode::Nearest => {
+                let step = step.map_or(input as f32 / output as f32, |step| step as f32);
                 let low = ((index as f32 * step) as usize).min(input - 1);
                 return Taps { low, high: low, weight: 0.0 };
             }
-            ResizeMode::Bilinear { align_corners: true } if output > 1 => {
-                index as f32 * ((input - 1) as f32 / (output - 1) as f32)
+            ResizeMode::Bilinear { align_corners: true } => {
+                (index * (input - 1)) as f64 / output.saturating_sub(1).max(1) as f64
             }
-            ResizeMode::Bilinear { align_corners: true } => 0.0,
             ResizeMode::Bilinear { align_corners: false } => {
-                ((index as f32 + 0.5) * step - 0.5).max(0.0)
+                let step = step.unwrap_or(input as f64 / output as f64);
+                ((index as f64 + 0.5) * step - 0.5).max(0.0)
             }
         };
         let low = (source as usize).min(input - 1);
-        Taps { low, high: (low + 1).min(input - 1), weight: (source - low as f32).clamp(0.0, 1.0) }
+        Taps { low, high: (low + 1).min(input - 1), weight: (source - low as f64).clamp(0.0, 1.0) }
     }
 }
 
@@ -90,7 +89,7 @@ impl Operator for Resize {
         vec![Tensor::from_fn([shape[0], self.size[0], self.size[1], shape[3]], |index| {
             let [b, row, column, c] = [index[0], index[1], index[2], index[3]];
             let (v, h) = (self.taps(0, shape[1], row), self.taps(1, shape[2], column));
-            let (fy, fx) = (f64::from(v.weight), f64::from(h.weight));
+            let (fy, fx) = (v.weight, h.weight);
             let at = |y, x_| x.at(&[b, y, x_, c]);
             (1.0 - fy) * ((1.0 - fx) * at(v.low, h.low) + fx * at(v.low, h.high))
                 + fy * ((1.0 - fx) * at(v.high, h.low) + fx * at(v.high, h.high))
@@ -110,15 +109,25 @@ impl Operator for Resize {
             Case::new(name, Resize { mode, size, step }, &[shape]).tolerance(tolerance)
         };
         vec![
+            case("nearest_one", ResizeMode::Nearest, None, [1, 1], &[1, 1, 1, 1]),
             case("nearest_odd", ResizeMode::Nearest, None, [9, 4], &[2, 5, 7, 3]),
-            case("nearest_x2", ResizeMode::Nearest, None, [50, 84], &[1, 25, 42, 256]).bench(),
+            case("nearest_planar", ResizeMode::Nearest, None, [26, 50], &[3, 13, 26, 1]),
+            case("nearest_step", ResizeMode::Nearest, Some([0.5; 2]), [14, 18], &[1, 7, 9, 16]),
             case("half_odd", half, None, [5, 7], &[2, 2, 3, 5]),
             case("half_one_pixel", half, None, [3, 4], &[1, 1, 1, 3]),
+            case("half_same", half, None, [3, 4], &[1, 3, 4, 9]).tolerance(Tolerance::EXACT),
+            case("half_down", half, None, [4, 5], &[1, 9, 13, 33]),
             case("half_step", half, Some([0.5; 2]), [6, 10], &[1, 3, 5, 17]),
+            case("half_step_down", half, Some([2.0; 2]), [3, 4], &[1, 7, 9, 8]),
+            case("half_planar", half, Some([0.5; 2]), [26, 34], &[70, 13, 17, 1]),
             case("half_empty", half, None, [6, 10], &[0, 3, 5, 2]),
+            case("half_to_nothing", half, None, [0, 10], &[1, 3, 5, 2]),
             case("aligned_odd", aligned, None, [13, 9], &[2, 5, 7, 2]),
+            case("aligned_many", aligned, None, [13, 9], &[2, 5, 7, 21]),
             case("aligned_to_one", aligned, None, [1, 1], &[1, 5, 6, 2]),
-            case("half_x2", half, Some([0.5; 2]), [100, 168], &[1, 50, 84, 256]).bench(),
+            case("fpn_x2", ResizeMode::Nearest, None, [50, 84], &[1, 25, 42, 256]).bench(),
+            case("semantic_x2", half, Some([0.5; 2]), [100, 168], &[1, 50, 84, 256]).bench(),
+            case("masks_x2", half, Some([0.5; 2]), [200, 336], &[20, 100, 168, 1]).bench(),
         ]
     }
 }

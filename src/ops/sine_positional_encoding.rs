@@ -59,6 +59,7 @@ impl Operator for SinePositionalEncoding {
         vec![
             case("one", 1, 1, 128),
             case("odd", 3, 5, 7),
+            case("row", 1, 9, 16),
             case("empty", 0, 5, 8),
             case("c5", 25, 42, 128).bench(),
         ]

@@ -54,6 +54,9 @@ impl Operator for Slice {
             case("middle", 1, 2, 3, &[2, 7, 5]),
             case("last", 2, 3, 2, &[2, 3, 5]),
             case("nothing", 1, 5, 0, &[2, 5]),
+            case("whole", 1, 0, 5, &[2, 5, 3]),
+            case("empty", 1, 1, 2, &[0, 5, 3]),
+            case("tasks", 1, 1, 301, &[7, 303, 11]),
             case("stuff", 1, 80, 53, &[1, 133, 100, 168]).bench(),
         ]
     }

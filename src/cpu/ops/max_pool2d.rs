@@ -1,11 +1,84 @@
-//! `max_pool2d`, by its reference.
+//! Maximum over windows: one task an output row, maxima of a block of channels in registers.
 
-use super::super::kernel::{Context, CpuOp, Kernel};
-use super::reference::Reference;
-use crate::ops::MaxPool2d;
+use super::super::isa::simd;
+use super::super::kernel::{Args, Context, CpuOp, Kernel};
+use super::Isa;
+use crate::ops::max_pool2d::MaxPool2d;
+use crate::tensor::Shape;
+use rayon::prelude::*;
+
+struct Windows {
+    op: MaxPool2d,
+    x: Shape,
+    y: Shape,
+    isa: Isa,
+}
 
 impl CpuOp for MaxPool2d {
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
-        Reference::new(*self, context)
+        let (x, y) = (context.inputs[0].shape, context.outputs[0].shape);
+        Box::new(Windows { op: *self, x, y, isa: context.isa })
     }
+}
+
+impl Kernel for Windows {
+    fn name(&self) -> String {
+        "max_pool".to_string()
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        if self.y.is_empty() {
+            return;
+        }
+        let x = args.inputs[0];
+        let (h, row) = (self.x[1], self.x[2] * self.x[3]);
+        args.outputs[0].par_chunks_mut(self.y[2] * self.y[3]).enumerate().for_each(|(task, y)| {
+            let (b, p) = (task / self.y[1], task % self.y[1]);
+            let rows = self.op.window(0, h, p);
+            let x = &x[(b * h + rows.start) * row..(b * h + rows.end) * row];
+            pool_row(self.isa, &self.op, x, self.x[2], self.x[3], y);
+        });
+    }
+}
+
+/// Channels whose maxima are kept in registers: two vectors of the widest set.
+const BLOCK: usize = 32;
+
+simd! {
+    /// One output row from the rows of its windows, each `width * channels` floats.
+    fn pool_row(isa, op: &MaxPool2d, x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
+        for (q, y) in y.chunks_exact_mut(channels).enumerate() {
+            let columns = op.window(1, width, q);
+            let mut blocks = y.chunks_exact_mut(BLOCK);
+            let mut from = 0;
+            for y in &mut blocks {
+                let mut max = [f32::NEG_INFINITY; BLOCK];
+                for row in x.chunks_exact(width * channels) {
+                    for column in columns.clone() {
+                        let x = &row[column * channels + from..][..BLOCK];
+                        for lane in 0..BLOCK {
+                            max[lane] = larger(max[lane], x[lane]);
+                        }
+                    }
+                }
+                y.copy_from_slice(&max);
+                from += BLOCK;
+            }
+            let y = blocks.into_remainder();
+            y.fill(f32::NEG_INFINITY);
+            for row in x.chunks_exact(width * channels) {
+                for column in columns.clone() {
+                    let x = &row[column * channels + from..][..y.len()];
+                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+                }
+            }
+        }
+    }
+}
+
+/// The larger; NaN wins over all, and the first NaN over later ones.
+#[inline(always)]
+fn larger(max: f32, x: f32) -> f32 {
+    let keep = max >= x || max.is_nan();
+    if keep { max } else { x }
 }

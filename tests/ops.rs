@@ -1,0 +1,49 @@
+//! Every case of every operator: the CPU's kernels against the references, for each instruction set this
+//! processor has; the same bits for any number of threads, for constant and for computed operands, and
+//! from run to run. Walks the registry: a new operator needs no line here.
+
+#[path = "common/run.rs"]
+#[expect(dead_code, reason = "the golden suite uses the rest")]
+mod run;
+
+use knet::cpu::isa::Isa;
+use knet::ops::all_cases;
+use knet::ops::case::Case;
+use knet::tensor::Tensor;
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock};
+
+/// A case with its inputs and their results by reference, computed when first asked for.
+struct Prepared {
+    case: Case,
+    inputs: Vec<Tensor>,
+    truth: OnceLock<Vec<Tensor<f64>>>,
+}
+
+impl Prepared {
+    fn check(&self, isa: Isa) -> Result<(), Failed> {
+        let truth = self.truth.get_or_init(|| {
+            let inputs: Vec<Tensor<f64>> = self.inputs.iter().map(Tensor::to_f64).collect();
+            self.case.op.reference(&inputs.iter().collect::<Vec<_>>())
+        });
+        run::check_case(&self.case, &self.inputs, truth, isa, &run::THREADS)?;
+        Ok(())
+    }
+}
+
+fn main() {
+    let mut trials = Vec::new();
+    let mut names = HashSet::new();
+    for case in all_cases() {
+        let name = case.full_name();
+        assert!(names.insert(name.clone()), "two cases are called {name}");
+        let inputs = case.make_inputs(7);
+        let prepared = Arc::new(Prepared { case, inputs, truth: OnceLock::new() });
+        for isa in Isa::available() {
+            let prepared = prepared.clone();
+            trials.push(Trial::test(format!("{name}/{isa}"), move || prepared.check(isa)));
+        }
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
