@@ -1,6 +1,6 @@
 //! Multi-head scaled dot-product self-attention.
 
-use super::{Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
+use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank};
 use crate::tensor::Tensor;
 
 /// `softmax(q k^T / sqrt(D)) v` for every head, `D = C / heads` (Vaswani et al. 2017, equation 1).
@@ -64,9 +64,13 @@ impl Operator for Attention {
         vec![
             Case::new("one_query", heads(2), &[&[1, 1, 24]]),
             Case::new("odd", heads(3), &[&[3, 13, 45]]),
+            Case::new("one_channel", heads(5), &[&[1, 9, 15]]),
+            Case::new("large_logits", heads(4), &[&[2, 37, 192]]).fill(0, Fill::Uniform(-8.0, 8.0)),
+            Case::new("equal_objects", heads(2), &[&[1, 21, 96]]).fill(0, Fill::Constant(0.25)),
             Case::new("no_objects", heads(2), &[&[1, 0, 24]]),
             Case::new("knet_100", heads(8), &[&[1, 100, 768]]).bench(),
             Case::new("knet_153", heads(8), &[&[1, 153, 768]]).bench(),
+            Case::new("knet_batch", heads(8), &[&[2, 301, 768]]).bench(),
         ]
     }
 }

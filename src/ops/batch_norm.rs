@@ -53,6 +53,7 @@ impl Operator for BatchNorm {
         vec![
             case("one", &[1]),
             case("odd", &[2, 3, 7, 5]),
+            case("one_channel", &[3, 50, 1]),
             case("empty", &[0, 2, 4]),
             case("layer1", &[1, 50, 84, 256]).bench(),
         ]

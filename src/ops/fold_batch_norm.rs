@@ -52,6 +52,8 @@ impl Operator for FoldBatchNorm {
         vec![
             case("one", &[1, 1, 1, 1]),
             case("odd", &[5, 3, 3, 7]),
+            case("depthwise", &[40, 5, 5, 1]),
+            case("no_filters", &[0, 3, 3, 4]),
             case("layer4", &[512, 3, 3, 512]).bench(),
         ]
     }

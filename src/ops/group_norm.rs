@@ -1,7 +1,7 @@
 //! Group normalisation.
 
 use super::activation::Activation;
-use super::{Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank, expect_shape};
+use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape};
 use crate::tensor::Tensor;
 
 /// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken over
@@ -70,6 +70,12 @@ impl Operator for GroupNorm {
         vec![
             case("one_pixel", 4, None, &[1, 1, 1, 8]),
             case("odd", 3, None, &[3, 7, 5, 6]),
+            case("group_per_channel", 5, None, &[1, 4, 3, 5]),
+            case("one_group", 1, None, &[2, 3, 3, 5]),
+            // Mean far above the deviation: sums of squares in f32 would lose all digits of the variance.
+            case("offset", 4, None, &[1, 40, 41, 12]).fill(0, Fill::Uniform(999.0, 1001.0)),
+            case("constant", 2, None, &[1, 9, 9, 6]).fill(0, Fill::Constant(3.5)),
+            case("several_chunks", 8, Some(Activation::Sigmoid), &[2, 67, 61, 48]),
             case("empty", 2, None, &[0, 3, 3, 4]),
             case("fused", 32, relu, &[2, 13, 11, 64]),
             case("sfpn", 32, relu, &[1, 100, 168, 256]).bench(),

@@ -1,7 +1,7 @@
 //! Layer normalisation.
 
 use super::activation::Activation;
-use super::{Inferred, Operator, ValueType, case::Case, expect_float, expect_inputs, expect_shape};
+use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs, expect_shape};
 use crate::tensor::Tensor;
 
 /// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken over
@@ -58,6 +58,9 @@ impl Operator for LayerNorm {
         vec![
             case("one", None, &[1, 1]),
             case("odd", None, &[2, 7, 33]),
+            case("wide", None, &[3, 1027]),
+            case("offset", None, &[5, 96]).fill(0, Fill::Uniform(999.0, 1001.0)),
+            case("constant", None, &[3, 20]).fill(0, Fill::Constant(-7.25)),
             case("no_rows", None, &[0, 33]),
             case("relu", Some(Activation::Relu), &[3, 5, 40]),
             case("sigmoid", Some(Activation::Sigmoid), &[19, 50]),

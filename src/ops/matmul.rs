@@ -70,7 +70,11 @@ impl Operator for MatMul {
             Case::new("transposed_a", ta, &[&[2, 19, 13], &[2, 19, 33]]),
             Case::new("transposed_b", tb, &[&[2, 13, 19], &[2, 33, 19]]),
             Case::new("transposed_both", both, &[&[2, 19, 13], &[2, 33, 19]]),
+            Case::new("column", plain, &[&[1, 300, 70], &[1, 70, 1]]),
+            Case::new("many_terms", plain, &[&[1, 9, 5000], &[1, 5000, 21]]),
+            Case::new("no_rows", ta, &[&[2, 3, 0], &[2, 3, 4]]),
             Case::new("no_terms", plain, &[&[2, 3, 0], &[2, 0, 4]]),
+            Case::new("gather", tb, &[&[1, 100, 4096], &[1, 256, 4096]]).bench(),
             Case::new("knet", plain, &[&[1, 153, 256], &[1, 256, 256]]).bench(),
         ]
     }

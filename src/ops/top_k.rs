@@ -61,6 +61,8 @@ impl Operator for TopK {
             case("all", 9, &[2, 9]),
             case("none", 0, &[2, 9]),
             case("no_rows", 3, &[0, 9]),
+            case("half", 50, &[2, 100]),
+            case("infinite", 3, &[1, 20]).fill(0, Constant(f64::NEG_INFINITY)),
             case("ties", 10, &[2, 33]).fill(0, Constant(0.5)),
             case("instances", 100, &[1, 8000]).fill(0, Uniform(0.0, 1.0)).bench(),
         ]

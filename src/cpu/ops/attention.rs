@@ -8,12 +8,12 @@ use super::super::isa::simd;
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
 use super::exp::{LANES, exponentials, maximum};
-use super::product::{Matrix, TILE_ROWS, product, transpose};
+use super::product::{Matrix, product, transpose};
 use crate::ops::Attention;
 use rayon::prelude::*;
 
 /// Queries of a task.
-const QUERIES: usize = TILE_ROWS;
+const QUERIES: usize = 8;
 
 struct Blocks {
     heads: usize,

@@ -2,12 +2,12 @@
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
-use super::product::{Matrix, TILE_ROWS, product, transpose};
+use super::product::{Matrix, product, transpose};
 use crate::ops::MatMul;
 use rayon::prelude::*;
 
 /// Rows of a task.
-const ROWS: usize = 2 * TILE_ROWS;
+const ROWS: usize = 16;
 
 struct Tiles {
     op: MatMul,

@@ -4,7 +4,7 @@ use super::super::isa::simd;
 use super::exp::LANES;
 
 /// Rows of a register tile.
-pub(crate) const TILE_ROWS: usize = 8;
+const TILE_ROWS: usize = 4;
 
 /// Terms that are added up in registers before they join the total: keeps `f32` sums accurate.
 const TERMS: usize = 256;
@@ -29,23 +29,17 @@ simd! {
             while row < m {
                 let y = &mut y[row * stride + column..];
                 let left = m - row;
-                match left {
-                    8.. if width == LANES => tile::<8>(a, b, row, column, k, y, stride),
-                    4.. if width == LANES => tile::<4>(a, b, row, column, k, y, stride),
-                    _ if width == LANES => tile::<1>(a, b, row, column, k, y, stride),
+                row += match (left, width) {
+                    (TILE_ROWS.., LANES) => tile::<TILE_ROWS>(a, b, row, column, k, y, stride),
+                    (_, LANES) => tile::<1>(a, b, row, column, k, y, stride),
                     _ => narrow(a, b, row, k, &mut y[..width]),
-                }
-                row += match left {
-                    8.. if width == LANES => 8,
-                    4.. if width == LANES => 4,
-                    _ => 1,
                 };
             }
         }
     }
 }
 
-/// M rows and [`LANES`] columns of the product.
+/// M rows and [`LANES`] columns of the product; gives M.
 #[inline(always)]
 fn tile<const M: usize>(
     a: Matrix<'_>,
@@ -55,7 +49,7 @@ fn tile<const M: usize>(
     k: usize,
     y: &mut [f32],
     stride: usize,
-) {
+) -> usize {
     let mut total = [[0.0f32; LANES]; M];
     for start in (0..k).step_by(TERMS) {
         let terms = TERMS.min(k - start);
@@ -65,9 +59,13 @@ fn tile<const M: usize>(
             let offset = (start + term) * b.stride + column;
             let panel = &b.data[offset..offset + LANES];
             for i in 0..M {
+                let factor = rows[i][term];
+                // On a copy, not in place: only so does the compiler keep all sums in registers.
+                let mut sum = sums[i];
                 for lane in 0..LANES {
-                    sums[i][lane] += rows[i][term] * panel[lane];
+                    sum[lane] += factor * panel[lane];
                 }
+                sums[i] = sum;
             }
         }
         for i in 0..M {
@@ -79,11 +77,12 @@ fn tile<const M: usize>(
     for i in 0..M {
         y[i * stride..][..LANES].copy_from_slice(&total[i]);
     }
+    M
 }
 
-/// One row of a product with fewer than [`LANES`] columns.
+/// One row of a product with fewer than [`LANES`] columns; gives 1.
 #[inline(always)]
-fn narrow(a: Matrix<'_>, b: Matrix<'_>, row: usize, k: usize, y: &mut [f32]) {
+fn narrow(a: Matrix<'_>, b: Matrix<'_>, row: usize, k: usize, y: &mut [f32]) -> usize {
     let mut total = [0.0f32; LANES];
     for start in (0..k).step_by(TERMS) {
         let mut sums = [0.0f32; LANES];
@@ -95,6 +94,7 @@ fn narrow(a: Matrix<'_>, b: Matrix<'_>, row: usize, k: usize, y: &mut [f32]) {
         total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
     }
     y.copy_from_slice(&total[..y.len()]);
+    1
 }
 
 /// `y[c, r] = x[r, c]` for the `[rows, columns]` matrix `x`; the rows of `y` lie `stride` apart. Goes by square
