@@ -5,13 +5,12 @@
 //! may appear under several labels; it is evaluated once. A pixel belongs to a mask if its twice resized
 //! probability exceeds 0.5.
 
-use std::sync::Mutex;
-
 use rayon::prelude::*;
 
 use super::bitmask::{BitMask, PixelBox};
 use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid_scores};
 use super::preprocess::Geometry;
+use super::worker_pool::WorkerPool;
 use super::{HeadOutput, sampler_for};
 use crate::error::Result;
 use crate::isa::{Isa, simd};
@@ -101,7 +100,7 @@ pub struct InstancePostprocessor {
     scores: Vec<f32>,
     ranking: Vec<u32>,
     slot_of: Vec<u32>,
-    pool: Mutex<Vec<Worker>>,
+    workers: WorkerPool<Worker>,
 }
 
 /// Memory of one thread.
@@ -126,7 +125,7 @@ impl InstancePostprocessor {
         head.check()?;
         let isa = Isa::detect();
         if sampler_for(&mut self.sampler, head, geometry)? {
-            self.pool.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
+            self.workers.clear();
         }
         let sampler = self.sampler.as_ref().expect("was just made");
         self.scores.resize(head.class_logits.len(), 0.0);
@@ -159,14 +158,12 @@ impl InstancePostprocessor {
             });
         }
 
-        let pool = &self.pool;
+        self.workers.fill(|| Worker { scratch: sampler.scratch(BAND), flags: vec![0; 8 * width] });
+        let workers = &self.workers;
         result.masks[..result.used].par_iter_mut().for_each(|slot| {
-            let mut worker = take(pool)
-                .unwrap_or_else(|| Worker { scratch: sampler.scratch(BAND), flags: vec![0; 8 * width] });
-            fill_mask(isa, sampler, head.mask(slot.object), &mut slot.mask, &mut worker);
+            workers.lend(|worker| fill_mask(isa, sampler, head.mask(slot.object), &mut slot.mask, worker));
             slot.area = slot.mask.area();
             slot.bbox = slot.mask.bbox();
-            pool.lock().unwrap_or_else(|e| e.into_inner()).push(worker);
         });
         for instance in &mut result.instances {
             let slot = &result.masks[instance.slot];
@@ -174,10 +171,6 @@ impl InstancePostprocessor {
         }
         Ok(())
     }
-}
-
-fn take(pool: &Mutex<Vec<Worker>>) -> Option<Worker> {
-    pool.lock().unwrap_or_else(|e| e.into_inner()).pop()
 }
 
 /// Leaves in `ranking` the indices of the scores to keep, best first.

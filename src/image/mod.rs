@@ -18,6 +18,7 @@ pub mod preprocess;
 pub mod resize;
 pub mod rle;
 mod text;
+mod worker_pool;
 
 use crate::error::{Error, Result};
 use mask_resize::MaskSampler;

@@ -13,6 +13,9 @@ use super::panoptic::PanopticResult;
 use super::text;
 use crate::error::{Error, Result};
 
+/// Opacity of fills.
+const FILL: f32 = 0.38;
+
 /// One coloured region with its label.
 #[derive(Clone, Debug)]
 pub struct Layer<'a> {
@@ -60,9 +63,13 @@ pub fn panoptic_layers(result: &PanopticResult, classes: &[Class]) -> Vec<Layer<
         .collect()
 }
 
+/// Class name as people say it: COCO's stuff names carry notes on how they were merged (`wall-other-merged`).
 fn name(classes: &[Class], index: usize) -> Cow<'_, str> {
     match classes.get(index) {
-        Some(class) => Cow::Borrowed(&class.name),
+        Some(class) => {
+            let name = class.name.trim_end_matches("-merged").trim_end_matches("-other");
+            Cow::Borrowed(name)
+        }
         None => format!("class {index}").into(),
     }
 }
@@ -97,7 +104,7 @@ pub fn draw(photo: &RgbImage, layers: &[Layer]) -> Result<RgbImage> {
     let extent = ((size.0 * size.1) as f32).sqrt();
     for (_, layer) in &order {
         for (y, x) in layer.mask.pixels() {
-            blend(&mut canvas, x as u32, y as u32, layer.colour, 0.42);
+            blend(&mut canvas, x as u32, y as u32, layer.colour, FILL);
         }
     }
     for (_, layer) in &order {
@@ -170,7 +177,9 @@ impl Rect {
 
 fn draw_label(canvas: &mut RgbImage, layer: &Layer, extent: f32, taken: &mut Vec<Rect>) {
     let (width, height) = (canvas.width() as f32, canvas.height() as f32);
-    let mut em = (extent * 0.032).max(12.0);
+    // Small regions get somewhat smaller labels, so that a crowd stays readable.
+    let share = (layer.mask.area() as f32).sqrt() / extent;
+    let mut em = (extent * 0.028 * (share / 0.2).clamp(0.75, 1.0)).max(11.0);
     // The box adds half an em of padding on either side; a label wider than the image is set smaller.
     let lines = |em: f32| text::width(&layer.label, em) + em;
     em *= (width / lines(em)).min(height / (1.5 * em)).min(1.0);

@@ -8,12 +8,11 @@
 //! pixels as one segment with the value `label + 1000 * counter`. Pixels that nobody got hold the number of
 //! classes (void).
 
-use std::sync::Mutex;
-
 use rayon::prelude::*;
 
 use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid_scores};
 use super::preprocess::Geometry;
+use super::worker_pool::WorkerPool;
 use super::{HeadOutput, sampler_for};
 use crate::error::{Error, Result};
 use crate::isa::{Isa, simd};
@@ -104,7 +103,7 @@ pub struct PanopticPostprocessor {
     /// Areas A and B of each object, per band.
     counts: Vec<u32>,
     value_of: Vec<u32>,
-    pool: Mutex<Vec<Worker>>,
+    workers: WorkerPool<Worker>,
 }
 
 /// Memory of one thread.
@@ -126,7 +125,7 @@ impl PanopticPostprocessor {
             probabilities: Vec::new(),
             counts: Vec::new(),
             value_of: Vec::new(),
-            pool: Mutex::default(),
+            workers: WorkerPool::default(),
         }
     }
 
@@ -168,7 +167,7 @@ impl PanopticPostprocessor {
             });
         }
         if sampler_for(&mut self.sampler, head, geometry)? {
-            self.pool.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
+            self.workers.clear();
         }
         (result.height, result.width) = geometry.original;
         classify(&self.config, head, &mut result.trace);
@@ -188,23 +187,21 @@ impl PanopticPostprocessor {
         self.counts.clear();
         self.counts.resize(height.div_ceil(band) * 2 * objects, 0);
 
-        let pool = &self.pool;
+        self.workers.fill(|| Worker {
+            scratch: sampler.scratch(band),
+            best: vec![0.0; band * width],
+            floor: vec![0.0; band],
+        });
+        let workers = &self.workers;
         let scores = &trace.total_scores;
         let bands =
             trace.argmax_ids.par_chunks_mut(band * width).zip(self.counts.par_chunks_mut(2 * objects));
         bands.enumerate().for_each(|(i, (ids, counts))| {
-            let idle = pool.lock().unwrap_or_else(|e| e.into_inner()).pop();
-            let mut worker = idle.unwrap_or_else(|| Worker {
-                scratch: sampler.scratch(band),
-                best: vec![0.0; band * width],
-                floor: vec![0.0; band],
-            });
             let (won, own) = counts.split_at_mut(objects);
-            assign_band(isa, sampler, head, scores, i * band, width, ids, own, &mut worker);
+            workers.lend(|worker| assign_band(isa, sampler, head, scores, i * band, width, ids, own, worker));
             for &id in ids.iter() {
                 won[id as usize] += 1;
             }
-            pool.lock().unwrap_or_else(|e| e.into_inner()).push(worker);
         });
 
         for areas in [&mut trace.mask_area, &mut trace.original_area] {

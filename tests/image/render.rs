@@ -92,7 +92,7 @@ fn panoptic_maps_become_coco_annotations() {
     }
     let names: Vec<&str> = annotation.segments_info.iter().map(|s| s.category_name.as_str()).collect();
     assert_eq!(names, ["person", "bicycle", "car"]);
-    assert_eq!(annotation.segments_info[2].isthing, false);
+    assert!(!annotation.segments_info[2].isthing);
 }
 
 #[test]
