@@ -75,7 +75,8 @@ impl OutputRow<'_> {
                         for (i, acc) in acc.iter_mut().enumerate() {
                             let x = left + (i * s.stride[1] + kx * s.dilation[1]) as isize;
                             if interior || (x >= 0 && x < s.width as isize) {
-                                *acc = w.mul_add(A::V::load_up_to(line.add(x as usize * channels), count), *acc);
+                                *acc =
+                                    w.mul_add(A::V::load_up_to(line.add(x as usize * channels), count), *acc);
                             }
                         }
                     }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::cpu::isa::Isa;
 
-use super::kernel::{CHUNK, Finish, Tile};
+use super::kernel::{Ahead, CHUNK, Finish, Tile};
 use super::operand::{Panels, Rows, strip_len};
 use super::vector::{Arch, Job, on, tile_shape};
 
@@ -101,7 +101,12 @@ impl<R: Rows, P: Panels> Job for Block<'_, R, P> {
                 self.a.fill::<A>(self.rows.start, m, k, len, strips);
                 for col in self.cols.clone().step_by(A::NR) {
                     let b = self.b.panel::<A>(col / A::NR, k, len, panel);
-                    for strip in 0..m.div_ceil(A::MR) {
+                    let next = match col + A::NR {
+                        col if col < self.cols.end => self.b.resident::<A>(col / A::NR, k),
+                        _ => self.b.resident::<A>(self.cols.start / A::NR, k + len),
+                    };
+                    let strips_in_all = m.div_ceil(A::MR);
+                    for strip in 0..strips_in_all {
                         let row = self.rows.start + strip * A::MR;
                         A::tile(&Tile {
                             rows: A::MR.min(self.rows.end - row),
@@ -113,6 +118,7 @@ impl<R: Rows, P: Panels> Job for Block<'_, R, P> {
                             ldc,
                             accumulate: k > self.k.start,
                             finish: (k + len == self.k.end).then(|| finish.at(row, col, ldc)),
+                            next: Ahead::share(next, strip, strips_in_all, A::NR),
                         });
                     }
                 }

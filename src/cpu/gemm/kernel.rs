@@ -54,6 +54,50 @@ pub(crate) struct Tile {
     pub accumulate: bool,
     /// The epilogue, on the last block of K.
     pub finish: Option<Finish>,
+    /// What to fetch into L2 meanwhile.
+    pub next: Ahead,
+}
+
+/// A share of the panel that is wanted next: `lines` cache lines of every [`CHUNK`] rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    start: *const f32,
+    lines: usize,
+}
+
+impl Ahead {
+    pub const NOTHING: Ahead = Ahead { start: ptr::null(), lines: 0 };
+
+    /// Share `part` of `parts` of `panel` (null for nothing), whose rows have `nr` columns.
+    #[inline(always)]
+    pub fn share(panel: *const f32, part: usize, parts: usize, nr: usize) -> Ahead {
+        if panel.is_null() {
+            return Ahead::NOTHING;
+        }
+        let lines = nr.div_ceil(parts);
+        Ahead { start: panel.wrapping_add(part * lines * CHUNK), lines }
+    }
+
+    /// Fetches the share of the next [`CHUNK`] rows.
+    #[inline(always)]
+    fn fetch<A: Arch>(&mut self) {
+        for line in 0..self.lines {
+            prefetch(self.start.wrapping_add(line * CHUNK));
+        }
+        self.start = self.start.wrapping_add(A::NR * CHUNK);
+    }
+}
+
+/// Fetches the line at `p`, which may be anywhere, into L2.
+#[inline(always)]
+fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetches never fault, and SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// Computes a tile with `ROWS` rows (at least `tile.rows`) and `NV` vectors of columns.
@@ -69,7 +113,9 @@ pub(crate) unsafe fn kernel<A: Arch, const ROWS: usize, const NV: usize>(tile: &
         let zero = A::V::splat(0.0);
         let mut acc = [[zero; NV]; ROWS];
         let (mut a, mut b) = (tile.a, tile.b);
+        let mut next = tile.next;
         for _ in 0..tile.k / CHUNK {
+            next.fetch::<A>();
             for _ in 0..CHUNK {
                 rank_one::<A, ROWS, NV>(&mut acc, a, b);
                 a = a.add(1);
@@ -111,55 +157,89 @@ unsafe fn rank_one<A: Arch, const ROWS: usize, const NV: usize>(
     }
 }
 
-/// Stores the accumulators, `FULL` when the whole `ROWS x NV` tile is inside C.
+/// Finishes and stores the accumulators, `FULL` when the whole `ROWS x NV` tile is inside C. One pass over all
+/// accumulators a term: short loops unroll, so that the accumulators stay in registers.
 #[inline(always)]
 unsafe fn write<A: Arch, const ROWS: usize, const NV: usize, const FULL: bool>(
-    acc: [[A::V; NV]; ROWS],
+    mut acc: [[A::V; NV]; ROWS],
     tile: &Tile,
 ) {
-    let lanes = A::V::LANES;
-    let none = Finish {
-        col_bias: ptr::null(),
-        row_bias: ptr::null(),
-        residual: ptr::null(),
-        lo: f32::NEG_INFINITY,
-        hi: f32::INFINITY,
-    };
-    let finish = tile.finish.unwrap_or(none);
-    // SAFETY: as `kernel`; partial tiles touch valid lanes of valid rows alone.
+    // SAFETY: as `kernel`; `Edge` touches valid lanes of valid rows alone.
     unsafe {
-        let zero = A::V::splat(0.0);
-        let (lo, hi) = (A::V::splat(finish.lo), A::V::splat(finish.hi));
-        let mut counts = [lanes; NV];
-        let mut col_bias = [zero; NV];
-        for j in 0..NV {
-            if !FULL {
-                counts[j] = tile.cols.saturating_sub(j * lanes).min(lanes);
-            }
+        let edge = Edge::<FULL> { rows: tile.rows, cols: tile.cols };
+        if tile.accumulate {
+            edge.add::<A, ROWS, NV>(&mut acc, tile.c, tile.ldc);
+        }
+        if let Some(finish) = &tile.finish {
             if !finish.col_bias.is_null() {
-                col_bias[j] = A::V::load_up_to(finish.col_bias.add(j * lanes), counts[j]);
+                edge.add::<A, ROWS, NV>(&mut acc, finish.col_bias, 0);
+            }
+            if !finish.row_bias.is_null() {
+                for i in 0..ROWS {
+                    if edge.has_row(i) {
+                        let bias = A::V::splat(*finish.row_bias.add(i));
+                        for j in 0..NV {
+                            acc[i][j] = acc[i][j].add(bias);
+                        }
+                    }
+                }
+            }
+            if !finish.residual.is_null() {
+                edge.add::<A, ROWS, NV>(&mut acc, finish.residual, tile.ldc);
+            }
+            let (lo, hi) = (A::V::splat(finish.lo), A::V::splat(finish.hi));
+            for i in 0..ROWS {
+                for j in 0..NV {
+                    acc[i][j] = acc[i][j].clamp(lo, hi);
+                }
             }
         }
         for i in 0..ROWS {
-            if !FULL && i >= tile.rows {
-                break;
+            if edge.has_row(i) {
+                for j in 0..NV {
+                    let to = tile.c.add(i * tile.ldc + j * A::V::LANES);
+                    if FULL { acc[i][j].store(to) } else { acc[i][j].store_first(to, edge.lanes::<A>(j)) }
+                }
             }
-            let c = tile.c.add(i * tile.ldc);
-            let row_bias =
-                if finish.row_bias.is_null() { zero } else { A::V::splat(*finish.row_bias.add(i)) };
-            for j in 0..NV {
-                let mut v = acc[i][j];
-                if tile.accumulate {
-                    v = v.add(A::V::load_up_to(c.add(j * lanes), counts[j]));
-                }
-                if tile.finish.is_some() {
-                    v = v.add(col_bias[j]).add(row_bias);
-                    if !finish.residual.is_null() {
-                        v = v.add(A::V::load_up_to(finish.residual.add(i * tile.ldc + j * lanes), counts[j]));
+        }
+    }
+}
+
+/// Which part of a tile counts.
+struct Edge<const FULL: bool> {
+    rows: usize,
+    cols: usize,
+}
+
+impl<const FULL: bool> Edge<FULL> {
+    #[inline(always)]
+    fn has_row(&self, i: usize) -> bool {
+        FULL || i < self.rows
+    }
+
+    #[inline(always)]
+    fn lanes<A: Arch>(&self, j: usize) -> usize {
+        self.cols.saturating_sub(j * A::V::LANES).min(A::V::LANES)
+    }
+
+    /// Adds the matrix at `p` with row stride `ld`.
+    #[inline(always)]
+    unsafe fn add<A: Arch, const ROWS: usize, const NV: usize>(
+        &self,
+        acc: &mut [[A::V; NV]; ROWS],
+        p: *const f32,
+        ld: usize,
+    ) {
+        for i in 0..ROWS {
+            if self.has_row(i) {
+                for j in 0..NV {
+                    // SAFETY: as `kernel`.
+                    unsafe {
+                        let p = p.add(i * ld + j * A::V::LANES);
+                        let v = if FULL { A::V::load(p) } else { A::V::load_first(p, self.lanes::<A>(j)) };
+                        acc[i][j] = acc[i][j].add(v);
                     }
-                    v = v.clamp(lo, hi);
                 }
-                v.store_up_to(c.add(j * lanes), counts[j]);
             }
         }
     }

@@ -21,7 +21,7 @@ pub use mask::{MaskConv, MaskPool};
 pub use operand::BLayout;
 
 pub(crate) use block::{Block, Grid, KC, MC, SharedMut, Target, for_each_task, k_block, run};
-pub(crate) use kernel::{CHUNK, Finish, Tile};
+pub(crate) use kernel::{Ahead, CHUNK, Finish, Tile};
 pub(crate) use operand::{
     Matrix, Packed, Panels, Rows, Unpacked, copy_row, strip_len, strip_row, strips_len,
 };

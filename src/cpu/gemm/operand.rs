@@ -106,6 +106,9 @@ pub(crate) trait Panels: Sync {
     /// # Safety
     /// `scratch` holds `len * NR` values, and the processor has the features of `A`.
     unsafe fn panel<A: Arch>(&self, index: usize, k: usize, len: usize, scratch: *mut f32) -> *const f32;
+
+    /// Where that panel already lies, to fetch it ahead of time; null if it has yet to be packed.
+    fn resident<A: Arch>(&self, index: usize, k: usize) -> *const f32;
 }
 
 /// B packed beforehand as `[panel][k_total][NR]`.
@@ -120,8 +123,12 @@ unsafe impl Sync for Packed {}
 impl Panels for Packed {
     #[inline(always)]
     unsafe fn panel<A: Arch>(&self, index: usize, k: usize, _: usize, _: *mut f32) -> *const f32 {
-        // SAFETY: inside the packed array.
-        unsafe { self.data.add((index * self.k_total + k) * A::NR) }
+        self.resident::<A>(index, k)
+    }
+
+    #[inline(always)]
+    fn resident<A: Arch>(&self, index: usize, k: usize) -> *const f32 {
+        self.data.wrapping_add((index * self.k_total + k) * A::NR)
     }
 }
 
@@ -175,6 +182,11 @@ impl Panels for Unpacked {
             }
         }
         scratch
+    }
+
+    #[inline(always)]
+    fn resident<A: Arch>(&self, _: usize, _: usize) -> *const f32 {
+        ptr::null()
     }
 }
 

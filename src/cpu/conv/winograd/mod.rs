@@ -15,7 +15,7 @@ mod tests;
 mod transform;
 
 use crate::cpu::gemm::{
-    Arch, Gemm, Job, SharedMut, Target, Tile, for_each_task, on, strip_len, strips_len, tile_shape,
+    Ahead, Arch, Gemm, Job, SharedMut, Target, Tile, for_each_task, on, strip_len, strips_len, tile_shape,
 };
 use crate::cpu::isa::Isa;
 
@@ -45,9 +45,11 @@ pub(super) struct Layout {
     pub across: usize,
     /// Tiles of a block.
     pub block: usize,
-    /// Values of a plane of V, of a row of M and of a plane of M.
+    /// Output channels, padded to whole panels.
+    pub c_out_padded: usize,
+    /// Values of a plane of V, strips of all tiles.
     pub v_plane: usize,
-    pub m_row: usize,
+    /// Values of a plane of M, `[c_out_padded / NR][tiles][NR]`.
     pub m_plane: usize,
 }
 
@@ -57,7 +59,7 @@ impl Layout {
         let (down, across) = (shape.out_height().div_ceil(out), shape.out_width().div_ceil(out));
         let tiles = shape.batch * down * across;
         let block = tiles.div_ceil(tiles.div_ceil(BLOCK).max(1)).next_multiple_of(mr);
-        let m_row = shape.c_out.next_multiple_of(nr);
+        let c_out_padded = shape.c_out.next_multiple_of(nr);
         Layout {
             shape,
             isa,
@@ -65,8 +67,8 @@ impl Layout {
             across,
             block,
             v_plane: strips_len(block, shape.c_in, mr) + SKEW,
-            m_row,
-            m_plane: block * m_row + SKEW,
+            m_plane: block * c_out_padded + SKEW,
+            c_out_padded,
         }
     }
 
@@ -121,7 +123,12 @@ impl Pass {
                 let (plane, col) = (i / parts, i % parts * width);
                 on(
                     isa,
-                    Products { pass: self, plane, count, cols: col..(col + width).min(self.layout.m_row) },
+                    Products {
+                        pass: self,
+                        plane,
+                        count,
+                        cols: col..(col + width).min(self.layout.c_out_padded),
+                    },
                 );
             });
             for_each_task(groups * shape.c_out.div_ceil(CHANNELS), |i| {
@@ -144,28 +151,30 @@ struct Products<'a> {
 impl Job for Products<'_> {
     #[inline(always)]
     fn run<A: Arch>(self) {
-        let Layout { shape, v_plane, m_row, m_plane, .. } = self.pass.layout;
+        let Layout { shape, block, v_plane, m_plane, .. } = self.pass.layout;
         let k_total = shape.c_in;
         let v = self.pass.v.wrapping_add(self.plane * v_plane);
         let m = self.pass.m.wrapping_add(self.plane * m_plane);
         let filters = self.pass.packed.wrapping_add(self.plane * self.pass.layout.plane_gemm().packed_len());
+        let strips = self.count.div_ceil(A::MR);
         for col in self.cols.step_by(A::NR) {
+            let panel = filters.wrapping_add(col * k_total);
             for k in (0..k_total.max(1)).step_by(DEPTH) {
-                for strip in 0..self.count.div_ceil(A::MR) {
+                for strip in 0..strips {
                     let row = strip * A::MR;
-                    // SAFETY: strips, panels and M are laid out as `Layout` says; panels are padded to NR, and
-                    // so are the rows of M.
+                    // SAFETY: strips, panels and M are laid out as `Layout` says, with whole panels in M.
                     unsafe {
                         A::tile(&Tile {
                             rows: A::MR.min(self.count - row),
                             cols: A::NR,
                             k: DEPTH.min(k_total - k),
                             a: v.add(strip * strip_len(k_total, A::MR) + k * A::MR),
-                            b: filters.add((col / A::NR * k_total + k) * A::NR),
-                            c: m.add(row * m_row + col),
-                            ldc: m_row,
+                            b: panel.add(k * A::NR),
+                            c: m.add(col * block + row * A::NR),
+                            ldc: A::NR,
                             accumulate: k > 0,
                             finish: None,
+                            next: Ahead::share(panel.wrapping_add((k + DEPTH) * A::NR), strip, strips, A::NR),
                         });
                     }
                 }
@@ -183,7 +192,7 @@ pub(super) fn pack_parallel<S: Scheme<IN, OUT>, const IN: usize, const OUT: usiz
     let nr = tile_shape(layout.isa).1;
     let shared = SharedMut::new(packed);
     let slices = layout.shape.c_in.div_ceil(CHANNELS);
-    for_each_task(layout.m_row / nr * slices, |i| {
+    for_each_task(layout.c_out_padded / nr * slices, |i| {
         pack::<S, IN, OUT>(layout, filter, i / slices, i % slices * CHANNELS, shared);
     });
 }

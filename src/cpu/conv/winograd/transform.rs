@@ -97,7 +97,7 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Inputs<'_, S
 impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, S, IN, OUT> {
     #[inline(always)]
     fn run<A: Arch>(self) {
-        let Layout { shape: s, m_row, m_plane, .. } = self.pass.layout;
+        let Layout { shape: s, block, m_plane, .. } = self.pass.layout;
         let finish = &self.pass.target.finish;
         let (out_h, out_w) = (s.out_height(), s.out_width());
         for tile in self.tiles {
@@ -109,7 +109,7 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, 
                 // SAFETY: M has padded rows for every tile of the block; outputs past the map's edge and
                 // channels past `count` are neither read nor written.
                 unsafe {
-                    let m = self.pass.m.add(tile * m_row + c);
+                    let m = self.pass.m.add(c / A::NR * A::NR * block + tile * A::NR + c % A::NR);
                     let zero = A::V::splat(0.0);
                     let mut half = [[zero; IN]; OUT];
                     for j in 0..IN {
