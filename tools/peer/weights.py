@@ -1,0 +1,121 @@
+"""Weights of the PyTorch peer: a safetensors file, or the deterministic generator `seeded:SEED`.
+
+The generator follows reference/WEIGHTS.md: FNV-1a-64 of the key name XOR seed starts a SplitMix64 stream, each draw gives
+t in [-1, 1) with a 24-bit numerator, and a table of rules (first match wins) maps t to a weight with one float32
+rounding per operation. Keys are those of the official checkpoints.
+"""
+import re
+
+import numpy as np
+
+# (key pattern, least number of dimensions or 1 exactly, kind, constants). kind `uni`: c + h*t, kind `fan`: g*sqrt(3/fan_in)*t.
+_HEAD = r"^roi_head\.mask_head\.\d+\."
+_RULES = [
+    (r"running_mean$", None, "uni", (0, 0.1)),
+    (r"running_var$", None, "uni", (1, 0.5)),
+    (r"relative_position_bias_table$", None, "uni", (0, 0.5)),
+    (r"^backbone\.layer\d\.\d+\.bn3\.weight$", 1, "uni", (0.3, 0.2)),
+    (r"\.conv_offset\.weight$", 2, "fan", (0.2,)),
+    (r"^neck\..*\.weight$", 2, "fan", (0.6,)),
+    (r"^rpn_head\.(loc_convs|seg_convs)\.\d+\.gn\.weight$", 1, "uni", (0.08, 0.04)),
+    (r"^rpn_head\.(loc_convs|seg_convs)\.\d+\.gn\.bias$", 1, "uni", (-0.06, 0.02)),
+    (r"^rpn_head\.localization_fpn\..*\.gn\.bias$", 1, "uni", (-0.4, 0.2)),
+    (r"^rpn_head\.(init_kernels|conv_seg)\.weight$", 2, "uni", (0, 10)),
+    (r"^rpn_head\.conv_seg\.bias$", 1, "uni", (-4, 0.5)),
+    (_HEAD + r"feat_transform\.conv\.bias$", 1, "uni", (0.03, 0.02)),
+    (_HEAD + r"fc_mask\.bias$", 1, "uni", (-0.9, 0.1)),
+    (_HEAD + r"fc_mask\.weight$", 2, "fan", (30,)),
+    (_HEAD + r"fc_cls\.bias$", 1, "uni", (-10, 0.5)),
+    (_HEAD + r"fc_cls\.weight$", 2, "fan", (17,)),
+    (_HEAD + r"attention\.attn\.out_proj\.weight$", 2, "fan", (0.25,)),
+    (_HEAD + r"attention\.attn\.in_proj_weight$", 2, "fan", (2.2,)),
+    (_HEAD + r"kernel_update_conv\.norm_out\.weight$", 1, "uni", (0.4, 0.2)),
+    (_HEAD + r"kernel_update_conv\.input_norm_out\.weight$", 1, "uni", (2, 0.5)),
+    (_HEAD + r"kernel_update_conv\.fc_norm\.bias$", 1, "uni", (-1.2, 0.1)),
+    (_HEAD + r"(cls_fcs|mask_fcs)\.\d+\.bias$", 1, "uni", (-1.6, 0.1)),
+    (_HEAD + r"ffn\.layers\.0\.0\.bias$", 1, "uni", (-1.6, 0.1)),
+    (r"", 2, "fan", (1.4,)),
+    (r"bias$", 1, "uni", (0, 0.1)),
+    (r"weight$", 1, "uni", (1, 0.5)),
+]
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def fnv1a64(name):
+    """FNV-1a, 64 bits, of the UTF-8 bytes of `name`."""
+    h = 0xCBF29CE484222325
+    for byte in name.encode():
+        h = ((h ^ byte) * 0x100000001B3) & (2**64 - 1)
+    return h
+
+
+def _stream(state, n):
+    """The first `n` values t = 2u - 1 of the SplitMix64 stream that starts at `state` (float32, exact)."""
+    with np.errstate(over="ignore"):
+        z = np.arange(1, n + 1, dtype=np.uint64)
+        z *= _GAMMA
+        z += np.uint64(state)
+        z ^= z >> np.uint64(30)
+        z *= np.uint64(0xBF58476D1CE4E5B9)
+        z ^= z >> np.uint64(27)
+        z *= np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    u = (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    return np.float32(2) * u - np.float32(1)
+
+
+def seeded_tensor(name, shape, seed=0):
+    """The generated float32 tensor `name` of `shape`."""
+    nd = len(shape)
+    for pattern, dims, kind, args in _RULES:
+        if (dims is None or (nd == 1 if dims == 1 else nd >= 2)) and re.search(pattern, name, re.ASCII):
+            break
+    else:
+        raise ValueError(f"{name}: no rule for shape {tuple(shape)}")
+    f32 = np.float32
+    t = _stream(fnv1a64(name) ^ seed, int(np.prod(shape, dtype=np.int64)))
+    if kind == "fan":
+        h = f32(args[0]) * np.sqrt(f32(3) / f32(np.prod(shape[1:], dtype=np.int64)))
+        return (h * t).reshape(shape)
+    c, h = map(f32, args)
+    v = h * t
+    return (v if c == 0 else c + v).reshape(shape)
+
+
+def load_state_dict(model, weights):
+    """Fills `model` from `weights`: `seeded:SEED` or the path of a safetensors file with the official key names."""
+    import torch
+
+    own = model.state_dict()
+    keys = [k for k in own if not k.endswith("num_batches_tracked")]
+    if weights.startswith("seeded:"):
+        seed = int(weights.split(":", 1)[1], 0)
+        state = {k: torch.from_numpy(seeded_tensor(k, tuple(own[k].shape), seed)) for k in keys}
+    else:
+        from safetensors.torch import load_file
+
+        state = {k: v.float() for k, v in load_file(weights).items() if not k.endswith("num_batches_tracked")}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ValueError(f"{weights}: missing {missing}, unexpected {unexpected}")
+
+
+def self_test():
+    """The test vectors of WEIGHTS.md, bit for bit."""
+    assert fnv1a64("") == 0xCBF29CE484222325 and fnv1a64("a") == 0xAF63DC4C8601EC8C
+    vectors = [
+        ("backbone.conv1.weight", (64, 3, 7, 7), 0, "3cb3908c 3def43ac 3d408c99 3defda0c"),
+        ("backbone.layer1.0.bn3.weight", (256,), 0, "3e35dd07 3e160e22 3e1cdcc7 3e7843c2"),
+        ("rpn_head.conv_seg.bias", (80,), 0, "c0844935 c06d1c03 c085e03d c0882558"),
+        ("roi_head.mask_head.0.attention.attn.in_proj_weight", (768, 256), 0, "3e368720 be59cdaa be015eff 3dc0941f"),
+        ("backbone.conv1.weight", (64, 3, 7, 7), 1, "3a11d999 bdd20df9 be22bd93 3e37e63f"),
+    ]
+    for name, shape, seed, bits in vectors:
+        got = seeded_tensor(name, shape, seed).ravel()[:4].view(np.uint32)
+        assert [f"{b:08x}" for b in got] == bits.split(), (name, [f"{b:08x}" for b in got])
+
+
+if __name__ == "__main__":
+    self_test()
+    print("WEIGHTS.md test vectors: identical")
