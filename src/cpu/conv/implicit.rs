@@ -2,6 +2,7 @@
 //! output pixel. A exists only as the strips of one block: rows are gathered from the NHWC map, and zeros
 //! stand in for padding.
 
+use std::mem::MaybeUninit;
 use std::ptr;
 
 use crate::cpu::gemm::{Arch, CHUNK, KC, Rows, Vector, copy_row, strip_row};
@@ -30,7 +31,10 @@ impl Rows for Fields {
         let (mut x, mut y, mut image) = (row % out_w, row / out_w % out_h, row / (out_w * out_h));
         let start = Cursor::new(s, k);
         let aligned = (s.c_in / s.groups).is_multiple_of(CHUNK);
-        let mut line = Line([0.0; KC + 2 * CHUNK]);
+        // A strip's rows are spread once all are gathered: reading a line just after writing it in odd pieces
+        // would wait for every store to reach the cache.
+        let mut lines = MaybeUninit::<[Line; MR_MAX]>::uninit();
+        let lines = lines.as_mut_ptr().cast::<Line>();
         for r in 0..rows {
             let field = Field {
                 image: self.x.wrapping_add(image * s.height * s.width * s.c_in),
@@ -52,12 +56,15 @@ impl Rows for Fields {
                             }
                         }
                         // Pieces that straddle cache lines meet in a line buffer first.
-                        (false, _) => line.put::<A>(at, src, count),
+                        (false, _) => put::<A>(lines.add(r % A::MR).cast::<f32>().add(at), src, count),
                     }
                     at += count;
                 }
-                if !aligned {
-                    copy_row(line.0.as_ptr(), dst, len.next_multiple_of(CHUNK), A::MR);
+                if !aligned && (r % A::MR == A::MR - 1 || r == rows - 1) {
+                    for r in r / A::MR * A::MR..=r {
+                        let line = lines.add(r % A::MR).cast::<f32>();
+                        copy_row(line, strips.add(strip_row(r, len, A::MR)), len, A::MR);
+                    }
                 }
             }
             x += 1;
@@ -122,24 +129,25 @@ impl Cursor {
     }
 }
 
-/// One row of A in plain order.
+/// One row of A in plain order, with room for a whole vector past the last piece.
 #[repr(align(64))]
-struct Line([f32; KC + 2 * CHUNK]);
+struct Line([f32; KC + CHUNK]);
 
-impl Line {
-    /// # Safety
-    /// `src` is null or holds `count` values; `at + count <= KC`; features as for `A`.
-    #[inline(always)]
-    unsafe fn put<A: Arch>(&mut self, at: usize, src: *const f32, count: usize) {
-        // Vector by vector: pieces are short (21 values in a 7x7 stem), so a call of memcpy would cost more than
-        // the copy.
-        for i in (0..count).step_by(A::V::LANES) {
-            // SAFETY: inside `src` and the line, which has room for a whole vector past the last piece.
-            unsafe {
-                let v =
-                    if src.is_null() { A::V::splat(0.0) } else { A::V::load_up_to(src.add(i), count - i) };
-                v.store(self.0.as_mut_ptr().add(at + i));
-            }
+/// Most rows of a strip.
+const MR_MAX: usize = 14;
+
+/// Copies a piece into a line, vector by vector: pieces are short (21 values in a 7x7 stem), so a call of
+/// memcpy would cost more than the copy.
+///
+/// # Safety
+/// `src` is null (zeros) or holds `count` values; `dst` has room for them and a vector more; features as for `A`.
+#[inline(always)]
+unsafe fn put<A: Arch>(dst: *mut f32, src: *const f32, count: usize) {
+    for i in (0..count).step_by(A::V::LANES) {
+        // SAFETY: the contract above.
+        unsafe {
+            let v = if src.is_null() { A::V::splat(0.0) } else { A::V::load_up_to(src.add(i), count - i) };
+            v.store(dst.add(i));
         }
     }
 }
