@@ -2,9 +2,10 @@
 //! output pixel. A exists only as the strips of one block: rows are gathered from the NHWC map, and zeros
 //! stand in for padding.
 
+use std::mem::MaybeUninit;
 use std::ptr;
 
-use crate::cpu::gemm::{Arch, CHUNK, KC, Rows, copy_row, strip_row};
+use crate::cpu::gemm::{Arch, CHUNK, KC, Rows, Vector, copy_row, strip_row};
 
 use super::ConvShape;
 
@@ -28,31 +29,42 @@ impl Rows for Fields {
         let s = &self.shape;
         let (out_h, out_w) = (s.out_height(), s.out_width());
         let (mut x, mut y, mut image) = (row % out_w, row / out_w % out_h, row / (out_w * out_h));
-        let mut line = Line([0.0; KC + 2 * CHUNK]);
+        let start = Cursor::new(s, k);
+        let aligned = (s.c_in / s.groups).is_multiple_of(CHUNK);
+        // A strip's rows are spread once all are gathered: reading a line just after writing it in odd pieces
+        // would wait for every store to reach the cache.
+        let mut lines = MaybeUninit::<[Line; MR_MAX]>::uninit();
+        let lines = lines.as_mut_ptr().cast::<Line>();
         for r in 0..rows {
             let field = Field {
                 image: self.x.wrapping_add(image * s.height * s.width * s.c_in),
                 top: (y * s.stride[0]) as isize - s.padding[0] as isize,
                 left: (x * s.stride[1]) as isize - s.padding[1] as isize,
             };
+            let mut cursor = start;
+            let mut at = 0;
             // SAFETY: the strip has a row of `len` values at `dst`; pieces lie inside the map and the line.
             unsafe {
                 let dst = strips.add(strip_row(r, len, A::MR));
-                if s.c_in / s.groups % CHUNK == 0 {
-                    self.pieces(&field, k, len, |at, src, count| {
-                        let dst = dst.add(at * A::MR);
-                        if src.is_null() {
+                while at < len {
+                    let (src, count) = cursor.piece(self, &field, len - at);
+                    match (aligned, src.is_null()) {
+                        (true, false) => copy_row(src, dst.add(at * A::MR), count, A::MR),
+                        (true, true) => {
                             for i in 0..count / CHUNK {
-                                ptr::write_bytes(dst.add(i * A::MR * CHUNK), 0, CHUNK);
+                                ptr::write_bytes(dst.add((at + i * CHUNK) * A::MR), 0, CHUNK);
                             }
-                        } else {
-                            copy_row(src, dst, count, A::MR);
                         }
-                    });
-                } else {
-                    // Pieces that straddle cache lines meet in a line buffer first.
-                    self.pieces(&field, k, len, |at, src, count| line.put(at, src, count));
-                    copy_row(line.0.as_ptr(), dst, len.next_multiple_of(CHUNK), A::MR);
+                        // Pieces that straddle cache lines meet in a line buffer first.
+                        (false, _) => put::<A>(lines.add(r % A::MR).cast::<f32>().add(at), src, count),
+                    }
+                    at += count;
+                }
+                if !aligned && (r % A::MR == A::MR - 1 || r == rows - 1) {
+                    for r in r / A::MR * A::MR..=r {
+                        let line = lines.add(r % A::MR).cast::<f32>();
+                        copy_row(line, strips.add(strip_row(r, len, A::MR)), len, A::MR);
+                    }
                 }
             }
             x += 1;
@@ -73,75 +85,69 @@ struct Field {
     left: isize,
 }
 
-impl Fields {
-    /// Calls `put(offset, source, count)` for the contiguous pieces of `k..k + len` of one field; a null source
-    /// means zeros.
-    #[inline(always)]
-    unsafe fn pieces(
-        &self,
-        field: &Field,
-        k: usize,
-        len: usize,
-        mut put: impl FnMut(usize, *const f32, usize),
-    ) {
-        let s = &self.shape;
+/// A place in the depth of a field: filter row, filter column, channel.
+#[derive(Clone, Copy)]
+struct Cursor {
+    ky: usize,
+    kx: usize,
+    channel: usize,
+}
+
+impl Cursor {
+    fn new(s: &ConvShape, k: usize) -> Cursor {
         let c = s.c_in / s.groups;
-        // Undilated taps of one filter row are neighbours in memory: one piece of up to kernel[1] * c values.
-        let merged = s.dilation[1] == 1 && s.groups == 1;
-        let (mut tap, mut channel) = (k / c, k % c);
-        let mut at = 0;
-        while at < len {
-            let (ky, kx) = (tap / s.kernel[1], tap % s.kernel[1]);
-            let y = field.top + (ky * s.dilation[0]) as isize;
-            let x = field.left + (kx * s.dilation[1]) as isize;
-            let inside = y >= 0 && y < s.height as isize && x >= 0 && x < s.width as isize;
-            let mut taps = 1;
-            if inside && merged {
-                taps = (s.kernel[1] - kx).min(s.width - x as usize);
+        Cursor { ky: k / c / s.kernel[1], kx: k / c % s.kernel[1], channel: k % c }
+    }
+
+    /// The next piece of at most `room` values that are neighbours in memory, null for zeros, and its length.
+    /// Only the last piece of a block may be cut short by `room`.
+    #[inline(always)]
+    fn piece(&mut self, fields: &Fields, field: &Field, room: usize) -> (*const f32, usize) {
+        let s = &fields.shape;
+        let c = s.c_in / s.groups;
+        let y = field.top + (self.ky * s.dilation[0]) as isize;
+        let x = field.left + (self.kx * s.dilation[1]) as isize;
+        let inside = y >= 0 && y < s.height as isize && x >= 0 && x < s.width as isize;
+        let (mut src, mut taps) = (ptr::null(), 1);
+        if inside {
+            let pixel = y as usize * s.width + x as usize;
+            src = field.image.wrapping_add(pixel * s.c_in + fields.group * c + self.channel);
+            // Undilated taps of one filter row are neighbours in memory.
+            if s.dilation[1] == 1 && s.groups == 1 {
+                taps = (s.kernel[1] - self.kx).min(s.width - x as usize);
             }
-            let count = (taps * c - channel).min(len - at);
-            let src = if inside {
-                let pixel = y as usize * s.width + x as usize;
-                field.image.wrapping_add(pixel * s.c_in + self.group * c + channel)
-            } else {
-                ptr::null()
-            };
-            put(at, src, count);
-            at += count;
-            tap += (channel + count) / c;
-            channel = (channel + count) % c;
         }
+        let whole = taps * c - self.channel;
+        if whole <= room {
+            self.channel = 0;
+            self.kx += taps;
+            if self.kx == s.kernel[1] {
+                (self.kx, self.ky) = (0, self.ky + 1);
+            }
+        }
+        (src, whole.min(room))
     }
 }
 
-/// One row of A in plain order.
+/// One row of A in plain order, with room for a whole vector past the last piece.
 #[repr(align(64))]
-struct Line([f32; KC + 2 * CHUNK]);
+struct Line([f32; KC + CHUNK]);
 
-impl Line {
-    /// # Safety
-    /// `src` is null or holds `count` values; `at + count <= KC`.
-    #[inline(always)]
-    unsafe fn put(&mut self, at: usize, src: *const f32, count: usize) {
-        // SAFETY: inside `src` and the line. Eight at a time, then one by one: pieces are short (21 values in
-        // a 7x7 stem), so a call of memcpy would cost more than the copy.
+/// Most rows of a strip.
+const MR_MAX: usize = 14;
+
+/// Copies a piece into a line, vector by vector: pieces are short (21 values in a 7x7 stem), so a call of
+/// memcpy would cost more than the copy.
+///
+/// # Safety
+/// `src` is null (zeros) or holds `count` values; `dst` has room for them and a vector more; features as for `A`.
+#[inline(always)]
+unsafe fn put<A: Arch>(dst: *mut f32, src: *const f32, count: usize) {
+    for i in (0..count).step_by(A::V::LANES) {
+        // SAFETY: the contract above.
         unsafe {
-            let dst = self.0.as_mut_ptr().add(at);
-            if src.is_null() {
-                for i in 0..count {
-                    *dst.add(i) = 0.0;
-                }
-                return;
-            }
-            let mut i = 0;
-            while i + 8 <= count {
-                ptr::copy_nonoverlapping(src.add(i), dst.add(i), 8);
-                i += 8;
-            }
-            while i < count {
-                *dst.add(i) = *src.add(i);
-                i += 1;
-            }
+            let v = if src.is_null() { A::V::splat(0.0) } else { A::V::load_up_to(src.add(i), count - i) };
+            v.store(dst.add(i));
         }
     }
 }

@@ -31,7 +31,7 @@ pub struct Conv {
 impl Conv {
     /// The convolution with the kernel that [`select`] names.
     pub fn new(shape: ConvShape, isa: Isa) -> Conv {
-        Conv { shape, kernel: select(&shape, isa), isa }
+        Conv { shape, kernel: select(&shape), isa }
     }
 
     /// The matrix product of one group.

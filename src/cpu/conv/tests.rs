@@ -205,7 +205,7 @@ fn nan_passes_through_relu() {
 
 #[test]
 fn choice_is_named() {
-    let of = |shape| select(&shape, Isa::Avx512).to_string();
+    let of = |shape| select(&shape).to_string();
     assert_eq!(
         of(ConvShape {
             height: 4,
@@ -223,4 +223,9 @@ fn choice_is_named() {
         of(ConvShape { height: 9, width: 9, c_in: 8, c_out: 8, stride: [2, 2], ..PLAIN }),
         "implicit-gemm"
     );
+    let plain = |height, width, c| of(ConvShape { height, width, c_in: c, c_out: c, ..PLAIN });
+    assert_eq!(plain(200, 336, 256), "winograd-f4");
+    assert_eq!(plain(25, 42, 512), "winograd-f4");
+    assert_eq!(plain(8, 8, 512), "winograd-f2");
+    assert_eq!(plain(2, 3, 512), "implicit-gemm");
 }

@@ -20,7 +20,7 @@ use crate::cpu::isa::Isa;
 pub use mask::{MaskConv, MaskPool};
 pub use operand::BLayout;
 
-pub(crate) use block::{Block, Grid, KC, MC, SharedMut, Target, for_each_task, k_block, run};
+pub(crate) use block::{Block, Grid, KC, SharedMut, Target, for_each_task, run};
 pub(crate) use kernel::{Ahead, CHUNK, Finish, Tile};
 pub(crate) use operand::{
     Matrix, Packed, Panels, Rows, Unpacked, copy_row, strip_len, strip_row, strips_len,
