@@ -130,8 +130,7 @@ impl Cursor {
 }
 
 /// One row of A in plain order, with room for a whole vector past the last piece.
-#[repr(align(64))]
-struct Line([f32; KC + CHUNK]);
+type Line = [f32; KC + CHUNK];
 
 /// Most rows of a strip.
 const MR_MAX: usize = 14;
