@@ -7,6 +7,7 @@ last stage's class logits [1, N, classes] and its stride-8 mask logits [1, N, H/
 `forward(x, taps)` fills the dict `taps` with every intermediate value under its name of reference/*/meta.json.
 """
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -380,8 +381,10 @@ def variant(model, kind, x):
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     if kind.startswith("jit"):
         model(x)  # the position code must be in the cache before tracing so that it becomes a constant
-        traced = torch.jit.freeze(torch.jit.trace(model, x, check_trace=False))
-        return torch.jit.optimize_for_inference(traced), x
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated in PyTorch 2.15, and it warns at each step
+            traced = torch.jit.freeze(torch.jit.trace(model, x, check_trace=False))
+            return torch.jit.optimize_for_inference(traced), x
     if kind.startswith("compile"):
         import torch._inductor.config as inductor
 

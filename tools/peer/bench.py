@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Times knet and the PyTorch peer in turn, in one run, on the same weights, image size and number of threads.
+
+For every model and size: (1) both engines run the same image and their last-stage logits, labels, masks or panoptic map are compared
+(a difference ends the run, unless --no-check); (2) N rounds alternate knet and PyTorch, the order swapped every round, each
+round taking the median of --runs runs after a warm-up; (3) the medians over the rounds and the ratios PyTorch / knet are printed.
+
+`pre` = resize + normalise + pad, `network` = image tensor to class and stride-8 mask logits, `post` = x2 upsampling to finished
+masks or panoptic map, `total` = all three. Decoding the file is in none of them. The original size equals the network size.
+
+PyTorch is timed as `eager` with the post-processing step by step as upstream writes it (what users run), and as the fastest
+variant found here (see knet_torch.VARIANTS, --variants) with the leaner post-processing; both ratios are printed.
+With --peer-only, or no knet binary, only PyTorch is timed.
+"""
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from compare import compare_dump
+from knet_torch import MODELS, VARIANTS, build, variant
+from post import postprocess, preprocess
+
+REPO = Path(__file__).resolve().parents[2]
+PHASES = ("pre", "network", "post", "total")
+
+
+# --- knet: the only two places that know its command line ----------------------------------------------------------------
+
+
+def knet_bench(args, name, size):
+    """{phase: median ms} of one `knet bench` process, and what it printed."""
+    out = subprocess.run(
+        [args.knet, "bench", "--model", name, "--weights", args.weights, "--size", f"{size[0]}x{size[1]}",
+         "--threads", str(args.threads), "--runs", str(args.runs), "--json"], check=True, stdout=subprocess.PIPE).stdout
+    data = json.loads(out)
+    return {phase: float(data[phase]["p50"]) for phase in PHASES}, data
+
+
+def knet_dump(args, name, image, size, out):
+    """Writes every tap and final of `image` (a PNG that already has the network's size) to the safetensors file `out`."""
+    subprocess.run([args.knet, "dump", "--weights", args.weights, "--model", name, "--image", str(image), "--no-resize",
+                    "--ori-size", f"{size[0]}x{size[1]}", "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+
+
+# --- PyTorch ---------------------------------------------------------------------------------------------------------------
+
+
+class Peer:
+    """One variant of the PyTorch model at one size."""
+
+    def __init__(self, name, weights, kind, image, size):
+        self.cfg, self.image, self.size = MODELS[name], image, size
+        x = preprocess(image, size)
+        self.batch_size, self.nhwc, self.lean = x.shape[2:], kind.endswith("nhwc"), kind != "eager"
+        with torch.no_grad():
+            self.net, x = variant(build(name, weights), kind, x)
+            start = time.perf_counter()
+            self.net(x)
+            self.first_ms = (time.perf_counter() - start) * 1e3
+            self.net(x)
+
+    def once(self):
+        """{phase: ms} of one run from uint8 image to finished result."""
+        with torch.no_grad() if self.lean else torch.inference_mode():
+            t0 = time.perf_counter()
+            x = preprocess(self.image, self.size)
+            if self.nhwc:
+                x = x.contiguous(memory_format=torch.channels_last)
+            t1 = time.perf_counter()
+            cls, masks = self.net(x)
+            t2 = time.perf_counter()
+            postprocess(self.cfg, cls, masks, self.batch_size, self.size, self.size, self.lean)
+            t3 = time.perf_counter()
+        return dict(zip(PHASES, (1e3 * (t1 - t0), 1e3 * (t2 - t1), 1e3 * (t3 - t2), 1e3 * (t3 - t0))))
+
+    def bench(self, runs):
+        """{phase: median ms} of `runs` runs after one warm-up."""
+        self.once()
+        return medians([self.once() for _ in range(runs)])
+
+
+def medians(rows):
+    """Median of every phase over `rows`."""
+    return {phase: statistics.median(row[phase] for row in rows) for phase in PHASES}
+
+
+def make_image(path, size):
+    """A uint8 RGB image of `size` (h, w): `path` resized."""
+    image = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+
+
+def make_peers(args, name, image, size):
+    """{variant: Peer}; a variant that this PyTorch cannot build is reported and left out."""
+    peers = {}
+    for kind in args.variants:
+        try:
+            peers[kind] = Peer(name, args.weights, kind, image, size)
+        except Exception as error:  # noqa: BLE001 (whatever a compiler back end raises)
+            if kind == "eager":
+                raise
+            print(f"  {kind}: not available ({type(error).__name__}: {str(error).splitlines()[0][:120]})", file=sys.stderr)
+    return peers
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------------
+
+
+def machine():
+    """What a reader needs to judge the numbers."""
+    cpu = {}
+    for line in subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout.splitlines():
+        key, _, value = line.partition(":")
+        cpu[key.strip()] = value.strip()
+    git = subprocess.run(["git", "-C", str(REPO), "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {"cpu": cpu.get("Model name", platform.processor()), "cores": os.cpu_count(), "l2": cpu.get("L2 cache"), "l3": cpu.get("L3 cache"),
+            "load_average": os.getloadavg()[0], "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
+            "python": platform.python_version(), "commit": git, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def check_equal(args, name, image, size):
+    """Compares a `knet dump` of `image` with the peer; ends the run on a difference."""
+    with tempfile.TemporaryDirectory() as tmp:
+        png, dump = Path(tmp) / "image.png", Path(tmp) / "dump.safetensors"
+        cv2.imwrite(str(png), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        knet_dump(args, name, png, size, dump)
+        lines, bad = compare_dump(dump, build(name, args.weights), MODELS[name], image, size, args.tolerance)
+    if bad or args.verbose:
+        print(*lines, sep="\n")
+    if bad:
+        sys.exit(f"{name} at {size[0]}x{size[1]}: knet and PyTorch differ, nothing was timed (--no-check to time anyway)")
+    print("  outputs equal: " + lines[-1].strip())
+
+
+def bench_size(args, name, size):
+    """Equality, then alternating rounds; returns the JSON record."""
+    print(f"{name} {size[0]}x{size[1]}, {args.threads} threads", flush=True)
+    image = make_image(args.image, size)
+    ours = not args.peer_only
+    if ours and not args.no_check:
+        check_equal(args, name, image, size)
+
+    peers = make_peers(args, name, image, size)
+    trial = {kind: peer.bench(args.runs) for kind, peer in peers.items()}
+    best = min(trial, key=lambda kind: trial[kind]["network"])
+    raced = {kind: peers[kind] for kind in dict.fromkeys(("eager", best)) if kind in peers}
+    rounds = {kind: [] for kind in (("knet",) if ours else ()) + tuple(raced)}
+    for r in range(args.rounds):
+        for kind in list(rounds) if r % 2 == 0 else list(rounds)[::-1]:
+            rounds[kind].append(knet_bench(args, name, size)[0] if kind == "knet" else raced[kind].bench(args.runs))
+    result = {kind: medians(rows) for kind, rows in rounds.items()}
+
+    for kind, row in {k: v for k, v in trial.items() if k not in raced}.items():
+        print(f"  {kind:14} " + "  ".join(f"{p} {row[p]:8.1f}" for p in PHASES) + "  ms (trial only)")
+    for kind, row in result.items():
+        spread = max(x["network"] for x in rounds[kind]) / min(x["network"] for x in rounds[kind])
+        print(f"  {kind:14} " + "  ".join(f"{p} {row[p]:8.1f}" for p in PHASES) + f"  ms (network max/min over rounds {spread:.2f})")
+    ratios = {}
+    if ours:
+        for kind in raced:
+            ratios[kind] = {p: result[kind][p] / result["knet"][p] for p in PHASES}
+            print(f"  {kind + ' / knet':14} network {ratios[kind]['network']:.2f}  total {ratios[kind]['total']:.2f}")
+    return {"model": name, "size": list(size), "threads": args.threads, "runs": args.runs, "rounds": rounds, "median": result, "best": best,
+            "trial": trial, "first_call_ms": {k: p.first_ms for k, p in peers.items()}, "ratio": ratios}
+
+
+def parse_size(text):
+    h, w = text.lower().split("x")
+    return int(h), int(w)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--knet", default=str(REPO / "target/release/knet"), help="the knet program (default target/release/knet)")
+    ap.add_argument("--peer-only", action="store_true", help="time PyTorch alone")
+    ap.add_argument("--no-check", action="store_true", help="do not compare outputs first")
+    ap.add_argument("--models", nargs="+", default=["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"], choices=sorted(MODELS))
+    ap.add_argument("--sizes", nargs="+", type=parse_size, default=[(800, 1333), (512, 512), (320, 320)], metavar="HxW")
+    ap.add_argument("--weights", default="seeded:0", help="seeded:SEED or a safetensors file (default seeded:0)")
+    ap.add_argument("--image", type=Path, default=REPO / "tests/goldens/inputs/b.png", help="picture, resized to each size")
+    ap.add_argument("--threads", type=int, default=os.cpu_count())
+    ap.add_argument("--rounds", type=int, default=5, help="alternating rounds (default 5)")
+    ap.add_argument("--runs", type=int, default=3, help="runs per round (default 3)")
+    ap.add_argument("--variants", nargs="+", default=["eager", "eager-folded", "eager-nhwc", "jit", "jit-nhwc"], choices=list(VARIANTS),
+                    help="forms of the peer to try; `eager` is always raced, with the fastest (default: all but the slow-to-build compile ones)")
+    ap.add_argument("--tolerance", type=float, default=5e-5, help="largest relative L2 of a tap in the check (default 5e-5)")
+    ap.add_argument("--json", type=Path, help="write all numbers here")
+    ap.add_argument("--verbose", action="store_true")
+    args = ap.parse_args()
+
+    if "eager" not in args.variants:
+        args.variants.insert(0, "eager")
+    if not args.peer_only and not Path(args.knet).is_file():
+        ap.error(f"{args.knet} is not there: build it (cargo build --release), or use --peer-only")
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
+    info = machine()
+    print(f"{info['cpu']}, {info['cores']} cores, load {info['load_average']:.2f}; torch {info['torch']} ({info['capability']}); commit {info['commit'][:10]}")
+    results = [bench_size(args, name, size) for name in args.models for size in args.sizes]
+    if args.json:
+        args.json.write_text(json.dumps({"machine": info, "results": results}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
