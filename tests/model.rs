@@ -5,6 +5,7 @@ use image::RgbImage;
 use knet::Engine;
 use knet::checkpoint::Checkpoint;
 use knet::image::decode::{Limits, decode};
+use knet::isa::Isa;
 use knet::ops::case::relative_l2;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,11 @@ const WINOGRAD_TOLERANCE: f64 = 5e-5;
 /// Mask bits that may differ, out of 2.4 M (case a) or 6.1 M (case b): pixels whose probability is within rounding
 /// of the threshold. PyTorch in float32 differs from itself in float64 by up to 15.
 const MASK_BITS: u32 = 50;
+
+/// Pixels of the panoptic map that may differ, with fused multiply-add and without. The two best objects of pixel
+/// (22, 140) of case a are a few 1e-6 apart, which is the float32 error of the goldens themselves; without FMA our
+/// rounding falls on the other side of it. (PyTorch 2.15 differs from the goldens by two pixels of case b.)
+const MAP_PIXELS: [usize; 2] = [0, 1];
 
 struct Golden {
     model: &'static str,
@@ -137,7 +143,7 @@ fn check_panoptic(golden: &Golden) {
     let argmax = differing(&trace.argmax_ids, "final.argmax_ids");
     let pan = differing(&panoptic.map, "final.pan");
     println!("{} {}: {argmax} arg-max pixels, {pan} map pixels differ", golden.model, golden.case);
-    assert_eq!(pan, 0, "panoptic map");
+    assert!(pan <= MAP_PIXELS[usize::from(Isa::detect() == Isa::Portable)], "panoptic map");
     let categories: Vec<u64> = panoptic.segments.iter().map(|s| s.category as u64).collect();
     let segments = golden.meta["segments"].as_array().unwrap();
     assert_eq!(categories, segments.iter().map(|s| s["category"].as_u64().unwrap()).collect::<Vec<_>>());

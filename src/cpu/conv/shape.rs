@@ -131,6 +131,9 @@ impl ConvKernel {
 /// filters, which takes as long as computing with each value some twenty times. Fitted to Zen 5 with AVX-512.
 pub fn select(shape: &ConvShape) -> ConvKernel {
     const STREAM: f64 = 20.0;
+    // F(4x4) rounds three times as coarsely as F(2x2), which is as exact as direct convolution: it has to earn
+    // that by at least this much (it can earn 44 %), which keeps it to maps of some 150 tiles and more.
+    const F4_SHARE: f64 = 0.6;
     if shape.groups > 1 && ConvKernel::Depthwise.supports(shape) {
         return ConvKernel::Depthwise;
     }
@@ -147,11 +150,11 @@ pub fn select(shape: &ConvShape) -> ConvKernel {
         ((out + 2) * (out + 2)) as f64 * (tiles as f64 * (1.4 + transforms) + STREAM)
     };
     let (two, four) = (winograd(2), winograd(4));
-    if direct <= two && direct <= four {
-        ConvKernel::ImplicitGemm
-    } else if two < four {
+    if four <= F4_SHARE * two && four < direct {
+        ConvKernel::Winograd4
+    } else if two < direct {
         ConvKernel::Winograd2
     } else {
-        ConvKernel::Winograd4
+        ConvKernel::ImplicitGemm
     }
 }
