@@ -131,9 +131,9 @@ impl ConvKernel {
 /// filters, which takes as long as computing with each value some twenty times. Fitted to Zen 5 with AVX-512.
 pub fn select(shape: &ConvShape) -> ConvKernel {
     const STREAM: f64 = 20.0;
-    // F(4x4) rounds three times as coarsely as F(2x2), which is as exact as direct convolution: it has to earn
-    // that by at least this much (it can earn 44 %), which keeps it to maps of some 150 tiles and more.
-    const F4_SHARE: f64 = 0.6;
+    // F(4x4) rounds three times as coarsely as F(2x2), which is as exact as direct convolution. Small maps, where
+    // it would save little time in all, keep the finer kernel.
+    const F4_TILES: usize = 192;
     if shape.groups > 1 && ConvKernel::Depthwise.supports(shape) {
         return ConvKernel::Depthwise;
     }
@@ -144,13 +144,14 @@ pub fn select(shape: &ConvShape) -> ConvKernel {
         return ConvKernel::ImplicitGemm;
     }
     let direct = 9.0 * (shape.out_pixels() as f64 + STREAM);
+    let tiles = |out: usize| shape.batch * shape.out_height().div_ceil(out) * shape.out_width().div_ceil(out);
     let winograd = |out: usize| {
-        let tiles = shape.batch * shape.out_height().div_ceil(out) * shape.out_width().div_ceil(out);
+        let tiles = tiles(out);
         let transforms = 16.0 / shape.c_in as f64 + 16.0 / shape.c_out as f64;
         ((out + 2) * (out + 2)) as f64 * (tiles as f64 * (1.4 + transforms) + STREAM)
     };
     let (two, four) = (winograd(2), winograd(4));
-    if four <= F4_SHARE * two && four < direct {
+    if tiles(4) >= F4_TILES && four <= two && four < direct {
         ConvKernel::Winograd4
     } else if two < direct {
         ConvKernel::Winograd2
