@@ -1,4 +1,59 @@
-//! K-Net segmentation engine.
+//! K-Net (Zhang et al., *K-Net: Towards Unified Image Segmentation*, NeurIPS 2021) from scratch: a set of learned
+//! kernels, each refined in three rounds by the pixels it owns, gives instance and panoptic masks without
+//! boxes and without non-maximum suppression.
+//!
+//! # In one example
+//!
+//! ```
+//! use knet::{Engine, engine::WeightSource};
+//!
+//! # fn main() -> knet::Result<()> {
+//! let mut engine = Engine::builder()
+//!     .weights(WeightSource::Seeded(0)) // or a file: std::path::Path::new("model.safetensors")
+//!     .size(Some((96, 160))) // resize photos to fit into 96 x 160 pixels; leave out for the model's own size
+//!     .min_score(0.3)
+//!     .build()?;
+//! let photo = image::RgbImage::from_fn(160, 96, |x, y| image::Rgb([x as u8, y as u8, 90]));
+//! let found = engine.segment(&photo)?;
+//! for instance in found.instances() {
+//!     let mask = found.mask(instance);
+//!     assert_eq!((mask.height(), mask.width()), (96, 160)); // masks have the photo's size
+//!     assert_eq!(mask.area(), instance.area);
+//!     let run_lengths = mask.to_rle(); // COCO's compressed form
+//!     println!("class {} score {:.2} box {:?} {run_lengths}", instance.label, instance.score, instance.bbox);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The picture in one line
+//!
+//! ```text
+//! model fn -> Graph -> passes -> Plan (order, kernels, one arena) -> executor
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`error`], [`tensor`] | the error type; shapes and host tensors |
+//! | [`graph`] | SSA graph with static shapes, builder, verifier, rewriting passes |
+//! | [`ops`] | one file an operator: attributes, shape inference, reference, cases; the recipe to add one |
+//! | [`plan`] | schedule, lifetimes to arena offsets, text dump |
+//! | [`cpu`] | executor and fast paths: packed GEMM, Winograd, implicit GEMM, attention |
+//! | [`model`] | K-Net as graphs, with the parameter names of the official checkpoints |
+//! | [`checkpoint`] | safetensors, official `.pth` files, seeded weights |
+//! | [`image`] | photo to network input; logits to masks, maps, overlays and COCO files |
+//! | [`engine`] | the public API that joins them |
+//! | [`fsio`], [`isa`] | files written whole or not at all; run-time choice of the instruction set |
+//!
+//! Each imports only what stands above it (`tests/layering.rs` checks). Nothing is allocated, compiled or
+//! looked up after a plan is built; a plan is built once per input size and kept.
+//!
+//! # Numbers
+//!
+//! The same input, weights, instruction set and plan give the same bits, whatever the number of threads.
+//! Every fast path is tested against a naive reference in double precision, the references against PyTorch,
+//! and whole models against the official K-Net code, tap by tap (`tests/model.rs`).
+
 pub mod checkpoint;
 pub mod cpu;
 pub mod engine;
