@@ -1,0 +1,146 @@
+//! The parts of a kernel update stage against modules of the official code (`tests/goldens/ops`, computed in
+//! double precision and stored as f32).
+
+#[path = "common/run.rs"]
+#[expect(dead_code, reason = "the case suite uses the rest")]
+mod run;
+
+use knet::checkpoint::Checkpoint;
+use knet::cpu::Weights;
+use knet::engine::source::{is_bookkeeping, parameters};
+use knet::graph::passes::optimize;
+use knet::graph::{Builder, Graph};
+use knet::isa::Isa;
+use knet::model::config::MODEL_NAMES;
+use knet::model::{Config, Objects, kernel_update_head, kernel_updator};
+use knet::ops::ValueType;
+use knet::ops::case::relative_l2;
+use knet::tensor::Tensor;
+use run::Machine;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Some ten f32 layers of width 8 to 24 in a row, each with a few roundings of 6e-8 that norms scale up.
+const TOLERANCE: f64 = 2e-6;
+
+fn golden(op: &str) -> Arc<Checkpoint> {
+    Arc::new(Checkpoint::open(goldens().join("ops").join(format!("{op}.safetensors"))).unwrap())
+}
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
+}
+
+/// Runs a graph whose parameters are the golden's `<case>.<key>`, on every instruction set.
+fn check(file: &Arc<Checkpoint>, case: &str, graph: Graph, inputs: &[Tensor], wanted: &[&str]) {
+    let graph = optimize(graph).unwrap();
+    for isa in Isa::available() {
+        let (source, prefix) = (file.clone(), case.to_string());
+        let weights = Weights::new(Box::new(move |p| source.load_f32(&format!("{prefix}.{}", p.key))));
+        let results = Machine::new(&graph, &weights, isa, 2).unwrap().run(inputs);
+        for (result, name) in results.iter().zip(wanted) {
+            let truth = file.load_f32(&format!("{case}.{name}")).unwrap().to_f64();
+            let error = relative_l2(&result.to_f64(), truth.data());
+            assert!(error <= TOLERANCE, "{case} {name} on {isa}: relative L2 {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn kernel_updator_matches_upstream() {
+    let file = golden("kernel_updator");
+    // Case `k3` is of 3x3 instance kernels, which no K-Net detector has.
+    for (case, channels) in [("k1", 12), ("one", 8), ("seg512", 16)] {
+        let load = |name: &str| {
+            let tensor = file.load_f32(&format!("{case}.{name}")).unwrap();
+            let rows = tensor.data().len() / channels;
+            tensor.reshape([1, rows, channels])
+        };
+        let inputs = [load("update_feature"), load("input_feature")];
+        let mut b = Builder::new();
+        let x_feat = b.input("update_feature", ValueType::f32(inputs[0].shape()));
+        let kernels = b.input("input_feature", ValueType::f32(inputs[1].shape()));
+        let y = kernel_updator(&mut b, "p", x_feat, kernels).unwrap();
+        b.output("y", y);
+        check(&file, case, b.finish().unwrap(), &inputs, &["y"]);
+    }
+}
+
+#[test]
+fn kernel_update_head_matches_upstream() {
+    let file = golden("kernel_update_head_det");
+    let mut config = Config::named("knet_s3_r50_fpn").unwrap();
+    (config.channels, config.heads, config.thing_classes, config.feedforward_channels) = (12, 4, 5, 24);
+    for case in ["a", "resized_mask", "one"] {
+        let load = |name: &str| file.load_f32(&format!("{case}.{name}")).unwrap();
+        let kernels = load("proposal_feat");
+        let &[batch, objects, channels, ..] = kernels.shape().dims() else { panic!("{}", kernels.shape()) };
+        let inputs = [
+            load("x").permute(&[0, 2, 3, 1]),
+            kernels.reshape([batch, objects, channels]),
+            load("mask_preds"),
+        ];
+        let mut b = Builder::new();
+        let mut input = |i: usize, name: &str| b.input(name, ValueType::f32(inputs[i].shape()));
+        let objects =
+            Objects { features: input(0, "x"), kernels: input(1, "kernels"), masks: input(2, "masks") };
+        let out = kernel_update_head(&mut b, &config, "p", objects).unwrap();
+        b.output("cls_score", out.cls_score);
+        b.output("new_mask_preds", out.objects.masks);
+        b.output("obj_feat", out.objects.kernels);
+        check(&file, case, b.finish().unwrap(), &inputs, &["cls_score", "new_mask_preds", "obj_feat"]);
+    }
+}
+
+/// Compares a model's parameters with an official `state_dict` (key -> shape).
+fn check_names(model: &str, official: &BTreeMap<String, Vec<usize>>) {
+    let ours: BTreeMap<String, Vec<usize>> = parameters(&Config::named(model).unwrap())
+        .unwrap()
+        .into_iter()
+        .map(|p| (p.key, p.upstream_shape))
+        .collect();
+    let theirs: BTreeMap<String, Vec<usize>> =
+        official.iter().filter(|(k, _)| !is_bookkeeping(k)).map(|(k, s)| (k.clone(), s.clone())).collect();
+    let keys = |m: &BTreeMap<String, Vec<usize>>| m.keys().cloned().collect::<BTreeSet<_>>();
+    let missing: Vec<_> = keys(&theirs).difference(&keys(&ours)).cloned().collect();
+    let extra: Vec<_> = keys(&ours).difference(&keys(&theirs)).cloned().collect();
+    assert!(missing.is_empty() && extra.is_empty(), "{model}: missing {missing:?}, extra {extra:?}");
+    assert_eq!(ours, theirs, "{model}: shapes");
+}
+
+fn state_dict(
+    path: &Path,
+    shape: impl Fn(&serde_json::Value) -> &serde_json::Value,
+) -> BTreeMap<String, Vec<usize>> {
+    let meta: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let entries = meta["state_dict"].as_object().unwrap();
+    let read = |(key, entry): (&String, &serde_json::Value)| {
+        (key.clone(), serde_json::from_value(shape(entry).clone()).unwrap())
+    };
+    entries.iter().map(read).collect()
+}
+
+#[test]
+fn parameters_are_named_as_in_official_checkpoints() {
+    for model in ["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"] {
+        let meta = goldens().join(model).join("meta.json");
+        check_names(model, &state_dict(&meta, |entry| &entry[0]));
+    }
+}
+
+/// No R101 without deformable convolutions is in the reference data; the rest of its names are.
+#[test]
+fn resnet101_names() {
+    let shared = std::env::var_os("KNET_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let meta = shared.join("reference/knet_s3_r101_dcn_panoptic/meta.json");
+    if !meta.is_file() {
+        eprintln!("SKIPPED resnet101_names: {} is not there", meta.display());
+        return;
+    }
+    let mut official = state_dict(&meta, |entry| &entry["shape"]);
+    official.retain(|key, _| !key.contains(".conv_offset."));
+    check_names("knet_s3_r101_fpn_panoptic", &official);
+    assert!(MODEL_NAMES.contains(&"knet_s3_r101_fpn"));
+}
