@@ -25,8 +25,8 @@ pub struct Converted {
     pub config: Config,
     /// Tensors written.
     pub tensors: usize,
-    /// Parameters written.
-    pub parameters: usize,
+    /// Values written, norms' statistics included.
+    pub values: usize,
 }
 
 /// Converts the `.pth` file `input` to `output`.
@@ -83,8 +83,8 @@ pub fn convert(input: &Path, output: &Path, config: Option<Config>, precision: P
         },
     });
     write_safetensors(output, tensors, &metadata)?;
-    let parameters = values.iter().map(|(_, value)| value.data().len()).sum();
-    Ok(Converted { config, tensors: values.len(), parameters })
+    let count = values.iter().map(|(_, value)| value.data().len()).sum();
+    Ok(Converted { config, tensors: values.len(), values: count })
 }
 
 /// The model a `state_dict` belongs to, from its shapes: backbone depth, width, kernels, classes and stages. 133

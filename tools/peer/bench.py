@@ -45,7 +45,7 @@ def knet_bench(args, name, size):
     """{phase: median ms} of one `knet bench` process, and what it printed."""
     out = subprocess.run(
         [args.knet, "bench", "--model", name, "--weights", args.weights, "--size", f"{size[0]}x{size[1]}",
-         "--threads", str(args.threads), "--runs", str(args.runs), "--json"], check=True, stdout=subprocess.PIPE).stdout
+         "--threads", str(args.threads), "--runs", str(args.runs), "--no-steps", "--json"], check=True, stdout=subprocess.PIPE).stdout
     data = json.loads(out)
     return {phase: float(data[phase]["p50"]) for phase in PHASES}, data
 

@@ -1,6 +1,6 @@
 //! `knet bench`
 
-use crate::{ModelArguments, parse_size};
+use crate::{ModelArguments, parse_size, print};
 use clap::Args;
 use knet::engine::{Segmentation, Timings};
 use knet::{Error, Result};
@@ -82,11 +82,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             json!({"name": step.name, "op": step.op.name(), "kernel": step.kernel, "ms": ms, "gflops": gflops(step.flops, *ms)})
         });
         report["steps"] = rows.collect();
-        println!("{report:#}");
-        return Ok(());
+        return print(&format!("{report:#}\n"));
     }
-    println!(
-        "{} {}, {height}x{width} (padded {}x{}), {} threads, {}, {} runs\n",
+    let mut text = format!(
+        "{} {}, {height}x{width} (padded {}x{}), {} threads, {}, {} runs\n\n",
         config.name,
         engine.task().name(),
         padded[0],
@@ -95,21 +94,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         knet::isa::Isa::detect(),
         arguments.runs
     );
-    println!("{:<10} {:>9} {:>9} {:>9} {:>9}   ms", "part", "p50", "p90", "p99", "max");
+    text += &format!("{:<10} {:>9} {:>9} {:>9} {:>9}   ms\n", "part", "p50", "p90", "p99", "max");
     for (name, p) in &parts {
-        println!("{name:<10} {:>9.2} {:>9.2} {:>9.2} {:>9.2}", p.p50, p.p90, p.p99, p.max);
+        text += &format!("{name:<10} {:>9.2} {:>9.2} {:>9.2} {:>9.2}\n", p.p50, p.p90, p.p99, p.max);
     }
-    let network = parts[1].1.p50;
-    println!("\nnetwork: {:.1} GFLOP, {:.1} GFLOP/s (direct-convolution operations)", plan.flops() as f64 / 1e9, gflops(plan.flops(), network));
+    let (gflop, rate) = (plan.flops() as f64 / 1e9, gflops(plan.flops(), parts[1].1.p50));
+    text += &format!("\nnetwork: {gflop:.1} GFLOP, {rate:.1} GFLOP/s (direct-convolution operations)\n");
     if !medians.is_empty() {
-        println!("\n{:<52} {:<24} {:>9} {:>8} {:>9}", "step", "kernel", "ms", "share", "GFLOP/s");
+        text += &format!("\n{:<56} {:<24} {:>9} {:>8} {:>9}\n", "step", "kernel", "ms", "share", "GFLOP/s");
         let total: f64 = medians.iter().sum();
         for (step, ms) in plan.steps.iter().zip(&medians) {
             let (share, rate) = (100.0 * ms / total, gflops(step.flops, *ms));
-            println!("{:<52} {:<24} {ms:>9.3} {share:>7.1}% {rate:>9.1}", step.name, step.kernel);
+            text += &format!("{:<56} {:<24} {ms:>9.3} {share:>7.1}% {rate:>9.1}\n", step.name, step.kernel);
         }
     }
-    Ok(())
+    print(&text)
 }
 
 /// Milliseconds.

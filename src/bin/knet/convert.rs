@@ -1,5 +1,6 @@
 //! `knet convert`
 
+use crate::print;
 use clap::{Args, ValueEnum};
 use knet::engine::convert::{Precision, convert};
 use knet::model::Config;
@@ -41,12 +42,11 @@ pub fn run(arguments: &Arguments) -> knet::Result<()> {
         PrecisionArgument::F16 => Precision::F16,
     };
     let converted = convert(&arguments.input, &out, config, precision)?;
-    println!(
-        "{}: {} ({} tensors, {:.2} M parameters)",
+    print(&format!(
+        "{}: {} ({} tensors, {:.2} M values)\n",
         out.display(),
         converted.config.name,
         converted.tensors,
-        converted.parameters as f64 / 1e6
-    );
-    Ok(())
+        converted.values as f64 / 1e6
+    ))
 }

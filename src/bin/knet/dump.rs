@@ -1,6 +1,6 @@
 //! `knet dump`
 
-use crate::{ModelArguments, parse_size};
+use crate::{ModelArguments, parse_size, print};
 use clap::Args;
 use knet::checkpoint::{StorageType, TensorData, TensorOut, write_safetensors};
 use knet::engine::Segmentation;
@@ -60,8 +60,7 @@ pub fn run(arguments: &Arguments) -> knet::Result<()> {
     metadata.insert("model".to_string(), engine.config().name.clone());
     metadata.insert("image".to_string(), arguments.image.display().to_string());
     write_safetensors(&arguments.out, tensors, &metadata)?;
-    println!("{}: {} tensors", arguments.out.display(), taps.len() + finals.len());
-    Ok(())
+    print(&format!("{}: {} tensors\n", arguments.out.display(), taps.len() + finals.len()))
 }
 
 struct Final {
@@ -106,7 +105,8 @@ fn finals(segmentation: &Segmentation) -> Vec<Final> {
     };
     let trace = &panoptic.trace;
     let list = |name, values: &[u32]| Final::i32(name, None, values.iter().map(|&v| v as usize));
-    let map = |name, values: &[u32]| Final::i32(name, Some([height, width]), values.iter().map(|&v| v as usize));
+    let map =
+        |name, values: &[u32]| Final::i32(name, Some([height, width]), values.iter().map(|&v| v as usize));
     vec![
         Final::f32("final.total_scores", trace.total_scores.iter().copied()),
         list("final.total_labels", &trace.total_labels),

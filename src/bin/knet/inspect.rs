@@ -1,9 +1,10 @@
 //! `knet inspect`
 
-use crate::parse_size;
+use crate::{parse_size, print};
 use clap::Args;
 use knet::checkpoint::Checkpoint;
 use knet::engine::{WeightSource, source};
+use knet::graph::Param;
 use knet::model::TapMode;
 use knet::plan::Place;
 use knet::{Engine, Result};
@@ -36,48 +37,54 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let mut builder = Engine::builder().weights(arguments.file.clone()).threads(usize::from(arguments.threads));
+    let mut builder =
+        Engine::builder().weights(arguments.file.clone()).threads(usize::from(arguments.threads));
     if let Some(name) = &arguments.model {
         builder = builder.model(name);
     }
     let engine = builder.build()?;
     let size = arguments.size.map(|s| s.next_multiple_of(knet::model::SIZE_DIVISOR));
     let (plan, _) = engine.plan((size[0], size[1]), TapMode::Off)?;
-    let parameters = source::parameters(engine.config())?;
-    let count: usize = parameters.iter().map(|p| p.upstream_shape.iter().product::<usize>()).sum();
+    let tensors = source::parameters(engine.config())?;
+    let size_of = |p: &Param| p.upstream_shape.iter().product::<usize>();
+    let values: usize = tensors.iter().map(size_of).sum();
+    // As PyTorch counts them: what training changes, not the statistics of norms.
+    let statistics = |p: &&Param| p.key.ends_with(".running_mean") || p.key.ends_with(".running_var");
+    let parameters = values - tensors.iter().filter(statistics).map(size_of).sum::<usize>();
     let stored = match &arguments.file {
         WeightSource::File(path) => Checkpoint::open(path)?.tensors().iter().map(|t| t.bytes).sum(),
-        WeightSource::Seeded(_) => 4 * count,
+        WeightSource::Seeded(_) => 4 * values,
     };
     if arguments.json {
         let report = json!({
             "weights": arguments.file.to_string(),
             "config": engine.config(),
-            "parameters": count,
-            "parameter_tensors": parameters.len(),
+            "parameters": parameters,
+            "tensors": tensors.len(),
             "stored_bytes": stored,
             "size": size,
             "flops": plan.flops(),
             "arena_bytes": plan.arena_bytes,
             "steps": plan.steps.iter().map(step_json).collect::<Vec<_>>(),
         });
-        println!("{report:#}");
-        return Ok(());
+        return print(&format!("{report:#}\n"));
     }
     let config = engine.config();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-    println!("weights      {}", arguments.file);
-    println!("model        {} ({})", config.name, config.task.name());
-    println!("classes      {} things, {} stuff", config.thing_classes, config.stuff_classes);
-    println!("kernels      {} instance, {} stages", config.proposals, config.stages);
-    println!("parameters   {:.2} M in {} tensors, {:.1} MiB stored", count as f64 / 1e6, parameters.len(), mib(stored));
-    println!("input        {}x{}", size[0], size[1]);
-    println!("operations   {:.1} GFLOP", plan.flops() as f64 / 1e9);
-    println!("arena        {:.1} MiB\n", mib(plan.arena_bytes));
-    print!("{plan}");
-    Ok(())
+    let rows = [
+        ("weights", arguments.file.to_string()),
+        ("model", format!("{} ({})", config.name, config.task.name())),
+        ("classes", format!("{} things, {} stuff", config.thing_classes, config.stuff_classes)),
+        ("kernels", format!("{} instance, {} stages", config.proposals, config.stages)),
+        ("parameters", format!("{:.2} M", parameters as f64 / 1e6)),
+        ("stored", format!("{} tensors, {:.1} MiB", tensors.len(), mib(stored))),
+        ("input", format!("{}x{}", size[0], size[1])),
+        ("operations", format!("{:.1} GFLOP", plan.flops() as f64 / 1e9)),
+        ("arena", format!("{:.1} MiB", mib(plan.arena_bytes))),
+    ];
+    let head: String = rows.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
+    print(&format!("{head}\n{plan}"))
 }
-
 
 fn step_json(step: &knet::plan::Step) -> Value {
     let offset = match step.outputs[0].place {

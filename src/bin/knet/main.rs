@@ -9,6 +9,7 @@ mod segment;
 use clap::{Args, Parser, Subcommand};
 use knet::Error;
 use knet::engine::WeightSource;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 const AFTER_HELP: &str = "\
@@ -74,6 +75,14 @@ fn parse_size(text: &str) -> Result<[usize; 2], String> {
     text.split_once(['x', 'X'])
         .and_then(|(h, w)| Some([parse(h)?, parse(w)?]))
         .ok_or_else(|| format!("`{text}` is not HEIGHTxWIDTH with sides from 1 to 16384, such as 800x1333"))
+}
+
+/// Prints text. A reader that stops reading (`knet inspect FILE | head`) is no error.
+fn print(text: &str) -> Result<(), Error> {
+    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("standard output", error)),
+        _ => Ok(()),
+    }
 }
 
 fn main() -> ExitCode {

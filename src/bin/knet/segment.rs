@@ -1,6 +1,6 @@
 //! `knet segment`
 
-use crate::ModelArguments;
+use crate::{ModelArguments, print};
 use clap::{Args, ValueEnum};
 use image::{ImageFormat, RgbImage};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,7 +14,7 @@ use knet::model::Task;
 use knet::{Engine, Error, Result};
 use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::io::{self, Cursor, Write};
+use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -118,7 +118,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for (index, photo) in photos.iter().enumerate() {
         progress.set_message(photo.file_name().unwrap_or_default().to_string_lossy().into_owned());
         match job.segment(index as u64 + 1, photo) {
-            Ok(line) => progress.suspend(|| say(&line))?,
+            Ok(line) => progress.suspend(|| print(&format!("{line}\n")))?,
             Err(error) => failures.push(error),
         }
         progress.inc(1);
@@ -133,11 +133,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     eprintln!("{} of {} images failed", failures.len(), photos.len());
     Ok(ExitCode::from(1))
-}
-
-/// Prints a line; a closed pipe ends the program's output, which is an error of the output.
-fn say(line: &str) -> Result<()> {
-    writeln!(io::stdout(), "{line}").map_err(|e| Error::io("standard output", e))
 }
 
 fn progress_bar(images: usize) -> ProgressBar {
