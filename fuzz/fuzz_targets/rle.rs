@@ -12,7 +12,8 @@ fuzz_target!(|input: &[u8]| {
     let Ok(runs) = rle::decompress(counts) else { return };
     assert_eq!(rle::decompress(&rle::compress(&runs)).ok().as_ref(), Some(&runs));
 
-    let (height, width) = (usize::from(u16::from_le_bytes([h0, h1])), usize::from(u16::from_le_bytes([w0, w1])));
+    let (height, width) =
+        (usize::from(u16::from_le_bytes([h0, h1])), usize::from(u16::from_le_bytes([w0, w1])));
     let Ok(mask) = rle::decode(counts, height, width) else { return };
     let inside: u64 = runs.iter().skip(1).step_by(2).map(|&run| u64::from(run)).sum();
     assert_eq!(mask.area() as u64, inside);
