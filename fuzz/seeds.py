@@ -24,6 +24,10 @@ def entry(dtype, shape, begin, end):
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
+def rle(name, height, width, counts):
+    put("rle", name, struct.pack("<HH", height, width) + counts.encode())
+
+
 def main():
     put("safetensors_header", "empty", safetensors({}, 0))
     put("safetensors_header", "metadata", safetensors({"__metadata__": {"format": "pt"}, "a": entry("U8", [2], 0, 2)}, 2))
@@ -36,6 +40,14 @@ def main():
             with zipfile.ZipFile(file) as archive:
                 pickle = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
                 put("pth", file.stem + ".pkl", archive.read(pickle))
+    # As pycocotools writes them; some of the vectors of tests/image/rle.rs.
+    rle("empty", 7, 5, "S1")
+    rle("full", 7, 5, "0S1")
+    rle("none", 0, 7, "")
+    rle("checker", 6, 9, "01100010O0010O0010O0010O0010O0010O0010O0010O000")
+    rle("ends", 64, 63, "01nm30")
+    rle("wide", 1, 5000, "0n:n:000000000000VH")
+    rle("tall", 5000, 1, "09[X100000hI")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ impl MaskSampler {
     }
 
     /// Makes ready the output rows `from..to` of one mask. Rows for which `wanted(row, peak)` is false, `peak` being the
-    /// largest probability that enters them, may be left out; [`Scratch::row`] must not be asked for them.
+    /// largest probability that enters them, may be left out; [`MaskSampler::row`] must not be asked for them.
     pub(super) fn prepare(
         &self,
         isa: Isa,

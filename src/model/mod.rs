@@ -86,7 +86,7 @@ pub enum TapMode {
 /// [`Error::Usage`] if the configuration or the size cannot be; [`Error::Shape`] if parts do not fit.
 pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> Result<Network> {
     config.validate()?;
-    if size.iter().any(|&s| s == 0 || s % SIZE_DIVISOR != 0) {
+    if size.iter().any(|&s| s == 0 || !s.is_multiple_of(SIZE_DIVISOR)) {
         let [h, w] = size;
         return Err(Error::usage(format!("network size {h}x{w} is not a multiple of {SIZE_DIVISOR}")));
     }

@@ -9,7 +9,7 @@
 //! 1. *A kernel*: `src/cpu/ops/<name>.rs` implements [`CpuOp`](crate::cpu::kernel::CpuOp) for the attributes.
 //! 2. *An op file*: `src/ops/<name>.rs` implements [`Operator`] (attributes, [`infer`](Operator::infer),
 //!    [`reference`](Operator::reference), [`cases`](Operator::cases)).
-//! 3. *A line in the registry*: `Name in name,` in [`for_each_op!`] below. It makes the [`Op`] variant,
+//! 3. *A line in the registry*: `Name in name,` in [`for_each_op!`](crate::for_each_op) below. It makes the [`Op`] variant,
 //!    the two `mod` declarations and every dispatch.
 //! 4. *A golden*: tensors made by PyTorch in `tests/goldens/ops/<name>.safetensors`, read by `tests/goldens.rs`.
 //!

@@ -1,0 +1,284 @@
+//! Whole models with seeded weights: `segment` (photo in, masks out, [`Engine::segment_into`]), and its
+//! parts `network` and `post`; `load` from a safetensors file in the page cache until the first image
+//! can be segmented (weights checked and packed, network planned).
+//!
+//! Images are synthetic and not resized; masks from seeded weights are noise, whose outlines are longer than those
+//! of trained weights. Throughput of `network` is in operations of direct convolution: Gelem/s are GFLOP/s.
+//!
+//! These benches are for comparing commits on one idle machine (`-- --save-baseline NAME`, `-- --baseline NAME`);
+//! comparison with PyTorch, side by side, is in `tools/peer`. The yardstick of the project is Cascade Mask R-CNN
+//! R50-FPN: where `shared/reference/timing_cpu.json` lies beside the repository, the ratio to the PyTorch times
+//! recorded there is printed, which were measured in another run. `KNET_THREADS` sets the number of threads (2).
+
+mod common;
+
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+use image::{Rgb, RgbImage};
+use knet::checkpoint::{TensorData, TensorOut, seeded, write_safetensors};
+use knet::cpu::{Executor, Pool, Weights, select};
+use knet::engine::source::{self, CONFIG_KEY};
+use knet::engine::{Segmentation, WeightSource};
+use knet::graph::passes::optimize;
+use knet::image::HeadOutput;
+use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
+use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
+use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
+use knet::isa::Isa;
+use knet::model::{CLS_SCORE, Config, MASK_PREDS, TapMode, Task, build};
+use knet::plan::Plan;
+use knet::{Engine, Result};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const MODELS: [&str; 2] = ["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"];
+/// Height and width.
+const SIZES: [(usize, usize); 3] = [(320, 320), (512, 512), (800, 1333)];
+
+/// Large and small structure.
+fn photo((height, width): (usize, usize)) -> RgbImage {
+    RgbImage::from_fn(width as u32, height as u32, |x, y| {
+        let wave = |c: f32| (100.0 + 50.0 * ((x as f32 / 37.0 + c).sin() + (y as f32 / 23.0).cos())) as u8;
+        let noise = ((y.wrapping_mul(width as u32) + x).wrapping_mul(2_654_435_761) >> 26) as u8;
+        Rgb([0.0, 1.0, 2.0].map(|c| wave(c).saturating_add(noise)))
+    })
+}
+
+fn engine(model: &str, weights: impl Into<WeightSource>) -> Result<Engine> {
+    Engine::builder().weights(weights).model(model).threads(common::threads()).size(None).build()
+}
+
+fn segment(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("segment");
+    group.sampling_mode(SamplingMode::Flat);
+    for model in MODELS {
+        for size in SIZES {
+            // Made by the first sample, so that what the command line filters out costs nothing.
+            let mut ready: Option<(Engine, RgbImage, Segmentation)> = None;
+            let mut seconds = Vec::new();
+            group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
+                let (engine, photo, result) = ready.get_or_insert_with(|| {
+                    let mut engine = engine(model, WeightSource::Seeded(0)).expect("a model");
+                    engine.warm_up(size.0, size.1).expect("a plan");
+                    (engine, photo(size), Segmentation::default())
+                });
+                bencher.iter_custom(|runs| {
+                    let start = Instant::now();
+                    for _ in 0..runs {
+                        engine.segment_into(photo, result).expect("a result");
+                    }
+                    let time = start.elapsed();
+                    seconds.push(time.as_secs_f64() / runs as f64);
+                    time
+                });
+            });
+            print_yardsticks(model, size, &mut seconds);
+        }
+    }
+}
+
+/// Prints how the median of `seconds` compares with recorded times of PyTorch, if there are any.
+fn print_yardsticks(model: &str, (height, width): (usize, usize), seconds: &mut [f64]) {
+    seconds.sort_unstable_by(f64::total_cmp);
+    let Some(&median) = seconds.get(seconds.len() / 2) else { return };
+    let Some(recorded) = recorded_times() else { return };
+    for peer in ["cascade_mask_rcnn_r50_fpn", model] {
+        let prefix = format!("{peer} {width}x{height} ");
+        let times = recorded.iter().find(|(name, _)| name.starts_with(&prefix)).map(|(_, times)| times);
+        if let Some(time) = times.and_then(|t| t["full_with_postprocessing"]["median_s"].as_f64()) {
+            println!(
+                "    PyTorch {peer}: {time:.2} s, {:.2} times the median of {median:.3} s here \
+                 (recorded on another run, not side by side)",
+                time / median
+            );
+        }
+    }
+}
+
+/// The results in `shared/reference/timing_cpu.json`, looked for beside the repository and above.
+fn recorded_times() -> Option<serde_json::Map<String, Value>> {
+    let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let text = folders
+        .skip(1)
+        .find_map(|f| std::fs::read_to_string(f.join("shared/reference/timing_cpu.json")).ok())?;
+    let mut file: Value = serde_json::from_str(&text).expect("timing_cpu.json is JSON");
+    match file["results"].take() {
+        Value::Object(results) => Some(results),
+        _ => None,
+    }
+}
+
+/// The network of a model at one size, apart from its engine.
+struct Network {
+    config: Config,
+    geometry: Geometry,
+    executor: Executor,
+    pool: Pool,
+}
+
+impl Network {
+    /// Plans it and puts a photo into its input.
+    fn new(model: &str, size: (usize, usize)) -> Result<Self> {
+        let pool = Pool::new(common::threads())?;
+        let (isa, threads) = (Isa::detect(), pool.threads());
+        let mut preprocessor =
+            Preprocessor::new(PreprocessConfig { size: None, ..PreprocessConfig::default() })?;
+        let geometry = preprocessor.geometry(size.0, size.1);
+        let (config, load) = source::open(&WeightSource::Seeded(0), Some(model))?;
+        let graph = optimize(build(&config, 1, geometry.padded.into(), TapMode::Off)?.graph)?;
+        let plan = Plan::build(&graph, select(isa, threads))?;
+        let mut executor = pool.run(|| Executor::new(plan, &Weights::new(load), isa, threads))?;
+        pool.run(|| preprocessor.run(&photo(size), executor.input_mut(0)))?;
+        Ok(Network { config, geometry, executor, pool })
+    }
+
+    fn head(&self) -> HeadOutput<'_> {
+        let index = |name| self.executor.output_index(name).expect("an output of every model");
+        let (scores, masks) = (index(CLS_SCORE), index(MASK_PREDS));
+        let (score_shape, mask_shape) =
+            (self.executor.output_type(scores).shape, self.executor.output_type(masks).shape);
+        HeadOutput {
+            objects: score_shape[1],
+            classes: score_shape[2],
+            class_logits: self.executor.output(scores),
+            mask_size: (mask_shape[2], mask_shape[3]),
+            mask_logits: self.executor.output(masks),
+        }
+    }
+}
+
+fn network(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("network");
+    group.sampling_mode(SamplingMode::Flat);
+    for model in MODELS {
+        for size in SIZES {
+            let flops = planned_flops(model, size).expect("a plan");
+            group.throughput(Throughput::Elements(flops));
+            let mut ready = None;
+            group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
+                let network = ready.get_or_insert_with(|| Network::new(model, size).expect("a model"));
+                let executor = &mut network.executor;
+                network.pool.run(|| bencher.iter(|| executor.run()));
+            });
+        }
+    }
+}
+
+fn planned_flops(model: &str, (height, width): (usize, usize)) -> Result<u64> {
+    let padded = [height, width].map(|side| side.next_multiple_of(knet::model::SIZE_DIVISOR));
+    let graph = optimize(build(&Config::named(model)?, 1, padded, TapMode::Off)?.graph)?;
+    Ok(Plan::build(&graph, select(Isa::detect(), common::threads()))?.flops())
+}
+
+fn post(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("post");
+    group.sampling_mode(SamplingMode::Flat);
+    for model in MODELS {
+        for size in SIZES {
+            let mut ready: Option<(Network, Postprocessor)> = None;
+            group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
+                let (network, postprocessor) = ready.get_or_insert_with(|| {
+                    let mut network = Network::new(model, size).expect("a model");
+                    network.pool.run(|| network.executor.run());
+                    let postprocessor = Postprocessor::new(&network.config);
+                    (network, postprocessor)
+                });
+                let head = network.head();
+                network
+                    .pool
+                    .run(|| bencher.iter(|| postprocessor.run(&head, &network.geometry).expect("a result")));
+            });
+        }
+    }
+}
+
+/// The postprocessor of a task, with its result.
+enum Postprocessor {
+    Instance(InstancePostprocessor, InstanceResult),
+    Panoptic(Box<PanopticPostprocessor>, PanopticResult),
+}
+
+impl Postprocessor {
+    fn new(config: &Config) -> Self {
+        let (proposals, things) = (config.proposals, config.thing_classes);
+        match config.task {
+            Task::Instance => {
+                let max_per_image = config.max_per_image;
+                let config = InstanceConfig { max_per_image, proposals, things, ..InstanceConfig::default() };
+                Postprocessor::Instance(InstancePostprocessor::new(config), InstanceResult::default())
+            }
+            Task::Panoptic => {
+                let stuff = config.stuff_classes;
+                let (score_threshold, overlap_threshold) =
+                    (config.instance_score_threshold, config.overlap_threshold);
+                let config = PanopticConfig { proposals, things, stuff, score_threshold, overlap_threshold };
+                Postprocessor::Panoptic(
+                    Box::new(PanopticPostprocessor::new(config)),
+                    PanopticResult::default(),
+                )
+            }
+        }
+    }
+
+    fn run(&mut self, head: &HeadOutput, geometry: &Geometry) -> Result<()> {
+        match self {
+            Postprocessor::Instance(postprocessor, result) => postprocessor.run(head, geometry, result),
+            Postprocessor::Panoptic(postprocessor, result) => postprocessor.run(head, geometry, result),
+        }
+    }
+}
+
+fn load(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("load");
+    group.sampling_mode(SamplingMode::Flat);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for model in MODELS {
+        let path = folder.path().join(model).with_extension("safetensors");
+        for size in SIZES {
+            group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
+                if !path.exists() {
+                    write_seeded(model, &path).expect("a checkpoint");
+                }
+                bencher.iter_with_large_drop(|| {
+                    let mut engine = engine(model, path.as_path()).expect("a model");
+                    engine.warm_up(size.0, size.1).expect("a plan");
+                    engine
+                });
+            });
+        }
+    }
+}
+
+/// Writes a model with seeded weights as `knet convert` writes one.
+fn write_seeded(model: &str, path: &Path) -> Result<()> {
+    let config = Config::named(model)?;
+    let params = source::parameters(&config)?;
+    let values = params
+        .iter()
+        .map(|param| seeded::tensor(&param.key, &param.upstream_shape, 0))
+        .collect::<Result<Vec<_>>>()?;
+    let tensors = params.iter().zip(&values).map(|(param, value)| TensorOut {
+        name: &param.key,
+        shape: &param.upstream_shape,
+        data: TensorData::F32(value.data()),
+    });
+    write_safetensors(path, tensors, &BTreeMap::from([(CONFIG_KEY.to_string(), config.to_json())]))
+}
+
+fn size_name((height, width): (usize, usize)) -> String {
+    format!("{height}x{width}")
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(5))
+        .configure_from_args();
+    segment(&mut criterion);
+    network(&mut criterion);
+    post(&mut criterion);
+    load(&mut criterion);
+    criterion.final_summary();
+}

@@ -1,0 +1,73 @@
+//! Every operator over the shapes of real layers: the cases of the registry that ask for it
+//! ([`Case::bench`](knet::ops::case::Case)). Walks the registry: a new operator needs no line here.
+//!
+//! Criterion's "elements" are floating-point operations of the direct algorithm, so that Gelem/s are GFLOP/s (Winograd may
+//! exceed the peak of the machine); operators that compute nothing are measured in bytes read and written. Filters
+//! and norms are constants, as in a model: packing them is not in the time.
+//!
+//! For comparing two commits on one idle machine: `cargo bench --bench ops -- --save-baseline before`, then
+//! `-- --baseline before`. `KNET_THREADS` sets the number of threads (2), `KNET_ISA` lowers the instruction set.
+//! For comparison with PyTorch see `tools/peer`.
+
+mod common;
+#[path = "../tests/common/run.rs"]
+#[expect(dead_code, reason = "the test suites use the rest")]
+mod run;
+
+use criterion::{Criterion, Throughput};
+use knet::cpu::isa::Isa;
+use knet::cpu::{Executor, Pool, select};
+use knet::ops::case::Case;
+use knet::ops::{Op, all_cases};
+use knet::plan::Plan;
+use run::{Operands, one_node};
+use std::time::Duration;
+
+/// How the operands reach the operator in a model: weights are known before the first run, activations are not.
+fn operands(op: &Op) -> Operands {
+    match op {
+        Op::Conv2d(_) | Op::Linear(_) | Op::BatchNorm(_) | Op::GroupNorm(_) | Op::LayerNorm(_) => {
+            Operands::Params
+        }
+        _ => Operands::Inputs,
+    }
+}
+
+fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
+    let (isa, threads) = (Isa::detect(), pool.threads());
+    let inputs = case.make_inputs(7);
+    let (graph, weights) = one_node(&case.op, &inputs, operands(&case.op)).expect("a case is valid");
+    let plan = Plan::build(&graph, select(isa, threads)).expect("a case can be planned");
+    // An operator without operands is a constant: a model runs it when it is loaded.
+    let Some(step) = plan.steps.first() else { return };
+    let throughput = match step.flops {
+        0 => Throughput::Bytes(step.bytes()),
+        flops => Throughput::Elements(flops),
+    };
+    let name = format!("{} [{}]", case.name, step.kernel);
+    let mut executor = pool.run(|| Executor::new(plan, &weights, isa, threads)).expect("an executor");
+    for (index, input) in inputs.iter().enumerate().take(executor.plan().inputs.len()) {
+        executor.input_mut(index).copy_from_slice(input.data());
+    }
+    let mut group = criterion.benchmark_group(case.op.name());
+    group.throughput(throughput);
+    // The loop runs within the pool: entering it for every call would be most of the time of the small operators.
+    group.bench_function(name, |bencher| pool.run(|| bencher.iter(|| executor.run())));
+}
+
+fn ops(criterion: &mut Criterion) {
+    let pool = Pool::new(common::threads()).expect("threads");
+    for case in all_cases().into_iter().filter(|case| case.bench) {
+        bench_case(criterion, &pool, &case);
+    }
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    ops(&mut criterion);
+    criterion.final_summary();
+}
