@@ -100,7 +100,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         println!("{name:<10} {:>9.2} {:>9.2} {:>9.2} {:>9.2}", p.p50, p.p90, p.p99, p.max);
     }
     let network = parts[1].1.p50;
-    println!("\nnetwork: {:.1} GFLOP, {:.1} GFLOP/s (direct-convolution operations)", plan.flops() as f64 / 1e9, gflops(plan.flops(), network));
+    println!(
+        "\nnetwork: {:.1} GFLOP, {:.1} GFLOP/s (direct-convolution operations)",
+        plan.flops() as f64 / 1e9,
+        gflops(plan.flops(), network)
+    );
     if !medians.is_empty() {
         println!("\n{:<52} {:<24} {:>9} {:>8} {:>9}", "step", "kernel", "ms", "share", "GFLOP/s");
         let total: f64 = medians.iter().sum();

@@ -106,7 +106,8 @@ fn finals(segmentation: &Segmentation) -> Vec<Final> {
     };
     let trace = &panoptic.trace;
     let list = |name, values: &[u32]| Final::i32(name, None, values.iter().map(|&v| v as usize));
-    let map = |name, values: &[u32]| Final::i32(name, Some([height, width]), values.iter().map(|&v| v as usize));
+    let map =
+        |name, values: &[u32]| Final::i32(name, Some([height, width]), values.iter().map(|&v| v as usize));
     vec![
         Final::f32("final.total_scores", trace.total_scores.iter().copied()),
         list("final.total_labels", &trace.total_labels),

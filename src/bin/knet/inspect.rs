@@ -36,7 +36,8 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let mut builder = Engine::builder().weights(arguments.file.clone()).threads(usize::from(arguments.threads));
+    let mut builder =
+        Engine::builder().weights(arguments.file.clone()).threads(usize::from(arguments.threads));
     if let Some(name) = &arguments.model {
         builder = builder.model(name);
     }
@@ -70,14 +71,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     println!("model        {} ({})", config.name, config.task.name());
     println!("classes      {} things, {} stuff", config.thing_classes, config.stuff_classes);
     println!("kernels      {} instance, {} stages", config.proposals, config.stages);
-    println!("parameters   {:.2} M in {} tensors, {:.1} MiB stored", count as f64 / 1e6, parameters.len(), mib(stored));
+    println!(
+        "parameters   {:.2} M in {} tensors, {:.1} MiB stored",
+        count as f64 / 1e6,
+        parameters.len(),
+        mib(stored)
+    );
     println!("input        {}x{}", size[0], size[1]);
     println!("operations   {:.1} GFLOP", plan.flops() as f64 / 1e9);
     println!("arena        {:.1} MiB\n", mib(plan.arena_bytes));
     print!("{plan}");
     Ok(())
 }
-
 
 fn step_json(step: &knet::plan::Step) -> Value {
     let offset = match step.outputs[0].place {
