@@ -119,9 +119,15 @@ fn check_instances(golden: &Golden) {
     for (n, instance) in instances.iter().enumerate() {
         let mask = result.mask(instance);
         let bit = |i: usize| packed[i / 8] & (0x80 >> (i % 8)) != 0;
-        different += (0..pixels).filter(|&i| mask.get(i / width, i % width) != bit(n * pixels + i)).count() as u32;
+        different +=
+            (0..pixels).filter(|&i| mask.get(i / width, i % width) != bit(n * pixels + i)).count() as u32;
     }
-    println!("{} {}: {different} of {} mask bits differ", golden.model, golden.case, pixels * instances.len());
+    println!(
+        "{} {}: {different} of {} mask bits differ",
+        golden.model,
+        golden.case,
+        pixels * instances.len()
+    );
     assert!(different <= MASK_BITS, "{different} mask bits differ");
 }
 

@@ -29,4 +29,3 @@ impl AlignedBuffer {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }
-

@@ -1,8 +1,8 @@
 //! Walks a plan on the CPU.
 
+use super::buffer::AlignedBuffer;
 use super::isa::Isa;
 use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
-use super::buffer::AlignedBuffer;
 use super::{ops, weights::Weights};
 use crate::error::{Error, Result};
 use crate::ops::ValueType;

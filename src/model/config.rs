@@ -210,7 +210,10 @@ impl Config {
         check(self.stuff_classes <= 1 << 16, format!("stuff_classes is {}", self.stuff_classes))?;
         for (field, divisor) in [("heads", self.heads), ("norm_groups", self.norm_groups), ("4", 4)] {
             let channels = self.channels;
-            check(channels.is_multiple_of(divisor), format!("{channels} channels are not a multiple of {field}"))?;
+            check(
+                channels.is_multiple_of(divisor),
+                format!("{channels} channels are not a multiple of {field}"),
+            )?;
         }
         match self.backbone {
             BackboneConfig::ResNet { depth } => {

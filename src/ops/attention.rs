@@ -55,7 +55,8 @@ impl Operator for Attention {
     }
 
     fn flops(&self, inputs: &[ValueType], _: &[ValueType]) -> u64 {
-        let [batch, n, c] = [inputs[0].shape[0], inputs[0].shape[1], inputs[0].shape[2] / 3].map(|v| v as u64);
+        let [batch, n, c] =
+            [inputs[0].shape[0], inputs[0].shape[1], inputs[0].shape[2] / 3].map(|v| v as u64);
         batch * n * n * (4 * c + 5 * self.heads as u64)
     }
 

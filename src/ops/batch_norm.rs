@@ -1,6 +1,8 @@
 //! Frozen batch normalisation.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs, expect_shape};
+use super::{
+    Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs, expect_shape,
+};
 use crate::tensor::Tensor;
 
 /// `y = (x - mean[c]) * gamma[c] / sqrt(variance[c] + eps) + beta[c]`, with stored statistics (Ioffe and

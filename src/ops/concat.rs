@@ -31,14 +31,17 @@ impl Operator for Concat {
         }
         let mut dims = first.dims().to_vec();
         if self.axis != 0 {
-            dims[0] = inputs.iter().filter_map(|ty| ty.shape.dims().first().copied()).find(|&d| d != 1).unwrap_or(1);
+            dims[0] = inputs
+                .iter()
+                .filter_map(|ty| ty.shape.dims().first().copied())
+                .find(|&d| d != 1)
+                .unwrap_or(1);
         }
         dims[self.axis] = 0;
         for index in 0..inputs.len() {
             let shape = expect_float(inputs, index)?;
-            let fits = |axis: usize| {
-                axis == self.axis || shape[axis] == dims[axis] || (axis == 0 && shape[0] == 1)
-            };
+            let fits =
+                |axis: usize| axis == self.axis || shape[axis] == dims[axis] || (axis == 0 && shape[0] == 1);
             if shape.rank() != dims.len() || !(0..dims.len()).all(fits) {
                 return Err(format!("input {index} {shape} does not join {first} along axis {}", self.axis));
             }

@@ -1,6 +1,8 @@
 //! Folding a frozen batch norm into the convolution before it.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape};
+use super::{
+    Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+};
 use crate::tensor::Tensor;
 
 /// `filter'[k] = filter[k] * s[k]`, `bias'[k] = beta[k] - mean[k] * s[k]` with

@@ -1,7 +1,9 @@
 //! Group normalisation.
 
 use super::activation::Activation;
-use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape};
+use super::{
+    Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+};
 use crate::tensor::Tensor;
 
 /// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken over
@@ -34,8 +36,7 @@ impl Operator for GroupNorm {
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
         let (x, gamma, beta) = (inputs[0], inputs[1].data(), inputs[2].data());
-        let [batch, pixels, channels] =
-            [x.shape()[0], x.shape()[1] * x.shape()[2], x.shape()[3]];
+        let [batch, pixels, channels] = [x.shape()[0], x.shape()[1] * x.shape()[2], x.shape()[3]];
         let width = channels / self.groups;
         let mut y = x.clone();
         for b in 0..batch {

@@ -1,7 +1,9 @@
 //! Layer normalisation.
 
 use super::activation::Activation;
-use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs, expect_shape};
+use super::{
+    Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs, expect_shape,
+};
 use crate::tensor::Tensor;
 
 /// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken over

@@ -34,10 +34,6 @@ impl Operator for Reshape {
         let case = |name: &str, from: &[usize], to: &[usize]| {
             Case::new(name, Reshape { shape: Shape::new(to) }, &[from]).tolerance(Tolerance::EXACT)
         };
-        vec![
-            case("scalar", &[1], &[]),
-            case("odd", &[2, 3, 5], &[5, 6]),
-            case("empty", &[0, 3], &[3, 0, 1]),
-        ]
+        vec![case("scalar", &[1], &[]), case("odd", &[2, 3, 5], &[5, 6]), case("empty", &[0, 3], &[3, 0, 1])]
     }
 }

@@ -102,8 +102,7 @@ impl Operator for Resize {
     }
 
     fn cases() -> Vec<Case> {
-        let [half, aligned] =
-            [false, true].map(|align_corners| ResizeMode::Bilinear { align_corners });
+        let [half, aligned] = [false, true].map(|align_corners| ResizeMode::Bilinear { align_corners });
         let case = |name: &str, mode, step, size, shape: &[usize]| {
             let tolerance = if mode == ResizeMode::Nearest { Tolerance::EXACT } else { Tolerance::POINTWISE };
             Case::new(name, Resize { mode, size, step }, &[shape]).tolerance(tolerance)

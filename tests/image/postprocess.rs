@@ -263,7 +263,11 @@ fn masks_follow_the_definition_at_any_size() {
             mask_logits: &mask_logits,
         };
         let mut result = InstanceResult::default();
-        let mut post = InstancePostprocessor::new(InstanceConfig { max_per_image: 40, min_score: 0.2, ..InstanceConfig::default() });
+        let mut post = InstancePostprocessor::new(InstanceConfig {
+            max_per_image: 40,
+            min_score: 0.2,
+            ..InstanceConfig::default()
+        });
         post.run(&head, &geometry, &mut result).unwrap();
         assert!(!result.instances().is_empty());
         for instance in result.instances() {

@@ -115,15 +115,18 @@ impl Kernel for Blocks {
         let (gathered, rest) = args.workspace.split_at_mut(self.batch * image);
         let logits = &mut rest[..self.batch * self.logits_len()];
         let images = args.inputs[0].par_chunks(3 * n * channels).zip(gathered.par_chunks_mut(image));
-        images.zip(logits.par_chunks_mut(self.logits_len())).zip(args.outputs[0].par_chunks_mut(n * channels)).for_each(
-            |(((qkv, gathered), logits), y)| {
+        images
+            .zip(logits.par_chunks_mut(self.logits_len()))
+            .zip(args.outputs[0].par_chunks_mut(n * channels))
+            .for_each(|(((qkv, gathered), logits), y)| {
                 let heads = gathered.par_chunks_mut(self.head_len()).enumerate();
                 heads.for_each(|(head, out)| self.gather(qkv, head, out));
                 let logits = logits.par_chunks_mut(QUERIES * self.columns());
-                y.par_chunks_mut(QUERIES * channels).zip(logits).enumerate().for_each(|(block, (y, logits))| {
-                    self.attend(qkv, block * QUERIES, gathered, logits, y);
-                });
-            },
-        );
+                y.par_chunks_mut(QUERIES * channels).zip(logits).enumerate().for_each(
+                    |(block, (y, logits))| {
+                        self.attend(qkv, block * QUERIES, gathered, logits, y);
+                    },
+                );
+            });
     }
 }

@@ -100,7 +100,10 @@ mod tests {
             let mut y = vec![0.0; width * channels];
             pool_row(isa, &op, &x, width, channels, &mut y);
             for (q, pixel) in y.chunks_exact(channels).enumerate() {
-                assert!(pixel.iter().all(|v| v.is_nan() == (2..5).contains(&q)), "{isa}, pixel {q}: {pixel:?}");
+                assert!(
+                    pixel.iter().all(|v| v.is_nan() == (2..5).contains(&q)),
+                    "{isa}, pixel {q}: {pixel:?}"
+                );
             }
         }
     }
