@@ -44,7 +44,6 @@ fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
         0 => Throughput::Bytes(step.bytes()),
         flops => Throughput::Elements(flops),
     };
-    let name = format!("{} [{}]", case.name, step.kernel);
     let mut executor = pool.run(|| Executor::new(plan, &weights, isa, threads)).expect("an executor");
     for (index, input) in inputs.iter().enumerate().take(executor.plan().inputs.len()) {
         executor.input_mut(index).copy_from_slice(input.data());
@@ -52,7 +51,7 @@ fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
     let mut group = criterion.benchmark_group(case.op.name());
     group.throughput(throughput);
     // The loop runs within the pool: entering it for every call would be most of the time of the small operators.
-    group.bench_function(name, |bencher| pool.run(|| bencher.iter(|| executor.run())));
+    group.bench_function(&case.name, |bencher| pool.run(|| bencher.iter(|| executor.run())));
 }
 
 fn ops(criterion: &mut Criterion) {
