@@ -1,14 +1,17 @@
 //! Damaged and hostile checkpoints: each is refused with an error of the right class that names the fault,
 //! and no mutation of a sound file makes a reader panic.
 
-use std::io::{Cursor, Write};
+#[path = "common/pth_writer.rs"]
+#[expect(dead_code, reason = "other suites write whole checkpoints")]
+mod pth_writer;
+
 use std::path::PathBuf;
 
 use knet::checkpoint::{Checkpoint, pth};
 use knet::error::{Error, ErrorKind};
 use proptest::prelude::*;
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipWriter};
+use pth_writer::{call, cat, dict, global, int, pickle, tensor, text, tuple, zip_of};
+use zip::CompressionMethod;
 
 /// Asserts class, file name and every fragment of the message.
 #[track_caller]
@@ -102,65 +105,6 @@ fn files_that_cannot_be_opened() {
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         }
     }
-}
-
-// A pickle assembler: each function gives the opcodes that leave one value on the stack.
-
-fn cat(parts: &[Vec<u8>]) -> Vec<u8> {
-    parts.concat()
-}
-
-fn text(s: &str) -> Vec<u8> {
-    [b"X", &(s.len() as u32).to_le_bytes()[..], s.as_bytes()].concat()
-}
-
-fn int(value: i64) -> Vec<u8> {
-    [&[0x8a, 8], &value.to_le_bytes()[..]].concat()
-}
-
-fn global(module: &str, name: &str) -> Vec<u8> {
-    format!("c{module}\n{name}\n").into_bytes()
-}
-
-fn tuple(items: &[Vec<u8>]) -> Vec<u8> {
-    cat(&[b"(".to_vec(), items.concat(), b"t".to_vec()])
-}
-
-fn dict(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
-    let pairs: Vec<Vec<u8>> = items.iter().map(|(k, v)| cat(&[text(k), v.clone()])).collect();
-    cat(&[b"}(".to_vec(), pairs.concat(), b"u".to_vec()])
-}
-
-fn call(module: &str, name: &str, args: &[Vec<u8>]) -> Vec<u8> {
-    cat(&[global(module, name), tuple(args), b"R".to_vec()])
-}
-
-fn ints(values: &[i64]) -> Vec<u8> {
-    tuple(&values.iter().map(|&v| int(v)).collect::<Vec<_>>())
-}
-
-/// A float tensor over storage `key` of `numel` elements.
-fn tensor(key: &str, numel: i64, offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
-    let storage = cat(&[
-        tuple(&[text("storage"), global("torch", "FloatStorage"), text(key), text("cpu"), int(numel)]),
-        b"Q".to_vec(),
-    ]);
-    let hooks = call("collections", "OrderedDict", &[]);
-    let args = [storage, int(offset), ints(shape), ints(strides), vec![0x89], hooks];
-    call("torch._utils", "_rebuild_tensor_v2", &args)
-}
-
-fn pickle(value: Vec<u8>) -> Vec<u8> {
-    cat(&[vec![0x80, 2], value, b".".to_vec()])
-}
-
-fn zip_of(entries: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
-    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-    for (name, data) in entries {
-        zip.start_file(*name, SimpleFileOptions::default().compression_method(method)).unwrap();
-        zip.write_all(data).unwrap();
-    }
-    zip.finish().unwrap().into_inner()
 }
 
 /// A zip checkpoint with the object `root` and one storage of four floats.

@@ -62,6 +62,9 @@ impl Pool {
             .thread_name(|i| format!("knet-{i}"))
             .build()
             .map_err(|e| Error::usage(format!("cannot start {threads} threads: {e}")))?;
+        // A thread's first search for work registers it with the queues' memory reclamation, which allocates. Without
+        // this, that may happen in the midst of any later call.
+        rayon.broadcast(|_| rayon::yield_now());
         let shared = Arc::new(Shared::default());
         let driver = shared.clone();
         rayon.spawn(move || driver.drive());
@@ -82,7 +85,9 @@ impl Pool {
         let task: *mut (dyn FnMut() + Send) = &mut task;
         // SAFETY: only the lifetime is erased. The loop below waits until the driver is done with the
         // closure, so it outlives every use.
-        let task = Task(unsafe { std::mem::transmute::<*mut (dyn FnMut() + Send), *mut (dyn FnMut() + Send + 'static)>(task) });
+        let task = Task(unsafe {
+            std::mem::transmute::<*mut (dyn FnMut() + Send), *mut (dyn FnMut() + Send + 'static)>(task)
+        });
 
         let mut state = self.shared.wait(|state| !state.owned);
         state.owned = true;

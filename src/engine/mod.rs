@@ -22,7 +22,8 @@ use crate::tensor::{Shape, Tensor};
 use ::image::RgbImage;
 use std::time::{Duration, Instant};
 
-/// Most input sizes an engine keeps plans for; the one unused for longest is dropped.
+/// Most input sizes an engine keeps plans for, and most photo sizes it keeps tables for; what was unused for longest
+/// is dropped.
 const MAX_PLANS: usize = 4;
 
 /// A loaded model, ready to segment images.
@@ -36,10 +37,12 @@ pub struct Engine {
     pool: Pool,
     weights: Weights,
     preprocessor: Preprocessor,
+    instance: InstanceConfig,
+    panoptic: PanopticConfig,
     /// Most recently used last.
     sessions: Vec<Session>,
-    instance: InstancePostprocessor,
-    panoptic: PanopticPostprocessor,
+    /// Most recently used last.
+    adapters: Vec<Adapter>,
     timings: Timings,
 }
 
@@ -49,6 +52,15 @@ struct Session {
     executor: Executor,
     cls_score: usize,
     mask_preds: usize,
+}
+
+/// What lies between photos of one size and the network. Photos of many sizes share an input size, so these are
+/// not part of a [`Session`].
+struct Adapter {
+    geometry: Geometry,
+    preprocessor: Preprocessor,
+    instance: InstancePostprocessor,
+    panoptic: PanopticPostprocessor,
 }
 
 /// Wall-clock time of the parts of one call.
@@ -128,7 +140,10 @@ impl EngineBuilder {
         let (config, load) = source::open(&self.weights, self.model.as_deref())?;
         let task = self.task.unwrap_or(config.task);
         if task == Task::Panoptic && config.task != Task::Panoptic {
-            return Err(Error::usage(format!("model `{}` gives instances only, no panoptic map", config.name)));
+            return Err(Error::usage(format!(
+                "model `{}` gives instances only, no panoptic map",
+                config.name
+            )));
         }
         let size = self.size.unwrap_or(Some((config.size[0], config.size[1])));
         let preprocess = PreprocessConfig { size, divisor: SIZE_DIVISOR, ..PreprocessConfig::default() };
@@ -151,9 +166,10 @@ impl EngineBuilder {
             pool: Pool::new(self.threads)?,
             weights: Weights::new(load),
             preprocessor: Preprocessor::new(preprocess)?,
+            instance,
+            panoptic,
             sessions: Vec::new(),
-            instance: InstancePostprocessor::new(instance),
-            panoptic: PanopticPostprocessor::new(panoptic),
+            adapters: Vec::new(),
             timings: Timings::default(),
             config,
         })
@@ -218,7 +234,7 @@ impl Engine {
     }
 
     /// Segments one image into an existing result, reusing its memory: from the second image of a size on,
-    /// nothing is allocated.
+    /// nothing is allocated, also if up to four sizes take turns.
     ///
     /// # Errors
     /// As [`Engine::segment`]. The result then holds nothing of use.
@@ -317,8 +333,10 @@ impl Engine {
 
     fn run(&mut self, image: &RgbImage, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
         let session = self.session(geometry.padded)?;
-        let Engine { pool, sessions, preprocessor, instance, panoptic, timings, task, .. } = self;
+        let adapter = self.adapter(geometry)?;
+        let Engine { pool, sessions, adapters, timings, task, .. } = self;
         let session = &mut sessions[session];
+        let Adapter { preprocessor, instance, panoptic, .. } = &mut adapters[adapter];
         (result.task, result.size) = (*task, geometry.original);
         pool.run(|| {
             let start = Instant::now();
@@ -356,6 +374,24 @@ impl Engine {
             self.sessions.push(Session { size, executor, cls_score, mask_preds });
         }
         Ok(self.sessions.len() - 1)
+    }
+
+    /// Position of the adapter of a photo size, made if there is none. It becomes the most recent.
+    fn adapter(&mut self, geometry: &Geometry) -> Result<usize> {
+        if let Some(found) = self.adapters.iter().position(|a| a.geometry == *geometry) {
+            self.adapters[found..].rotate_left(1);
+        } else {
+            if self.adapters.len() == MAX_PLANS {
+                self.adapters.remove(0);
+            }
+            self.adapters.push(Adapter {
+                geometry: *geometry,
+                preprocessor: Preprocessor::new(*self.preprocessor.config())?,
+                instance: InstancePostprocessor::new(self.instance),
+                panoptic: PanopticPostprocessor::new(self.panoptic),
+            });
+        }
+        Ok(self.adapters.len() - 1)
     }
 }
 

@@ -8,6 +8,8 @@ use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -30,9 +32,10 @@ impl FromStr for WeightSource {
     /// `seeded:N`, or a path.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.strip_prefix("seeded:") {
-            Some(seed) => {
-                seed.parse().map(WeightSource::Seeded).map_err(|_| format!("`{seed}` is not a seed (a whole number)"))
-            }
+            Some(seed) => seed
+                .parse()
+                .map(WeightSource::Seeded)
+                .map_err(|_| format!("`{seed}` is not a seed (a whole number)")),
             None => Ok(WeightSource::File(text.into())),
         }
     }
@@ -65,16 +68,34 @@ pub fn open(source: &WeightSource, name: Option<&str>) -> Result<(Config, Box<Lo
         WeightSource::Seeded(seed) => {
             let config = Config::named(name.unwrap_or(crate::model::config::MODEL_NAMES[0]))?;
             let seed = *seed;
-            Ok((config, Box::new(move |param: &Param| seeded::tensor(&param.key, &param.upstream_shape, seed))))
+            Ok((
+                config,
+                Box::new(move |param: &Param| seeded::tensor(&param.key, &param.upstream_shape, seed)),
+            ))
         }
         WeightSource::File(path) => {
-            let file = Checkpoint::open(path)?;
+            let file = Checkpoint::open(path).map_err(|error| with_hint(path, error))?;
             let config = file_config(&file, name)?;
             check(&file, &config)?;
             let file = Arc::new(file);
             Ok((config, Box::new(move |param: &Param| file.load_f32(&param.key))))
         }
     }
+}
+
+/// The error of opening `path`, with the way out if the file is one of PyTorch's.
+fn with_hint(path: &Path, error: Error) -> Error {
+    let mut start = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    let zip = start == *b"PK\x03\x04";
+    // A pickled long of ten bytes: the magic number of the format before PyTorch 1.6.
+    let legacy = start[0] == 0x80 && start[2..] == [0x8a, 10];
+    if matches!(error, Error::Checkpoint { .. }) && read.is_ok() && (zip || legacy) {
+        let reason =
+            format!("a PyTorch checkpoint; run `knet convert {}` and use the result", path.display());
+        return Error::checkpoint(path, reason);
+    }
+    error
 }
 
 /// The configuration a checkpoint carries. A `name` given by the caller must agree with it, and stands in

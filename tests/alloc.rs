@@ -1,0 +1,112 @@
+//! Segmenting allocates nothing after the first image of a size: not in the caller, not in any other thread of the
+//! process. Without the test harness, whose own thread allocates whenever it likes.
+//!
+//! `KNET_ALLOC_TRACE=1` prints where each offending allocation comes from.
+
+use image::{Rgb, RgbImage};
+use knet::Engine;
+use knet::engine::Segmentation;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::backtrace::Backtrace;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static TRACE: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// Capturing a backtrace allocates.
+    static TRACING: Cell<bool> = const { Cell::new(false) };
+}
+
+fn count(layout: Layout) {
+    COUNT.fetch_add(1, SeqCst);
+    if TRACE.load(SeqCst) && !TRACING.replace(true) {
+        eprintln!("{} bytes allocated at\n{}", layout.size(), Backtrace::force_capture());
+        TRACING.set(false);
+    }
+}
+
+// SAFETY: every call is passed on to the system allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout);
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout);
+        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(layout);
+        // SAFETY: the caller keeps the contract of `realloc`; the pointer came from `System`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`; the pointer came from `System`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A picture with structure, so that masks have edges.
+fn photo(height: u32, width: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| Rgb([(x * y / 7) as u8, (x * 3) as u8, (y * 5) as u8]))
+}
+
+/// Allocations of the whole process while `work` runs.
+fn allocations(work: impl FnOnce()) -> usize {
+    TRACE.store(std::env::var_os("KNET_ALLOC_TRACE").is_some(), SeqCst);
+    let before = COUNT.load(SeqCst);
+    work();
+    let after = COUNT.load(SeqCst);
+    TRACE.store(false, SeqCst);
+    after - before
+}
+
+fn main() {
+    assert!(allocations(|| drop(vec![1u8; 100])) == 1, "the allocator counts");
+    for model in ["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"] {
+        for threads in [1, 2] {
+            let site = format!("{model}, {threads} threads");
+            // Resized by different ratios, so that every table differs.
+            let (small, large) = (photo(72, 90), photo(128, 160));
+            let builder = Engine::builder().model(model).threads(threads).size(Some((32, 64)));
+            let mut engine = builder.build().unwrap();
+            let mut result = Segmentation::default();
+            engine.segment_into(&small, &mut result).unwrap();
+
+            // Many calls: rayon's queues take memory for every 63 jobs put into them from outside.
+            let count = allocations(|| {
+                for _ in 0..200 {
+                    engine.segment_into(&small, &mut result).unwrap();
+                }
+            });
+            assert_eq!(count, 0, "{site}: allocations in 200 further calls");
+
+            let tall = photo(90, 60);
+            let photos = [&small, &large, &tall];
+            for photo in photos {
+                engine.segment_into(photo, &mut result).unwrap();
+            }
+            let count = allocations(|| {
+                for call in 0..30 {
+                    engine.segment_into(photos[call % 3], &mut result).unwrap();
+                }
+            });
+            assert_eq!(count, 0, "{site}: allocations while sizes take turns");
+            assert_eq!(result.size(), (90, 60));
+
+            println!("{site}: no allocation");
+        }
+    }
+}
