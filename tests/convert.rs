@@ -43,7 +43,7 @@ fn an_official_model_gives_the_bits_of_its_tensors() {
 
     let converted = convert(&pth, &f32_file, None, Precision::F32).unwrap();
     assert_eq!(converted.tensors, entries.len());
-    assert_eq!(converted.parameters, entries.iter().map(|e| e.values.len()).sum::<usize>());
+    assert_eq!(converted.values, entries.iter().map(|e| e.values.len()).sum::<usize>());
     assert_eq!(
         converted.config,
         Config { class_names: coco_names().iter().map(|s| s.to_string()).collect(), ..named }
