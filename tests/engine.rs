@@ -184,13 +184,16 @@ fn half_precision_files() {
         let mut engine = Engine::builder().weights(path.as_path()).size(Some((64, 96))).build().unwrap();
         engine.segment(&photo(64, 96)).unwrap()
     };
-    let halves: [(StorageType, fn(f32) -> f32); 2] = [
-        (StorageType::F16, |v| half::f16::from_f32(v).to_f32()),
-        (StorageType::BF16, |v| half::bf16::from_f32(v).to_f32()),
-    ];
-    for (dtype, round) in halves {
+    let round = |v: f32, dtype| match dtype {
+        StorageType::F16 => half::f16::from_f32(v).to_f32(),
+        _ => half::bf16::from_f32(v).to_f32(),
+    };
+    for dtype in [StorageType::F16, StorageType::BF16] {
         let mut rounded = seeded_entries(&config, 7);
-        rounded.iter_mut().flat_map(|entry| &mut entry.values).for_each(|value| *value = round(*value));
+        rounded
+            .iter_mut()
+            .flat_map(|entry| &mut entry.values)
+            .for_each(|value| *value = round(*value, dtype));
         // Loading widens exactly: the rounded tensors in full precision give the same bits.
         let (found, wanted) = (segment("half", &entries, dtype), segment("full", &rounded, StorageType::F32));
         assert_eq!(found.instances().len(), 60);
