@@ -225,7 +225,8 @@ fn choice_is_named() {
     );
     let plain = |height, width, c| of(ConvShape { height, width, c_in: c, c_out: c, ..PLAIN });
     assert_eq!(plain(200, 336, 256), "winograd-f4");
-    assert_eq!(plain(25, 42, 512), "winograd-f4");
+    assert_eq!(plain(50, 84, 256), "winograd-f4");
+    assert_eq!(plain(25, 42, 512), "winograd-f2");
     assert_eq!(plain(8, 8, 512), "winograd-f2");
     assert_eq!(plain(2, 3, 512), "implicit-gemm");
 }
