@@ -1,14 +1,15 @@
 //! Walks a plan on the CPU.
 
+use super::buffer::AlignedBuffer;
 use super::isa::Isa;
 use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
-use super::buffer::AlignedBuffer;
 use super::{ops, weights::Weights};
 use crate::error::{Error, Result};
 use crate::ops::ValueType;
 use crate::plan::arena::{ALIGNMENT, Slot};
 use crate::plan::{Choice, Operand, Place, Plan, Site, Step};
 use crate::tensor::{DType, Tensor};
+use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,7 @@ impl Executor {
     pub fn new(plan: Plan, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
         let steps = plan
             .steps
-            .iter()
+            .par_iter()
             .map(|step| bind(&plan, step, weights, isa, threads))
             .collect::<Result<Vec<_>>>()?;
         let mut constants = vec![None; plan.consts.len()];
