@@ -5,7 +5,7 @@
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use crate::cpu::gemm::{Arch, CHUNK, KC, Rows, Vector, copy_row, strip_row};
+use crate::cpu::gemm::{Ahead, Arch, CHUNK, KC, Rows, Vector, copy_row, strip_row};
 
 use super::ConvShape;
 
@@ -21,6 +21,23 @@ pub(super) struct Fields {
 unsafe impl Sync for Fields {}
 
 impl Rows for Fields {
+    #[inline(always)]
+    fn ahead(&self, row: usize, rows: usize, k: usize) -> Ahead {
+        let s = &self.shape;
+        let (out_h, out_w) = (s.out_height(), s.out_width());
+        if row >= s.out_pixels() {
+            return Ahead::NOTHING;
+        }
+        // Taken as if the rows were neighbours on one line of the map.
+        let (x, y, image) = (row % out_w, row / out_w % out_h, row / (out_w * out_h));
+        let at = Cursor::new(s, k);
+        let line = image * s.height + y * s.stride[0] + at.ky * s.dilation[0];
+        let pixel = line * s.width + x * s.stride[1] + at.kx * s.dilation[1];
+        let before = s.padding[0] * s.width + s.padding[1];
+        let start = self.x.wrapping_add(pixel * s.c_in + self.group * (s.c_in / s.groups) + at.channel);
+        Ahead::along(start.wrapping_sub(before * s.c_in), rows, s.stride[1] * s.c_in)
+    }
+
     #[inline(always)]
     unsafe fn fill<A: Arch>(&self, row: usize, rows: usize, k: usize, len: usize, strips: *mut f32) {
         if len == 0 {
