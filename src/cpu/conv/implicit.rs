@@ -47,6 +47,7 @@ impl Rows for Fields {
         let (out_h, out_w) = (s.out_height(), s.out_width());
         let (mut x, mut y, mut image) = (row % out_w, row / out_w % out_h, row / (out_w * out_h));
         let start = Cursor::new(s, k);
+        let inside = Inside::new(self, start, len);
         let aligned = (s.c_in / s.groups).is_multiple_of(CHUNK);
         // A strip's rows are spread once all are gathered: reading a line just after writing it in odd pieces
         // would wait for every store to reach the cache.
@@ -63,6 +64,20 @@ impl Rows for Fields {
             // SAFETY: the strip has a row of `len` values at `dst`; pieces lie inside the map and the line.
             unsafe {
                 let dst = strips.add(strip_row(r, len, A::MR));
+                if let Some(pieces) = inside.as_ref().filter(|_| field.is_inside(s)) {
+                    let origin = field
+                        .image
+                        .wrapping_offset((field.top * s.width as isize + field.left) * s.c_in as isize);
+                    for &(offset, count) in pieces.iter() {
+                        let src = origin.wrapping_add(offset);
+                        if aligned {
+                            copy_row(src, dst.add(at * A::MR), count, A::MR);
+                        } else {
+                            put::<A>(lines.add(r % A::MR).cast::<f32>().add(at), src, count);
+                        }
+                        at += count;
+                    }
+                }
                 while at < len {
                     let (src, count) = cursor.piece(self, &field, len - at);
                     match (aligned, src.is_null()) {
@@ -102,6 +117,53 @@ struct Field {
     left: isize,
 }
 
+impl Field {
+    /// Whether no tap falls on padding.
+    #[inline(always)]
+    fn is_inside(&self, s: &ConvShape) -> bool {
+        let fits = |from: isize, axis: usize, size: usize| {
+            from >= 0 && from as usize + s.dilation[axis] * (s.kernel[axis] - 1) < size
+        };
+        fits(self.top, 0, s.height) && fits(self.left, 1, s.width)
+    }
+}
+
+/// The pieces of every field without padding, as (offset from the field's first tap, length): most fields are
+/// such, and cost no more than the copies.
+struct Inside {
+    pieces: [(usize, usize); Inside::MOST],
+    count: usize,
+}
+
+impl Inside {
+    const MOST: usize = 16;
+
+    /// The pieces of `len` values from `start`; none if they are too many to be worth it.
+    #[inline(always)]
+    fn new(fields: &Fields, start: Cursor, len: usize) -> Option<Inside> {
+        let s = &fields.shape;
+        let mut inside = Inside { pieces: [(0, 0); Inside::MOST], count: 0 };
+        let c = s.c_in / s.groups;
+        let (mut at, mut cursor) = (0, start);
+        while at < len {
+            let offset = (cursor.ky * s.dilation[0] * s.width + cursor.kx * s.dilation[1]) * s.c_in
+                + fields.group * c
+                + cursor.channel;
+            let taps = if s.dilation[1] == 1 && s.groups == 1 { s.kernel[1] - cursor.kx } else { 1 };
+            let count = cursor.advance(s, taps, len - at);
+            *inside.pieces.get_mut(inside.count)? = (offset, count);
+            inside.count += 1;
+            at += count;
+        }
+        Some(inside)
+    }
+
+    #[inline(always)]
+    fn iter(&self) -> std::slice::Iter<'_, (usize, usize)> {
+        self.pieces[..self.count].iter()
+    }
+}
+
 /// A place in the depth of a field: filter row, filter column, channel.
 #[derive(Clone, Copy)]
 struct Cursor {
@@ -134,7 +196,14 @@ impl Cursor {
                 taps = (s.kernel[1] - self.kx).min(s.width - x as usize);
             }
         }
-        let whole = taps * c - self.channel;
+        (src, self.advance(s, taps, room))
+    }
+
+    /// Moves past the rest of `taps` taps, or past `room` values of them if those are fewer (and the last); gives
+    /// the number of values.
+    #[inline(always)]
+    fn advance(&mut self, s: &ConvShape, taps: usize, room: usize) -> usize {
+        let whole = taps * (s.c_in / s.groups) - self.channel;
         if whole <= room {
             self.channel = 0;
             self.kx += taps;
@@ -142,7 +211,7 @@ impl Cursor {
                 (self.kx, self.ky) = (0, self.ky + 1);
             }
         }
-        (src, whole.min(room))
+        whole.min(room)
     }
 }
 
