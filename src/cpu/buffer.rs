@@ -1,31 +1,42 @@
 //! Memory on cache-line boundaries.
 
+use std::alloc::{Layout, handle_alloc_error};
+
+use memmap2::MmapMut;
+
 use crate::plan::arena::ALIGNMENT;
 
-/// Floats on a cache-line boundary, zero at first.
+/// Floats on a cache-line boundary (a page's, indeed), zero at first, in huge pages where the system has them:
+/// kernels walk many rows far apart, and every one of them would cost a TLB entry of its own.
 pub struct AlignedBuffer {
-    lines: Vec<Line>,
+    /// None for no floats, as no mapping is empty.
+    map: Option<MmapMut>,
     len: usize,
 }
 
-#[repr(C, align(64))]
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-struct Line([f32; ALIGNMENT / 4]);
-
 impl AlignedBuffer {
     /// `len` zeros. Memory comes zeroed from the system, so that pages never written are never resident.
+    /// Aborts, like any allocation, if there is no memory.
     pub fn new(len: usize) -> Self {
-        let lines = bytemuck::allocation::zeroed_vec(len.div_ceil(ALIGNMENT / 4));
-        AlignedBuffer { lines, len }
+        let map = (len > 0).then(|| {
+            let layout = Layout::array::<f32>(len).expect("a buffer is smaller than the address space");
+            let map = MmapMut::map_anon(layout.size()).unwrap_or_else(|_| handle_alloc_error(layout));
+            // A refusal costs speed alone.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            debug_assert!(map.as_ptr().addr().is_multiple_of(ALIGNMENT));
+            map
+        });
+        AlignedBuffer { map, len }
     }
 
     /// The floats.
     pub fn as_slice(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        self.map.as_ref().map_or(&[], |map| &bytemuck::cast_slice(map)[..self.len])
     }
 
     /// The floats, for writing.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        self.map.as_mut().map_or(&mut [], |map| &mut bytemuck::cast_slice_mut(map)[..self.len])
     }
 }

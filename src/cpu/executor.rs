@@ -9,6 +9,7 @@ use crate::ops::ValueType;
 use crate::plan::arena::{ALIGNMENT, Slot};
 use crate::plan::{Choice, Operand, Place, Plan, Site, Step};
 use crate::tensor::{DType, Tensor};
+use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,7 @@ impl Executor {
     pub fn new(plan: Plan, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
         let steps = plan
             .steps
-            .iter()
+            .par_iter()
             .map(|step| bind(&plan, step, weights, isa, threads))
             .collect::<Result<Vec<_>>>()?;
         let mut constants = vec![None; plan.consts.len()];

@@ -4,7 +4,7 @@
 use super::buffer::AlignedBuffer;
 use crate::error::{Error, Result};
 use crate::graph::Param;
-use crate::plan::{ConstSource, Plan};
+use crate::plan::{Const, ConstSource, Plan};
 use crate::tensor::Tensor;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,15 +34,32 @@ impl Weights {
         if let Some(known) = lock(&self.plain).get(&wanted.key) {
             return Ok(known.clone());
         }
-        let tensor = match &wanted.source {
-            ConstSource::Param(param) => param.layout.apply((self.load)(param)?),
-            ConstSource::Computed { op, inputs, output } => {
-                let inputs: Vec<Tensor<f64>> =
-                    inputs.iter().map(|&i| Ok(self.constant(plan, i)?.to_f64())).collect::<Result<_>>()?;
-                let inputs: Vec<&Tensor<f64>> = inputs.iter().collect();
-                op.reference(&inputs).swap_remove(*output).to_f32()
+        let (op, operands, output) = match &wanted.source {
+            ConstSource::Param(param) => {
+                return self.keep(wanted, param.layout.apply((self.load)(param)?));
             }
+            ConstSource::Computed { op, inputs, output } => (op, inputs, *output),
         };
+        let inputs: Vec<Tensor<f64>> =
+            operands.iter().map(|&i| Ok(self.constant(plan, i)?.to_f64())).collect::<Result<_>>()?;
+        let results = op.reference(&inputs.iter().collect::<Vec<_>>());
+        drop(inputs);
+        // The operator's other results are wanted too, or will be: compute it once.
+        for sibling in &plan.consts {
+            match &sibling.source {
+                ConstSource::Computed { op: of, inputs, output: other }
+                    if *other != output && of == op && inputs == operands =>
+                {
+                    self.keep(sibling, results[*other].to_f32())?;
+                }
+                _ => {}
+            }
+        }
+        self.keep(wanted, results[output].to_f32())
+    }
+
+    /// Stores `tensor` as the constant `wanted`.
+    fn keep(&self, wanted: &Const, tensor: Tensor) -> Result<Arc<Tensor>> {
         if tensor.shape() != wanted.ty.shape {
             let (found, key) = (tensor.shape(), &wanted.key);
             return Err(Error::Graph(format!("constant `{key}` is {found}, the plan expects {}", wanted.ty)));

@@ -5,7 +5,7 @@
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use crate::cpu::gemm::{Arch, CHUNK, KC, Rows, Vector, copy_row, strip_row};
+use crate::cpu::gemm::{Ahead, Arch, CHUNK, KC, Rows, Vector, copy_row, strip_row};
 
 use super::ConvShape;
 
@@ -22,6 +22,23 @@ unsafe impl Sync for Fields {}
 
 impl Rows for Fields {
     #[inline(always)]
+    fn ahead(&self, row: usize, rows: usize, k: usize) -> Ahead {
+        let s = &self.shape;
+        let (out_h, out_w) = (s.out_height(), s.out_width());
+        if row >= s.out_pixels() {
+            return Ahead::NOTHING;
+        }
+        // Taken as if the rows were neighbours on one line of the map.
+        let (x, y, image) = (row % out_w, row / out_w % out_h, row / (out_w * out_h));
+        let at = Cursor::new(s, k);
+        let line = image * s.height + y * s.stride[0] + at.ky * s.dilation[0];
+        let pixel = line * s.width + x * s.stride[1] + at.kx * s.dilation[1];
+        let before = s.padding[0] * s.width + s.padding[1];
+        let start = self.x.wrapping_add(pixel * s.c_in + self.group * (s.c_in / s.groups) + at.channel);
+        Ahead::along(start.wrapping_sub(before * s.c_in), rows, s.stride[1] * s.c_in)
+    }
+
+    #[inline(always)]
     unsafe fn fill<A: Arch>(&self, row: usize, rows: usize, k: usize, len: usize, strips: *mut f32) {
         if len == 0 {
             return;
@@ -30,6 +47,7 @@ impl Rows for Fields {
         let (out_h, out_w) = (s.out_height(), s.out_width());
         let (mut x, mut y, mut image) = (row % out_w, row / out_w % out_h, row / (out_w * out_h));
         let start = Cursor::new(s, k);
+        let inside = Inside::new(self, start, len);
         let aligned = (s.c_in / s.groups).is_multiple_of(CHUNK);
         // A strip's rows are spread once all are gathered: reading a line just after writing it in odd pieces
         // would wait for every store to reach the cache.
@@ -46,6 +64,20 @@ impl Rows for Fields {
             // SAFETY: the strip has a row of `len` values at `dst`; pieces lie inside the map and the line.
             unsafe {
                 let dst = strips.add(strip_row(r, len, A::MR));
+                if let Some(pieces) = inside.as_ref().filter(|_| field.is_inside(s)) {
+                    let origin = field
+                        .image
+                        .wrapping_offset((field.top * s.width as isize + field.left) * s.c_in as isize);
+                    for &(offset, count) in pieces.iter() {
+                        let src = origin.wrapping_add(offset);
+                        if aligned {
+                            copy_row(src, dst.add(at * A::MR), count, A::MR);
+                        } else {
+                            put::<A>(lines.add(r % A::MR).cast::<f32>().add(at), src, count);
+                        }
+                        at += count;
+                    }
+                }
                 while at < len {
                     let (src, count) = cursor.piece(self, &field, len - at);
                     match (aligned, src.is_null()) {
@@ -85,6 +117,53 @@ struct Field {
     left: isize,
 }
 
+impl Field {
+    /// Whether no tap falls on padding.
+    #[inline(always)]
+    fn is_inside(&self, s: &ConvShape) -> bool {
+        let fits = |from: isize, axis: usize, size: usize| {
+            from >= 0 && from as usize + s.dilation[axis] * (s.kernel[axis] - 1) < size
+        };
+        fits(self.top, 0, s.height) && fits(self.left, 1, s.width)
+    }
+}
+
+/// The pieces of every field without padding, as (offset from the field's first tap, length): most fields are
+/// such, and cost no more than the copies.
+struct Inside {
+    pieces: [(usize, usize); Inside::MOST],
+    count: usize,
+}
+
+impl Inside {
+    const MOST: usize = 16;
+
+    /// The pieces of `len` values from `start`; none if they are too many to be worth it.
+    #[inline(always)]
+    fn new(fields: &Fields, start: Cursor, len: usize) -> Option<Inside> {
+        let s = &fields.shape;
+        let mut inside = Inside { pieces: [(0, 0); Inside::MOST], count: 0 };
+        let c = s.c_in / s.groups;
+        let (mut at, mut cursor) = (0, start);
+        while at < len {
+            let offset = (cursor.ky * s.dilation[0] * s.width + cursor.kx * s.dilation[1]) * s.c_in
+                + fields.group * c
+                + cursor.channel;
+            let taps = if s.dilation[1] == 1 && s.groups == 1 { s.kernel[1] - cursor.kx } else { 1 };
+            let count = cursor.advance(s, taps, len - at);
+            *inside.pieces.get_mut(inside.count)? = (offset, count);
+            inside.count += 1;
+            at += count;
+        }
+        Some(inside)
+    }
+
+    #[inline(always)]
+    fn iter(&self) -> std::slice::Iter<'_, (usize, usize)> {
+        self.pieces[..self.count].iter()
+    }
+}
+
 /// A place in the depth of a field: filter row, filter column, channel.
 #[derive(Clone, Copy)]
 struct Cursor {
@@ -117,7 +196,14 @@ impl Cursor {
                 taps = (s.kernel[1] - self.kx).min(s.width - x as usize);
             }
         }
-        let whole = taps * c - self.channel;
+        (src, self.advance(s, taps, room))
+    }
+
+    /// Moves past the rest of `taps` taps, or past `room` values of them if those are fewer (and the last); gives
+    /// the number of values.
+    #[inline(always)]
+    fn advance(&mut self, s: &ConvShape, taps: usize, room: usize) -> usize {
+        let whole = taps * (s.c_in / s.groups) - self.channel;
         if whole <= room {
             self.channel = 0;
             self.kx += taps;
@@ -125,7 +211,7 @@ impl Cursor {
                 (self.kx, self.ky) = (0, self.ky + 1);
             }
         }
-        (src, whole.min(room))
+        whole.min(room)
     }
 }
 

@@ -10,14 +10,15 @@ use rayon::prelude::*;
 
 use crate::cpu::isa::Isa;
 
-use super::kernel::{Ahead, CHUNK, Finish, Tile};
+use super::kernel::{CHUNK, Finish, Tile};
 use super::operand::{Panels, Rows, strip_len};
 use super::vector::{Arch, Job, on, tile_shape};
 
 /// Most k of one block: a panel of `KC x 32` fills two thirds of a 48 KiB L1.
 pub(crate) const KC: usize = 256;
-/// Most rows of one block: a multiple of every `MR`; with `KC` columns 84 KiB of L2.
-pub(crate) const MC: usize = 84;
+/// Most rows of one block: a multiple of every `MR`; with `KC` columns 168 KiB of L2. K-Net's 153 objects fit, so
+/// that the pixels of a mask product are packed once.
+pub(crate) const MC: usize = 168;
 /// Widest panel.
 const NR_MAX: usize = 32;
 
@@ -91,6 +92,8 @@ impl<R: Rows, P: Panels> Job for Block<'_, R, P> {
         let (strips, panel) = (strips.as_mut_ptr().cast::<f32>(), panel.as_mut_ptr().cast::<f32>());
         let Target { c, ldc, finish } = self.target;
         let m = self.rows.len();
+        let strips_in_all = m.div_ceil(A::MR);
+        let tiles = strips_in_all * self.cols.len().div_ceil(A::NR);
         let step = k_block(self.k.len());
         let mut k = self.k.start;
         loop {
@@ -99,13 +102,16 @@ impl<R: Rows, P: Panels> Job for Block<'_, R, P> {
             // the operands and C by the caller's shapes.
             unsafe {
                 self.a.fill::<A>(self.rows.start, m, k, len, strips);
-                for col in self.cols.clone().step_by(A::NR) {
+                let next_rows = match k + len {
+                    next if next < self.k.end => self.a.ahead(self.rows.start, m, next),
+                    _ => self.a.ahead(self.rows.end, m, self.k.start),
+                };
+                for (index, col) in self.cols.clone().step_by(A::NR).enumerate() {
                     let b = self.b.panel::<A>(col / A::NR, k, len, panel);
-                    let next = match col + A::NR {
-                        col if col < self.cols.end => self.b.resident::<A>(col / A::NR, k),
-                        _ => self.b.resident::<A>(self.cols.start / A::NR, k + len),
+                    let next_panel = match col + A::NR {
+                        col if col < self.cols.end => self.b.ahead::<A>(col / A::NR, k),
+                        _ => self.b.ahead::<A>(self.cols.start / A::NR, k + len),
                     };
-                    let strips_in_all = m.div_ceil(A::MR);
                     for strip in 0..strips_in_all {
                         let row = self.rows.start + strip * A::MR;
                         A::tile(&Tile {
@@ -118,7 +124,10 @@ impl<R: Rows, P: Panels> Job for Block<'_, R, P> {
                             ldc,
                             accumulate: k > self.k.start,
                             finish: (k + len == self.k.end).then(|| finish.at(row, col, ldc)),
-                            next: Ahead::share(next, strip, strips_in_all, A::NR),
+                            next: [
+                                next_panel.share(strip, strips_in_all),
+                                next_rows.share(index * strips_in_all + strip, tiles),
+                            ],
                         });
                     }
                 }

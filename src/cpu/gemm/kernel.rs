@@ -54,37 +54,92 @@ pub(crate) struct Tile {
     pub accumulate: bool,
     /// The epilogue, on the last block of K.
     pub finish: Option<Finish>,
-    /// What to fetch into L2 meanwhile.
-    pub next: Ahead,
+    /// The panel and the rows of A that are wanted next, to fetch into L2 meanwhile.
+    pub next: [Ahead; 2],
 }
 
-/// A share of the panel that is wanted next: `lines` cache lines of every [`CHUNK`] rows.
+/// Memory that is wanted soon, fetched into L2 a little with every [`CHUNK`] of a tile's k: `rows` rows, each of
+/// `lines` cache lines, then the same `step` values further on.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     start: *const f32,
+    rows: usize,
+    /// Values from a row to the next.
+    stride: usize,
     lines: usize,
+    step: usize,
 }
 
 impl Ahead {
-    pub const NOTHING: Ahead = Ahead { start: ptr::null(), lines: 0 };
+    pub const NOTHING: Ahead = Ahead { start: ptr::null(), rows: 0, stride: 0, lines: 0, step: 0 };
 
-    /// Share `part` of `parts` of `panel` (null for nothing), whose rows have `nr` columns.
+    /// `rows` rows that lie `stride` apart, read along: a line of each per chunk.
     #[inline(always)]
-    pub fn share(panel: *const f32, part: usize, parts: usize, nr: usize) -> Ahead {
-        if panel.is_null() {
-            return Ahead::NOTHING;
-        }
-        let lines = nr.div_ceil(parts);
-        Ahead { start: panel.wrapping_add(part * lines * CHUNK), lines }
+    pub fn along(start: *const f32, rows: usize, stride: usize) -> Ahead {
+        Ahead { start, rows, stride, lines: 1, step: CHUNK }
     }
 
-    /// Fetches the share of the next [`CHUNK`] rows.
+    /// Rows that lie `stride` apart, read across: the first `lines` lines of [`CHUNK`] more rows per chunk.
     #[inline(always)]
-    fn fetch<A: Arch>(&mut self) {
-        for line in 0..self.lines {
-            prefetch(self.start.wrapping_add(line * CHUNK));
+    pub fn across(start: *const f32, stride: usize, lines: usize) -> Ahead {
+        Ahead { start, rows: CHUNK, stride, lines, step: CHUNK * stride }
+    }
+
+    /// A packed panel of `nr` columns: all lines of [`CHUNK`] rows per chunk.
+    #[inline(always)]
+    pub fn panel(start: *const f32, nr: usize) -> Ahead {
+        Ahead { start, rows: nr, stride: CHUNK, lines: 1, step: nr * CHUNK }
+    }
+
+    /// Share `part` of `parts`, cut by rows.
+    #[inline(always)]
+    pub fn share(self, part: usize, parts: usize) -> Ahead {
+        let each = self.rows.div_ceil(parts);
+        let from = (part * each).min(self.rows);
+        let start = self.start.wrapping_add(from * self.stride);
+        Ahead { start, rows: each.min(self.rows - from), ..self }
+    }
+
+    /// Fetches what belongs to the next chunk.
+    #[inline(always)]
+    fn fetch(&mut self) {
+        for row in 0..self.rows {
+            for line in 0..self.lines {
+                prefetch(self.start.wrapping_add(row * self.stride + line * CHUNK));
+            }
         }
-        self.start = self.start.wrapping_add(A::NR * CHUNK);
+        self.start = self.start.wrapping_add(self.step);
+    }
+}
+
+/// The residual of a tile, fetched during the first half of its k: its lines lie a row of C apart, where no
+/// hardware prefetcher finds them.
+struct ResidualAhead {
+    start: *const f32,
+    /// Rows yet to fetch, and how many per chunk.
+    rows: usize,
+    each: usize,
+    ld: usize,
+}
+
+impl ResidualAhead {
+    #[inline(always)]
+    fn new(tile: &Tile) -> ResidualAhead {
+        let start = tile.finish.as_ref().map_or(ptr::null(), |finish| finish.residual);
+        let rows = if start.is_null() { 0 } else { tile.rows };
+        ResidualAhead { start, rows, each: rows.div_ceil((tile.k / CHUNK / 2).max(1)), ld: tile.ldc }
+    }
+
+    #[inline(always)]
+    fn fetch<const NV: usize>(&mut self, lanes: usize) {
+        let now = self.each.min(self.rows);
+        for _ in 0..now {
+            for line in 0..(NV * lanes).div_ceil(CHUNK) {
+                prefetch(self.start.wrapping_add(line * CHUNK));
+            }
+            self.start = self.start.wrapping_add(self.ld);
+        }
+        self.rows -= now;
     }
 }
 
@@ -113,9 +168,12 @@ pub(crate) unsafe fn kernel<A: Arch, const ROWS: usize, const NV: usize>(tile: &
         let zero = A::V::splat(0.0);
         let mut acc = [[zero; NV]; ROWS];
         let (mut a, mut b) = (tile.a, tile.b);
-        let mut next = tile.next;
+        let [mut panel, mut strip] = tile.next;
+        let mut residual = ResidualAhead::new(tile);
         for _ in 0..tile.k / CHUNK {
-            next.fetch::<A>();
+            panel.fetch();
+            strip.fetch();
+            residual.fetch::<NV>(A::V::LANES);
             for _ in 0..CHUNK {
                 rank_one::<A, ROWS, NV>(&mut acc, a, b);
                 a = a.add(1);

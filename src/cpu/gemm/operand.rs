@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use super::kernel::CHUNK;
+use super::kernel::{Ahead, CHUNK};
 use super::vector::{Arch, Vector};
 
 /// Fills strips with rows of A.
@@ -16,6 +16,9 @@ pub(crate) trait Rows: Sync {
     /// # Safety
     /// `strips` holds [`strips_len`] values, and the processor has the features of `A`.
     unsafe fn fill<A: Arch>(&self, row: usize, rows: usize, k: usize, len: usize, strips: *mut f32);
+
+    /// What to fetch before rows `row..row + rows` are filled from column `k` on; a hint, which may lie outside.
+    fn ahead(&self, row: usize, rows: usize, k: usize) -> Ahead;
 }
 
 /// Values that `rows` rows of `len` columns take as strips.
@@ -63,6 +66,11 @@ unsafe impl Sync for Matrix {}
 
 impl Rows for Matrix {
     #[inline(always)]
+    fn ahead(&self, row: usize, rows: usize, k: usize) -> Ahead {
+        Ahead::along(self.data.wrapping_add(row * self.ld + k), rows, self.ld)
+    }
+
+    #[inline(always)]
     unsafe fn fill<A: Arch>(&self, row: usize, rows: usize, k: usize, len: usize, strips: *mut f32) {
         for r in 0..rows {
             // SAFETY: (row + r, k..k + len) is inside the matrix.
@@ -78,6 +86,11 @@ impl Rows for Matrix {
 pub(crate) struct HardMask(pub Matrix);
 
 impl Rows for HardMask {
+    #[inline(always)]
+    fn ahead(&self, row: usize, rows: usize, k: usize) -> Ahead {
+        self.0.ahead(row, rows, k)
+    }
+
     #[inline(always)]
     unsafe fn fill<A: Arch>(&self, row: usize, rows: usize, k: usize, len: usize, strips: *mut f32) {
         let hard = |x: f32| if x > 0.0 { 1.0 } else { 0.0 };
@@ -107,8 +120,8 @@ pub(crate) trait Panels: Sync {
     /// `scratch` holds `len * NR` values, and the processor has the features of `A`.
     unsafe fn panel<A: Arch>(&self, index: usize, k: usize, len: usize, scratch: *mut f32) -> *const f32;
 
-    /// Where that panel already lies, to fetch it ahead of time; null if it has yet to be packed.
-    fn resident<A: Arch>(&self, index: usize, k: usize) -> *const f32;
+    /// What to fetch before panel `index` is used from row `k` on; a hint, which may lie outside.
+    fn ahead<A: Arch>(&self, index: usize, k: usize) -> Ahead;
 }
 
 /// B packed beforehand as `[panel][k_total][NR]`.
@@ -123,12 +136,12 @@ unsafe impl Sync for Packed {}
 impl Panels for Packed {
     #[inline(always)]
     unsafe fn panel<A: Arch>(&self, index: usize, k: usize, _: usize, _: *mut f32) -> *const f32 {
-        self.resident::<A>(index, k)
+        self.data.wrapping_add((index * self.k_total + k) * A::NR)
     }
 
     #[inline(always)]
-    fn resident<A: Arch>(&self, index: usize, k: usize) -> *const f32 {
-        self.data.wrapping_add((index * self.k_total + k) * A::NR)
+    fn ahead<A: Arch>(&self, index: usize, k: usize) -> Ahead {
+        Ahead::panel(self.data.wrapping_add((index * self.k_total + k) * A::NR), A::NR)
     }
 }
 
@@ -185,8 +198,15 @@ impl Panels for Unpacked {
     }
 
     #[inline(always)]
-    fn resident<A: Arch>(&self, _: usize, _: usize) -> *const f32 {
-        ptr::null()
+    fn ahead<A: Arch>(&self, index: usize, k: usize) -> Ahead {
+        let col = index * A::NR;
+        match self.layout {
+            BLayout::RowMajor => {
+                let start = self.data.wrapping_add(k * self.ld + col);
+                Ahead::across(start, self.ld, A::NR.div_ceil(CHUNK))
+            }
+            BLayout::Transposed => Ahead::along(self.data.wrapping_add(col * self.ld + k), A::NR, self.ld),
+        }
     }
 }
 

@@ -174,7 +174,11 @@ impl Job for Products<'_> {
                             ldc: A::NR,
                             accumulate: k > 0,
                             finish: None,
-                            next: Ahead::share(panel.wrapping_add((k + DEPTH) * A::NR), strip, strips, A::NR),
+                            next: [
+                                Ahead::panel(panel.wrapping_add((k + DEPTH) * A::NR), A::NR)
+                                    .share(strip, strips),
+                                Ahead::NOTHING,
+                            ],
                         });
                     }
                 }
