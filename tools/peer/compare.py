@@ -24,11 +24,34 @@ from knet_torch import MODELS, build
 LOOSE = {"masks_packed": 50 / 6.1e6, "argmax_ids": 1e-4, "pan": 1e-4}
 # Areas follow from those pixels and are reported without a limit of their own.
 FREE = ("mask_area", "original_area")
+# A mask logit that rounding carries over the hard threshold 0 adds or drops one pixel of the sums of the stages behind it: what
+# follows is then right to about 1 / area, whoever computed it. Only logits this near 0 (float32 error is up to 6e-4, NOTES
+# section 7) may do so.
+CROSSING, BEHIND_A_CROSSING = 1e-3, 1e-3
+STAGES = ("rpn", "s0", "s1", "s2")
+
+
+def crossings(got, want):
+    """(lines, first stage that a crossed threshold reaches or None), from the mask logits that gate each stage."""
+    lines, reached = [], None
+    for gate, stage in zip(STAGES, STAGES[1:]):
+        key = f"{gate}.mask_preds"
+        if key not in want or got.get(key) is None or got[key].shape != want[key].shape:
+            continue
+        crossed = (got[key] > 0) != (want[key] > 0)
+        if crossed.any():
+            far = max(np.abs(got[key][crossed]).max(), np.abs(want[key][crossed]).max())
+            lines.append(f"  {key}: {int(crossed.sum())} logits on the other side of 0, at most {far:.1e} from it")
+            if reached is None and far <= CROSSING:
+                reached = stage
+    return lines, reached
 
 
 def compare(got, want, entries, tolerance):
     """(lines, failures) of the dump `got` against `want`; `entries` are meta.json entries, None for full tensors."""
-    lines, bad, worst = [], 0, 0.0
+    lines, reached = crossings(got, want) if entries is None else ([], None)
+    loose = STAGES[STAGES.index(reached):] if reached else ()
+    bad, worst = 0, 0.0
     for key in sorted(want):
         if key not in got:
             lines.append(f"  {key:24} MISSING")
@@ -49,14 +72,16 @@ def compare(got, want, entries, tolerance):
                 text, fail = f"shape {list(have.shape)}, wanted {shape}", True
             else:
                 error = relative_l2(sample(have, entries[key]) if entries else have, want[key])
-                worst, fail = max(worst, error), not error <= tolerance
+                limit = BEHIND_A_CROSSING if key.split(".")[0] in loose else tolerance
+                worst, fail = max(worst, error), not error <= limit
                 text = f"relative L2 {error:.2e}"
         bad += fail
         lines.append(f"  {key:24} {text}{'  FAIL' if fail else ''}")
     extra = sorted(set(got) - set(want))
     if extra:
         lines.append(f"  not compared: {', '.join(extra)}")
-    lines.append(f"  {len(want)} tensors, worst tap {worst:.2e}, {bad} outside the limits")
+    note = f", a mask pixel crossed 0 before {reached}" if reached else ""
+    lines.append(f"  {len(want)} tensors, worst tap {worst:.2e}{note}, {bad} outside the limits")
     return lines, bad
 
 
