@@ -15,8 +15,8 @@ mod common;
 mod run;
 
 use criterion::{Criterion, Throughput};
-use knet::cpu::isa::Isa;
 use knet::cpu::{Executor, Pool, select};
+use knet::isa::Isa;
 use knet::ops::case::Case;
 use knet::ops::{Op, all_cases};
 use knet::plan::Plan;

@@ -35,7 +35,12 @@ impl Isa {
 
     /// All sets this processor has, worst first: what tests iterate over.
     pub fn available() -> Vec<Isa> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= Isa::hardware()).collect()
+        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// Whether this processor has the set. Code for a set it lacks must never run.
+    pub fn is_available(self) -> bool {
+        self <= Isa::hardware()
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -89,8 +94,8 @@ macro_rules! simd {
             #[allow(clippy::too_many_arguments)]
             fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             match isa {
-                // SAFETY: an `Isa` above `Portable` is only made by `Isa::detect` / `Isa::available`,
-                // which checked that the processor has these features.
+                // SAFETY: callers pass `Isa::detect()` or what an executor was made with, and
+                // `Executor::new` refuses a set that this processor lacks.
                 #[cfg(target_arch = "x86_64")]
                 $crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.

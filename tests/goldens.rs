@@ -10,8 +10,8 @@
 #[expect(dead_code, reason = "the case suite uses the rest")]
 mod run;
 
-use knet::cpu::isa::Isa;
 use knet::graph::{Builder, Graph};
+use knet::isa::Isa;
 use knet::ops::activation::Activation;
 use knet::ops::case::{Tolerance, relative_l2};
 use knet::ops::epilogue::Epilogue;

@@ -6,7 +6,7 @@
 #[expect(dead_code, reason = "the golden suite uses the rest")]
 mod run;
 
-use knet::cpu::isa::Isa;
+use knet::isa::Isa;
 use knet::ops::all_cases;
 use knet::ops::case::Case;
 use knet::tensor::Tensor;

@@ -5,7 +5,7 @@
 #[expect(dead_code, reason = "the golden suite uses the rest")]
 mod run;
 
-use knet::cpu::isa::Isa;
+use knet::isa::Isa;
 use knet::ops::activation::Activation;
 use knet::ops::case::{Case, Fill, Tolerance};
 use knet::ops::epilogue::Epilogue;

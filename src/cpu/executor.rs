@@ -1,10 +1,10 @@
 //! Walks a plan on the CPU.
 
 use super::buffer::AlignedBuffer;
-use super::isa::Isa;
 use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
 use super::{ops, weights::Weights};
 use crate::error::{Error, Result};
+use crate::isa::Isa;
 use crate::ops::ValueType;
 use crate::plan::arena::{ALIGNMENT, Slot};
 use crate::plan::{Choice, Operand, Place, Plan, Site, Step};
@@ -79,8 +79,13 @@ impl Executor {
     /// Allocates the arena and binds constants. `isa` and `threads` must be those of [`select`].
     ///
     /// # Errors
-    /// As [`Weights::constant`]; [`Error::Graph`] if a step has too many operands.
+    /// As [`Weights::constant`]; [`Error::Graph`] if a step has too many operands or overlapping memory;
+    /// [`Error::Usage`] if this processor lacks the instruction set.
     pub fn new(plan: Plan, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
+        if !isa.is_available() {
+            return Err(Error::usage(format!("this processor has no {isa}")));
+        }
+        plan.steps.iter().try_for_each(check_memory)?;
         let steps = plan
             .steps
             .par_iter()
@@ -101,7 +106,7 @@ impl Executor {
         &self.plan
     }
 
-    /// The memory of input `index`, to be filled before [`Executor::run`].
+    /// The memory of input `index`, to be filled before every [`Executor::run`]: a run reuses it once it is read.
     pub fn input_mut(&mut self, index: usize) -> &mut [f32] {
         let Place::Arena(slot) = self.plan.inputs[index].1.place else { return &mut [] };
         &mut self.arena.as_mut_slice()[range(slot)]
@@ -213,6 +218,28 @@ impl Arena {
 
 fn range(slot: Slot) -> std::ops::Range<usize> {
     slot.offset / 4..(slot.offset + slot.bytes) / 4
+}
+
+/// What the unsafe code of [`Executor::run_step`] rests on: results and workspace lie apart from each other and
+/// from every operand. The planner sees to it; a plan is plain data, so it is checked once more.
+fn check_memory(step: &Step) -> Result<()> {
+    let slot = |operand: &Operand| match operand.place {
+        Place::Arena(slot) => Some(slot),
+        Place::Const(_) => None,
+    };
+    let written: Vec<Slot> =
+        step.outputs.iter().filter_map(slot).chain(std::iter::once(step.workspace)).collect();
+    let apart = |a: &Slot, b: &Slot| {
+        let disjoint = a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset;
+        disjoint || a.bytes == 0 || b.bytes == 0
+    };
+    let read_apart = step.inputs.iter().filter_map(slot).all(|read| written.iter().all(|w| apart(&read, w)));
+    let written_apart = (0..written.len()).all(|i| written[..i].iter().all(|w| apart(&written[i], w)));
+    if read_apart && written_apart && written.len() == step.outputs.len() + 1 {
+        Ok(())
+    } else {
+        Err(Error::Graph(format!("`{}` would overwrite its own operands", step.name)))
+    }
 }
 
 fn bind(plan: &Plan, step: &Step, weights: &Weights, isa: Isa, threads: usize) -> Result<Bound> {

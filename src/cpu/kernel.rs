@@ -1,6 +1,6 @@
 //! The contract between the executor and the CPU kernels.
 
-use super::isa::Isa;
+use crate::isa::Isa;
 use crate::ops::{Operator, ValueType};
 
 /// Most operands of a step.

@@ -1,15 +1,14 @@
 //! CPU back end: kernels, and the executor that walks a plan.
 
 pub mod buffer;
-pub mod conv;
+pub(crate) mod conv;
 pub mod executor;
-pub mod gemm;
+pub(crate) mod gemm;
 pub mod kernel;
 mod ops;
 pub mod pool;
 pub mod weights;
 
-pub use crate::isa;
 pub use executor::{Executor, select};
 pub use pool::Pool;
 pub use weights::Weights;

@@ -5,7 +5,7 @@ use super::buffer::AlignedBuffer;
 use crate::error::{Error, Result};
 use crate::graph::Param;
 use crate::plan::{Const, ConstSource, Plan};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,7 +28,7 @@ impl Weights {
     /// The constant `index` of `plan` in the graph's layout.
     ///
     /// # Errors
-    /// Whatever the source of parameters says; [`Error::Graph`] if a tensor has not the shape the plan expects.
+    /// Whatever the source of parameters says; [`Error::Graph`] if a tensor has not the type the plan expects.
     pub fn constant(&self, plan: &Plan, index: usize) -> Result<Arc<Tensor>> {
         let wanted = &plan.consts[index];
         if let Some(known) = lock(&self.plain).get(&wanted.key) {
@@ -60,7 +60,8 @@ impl Weights {
 
     /// Stores `tensor` as the constant `wanted`.
     fn keep(&self, wanted: &Const, tensor: Tensor) -> Result<Arc<Tensor>> {
-        if tensor.shape() != wanted.ty.shape {
+        // Constants are floats: indices computed from parameters alone have no use and no place here.
+        if tensor.shape() != wanted.ty.shape || wanted.ty.dtype != DType::F32 {
             let (found, key) = (tensor.shape(), &wanted.key);
             return Err(Error::Graph(format!("constant `{key}` is {found}, the plan expects {}", wanted.ty)));
         }

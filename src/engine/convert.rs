@@ -36,7 +36,12 @@ pub struct Converted {
 /// # Errors
 /// As [`pth::read`]; [`Error::Weights`] listing every tensor that does not fit the model; [`Error::Usage`] if
 /// the file holds no K-Net; as [`write_safetensors`].
-pub fn convert(input: &Path, output: &Path, config: Option<Config>, precision: Precision) -> Result<Converted> {
+pub fn convert(
+    input: &Path,
+    output: &Path,
+    config: Option<Config>,
+    precision: Precision,
+) -> Result<Converted> {
     let file = pth::read(input)?;
     let config = match config {
         Some(config) => config,
@@ -52,7 +57,8 @@ pub fn convert(input: &Path, output: &Path, config: Option<Config>, precision: P
             continue;
         };
         if tensor.shape != param.upstream_shape {
-            let (name, expected, found) = (param.key.clone(), param.upstream_shape.clone(), tensor.shape.clone());
+            let (name, expected, found) =
+                (param.key.clone(), param.upstream_shape.clone(), tensor.shape.clone());
             report.misshapen.push(ShapeMismatch { name, expected, found });
             continue;
         }
@@ -109,7 +115,8 @@ pub fn recognise(path: &Path, file: &PthFile) -> Result<Config> {
     let kernels = need("rpn_head.init_kernels.weight")?;
     let classes = first(need("roi_head.mask_head.0.fc_cls.weight")?);
     let feedforward = first(need("roi_head.mask_head.0.ffn.layers.0.0.weight")?);
-    let stages = (0..).take_while(|i| shape(&format!("roi_head.mask_head.{i}.fc_cls.weight")).is_some()).count();
+    let stages =
+        (0..).take_while(|i| shape(&format!("roi_head.mask_head.{i}.fc_cls.weight")).is_some()).count();
     need("backbone.layer1.0.conv1.weight")?;
     let depth = if shape("backbone.layer3.22.conv1.weight").is_some() { 101 } else { 50 };
     let panoptic = classes == 133;

@@ -1,10 +1,10 @@
 //! Runs graphs on the CPU back end and by the operators' references. Shared by the test suites that
 //! compare the two.
 
-use knet::cpu::isa::Isa;
 use knet::cpu::{Executor, Weights, select};
 use knet::error::Result;
 use knet::graph::{Builder, Graph, Layout, Source};
+use knet::isa::Isa;
 use knet::ops::case::{Case, relative_l2};
 use knet::ops::{Op, ValueType};
 use knet::plan::Plan;

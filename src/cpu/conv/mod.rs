@@ -12,7 +12,7 @@ pub(crate) mod tests;
 mod winograd;
 
 use crate::cpu::gemm::{self, BLayout, Bias, Epilogue, Gemm, Packed, Target, for_each_task, on};
-use crate::cpu::isa::Isa;
+use crate::isa::Isa;
 
 pub use shape::{ConvKernel, ConvShape, select};
 use winograd::{F2, F4};

@@ -69,11 +69,6 @@ impl ConvShape {
         self.kernel[0] * self.kernel[1] * self.c_in / self.groups
     }
 
-    /// Floating-point operations of direct convolution (two a term), whatever kernel runs.
-    pub fn flops(&self) -> u64 {
-        2 * self.output_len() as u64 * self.depth() as u64
-    }
-
     /// A 3x3, stride 1, undilated, ungrouped convolution.
     fn is_plain_3x3(&self) -> bool {
         self.kernel == [3, 3] && self.stride == [1, 1] && self.dilation == [1, 1] && self.groups == 1

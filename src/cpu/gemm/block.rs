@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::cpu::isa::Isa;
+use crate::isa::Isa;
 
 use super::kernel::{CHUNK, Finish, Tile};
 use super::operand::{Panels, Rows, strip_len};

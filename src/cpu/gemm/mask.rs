@@ -1,6 +1,6 @@
 //! The two products between objects and pixels in K-Net: hard-mask pooling and mask convolution.
 
-use crate::cpu::isa::Isa;
+use crate::isa::Isa;
 
 use super::block::{Block, KC, MC, Target, for_each_task, run};
 use super::operand::{BLayout, HardMask, Matrix, Unpacked};

@@ -15,12 +15,12 @@ mod vector;
 
 use std::ptr;
 
-use crate::cpu::isa::Isa;
+use crate::isa::Isa;
 
 pub use mask::{MaskConv, MaskPool};
 pub use operand::BLayout;
 
-pub(crate) use block::{Block, Grid, KC, SharedMut, Target, for_each_task, run};
+pub(crate) use block::{KC, SharedMut, Target, for_each_task, run};
 pub(crate) use kernel::{Ahead, CHUNK, Finish, Tile};
 pub(crate) use operand::{
     Matrix, Packed, Panels, Rows, Unpacked, copy_row, strip_len, strip_row, strips_len,
@@ -47,17 +47,7 @@ pub struct Epilogue<'a> {
     pub clamp: Option<(f32, f32)>,
 }
 
-impl<'a> Epilogue<'a> {
-    /// A per-column bias alone.
-    pub fn bias(bias: &'a [f32]) -> Self {
-        Epilogue { bias: Some(Bias::Column(bias)), ..Default::default() }
-    }
-
-    /// The same with ReLU behind it.
-    pub fn relu(self) -> Self {
-        Epilogue { clamp: Some((0.0, f32::INFINITY)), ..self }
-    }
-
+impl Epilogue<'_> {
     /// As the microkernel reads it, for an `m x n` C with row stride `ldc`.
     pub(crate) fn finish(&self, m: usize, n: usize, ldc: usize) -> Finish {
         let (mut col_bias, mut row_bias) = (ptr::null(), ptr::null());
@@ -103,11 +93,6 @@ pub struct Gemm {
 }
 
 impl Gemm {
-    /// Floating-point operations.
-    pub fn flops(&self) -> u64 {
-        2 * self.m as u64 * self.n as u64 * self.k as u64
-    }
-
     /// Values of packed B: `k` rows of columns padded to whole panels.
     pub fn packed_len(&self) -> usize {
         self.n.next_multiple_of(tile_shape(self.isa).1) * self.k
@@ -149,71 +134,6 @@ impl Gemm {
         let a = Matrix { data: a.as_ptr(), ld: lda };
         let b = Packed { data: packed.as_ptr(), k_total: k };
         run(isa, [m, n, k], &a, &b, Target { c: c.as_mut_ptr(), ldc, finish: epilogue.finish(m, n, ldc) });
-    }
-}
-
-/// Many small products of one shape whose B is an activation: attention's `Q K^T` and `P V`.
-///
-/// Matrix `i` of an operand starts at `i * step` and has row stride `ld`, so heads that lie side by side in
-/// `[N, heads * width]` need no copy. B is packed per product, on the fly, on the task's stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GemmBatch {
-    /// Shape of each product.
-    pub gemm: Gemm,
-    /// Number of products.
-    pub count: usize,
-    /// A.
-    pub a: Strided,
-    /// B, in this layout.
-    pub b: Strided,
-    /// How each B lies in memory.
-    pub b_layout: BLayout,
-    /// C. Products must not overlap.
-    pub c: Strided,
-}
-
-/// Where the matrices of a batch lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Strided {
-    /// From a row to the next.
-    pub ld: usize,
-    /// From a matrix to the next.
-    pub step: usize,
-}
-
-impl Strided {
-    fn span(&self, count: usize, rows: usize, cols: usize) -> usize {
-        if count == 0 { 0 } else { (count - 1) * self.step + span(rows, cols, self.ld) }
-    }
-}
-
-impl GemmBatch {
-    /// `c_i = clamp(a_i b_i)` for every i, in parallel; `clamp` as in [`Epilogue`].
-    ///
-    /// # Panics
-    /// When a slice is shorter than the shapes and strides say, or products overlap in C.
-    pub fn run(&self, a: &[f32], b: &[f32], clamp: Option<(f32, f32)>, c: &mut [f32]) {
-        let Gemm { m, n, k, isa } = self.gemm;
-        let (b_rows, b_cols) = if self.b_layout == BLayout::RowMajor { (k, n) } else { (n, k) };
-        assert!(a.len() >= self.a.span(self.count, m, k), "A of {} values for {self:?}", a.len());
-        assert!(b.len() >= self.b.span(self.count, b_rows, b_cols), "B of {} values for {self:?}", b.len());
-        assert!(c.len() >= self.c.span(self.count, m, n), "C of {} values for {self:?}", c.len());
-        let side_by_side = self.c.step >= n && self.c.ld >= self.count.saturating_sub(1) * self.c.step + n;
-        let stacked = self.c.ld >= n && self.c.step >= span(m, n, self.c.ld);
-        assert!(self.count <= 1 || side_by_side || stacked, "products overlap in C: {self:?}");
-        let epilogue = Epilogue { clamp, ..Default::default() };
-        let finish = epilogue.finish(m, n, self.c.ld);
-        let grid = Grid::new(m, n, k * self.count, isa);
-        let target = Target { c: c.as_mut_ptr(), ldc: self.c.ld, finish };
-        let per = grid.tasks();
-        for_each_task(per * self.count, |i| {
-            let (product, (rows, cols)) = (i / per, grid.task(i % per));
-            let a = Matrix { data: a[product * self.a.step..].as_ptr(), ld: self.a.ld };
-            let b = &b[product * self.b.step..];
-            let b = Unpacked { data: b.as_ptr(), ld: self.b.ld, n, layout: self.b_layout };
-            let target = Target { c: target.origin().wrapping_add(product * self.c.step), ..target };
-            on(isa, Block { a: &a, b: &b, target, rows, cols, k: 0..k });
-        });
     }
 }
 

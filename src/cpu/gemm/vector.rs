@@ -5,7 +5,7 @@
 //! inlined into a function that has the feature, which [`on`] and the microkernels provide. For the same
 //! reason code on vectors keeps to plain loops: a closure is a function of its own, without the feature.
 
-use crate::cpu::isa::Isa;
+use crate::isa::Isa;
 
 use super::kernel::Tile;
 

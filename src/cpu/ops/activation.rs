@@ -1,9 +1,9 @@
 //! Pointwise activations, vectorised in fixed chunks.
 
-use super::super::isa::simd;
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::exp::exp;
 use super::{ELEMENTS_PER_TASK, Isa};
+use crate::isa::simd;
 use crate::ops::activation::{Activate, Activation};
 use rayon::prelude::*;
 

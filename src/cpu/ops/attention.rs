@@ -4,11 +4,11 @@
 //! Keys are turned round first (`[D, N]` for every head), so that both products run along contiguous rows; values
 //! are gathered head by head, because their rows lie far apart.
 
-use super::super::isa::simd;
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
 use super::exp::{LANES, exponentials, maximum};
 use super::product::{Matrix, product, transpose};
+use crate::isa::simd;
 use crate::ops::Attention;
 use rayon::prelude::*;
 

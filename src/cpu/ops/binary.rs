@@ -2,7 +2,7 @@
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::{ELEMENTS_PER_TASK, Isa};
-use crate::cpu::isa::simd;
+use crate::isa::simd;
 use crate::ops::binary::{Binary, BinaryKind};
 use rayon::prelude::*;
 

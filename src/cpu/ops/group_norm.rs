@@ -3,10 +3,10 @@
 //! The first sweep leaves the sums of every group in every chunk; these are added in the order of the chunks,
 //! whoever computed them. The second normalises.
 
-use super::super::isa::simd;
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
 use super::normalise::{Affine, column_sums, rows_per_task, statistics};
+use crate::isa::simd;
 use crate::ops::GroupNorm;
 use rayon::prelude::*;
 

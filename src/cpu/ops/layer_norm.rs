@@ -1,11 +1,11 @@
 //! Layer norm: one row after the other while it is in cache.
 
-use super::super::isa::simd;
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::activation::clamped;
 use super::exp::LANES;
 use super::normalise::{bounds, finish, statistics};
 use super::{ELEMENTS_PER_TASK, Isa};
+use crate::isa::simd;
 use crate::ops::LayerNorm;
 use rayon::prelude::*;
 

@@ -1,8 +1,8 @@
 //! Maximum over windows: one task an output row, maxima of a block of channels in registers.
 
-use super::super::isa::simd;
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
+use crate::isa::simd;
 use crate::ops::max_pool2d::MaxPool2d;
 use crate::tensor::Shape;
 use rayon::prelude::*;

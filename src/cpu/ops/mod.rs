@@ -1,8 +1,8 @@
 //! One file an operator: how the CPU runs it.
 
-use super::isa::Isa;
 use super::kernel::{Context, CpuOp, Kernel};
 use crate::for_each_op;
+use crate::isa::Isa;
 use crate::ops::Op;
 
 macro_rules! define_kernels {

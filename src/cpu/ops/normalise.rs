@@ -3,9 +3,9 @@
 //! Sums are taken in double precision: the variance is a difference of two sums, which in `f32` loses all digits
 //! where the mean is large against the deviation. Memory, not arithmetic, bounds these loops.
 
-use super::super::isa::simd;
 use super::activation::{apply, clamped};
 use super::{ELEMENTS_PER_TASK, Isa};
+use crate::isa::simd;
 use crate::ops::activation::Activation;
 
 /// Elements of a task that reads `x` once.

@@ -1,7 +1,7 @@
 //! Matrix products small enough to need no packed filter: attention, and products of two activations.
 
-use super::super::isa::simd;
 use super::exp::LANES;
+use crate::isa::simd;
 
 /// Rows of a register tile.
 const TILE_ROWS: usize = 4;

@@ -4,9 +4,9 @@
 //! have one) it first blends two whole rows into scratch, which vectorises over pixels, and then picks
 //! from that row. Tasks are bands of output rows whose number does not depend on the threads.
 
-use super::super::isa::simd;
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
+use crate::isa::simd;
 use crate::ops::resize::{Resize, ResizeMode};
 use crate::tensor::Shape;
 use rayon::prelude::*;

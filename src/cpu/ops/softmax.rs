@@ -1,9 +1,9 @@
 //! Softmax along the last axis row by row, along any other axis by columns.
 
-use super::super::isa::simd;
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::exp::{exp, exponentials, maximum};
 use super::{ELEMENTS_PER_TASK, Isa};
+use crate::isa::simd;
 use crate::ops::Softmax;
 use rayon::prelude::*;
 

@@ -17,7 +17,7 @@ mod transform;
 use crate::cpu::gemm::{
     Ahead, Arch, Gemm, Job, SharedMut, Target, Tile, for_each_task, on, strip_len, strips_len, tile_shape,
 };
-use crate::cpu::isa::Isa;
+use crate::isa::Isa;
 
 use super::ConvShape;
 use transform::{Inputs, Outputs};

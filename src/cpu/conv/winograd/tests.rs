@@ -3,7 +3,7 @@
 use crate::cpu::conv::{Conv, ConvKernel, ConvShape};
 use crate::cpu::gemm::tests::{noise, relative_l2};
 use crate::cpu::gemm::{Arch, Epilogue, Job, Vector, on};
-use crate::cpu::isa::Isa;
+use crate::isa::Isa;
 
 use super::{F2, F4, Scheme};
 
