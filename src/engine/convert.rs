@@ -1,9 +1,9 @@
 //! From an official `.pth` file to a self-describing safetensors file.
 
-use super::source::{CONFIG_KEY, is_bookkeeping, parameters};
+use super::source::{CONFIG_KEY, fit, parameters};
 use crate::checkpoint::pth::{self, PthFile, PthTensor};
-use crate::checkpoint::{TensorData, TensorOut, write_safetensors};
-use crate::error::{Error, Result, ShapeMismatch, WeightReport};
+use crate::checkpoint::{TensorData, TensorOut, first_non_finite, write_safetensors};
+use crate::error::{Error, Result};
 use crate::model::{BackboneConfig, Config, Task};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,28 +49,17 @@ pub fn convert(
     };
     let by_name: BTreeMap<&str, &PthTensor> = file.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let params = parameters(&config)?;
-    let mut report = WeightReport::default();
+    let shape = |name: &str| by_name.get(name).map(|t| t.shape.as_slice());
+    let mut report = fit(&params, by_name.keys().copied(), shape);
     let mut values = Vec::new();
     for param in &params {
-        let Some(tensor) = by_name.get(param.key.as_str()) else {
-            report.missing.push(param.key.clone());
-            continue;
-        };
-        if tensor.shape != param.upstream_shape {
-            let (name, expected, found) =
-                (param.key.clone(), param.upstream_shape.clone(), tensor.shape.clone());
-            report.misshapen.push(ShapeMismatch { name, expected, found });
-            continue;
-        }
+        let Some(tensor) = by_name.get(param.key.as_str()) else { continue };
         let value = tensor.to_f32();
-        if value.data().iter().any(|v| !v.is_finite()) {
+        if first_non_finite(value.data()).is_some() {
             report.non_finite.push(param.key.clone());
         }
         values.push((param, value));
     }
-    let known: std::collections::BTreeSet<&str> = params.iter().map(|p| p.key.as_str()).collect();
-    let unexpected = by_name.keys().filter(|name| !known.contains(*name) && !is_bookkeeping(name));
-    report.unexpected = unexpected.map(|name| name.to_string()).collect();
     if !report.is_clean() {
         let (path, model) = (input.to_path_buf(), config.name.clone());
         return Err(Error::Weights { path, model, report: Box::new(report) });

@@ -129,26 +129,7 @@ pub fn parameters(config: &Config) -> Result<Vec<Param>> {
 
 fn check(file: &Checkpoint, config: &Config) -> Result<()> {
     let params = parameters(config)?;
-    let wanted: BTreeSet<&str> = params.iter().map(|p| p.key.as_str()).collect();
-    let mut report = WeightReport {
-        unexpected: file
-            .names()
-            .filter(|name| !wanted.contains(name) && !is_bookkeeping(name))
-            .map(str::to_string)
-            .collect(),
-        ..WeightReport::default()
-    };
-    for param in &params {
-        match file.shape(&param.key) {
-            None => report.missing.push(param.key.clone()),
-            Some(shape) if shape != param.upstream_shape => report.misshapen.push(ShapeMismatch {
-                name: param.key.clone(),
-                expected: param.upstream_shape.clone(),
-                found: shape.to_vec(),
-            }),
-            Some(_) => {}
-        }
-    }
+    let mut report = fit(&params, file.names(), |name| file.shape(name));
     let present: Vec<&Param> = params.iter().filter(|p| file.shape(&p.key).is_some()).collect();
     report.non_finite = present
         .into_par_iter()
@@ -162,6 +143,30 @@ fn check(file: &Checkpoint, config: &Config) -> Result<()> {
     }
     let (path, model) = (file.path().to_path_buf(), config.name.clone());
     Err(Error::Weights { path, model, report: Box::new(report) })
+}
+
+/// Names and shapes that a file's tensors and a model's parameters disagree on.
+pub(super) fn fit<'a>(
+    params: &[Param],
+    names: impl Iterator<Item = &'a str>,
+    shape: impl Fn(&str) -> Option<&'a [usize]>,
+) -> WeightReport {
+    let wanted: BTreeSet<&str> = params.iter().map(|p| p.key.as_str()).collect();
+    let unexpected = names.filter(|name| !wanted.contains(name) && !is_bookkeeping(name));
+    let mut report =
+        WeightReport { unexpected: unexpected.map(str::to_string).collect(), ..WeightReport::default() };
+    for param in params {
+        match shape(&param.key) {
+            None => report.missing.push(param.key.clone()),
+            Some(shape) if shape != param.upstream_shape => report.misshapen.push(ShapeMismatch {
+                name: param.key.clone(),
+                expected: param.upstream_shape.clone(),
+                found: shape.to_vec(),
+            }),
+            Some(_) => {}
+        }
+    }
+    report
 }
 
 /// Entries of official checkpoints that hold no weights.
