@@ -1,6 +1,9 @@
 //! Checkpoints that must be read and written exactly: safetensors round trips, files of real PyTorch, and
 //! seeded weights against the reference's own numbers.
 
+#[path = "common/shared.rs"]
+mod shared;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
@@ -9,15 +12,6 @@ use knet::checkpoint::{
 };
 use knet::error::ErrorKind;
 use proptest::prelude::*;
-
-/// The folder of the reference data, if it is on this machine.
-fn shared() -> Option<PathBuf> {
-    let folder = match std::env::var_os("KNET_SHARED") {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-    };
-    folder.join("reference").is_dir().then_some(folder)
-}
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/pth").join(name)
@@ -303,12 +297,9 @@ struct Check {
 /// Every tensor of every reference model: its rule, and first value, last value, sum and norm where recorded.
 #[test]
 fn seeded_weights_of_whole_models() {
-    let Some(shared) = shared() else {
-        println!("SKIPPED seeded_weights_of_whole_models: no reference data (set KNET_SHARED)");
-        return;
-    };
+    let Some(reference) = shared::reference("seeded_weights_of_whole_models", "") else { return };
     let mut checked = HashMap::new();
-    for entry in std::fs::read_dir(shared.join("reference")).unwrap() {
+    for entry in std::fs::read_dir(reference).unwrap() {
         let folder = entry.unwrap().path();
         let Ok(text) = std::fs::read(folder.join("meta.json")) else { continue };
         let Ok(meta) = serde_json::from_slice::<Meta>(&text) else { continue };

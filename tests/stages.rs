@@ -4,6 +4,8 @@
 #[path = "common/run.rs"]
 #[expect(dead_code, reason = "the case suite uses the rest")]
 mod run;
+#[path = "common/shared.rs"]
+mod shared;
 
 use knet::checkpoint::Checkpoint;
 use knet::cpu::Weights;
@@ -132,13 +134,8 @@ fn parameters_are_named_as_in_official_checkpoints() {
 /// No R101 without deformable convolutions is in the reference data; the rest of its names are.
 #[test]
 fn resnet101_names() {
-    let shared = std::env::var_os("KNET_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let meta = shared.join("reference/knet_s3_r101_dcn_panoptic/meta.json");
-    if !meta.is_file() {
-        eprintln!("SKIPPED resnet101_names: {} is not there", meta.display());
-        return;
-    }
+    let meta = "knet_s3_r101_dcn_panoptic/meta.json";
+    let Some(meta) = shared::reference("resnet101_names", meta) else { return };
     let mut official = state_dict(&meta, |entry| &entry["shape"]);
     official.retain(|key, _| !key.contains(".conv_offset."));
     check_names("knet_s3_r101_fpn_panoptic", &official);

@@ -1,6 +1,5 @@
 //! Access to golden tensors: those in the repository, and those in the shared folder when it is there.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
@@ -8,22 +7,6 @@ use safetensors::{Dtype, SafeTensors};
 /// A file under `tests/goldens`.
 pub fn own(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(path)
-}
-
-/// A file of the shared reference folder (`$KNET_SHARED`, else `../shared`, else `/work/shared`), or `None` and a
-/// line on standard error (past the test harness's capture) that says what was not tested.
-pub fn shared(test: &str, path: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let folders = match std::env::var_os("KNET_SHARED") {
-        Some(folder) => vec![PathBuf::from(folder)],
-        None => vec![beside, PathBuf::from("/work/shared")],
-    };
-    let found = folders.iter().map(|f| f.join("reference").join(path)).find(|p| p.exists());
-    if found.is_none() {
-        let line = format!("SKIPPED: {test}: reference/{path} is in none of {folders:?} (set KNET_SHARED)\n");
-        std::io::stderr().write_all(line.as_bytes()).expect("standard error is open");
-    }
-    found
 }
 
 /// The tensors of one safetensors file.

@@ -6,3 +6,5 @@ mod preprocess;
 mod render;
 mod resize;
 mod rle;
+#[path = "../common/shared.rs"]
+mod shared;

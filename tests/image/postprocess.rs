@@ -9,7 +9,8 @@ use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResul
 use knet::image::preprocess::Geometry;
 use serde_json::Value;
 
-use crate::goldens::{Goldens, own, shared};
+use crate::goldens::{Goldens, own};
+use crate::shared::reference;
 
 /// Sizes of a case, from the reference's meta.json.
 fn geometry(meta: &Value, case: &str) -> Geometry {
@@ -21,7 +22,7 @@ fn geometry(meta: &Value, case: &str) -> Geometry {
 }
 
 fn cases(model: &str) -> Vec<(&'static str, Geometry, Goldens)> {
-    let Some(meta) = shared(&format!("post-processing of {model}"), &format!("{model}/meta.json")) else {
+    let Some(meta) = reference(&format!("post-processing of {model}"), &format!("{model}/meta.json")) else {
         return Vec::new();
     };
     let values: Value = serde_json::from_slice(&std::fs::read(&meta).unwrap()).unwrap();

@@ -5,11 +5,12 @@ use knet::error::ErrorKind;
 use knet::image::decode::{Limits, decode};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 
-use crate::goldens::{Goldens, shared};
+use crate::goldens::Goldens;
+use crate::shared::reference;
 
 #[test]
 fn network_inputs_are_mmdets_bit_for_bit() {
-    let Some(path) = shared("preprocess", "inputs/normalized.safetensors") else { return };
+    let Some(path) = reference("preprocess", "inputs/normalized.safetensors") else { return };
     let goldens = Goldens::open(path.clone());
     for name in ["a", "b", "t2"] {
         let photo = decode(path.with_file_name(format!("{name}.png")), &Limits::default()).unwrap();

@@ -3,7 +3,8 @@
 use knet::image::resize::{Resizer, keep_ratio_size};
 use serde_json::Value;
 
-use crate::goldens::{Goldens, own, shared};
+use crate::goldens::{Goldens, own};
+use crate::shared::reference;
 
 fn cases() -> Value {
     let text = std::fs::read_to_string(own("resize/resize.json")).expect("resize.json");
@@ -45,7 +46,7 @@ fn resize_is_opencvs_bit_for_bit() {
 
 #[test]
 fn resize_is_opencvs_bit_for_bit_in_all_shared_cases() {
-    if let Some(path) = shared("resize, all cases", "resize/resize.safetensors") {
+    if let Some(path) = reference("resize, all cases", "resize/resize.safetensors") {
         assert_eq!(check(&Goldens::open(path), &[]), 15);
     }
 }

@@ -1,0 +1,18 @@
+//! The reference data beside the repository, for tests that need more than the repository holds.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A file or folder of the reference data (`$KNET_SHARED`, else `../shared`), or `None` and a line on standard
+/// error (past the test harness's capture) that says what was not tested.
+pub fn reference(test: &str, path: &str) -> Option<PathBuf> {
+    let shared = std::env::var_os("KNET_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let wanted = shared.join("reference").join(path);
+    if wanted.exists() {
+        return Some(wanted);
+    }
+    let line = format!("SKIPPED: {test}: {} is not there (set KNET_SHARED)\n", wanted.display());
+    std::io::stderr().write_all(line.as_bytes()).expect("standard error is open");
+    None
+}
