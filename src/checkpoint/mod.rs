@@ -9,6 +9,7 @@
 //! * [`pth`]: files of `torch.save`, read without executing anything;
 //! * [`seeded`]: weights computed from tensor names, for tests and benchmarks without a file.
 
+mod fault;
 pub mod pth;
 mod safetensors;
 pub mod seeded;

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde::de::{self, MapAccess, Visitor};
 
 use super::StorageType;
+use super::fault::Fault;
 use crate::error::{Error, Result};
 use crate::tensor::{MAX_RANK, Tensor};
 
@@ -93,12 +94,7 @@ impl Checkpoint {
     }
 
     fn build(path: PathBuf, backing: Backing) -> Result<Self> {
-        let Parsed { tensors, metadata } = parse(backing.bytes()).map_err(|fault| Error::Checkpoint {
-            path: path.clone(),
-            key: fault.key,
-            offset: fault.offset,
-            reason: fault.reason,
-        })?;
+        let Parsed { tensors, metadata } = parse(backing.bytes()).map_err(|fault| fault.at(&path))?;
         let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         Ok(Checkpoint { path, backing, tensors, index, metadata })
     }
@@ -178,23 +174,6 @@ pub(super) fn map_file(path: &Path) -> Result<Option<Mmap>> {
     // process truncates or rewrites the file meanwhile; `Checkpoint::open` asks callers not to.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
     Ok(Some(map))
-}
-
-/// What is wrong with a file, before its path is known.
-struct Fault {
-    key: Option<String>,
-    offset: Option<u64>,
-    reason: String,
-}
-
-impl Fault {
-    fn file(offset: impl Into<Option<u64>>, reason: impl Into<String>) -> Self {
-        Fault { key: None, offset: offset.into(), reason: reason.into() }
-    }
-
-    fn tensor(name: &str, offset: u64, reason: impl Into<String>) -> Self {
-        Fault { key: Some(name.to_string()), offset: Some(offset), reason: reason.into() }
-    }
 }
 
 struct Parsed {

@@ -98,13 +98,6 @@ impl Weights {
     pub fn trim(&self) {
         lock(&self.plain).retain(|_, tensor| Arc::strong_count(tensor) > 1);
     }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        let plain: usize = lock(&self.plain).values().map(|t| t.data().len()).sum();
-        let packed: usize = lock(&self.packed).values().map(|b| b.as_slice().len()).sum();
-        4 * (plain + packed)
-    }
 }
 
 /// A poisoned lock only means that another thread panicked between two whole insertions.

@@ -11,9 +11,9 @@ use std::io::{Cursor, Read};
 
 use zip::ZipArchive;
 
-use super::Fault;
 use super::pickle::{Unpickled, unpickle};
 use super::value::{Storage, Value};
+use crate::checkpoint::fault::Fault;
 
 /// Largest pickle. That of a K-Net checkpoint with its optimizer has about 0.1 MB.
 const MAX_PICKLE: u64 = 64 << 20;

@@ -17,8 +17,9 @@ use std::path::Path;
 use self::archive::Archive;
 use self::value::{Id, TensorArgs, Value};
 use super::StorageType;
+use super::fault::Fault;
 use super::safetensors::map_file;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{MAX_RANK, Tensor};
 
 /// Container of a `.pth` file.
@@ -82,30 +83,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<PthFile> {
 /// # Errors
 /// [`Error::Checkpoint`] as for [`read`].
 pub fn read_bytes(name: impl AsRef<Path>, file: &[u8]) -> Result<PthFile> {
-    parse(file).map_err(|fault| Error::Checkpoint {
-        path: name.as_ref().to_path_buf(),
-        key: fault.key,
-        offset: fault.offset,
-        reason: fault.reason,
-    })
-}
-
-/// What is wrong with a file, before its path is known.
-struct Fault {
-    key: Option<String>,
-    offset: Option<u64>,
-    reason: String,
-}
-
-impl Fault {
-    fn file(offset: impl Into<Option<u64>>, reason: impl Into<String>) -> Self {
-        Fault { key: None, offset: offset.into(), reason: reason.into() }
-    }
-
-    fn of_tensor(mut self, name: &str) -> Self {
-        self.key = Some(name.to_string());
-        self
-    }
+    parse(file).map_err(|fault| fault.at(name.as_ref()))
 }
 
 fn parse(file: &[u8]) -> Result<PthFile, Fault> {
