@@ -67,7 +67,7 @@ impl PthTensor {
 /// The optimizer and everything else is skipped, its storages unread.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read; [`Error::Checkpoint`] if it is neither of the two formats, is
+/// [`Error::Io`](crate::Error::Io) if the file cannot be read; [`Error::Checkpoint`](crate::Error::Checkpoint) if it is neither of the two formats, is
 /// damaged or truncated, names a global that is not allowed, unpacks to far more than its size, or holds a
 /// tensor that reaches outside its storage.
 pub fn read(path: impl AsRef<Path>) -> Result<PthFile> {
@@ -81,7 +81,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<PthFile> {
 /// Like [`read`], from memory; `name` stands for the path in errors.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] as for [`read`].
+/// [`Error::Checkpoint`](crate::Error::Checkpoint) as for [`read`].
 pub fn read_bytes(name: impl AsRef<Path>, file: &[u8]) -> Result<PthFile> {
     parse(file).map_err(|fault| fault.at(name.as_ref()))
 }
