@@ -112,6 +112,18 @@ impl Executor {
         &mut self.arena.as_mut_slice()[range(slot)]
     }
 
+    /// The memory of variable `index`. It keeps its contents from run to run.
+    pub fn variable_mut(&mut self, index: usize) -> &mut [f32] {
+        let Place::Arena(slot) = self.plan.variables[index].1.place else { return &mut [] };
+        &mut self.arena.as_mut_slice()[range(slot)]
+    }
+
+    /// The contents of variable `index`.
+    pub fn variable(&self, index: usize) -> &[f32] {
+        let Place::Arena(slot) = self.plan.variables[index].1.place else { return &[] };
+        &self.arena.as_slice()[range(slot)]
+    }
+
     /// Result `index`, valid after [`Executor::run`]. Index results are `i32` bits: see [`Executor::output_i32`].
     pub fn output(&self, index: usize) -> &[f32] {
         match self.plan.outputs[index].1.place {
@@ -137,7 +149,13 @@ impl Executor {
 
     /// Runs all steps. Call it inside the rayon pool whose size the plan was made for.
     pub fn run(&mut self) {
-        for index in 0..self.steps.len() {
+        self.run_steps(0..self.steps.len());
+    }
+
+    /// Runs some of the steps: a run may be cut into consecutive ranges, between which inputs that no earlier step
+    /// reads are filled and results of earlier steps are read.
+    pub fn run_steps(&mut self, steps: std::ops::Range<usize>) {
+        for index in steps {
             self.run_step(index);
         }
     }

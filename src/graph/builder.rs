@@ -20,6 +20,22 @@ impl Builder {
         Builder::default()
     }
 
+    /// Goes on building a finished graph.
+    pub fn resume(graph: Graph) -> Self {
+        let params = graph.values.iter().enumerate().filter_map(|(index, value)| match &value.source {
+            Source::Param(param) | Source::Variable(param) => {
+                Some((param.key.clone(), ValueId(index as u32)))
+            }
+            _ => None,
+        });
+        Builder { params: params.collect(), graph }
+    }
+
+    /// What has been built so far.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
     /// A value that the caller provides at every run.
     pub fn input(&mut self, name: &str, ty: ValueType) -> ValueId {
         self.define(Value { name: name.to_string(), ty, source: Source::Input })

@@ -4,6 +4,7 @@
 //! value is defined once (by the caller, by a parameter or by a node) before it is used, and its type is
 //! known from the start, so that memory can be laid out before anything runs.
 
+pub mod autodiff;
 pub mod builder;
 pub mod passes;
 
@@ -62,6 +63,22 @@ impl Layout {
         }
         Tensor::new(shape, data)
     }
+
+    /// Converts back: `upstream` is the checkpoint's shape.
+    pub fn invert(self, tensor: Tensor, upstream: &[usize]) -> Tensor {
+        let &[k, c, r, s] = upstream else { return tensor };
+        let taps = r * s;
+        if self != Layout::Filter || taps == 1 {
+            return tensor.reshape(Shape::new(upstream));
+        }
+        let source = tensor.data();
+        let mut data = Vec::with_capacity(source.len());
+        for filter in 0..k {
+            let filter = &source[filter * c * taps..][..c * taps];
+            (0..c).for_each(|channel| data.extend((0..taps).map(|tap| filter[tap * c + channel])));
+        }
+        Tensor::new(Shape::new(upstream), data)
+    }
 }
 
 /// A parameter: a checkpoint tensor by its upstream name.
@@ -80,8 +97,10 @@ pub struct Param {
 pub enum Source {
     /// The caller provides it at every run.
     Input,
-    /// A parameter.
+    /// A parameter that stays as it is: what depends on such parameters alone is computed once.
     Param(Param),
+    /// A parameter that changes between runs, as in training. It lives in the arena for good.
+    Variable(Param),
     /// Output `output` of node `node`.
     Node {
         /// Position among [`Graph::nodes`].
@@ -145,9 +164,25 @@ impl Graph {
     /// All parameters, in order of first use by the builder.
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         self.values.iter().filter_map(|v| match &v.source {
-            Source::Param(param) => Some(param),
+            Source::Param(param) | Source::Variable(param) => Some(param),
             _ => None,
         })
+    }
+
+    /// Turns the parameters that `select` chooses into variables and gives them, in order of definition.
+    ///
+    /// Call it after the passes: they fold only what is constant.
+    pub fn make_variables(&mut self, select: impl Fn(&Param) -> bool) -> Vec<ValueId> {
+        let mut variables = Vec::new();
+        for (index, value) in self.values.iter_mut().enumerate() {
+            if let Source::Param(param) = &value.source
+                && select(param)
+            {
+                value.source = Source::Variable(param.clone());
+                variables.push(ValueId(index as u32));
+            }
+        }
+        variables
     }
 
     /// The types of these values.

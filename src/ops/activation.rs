@@ -1,6 +1,11 @@
 //! Pointwise activations.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs};
+use super::{
+    Backward, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_float, expect_inputs,
+    expect_shape,
+};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
 /// A pointwise function.
@@ -25,6 +30,16 @@ impl Activation {
         }
     }
 
+    /// The derivative in double precision, from the result `y`: every function here is monotonic, so that the result tells
+    /// where the operand lay. At its corners the derivative is 0, as in PyTorch.
+    pub fn derivative(self, y: f64) -> f64 {
+        match self {
+            Activation::Relu => f64::from(y > 0.0),
+            Activation::Relu6 => f64::from(y > 0.0 && y < 6.0),
+            Activation::Sigmoid => y * (1.0 - y),
+        }
+    }
+
     /// The range the function clamps to, for those that are nothing but a clamp.
     pub fn clamp(self) -> Option<(f32, f32)> {
         match self {
@@ -32,6 +47,15 @@ impl Activation {
             Activation::Relu6 => Some((0.0, 6.0)),
             Activation::Sigmoid => None,
         }
+    }
+
+    /// Emits the gradient of the operand from the result `y` and its gradient: what every operator with a fused
+    /// activation starts its backward pass with.
+    ///
+    /// # Errors
+    /// As [`Builder::node`].
+    pub fn backward(self, b: &mut Builder, name: &str, y: ValueId, grad: ValueId) -> Result<ValueId> {
+        b.node(&format!("{name}.before_activation.grad"), ActivateGrad { activation: self }, &[y, grad])
     }
 }
 
@@ -56,6 +80,10 @@ impl Operator for Activate {
         vec![y]
     }
 
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        Ok(vec![Some(self.activation.backward(b, site.name, site.outputs[0], site.grad()?)?)])
+    }
+
     fn flops(&self, _: &[ValueType], outputs: &[ValueType]) -> u64 {
         let per_element = if self.activation == Activation::Sigmoid { 4 } else { 1 };
         per_element * outputs[0].shape.len() as u64
@@ -76,6 +104,57 @@ impl Operator for Activate {
                 let case = Case::new(format!("{name}_{size}"), Activate { activation }, &[shape])
                     .fill(0, Uniform(-12.0, 12.0))
                     .tolerance(tolerance);
+                cases.push(if size == "large" { case.bench() } else { case });
+            }
+        }
+        cases
+    }
+}
+
+/// `dx = dy * activation'(x)`, read off the result `y = activation(x)`.
+///
+/// Inputs: `y`, `dy` of the same shape. Output: as `y`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivateGrad {
+    /// The function.
+    pub activation: Activation,
+}
+
+impl Operator for ActivateGrad {
+    const NAME: &'static str = "activation_grad";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 2)?;
+        let y = expect_float(inputs, 0)?;
+        expect_shape(inputs, 1, y, "gradient")?;
+        Ok(vec![inputs[0]])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let mut dx = inputs[1].clone();
+        for (dx, &y) in dx.data_mut().iter_mut().zip(inputs[0].data()) {
+            *dx *= self.activation.derivative(y);
+        }
+        vec![dx]
+    }
+
+    fn flops(&self, _: &[ValueType], outputs: &[ValueType]) -> u64 {
+        2 * outputs[0].shape.len() as u64
+    }
+
+    fn cases() -> Vec<Case> {
+        use super::case::Fill::Uniform;
+        let mut cases = Vec::new();
+        let kinds = [
+            ("relu", Activation::Relu, Uniform(-1.0, 1.0)),
+            ("relu6", Activation::Relu6, Uniform(-2.0, 8.0)),
+            ("sigmoid", Activation::Sigmoid, Uniform(0.0, 1.0)),
+        ];
+        for (name, activation, fill) in kinds {
+            for (size, shape) in [("one", &[1][..]), ("empty", &[0, 4]), ("large", &[50, 200, 67])] {
+                let case = Case::new(format!("{name}_{size}"), ActivateGrad { activation }, &[shape, shape])
+                    .fill(0, fill)
+                    .tolerance(Tolerance::POINTWISE);
                 cases.push(if size == "large" { case.bench() } else { case });
             }
         }

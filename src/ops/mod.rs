@@ -9,22 +9,25 @@
 //! 1. *A kernel*: `src/cpu/ops/<name>.rs` implements [`CpuOp`](crate::cpu::kernel::CpuOp) for the attributes.
 //! 2. *An op file*: `src/ops/<name>.rs` implements [`Operator`] (attributes, [`infer`](Operator::infer),
 //!    [`reference`](Operator::reference), [`cases`](Operator::cases)).
-//! 3. *A line in the registry*: `Name in name,` in [`for_each_op!`](crate::for_each_op) below. It makes the [`Op`] variant,
+//! 3. *A line in the registry*: `Name in name;` in [`for_each_op!`](crate::for_each_op) below. It makes the [`Op`] variant,
 //!    the two `mod` declarations and every dispatch.
 //! 4. *A golden*: tensors made by PyTorch in `tests/goldens/ops/<name>.safetensors`, read by `tests/goldens.rs`.
 //!
 //! Tests (`tests/ops.rs`) and benches (`benches/ops.rs`) walk [`all_cases`]; they are not edited for a new op.
 //!
-//! # What will join the definition
+//! # Gradients
 //!
-//! Two more functions belong to an operator and are left out until something calls them: `backward`
-//! emits gradient nodes on the same [`Graph`](crate::graph::Graph) (it never runs anything), and
-//! `launch(shapes, dtype, caps)` returns a CUDA launch as plain data. Both are pure functions of what
-//! [`Operator::infer`] sees, so neither moves a wall.
+//! [`Operator::backward`] emits gradient nodes on the same graph; it never runs anything. Gradient operators
+//! (`Conv2dInputGrad`, ...) are operators like all others: reference, cases, a CPU kernel. `tests/gradients.rs` holds
+//! every `backward` against finite differences over the operator's own cases.
+//!
+//! `launch(shapes, dtype, caps)`, which will give a CUDA launch as plain data, is left out until something calls it.
 
 pub mod case;
 pub mod epilogue;
 
+use crate::error::{Error, Result};
+use crate::graph::{Builder, ValueId};
 use crate::tensor::{DType, Shape, Tensor};
 use case::Case;
 use std::fmt;
@@ -62,7 +65,7 @@ impl fmt::Display for ValueType {
 }
 
 /// Result of shape inference: the output types, or what does not fit (naming both shapes).
-pub type Inferred = Result<Vec<ValueType>, String>;
+pub type Inferred = std::result::Result<Vec<ValueType>, String>;
 
 /// One operator: attributes plus everything that holds on any device.
 ///
@@ -80,6 +83,17 @@ pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
     /// Inputs have passed [`Operator::infer`].
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>>;
 
+    /// Emits the nodes that carry the gradient of the results to the operands, and gives the gradient of each
+    /// operand. It computes nothing: what it emits is planned and run like any other node.
+    ///
+    /// An operand that needs no gradient, or that has none (the logits of a hard mask), gives `None`.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if the operator has no gradient, which is the default; as [`Builder::node`].
+    fn backward(&self, _b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        Err(Error::Graph(format!("`{}`: operator {} has no gradient", site.name, Self::NAME)))
+    }
+
     /// Floating-point operations (a multiply-add counts two) of the direct algorithm.
     fn flops(&self, inputs: &[ValueType], outputs: &[ValueType]) -> u64;
 
@@ -87,77 +101,113 @@ pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
     fn cases() -> Vec<Case>;
 }
 
-/// Calls `$callback!` with the list of operators, `Variant in module,` each: the registry.
+/// What [`Operator::backward`] sees of the node it differentiates.
+#[derive(Clone, Copy, Debug)]
+pub struct Backward<'a> {
+    /// Name of the node's first result.
+    pub name: &'a str,
+    /// Operands of the node.
+    pub inputs: &'a [ValueId],
+    /// Results of the node.
+    pub outputs: &'a [ValueId],
+    /// Gradient of each result; `None` where nothing that is differentiated depends on it. At least one is there.
+    pub grads: &'a [Option<ValueId>],
+    /// Which operands need a gradient. At least one does.
+    pub needs: &'a [bool],
+}
+
+impl Backward<'_> {
+    /// The gradient of the only result.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if there is none.
+    pub fn grad(&self) -> Result<ValueId> {
+        let missing = || Error::Graph(format!("`{}` is differentiated without a gradient", self.name));
+        self.grads.first().copied().flatten().ok_or_else(missing)
+    }
+
+    /// Name for a gradient node of this site.
+    pub fn named(&self, what: &str) -> String {
+        format!("{}.{what}", self.name)
+    }
+}
+
+/// Calls `$callback!` with the list of operators, `Variant, .. in module;` each: the registry.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! for_each_op {
     ($callback:ident) => {
         $callback! {
-            Activate in activation,
-            Attention in attention,
-            BatchNorm in batch_norm,
-            Binary in binary,
-            Concat in concat,
-            Conv2d in conv2d,
-            FoldBatchNorm in fold_batch_norm,
-            GroupNorm in group_norm,
-            LayerNorm in layer_norm,
-            Linear in linear,
-            MaskConv in mask_conv,
-            MaskPool in mask_pool,
-            MatMul in matmul,
-            MaxPool2d in max_pool2d,
-            Reshape in reshape,
-            Resize in resize,
-            SinePositionalEncoding in sine_positional_encoding,
-            Slice in slice,
-            Softmax in softmax,
-            TopK in top_k,
+            Activate, ActivateGrad in activation;
+            Attention in attention;
+            BatchNorm in batch_norm;
+            Binary in binary;
+            Concat in concat;
+            Conv2d in conv2d;
+            FoldBatchNorm in fold_batch_norm;
+            GroupNorm in group_norm;
+            LayerNorm in layer_norm;
+            Linear in linear;
+            MaskConv in mask_conv;
+            MaskPool in mask_pool;
+            MatMul in matmul;
+            MaxPool2d in max_pool2d;
+            Reshape in reshape;
+            Resize in resize;
+            SinePositionalEncoding in sine_positional_encoding;
+            Slice in slice;
+            Softmax in softmax;
+            TopK in top_k;
         }
     };
 }
 
 macro_rules! define_ops {
-    ($($variant:ident in $module:ident,)*) => {
+    ($($($variant:ident),+ in $module:ident;)*) => {
         $(pub mod $module;)*
-        $(pub use $module::$variant;)*
+        $(pub use $module::{$($variant),+};)*
 
         /// Any operator with its attributes.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Op {
-            $(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant),)*
+            $($(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant),)+)*
         }
 
-        $(impl From<$variant> for Op {
+        $($(impl From<$variant> for Op {
             fn from(op: $variant) -> Op {
                 Op::$variant(op)
             }
-        })*
+        })+)*
 
         impl Op {
             /// Name in dumps and errors.
             pub fn name(&self) -> &'static str {
-                match self { $(Op::$variant(_) => <$variant as Operator>::NAME,)* }
+                match self { $($(Op::$variant(_) => <$variant as Operator>::NAME,)+)* }
             }
 
             /// See [`Operator::infer`].
             pub fn infer(&self, inputs: &[ValueType]) -> Inferred {
-                match self { $(Op::$variant(op) => op.infer(inputs),)* }
+                match self { $($(Op::$variant(op) => op.infer(inputs),)+)* }
             }
 
             /// See [`Operator::reference`].
             pub fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
-                match self { $(Op::$variant(op) => op.reference(inputs),)* }
+                match self { $($(Op::$variant(op) => op.reference(inputs),)+)* }
+            }
+
+            /// See [`Operator::backward`].
+            pub fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+                match self { $($(Op::$variant(op) => op.backward(b, site),)+)* }
             }
 
             /// See [`Operator::flops`].
             pub fn flops(&self, inputs: &[ValueType], outputs: &[ValueType]) -> u64 {
-                match self { $(Op::$variant(op) => op.flops(inputs, outputs),)* }
+                match self { $($(Op::$variant(op) => op.flops(inputs, outputs),)+)* }
             }
 
             /// Attributes as text, for dumps and for the keys of prepared weights.
             pub fn attributes(&self) -> String {
-                let text = match self { $(Op::$variant(op) => format!("{op:?}"),)* };
+                let text = match self { $($(Op::$variant(op) => format!("{op:?}"),)+)* };
                 text.split_once(' ').map(|(_, rest)| rest.to_string()).unwrap_or_default()
             }
         }
@@ -165,7 +215,7 @@ macro_rules! define_ops {
         /// The cases of every operator in the registry.
         pub fn all_cases() -> Vec<Case> {
             let mut cases = Vec::new();
-            $(cases.extend(<$variant as Operator>::cases());)*
+            $($(cases.extend(<$variant as Operator>::cases());)+)*
             cases
         }
     };
@@ -173,7 +223,7 @@ macro_rules! define_ops {
 for_each_op!(define_ops);
 
 /// Fails with a sentence unless there are `wanted` inputs.
-pub(crate) fn expect_inputs(inputs: &[ValueType], wanted: usize) -> Result<(), String> {
+pub(crate) fn expect_inputs(inputs: &[ValueType], wanted: usize) -> std::result::Result<(), String> {
     if inputs.len() == wanted {
         Ok(())
     } else {
@@ -182,7 +232,7 @@ pub(crate) fn expect_inputs(inputs: &[ValueType], wanted: usize) -> Result<(), S
 }
 
 /// Fails with a sentence unless input `index` is a float value; gives its shape.
-pub(crate) fn expect_float(inputs: &[ValueType], index: usize) -> Result<Shape, String> {
+pub(crate) fn expect_float(inputs: &[ValueType], index: usize) -> std::result::Result<Shape, String> {
     let ty = inputs[index];
     if ty.dtype == DType::F32 { Ok(ty.shape) } else { Err(format!("input {index} must be f32, is {ty}")) }
 }
@@ -193,7 +243,7 @@ pub(crate) fn expect_rank(
     index: usize,
     rank: usize,
     layout: &str,
-) -> Result<Shape, String> {
+) -> std::result::Result<Shape, String> {
     let ty = inputs[index];
     if ty.dtype == DType::F32 && ty.shape.rank() == rank {
         Ok(ty.shape)
@@ -208,7 +258,7 @@ pub(crate) fn expect_shape(
     index: usize,
     wanted: impl Into<Shape>,
     what: &str,
-) -> Result<(), String> {
+) -> std::result::Result<(), String> {
     let wanted = ValueType::f32(wanted);
     if inputs[index] == wanted {
         Ok(())

@@ -116,6 +116,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Caller-provided values.
     pub inputs: Vec<(String, Operand)>,
+    /// Parameters that change between runs, and their place: no step writes there.
+    pub variables: Vec<(Param, Operand)>,
     /// Results. A result that is a constant or an input is legitimate.
     pub outputs: Vec<(String, Operand)>,
     /// Bytes of the arena.
@@ -138,6 +140,18 @@ impl Plan {
     /// Total floating-point operations of a run.
     pub fn flops(&self) -> u64 {
         self.steps.iter().map(|s| s.flops).sum()
+    }
+
+    /// The first step that reads one of these inputs: all steps before it can run before the inputs are known.
+    pub fn first_use(&self, inputs: &[&str]) -> usize {
+        let named = self.inputs.iter().filter(|(name, _)| inputs.contains(&name.as_str()));
+        named.map(|&(_, operand)| self.first_reader(operand)).min().unwrap_or(self.steps.len())
+    }
+
+    /// The first step that reads the memory of an input. Its memory is its own until its last reader.
+    fn first_reader(&self, input: Operand) -> usize {
+        let reads = |step: &Step| step.inputs.iter().any(|operand| operand.place == input.place);
+        self.steps.iter().position(reads).unwrap_or(self.steps.len())
     }
 
     /// Finds a result by name.
@@ -211,7 +225,7 @@ impl<'a> Planner<'a> {
                 let key = format!("{}{}({})#{output}", node.op.name(), node.op.attributes(), keys.join(","));
                 (key, ConstSource::Computed { op: node.op.clone(), inputs, output: *output })
             }
-            Source::Input => unreachable!("an input is no constant"),
+            Source::Input | Source::Variable(_) => unreachable!("an input is no constant"),
         };
         let index = *by_key.entry(key.clone()).or_insert_with(|| {
             self.plan.consts.push(Const { key, ty: value.ty, source });
@@ -225,7 +239,7 @@ impl<'a> Planner<'a> {
     fn schedule(&mut self, choose: impl Fn(&Site<'_>) -> Choice) -> Result<()> {
         let graph = self.graph;
         for (index, value) in graph.values().iter().enumerate() {
-            if value.source == Source::Input {
+            if matches!(value.source, Source::Input | Source::Variable(_)) {
                 self.buffers[index] = Some(self.new_buffer(value.ty.bytes(), 0));
             }
         }
@@ -272,9 +286,18 @@ impl<'a> Planner<'a> {
             self.plan.outputs.push((name.clone(), operand));
         }
         for (index, value) in graph.values().iter().enumerate() {
-            if value.source == Source::Input {
-                let operand = self.operand(ValueId(index as u32))?;
-                self.plan.inputs.push((value.name.clone(), operand));
+            let id = ValueId(index as u32);
+            match &value.source {
+                Source::Input => {
+                    let operand = self.operand(id)?;
+                    self.plan.inputs.push((value.name.clone(), operand));
+                }
+                Source::Variable(param) => {
+                    self.extend_life(id, end);
+                    let operand = self.operand(id)?;
+                    self.plan.variables.push((param.clone(), operand));
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -294,6 +317,7 @@ impl<'a> Planner<'a> {
         }
         let ends = self.plan.inputs.iter_mut().chain(&mut self.plan.outputs);
         ends.for_each(|(_, operand)| resolve(operand));
+        self.plan.variables.iter_mut().for_each(|(_, operand)| resolve(operand));
         self.plan.arena_bytes = bytes;
         self.plan
     }

@@ -4,7 +4,7 @@ use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::exp::exp;
 use super::{ELEMENTS_PER_TASK, Isa};
 use crate::isa::simd;
-use crate::ops::activation::{Activate, Activation};
+use crate::ops::activation::{Activate, ActivateGrad, Activation};
 use rayon::prelude::*;
 
 struct Pointwise {
@@ -30,6 +30,50 @@ impl Kernel for Pointwise {
             y.copy_from_slice(x);
             apply(self.isa, self.activation, y);
         });
+    }
+}
+
+struct PointwiseGrad {
+    activation: Activation,
+    isa: Isa,
+}
+
+impl CpuOp for ActivateGrad {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        Box::new(PointwiseGrad { activation: self.activation, isa: context.isa })
+    }
+}
+
+impl Kernel for PointwiseGrad {
+    fn name(&self) -> String {
+        format!("{:?}", self.activation).to_lowercase()
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        let [y, dy, ..] = args.inputs.map(|input| input.par_chunks(ELEMENTS_PER_TASK));
+        let dx = args.outputs[0].par_chunks_mut(ELEMENTS_PER_TASK);
+        dx.zip(y).zip(dy).for_each(|((dx, y), dy)| match self.activation.clamp() {
+            Some((low, high)) => clamp_grad(self.isa, low, high, y, dy, dx),
+            None => sigmoid_grad(self.isa, y, dy, dx),
+        });
+    }
+}
+
+simd! {
+    /// `dy` where `y` lies strictly inside the range, else 0.
+    fn clamp_grad(isa, low: f32, high: f32, y: &[f32], dy: &[f32], dx: &mut [f32]) {
+        for ((dx, &y), &dy) in dx.iter_mut().zip(y).zip(dy) {
+            *dx = if y > low && y < high { dy } else { 0.0 };
+        }
+    }
+}
+
+simd! {
+    /// `dy * y * (1 - y)`.
+    fn sigmoid_grad(isa, y: &[f32], dy: &[f32], dx: &mut [f32]) {
+        for ((dx, &y), &dy) in dx.iter_mut().zip(y).zip(dy) {
+            *dx = dy * (y * (1.0 - y));
+        }
     }
 }
 

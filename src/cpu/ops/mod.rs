@@ -6,12 +6,12 @@ use crate::isa::Isa;
 use crate::ops::Op;
 
 macro_rules! define_kernels {
-    ($($variant:ident in $module:ident,)*) => {
+    ($($($variant:ident),+ in $module:ident;)*) => {
         $(mod $module;)*
 
         /// The kernel of any operator.
         pub(crate) fn kernel(op: &Op, context: &Context<'_>) -> Box<dyn Kernel> {
-            match op { $(Op::$variant(op) => CpuOp::kernel(op, context),)* }
+            match op { $($(Op::$variant(op) => CpuOp::kernel(op, context),)+)* }
         }
     };
 }

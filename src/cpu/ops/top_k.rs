@@ -25,7 +25,7 @@ impl Kernel for Heap {
         if self.k == 0 {
             return;
         }
-        let [values, indices] = &mut args.outputs;
+        let [values, indices, ..] = &mut args.outputs;
         let indices: &mut [i32] = bytemuck::cast_slice_mut(indices);
         let rows = values.par_chunks_mut(self.k).zip(indices.par_chunks_mut(self.k));
         rows.zip(args.inputs[0].par_chunks(self.n))
