@@ -10,6 +10,8 @@ pub enum Fill {
     Uniform(f64, f64),
     /// One value everywhere.
     Constant(f64),
+    /// Uniform over the whole numbers from the first (included) to the second (not included).
+    Index(i64, i64),
 }
 
 /// Largest error a fast path may show against the reference.
@@ -96,6 +98,7 @@ impl Case {
             Tensor::from_fn(ty.shape, |_| match *fill {
                 Fill::Uniform(low, high) => (low + (high - low) * unit(&mut state)) as f32,
                 Fill::Constant(value) => value as f32,
+                Fill::Index(low, high) => (low + ((high - low) as f64 * unit(&mut state)) as i64) as f32,
             })
         };
         self.inputs.iter().zip(&self.fills).enumerate().map(make).collect()

@@ -126,6 +126,20 @@ impl Backward<'_> {
         self.grads.first().copied().flatten().ok_or_else(missing)
     }
 
+    /// The gradient of result `index`, zeros if nothing depends on it.
+    ///
+    /// # Errors
+    /// As [`Builder::node`].
+    pub fn grad_or_zeros(&self, b: &mut Builder, index: usize) -> Result<ValueId> {
+        match self.grads[index] {
+            Some(grad) => Ok(grad),
+            None => {
+                let shape = b.shape(self.outputs[index]);
+                b.node(&self.named("zeros"), Fill { shape, value: 0.0 }, &[])
+            }
+        }
+    }
+
     /// Name for a gradient node of this site.
     pub fn named(&self, what: &str) -> String {
         format!("{}.{what}", self.name)
@@ -144,13 +158,17 @@ macro_rules! for_each_op {
             Binary in binary;
             Concat in concat;
             Conv2d in conv2d;
+            CrossEntropyLoss, CrossEntropyLossGrad in cross_entropy_loss;
+            FocalLoss, FocalLossGrad in focal_loss;
             FoldBatchNorm in fold_batch_norm;
             GroupNorm in group_norm;
             LayerNorm in layer_norm;
             Linear in linear;
             MaskConv in mask_conv;
+            MaskLoss, MaskLossGrad in mask_loss;
             MaskPool in mask_pool;
             MatMul in matmul;
+            MaskCost, ClassCost in matching_cost;
             MaxPool2d in max_pool2d;
             Reshape in reshape;
             Resize in resize;

@@ -1,7 +1,7 @@
 //! Pointwise activations, vectorised in fixed chunks.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
-use super::exp::exp;
+use super::exp::sigmoid;
 use super::{ELEMENTS_PER_TASK, Isa};
 use crate::isa::simd;
 use crate::ops::activation::{Activate, ActivateGrad, Activation};
@@ -88,7 +88,7 @@ pub(crate) fn clamped(v: f32, low: f32, high: f32) -> f32 {
 pub(crate) fn apply(isa: Isa, activation: Activation, y: &mut [f32]) {
     match activation.clamp() {
         Some((low, high)) => clamp(isa, low, high, y),
-        None => sigmoid(isa, y),
+        None => sigmoids(isa, y),
     }
 }
 
@@ -102,13 +102,10 @@ simd! {
 }
 
 simd! {
-    /// `1 / (1 + exp(-y))` in place. The exponent is never positive, so that nothing overflows and small
-    /// results keep their digits.
-    fn sigmoid(isa, y: &mut [f32]) {
+    /// The sigmoid in place.
+    fn sigmoids(isa, y: &mut [f32]) {
         for v in y {
-            let e = exp(-v.abs());
-            let numerator = if *v < 0.0 { e } else { 1.0 };
-            *v = numerator / (1.0 + e);
+            *v = sigmoid(*v);
         }
     }
 }

@@ -36,10 +36,42 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * power_of_two(half) * power_of_two(bits.wrapping_sub(half))
 }
 
+/// `ln(1 + exp(x))`, relative error a few ulp.
+#[inline(always)]
+pub(crate) fn softplus(x: f32) -> f32 {
+    let positive = if x > 0.0 { x } else { 0.0 };
+    positive + ln_1p(exp(-x.abs()))
+}
+
+/// `ln(1 + e)` for `0 <= e <= 1`: `2 atanh(s)` with `s = e / (2 + e) <= 1/3`, whose series is cut after `s^15`
+/// (the rest is below 2e-9 of the sum).
+#[inline(always)]
+fn ln_1p(e: f32) -> f32 {
+    let s = e / (2.0 + e);
+    let z = s * s;
+    let p = 1.0 / 15.0;
+    let p = p * z + 1.0 / 13.0;
+    let p = p * z + 1.0 / 11.0;
+    let p = p * z + 1.0 / 9.0;
+    let p = p * z + 1.0 / 7.0;
+    let p = p * z + 1.0 / 5.0;
+    let p = p * z + 1.0 / 3.0;
+    2.0 * s + 2.0 * s * (z * p)
+}
+
 /// `2^n` for `-126 <= n <= 127`.
 #[inline(always)]
 fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) << 23).cast_unsigned())
+}
+
+/// `1 / (1 + exp(-x))`. The exponent is never positive, so that nothing overflows and small results keep their
+/// digits.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    let e = exp(-x.abs());
+    let numerator = if x < 0.0 { e } else { 1.0 };
+    numerator / (1.0 + e)
 }
 
 /// The largest element that is not NaN, negative infinity if there is none.
