@@ -144,6 +144,7 @@ macro_rules! for_each_op {
             Binary in binary;
             Concat in concat;
             Conv2d in conv2d;
+            Fill in fill;
             FoldBatchNorm in fold_batch_norm;
             GroupNorm in group_norm;
             LayerNorm in layer_norm;
@@ -152,10 +153,11 @@ macro_rules! for_each_op {
             MaskPool in mask_pool;
             MatMul in matmul;
             MaxPool2d in max_pool2d;
+            ReduceSum in reduce_sum;
             Reshape in reshape;
             Resize in resize;
             SinePositionalEncoding in sine_positional_encoding;
-            Slice in slice;
+            Slice, Unslice in slice;
             Softmax in softmax;
             TopK in top_k;
         }
