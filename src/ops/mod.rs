@@ -159,6 +159,7 @@ macro_rules! for_each_op {
             Concat in concat;
             Conv2d in conv2d;
             CrossEntropyLoss, CrossEntropyLossGrad in cross_entropy_loss;
+            Fill in fill;
             FocalLoss, FocalLossGrad in focal_loss;
             FoldBatchNorm in fold_batch_norm;
             GroupNorm in group_norm;
@@ -167,13 +168,14 @@ macro_rules! for_each_op {
             MaskConv in mask_conv;
             MaskLoss, MaskLossGrad in mask_loss;
             MaskPool in mask_pool;
-            MatMul in matmul;
             MaskCost, ClassCost in matching_cost;
+            MatMul in matmul;
             MaxPool2d in max_pool2d;
+            ReduceSum in reduce_sum;
             Reshape in reshape;
             Resize in resize;
             SinePositionalEncoding in sine_positional_encoding;
-            Slice in slice;
+            Slice, Unslice in slice;
             Softmax in softmax;
             TopK in top_k;
         }
