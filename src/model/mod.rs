@@ -4,6 +4,7 @@
 //! official checkpoints, so that a converted checkpoint loads without a mapping.
 
 pub mod config;
+pub mod efficientnet_lite;
 mod fpn;
 mod kernel_head;
 mod kernel_update_head;
@@ -11,7 +12,7 @@ mod layers;
 mod resnet;
 mod semantic_fpn;
 
-pub use config::{BackboneConfig, Config, Task};
+pub use config::{BackboneConfig, Config, Normalization, Task};
 pub use kernel_update_head::{kernel_update_head, kernel_updator};
 
 use crate::error::{Error, Result};
@@ -95,6 +96,9 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
     let image = b.input(IMAGE, ValueType::f32([batch, size[0], size[1], 3]));
     let levels = match config.backbone {
         BackboneConfig::ResNet { depth } => resnet::resnet(&mut b, image, depth)?,
+        BackboneConfig::EfficientNetLite { variant } => {
+            efficientnet_lite::efficientnet_lite(&mut b, image, variant)?
+        }
     };
     for (i, &level) in levels.iter().enumerate() {
         found.push(format!("backbone.C{}", i + 2), level, TapLayout::Features);

@@ -100,6 +100,7 @@ macro_rules! for_each_op {
             Concat in concat,
             Conv2d in conv2d,
             FoldBatchNorm in fold_batch_norm,
+            GlobalAvgPool in global_avg_pool,
             GroupNorm in group_norm,
             LayerNorm in layer_norm,
             Linear in linear,
