@@ -181,6 +181,7 @@ fn conv2d() -> Vec<Golden> {
         let op = Conv2d {
             stride: pair("stride"),
             padding: pair("padding"),
+            padding_end: pair("padding"),
             dilation: pair("dilation"),
             groups: integer(attributes, "groups"),
             epilogue: Epilogue { bias: bias.is_some(), ..Epilogue::default() },

@@ -77,10 +77,10 @@ proptest! {
     fn conv2d(
         batch in 1usize..3, map in [1usize..14, 1usize..14], taps in [1usize..5, 1usize..5],
         groups in prop_oneof![3 => Just(1usize), 1 => 2usize..5], channels in size(), filters in size(),
-        stride in [1usize..4, 1usize..4], padding in [0usize..4, 0usize..4], dilation in [1usize..4, 1usize..4],
+        stride in [1usize..4, 1usize..4], padding in [0usize..4, 0usize..4], padding_end in [0usize..4, 0usize..4], dilation in [1usize..4, 1usize..4],
         epilogue in epilogue(),
     ) {
-        let plain = Conv2d { stride, padding, dilation, groups, epilogue: Epilogue::default() };
+        let plain = Conv2d { stride, padding, padding_end, dilation, groups, epilogue: Epilogue::default() };
         let (channels, filters) = if groups == 1 { (channels, filters) } else { (channels % 9 + 1, filters % 9 + 1) };
         let shapes = [
             vec![batch, map[0], map[1], channels * groups],
@@ -94,10 +94,10 @@ proptest! {
     #[test]
     fn depthwise_conv2d(
         map in [1usize..20, 1usize..20], taps in prop::sample::select(vec![1usize, 3, 5]), channels in size(),
-        stride in 1usize..3, padding in 0usize..3, activation in activation(),
+        stride in 1usize..3, padding in 0usize..3, after in 0usize..4, activation in activation(),
     ) {
         let epilogue = Epilogue { activation, ..Epilogue::BIAS };
-        let op = Conv2d { groups: channels, epilogue, ..Conv2d::with(stride, padding) };
+        let op = Conv2d { groups: channels, epilogue, padding_end: [after; 2], ..Conv2d::with(stride, padding) };
         let shapes: [&[usize]; 3] = [&[1, map[0], map[1], channels], &[channels, taps, taps, 1], &[channels]];
         check(op, &shapes, Tolerance::REDUCTION)?;
     }

@@ -124,6 +124,22 @@ impl Executor {
         &self.arena.as_slice()[range(slot)]
     }
 
+    /// Variable `variable`, to be changed, and result `output`: what an optimizer works on.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if they share memory or are constants.
+    pub fn variable_and_output(&mut self, variable: usize, output: usize) -> Result<(&mut [f32], &[f32])> {
+        let (key, value) = &self.plan.variables[variable];
+        let (name, result) = &self.plan.outputs[output];
+        if let (Place::Arena(value), Place::Arena(result)) = (value.place, result.place)
+            && let Ok([value, result]) =
+                self.arena.as_mut_slice().get_disjoint_mut([range(value), range(result)])
+        {
+            return Ok((value, result));
+        }
+        Err(Error::Graph(format!("variable `{}` and result `{name}` are not apart in memory", key.key)))
+    }
+
     /// Result `index`, valid after [`Executor::run`]. Index results are `i32` bits: see [`Executor::output_i32`].
     pub fn output(&self, index: usize) -> &[f32] {
         match self.plan.outputs[index].1.place {

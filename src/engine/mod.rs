@@ -16,7 +16,9 @@ use crate::image::instance::{InstanceConfig, InstancePostprocessor};
 use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
 use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use crate::isa::Isa;
-use crate::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build};
+use crate::model::{
+    CLS_SCORE, Config, MASK_PREDS, Normalization, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build,
+};
 use crate::plan::Plan;
 use crate::tensor::{Shape, Tensor};
 use ::image::RgbImage;
@@ -146,12 +148,14 @@ impl EngineBuilder {
             )));
         }
         let size = self.size.unwrap_or(Some((config.size[0], config.size[1])));
-        let preprocess = PreprocessConfig { size, divisor: SIZE_DIVISOR, ..PreprocessConfig::default() };
+        let Normalization { mean, std } = config.normalization;
+        let preprocess = PreprocessConfig { size, mean, std, divisor: SIZE_DIVISOR };
         let instance = InstanceConfig {
             max_per_image: config.max_per_image,
             min_score: self.min_score.unwrap_or(0.0) as f32,
             proposals: config.proposals,
             things: config.thing_classes,
+            mask_score: config.mask_score,
         };
         let panoptic = PanopticConfig {
             proposals: config.proposals,

@@ -156,6 +156,11 @@ impl Graph {
         &self.outputs
     }
 
+    /// Takes the named results away, for a builder that goes on from them and declares its own.
+    pub fn take_outputs(&mut self) -> Vec<(String, ValueId)> {
+        std::mem::take(&mut self.outputs)
+    }
+
     /// The value of an id.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.index()]
@@ -163,10 +168,7 @@ impl Graph {
 
     /// All parameters, in order of first use by the builder.
     pub fn params(&self) -> impl Iterator<Item = &Param> {
-        self.values.iter().filter_map(|v| match &v.source {
-            Source::Param(param) | Source::Variable(param) => Some(param),
-            _ => None,
-        })
+        (0..self.values.len()).filter_map(|index| self.param(ValueId(index as u32)))
     }
 
     /// Turns the parameters that `select` chooses into variables and gives them, in order of definition.
@@ -183,6 +185,14 @@ impl Graph {
             }
         }
         variables
+    }
+
+    /// The parameter behind a value, if it is one.
+    pub fn param(&self, id: ValueId) -> Option<&Param> {
+        match &self.value(id).source {
+            Source::Param(param) | Source::Variable(param) => Some(param),
+            _ => None,
+        }
     }
 
     /// The types of these values.

@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use super::bitmask::{BitMask, PixelBox};
-use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid_scores};
+use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid, sigmoid_scores};
 use super::preprocess::Geometry;
 use super::worker_pool::WorkerPool;
 use super::{HeadOutput, sampler_for};
@@ -29,11 +29,20 @@ pub struct InstanceConfig {
     pub proposals: usize,
     /// Only this many classes, the first, are looked at.
     pub things: usize,
+    /// A pair's score is multiplied by the quality of its mask: the mean probability of the pixels with a positive
+    /// logit, at the resolution of the logits (0 for a mask without such a pixel). Upstream does not.
+    pub mask_score: bool,
 }
 
 impl Default for InstanceConfig {
     fn default() -> Self {
-        InstanceConfig { max_per_image: 100, min_score: 0.0, proposals: usize::MAX, things: usize::MAX }
+        InstanceConfig {
+            max_per_image: 100,
+            min_score: 0.0,
+            proposals: usize::MAX,
+            things: usize::MAX,
+            mask_score: false,
+        }
     }
 }
 
@@ -42,7 +51,7 @@ impl Default for InstanceConfig {
 pub struct Instance {
     /// Class index, `0..C`.
     pub label: usize,
-    /// Sigmoid of the class logit.
+    /// Sigmoid of the class logit, times the quality of the mask if [`InstanceConfig::mask_score`] asks for it.
     pub score: f32,
     /// Index of the object (instance kernel) that made the mask.
     pub mask_index: usize,
@@ -130,6 +139,13 @@ impl InstancePostprocessor {
         let sampler = self.sampler.as_ref().expect("was just made");
         self.scores.resize(head.class_logits.len(), 0.0);
         sigmoid_scores(isa, head.class_logits, &mut self.scores);
+        if self.config.mask_score && head.classes > 0 {
+            // Each object's score is a sum over its own pixels in a fixed order, so threads change no bit.
+            self.scores.par_chunks_mut(head.classes).enumerate().for_each(|(object, scores)| {
+                let quality = mask_quality(isa, head.mask(object));
+                scores.iter_mut().for_each(|score| *score *= quality);
+            });
+        }
         rank(&self.scores, head.classes, self.config, &mut self.ranking);
 
         let (height, width) = geometry.original;
@@ -170,6 +186,28 @@ impl InstancePostprocessor {
             (instance.area, instance.bbox) = (slot.area, slot.bbox);
         }
         Ok(())
+    }
+}
+
+simd! {
+    /// Mean of `sigmoid(x)` over the logits `x > 0`; 0 if there are none. NaN logits are not counted.
+    fn mask_quality(isa, logits: &[f32]) -> f32 {
+        let (mut sums, mut counts) = ([0f32; 16], [0f32; 16]);
+        let (mut sum, mut count) = (0f64, 0f64);
+        // Rows of sixteen sums, emptied into doubles before they grow long enough to round coarsely.
+        for block in logits.chunks(16 * 256) {
+            for lanes in block.chunks(16) {
+                for (lane, &x) in lanes.iter().enumerate() {
+                    let inside = x > 0.0;
+                    sums[lane] += if inside { sigmoid(x) } else { 0.0 };
+                    counts[lane] += if inside { 1.0 } else { 0.0 };
+                }
+            }
+            sum += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+            count += counts.iter().map(|&c| f64::from(c)).sum::<f64>();
+            (sums, counts) = ([0.0; 16], [0.0; 16]);
+        }
+        if count > 0.0 { (sum / count) as f32 } else { 0.0 }
     }
 }
 

@@ -231,7 +231,7 @@ fn resample(taps: &[Tap], source: &[f32], out: &mut [f32]) {
 /// `sigmoid(x)` in float32 to a relative error of 2.4e-7, at most 0.5 for x <= 0. Plain operations only, so that
 /// the loops around it vectorise (Cephes' `expf`: reduction by ln 2 in two parts and a polynomial of degree 5).
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
+pub(super) fn sigmoid(x: f32) -> f32 {
     /// Adding and subtracting 1.5 * 2^23 rounds to an integer, which the low bits of the sum then hold.
     const ROUND: f32 = 12_582_912.0;
     let t = -x;

@@ -34,6 +34,41 @@ pub enum BackboneConfig {
         /// 50 or 101.
         depth: usize,
     },
+    /// EfficientNet-Lite: inverted bottlenecks with ReLU6 and no squeeze-excite.
+    #[serde(rename = "efficientnet_lite")]
+    EfficientNetLite {
+        /// 0 or 2.
+        variant: usize,
+    },
+}
+
+/// How pixels become the network's input: `(value - mean) / std`, by channel (R, G, B) on the scale 0..255.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalization {
+    /// Subtracted.
+    pub mean: [f32; 3],
+    /// Divided by; positive.
+    pub std: [f32; 3],
+}
+
+impl Normalization {
+    /// Mean and standard deviation of ImageNet's training images: ResNet and all official models.
+    pub const IMAGENET: Normalization =
+        Normalization { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
+    /// About -1 to 1, as EfficientNet-Lite was trained.
+    pub const SYMMETRIC: Normalization = Normalization { mean: [127.0; 3], std: [128.0; 3] };
+
+    fn is_default(&self) -> bool {
+        *self == Normalization::default()
+    }
+}
+
+impl Default for Normalization {
+    /// [`Normalization::IMAGENET`].
+    fn default() -> Self {
+        Normalization::IMAGENET
+    }
 }
 
 /// A K-Net.
@@ -72,9 +107,16 @@ pub struct Config {
     /// Images are resized so that they fit into (short side, long side) pixels, keeping their ratio.
     #[serde(default = "default_size")]
     pub size: [usize; 2],
+    /// How pixels are normalised.
+    #[serde(default, skip_serializing_if = "Normalization::is_default")]
+    pub normalization: Normalization,
     /// Most instances reported for an image.
     #[serde(default = "default_max_per_image")]
     pub max_per_image: usize,
+    /// The score of an instance is multiplied by the quality of its mask: the mean probability of the pixels that
+    /// are more likely inside than outside, at the resolution of the mask logits. Official models leave it off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mask_score: bool,
     /// Panoptic: things below this score are dropped before the merge.
     #[serde(default = "default_instance_score_threshold")]
     pub instance_score_threshold: f64,
@@ -118,11 +160,18 @@ fn default_overlap_threshold() -> f64 {
 }
 
 /// Names [`Config::named`] knows.
-pub const MODEL_NAMES: [&str; 4] =
-    ["knet_s3_r50_fpn", "knet_s3_r101_fpn", "knet_s3_r50_fpn_panoptic", "knet_s3_r101_fpn_panoptic"];
+pub const MODEL_NAMES: [&str; 6] = [
+    "knet_s3_r50_fpn",
+    "knet_s3_r101_fpn",
+    "knet_s3_r50_fpn_panoptic",
+    "knet_s3_r101_fpn_panoptic",
+    "knet_s3_lite0_fpn",
+    "knet_s3_lite2_fpn",
+];
 
 impl Config {
-    /// The official COCO model of this name.
+    /// The COCO model of this name: an official one, or (`lite` in its name) one of ours, smaller and for smaller
+    /// images.
     ///
     /// # Errors
     /// [`Error::Usage`] for any other name, suggesting the nearest.
@@ -138,11 +187,16 @@ impl Config {
             )));
         }
         let panoptic = name.ends_with("_panoptic");
-        let depth = if name.contains("_r101_") { 101 } else { 50 };
-        Ok(Config {
+        let backbone = match name.split('_').nth(2) {
+            Some("lite0") => BackboneConfig::EfficientNetLite { variant: 0 },
+            Some("lite2") => BackboneConfig::EfficientNetLite { variant: 2 },
+            Some("r101") => BackboneConfig::ResNet { depth: 101 },
+            _ => BackboneConfig::ResNet { depth: 50 },
+        };
+        let official = Config {
             name: name.to_string(),
             task: if panoptic { Task::Panoptic } else { Task::Instance },
-            backbone: BackboneConfig::ResNet { depth },
+            backbone,
             channels: default_channels(),
             proposals: default_proposals(),
             thing_classes: 80,
@@ -152,10 +206,23 @@ impl Config {
             heads: default_heads(),
             norm_groups: default_norm_groups(),
             size: default_size(),
+            normalization: Normalization::IMAGENET,
             max_per_image: default_max_per_image(),
+            mask_score: false,
             instance_score_threshold: default_instance_score_threshold(),
             overlap_threshold: default_overlap_threshold(),
             class_names: Vec::new(),
+        };
+        Ok(match backbone {
+            BackboneConfig::ResNet { .. } => official,
+            BackboneConfig::EfficientNetLite { .. } => Config {
+                channels: 96,
+                proposals: 16,
+                feedforward_channels: 512,
+                size: [320, 320],
+                normalization: Normalization::SYMMETRIC,
+                ..official
+            },
         })
     }
 
@@ -219,10 +286,21 @@ impl Config {
             BackboneConfig::ResNet { depth } => {
                 check(matches!(depth, 50 | 101), format!("ResNet depth {depth} is not 50 or 101"))?;
             }
+            BackboneConfig::EfficientNetLite { variant } => {
+                check(
+                    matches!(variant, 0 | 2),
+                    format!("EfficientNet-Lite variant {variant} is not 0 or 2"),
+                )?;
+            }
         }
         check(
             (self.task == Task::Panoptic) == (self.stuff_classes > 0),
             format!("task {} with {} stuff classes", self.task.name(), self.stuff_classes),
+        )?;
+        let Normalization { mean, std } = self.normalization;
+        check(
+            mean.iter().all(|m| m.is_finite()) && std.iter().all(|s| s.is_finite() && *s > 0.0),
+            format!("normalization by mean {mean:?} and std {std:?}: must be finite, std positive"),
         )?;
         let names = self.class_names.len();
         check(
@@ -247,6 +325,29 @@ mod tests {
             let config = Config::named(name).unwrap();
             assert_eq!(Config::from_json(&config.to_json()).unwrap(), config);
         }
+    }
+
+    #[test]
+    fn options_of_the_defaults_are_not_written() {
+        let json = Config::named("knet_s3_r50_fpn").unwrap().to_json();
+        assert!(!json.contains("normalization") && !json.contains("mask_score"), "{json}");
+        let mut config = Config::named("knet_s3_lite0_fpn").unwrap();
+        config.mask_score = true;
+        let json = config.to_json();
+        assert!(json.contains(r#""backbone":{"type":"efficientnet_lite","variant":0}"#), "{json}");
+        assert!(json.contains(r#""mask_score":true"#), "{json}");
+        assert!(json.contains(r#""mean":[127.0,127.0,127.0]"#), "{json}");
+        assert_eq!(Config::from_json(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        let mut config = Config::named("knet_s3_lite0_fpn").unwrap();
+        config.backbone = BackboneConfig::EfficientNetLite { variant: 1 };
+        assert!(config.validate().unwrap_err().to_string().contains("variant 1"));
+        config.backbone = BackboneConfig::EfficientNetLite { variant: 2 };
+        config.normalization.std[1] = 0.0;
+        assert!(config.validate().unwrap_err().to_string().contains("std [128.0, 0.0, 128.0]"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::ops::activation::Activation;
 use crate::ops::epilogue::Epilogue;
 use crate::ops::{Activate, BatchNorm, Conv2d, GroupNorm, LayerNorm, Linear};
 
-/// Epsilon of every norm.
+/// Epsilon of the norms in ResNet, neck and heads.
 const EPS: f32 = 1e-5;
 
 /// Geometry of a square convolution.
@@ -43,6 +43,24 @@ fn conv_parts(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<(
     Ok((Conv2d::with(conv.stride, conv.kernel / 2), weight))
 }
 
+/// A batch norm: its parameters are `{prefix}.weight`, `.bias`, `.running_mean` and `.running_var`.
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a> {
+    pub prefix: &'a str,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// A frozen batch norm over the channels of a map.
+pub(super) fn norm(b: &mut Builder, norm: Norm, x: ValueId) -> Result<ValueId> {
+    let channels = b.shape(x).last();
+    let mut inputs = vec![x];
+    for field in ["weight", "bias", "running_mean", "running_var"] {
+        inputs.push(b.param(&format!("{}.{field}", norm.prefix), &[channels], Layout::Plain)?);
+    }
+    b.node(norm.prefix, BatchNorm { eps: norm.eps }, &inputs)
+}
+
 /// A convolution without bias and its frozen batch norm, of separate names as in ResNet.
 pub(super) fn conv_bn(
     b: &mut Builder,
@@ -52,11 +70,7 @@ pub(super) fn conv_bn(
     geometry: Conv,
 ) -> Result<ValueId> {
     let y = conv(b, conv_prefix, x, geometry)?;
-    let mut inputs = vec![y];
-    for field in ["weight", "bias", "running_mean", "running_var"] {
-        inputs.push(b.param(&format!("{norm_prefix}.{field}"), &[geometry.c_out], Layout::Plain)?);
-    }
-    b.node(norm_prefix, BatchNorm { eps: EPS }, &inputs)
+    norm(b, Norm { prefix: norm_prefix, eps: EPS }, y)
 }
 
 /// mmcv's `ConvModule` with group norm and ReLU: `{prefix}.conv.weight`, `{prefix}.gn.*`.
@@ -110,12 +124,17 @@ pub(super) fn layer_norm(b: &mut Builder, prefix: &str, x: ValueId) -> Result<Va
 
 /// ReLU.
 pub(super) fn relu(b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
-    b.node(&format!("{name}.relu"), Activate { activation: Activation::Relu }, &[x])
+    activation(b, &format!("{name}.relu"), Activation::Relu, x)
+}
+
+/// Any pointwise activation, as the value `name`.
+pub(super) fn activation(b: &mut Builder, name: &str, activation: Activation, x: ValueId) -> Result<ValueId> {
+    b.node(name, Activate { activation }, &[x])
 }
 
 /// Sigmoid.
 pub(super) fn sigmoid(b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
-    b.node(&format!("{name}.sigmoid"), Activate { activation: Activation::Sigmoid }, &[x])
+    activation(b, &format!("{name}.sigmoid"), Activation::Sigmoid, x)
 }
 
 fn affine(b: &mut Builder, prefix: &str, channels: usize) -> Result<[ValueId; 2]> {

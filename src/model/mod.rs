@@ -4,6 +4,7 @@
 //! official checkpoints, so that a converted checkpoint loads without a mapping.
 
 pub mod config;
+pub mod efficientnet_lite;
 mod fpn;
 mod kernel_head;
 mod kernel_update_head;
@@ -11,7 +12,7 @@ mod layers;
 mod resnet;
 mod semantic_fpn;
 
-pub use config::{BackboneConfig, Config, Task};
+pub use config::{BackboneConfig, Config, Normalization, Task};
 pub use kernel_update_head::{kernel_update_head, kernel_updator};
 
 use crate::error::{Error, Result};
@@ -78,6 +79,8 @@ pub enum TapMode {
     Off,
     /// All of them, for comparison with PyTorch.
     All,
+    /// What training's losses look at: semantic logits, and the class and mask logits of every round.
+    Predictions,
 }
 
 /// Builds the network for `batch` images of `size` (height, width), both multiples of [`SIZE_DIVISOR`].
@@ -95,6 +98,9 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
     let image = b.input(IMAGE, ValueType::f32([batch, size[0], size[1], 3]));
     let levels = match config.backbone {
         BackboneConfig::ResNet { depth } => resnet::resnet(&mut b, image, depth)?,
+        BackboneConfig::EfficientNetLite { variant } => {
+            efficientnet_lite::efficientnet_lite(&mut b, image, variant)?
+        }
     };
     for (i, &level) in levels.iter().enumerate() {
         found.push(format!("backbone.C{}", i + 2), level, TapLayout::Features);
@@ -125,6 +131,12 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
     let taps = match taps {
         TapMode::Off => Vec::new(),
         TapMode::All => found.0,
+        TapMode::Predictions => {
+            let predicts = |tap: &Tap| {
+                ["seg_preds", "cls_score", "mask_preds"].iter().any(|name| tap.name.ends_with(name))
+            };
+            found.0.into_iter().filter(predicts).collect()
+        }
     };
     for tap in &taps {
         b.output(&tap.name, tap.value);

@@ -12,8 +12,10 @@ use crate::tensor::Tensor;
 pub struct Conv2d {
     /// Step between outputs, in input pixels.
     pub stride: [usize; 2],
-    /// Zero rows and columns assumed on each side.
+    /// Zero rows assumed above and zero columns assumed on the left of the map.
     pub padding: [usize; 2],
+    /// Zero rows assumed below and zero columns assumed on the right of the map.
+    pub padding_end: [usize; 2],
     /// Step between filter taps, in input pixels.
     pub dilation: [usize; 2],
     /// Input and output channels fall into this many blocks that do not mix.
@@ -25,18 +27,38 @@ pub struct Conv2d {
 impl Conv2d {
     /// A convolution with stride 1, no padding, dilation 1, one group and no epilogue.
     pub fn new() -> Self {
-        Conv2d { stride: [1; 2], padding: [0; 2], dilation: [1; 2], groups: 1, epilogue: Epilogue::default() }
+        Conv2d {
+            stride: [1; 2],
+            padding: [0; 2],
+            padding_end: [0; 2],
+            dilation: [1; 2],
+            groups: 1,
+            epilogue: Epilogue::default(),
+        }
     }
 
-    /// The same with a square stride and padding.
+    /// The same with a square stride and `padding` zeros on every side.
     pub fn with(stride: usize, padding: usize) -> Self {
-        Conv2d { stride: [stride; 2], padding: [padding; 2], ..Conv2d::new() }
+        Conv2d { stride: [stride; 2], padding: [padding; 2], padding_end: [padding; 2], ..Conv2d::new() }
+    }
+
+    /// A square stride with TensorFlow's "same" padding of a `size[0]` x `size[1]` map: outputs number
+    /// `ceil(size / stride)`, and where the zeros that this takes are odd in number, the extra one comes **after** the
+    /// map. The stem of EfficientNet, 3x3 with stride 2 on an even map, so has none before and one after.
+    pub fn same(size: [usize; 2], kernel: usize, stride: usize) -> Self {
+        let total = size.map(|size| {
+            let last = size.div_ceil(stride.max(1)).saturating_sub(1) * stride;
+            (last + kernel).saturating_sub(size)
+        });
+        let padding = total.map(|zeros| zeros / 2);
+        let padding_end = [total[0] - padding[0], total[1] - padding[1]];
+        Conv2d { stride: [stride; 2], padding, padding_end, ..Conv2d::new() }
     }
 
     /// Output size along one axis, or `None` if the filter does not fit into the padded map.
     fn extent(&self, axis: usize, size: usize, taps: usize) -> Option<usize> {
         let reach = self.dilation[axis] * (taps.checked_sub(1)?) + 1;
-        Some((size + 2 * self.padding[axis]).checked_sub(reach)? / self.stride[axis] + 1)
+        Some((size + self.padding[axis] + self.padding_end[axis]).checked_sub(reach)? / self.stride[axis] + 1)
     }
 }
 
@@ -116,6 +138,7 @@ impl Operator for Conv2d {
         let tail = |residual, activation| Epilogue { bias: true, residual, activation };
         let with_tail = |op: Conv2d, epilogue| Conv2d { epilogue, ..op };
         let grouped = |op: Conv2d, groups| Conv2d { groups, ..op };
+        let asymmetric = |stride, before, after| Conv2d { padding_end: [after; 2], ..conv(stride, before) };
         let dilated = |padding, dilation| Conv2d { dilation: [dilation; 2], ..conv(1, padding) };
         vec![
             Case::new("k1", conv(1, 0), &[&[2, 3, 5, 33], &[17, 1, 1, 33]]),
@@ -136,6 +159,27 @@ impl Operator for Conv2d {
             Case::new("depthwise", grouped(conv(1, 1), 7), &[&[1, 6, 5, 7], &[7, 3, 3, 1]]),
             Case::new("depthwise_s2", grouped(conv(2, 2), 40), &[&[2, 13, 9, 40], &[40, 5, 5, 1]]),
             Case::new("depthwise_x2", grouped(conv(1, 1), 3), &[&[1, 6, 5, 3], &[6, 3, 3, 1]]),
+            Case::new("k3_s2_after", asymmetric(2, 0, 1), &[&[2, 8, 10, 3], &[5, 3, 3, 3]]),
+            Case::new("k3_s2_after_odd", asymmetric(2, 0, 1), &[&[1, 9, 7, 4], &[6, 3, 3, 4]]),
+            Case::new("k3_after", asymmetric(1, 0, 2), &[&[1, 9, 13, 20], &[18, 3, 3, 20]]),
+            Case::new("k3_before", asymmetric(1, 2, 0), &[&[1, 9, 13, 20], &[18, 3, 3, 20]]),
+            Case::new("k1_after", asymmetric(1, 0, 1), &[&[1, 4, 5, 8], &[5, 1, 1, 8]]),
+            Case::new(
+                "depthwise_k3_after",
+                grouped(asymmetric(2, 0, 1), 20),
+                &[&[2, 8, 22, 20], &[20, 3, 3, 1]],
+            ),
+            Case::new(
+                "depthwise_k5_after",
+                grouped(asymmetric(2, 1, 2), 40),
+                &[&[2, 14, 30, 40], &[40, 5, 5, 1]],
+            ),
+            Case::new(
+                "depthwise_k5_after_odd",
+                grouped(asymmetric(2, 1, 2), 9),
+                &[&[1, 7, 9, 9], &[9, 5, 5, 1]],
+            ),
+            Case::new("depthwise_tiny", grouped(asymmetric(2, 1, 2), 33), &[&[1, 2, 2, 33], &[33, 5, 5, 1]]),
             Case::new(
                 "k3_all_fused",
                 with_tail(conv(1, 1), tail(true, Some(Relu))),
@@ -162,11 +206,40 @@ impl Operator for Conv2d {
             )
             .bench(),
             Case::new(
+                "lite_depthwise_s2",
+                with_tail(grouped(Conv2d::same([160, 160], 3, 2), 96), tail(false, Some(Relu6))),
+                &[&[1, 160, 160, 96], &[96, 3, 3, 1], &[96]],
+            )
+            .bench(),
+            Case::new(
                 "lite_depthwise",
                 with_tail(grouped(conv(1, 2), 144), tail(false, Some(Relu6))),
                 &[&[1, 80, 80, 144], &[144, 5, 5, 1], &[144]],
             )
             .bench(),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn same_padding_is_tensorflows() {
+        let padding = |size, kernel, stride| {
+            let op = Conv2d::same([size; 2], kernel, stride);
+            let out = op.extent(0, size, kernel);
+            assert_eq!(out, Some(size.div_ceil(stride)), "{size} {kernel} {stride}");
+            (op.padding[0], op.padding_end[0])
+        };
+        assert_eq!(padding(224, 3, 2), (0, 1));
+        assert_eq!(padding(112, 5, 2), (1, 2));
+        assert_eq!(padding(65, 3, 2), (1, 1));
+        assert_eq!(padding(33, 5, 2), (2, 2));
+        assert_eq!(padding(20, 5, 1), (2, 2));
+        assert_eq!(padding(20, 1, 1), (0, 0));
+        assert_eq!(padding(1, 5, 2), (2, 2));
+        assert_eq!(padding(5, 1, 2), (0, 0));
     }
 }

@@ -162,6 +162,7 @@ macro_rules! for_each_op {
             Fill in fill;
             FocalLoss, FocalLossGrad in focal_loss;
             FoldBatchNorm in fold_batch_norm;
+            GlobalAvgPool in global_avg_pool;
             GroupNorm in group_norm;
             LayerNorm in layer_norm;
             Linear in linear;

@@ -20,8 +20,10 @@ pub struct ConvShape {
     pub kernel: [usize; 2],
     /// Rows and columns between neighbouring outputs.
     pub stride: [usize; 2],
-    /// Rows above and below, columns left and right.
+    /// Zero rows above, zero columns on the left.
     pub padding: [usize; 2],
+    /// Zero rows below, zero columns on the right.
+    pub padding_end: [usize; 2],
     /// Rows and columns between neighbouring taps.
     pub dilation: [usize; 2],
     /// Groups; divides both channel counts.
@@ -41,7 +43,9 @@ impl ConvShape {
 
     fn extent(&self, size: usize, axis: usize) -> usize {
         let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
-        (size + 2 * self.padding[axis]).checked_sub(reach).map_or(0, |room| room / self.stride[axis] + 1)
+        (size + self.padding[axis] + self.padding_end[axis])
+            .checked_sub(reach)
+            .map_or(0, |room| room / self.stride[axis] + 1)
     }
 
     /// Pixels of the output, all images.
@@ -110,6 +114,7 @@ impl ConvKernel {
                 shape.kernel == [1, 1]
                     && shape.stride == [1, 1]
                     && shape.padding == [0, 0]
+                    && shape.padding_end == [0, 0]
                     && shape.groups == 1
             }
             ConvKernel::ImplicitGemm => true,

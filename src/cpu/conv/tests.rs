@@ -95,6 +95,7 @@ const PLAIN: ConvShape = ConvShape {
     kernel: [3, 3],
     stride: [1, 1],
     padding: [1, 1],
+    padding_end: [1, 1],
     dilation: [1, 1],
     groups: 1,
 };
@@ -109,6 +110,7 @@ fn network_shapes_in_small() {
         kernel: [7, 7],
         stride: [2, 2],
         padding: [3, 3],
+        padding_end: [3, 3],
         ..PLAIN
     });
     check(ConvShape { height: 13, width: 21, c_in: 256, c_out: 48, ..PLAIN });
@@ -120,6 +122,7 @@ fn network_shapes_in_small() {
         kernel: [1, 1],
         stride: [2, 2],
         padding: [0, 0],
+        padding_end: [0, 0],
         ..PLAIN
     });
     check(ConvShape {
@@ -130,20 +133,30 @@ fn network_shapes_in_small() {
         c_out: 96,
         kernel: [5, 5],
         padding: [2, 2],
+        padding_end: [2, 2],
         groups: 96,
         ..PLAIN
     });
     check(ConvShape { height: 1, width: 1, c_in: 300, c_out: 40, ..PLAIN });
-    check(ConvShape { height: 2, width: 2, c_in: 4, c_out: 4, padding: [0, 0], ..PLAIN });
+    check(ConvShape {
+        height: 2,
+        width: 2,
+        c_in: 4,
+        c_out: 4,
+        padding: [0, 0],
+        padding_end: [0, 0],
+        ..PLAIN
+    });
 }
 
 prop_compose! {
     fn any_shape()(
         batch in 1usize..3, height in 1usize..14, width in 1usize..14, cg in 1usize..24, ng in 1usize..24,
         groups in prop_oneof![3 => Just(1usize), 1 => 2usize..5], kernel in [1usize..6, 1usize..6],
-        stride in [1usize..4, 1usize..4], padding in [0usize..4, 0usize..4], dilation in [1usize..3, 1usize..3],
+        stride in [1usize..4, 1usize..4], padding in [0usize..4, 0usize..4], padding_end in [0usize..4, 0usize..4],
+        dilation in [1usize..3, 1usize..3],
     ) -> ConvShape {
-        ConvShape { batch, height, width, c_in: cg * groups, c_out: ng * groups, kernel, stride, padding, dilation, groups }
+        ConvShape { batch, height, width, c_in: cg * groups, c_out: ng * groups, kernel, stride, padding, padding_end, dilation, groups }
     }
 }
 
@@ -161,7 +174,7 @@ proptest! {
 
     #[test]
     fn pointwise(shape in any_shape()) {
-        check(ConvShape { groups: 1, kernel: [1, 1], stride: [1, 1], padding: [0, 0], ..shape });
+        check(ConvShape { groups: 1, kernel: [1, 1], stride: [1, 1], padding: [0, 0], padding_end: [0, 0], ..shape });
     }
 
     #[test]
@@ -176,7 +189,16 @@ fn same_bits_on_any_number_of_threads() {
     for shape in [
         ConvShape { height: 40, width: 50, c_in: 40, c_out: 70, ..PLAIN },
         ConvShape { height: 20, width: 50, c_in: 70, c_out: 70, groups: 70, ..PLAIN },
-        ConvShape { height: 20, width: 50, c_in: 70, c_out: 90, kernel: [1, 1], padding: [0, 0], ..PLAIN },
+        ConvShape {
+            height: 20,
+            width: 50,
+            c_in: 70,
+            c_out: 90,
+            kernel: [1, 1],
+            padding: [0, 0],
+            padding_end: [0, 0],
+            ..PLAIN
+        },
     ] {
         let (x, filter) = (noise(shape.input_len(), 1), noise(shape.filter_len(), 2));
         for isa in Isa::available() {
@@ -214,6 +236,7 @@ fn choice_is_named() {
             c_out: 256,
             kernel: [1, 1],
             padding: [0, 0],
+            padding_end: [0, 0],
             ..PLAIN
         }),
         "pointwise"

@@ -23,6 +23,7 @@ impl CpuOp for Conv2d {
             kernel: [w[1], w[2]],
             stride: self.stride,
             padding: self.padding,
+            padding_end: self.padding_end,
             dilation: self.dilation,
             groups: self.groups,
         };

@@ -66,6 +66,7 @@ fn precision_at_256_channels() {
         kernel: [3, 3],
         stride: [1, 1],
         padding: [1, 1],
+        padding_end: [1, 1],
         dilation: [1, 1],
         groups: 1,
     };
