@@ -25,6 +25,8 @@ pub enum ErrorKind {
     Weights,
     /// A graph or plan that breaks a rule: shapes that do not fit, values used before defined.
     Graph,
+    /// A training data set that is damaged, inconsistent or incomplete.
+    Data,
 }
 
 impl ErrorKind {
@@ -37,6 +39,7 @@ impl ErrorKind {
             ErrorKind::Checkpoint => 5,
             ErrorKind::Weights => 6,
             ErrorKind::Graph => 7,
+            ErrorKind::Data => 8,
         }
     }
 }
@@ -147,6 +150,16 @@ pub enum Error {
     /// A graph that breaks an invariant.
     #[error("graph: {0}")]
     Graph(String),
+    /// A record of a data set that cannot be used.
+    #[error("{}: {}{reason}", path.display(), record.as_ref().map(|r| format!("{r}: ")).unwrap_or_default())]
+    Data {
+        /// The annotation file, mask file or folder.
+        path: PathBuf,
+        /// The record in it, such as `annotation 17 (image 42)`; none if the file as a whole is meant.
+        record: Option<String>,
+        /// What is wrong.
+        reason: String,
+    },
     /// A configuration or argument that cannot be served.
     #[error("{0}")]
     Usage(String),
@@ -161,6 +174,7 @@ impl Error {
             Error::Checkpoint { .. } => ErrorKind::Checkpoint,
             Error::Weights { .. } => ErrorKind::Weights,
             Error::Shape { .. } | Error::Graph(_) => ErrorKind::Graph,
+            Error::Data { .. } => ErrorKind::Data,
             Error::Usage(_) => ErrorKind::Usage,
         }
     }
@@ -183,6 +197,16 @@ impl Error {
             offset: None,
             reason: reason.into(),
         }
+    }
+
+    /// An [`Error::Data`] about the file as a whole.
+    pub fn data(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Error::Data { path: path.as_ref().to_path_buf(), record: None, reason: reason.into() }
+    }
+
+    /// An [`Error::Data`] about one record of a file.
+    pub fn record(path: impl AsRef<Path>, record: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Data { path: path.as_ref().to_path_buf(), record: Some(record.into()), reason: reason.into() }
     }
 
     /// An [`Error::Usage`].
