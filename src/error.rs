@@ -25,6 +25,10 @@ pub enum ErrorKind {
     Weights,
     /// A graph or plan that breaks a rule: shapes that do not fit, values used before defined.
     Graph,
+    /// A training data set that is damaged, inconsistent or incomplete.
+    Data,
+    /// A training run whose numbers are no longer finite.
+    Diverged,
 }
 
 impl ErrorKind {
@@ -37,6 +41,8 @@ impl ErrorKind {
             ErrorKind::Checkpoint => 5,
             ErrorKind::Weights => 6,
             ErrorKind::Graph => 7,
+            ErrorKind::Data => 8,
+            ErrorKind::Diverged => 9,
         }
     }
 }
@@ -147,6 +153,24 @@ pub enum Error {
     /// A graph that breaks an invariant.
     #[error("graph: {0}")]
     Graph(String),
+    /// A record of a data set that cannot be used.
+    #[error("{}: {}{reason}", path.display(), record.as_ref().map(|r| format!("{r}: ")).unwrap_or_default())]
+    Data {
+        /// The annotation file, mask file or folder.
+        path: PathBuf,
+        /// The record in it, such as `annotation 17 (image 42)`; none if the file as a whole is meant.
+        record: Option<String>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Training produced a number that is not finite.
+    #[error("{what} is NaN or infinite; images of the batch: {ids:?}")]
+    Diverged {
+        /// The loss term, or what else it was.
+        what: String,
+        /// Ids of the images in the batch.
+        ids: Vec<u64>,
+    },
     /// A configuration or argument that cannot be served.
     #[error("{0}")]
     Usage(String),
@@ -161,6 +185,8 @@ impl Error {
             Error::Checkpoint { .. } => ErrorKind::Checkpoint,
             Error::Weights { .. } => ErrorKind::Weights,
             Error::Shape { .. } | Error::Graph(_) => ErrorKind::Graph,
+            Error::Data { .. } => ErrorKind::Data,
+            Error::Diverged { .. } => ErrorKind::Diverged,
             Error::Usage(_) => ErrorKind::Usage,
         }
     }
@@ -183,6 +209,16 @@ impl Error {
             offset: None,
             reason: reason.into(),
         }
+    }
+
+    /// An [`Error::Data`] about the file as a whole.
+    pub fn data(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Error::Data { path: path.as_ref().to_path_buf(), record: None, reason: reason.into() }
+    }
+
+    /// An [`Error::Data`] about one record of a file.
+    pub fn record(path: impl AsRef<Path>, record: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Data { path: path.as_ref().to_path_buf(), record: Some(record.into()), reason: reason.into() }
     }
 
     /// An [`Error::Usage`].

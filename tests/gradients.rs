@@ -30,8 +30,8 @@ const TOO_LARGE: u64 = 30_000_000;
 const NO_GRADIENT: &[&str] = &[
     "top_k",                    // post-processing
     "sine_positional_encoding", // no operands
-    "mask_cost", // matching is no function to differentiate
-    "class_cost", // as above
+    "mask_cost",                // matching is no function to differentiate
+    "class_cost",               // as above
 ];
 
 /// Operands that are constants by definition although the function depends on them: targets, labels and weights of losses.
@@ -116,7 +116,8 @@ impl Check {
         let results = run::reference(&self.graph, &all);
         let mut inputs: Vec<Tensor<f64>> = self.inputs.iter().map(Tensor::to_f64).collect();
         let affordable = (BUDGET / (2 * self.flops() * inputs.len() as u64)).max(2) as usize;
-        let constant = CONSTANT.iter().find(|(op, _)| *op == self.case.op.name()).map_or(&[][..], |(_, at)| at);
+        let constant =
+            CONSTANT.iter().find(|(op, _)| *op == self.case.op.name()).map_or(&[][..], |(_, at)| at);
         for operand in (0..inputs.len()).filter(|operand| !constant.contains(operand)) {
             let len = inputs[operand].data().len();
             let samples = SAMPLES.min(affordable).min(len);

@@ -25,6 +25,14 @@ impl Weights {
         Weights { load, plain: Mutex::default(), packed: Mutex::default() }
     }
 
+    /// A parameter in the checkpoint's layout, from the source; nothing is kept.
+    ///
+    /// # Errors
+    /// Whatever the source of parameters says.
+    pub fn load(&self, param: &Param) -> Result<Tensor> {
+        (self.load)(param)
+    }
+
     /// The constant `index` of `plan` in the graph's layout.
     ///
     /// # Errors

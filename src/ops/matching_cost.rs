@@ -1,7 +1,9 @@
 //! Costs of pairing predicted objects with annotated ones, for the bipartite matching of training.
 
 use super::mask_loss::{DICE_EPS, softplus};
-use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape};
+use super::{
+    Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+};
 use crate::tensor::Tensor;
 
 /// `cost[n, g] = -mask_weight (p.t + (1 - p).(1 - t)) / pixels - dice_weight 2 p.t / (p.p + eps + t.t + eps)` with

@@ -106,7 +106,8 @@ impl Matcher {
             let mut best = 0;
             let mut lowest = f64::INFINITY;
             for (at, &column) in self.remaining.iter().enumerate() {
-                let reduced = least + self.costs[current * columns + column] - self.u[current] - self.v[column];
+                let reduced =
+                    least + self.costs[current * columns + column] - self.u[current] - self.v[column];
                 if reduced < self.shortest[column] {
                     self.path[column] = current;
                     self.shortest[column] = reduced;

@@ -1,5 +1,14 @@
-//! Training: data sets, losses, matching, optimizer, and evaluation.
+//! Training: from annotated photos to a checkpoint.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`data`] | data sets, augmentation, sampling order, loader threads: annotated photos to batches of arrays |
+//! | [`network`] | the training graph: network, matching costs, losses, gradients |
+//! | [`matcher`] | exact bipartite assignment of proposals to annotated objects |
+//! | [`step`] | one training step: two segments of a plan around the assignment |
+//! | [`optimizer`], [`schedule`] | AdamW and learning-rate schedules |
 
+pub mod data;
 pub mod matcher;
 pub mod network;
 pub mod optimizer;

@@ -158,7 +158,9 @@ struct Round {
 pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
     if spec.batch == 0 || spec.max_objects == 0 {
         let (batch, slots) = (spec.batch, spec.max_objects);
-        return Err(Error::usage(format!("a batch of {batch} images with {slots} target slots trains nothing")));
+        return Err(Error::usage(format!(
+            "a batch of {batch} images with {slots} target slots trains nothing"
+        )));
     }
     let mut graph = optimize(build(spec.config, spec.batch, spec.size, TapMode::Predictions)?.graph)?;
     let taps = graph.take_outputs();

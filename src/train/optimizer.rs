@@ -192,7 +192,8 @@ impl AdamW {
         self.updates += 1;
         let mean = 1.0 / self.accumulate as f64;
         let norm = mean * self.sum_of_squares(executor).sqrt();
-        let clip = if self.config.clip_norm > 0.0 { (self.config.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let clip =
+            if self.config.clip_norm > 0.0 { (self.config.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let [beta1, beta2] = self.config.betas;
         let correction = |beta: f64| 1.0 - beta.powi(self.updates.min(i32::MAX as u64) as i32);
         // A young average follows more closely, so that it does not remember the start.

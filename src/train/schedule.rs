@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn decays_end_where_they_say() {
-        let at = |decay: Decay, iteration| Schedule { warmup: 0, warmup_ratio: 0.0, decay }.factor(iteration, 100);
+        let at =
+            |decay: Decay, iteration| Schedule { warmup: 0, warmup_ratio: 0.0, decay }.factor(iteration, 100);
         assert!((at(Decay::Cosine { floor: 0.02 }, 100) - 0.02).abs() < 1e-12);
         assert!((at(Decay::Cosine { floor: 0.0 }, 50) - 0.5).abs() < 1e-12);
         assert!((at(Decay::Poly { power: 0.9, floor: 0.01 }, 100) - 0.01).abs() < 1e-12);

@@ -74,7 +74,8 @@ impl Kernel for Masks {
                 let pixels = self.pixels as f64;
                 let agreement = (both + (pixels - p - t + both)) / pixels;
                 let dice = 2.0 * both / (pp + DICE_EPS + tt + DICE_EPS);
-                let weighted = f64::from(self.op.mask_weight) * agreement + f64::from(self.op.dice_weight) * dice;
+                let weighted =
+                    f64::from(self.op.mask_weight) * agreement + f64::from(self.op.dice_weight) * dice;
                 *cost = -weighted as f32;
             }
         }
