@@ -11,7 +11,7 @@ mod run;
 use knet::graph::autodiff::gradients;
 use knet::graph::{Builder, Graph, ValueId};
 use knet::ops::all_cases;
-use knet::ops::case::Case;
+use knet::ops::case::{Case, Fill};
 use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -69,7 +69,7 @@ impl Check {
             seeds.push((result, b.input(&format!("weight{i}"), ty)));
             let mut weight = case.clone();
             weight.inputs = vec![ty];
-            weight.fills = vec![knet::ops::case::Fill::Uniform(-1.0, 1.0)];
+            weight.fills = vec![Fill::Uniform(-1.0, 1.0)];
             weights.extend(weight.make_inputs(90 + i as u64));
         }
         let found = match gradients(&mut b, &seeds, &ids) {
@@ -119,6 +119,10 @@ impl Check {
         let constant =
             CONSTANT.iter().find(|(op, _)| *op == self.case.op.name()).map_or(&[][..], |(_, at)| at);
         for operand in (0..inputs.len()).filter(|operand| !constant.contains(operand)) {
+            // A constant operand sits on a corner on purpose (logits of exactly 0), where there is no derivative.
+            if self.case.fills[operand] == Fill::Constant(0.0) {
+                continue;
+            }
             let len = inputs[operand].data().len();
             let samples = SAMPLES.min(affordable).min(len);
             for sample in 0..samples {

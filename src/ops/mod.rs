@@ -158,6 +158,7 @@ macro_rules! for_each_op {
             Binary in binary;
             Concat in concat;
             Conv2d in conv2d;
+            Conv2dFilterGrad, Conv2dInputGrad in conv2d_grad;
             CrossEntropyLoss, CrossEntropyLossGrad in cross_entropy_loss;
             Fill in fill;
             FocalLoss, FocalLossGrad in focal_loss;
@@ -168,7 +169,7 @@ macro_rules! for_each_op {
             Linear in linear;
             MaskConv in mask_conv;
             MaskLoss, MaskLossGrad in mask_loss;
-            MaskPool in mask_pool;
+            MaskPool, MaskPoolGrad in mask_pool;
             MaskCost, ClassCost in matching_cost;
             MatMul in matmul;
             MaxPool2d in max_pool2d;
