@@ -145,13 +145,14 @@ macro_rules! for_each_op {
             Binary in binary;
             Concat in concat;
             Conv2d in conv2d;
+            Conv2dFilterGrad, Conv2dInputGrad in conv2d_grad;
             Fill in fill;
             FoldBatchNorm, FoldBatchNormGrad in fold_batch_norm;
             GroupNorm, GroupNormGrad in group_norm;
             LayerNorm, LayerNormGrad in layer_norm;
             Linear in linear;
             MaskConv in mask_conv;
-            MaskPool in mask_pool;
+            MaskPool, MaskPoolGrad in mask_pool;
             MatMul in matmul;
             MaxPool2d, MaxPool2dGrad in max_pool2d;
             ReduceSum in reduce_sum;
