@@ -25,6 +25,8 @@ pub enum ErrorKind {
     Weights,
     /// A graph or plan that breaks a rule: shapes that do not fit, values used before defined.
     Graph,
+    /// A data set whose annotations are damaged, contradict each other or do not fit the model.
+    Dataset,
 }
 
 impl ErrorKind {
@@ -37,6 +39,7 @@ impl ErrorKind {
             ErrorKind::Checkpoint => 5,
             ErrorKind::Weights => 6,
             ErrorKind::Graph => 7,
+            ErrorKind::Dataset => 8,
         }
     }
 }
@@ -134,6 +137,16 @@ pub enum Error {
         /// Everything that disagrees.
         report: Box<WeightReport>,
     },
+    /// A data set that cannot be used.
+    #[error("{}: {}{reason}", path.display(), record.as_ref().map(|r| format!("{r}: ")).unwrap_or_default())]
+    Dataset {
+        /// The annotation file or mask.
+        path: PathBuf,
+        /// The record in question, if one is: `annotation 17`, `images[3]`.
+        record: Option<String>,
+        /// What is wrong.
+        reason: String,
+    },
     /// Operands that an operator cannot take.
     #[error("{op} `{value}`: {reason}")]
     Shape {
@@ -161,6 +174,7 @@ impl Error {
             Error::Checkpoint { .. } => ErrorKind::Checkpoint,
             Error::Weights { .. } => ErrorKind::Weights,
             Error::Shape { .. } | Error::Graph(_) => ErrorKind::Graph,
+            Error::Dataset { .. } => ErrorKind::Dataset,
             Error::Usage(_) => ErrorKind::Usage,
         }
     }
@@ -183,6 +197,17 @@ impl Error {
             offset: None,
             reason: reason.into(),
         }
+    }
+
+    /// An [`Error::Dataset`] about a file as a whole.
+    pub fn dataset(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Error::Dataset { path: path.as_ref().to_path_buf(), record: None, reason: reason.into() }
+    }
+
+    /// An [`Error::Dataset`] about one record of a file.
+    pub fn record(path: impl AsRef<Path>, record: impl Into<String>, reason: impl Into<String>) -> Self {
+        let path = path.as_ref().to_path_buf();
+        Error::Dataset { path, record: Some(record.into()), reason: reason.into() }
     }
 
     /// An [`Error::Usage`].

@@ -43,6 +43,7 @@
 //! | [`checkpoint`] | safetensors, official `.pth` files, seeded weights |
 //! | [`image`] | photo to network input; logits to masks, maps, overlays and COCO files |
 //! | [`engine`] | the public API that joins them |
+//! | [`train`] | training and what belongs to it: evaluation by COCO AP, panoptic quality, mIoU |
 //! | [`fsio`], [`isa`] | files written whole or not at all; run-time choice of the instruction set |
 //!
 //! Each imports only what stands above it (`tests/layering.rs` checks). Nothing is allocated, compiled or
@@ -66,6 +67,7 @@ pub mod model;
 pub mod ops;
 pub mod plan;
 pub mod tensor;
+pub mod train;
 
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Result};

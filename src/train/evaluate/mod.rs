@@ -1,0 +1,5 @@
+//! How good a model is: COCO mask AP, panoptic quality, mean IoU.
+
+pub mod class_match;
+pub mod coco_ap;
+pub mod coco_json;

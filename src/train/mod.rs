@@ -1,0 +1,3 @@
+//! Training, and what belongs to it.
+
+pub mod evaluate;
