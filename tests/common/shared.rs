@@ -1,5 +1,7 @@
 //! The reference data beside the repository, for tests that need more than the repository holds.
 
+#![allow(dead_code, reason = "a suite compares with models or with data sets, seldom with both")]
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 

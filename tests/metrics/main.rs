@@ -2,10 +2,11 @@
 //! `shared/data/metric-reference` (all of it) and `goldens/metrics` (the part that lies in the repository).
 
 #[path = "../common/shared.rs"]
-#[expect(dead_code, reason = "goldens of the network are compared elsewhere")]
 mod shared;
 
 mod coco_ap;
+mod panoptic;
+mod semantic;
 
 use serde_json::Value;
 use std::path::Path;
