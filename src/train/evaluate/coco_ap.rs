@@ -243,7 +243,6 @@ impl Evaluator {
                 image_id,
                 category_id: slot as u64,
                 score: Some(detection.score),
-                area: area(segmentation.as_ref(), bbox),
                 segmentation,
                 bbox,
                 ..Annotation::default()
@@ -433,16 +432,6 @@ fn checked_runs(runs: Vec<u32>, [height, width]: [usize; 2]) -> Result<Vec<u32>,
         false => {
             Err(format!("the run lengths add up to {total}, not to {height} x {width} = {}", height * width))
         }
-    }
-}
-
-/// Area of a detection: hotcoco counts the pixels of compressed run lengths alone.
-fn area(mask: Option<&Segmentation>, bbox: Option<[f64; 4]>) -> Option<f64> {
-    match (mask, bbox) {
-        (Some(Segmentation::UncompressedRle { counts, .. }), _) => {
-            Some(counts.iter().skip(1).step_by(2).map(|&run| f64::from(run)).sum())
-        }
-        (_, bbox) => bbox.map(|[_, _, width, height]| width * height),
     }
 }
 

@@ -16,11 +16,9 @@
 //!
 //! Matching and averaging are those of the crate hotcoco 1.3, which gives the numbers of pycocotools, of panopticapi and of
 //! a confusion matrix in NumPy to the last digits (`tests/metrics`: within 1e-12 on all reference data). Not used are
-//! its readers and file-to-file evaluators. Predictions come from memory here; and what they let pass would give wrong
-//! numbers without a word: an annotation without a mask or with run lengths that do not fit the image is skipped or
-//! a false negative, a PNG id without a segment counts as void, a polygon of five numbers is accepted, and faults name
-//! no record. So ground truth is read and checked here, masks are turned into run lengths once, and the area
-//! of a predicted mask is counted here.
+//! its readers and its evaluators of files. Predictions come from memory here; and unsound ground truth would become
+//! numbers without a word (`tests/metrics/hotcoco_limits.rs` shows which), or an error that names no record. So
+//! ground truth is read and checked here.
 
 pub mod class_match;
 pub mod coco_ap;

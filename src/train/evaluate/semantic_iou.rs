@@ -9,6 +9,7 @@ use super::index_png;
 use crate::error::{Error, Result};
 use hotcoco::metrics::semantic::{PixelConfusion, semantic_scores};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// A predicted class for each pixel.
@@ -162,19 +163,20 @@ impl Evaluator {
         if file.classes.is_empty() {
             return Err(Error::dataset(path, "the list `classes` is empty"));
         }
-        let names: Vec<String> = file.classes.iter().map(|c| c.name.clone()).collect();
-        let classes = ClassMatch::new(path, classes, &names, policy)?;
-        let mut meaning = vec![Meaning::Unknown; usize::from(u16::MAX) + 1];
-        for (class, slot) in file.classes.iter().zip(&classes.slot_of_category) {
-            let place = &mut meaning[usize::from(class.index)];
-            let twice = *place != Meaning::Unknown
-                || file.classes.iter().filter(|other| other.name == class.name).count() > 1;
+        let (mut indices, mut known) = (HashSet::new(), HashSet::new());
+        for class in &file.classes {
+            let twice = !indices.insert(class.index) || !known.insert(class.name.as_str());
             if twice || file.ignore_index == Some(class.index) {
                 let reason =
                     if twice { "this index or name occurs twice" } else { "this index is `ignore_index`" };
                 return Err(Error::record(path, format!("class {} (`{}`)", class.index, class.name), reason));
             }
-            *place = Meaning::Class(*slot);
+        }
+        let names: Vec<String> = file.classes.iter().map(|c| c.name.clone()).collect();
+        let classes = ClassMatch::new(path, classes, &names, policy)?;
+        let mut meaning = vec![Meaning::Unknown; usize::from(u16::MAX) + 1];
+        for (class, slot) in file.classes.iter().zip(&classes.slot_of_category) {
+            meaning[usize::from(class.index)] = Meaning::Class(*slot);
         }
         if let Some(index) = file.ignore_index {
             meaning[usize::from(index)] = Meaning::Ignored;
