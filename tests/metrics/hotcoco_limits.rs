@@ -27,16 +27,21 @@ fn ap(annotations: serde_json::Value) -> Result<f64, hotcoco::Error> {
 fn unsound_annotations_become_numbers() {
     let good = json!({"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": {"size": [8, 8], "counts": [0, 16, 48]}});
     assert!((ap(json!([good])).unwrap() - 1.0).abs() < crate::TOLERANCE);
-    let bad = [
-        json!({"id": 2, "image_id": 1, "category_id": 1, "iscrowd": 0}),
-        json!({"id": 2, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [[1, 1, 5, 1, 5]]}),
-        json!({"id": 2, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": {"size": [8, 8], "counts": "~~"}}),
-        json!({"id": 2, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": {"size": [4, 4], "counts": [0, 16]}}),
-        json!({"id": 2, "image_id": 9, "category_id": 1, "iscrowd": 0, "segmentation": [[1, 1, 5, 1, 5, 5]]}),
-        json!({"id": 2, "image_id": 1, "category_id": 9, "iscrowd": 0, "segmentation": [[1, 1, 5, 1, 5, 5]]}),
+    // A second object that cannot be found halves the AP (51 of 101 recall points), one that is dropped does not.
+    let missed = 51.0 / 101.0;
+    let cases = [
+        (json!({"iscrowd": 0}), missed),
+        (json!({"segmentation": [[1, 1, 5, 1, 5]]}), missed),
+        (json!({"segmentation": {"size": [8, 8], "counts": "~~"}}), missed),
+        (json!({"segmentation": {"size": [4, 4], "counts": [0, 16]}}), missed),
+        (json!({"segmentation": [[1, 1, 5, 1, 5, 5]], "image_id": 9}), 1.0),
+        (json!({"segmentation": [[1, 1, 5, 1, 5, 5]], "category_id": 9}), 1.0),
     ];
-    for bad in bad {
-        println!("{bad}: {:?}", ap(json!([good, bad])));
+    for (difference, wanted) in cases {
+        let mut bad = json!({"id": 2, "image_id": 1, "category_id": 1, "iscrowd": 0});
+        bad.as_object_mut().unwrap().extend(difference.as_object().unwrap().clone());
+        let found = ap(json!([good, bad])).unwrap();
+        assert!((found - wanted).abs() < crate::TOLERANCE, "{bad}: {found}");
     }
 }
 

@@ -47,13 +47,10 @@ impl ClassMatch {
     /// # Errors
     /// [`Error::Usage`] if two classes of the model have one name; [`Error::Dataset`] if names differ under
     /// [`ClassPolicy::Same`] or none is common.
-    pub fn new<S: AsRef<str>>(path: &Path, model: &[S], data: &[S], policy: ClassPolicy) -> Result<Self>
-    where
-        S: std::fmt::Display,
-    {
+    pub fn new(path: &Path, model: &[String], data: &[String], policy: ClassPolicy) -> Result<Self> {
         let mut class_of = HashMap::new();
         for (class, name) in model.iter().enumerate() {
-            if class_of.insert(name.as_ref(), class).is_some() {
+            if class_of.insert(name.as_str(), class).is_some() {
                 return Err(Error::usage(format!("the model has two classes named `{name}`")));
             }
         }
@@ -65,7 +62,7 @@ impl ClassMatch {
             slot_of_category: vec![None; data.len()],
         };
         for (category, name) in data.iter().enumerate() {
-            let Some(&class) = class_of.get(name.as_ref()) else {
+            let Some(&class) = class_of.get(name.as_str()) else {
                 result.only_in_data.push(name.to_string());
                 continue;
             };

@@ -118,9 +118,9 @@ struct ImageTruth {
 
 #[derive(Deserialize)]
 struct InstanceRecord {
-    id: u64,
+    id: Option<u64>,
     image_id: u64,
-    category_id: u64,
+    category_id: Option<u64>,
     segmentation: Option<Outline>,
     bbox: Option<[f64; 4]>,
     area: Option<f64>,
@@ -162,15 +162,19 @@ impl Evaluator {
         let truth =
             |record: &ImageRecord| ImageTruth { record: record.clone(), objects: vec![], done: false };
         let mut images: Vec<ImageTruth> = file.images.iter().map(truth).collect();
-        for record in &file.annotations {
-            let name = || format!("annotation {}", record.id);
+        for (i, record) in file.annotations.iter().enumerate() {
+            let name =
+                || record.id.map_or_else(|| format!("annotations[{i}]"), |id| format!("annotation {id}"));
+            let refuse = |reason: String| Error::record(path, name(), reason);
+            if record.segments_info.is_some() {
+                let reason = "this is a panoptic annotation: it needs the folder of PNGs (--panoptic-dir)";
+                return Err(refuse(reason.into()));
+            }
             let image = &mut images[file.image(record.image_id, name)?];
-            let Some(&category) = position.get(&record.category_id) else {
-                let reason = format!("there is no category {}", record.category_id);
-                return Err(Error::record(path, name(), reason));
-            };
-            let object =
-                object(record, &image.record, overlap).map_err(|r| Error::record(path, name(), r))?;
+            let id = record.category_id.ok_or_else(|| refuse("there is no `category_id`".into()))?;
+            let unknown = || refuse(format!("there is no category {id}"));
+            let category = *position.get(&id).ok_or_else(unknown)?;
+            let object = object(record, &image.record, overlap).map_err(refuse)?;
             if let Some(slot) = classes.slot_of_category[category] {
                 image.objects.push(Annotation { category_id: slot as u64, ..object });
             }
@@ -366,9 +370,6 @@ fn stream(overlap: Overlap, classes: &ClassMatch) -> Result<StreamingEval> {
 
 /// An annotation in hotcoco's terms, its mask turned into run lengths once; the category is left open.
 fn object(record: &InstanceRecord, image: &ImageRecord, overlap: Overlap) -> Result<Annotation, String> {
-    if record.segments_info.is_some() {
-        return Err("this is a panoptic annotation: it needs the folder of PNGs (--panoptic-dir)".into());
-    }
     let size = [image.height, image.width];
     let (segmentation, bbox) = match overlap {
         Overlap::Boxes => (None, Some(record.bbox.ok_or("there is no `bbox`")?)),
