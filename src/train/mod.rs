@@ -3,12 +3,14 @@
 //! | module | holds |
 //! |---|---|
 //! | [`data`] | data sets, augmentation, sampling order, loader threads: annotated photos to batches of arrays |
+//! | [`evaluate`] | COCO AP, panoptic quality, mIoU |
 //! | [`network`] | the training graph: network, matching costs, losses, gradients |
 //! | [`matcher`] | exact bipartite assignment of proposals to annotated objects |
 //! | [`step`] | one training step: two segments of a plan around the assignment |
 //! | [`optimizer`], [`schedule`] | AdamW and learning-rate schedules |
 
 pub mod data;
+pub mod evaluate;
 pub mod matcher;
 pub mod network;
 pub mod optimizer;

@@ -190,6 +190,7 @@ impl InputGrad {
                         kernel: [phase[0].taps, phase[1].taps],
                         stride: [1; 2],
                         padding: [0; 2],
+                        padding_end: [0; 2],
                         dilation: [phase[0].dilation, phase[1].dilation],
                         groups: s.groups,
                     },

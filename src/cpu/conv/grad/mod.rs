@@ -65,10 +65,12 @@ impl GradShape {
     }
 
     /// The convolution of the result's gradient by the turned filters that gives the gradient of the map, if it is one:
-    /// stride 1, and as many zeros on both sides.
+    /// stride 1.
     fn turned(&self) -> Option<ConvShape> {
-        let before =
-            |axis: usize| (self.dilation[axis] * (self.kernel[axis] - 1)).checked_sub(self.padding[axis]);
+        let reach = |axis: usize| self.dilation[axis] * (self.kernel[axis] - 1);
+        let before = |axis: usize| reach(axis).checked_sub(self.padding[axis]);
+        let after =
+            |axis: usize| (self.map[axis] + reach(axis)).checked_sub(self.out[axis] + before(axis)?);
         let shape = ConvShape {
             batch: self.batch,
             height: self.out[0],
@@ -78,6 +80,7 @@ impl GradShape {
             kernel: self.kernel,
             stride: [1; 2],
             padding: [before(0)?, before(1)?],
+            padding_end: [after(0)?, after(1)?],
             dilation: self.dilation,
             groups: self.groups,
         };
