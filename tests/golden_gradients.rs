@@ -4,6 +4,7 @@
 //! set.
 
 #[path = "common/golden.rs"]
+#[expect(dead_code, reason = "the forward suite uses the rest")]
 mod golden;
 #[path = "common/run.rs"]
 #[expect(dead_code, reason = "the case suite uses the rest")]
@@ -37,8 +38,11 @@ const STAGE: f64 = 1e-5;
 /// A norm of two elements leaves little but their sign: its gradient is what remains of terms 1,000 times as large that
 /// cancel.
 const PAIRS: f64 = 3e-4;
-/// A mean 1,000 times the deviation, stored as f32, shifts what is normalised by 6e-5 of the deviation.
-const OFFSET: f64 = 2e-4;
+/// A softmax that is all but 1 somewhere: its gradient there is what a mean, under weights that are stored as f32, leaves
+/// of `dy`, and smaller than `dy` by as much as the weight is close to 1.
+const SATURATED: f64 = 4e-5;
+/// Batches whose norm magnifies roundings: two elements a channel, or a mean far above the deviation.
+const MAGNIFIED: f64 = 1e-5;
 
 /// An operand and the gradient that PyTorch gives it, in the graph's layout.
 struct Operand {
@@ -61,8 +65,7 @@ struct Check {
     params: Arc<HashMap<String, Tensor>>,
     /// Name and value of each result of the graph.
     wanted: Vec<(String, Tensor)>,
-    /// Bounds on the error of the references and of the CPU.
-    reference: f64,
+    /// Bound on the error of the CPU.
     fast: f64,
 }
 
@@ -132,20 +135,16 @@ impl Check {
             }
         }
         let graph = b.finish().unwrap();
-        Check { name, graph, inputs, params: params.into(), wanted, reference: 2.0 * STORED, fast: OPERATOR }
+        Check { name, graph, inputs, params: params.into(), wanted, fast: OPERATOR }
     }
 
     fn fast(self, fast: f64) -> Self {
         Check { fast, ..self }
     }
 
-    fn reference(self, reference: f64) -> Self {
-        Check { reference, ..self }
-    }
-
     fn check_reference(&self) -> Result<(), Failed> {
         let results = run::reference_with(&self.graph, &self.inputs, |param| self.params[&param.key].clone());
-        self.compare(results.iter().map(|result| (result.shape(), result.data().to_vec())), self.reference)
+        self.compare(results.iter().map(|result| (result.shape(), result.data().to_vec())), 2.0 * STORED)
     }
 
     fn check_fast(&self, isa: Isa) -> Result<(), Failed> {
@@ -312,8 +311,7 @@ fn trained_norm(of: (String, &File, &str), op: BatchNormTrain) -> Check {
         vec![results[0], mean, variance]
     });
     match of_case(&check.name) {
-        "train_offset_mean" => check.fast(OFFSET),
-        "train_1x1_batch2" => check.fast(PAIRS),
+        "train_offset_mean" | "train_1x1_batch2" => check.fast(MAGNIFIED),
         _ => check,
     }
 }
@@ -336,7 +334,8 @@ fn pointwise() -> Vec<Check> {
             }
             _ => return None,
         };
-        operator((name, &file, case), op, &[("x", same)])
+        let check = operator((name, &file, case), op, &[("x", same)])?;
+        Some(if case == "softmax_large" { check.fast(SATURATED) } else { check })
     })
 }
 
