@@ -30,7 +30,7 @@ pub(crate) use block::{Dense, KC, Places, SharedMut, Target, for_each_task, run,
 pub(crate) use kernel::{Ahead, CHUNK, Finish, Tile};
 pub(crate) use long::add_up;
 pub(crate) use operand::{
-    Matrix, Packed, Panels, Rows, Transposed, copy_row, strip_len, strip_row, strips_len,
+    Matrix, Packed, Panels, Rows, Transposed, copy_row, strip_len, strip_row, strips_len, transpose_square,
 };
 pub(crate) use vector::{Arch, Job, Vector, on, tile_shape};
 

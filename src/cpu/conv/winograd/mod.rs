@@ -20,10 +20,9 @@ use crate::cpu::gemm::{
 use crate::isa::Isa;
 
 use super::ConvShape;
-use transform::{Inputs, Outputs};
+use transform::{Filters, Inputs, Outputs};
 
 pub(super) use scheme::{F2, F4, Scheme};
-pub(super) use transform::pack;
 
 /// Tiles of a block, at most (a multiple of every `MR`).
 const BLOCK: usize = 168;
@@ -197,6 +196,7 @@ pub(super) fn pack_parallel<S: Scheme<IN, OUT>, const IN: usize, const OUT: usiz
     let shared = SharedMut::new(packed);
     let slices = layout.shape.c_in.div_ceil(CHANNELS);
     for_each_task(layout.c_out_padded / nr * slices, |i| {
-        pack::<S, IN, OUT>(layout, filter, i / slices, i % slices * CHANNELS, shared);
+        let (panel, channel) = (i / slices, i % slices * CHANNELS);
+        on(layout.isa, Filters::<S, IN, OUT>::new(layout, filter, panel, channel, shared));
     });
 }
