@@ -26,7 +26,7 @@ pub use mask::{MaskConv, MaskPool};
 pub use matmul::Product;
 pub use operand::BLayout;
 
-pub(crate) use block::{Dense, KC, Places, SharedMut, Target, for_each_task, run, run_at};
+pub(crate) use block::{Block, Dense, KC, MC, Places, SharedMut, Target, for_each_task, run, run_at};
 pub(crate) use kernel::{Ahead, CHUNK, Finish, Tile};
 pub(crate) use long::add_up;
 pub(crate) use operand::{

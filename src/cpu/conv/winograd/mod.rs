@@ -9,6 +9,7 @@
 //! V and M of one block stay in the last-level cache, and each block streams the filters once. Transforms
 //! are vectorised over channels.
 
+mod filter_grad;
 mod scheme;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::isa::Isa;
 use super::ConvShape;
 use transform::{Filters, Inputs, Outputs};
 
+pub(super) use filter_grad::FilterPass;
 pub(super) use scheme::{F2, F4, Scheme};
 
 /// Tiles of a block, at most (a multiple of every `MR`).
