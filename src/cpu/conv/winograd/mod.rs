@@ -15,6 +15,8 @@ mod scheme;
 mod tests;
 mod transform;
 
+use std::marker::PhantomData;
+
 use crate::cpu::gemm::{
     Ahead, Arch, Gemm, Job, SharedMut, Target, Tile, for_each_task, on, strip_len, strips_len, tile_shape,
 };
@@ -25,6 +27,7 @@ use transform::{Filters, Inputs, Outputs};
 
 pub(super) use filter_grad::FilterPass;
 pub(super) use scheme::{F2, F4, Scheme};
+pub(super) use transform::Order;
 
 /// Tiles of a block, at most (a multiple of every `MR`).
 const BLOCK: usize = 168;
@@ -188,10 +191,11 @@ impl Job for Products<'_> {
     }
 }
 
-/// Transforms KRSC filters and packs each plane as B, in parallel over panels.
+/// Transforms filters and packs each plane as B, in parallel over panels.
 pub(super) fn pack_parallel<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize>(
     layout: &Layout,
     filter: &[f32],
+    order: Order,
     packed: &mut [f32],
 ) {
     let nr = tile_shape(layout.isa).1;
@@ -199,6 +203,10 @@ pub(super) fn pack_parallel<S: Scheme<IN, OUT>, const IN: usize, const OUT: usiz
     let slices = layout.shape.c_in.div_ceil(CHANNELS);
     for_each_task(layout.c_out_padded / nr * slices, |i| {
         let (panel, channel) = (i / slices, i % slices * CHANNELS);
-        on(layout.isa, Filters::<S, IN, OUT>::new(layout, filter, panel, channel, shared));
+        let scheme = PhantomData::<S>;
+        on(
+            layout.isa,
+            Filters::<S, IN, OUT> { layout, filter, order, panel, channel, packed: shared, scheme },
+        );
     });
 }

@@ -149,33 +149,32 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, 
 /// `G g G^T` for one panel of filters and up to [`CHANNELS`] channels from `channel`, vectorised over filters: in a
 /// training step the filters are new, so that packing them is part of every convolution.
 pub(super) struct Filters<'a, S, const IN: usize, const OUT: usize> {
-    layout: &'a Layout,
-    filter: &'a [f32],
-    panel: usize,
-    channel: usize,
-    packed: SharedMut,
-    scheme: PhantomData<S>,
+    pub layout: &'a Layout,
+    pub filter: &'a [f32],
+    pub order: Order,
+    pub panel: usize,
+    pub channel: usize,
+    /// `IN^2` planes.
+    pub packed: SharedMut,
+    pub scheme: PhantomData<S>,
 }
 
-impl<'a, S, const IN: usize, const OUT: usize> Filters<'a, S, IN, OUT> {
-    /// `filter` is KRSC; `packed` holds `IN^2` planes.
-    pub fn new(
-        layout: &'a Layout,
-        filter: &'a [f32],
-        panel: usize,
-        channel: usize,
-        packed: SharedMut,
-    ) -> Self {
-        assert!(filter.len() >= layout.shape.filter_len(), "filter of {} values", filter.len());
-        Filters { layout, filter, panel, channel, packed, scheme: PhantomData }
-    }
+/// How the filters of a convolution from `c_in` to `c_out` channels lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Order {
+    /// `[c_out][tap][c_in]`.
+    Krsc,
+    /// `[c_in][tap][c_out]` with the taps in reverse order: as they lie for the convolution that this one is the gradient
+    /// of.
+    Turned,
 }
 
 impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Filters<'_, S, IN, OUT> {
     #[inline(always)]
     fn run<A: Arch>(self) {
-        let Filters { layout, filter, panel, channel, packed, .. } = self;
+        let Filters { layout, filter, order, panel, channel, packed, .. } = self;
         let (c_in, c_out) = (layout.shape.c_in, layout.shape.c_out);
+        assert!(filter.len() >= layout.shape.filter_len(), "filter of {} values", filter.len());
         let plane = layout.plane_gemm().packed_len();
         let lanes = A::V::LANES;
         let g = S::filter();
@@ -191,11 +190,22 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Filters<'_, 
                     // Of each tap, a register a channel with one filter a lane.
                     let mut taps = [[zero; CHUNK]; 9];
                     for (tap, square) in taps.iter_mut().enumerate() {
-                        for (i, row) in square.iter_mut().enumerate().take(filters) {
-                            let source = filter.as_ptr().add(((first + i) * 9 + tap) * c_in + c);
-                            *row = A::V::load_up_to(source, count);
+                        match order {
+                            Order::Krsc => {
+                                for (i, row) in square.iter_mut().enumerate().take(filters) {
+                                    let source = filter.as_ptr().add(((first + i) * 9 + tap) * c_in + c);
+                                    *row = A::V::load_up_to(source, count);
+                                }
+                                *square = transpose_square::<A>(*square);
+                            }
+                            Order::Turned if filters > 0 => {
+                                for (l, row) in square.iter_mut().enumerate().take(count) {
+                                    let source = filter.as_ptr().add(((c + l) * 9 + 8 - tap) * c_out + first);
+                                    *row = A::V::load_up_to(source, filters);
+                                }
+                            }
+                            Order::Turned => {}
                         }
-                        *square = transpose_square::<A>(*square);
                     }
                     for l in 0..count {
                         let to = packed.get().add((panel * c_in + c + l) * A::NR + j);
