@@ -1,6 +1,10 @@
 //! Multi-head scaled dot-product self-attention.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank};
+use super::{
+    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
 /// `softmax(q k^T / sqrt(D)) v` for every head, `D = C / heads` (Vaswani et al. 2017, equation 1).
@@ -54,6 +58,11 @@ impl Operator for Attention {
         vec![y]
     }
 
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        let grad = AttentionGrad { heads: self.heads };
+        Ok(vec![Some(b.node(&site.named("dqkv"), grad, &[site.inputs[0], site.grad()?])?)])
+    }
+
     fn flops(&self, inputs: &[ValueType], _: &[ValueType]) -> u64 {
         let [batch, n, c] =
             [inputs[0].shape[0], inputs[0].shape[1], inputs[0].shape[2] / 3].map(|v| v as u64);
@@ -72,6 +81,81 @@ impl Operator for Attention {
             Case::new("knet_100", heads(8), &[&[1, 100, 768]]).bench(),
             Case::new("knet_153", heads(8), &[&[1, 153, 768]]).bench(),
             Case::new("knet_batch", heads(8), &[&[2, 301, 768]]).bench(),
+        ]
+    }
+}
+
+/// The gradient of [`Attention`], which keeps no weights: they are computed again from `qkv`.
+///
+/// With the weights `P = softmax(q k^T / sqrt(D))` of a head and `dP = dy v^T`: `dv = P^T dy`,
+/// `dS = P * (dP - rowsum(P * dP)) / sqrt(D)`, `dq = dS k`, `dk = dS^T q`.
+///
+/// Inputs: `qkv` `[B, N, 3C]`, `dy` `[B, N, C]`. Output: as `qkv`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionGrad {
+    /// Number of heads; divides C.
+    pub heads: usize,
+}
+
+impl Operator for AttentionGrad {
+    const NAME: &'static str = "attention_grad";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 2)?;
+        let y = Attention { heads: self.heads }.infer(&inputs[..1])?;
+        expect_shape(inputs, 1, y[0].shape, "gradient")?;
+        Ok(vec![inputs[0]])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let (qkv, dy) = (inputs[0], inputs[1]);
+        let [batch, n, c] = [dy.shape()[0], dy.shape()[1], dy.shape()[2]];
+        let d = c / self.heads;
+        let scale = 1.0 / (d as f64).sqrt();
+        let mut dqkv = Tensor::zeros(qkv.shape());
+        for (b, h) in (0..batch).flat_map(|b| (0..self.heads).map(move |h| (b, h))) {
+            let [q, k, v] = [0, 1, 2].map(|block| move |i: usize| (b * n + i) * 3 * c + block * c + h * d);
+            let row = |at: usize| &qkv.data()[at..at + d];
+            let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
+            for i in 0..n {
+                let dy = &dy.data()[(b * n + i) * c + h * d..][..d];
+                let logits: Vec<f64> = (0..n).map(|j| dot(row(q(i)), row(k(j))) * scale).collect();
+                let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
+                let p: Vec<f64> = logits.iter().map(|l| (l - max).exp() / sum).collect();
+                let dp: Vec<f64> = (0..n).map(|j| dot(dy, row(v(j)))).collect();
+                let mean = dot(&p, &dp);
+                for j in 0..n {
+                    let ds = p[j] * (dp[j] - mean) * scale;
+                    for e in 0..d {
+                        dqkv.data_mut()[v(j) + e] += p[j] * dy[e];
+                        dqkv.data_mut()[q(i) + e] += ds * qkv.data()[k(j) + e];
+                        dqkv.data_mut()[k(j) + e] += ds * qkv.data()[q(i) + e];
+                    }
+                }
+            }
+        }
+        vec![dqkv]
+    }
+
+    fn flops(&self, inputs: &[ValueType], _: &[ValueType]) -> u64 {
+        let [batch, n, c] = [0, 1, 2].map(|axis| inputs[1].shape[axis] as u64);
+        batch * n * n * (10 * c + 9 * self.heads as u64)
+    }
+
+    fn cases() -> Vec<Case> {
+        let case = |name: &str, heads, [batch, n, c]: [usize; 3]| {
+            Case::new(name, AttentionGrad { heads }, &[&[batch, n, 3 * c], &[batch, n, c]])
+        };
+        vec![
+            case("one_query", 2, [1, 1, 8]),
+            case("odd", 3, [3, 13, 15]),
+            case("one_channel", 5, [1, 9, 5]),
+            case("large_logits", 4, [2, 37, 64]).fill(0, Fill::Uniform(-4.0, 4.0)),
+            case("equal_objects", 2, [1, 21, 32]).fill(0, Fill::Constant(0.25)),
+            case("no_objects", 2, [1, 0, 8]),
+            case("knet", 8, [2, 100, 256]).bench(),
+            case("knet_153", 8, [1, 153, 256]).bench(),
         ]
     }
 }

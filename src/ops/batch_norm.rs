@@ -1,8 +1,11 @@
 //! Frozen batch normalisation.
 
 use super::{
-    Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs, expect_shape,
+    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
+    expect_shape,
 };
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
 /// `y = (x - mean[c]) * gamma[c] / sqrt(variance[c] + eps) + beta[c]`, with stored statistics (Ioffe and
@@ -42,6 +45,14 @@ impl Operator for BatchNorm {
         vec![y]
     }
 
+    /// The stored statistics have no gradient.
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        let [x, gamma, _, mean, variance] = [0, 1, 2, 3, 4].map(|i| site.inputs[i]);
+        let operands = [x, gamma, mean, variance, site.grad()?];
+        let grads = b.nodes(&site.named("dx"), BatchNormGrad { eps: self.eps }, &operands)?;
+        Ok(grads.into_iter().map(Some).chain([None, None]).collect())
+    }
+
     fn flops(&self, _: &[ValueType], outputs: &[ValueType]) -> u64 {
         2 * outputs[0].shape.len() as u64
     }
@@ -57,6 +68,82 @@ impl Operator for BatchNorm {
             case("odd", &[2, 3, 7, 5]),
             case("one_channel", &[3, 50, 1]),
             case("empty", &[0, 2, 4]),
+            case("layer1", &[1, 50, 84, 256]).bench(),
+        ]
+    }
+}
+
+/// The gradient of [`BatchNorm`]. With `s = gamma / sqrt(variance + eps)`: `dx = dy * s`,
+/// `dgamma = sum of dy * (x - mean) / sqrt(variance + eps)`, `dbeta = sum of dy`.
+///
+/// Inputs: `x` `[.., C]`, then `gamma`, `mean`, `variance` `[C]`, then `dy` as `x`. Outputs: `dx` as `x`, `dgamma` and
+/// `dbeta` `[C]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchNormGrad {
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl BatchNormGrad {
+    /// Shape inference for the gradient of a norm with given statistics, frozen or of the batch.
+    pub(crate) fn infer_operands(inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 5)?;
+        let x = expect_float(inputs, 0)?;
+        if x.rank() == 0 {
+            return Err(format!("input 0 must be f32 [.., C], is {}", inputs[0]));
+        }
+        for (index, what) in [(1, "gamma"), (2, "mean"), (3, "variance")] {
+            expect_shape(inputs, index, [x.last()], what)?;
+        }
+        expect_shape(inputs, 4, x, "gradient")?;
+        Ok(vec![inputs[0], inputs[1], inputs[1]])
+    }
+
+    /// A case over `x` of this shape.
+    pub(crate) fn case(name: &str, op: impl Into<super::Op>, x: &[usize]) -> Case {
+        let c = x[x.len() - 1];
+        // Gradients that are not centred: their sums would cancel, and no bound relative to the sum would hold.
+        Case::new(name, op, &[x, &[c], &[c], &[c], x])
+            .fill(3, Fill::Uniform(0.5, 2.0))
+            .fill(4, Fill::Uniform(-0.5, 1.0))
+    }
+}
+
+impl Operator for BatchNormGrad {
+    const NAME: &'static str = "batch_norm_grad";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        BatchNormGrad::infer_operands(inputs)
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let [x, gamma, mean, variance] = [0, 1, 2, 3].map(|i| inputs[i].data());
+        let (mut dx, mut dgamma, mut dbeta) = (inputs[4].clone(), inputs[1].clone(), inputs[1].clone());
+        dgamma.data_mut().fill(0.0);
+        dbeta.data_mut().fill(0.0);
+        let channels = gamma.len().max(1);
+        for (i, v) in dx.data_mut().iter_mut().enumerate() {
+            let c = i % channels;
+            let inverse = 1.0 / (variance[c] + f64::from(self.eps)).sqrt();
+            dgamma.data_mut()[c] += *v * (x[i] - mean[c]) * inverse;
+            dbeta.data_mut()[c] += *v;
+            *v *= gamma[c] * inverse;
+        }
+        vec![dx, dgamma, dbeta]
+    }
+
+    fn flops(&self, inputs: &[ValueType], _: &[ValueType]) -> u64 {
+        5 * inputs[0].shape.len() as u64
+    }
+
+    fn cases() -> Vec<Case> {
+        let case = |name: &str, x: &[usize]| BatchNormGrad::case(name, BatchNormGrad { eps: 1e-5 }, x);
+        vec![
+            case("one", &[1]),
+            case("odd", &[2, 3, 7, 5]),
+            case("one_channel", &[3, 50, 1]),
+            case("empty", &[0, 2, 4]),
+            case("several_chunks", &[2, 67, 61, 48]),
             case("layer1", &[1, 50, 84, 256]).bench(),
         ]
     }

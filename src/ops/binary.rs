@@ -1,6 +1,11 @@
 //! Pointwise functions of two operands.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_float, expect_inputs};
+use super::{
+    Backward, Inferred, Operator, ReduceSum, ValueType, case::Case, case::Tolerance, expect_float,
+    expect_inputs,
+};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
 /// A pointwise function of two operands.
@@ -51,6 +56,26 @@ impl Operator for Binary {
             *v = self.kind.apply(*v, b[i % b.len()]);
         }
         vec![y]
+    }
+
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        let grad = site.grad()?;
+        let mut grads = vec![None; 2];
+        for (index, what) in ["da", "db"].into_iter().enumerate().filter(|&(index, _)| site.needs[index]) {
+            let (this, other) = (site.inputs[index], site.inputs[1 - index]);
+            let mut found = match self.kind {
+                BinaryKind::Add => grad,
+                // The first operand has the shape of the product, so it can lead either.
+                BinaryKind::Mul if index == 0 => b.node(&site.named(what), *self, &[grad, other])?,
+                BinaryKind::Mul => b.node(&site.named(what), *self, &[other, grad])?,
+            };
+            let shape = b.shape(this);
+            if shape != b.shape(found) {
+                found = b.node(&site.named("db.sum"), ReduceSum { shape }, &[found])?;
+            }
+            grads[index] = Some(found);
+        }
+        Ok(grads)
     }
 
     fn flops(&self, _: &[ValueType], outputs: &[ValueType]) -> u64 {

@@ -1,6 +1,10 @@
 //! Joining tensors along one axis.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_float};
+use super::{
+    Backward, Inferred, Operator, ReduceSum, Slice, ValueType, case::Case, case::Tolerance, expect_float,
+};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
 
 /// The inputs one after the other along `axis`.
@@ -68,6 +72,26 @@ impl Operator for Concat {
             }
             inputs[input].at(&index)
         })]
+    }
+
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        let (axis, mut start) = (self.axis, 0);
+        let mut grads = vec![None; site.inputs.len()];
+        for (index, &input) in site.inputs.iter().enumerate() {
+            let shape = b.shape(input);
+            let len = shape[axis];
+            if site.needs[index] {
+                let slice = Slice { axis, start, len };
+                let mut grad = b.node(&site.named(&format!("dx{index}")), slice, &[site.grad()?])?;
+                if b.shape(grad) != shape {
+                    let name = site.named(&format!("dx{index}.sum"));
+                    grad = b.node(&name, ReduceSum { shape }, &[grad])?;
+                }
+                grads[index] = Some(grad);
+            }
+            start += len;
+        }
+        Ok(grads)
     }
 
     fn flops(&self, _: &[ValueType], _: &[ValueType]) -> u64 {

@@ -1,6 +1,11 @@
 //! 2-D convolution (cross-correlation, as everywhere in deep learning).
 
-use super::{Inferred, Operator, ValueType, case::Case, epilogue::Epilogue, expect_inputs, expect_rank};
+use super::conv2d_grad::{Conv2dFilterGrad, Conv2dInputGrad, Taps};
+use super::{
+    Backward, Inferred, Operator, ValueType, case::Case, epilogue::Epilogue, expect_inputs, expect_rank,
+};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
 /// `y[b, p, q, k] = sum over r, s, c of x[b, p*stride + r*dilation - padding, .., c] * w[k, r, s, c]`, then the
@@ -60,6 +65,11 @@ impl Conv2d {
         let reach = self.dilation[axis] * (taps.checked_sub(1)?) + 1;
         Some((size + self.padding[axis] + self.padding_end[axis]).checked_sub(reach)? / self.stride[axis] + 1)
     }
+
+    /// Where the taps fall.
+    fn taps(&self) -> Taps {
+        Taps { stride: self.stride, padding: self.padding, dilation: self.dilation, groups: self.groups }
+    }
 }
 
 impl Default for Conv2d {
@@ -94,36 +104,34 @@ impl Operator for Conv2d {
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
         let (x, w) = (inputs[0], inputs[1]);
-        let [h, width] = [x.shape()[1], x.shape()[2]];
-        let [k, r, s, c_group] = [w.shape()[0], w.shape()[1], w.shape()[2], w.shape()[3]];
-        let k_group = k / self.groups;
-        let p = self.extent(0, h, r).unwrap_or(0);
-        let q = self.extent(1, width, s).unwrap_or(0);
-        let mut y = Tensor::from_fn([x.shape()[0], p, q, k], |index| {
-            let [b, oy, ox, ok] = [index[0], index[1], index[2], index[3]];
-            let group = ok / k_group;
-            let mut sum = 0.0;
-            for dy in 0..r {
-                for dx in 0..s {
-                    let iy = oy * self.stride[0] + dy * self.dilation[0];
-                    let ix = ox * self.stride[1] + dx * self.dilation[1];
-                    let (Some(iy), Some(ix)) =
-                        (iy.checked_sub(self.padding[0]), ix.checked_sub(self.padding[1]))
-                    else {
-                        continue;
-                    };
-                    if iy >= h || ix >= width {
-                        continue;
-                    }
-                    for c in 0..c_group {
-                        sum += x.at(&[b, iy, ix, group * c_group + c]) * w.at(&[ok, dy, dx, c]);
-                    }
-                }
-            }
-            sum
+        let p = self.extent(0, x.shape()[1], w.shape()[1]).unwrap_or(0);
+        let q = self.extent(1, x.shape()[2], w.shape()[2]).unwrap_or(0);
+        let mut y = Tensor::zeros([x.shape()[0], p, q, w.shape()[0]]);
+        let shape = y.shape();
+        let out = y.data_mut();
+        self.taps().for_each(x.shape(), w.shape(), shape, |x_at, w_at, y_at| {
+            out[y_at] += x.data()[x_at].iter().zip(&w.data()[w_at]).map(|(x, w)| x * w).sum::<f64>();
         });
         self.epilogue.reference(&mut y, inputs);
         vec![y]
+    }
+
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        let mut grads = vec![None; site.inputs.len()];
+        let dy = self.epilogue.backward(b, site, &mut grads)?;
+        let Taps { stride, padding, dilation, groups } = self.taps();
+        let (x, w) = (site.inputs[0], site.inputs[1]);
+        if site.needs[0] {
+            let size = [b.shape(x)[1], b.shape(x)[2]];
+            let op = Conv2dInputGrad { stride, padding, dilation, groups, size };
+            grads[0] = Some(b.node(&site.named("input.grad"), op, &[dy, w])?);
+        }
+        if site.needs[1] {
+            let kernel = [b.shape(w)[1], b.shape(w)[2]];
+            let op = Conv2dFilterGrad { stride, padding, dilation, groups, kernel };
+            grads[1] = Some(b.node(&site.named("filter.grad"), op, &[x, dy])?);
+        }
+        Ok(grads)
     }
 
     fn flops(&self, inputs: &[ValueType], outputs: &[ValueType]) -> u64 {

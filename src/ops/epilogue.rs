@@ -1,6 +1,8 @@
 //! What a matrix product or convolution does to its result before it is stored.
 
-use super::{ValueType, activation::Activation, expect_shape};
+use super::{Backward, ReduceSum, Reshape, ValueType, activation::Activation, expect_shape};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
 
 /// Fused tail of [`Conv2d`](super::Conv2d) and [`Linear`](super::Linear):
@@ -62,6 +64,35 @@ impl Epilogue {
                 *v = activation.apply(*v);
             }
         }
+    }
+
+    /// Emits the gradients of bias and residual into `grads` (one place per operand of the node), and gives the
+    /// gradient of the product.
+    ///
+    /// # Errors
+    /// As [`Operator::backward`](super::Operator::backward).
+    pub fn backward(
+        &self,
+        b: &mut Builder,
+        site: &Backward<'_>,
+        grads: &mut [Option<ValueId>],
+    ) -> Result<ValueId> {
+        let mut dy = site.grad()?;
+        if let Some(activation) = self.activation {
+            dy = activation.backward(b, site.name, site.outputs[0], dy)?;
+        }
+        if let Some(index) = self.residual_input() {
+            grads[index] = Some(dy);
+        }
+        if let Some(index) = self.bias_input().filter(|&index| site.needs[index]) {
+            let y = b.shape(dy);
+            let mut dims = vec![1; y.rank()];
+            dims[y.rank() - 1] = y.last();
+            let sum = b.node(&site.named("bias.sum"), ReduceSum { shape: Shape::new(&dims) }, &[dy])?;
+            let shape = Shape::from([y.last()]);
+            grads[index] = Some(b.node(&site.named("bias.grad"), Reshape { shape }, &[sum])?);
+        }
+        Ok(dy)
     }
 
     /// Operations per output element.

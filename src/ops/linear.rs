@@ -1,6 +1,11 @@
 //! Fully connected layer.
 
-use super::{Inferred, Operator, ValueType, case::Case, epilogue::Epilogue, expect_inputs, expect_rank};
+use super::{
+    Backward, Inferred, MatMul, Operator, Reshape, ValueType, case::Case, epilogue::Epilogue, expect_inputs,
+    expect_rank,
+};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::{DType, Shape, Tensor};
 
 /// `y[.., n] = sum over k of x[.., k] * w[n, k]`, then the [`Epilogue`].
@@ -45,6 +50,29 @@ impl Operator for Linear {
         }
         self.epilogue.reference(&mut y, inputs);
         vec![y]
+    }
+
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        let mut grads = vec![None; site.inputs.len()];
+        let dy = self.epilogue.backward(b, site, &mut grads)?;
+        let (x, w) = (site.inputs[0], site.inputs[1]);
+        let (x_shape, [n, k]) = (b.shape(x), [b.shape(w)[0], b.shape(w)[1]]);
+        let rows: usize = x_shape.dims()[..x_shape.rank() - 1].iter().product();
+        let mut view =
+            |what: &str, value, shape: Shape| b.node(&site.named(what), Reshape { shape }, &[value]);
+        let dy = view("grad.matrix", dy, [1, rows, n].into())?;
+        let x = view("input.matrix", x, [1, rows, k].into())?;
+        let w = view("weight.matrix", w, [1, n, k].into())?;
+        if site.needs[0] {
+            let dx = b.node(&site.named("input.product"), MatMul::default(), &[dy, w])?;
+            grads[0] = Some(b.node(&site.named("input.grad"), Reshape { shape: x_shape }, &[dx])?);
+        }
+        if site.needs[1] {
+            let turned = MatMul { transpose_a: true, transpose_b: false };
+            let dw = b.node(&site.named("weight.product"), turned, &[dy, x])?;
+            grads[1] = Some(b.node(&site.named("weight.grad"), Reshape { shape: [n, k].into() }, &[dw])?);
+        }
+        Ok(grads)
     }
 
     fn flops(&self, inputs: &[ValueType], outputs: &[ValueType]) -> u64 {

@@ -1,7 +1,12 @@
 //! K-Net's per-object mask convolution.
 
-use super::{Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank, expect_shape};
-use crate::tensor::Tensor;
+use super::{
+    Backward, Fill, Inferred, MatMul, Operator, ReduceSum, Reshape, ValueType, case::Case, expect_inputs,
+    expect_rank, expect_shape,
+};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
+use crate::tensor::{Shape, Tensor};
 
 /// `y[b, n, h, w] = sum over c of kernels[b, n, c] * x[b, h, w, c] + bias[n]`: every object's kernel is a 1x1
 /// convolution that gives the logits of its mask (K-Net, section 3.1).
@@ -42,6 +47,40 @@ impl Operator for MaskConv {
             let bias = if self.bias { inputs[2].data()[object] } else { 0.0 };
             kernel.iter().zip(feature).map(|(k, x)| k * x).sum::<f64>() + bias
         })]
+    }
+
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        let (kernels, x) = (site.inputs[0], site.inputs[1]);
+        let (kernels_shape, x_shape) = (b.shape(kernels), b.shape(x));
+        let [batch, pixels, c] = [x_shape[0], x_shape[1] * x_shape[2], x_shape[3]];
+        let (n, shared) = (kernels_shape[1], kernels_shape[0] != batch);
+        let mut view =
+            |what: &str, value, shape: Shape| b.node(&site.named(what), Reshape { shape }, &[value]);
+        let dy = view("grad.matrix", site.grad()?, [batch, n, pixels].into())?;
+        let x = view("features.matrix", x, [batch, pixels, c].into())?;
+        let mut grads = vec![None; site.inputs.len()];
+        if site.needs[0] {
+            let mut grad = b.node(&site.named("kernels.grad"), MatMul::default(), &[dy, x])?;
+            if shared {
+                grad = b.node(&site.named("kernels.sum"), ReduceSum { shape: kernels_shape }, &[grad])?;
+            }
+            grads[0] = Some(grad);
+        }
+        if site.needs[1] {
+            let turned = MatMul { transpose_a: true, transpose_b: false };
+            let dx = b.node(&site.named("features.product"), turned, &[dy, kernels])?;
+            grads[1] = Some(b.node(&site.named("features.grad"), Reshape { shape: x_shape }, &[dx])?);
+        }
+        if self.bias && site.needs[2] {
+            // A sum over the last axis is a product with ones.
+            let ones = Fill { shape: [1, 1, pixels].into(), value: 1.0 };
+            let ones = b.node(&site.named("ones"), ones, &[])?;
+            let turned = MatMul { transpose_a: false, transpose_b: true };
+            let each = b.node(&site.named("bias.each"), turned, &[ones, dy])?;
+            let sum = b.node(&site.named("bias.sum"), ReduceSum { shape: [1, 1, n].into() }, &[each])?;
+            grads[2] = Some(b.node(&site.named("bias.grad"), Reshape { shape: [n].into() }, &[sum])?);
+        }
+        Ok(grads)
     }
 
     fn flops(&self, inputs: &[ValueType], outputs: &[ValueType]) -> u64 {

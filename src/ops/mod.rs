@@ -153,31 +153,33 @@ macro_rules! for_each_op {
     ($callback:ident) => {
         $callback! {
             Activate, ActivateGrad in activation;
-            Attention in attention;
-            BatchNorm in batch_norm;
+            Attention, AttentionGrad in attention;
+            BatchNorm, BatchNormGrad in batch_norm;
+            BatchNormTrain, BatchNormTrainGrad in batch_norm_train;
             Binary in binary;
             Concat in concat;
             Conv2d in conv2d;
+            Conv2dFilterGrad, Conv2dInputGrad in conv2d_grad;
             CrossEntropyLoss, CrossEntropyLossGrad in cross_entropy_loss;
             Fill in fill;
             FocalLoss, FocalLossGrad in focal_loss;
-            FoldBatchNorm in fold_batch_norm;
+            FoldBatchNorm, FoldBatchNormGrad in fold_batch_norm;
             GlobalAvgPool in global_avg_pool;
-            GroupNorm in group_norm;
-            LayerNorm in layer_norm;
+            GroupNorm, GroupNormGrad in group_norm;
+            LayerNorm, LayerNormGrad in layer_norm;
             Linear in linear;
             MaskConv in mask_conv;
             MaskLoss, MaskLossGrad in mask_loss;
-            MaskPool in mask_pool;
+            MaskPool, MaskPoolGrad in mask_pool;
             MaskCost, ClassCost in matching_cost;
             MatMul in matmul;
-            MaxPool2d in max_pool2d;
+            MaxPool2d, MaxPool2dGrad in max_pool2d;
             ReduceSum in reduce_sum;
             Reshape in reshape;
-            Resize in resize;
+            Resize, ResizeGrad in resize;
             SinePositionalEncoding in sine_positional_encoding;
             Slice, Unslice in slice;
-            Softmax in softmax;
+            Softmax, SoftmaxGrad in softmax;
             TopK in top_k;
         }
     };

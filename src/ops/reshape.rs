@@ -1,6 +1,8 @@
 //! Another view of the same elements.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs};
+use super::{Backward, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
 
 /// The same elements in the same row-major order under another shape. A plan never runs it: the result is another
@@ -24,6 +26,11 @@ impl Operator for Reshape {
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
         vec![inputs[0].clone().reshape(self.shape)]
+    }
+
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        let shape = b.shape(site.inputs[0]);
+        Ok(vec![Some(b.node(&site.named("dx"), Reshape { shape }, &[site.grad()?])?)])
     }
 
     fn flops(&self, _: &[ValueType], _: &[ValueType]) -> u64 {

@@ -1,6 +1,10 @@
 //! Resizing of maps, with the semantics of PyTorch's `interpolate`.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs, expect_rank};
+use super::{
+    Backward, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs, expect_rank,
+};
+use crate::error::Result;
+use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
 /// How values between pixels come about.
@@ -96,6 +100,12 @@ impl Operator for Resize {
         })]
     }
 
+    fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
+        let x = b.shape(site.inputs[0]);
+        let grad = ResizeGrad { mode: self.mode, size: [x[1], x[2]], step: self.step };
+        Ok(vec![Some(b.node(&site.named("dx"), grad, &[site.grad()?])?)])
+    }
+
     fn flops(&self, _: &[ValueType], outputs: &[ValueType]) -> u64 {
         let per_output = if self.mode == ResizeMode::Nearest { 0 } else { 7 };
         per_output * outputs[0].shape.len() as u64
@@ -127,6 +137,96 @@ impl Operator for Resize {
             case("fpn_x2", ResizeMode::Nearest, None, [50, 84], &[1, 25, 42, 256]).bench(),
             case("semantic_x2", half, Some([0.5; 2]), [100, 168], &[1, 50, 84, 256]).bench(),
             case("masks_x2", half, Some([0.5; 2]), [200, 336], &[20, 100, 168, 1]).bench(),
+        ]
+    }
+}
+
+/// The gradient of [`Resize`]: its transpose, `[B, P, Q, C]` to `[B, size[0], size[1], C]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ResizeGrad {
+    /// Interpolation of the resize.
+    pub mode: ResizeMode,
+    /// Size of what was resized.
+    pub size: [usize; 2],
+    /// See [`Resize::step`].
+    pub step: Option<[f64; 2]>,
+}
+
+impl ResizeGrad {
+    /// The operator that is differentiated, given the size of its result.
+    pub fn forward(&self, size: [usize; 2]) -> Resize {
+        Resize { mode: self.mode, size, step: self.step }
+    }
+}
+
+impl Operator for ResizeGrad {
+    const NAME: &'static str = "resize_grad";
+
+    fn infer(&self, inputs: &[ValueType]) -> Inferred {
+        expect_inputs(inputs, 1)?;
+        let dy = expect_rank(inputs, 0, 4, "[B, P, Q, C]")?;
+        let dx = ValueType::f32([dy[0], self.size[0], self.size[1], dy[3]]);
+        self.forward([dy[1], dy[2]]).infer(&[dx])?;
+        Ok(vec![dx])
+    }
+
+    fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
+        let dy = inputs[0];
+        let [batch, p, q, channels] = [0, 1, 2, 3].map(|axis| dy.shape()[axis]);
+        let forward = self.forward([p, q]);
+        let mut dx = Tensor::zeros([batch, self.size[0], self.size[1], channels]);
+        for (i, &grad) in dy.data().iter().enumerate() {
+            let (c, column, row, b) =
+                (i % channels, i / channels % q, i / channels / q % p, i / channels / q / p);
+            let (v, h) = (forward.taps(0, self.size[0], row), forward.taps(1, self.size[1], column));
+            for (y, vertical) in [(v.low, 1.0 - v.weight), (v.high, v.weight)] {
+                for (x, horizontal) in [(h.low, 1.0 - h.weight), (h.high, h.weight)] {
+                    let at = [b, y, x, c];
+                    dx.set(&at, dx.at(&at) + grad * vertical * horizontal);
+                }
+            }
+        }
+        vec![dx]
+    }
+
+    fn flops(&self, inputs: &[ValueType], _: &[ValueType]) -> u64 {
+        let per_input = if self.mode == ResizeMode::Nearest { 1 } else { 8 };
+        per_input * inputs[0].shape.len() as u64
+    }
+
+    fn cases() -> Vec<Case> {
+        let [half, aligned] = [false, true].map(|align_corners| ResizeMode::Bilinear { align_corners });
+        let case = |name: &str, mode, step, size, shape: &[usize]| {
+            Case::new(name, ResizeGrad { mode, size, step }, &[shape]).tolerance(Tolerance {
+                relative_l2: 5e-7,
+                reason: "f32 sums of up to 64 terms with f32 weights: a few roundings of 6e-8 each",
+            })
+        };
+        let nearest = ResizeMode::Nearest;
+        vec![
+            case("nearest_one", nearest, None, [1, 1], &[1, 1, 1, 1]),
+            case("nearest_odd", nearest, None, [5, 7], &[2, 9, 4, 3]),
+            case("nearest_planar", nearest, None, [13, 26], &[3, 26, 50, 1]),
+            case("nearest_many", nearest, Some([0.5; 2]), [7, 9], &[1, 14, 18, 16]),
+            case("half_odd", half, None, [2, 3], &[2, 5, 7, 5]),
+            case("half_one_pixel", half, None, [1, 1], &[1, 3, 4, 3]),
+            case("half_same", half, None, [3, 4], &[1, 3, 4, 9]),
+            case("half_down", half, None, [9, 13], &[1, 4, 5, 33]),
+            case("half_step", half, Some([0.5; 2]), [3, 5], &[1, 6, 10, 17]),
+            case("half_step_down", half, Some([2.0; 2]), [7, 9], &[1, 3, 4, 8]),
+            case("half_planar", half, Some([0.5; 2]), [13, 17], &[70, 26, 34, 1]),
+            case("half_planar_x4", half, None, [9, 37], &[5, 36, 148, 1]),
+            case("half_planar_odd", half, None, [21, 33], &[2, 50, 95, 1]),
+            case("half_planar_down", half, None, [21, 95], &[2, 11, 40, 1]),
+            case("half_segments", half, Some([0.5; 2]), [19, 40], &[2, 38, 80, 300]),
+            case("half_empty", half, None, [3, 5], &[0, 6, 10, 2]),
+            case("half_from_nothing", half, None, [3, 5], &[1, 0, 10, 2]),
+            case("aligned_odd", aligned, None, [5, 7], &[2, 13, 9, 2]),
+            case("aligned_many", aligned, None, [5, 7], &[2, 13, 9, 21]),
+            case("aligned_from_one", aligned, None, [5, 6], &[1, 1, 1, 2]),
+            case("fpn_x2", nearest, None, [25, 42], &[1, 50, 84, 256]).bench(),
+            case("semantic_x2", half, Some([0.5; 2]), [50, 84], &[1, 100, 168, 256]).bench(),
+            case("masks_x2", half, Some([0.5; 2]), [100, 168], &[20, 200, 336, 1]).bench(),
         ]
     }
 }

@@ -7,9 +7,10 @@
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
 use super::exp::{LANES, exponentials, maximum};
+use super::normalise::dot;
 use super::product::{Matrix, product, transpose};
 use crate::isa::simd;
-use crate::ops::Attention;
+use crate::ops::{Attention, AttentionGrad};
 use rayon::prelude::*;
 
 /// Queries of a task.
@@ -128,5 +129,125 @@ impl Kernel for Blocks {
                     },
                 );
             });
+    }
+}
+
+/// A task takes one head of one image; a second round copies its results to where they belong.
+struct HeadsGrad(Blocks);
+
+/// Memory of one head: keys and values turned round, two maps of objects by objects and one more for the transpose of
+/// either, and the results.
+struct HeadMemory<'a> {
+    turned: &'a mut [f32],
+    weights: &'a mut [f32],
+    grads: &'a mut [f32],
+    transposed: &'a mut [f32],
+    results: &'a mut [f32],
+}
+
+impl CpuOp for AttentionGrad {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        let dy = context.inputs[1].shape;
+        let (batch, n, channels) = (dy[0], dy[1], dy[2]);
+        Box::new(HeadsGrad(Blocks { heads: self.heads, batch, n, channels, isa: context.isa }))
+    }
+}
+
+impl HeadsGrad {
+    /// Floats of a map of objects by objects.
+    fn map_len(&self) -> usize {
+        self.0.n * self.0.columns()
+    }
+
+    /// Floats of keys or values turned round.
+    fn turned_len(&self) -> usize {
+        self.0.depth() * self.0.columns()
+    }
+
+    /// Floats of the memory of one head.
+    fn memory_len(&self) -> usize {
+        self.turned_len() + 3 * self.map_len() + 3 * self.0.n * self.0.depth()
+    }
+
+    fn split<'a>(&self, memory: &'a mut [f32]) -> HeadMemory<'a> {
+        let (turned, rest) = memory.split_at_mut(self.turned_len());
+        let (weights, rest) = rest.split_at_mut(self.map_len());
+        let (grads, rest) = rest.split_at_mut(self.map_len());
+        let (transposed, results) = rest.split_at_mut(self.map_len());
+        HeadMemory { turned, weights, grads, transposed, results }
+    }
+
+    /// Gradients of queries, keys and values of one head, one after the other.
+    fn differentiate(&self, qkv: &[f32], dy: &[f32], head: usize, memory: HeadMemory<'_>) {
+        let (isa, n, d, columns, channels) =
+            (self.0.isa, self.0.n, self.0.depth(), self.0.columns(), self.0.channels);
+        let part = |block: usize| Matrix { data: &qkv[block * channels + head * d..], stride: 3 * channels };
+        let (queries, keys, values) = (part(0), part(1), part(2));
+        let dy = Matrix { data: &dy[head * d..], stride: channels };
+        let HeadMemory { turned, weights, grads, transposed, results } = memory;
+        let (dq, rest) = results.split_at_mut(n * d);
+        let (dk, dv) = rest.split_at_mut(n * d);
+        for (left, right, out) in [(queries, keys, &mut *weights), (dy, values, &mut *grads)] {
+            transpose(right, n, d, turned, columns);
+            turned.chunks_exact_mut(columns).for_each(|row| row[n..].fill(0.0));
+            let right = Matrix { data: turned, stride: columns };
+            product(isa, n, d, columns, left, right, out, columns);
+        }
+        softmax_with_grad(isa, n, 1.0 / (d as f32).sqrt(), columns, weights, grads);
+        for (map, right, out) in [(&*weights, dy, dv), (&*grads, queries, dk)] {
+            transpose(Matrix { data: map, stride: columns }, n, n, transposed, columns);
+            product(isa, n, n, d, Matrix { data: transposed, stride: columns }, right, out, d);
+        }
+        product(isa, n, n, d, Matrix { data: grads, stride: columns }, keys, dq, d);
+    }
+}
+
+simd! {
+    /// Turns every row of logits into weights, and their gradients into those of the products of queries and keys.
+    fn softmax_with_grad(
+        isa, n: usize, scale: f32, stride: usize, weights: &mut [f32], grads: &mut [f32],
+    ) {
+        for (weights, grads) in weights.chunks_exact_mut(stride).zip(grads.chunks_exact_mut(stride)) {
+            let (weights, grads) = (&mut weights[..n], &mut grads[..n]);
+            let max = maximum(weights);
+            let inverse = 1.0 / exponentials(weights, max, scale);
+            weights.iter_mut().for_each(|v| *v *= inverse);
+            let mean = dot(weights, grads) as f32;
+            grads.iter_mut().zip(weights).for_each(|(grad, p)| *grad = *p * (*grad - mean) * scale);
+        }
+    }
+}
+
+impl Kernel for HeadsGrad {
+    fn name(&self) -> String {
+        "heads".to_string()
+    }
+
+    fn workspace(&self) -> usize {
+        self.0.batch * self.0.heads * self.memory_len()
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        let Blocks { heads, batch, n, channels, .. } = self.0;
+        if batch * n * channels == 0 {
+            return;
+        }
+        let (d, [qkv, dy, ..]) = (self.0.depth(), args.inputs);
+        let memory = &mut args.workspace[..batch * heads * self.memory_len()];
+        memory.par_chunks_mut(self.memory_len()).enumerate().for_each(|(task, memory)| {
+            let (b, head) = (task / heads, task % heads);
+            let (qkv, dy) = (&qkv[b * n * 3 * channels..], &dy[b * n * channels..]);
+            self.differentiate(qkv, dy, head, self.split(memory));
+        });
+        args.outputs[0].par_chunks_mut(3 * channels).with_min_len(QUERIES).enumerate().for_each(
+            |(row, out)| {
+                let (b, object) = (row / n, row % n);
+                for (i, out) in out.chunks_exact_mut(d).enumerate() {
+                    let (block, head) = (i / heads, i % heads);
+                    let results = (b * heads + head + 1) * self.memory_len() - 3 * n * d;
+                    out.copy_from_slice(&memory[results + (block * n + object) * d..][..d]);
+                }
+            },
+        );
     }
 }

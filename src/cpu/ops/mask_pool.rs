@@ -2,7 +2,7 @@
 
 use crate::cpu::gemm;
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel};
-use crate::ops::MaskPool;
+use crate::ops::{MaskPool, MaskPoolGrad};
 
 struct Pooling {
     product: gemm::MaskPool,
@@ -35,5 +35,11 @@ impl Kernel for Pooling {
             let out = &mut args.outputs[0][image * objects * channels..][..objects * channels];
             self.product.run(masks, x, out, args.workspace);
         }
+    }
+}
+
+impl CpuOp for MaskPoolGrad {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        super::reference::Reference::new(*self, context)
     }
 }

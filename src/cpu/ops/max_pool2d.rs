@@ -1,11 +1,13 @@
-//! Maximum over windows: one task an output row, maxima of a block of channels in registers.
+//! Maximum over windows: one task an output row, maxima of a block of channels in registers. The gradient finds the
+//! maxima once more.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
 use crate::isa::simd;
-use crate::ops::max_pool2d::MaxPool2d;
+use crate::ops::max_pool2d::{MaxPool2d, MaxPool2dGrad};
 use crate::tensor::Shape;
 use rayon::prelude::*;
+use std::ops::Range;
 
 struct Windows {
     op: MaxPool2d,
@@ -82,6 +84,128 @@ fn larger(max: f32, x: f32) -> f32 {
     // No short circuit: both comparisons become vector masks.
     let keep = (max >= x) | max.is_nan();
     if keep { max } else { x }
+}
+
+/// A task takes a few rows of `dx` and goes over all windows that reach into them.
+struct BandsGrad {
+    op: MaxPool2d,
+    x: Shape,
+    y: Shape,
+    isa: Isa,
+}
+
+/// Rows of a task.
+const BAND: usize = 8;
+
+impl CpuOp for MaxPool2dGrad {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        let (x, y) = (context.inputs[0].shape, context.inputs[1].shape);
+        Box::new(BandsGrad { op: self.pool, x, y, isa: context.isa })
+    }
+}
+
+impl Kernel for BandsGrad {
+    fn name(&self) -> String {
+        "max_pool_grad".to_string()
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        let [x, dy, ..] = args.inputs;
+        let (image, row) = (self.x[1] * self.x[2] * self.x[3], self.x[2] * self.x[3]);
+        if x.is_empty() {
+            return;
+        }
+        let images = x.par_chunks(image).zip(dy.par_chunks(self.y[1] * self.y[2] * self.y[3]));
+        args.outputs[0].par_chunks_mut(image).zip(images).for_each(|(dx, (x, dy))| {
+            dx.par_chunks_mut(BAND * row).enumerate().for_each(|(band, dx)| {
+                band_grad(self.isa, self, band * BAND, x, dy, dx);
+            });
+        });
+    }
+}
+
+simd! {
+    /// The rows of `dx` from `first`, as many as it holds, of one image.
+    fn band_grad(isa, grad: &BandsGrad, first: usize, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let [height, width, channels] = [1, 2, 3].map(|axis| grad.x[axis]);
+        let band = first..first + dx.len() / (width * channels);
+        dx.fill(0.0);
+        for (p, dy) in dy.chunks_exact(grad.y[2] * channels).enumerate() {
+            let rows = grad.op.window(0, height, p);
+            if rows.end <= band.start || rows.start >= band.end {
+                continue;
+            }
+            for (q, dy) in dy.chunks_exact(channels).enumerate() {
+                let columns = grad.op.window(1, width, q);
+                let offset = |row: usize, column: usize| (row * width + column) * channels;
+                let mut blocks = dy.chunks_exact(BLOCK);
+                let mut from = 0;
+                for dy in &mut blocks {
+                    let arg = first_maximum(&rows, &columns, &x[from..], offset, BLOCK);
+                    scatter(&rows, &columns, &band, &arg, dy, &mut dx[from..], offset, BLOCK);
+                    from += BLOCK;
+                }
+                let dy = blocks.remainder();
+                if !dy.is_empty() {
+                    let arg = first_maximum(&rows, &columns, &x[from..], offset, dy.len());
+                    scatter(&rows, &columns, &band, &arg, dy, &mut dx[from..], offset, dy.len());
+                }
+            }
+        }
+    }
+}
+
+/// Where in scan order of a window each of `lanes` channels has its first maximum, or its last NaN.
+#[inline(always)]
+fn first_maximum(
+    rows: &Range<usize>,
+    columns: &Range<usize>,
+    x: &[f32],
+    offset: impl Fn(usize, usize) -> usize,
+    lanes: usize,
+) -> [u32; BLOCK] {
+    let (mut max, mut arg) = ([f32::NEG_INFINITY; BLOCK], [0; BLOCK]);
+    let mut position = 0;
+    for row in rows.clone() {
+        for column in columns.clone() {
+            let x = &x[offset(row, column)..][..lanes];
+            for lane in 0..lanes {
+                // No short circuit: both comparisons become vector masks.
+                let larger = (x[lane] > max[lane]) | x[lane].is_nan();
+                max[lane] = if larger { x[lane] } else { max[lane] };
+                arg[lane] = if larger { position } else { arg[lane] };
+            }
+            position += 1;
+        }
+    }
+    arg
+}
+
+/// Adds a window's gradient to where its maxima lie, as far as that is within the band.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn scatter(
+    rows: &Range<usize>,
+    columns: &Range<usize>,
+    band: &Range<usize>,
+    arg: &[u32; BLOCK],
+    dy: &[f32],
+    dx: &mut [f32],
+    offset: impl Fn(usize, usize) -> usize,
+    lanes: usize,
+) {
+    let mut position = 0;
+    for row in rows.clone() {
+        for column in columns.clone() {
+            if band.contains(&row) {
+                let dx = &mut dx[offset(row - band.start, column)..][..lanes];
+                for lane in 0..lanes {
+                    dx[lane] += if arg[lane] == position { dy[lane] } else { 0.0 };
+                }
+            }
+            position += 1;
+        }
+    }
 }
 
 #[cfg(test)]

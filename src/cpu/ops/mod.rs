@@ -20,8 +20,10 @@ for_each_op!(define_kernels);
 pub(crate) mod epilogue;
 mod exp;
 mod normalise;
+mod normalise_grad;
 mod product;
 mod reference;
+mod resize_grad;
 
 /// Fewest elements worth a task of their own for kernels that stream memory. Fixed, so that the split (and
 /// with it every bit) is the same for any number of threads.

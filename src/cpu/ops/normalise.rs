@@ -4,6 +4,7 @@
 //! where the mean is large against the deviation. Memory, not arithmetic, bounds these loops.
 
 use super::activation::{apply, clamped};
+use super::exp::LANES;
 use super::{ELEMENTS_PER_TASK, Isa};
 use crate::isa::simd;
 use crate::ops::activation::Activation;
@@ -102,4 +103,27 @@ simd! {
             }
         }
     }
+}
+
+simd! {
+    /// `y += x`: joins the sums of two tasks.
+    pub(crate) fn add(isa, x: &[f64], y: &mut [f64]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+    }
+}
+
+/// `sum of a[i] * b[i]` in double precision.
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut sums = [0.0; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..LANES {
+            sums[i] += f64::from(a[i]) * f64::from(b[i]);
+        }
+    }
+    for (i, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[i] += f64::from(a) * f64::from(b);
+    }
+    sums.iter().sum()
 }

@@ -65,7 +65,8 @@ impl Kernel for Tall {
 
     fn run(&self, args: &mut Args<'_>) {
         let (columns, wide) = (self.columns, self.wide());
-        if columns == 0 {
+        if args.inputs[0].is_empty() {
+            args.outputs[0].fill(0.0);
             return;
         }
         // Workspaces begin on cache lines, so the floats are aligned as doubles.
@@ -77,7 +78,7 @@ impl Kernel for Tall {
             sums.iter_mut().zip(rest).for_each(|(sum, &v)| *sum += f64::from(v));
         });
         for (c, y) in args.outputs[0].iter_mut().enumerate() {
-            *y = sums.iter().skip(c).step_by(columns).sum::<f64>() as f32;
+            *y = sums[c..].iter().step_by(columns).sum::<f64>() as f32;
         }
     }
 }

@@ -7,7 +7,7 @@
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
 use crate::isa::simd;
-use crate::ops::resize::{Resize, ResizeMode};
+use crate::ops::resize::{Resize, ResizeGrad, ResizeMode};
 use crate::tensor::Shape;
 use rayon::prelude::*;
 
@@ -174,5 +174,12 @@ simd! {
                 y[c] = (1.0 - weight) * top + weight * bottom;
             }
         }
+    }
+}
+
+impl CpuOp for ResizeGrad {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        let (dy, dx) = (context.inputs[0].shape, context.outputs[0].shape);
+        super::resize_grad::kernel(&self.forward([dy[1], dy[2]]), dx, dy, context.isa)
     }
 }

@@ -2,9 +2,10 @@
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::exp::{exp, exponentials, maximum};
+use super::normalise::dot;
 use super::{ELEMENTS_PER_TASK, Isa};
 use crate::isa::simd;
-use crate::ops::Softmax;
+use crate::ops::{Softmax, SoftmaxGrad};
 use rayon::prelude::*;
 
 /// Columns of a task: three vectors of them stay in the first-level cache.
@@ -137,6 +138,116 @@ simd! {
         for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact_mut(columns)) {
             for c in 0..columns {
                 y[c] = exp(x[c] - maxima[c]) * inverses[c];
+            }
+        }
+    }
+}
+
+impl CpuOp for SoftmaxGrad {
+    fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
+        let y = context.inputs[0].shape;
+        let (length, inner) = (y[self.axis], y.dims()[self.axis + 1..].iter().product());
+        let (isa, outer) = (context.isa, y.dims()[..self.axis].iter().product());
+        match inner {
+            1 => Box::new(RowsGrad { length, isa }),
+            _ => Box::new(ColumnsGrad { extents: Extents { length, inner }, outer, isa }),
+        }
+    }
+}
+
+struct RowsGrad {
+    length: usize,
+    isa: Isa,
+}
+
+impl Kernel for RowsGrad {
+    fn name(&self) -> String {
+        "rows".to_string()
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        let [y, dy, ..] = args.inputs;
+        let chunk = (ELEMENTS_PER_TASK / self.length.max(1)).max(1) * self.length.max(1);
+        let tasks = y.par_chunks(chunk).zip(dy.par_chunks(chunk));
+        args.outputs[0].par_chunks_mut(chunk).zip(tasks).for_each(|(dx, (y, dy))| {
+            rows_grad(self.isa, self.length, y, dy, dx);
+        });
+    }
+}
+
+simd! {
+    fn rows_grad(isa, length: usize, y: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let rows = y.chunks_exact(length).zip(dy.chunks_exact(length));
+        for ((y, dy), dx) in rows.zip(dx.chunks_exact_mut(length)) {
+            let dot = dot(y, dy) as f32;
+            dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &dy)| *dx = y * (dy - dot));
+        }
+    }
+}
+
+/// One sweep for the sum of every column, one for `dx`.
+struct ColumnsGrad {
+    extents: Extents,
+    outer: usize,
+    isa: Isa,
+}
+
+impl Kernel for ColumnsGrad {
+    fn name(&self) -> String {
+        "columns".to_string()
+    }
+
+    fn workspace(&self) -> usize {
+        self.outer * self.extents.inner
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        let [y, dy, ..] = args.inputs;
+        let Extents { length, inner } = self.extents;
+        let slab = length * inner;
+        if slab == 0 {
+            return;
+        }
+        let dots = &mut args.workspace[..self.outer * inner];
+        let slabs = y.par_chunks(slab).zip(dy.par_chunks(slab));
+        dots.par_chunks_mut(inner).zip(slabs).for_each(|(dots, (y, dy))| {
+            dots.par_chunks_mut(COLUMNS).enumerate().for_each(|(block, dots)| {
+                column_dots(self.isa, &y[block * COLUMNS..], &dy[block * COLUMNS..], inner, dots);
+            });
+        });
+        let chunk = (ELEMENTS_PER_TASK / inner).clamp(1, length) * inner;
+        let slabs = y.par_chunks(slab).zip(dy.par_chunks(slab)).zip(dots.par_chunks(inner));
+        args.outputs[0].par_chunks_mut(slab).zip(slabs).for_each(|(dx, ((y, dy), dots))| {
+            let chunks = y.par_chunks(chunk).zip(dy.par_chunks(chunk));
+            dx.par_chunks_mut(chunk).zip(chunks).for_each(|(dx, (y, dy))| {
+                columns_grad(self.isa, y, dy, dots, dx);
+            });
+        });
+    }
+}
+
+simd! {
+    /// Dot products of the first `dots.len()` columns of `y` and `dy`, whose rows lie `stride` apart.
+    fn column_dots(isa, y: &[f32], dy: &[f32], stride: usize, dots: &mut [f32]) {
+        let mut sums = [0.0; COLUMNS];
+        let sums = &mut sums[..dots.len()];
+        for (y, dy) in y.chunks(stride).zip(dy.chunks(stride)) {
+            for ((sum, &y), &dy) in sums.iter_mut().zip(y).zip(dy) {
+                *sum += f64::from(y) * f64::from(dy);
+            }
+        }
+        dots.iter_mut().zip(sums).for_each(|(dot, sum)| *dot = *sum as f32);
+    }
+}
+
+simd! {
+    /// `dx = y * (dy - dot)` for whole rows.
+    fn columns_grad(isa, y: &[f32], dy: &[f32], dots: &[f32], dx: &mut [f32]) {
+        let columns = dots.len();
+        let rows = y.chunks_exact(columns).zip(dy.chunks_exact(columns));
+        for ((y, dy), dx) in rows.zip(dx.chunks_exact_mut(columns)) {
+            for c in 0..columns {
+                dx[c] = y[c] * (dy[c] - dots[c]);
             }
         }
     }
