@@ -43,7 +43,7 @@
 //! | [`checkpoint`] | safetensors, official `.pth` files, seeded weights |
 //! | [`image`] | photo to network input; logits to masks, maps, overlays and COCO files |
 //! | [`engine`] | the public API that joins them |
-//! | [`train`] | training: data sets and loaders |
+//! | [`train`] | training: data sets, augmentation, losses, matching, optimizer; evaluation by COCO AP, panoptic quality, mIoU |
 //! | [`fsio`], [`isa`] | files written whole or not at all; run-time choice of the instruction set |
 //!
 //! Each imports only what stands above it (`tests/layering.rs` checks). Nothing is allocated, compiled or

@@ -8,10 +8,11 @@ mod pth_writer;
 
 use knet::checkpoint::Checkpoint;
 use knet::checkpoint::StorageType;
-use knet::engine::convert::{Precision, convert};
+use knet::engine::convert::{Contents, Converted, Precision, convert};
+use knet::engine::source::BACKBONE_KEY;
 use knet::engine::{Segmentation, WeightSource};
 use knet::image::classes::coco;
-use knet::model::{Config, Task};
+use knet::model::{BackboneConfig, Config, Task, efficientnet_lite};
 use knet::{Engine, Error, ErrorKind};
 use model::{Entry, photo, seeded_entries, small_config};
 use pth_writer::{Named, write_checkpoint};
@@ -26,6 +27,11 @@ fn write_pth(path: &Path, prefix: &str, classes: &[&str], entries: &[Entry]) {
 fn segment(source: impl Into<WeightSource>) -> Segmentation {
     let mut engine = Engine::builder().weights(source).size(Some((96, 160))).build().unwrap();
     engine.segment(&photo(110, 140)).unwrap()
+}
+
+fn model_of(converted: &Converted) -> &Config {
+    let Contents::Model(config) = &converted.contents else { panic!("{:?}", converted.contents) };
+    config
 }
 
 fn coco_names() -> Vec<&'static str> {
@@ -45,8 +51,11 @@ fn an_official_model_gives_the_bits_of_its_tensors() {
     assert_eq!(converted.tensors, entries.len());
     assert_eq!(converted.values, entries.iter().map(|e| e.values.len()).sum::<usize>());
     assert_eq!(
-        converted.config,
-        Config { class_names: coco_names().iter().map(|s| s.to_string()).collect(), ..named }
+        converted.contents,
+        Contents::Model(Config {
+            class_names: coco_names().iter().map(|s| s.to_string()).collect(),
+            ..named
+        })
     );
     let wanted = segment(WeightSource::Seeded(0));
     assert_eq!(wanted.instances().len(), 100);
@@ -62,7 +71,7 @@ fn an_official_model_gives_the_bits_of_its_tensors() {
         *value = half::f16::from_f32(*value).to_f32();
     }
     let rounded_file = folder.path().join("rounded.safetensors");
-    model::write_entries(&rounded_file, &rounded, Some(&converted.config.to_json()), StorageType::F32);
+    model::write_entries(&rounded_file, &rounded, Some(&model_of(&converted).to_json()), StorageType::F32);
     assert!(found == segment(rounded_file.as_path()), "not the masks of the rounded tensors");
     // Weights are off by up to 2^-11 each, but the stages pool features over the pixels whose mask exceeds 0.5, and random
     // weights put many pixels near it: one that crosses over moves a kernel, and so all scores of its object, by percents.
@@ -85,8 +94,8 @@ fn other_sizes_are_recognised_from_shapes() {
     write_pth(&pth, "module.", &names, &entries);
 
     let converted = convert(&pth, &converted_file, None, Precision::F32).unwrap();
-    assert_eq!(converted.config, Config { name: "knet_s2_r50_fpn".into(), ..config.clone() });
-    assert_eq!(converted.config.task, Task::Instance);
+    assert_eq!(*model_of(&converted), Config { name: "knet_s2_r50_fpn".into(), ..config.clone() });
+    assert_eq!(model_of(&converted).task, Task::Instance);
     model::write_entries(&direct_file, &entries, Some(&config.to_json()), StorageType::F32);
     assert!(segment(converted_file.as_path()) == segment(direct_file.as_path()));
     let file = Checkpoint::open(&converted_file).unwrap();
@@ -134,4 +143,39 @@ fn other_networks_are_refused() {
         assert!(message.contains(fragment), "`{fragment}` is not in: {message}");
     }
     assert!(!out.exists());
+}
+
+#[test]
+fn a_classifier_becomes_a_backbone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pth, out) = (folder.path().join("lite.pth"), folder.path().join("lite.safetensors"));
+    for variant in [0, 2] {
+        let graph = efficientnet_lite::classifier(variant, 1, [32, 32], 10).unwrap();
+        let entry = |key: &str, shape: &[usize]| {
+            let values = knet::checkpoint::seeded::tensor(key, shape, 3).unwrap().into_data();
+            Entry { name: key.strip_prefix("backbone.").unwrap().into(), shape: shape.to_vec(), values }
+        };
+        let mut entries: Vec<Entry> = graph.params().map(|p| entry(&p.key, &p.upstream_shape)).collect();
+        write_pth(&pth, "", &[], &entries);
+        let converted = convert(&pth, &out, None, Precision::F32).unwrap();
+        let backbone = BackboneConfig::EfficientNetLite { variant };
+        assert_eq!(converted.contents, Contents::Classifier { backbone, classes: 10 });
+        assert_eq!(converted.tensors, entries.len());
+        let file = Checkpoint::open(&out).unwrap();
+        assert_eq!(serde_json::from_str::<BackboneConfig>(&file.metadata()[BACKBONE_KEY]).unwrap(), backbone);
+        let wanted = &entries[5];
+        assert_eq!(file.load_f32(&format!("backbone.{}", wanted.name)).unwrap().data(), wanted.values);
+
+        // Such a file is no model, and says so.
+        let error = Engine::builder().weights(out.as_path()).build().err().expect("no model");
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains("a backbone alone"), "{error}");
+
+        let lost = entries.remove(3).name;
+        write_pth(&pth, "", &[], &entries);
+        let error = convert(&pth, &out, None, Precision::F32).unwrap_err();
+        let Error::Weights { report, model, .. } = &error else { panic!("{error}") };
+        assert_eq!(report.missing, [format!("backbone.{lost}")]);
+        assert_eq!(*model, format!("efficientnet_lite{variant}"));
+    }
 }

@@ -315,7 +315,7 @@ fn an_unknown_model_is_met_with_a_suggestion() {
 
 #[test]
 fn plans_are_reproducible_and_keep_to_the_arena() {
-    for model in ["knet_s3_r50_fpn", "knet_s3_r101_fpn_panoptic"] {
+    for model in ["knet_s3_r50_fpn", "knet_s3_r101_fpn_panoptic", "knet_s3_lite2_fpn"] {
         let engine = Engine::builder().model(model).threads(2).build().unwrap();
         let (plan, taps) = engine.plan((128, 192), TapMode::Off).unwrap();
         assert!(taps.is_empty());

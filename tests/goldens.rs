@@ -6,10 +6,13 @@
 //! Goldens keep PyTorch's layouts (NCHW, OIHW); operands are converted on the way in and results on the
 //! way out.
 
+#[path = "common/golden.rs"]
+mod golden;
 #[path = "common/run.rs"]
 #[expect(dead_code, reason = "the case suite uses the rest")]
 mod run;
 
+use golden::{File, STORED, eps, integer};
 use knet::graph::{Builder, Graph};
 use knet::isa::Isa;
 use knet::ops::activation::Activation;
@@ -22,14 +25,9 @@ use knet::ops::{
 };
 use knet::tensor::Tensor;
 use libtest_mimic::{Arguments, Failed, Trial};
-use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
-/// Goldens computed in double precision and stored as f32: one rounding of at most 6e-8 per element.
-const STORED: f64 = 1e-7;
 /// Goldens computed by PyTorch in f32 on angles up to 2 pi: a rounding of the angle shifts a sine by 2.4e-7.
 const OFFICIAL_SINE: f64 = 5e-7;
 /// Goldens computed by PyTorch in f32, source coordinates (here up to 7) included: 7 * 6e-8 of a pixel.
@@ -38,8 +36,6 @@ const OFFICIAL_RESIZE: f64 = 5e-7;
 /// Elements at the start that thinned goldens keep.
 const HEAD: usize = 64;
 
-/// NCHW to NHWC, and filters OIHW to KRSC.
-const CHANNELS_LAST: [usize; 4] = [0, 2, 3, 1];
 /// NHWC to NCHW.
 const CHANNELS_FIRST: [usize; 4] = [0, 3, 1, 2];
 
@@ -112,70 +108,9 @@ impl Golden {
     }
 }
 
-/// A golden file.
-struct File {
-    op: &'static str,
-    tensors: HashMap<String, Tensor>,
-    /// Attributes by case.
-    cases: Vec<(String, Value)>,
-}
-
-impl File {
-    /// Reads `tests/goldens/<folder>/<op>.safetensors`.
-    fn read(folder: &str, op: &'static str) -> Self {
-        let path = format!("tests/goldens/{folder}/{op}.safetensors");
-        let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(&path))
-            .unwrap_or_else(|error| panic!("{path}: {error}"));
-        let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let floats = file.iter().filter(|(_, view)| view.dtype() == Dtype::F32);
-        let tensors = floats.map(|(name, view)| {
-            let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            (name.to_string(), Tensor::new(view.shape(), data.collect()))
-        });
-        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        let meta = header.metadata().as_ref().and_then(|m| m.get("meta"));
-        let meta: Value = meta.map_or(Value::Null, |text| serde_json::from_str(text).unwrap());
-        let cases = meta["cases"].as_object().into_iter().flatten();
-        let cases = cases.map(|(name, attributes)| (name.clone(), attributes.clone())).collect();
-        File { op, tensors: tensors.collect(), cases }
-    }
-
-    fn get(&self, case: &str, tensor: &str) -> Tensor {
-        self.find(case, tensor).unwrap_or_else(|| panic!("{}: no tensor {case}.{tensor}", self.op))
-    }
-
-    fn find(&self, case: &str, tensor: &str) -> Option<Tensor> {
-        self.tensors.get(&format!("{case}.{tensor}")).cloned()
-    }
-
-    /// A feature map as NHWC, or a filter as KRSC.
-    fn map(&self, case: &str, tensor: &str) -> Tensor {
-        self.get(case, tensor).permute(&CHANNELS_LAST)
-    }
-
-    /// Several tensors as they are.
-    fn all<const N: usize>(&self, case: &str, tensors: [&str; N]) -> Vec<Tensor> {
-        tensors.iter().map(|tensor| self.get(case, tensor)).collect()
-    }
-
-    /// A golden for each case that `make` knows.
-    fn goldens(&self, make: impl Fn(String, &str, &Value) -> Option<Golden>) -> Vec<Golden> {
-        let named = |case: &str| format!("{}/{case}", self.op);
-        self.cases.iter().filter_map(|(case, attributes)| make(named(case), case, attributes)).collect()
-    }
-}
-
-fn integer(attributes: &Value, name: &str) -> usize {
-    attributes[name].as_u64().unwrap_or_else(|| panic!("attribute {name} of {attributes}")) as usize
-}
-
-fn eps(attributes: &Value) -> f32 {
-    attributes["eps"].as_f64().expect("eps") as f32
-}
-
 fn conv2d() -> Vec<Golden> {
     let file = File::read("ops", "conv2d");
-    file.goldens(|name, case, attributes| {
+    file.each(|name, case, attributes| {
         let pair = |name| [integer(attributes, name); 2];
         let bias = file.find(case, "bias");
         let op = Conv2d {
@@ -194,7 +129,7 @@ fn conv2d() -> Vec<Golden> {
 
 fn linear() -> Vec<Golden> {
     let file = File::read("ops", "linear");
-    file.goldens(|name, case, _| {
+    file.each(|name, case, _| {
         let mut inputs = file.all(case, ["x", "weight"]);
         let bias = file.find(case, "bias");
         let epilogue = Epilogue { bias: bias.is_some(), ..Epilogue::default() };
@@ -205,7 +140,7 @@ fn linear() -> Vec<Golden> {
 
 fn norms() -> Vec<Golden> {
     let batch = File::read("ops", "batch_norm");
-    let mut goldens = batch.goldens(|name, case, attributes| {
+    let mut goldens = batch.each(|name, case, attributes| {
         if attributes["training"] == true {
             return None;
         }
@@ -214,7 +149,7 @@ fn norms() -> Vec<Golden> {
         Some(Golden::nchw(name, BatchNorm { eps: eps(attributes) }, inputs, batch.get(case, "y")))
     });
     let group = File::read("ops", "group_norm");
-    goldens.extend(group.goldens(|name, case, attributes| {
+    goldens.extend(group.each(|name, case, attributes| {
         let groups = integer(attributes, "num_groups");
         let op = GroupNorm { groups, eps: eps(attributes), activation: None };
         let mut inputs = vec![group.map(case, "x")];
@@ -222,7 +157,7 @@ fn norms() -> Vec<Golden> {
         Some(Golden::nchw(name, op, inputs, group.get(case, "y")))
     }));
     let layer = File::read("ops", "layer_norm");
-    goldens.extend(layer.goldens(|name, case, attributes| {
+    goldens.extend(layer.each(|name, case, attributes| {
         let op = LayerNorm { eps: eps(attributes), activation: None };
         Some(Golden::new(name, op, layer.all(case, ["x", "weight", "bias"]), layer.get(case, "y")))
     }));
@@ -231,7 +166,7 @@ fn norms() -> Vec<Golden> {
 
 fn activations() -> Vec<Golden> {
     let file = File::read("ops", "activations");
-    file.goldens(|name, case, attributes| {
+    file.each(|name, case, attributes| {
         let x = file.get(case, "x");
         let rank = x.shape().rank() as i64;
         let (op, reference, fast): (Op, f64, f64) = match case.split('_').next() {
@@ -252,7 +187,7 @@ fn activations() -> Vec<Golden> {
 
 fn resize() -> Vec<Golden> {
     let file = File::read("ops", "bilinear_resize");
-    file.goldens(|name, case, attributes| {
+    file.each(|name, case, attributes| {
         let wanted = file.get(case, "y");
         let align_corners = attributes["align_corners"] == true;
         let nearest = attributes["mode"] == "nearest";
@@ -269,7 +204,7 @@ fn resize() -> Vec<Golden> {
 
 fn max_pool() -> Vec<Golden> {
     let file = File::read("ops", "max_pool2d");
-    file.goldens(|name, case, attributes| {
+    file.each(|name, case, attributes| {
         let pair = |name| [integer(attributes, name); 2];
         let op = MaxPool2d { kernel: pair("kernel"), stride: pair("stride"), padding: pair("padding") };
         let golden = Golden::nchw(name, op, vec![file.map(case, "x")], file.get(case, "y"));
@@ -280,7 +215,7 @@ fn max_pool() -> Vec<Golden> {
 /// The projections, the attention and the residual sum as a model composes them.
 fn attention() -> Vec<Golden> {
     let file = File::read("ops", "multihead_attention");
-    file.goldens(|name, case, attributes| {
+    file.each(|name, case, attributes| {
         let heads = integer(attributes, "num_heads");
         // [N, batch, C] to [batch, N, C].
         let mut inputs = vec![file.get(case, "x").permute(&[1, 0, 2])];
@@ -326,10 +261,9 @@ fn sine_encoding() -> Vec<Golden> {
         };
         Golden::nchw(name, op, vec![], file.get(case, tensor)).bounds(reference, fast)
     };
-    let mut goldens = file.goldens(|name, case, attributes| {
-        Some(make(name, case, attributes, "y", OFFICIAL_SINE, OFFICIAL_SINE))
-    });
-    goldens.extend(file.goldens(|name, case, attributes| {
+    let mut goldens = file
+        .each(|name, case, attributes| Some(make(name, case, attributes, "y", OFFICIAL_SINE, OFFICIAL_SINE)));
+    goldens.extend(file.each(|name, case, attributes| {
         file.find(case, "y64")?;
         Some(make(format!("{name}_y64"), case, attributes, "y64", STORED, STORED))
     }));

@@ -51,7 +51,8 @@ fn later_calls_at_a_size_allocate_nothing() {
         mask_logits: &mask_logits,
     };
     let mut instances = InstanceResult::default();
-    let mut instance_post = InstancePostprocessor::new(InstanceConfig::default());
+    let mut instance_post =
+        InstancePostprocessor::new(InstanceConfig { mask_score: true, ..InstanceConfig::default() });
     let mut panoptic = PanopticResult::default();
     let config = PanopticConfig { proposals: 10, things: 3, stuff: 2, ..PanopticConfig::default() };
     let mut panoptic_post = PanopticPostprocessor::new(config);

@@ -1,10 +1,11 @@
-//! From an official `.pth` file to a self-describing safetensors file.
+//! From a `.pth` file, an official K-Net or an ImageNet classifier, to a self-describing safetensors file.
 
-use super::source::{CONFIG_KEY, fit, parameters};
+use super::source::{BACKBONE_KEY, CONFIG_KEY, fit, parameters};
 use crate::checkpoint::pth::{self, PthFile, PthTensor};
 use crate::checkpoint::{TensorData, TensorOut, first_non_finite, write_safetensors};
 use crate::error::{Error, Result};
-use crate::model::{BackboneConfig, Config, Task};
+use crate::graph::Param;
+use crate::model::{BackboneConfig, Config, SIZE_DIVISOR, Task, efficientnet_lite};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,11 +19,66 @@ pub enum Precision {
     F16,
 }
 
+/// What a file holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Contents {
+    /// A whole model.
+    Model(Config),
+    /// A classifier that serves as a backbone.
+    Classifier {
+        /// The backbone.
+        backbone: BackboneConfig,
+        /// Number of classes.
+        classes: usize,
+    },
+}
+
+impl Contents {
+    /// Name of the model or of the backbone.
+    pub fn name(&self) -> String {
+        match self {
+            Contents::Model(config) => config.name.clone(),
+            Contents::Classifier { backbone, .. } => backbone.name(),
+        }
+    }
+
+    fn parameters(&self) -> Result<Vec<Param>> {
+        match *self {
+            Contents::Classifier { backbone: BackboneConfig::EfficientNetLite { variant }, classes } => {
+                let graph = efficientnet_lite::classifier(variant, 1, [SIZE_DIVISOR; 2], classes)?;
+                Ok(graph.params().cloned().collect())
+            }
+            Contents::Classifier { backbone, .. } => {
+                Err(Error::usage(format!("no classifier is known for backbone `{}`", backbone.name())))
+            }
+            Contents::Model(ref config) => parameters(config),
+        }
+    }
+
+    /// Name under which a tensor of the source is stored.
+    fn stored_name(&self, source: &str) -> String {
+        match self {
+            Contents::Model(_) => source.to_string(),
+            Contents::Classifier { .. } => format!("{BACKBONE_PREFIX}{source}"),
+        }
+    }
+
+    fn metadata(&self) -> (&'static str, String) {
+        match self {
+            Contents::Model(config) => (CONFIG_KEY, config.to_json()),
+            Contents::Classifier { backbone, .. } => (BACKBONE_KEY, backbone.to_json()),
+        }
+    }
+}
+
+/// What the names of a backbone's parameters start with in a model, but not in a classifier's `state_dict`.
+const BACKBONE_PREFIX: &str = "backbone.";
+
 /// What a conversion did.
 #[derive(Clone, Debug)]
 pub struct Converted {
-    /// The model found.
-    pub config: Config,
+    /// What was found.
+    pub contents: Contents,
     /// Tensors written.
     pub tensors: usize,
     /// Values written, norms' statistics included.
@@ -31,11 +87,15 @@ pub struct Converted {
 
 /// Converts the `.pth` file `input` to `output`.
 ///
-/// The model is `config` if given, else it is recognised from the shapes of the tensors (see [`recognise`]).
+/// The model is `config` if given, else it is recognised from the tensors (see [`recognise`]).
+///
+/// A classifier's parameters are stored under the names they have in a model, `backbone.` before their own, and
+/// the metadata names the backbone ([`BACKBONE_KEY`]) instead of a model: such a file is for training to start from.
 ///
 /// # Errors
 /// As [`pth::read`]; [`Error::Weights`] listing every tensor that does not fit the model; [`Error::Usage`] if
-/// the file holds no K-Net; as [`write_safetensors`].
+/// the file holds neither
+/// a K-Net nor a known classifier; as [`write_safetensors`].
 pub fn convert(
     input: &Path,
     output: &Path,
@@ -43,14 +103,15 @@ pub fn convert(
     precision: Precision,
 ) -> Result<Converted> {
     let file = pth::read(input)?;
-    let config = match config {
-        Some(config) => config,
+    let contents = match config {
+        Some(config) => Contents::Model(config),
         None => recognise(input, &file)?,
     };
-    let by_name: BTreeMap<&str, &PthTensor> = file.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    let params = parameters(&config)?;
+    let by_name: BTreeMap<String, &PthTensor> =
+        file.tensors.iter().map(|t| (contents.stored_name(&t.name), t)).collect();
+    let params = contents.parameters()?;
     let shape = |name: &str| by_name.get(name).map(|t| t.shape.as_slice());
-    let mut report = fit(&params, by_name.keys().copied(), shape);
+    let mut report = fit(&params, by_name.keys().map(String::as_str), shape);
     let mut values = Vec::new();
     for param in &params {
         let Some(tensor) = by_name.get(param.key.as_str()) else { continue };
@@ -61,11 +122,12 @@ pub fn convert(
         values.push((param, value));
     }
     if !report.is_clean() {
-        let (path, model) = (input.to_path_buf(), config.name.clone());
+        let (path, model) = (input.to_path_buf(), contents.name());
         return Err(Error::Weights { path, model, report: Box::new(report) });
     }
     let mut metadata = BTreeMap::new();
-    metadata.insert(CONFIG_KEY.to_string(), config.to_json());
+    let (key, text) = contents.metadata();
+    metadata.insert(key.to_string(), text);
     if let Some(name) = input.file_name() {
         metadata.insert("knet.source".to_string(), name.to_string_lossy().into_owned());
     }
@@ -79,16 +141,35 @@ pub fn convert(
     });
     write_safetensors(output, tensors, &metadata)?;
     let count = values.iter().map(|(_, value)| value.data().len()).sum();
-    Ok(Converted { config, tensors: values.len(), values: count })
+    Ok(Converted { contents, tensors: values.len(), values: count })
 }
 
-/// The model a `state_dict` belongs to, from its shapes: backbone depth, width, kernels, classes and stages. 133
+/// What a `state_dict` belongs to: a classifier of the Python package `efficientnet_lite_pytorch`, told by its stem and
+/// number of blocks, else a K-Net with a ResNet.
+///
+/// # Errors
+/// [`Error::Usage`] if the tensors a K-Net must have are not there.
+pub fn recognise(path: &Path, file: &PthFile) -> Result<Contents> {
+    let first_dim = |name: &str| {
+        file.tensors.iter().find(|t| t.name == name).map(|t| t.shape.first().copied().unwrap_or(0))
+    };
+    match (first_dim("_conv_stem.weight"), first_dim("_fc.weight")) {
+        (Some(_), Some(classes)) => {
+            // Lite0 has blocks 0 to 15, Lite2 0 to 22.
+            let variant = if first_dim("_blocks.16._project_conv.weight").is_some() { 2 } else { 0 };
+            Ok(Contents::Classifier { backbone: BackboneConfig::EfficientNetLite { variant }, classes })
+        }
+        _ => Ok(Contents::Model(recognise_model(path, file)?)),
+    }
+}
+
+/// The K-Net a `state_dict` belongs to, from its shapes: backbone depth, width, kernels, classes and stages. 133
 /// classes are COCO panoptic (80 things, 53 stuff); any other number is taken for an instance model. Class
 /// names come from the checkpoint's `meta` if it lists as many.
 ///
 /// # Errors
 /// [`Error::Usage`] if the tensors a K-Net must have are not there.
-pub fn recognise(path: &Path, file: &PthFile) -> Result<Config> {
+fn recognise_model(path: &Path, file: &PthFile) -> Result<Config> {
     let shape = |name: &str| file.tensors.iter().find(|t| t.name == name).map(|t| t.shape.as_slice());
     let need = |name: &str| {
         shape(name).ok_or_else(|| {

@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// Key of the model configuration in a checkpoint's metadata.
 pub const CONFIG_KEY: &str = "knet.config";
 
+/// Key of the backbone's configuration in the metadata of a file that holds a backbone (with its classifier) alone.
+pub const BACKBONE_KEY: &str = "knet.backbone";
+
 /// Where weights come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WeightSource {
@@ -102,6 +105,12 @@ fn with_hint(path: &Path, error: Error) -> Error {
 /// for it where the file says nothing.
 pub fn file_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
     let Some(text) = file.metadata().get(CONFIG_KEY) else {
+        if let Some(backbone) = file.metadata().get(BACKBONE_KEY) {
+            return Err(Error::usage(format!(
+                "{}: holds a backbone alone, {backbone}, for training to start from; it segments nothing",
+                file.path().display()
+            )));
+        }
         return match name {
             Some(name) => Config::named(name),
             None => Err(Error::usage(format!(

@@ -1,9 +1,9 @@
 //! Rewrites of a graph. Each keeps the results up to rounding; [`optimize`] verifies after each.
 
-use super::{Graph, Node, Source, Value, ValueId};
+use super::{Graph, Node, Param, Source, Value, ValueId};
 use crate::error::Result;
 use crate::ops::epilogue::Epilogue;
-use crate::ops::{Activate, BatchNorm, Binary, FoldBatchNorm, Op, binary::BinaryKind};
+use crate::ops::{Activate, BatchNorm, BatchNormTrain, Binary, FoldBatchNorm, Op, binary::BinaryKind};
 
 /// All passes, in the order in which they enable each other.
 ///
@@ -15,6 +15,34 @@ pub fn optimize(mut graph: Graph) -> Result<Graph> {
         graph.verify()?;
     }
     Ok(graph)
+}
+
+/// Makes `batch_norm` nodes whose scale and shift `select` chooses normalise by the statistics of the batch. Those
+/// become outputs of the graph, `{norm}.batch_mean` and `{norm}.batch_var` (biased) for a norm with the parameter
+/// `{norm}.weight`, so that a trainer can update the running ones, which are no longer operands.
+///
+/// Not one of the passes of [`optimize`]: call it before them, because they fold frozen norms away.
+pub fn train_batch_norm(graph: &mut Graph, select: impl Fn(&Param) -> bool) {
+    for index in 0..graph.nodes.len() {
+        let Op::BatchNorm(BatchNorm { eps }) = graph.nodes[index].op else { continue };
+        let [x, gamma, beta, ..] = graph.nodes[index].inputs[..] else { continue };
+        let chosen = |id: ValueId| matches!(&graph.value(id).source, Source::Param(param) if select(param));
+        if !chosen(gamma) || !chosen(beta) {
+            continue;
+        }
+        let weight = &graph.value(gamma).name;
+        let norm = weight.strip_suffix(".weight").unwrap_or(weight).to_string();
+        let ty = graph.value(gamma).ty;
+        for (output, statistic) in [(1, "batch_mean"), (2, "batch_var")] {
+            let (id, name) = (ValueId(graph.values.len() as u32), format!("{norm}.{statistic}"));
+            let source = Source::Node { node: index, output };
+            graph.values.push(Value { name: name.clone(), ty, source });
+            graph.nodes[index].outputs.push(id);
+            graph.outputs.push((name, id));
+        }
+        graph.nodes[index].op = BatchNormTrain { eps }.into();
+        graph.nodes[index].inputs = vec![x, gamma, beta];
+    }
 }
 
 /// `conv2d` followed by a frozen `batch_norm` becomes one convolution with a scaled filter and a bias; the
@@ -215,5 +243,60 @@ fn compact(graph: &mut Graph, keep: &[bool], live: &[bool]) {
         if let Source::Node { node, .. } = &mut value.source {
             *node = node_number[*node] as usize;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Builder, Layout};
+    use crate::ops::{Conv2d, ValueType};
+
+    /// Two convolutions with a norm each; that of `b` is trained.
+    fn trained() -> Graph {
+        let mut b = Builder::new();
+        let mut x = b.input("x", ValueType::f32([2, 5, 4, 3]));
+        for layer in ["a", "b"] {
+            let filter = b.param(&format!("{layer}.conv.weight"), &[3, 3, 1, 1], Layout::Filter).unwrap();
+            x = b.node(&format!("{layer}.conv"), Conv2d::with(1, 0), &[x, filter]).unwrap();
+            let mut operands = vec![x];
+            for field in ["weight", "bias", "running_mean", "running_var"] {
+                operands.push(b.param(&format!("{layer}.bn.{field}"), &[3], Layout::Plain).unwrap());
+            }
+            x = b.node(&format!("{layer}.bn"), BatchNorm { eps: 1e-5 }, &operands).unwrap();
+        }
+        b.output("y", x);
+        let mut graph = b.finish().unwrap();
+        train_batch_norm(&mut graph, |param| param.key.starts_with("b."));
+        graph.verify().unwrap();
+        graph
+    }
+
+    #[test]
+    fn trained_norms_give_their_statistics_and_are_not_folded() {
+        let graph = optimize(trained()).unwrap();
+        let ops: Vec<&str> = graph.nodes.iter().map(|node| node.op.name()).collect();
+        assert_eq!(ops, ["fold_batch_norm", "conv2d", "conv2d", "batch_norm_train"]);
+        let outputs: Vec<&str> = graph.outputs.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(outputs, ["y", "b.bn.batch_mean", "b.bn.batch_var"]);
+        let norm = &graph.nodes[3];
+        assert_eq!(norm.inputs.len(), 3);
+        let results: Vec<ValueId> = graph.outputs.iter().map(|&(_, id)| id).collect();
+        assert_eq!(norm.outputs, results);
+        assert!(
+            graph.params().all(|param| !param.key.starts_with("b.bn.running")),
+            "running statistics left"
+        );
+    }
+
+    #[test]
+    fn norms_that_are_not_chosen_stay_as_they_are() {
+        let mut graph = trained();
+        let before = graph.clone();
+        train_batch_norm(&mut graph, |_| false);
+        assert_eq!(graph, before);
+        // The scale alone is not enough.
+        train_batch_norm(&mut graph, |param| param.key == "a.bn.weight");
+        assert_eq!(graph, before);
     }
 }

@@ -42,6 +42,21 @@ pub enum BackboneConfig {
     },
 }
 
+impl BackboneConfig {
+    /// Name such as `resnet50` or `efficientnet_lite0`.
+    pub fn name(&self) -> String {
+        match self {
+            BackboneConfig::ResNet { depth } => format!("resnet{depth}"),
+            BackboneConfig::EfficientNetLite { variant } => format!("efficientnet_lite{variant}"),
+        }
+    }
+
+    /// The configuration as JSON, for the metadata of a checkpoint.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
 /// How pixels become the network's input: `(value - mean) / std`, by channel (R, G, B) on the scale 0..255.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

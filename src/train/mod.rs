@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`data`] | data sets, augmentation, sampling order, loader threads: annotated photos to batches of arrays |
+//! | [`evaluate`] | COCO AP, panoptic quality, mIoU |
 //! | [`network`] | the training graph: network, matching costs, losses, gradients |
 //! | [`matcher`] | exact bipartite assignment of proposals to annotated objects |
 //! | [`step`] | one training step: two segments of a plan around the assignment |
@@ -10,6 +11,7 @@
 //! | [`run`] | whole runs: configuration, initial weights, saved state, logs |
 
 pub mod data;
+pub mod evaluate;
 pub mod matcher;
 pub mod network;
 pub mod optimizer;

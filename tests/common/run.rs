@@ -3,7 +3,7 @@
 
 use knet::cpu::{Executor, Weights, select};
 use knet::error::Result;
-use knet::graph::{Builder, Graph, Layout, Source};
+use knet::graph::{Builder, Graph, Layout, Param, Source};
 use knet::isa::Isa;
 use knet::ops::case::{Case, relative_l2};
 use knet::ops::{Op, ValueType};
@@ -101,11 +101,20 @@ impl Machine {
 /// The graph's results by the references of its nodes. Inputs are in the order of definition; the graph
 /// has no parameters.
 pub fn reference(graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor<f64>> {
+    reference_with(graph, inputs, |param| panic!("no parameter `{}`", param.key))
+}
+
+/// [`reference`] of a graph whose parameters are those that `load` gives, in the checkpoint's layout.
+pub fn reference_with(graph: &Graph, inputs: &[Tensor], load: impl Fn(&Param) -> Tensor) -> Vec<Tensor<f64>> {
     let mut inputs = inputs.iter();
     let mut values: Vec<Option<Tensor<f64>>> = graph
         .values()
         .iter()
-        .map(|value| (value.source == Source::Input).then(|| inputs.next().expect("an input").to_f64()))
+        .map(|value| match &value.source {
+            Source::Input => Some(inputs.next().expect("an input").to_f64()),
+            Source::Param(param) | Source::Variable(param) => Some(param.layout.apply(load(param)).to_f64()),
+            Source::Node { .. } => None,
+        })
         .collect();
     for node in graph.nodes() {
         let operands: Vec<&Tensor<f64>> =

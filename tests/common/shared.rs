@@ -1,14 +1,25 @@
 //! The reference data beside the repository, for tests that need more than the repository holds.
 
+#![allow(dead_code, reason = "a suite compares with models or with data sets, seldom with both")]
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// A file or folder of the reference data (`$KNET_SHARED`, else `../shared`), or `None` and a line on standard
 /// error (past the test harness's capture) that says what was not tested.
 pub fn reference(test: &str, path: &str) -> Option<PathBuf> {
+    shared(test, &Path::new("reference").join(path))
+}
+
+/// As [`reference`], of the data sets beside it.
+pub fn data(test: &str, path: &str) -> Option<PathBuf> {
+    shared(test, &Path::new("data").join(path))
+}
+
+fn shared(test: &str, path: &Path) -> Option<PathBuf> {
     let shared = std::env::var_os("KNET_SHARED")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let wanted = shared.join("reference").join(path);
+    let wanted = shared.join(path);
     if wanted.exists() {
         return Some(wanted);
     }

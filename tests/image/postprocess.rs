@@ -288,6 +288,62 @@ fn masks_follow_the_definition_at_any_size() {
     }
 }
 
+/// The best mask by class score is a faint one; its quality puts it behind a sharp mask.
+#[test]
+fn mask_quality_scales_scores_before_the_ranking() {
+    let geometry = Geometry { original: (24, 40), resized: (24, 40), padded: (32, 64) };
+    let mask_size = (4, 8);
+    let mut mask_logits = vec![-9.0f32; 4 * 32];
+    mask_logits[3..9].fill(0.1); // faint: probability 0.525
+    mask_logits[32..64].fill(5.0); // sharp: 0.9933
+    mask_logits[64..67].copy_from_slice(&[2.0, 0.0, f32::NAN]); // one pixel inside: 0.8808
+    let class_logits = [2.0f32, -3.0, 1.0, -1.0, 0.0, 0.0, 9.0, 9.0]; // the last mask is empty
+    let head = HeadOutput {
+        objects: 4,
+        classes: 2,
+        class_logits: &class_logits,
+        mask_size,
+        mask_logits: &mask_logits,
+    };
+    let scores = |mask_score, max_per_image| {
+        let config = InstanceConfig { mask_score, max_per_image, ..InstanceConfig::default() };
+        let mut result = InstanceResult::default();
+        InstancePostprocessor::new(config).run(&head, &geometry, &mut result).unwrap();
+        result.instances().iter().map(|i| (i.mask_index, i.label, i.score)).collect::<Vec<_>>()
+    };
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let quality = [sigmoid(f64::from(0.1f32)), sigmoid(5.0), sigmoid(2.0), 0.0];
+    let found = scores(true, 8);
+    let order: Vec<_> = found.iter().map(|&(mask, label, _)| (mask, label)).collect();
+    assert_eq!(order, [(1, 0), (0, 0), (2, 0), (2, 1), (1, 1), (0, 1), (3, 0), (3, 1)]);
+    for &(mask, label, score) in &found {
+        let want = sigmoid(f64::from(class_logits[2 * mask + label])) * quality[mask];
+        // Three roundings of about 2e-7: both sigmoids and the product.
+        assert!((f64::from(score) - want).abs() < 6e-7, "mask {mask}: {score}, not {want}");
+    }
+    assert_eq!(scores(true, 2).iter().map(|s| s.0).collect::<Vec<_>>(), [1, 0]);
+    assert_eq!(scores(false, 3).iter().map(|s| s.0).collect::<Vec<_>>(), [3, 3, 0]);
+    // Masks larger than a block of sums, of every number of pixels.
+    for pixels in [4095, 4096, 4097, 13_001] {
+        let logits: Vec<f32> = (0..pixels).map(|i| (i as f32 * 0.37).sin() * 4.0).collect();
+        let inside: Vec<f64> = logits.iter().filter(|x| **x > 0.0).map(|&x| sigmoid(f64::from(x))).collect();
+        let head = HeadOutput {
+            objects: 1,
+            classes: 1,
+            class_logits: &[0.0],
+            mask_size: (1, pixels),
+            mask_logits: &logits,
+        };
+        let side = (8, 8 * pixels);
+        let geometry = Geometry { original: (2, 9), resized: side, padded: side };
+        let config = InstanceConfig { mask_score: true, ..InstanceConfig::default() };
+        let mut result = InstanceResult::default();
+        InstancePostprocessor::new(config).run(&head, &geometry, &mut result).unwrap();
+        let want = 0.5 * inside.iter().sum::<f64>() / inside.len() as f64;
+        assert!((f64::from(result.instances()[0].score) - want).abs() < 3e-7, "{pixels} pixels");
+    }
+}
+
 #[test]
 fn probabilities_of_exactly_one_half_are_outside() {
     // Logits of zero: every blend stays exactly 0.5, which is not greater than 0.5 and yet counts for B.

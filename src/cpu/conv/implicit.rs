@@ -15,6 +15,18 @@ pub(super) struct Fields {
     /// The map, all channels.
     pub x: *const f32,
     pub group: usize,
+    /// Rows and columns of the output.
+    pub out: [usize; 2],
+    /// Row and column of the map, or of the padding around it, that the first tap of the first output reads.
+    pub origin: [isize; 2],
+}
+
+impl Fields {
+    /// The fields of a convolution.
+    pub fn new(shape: ConvShape, x: *const f32, group: usize) -> Fields {
+        let out = [shape.out_height(), shape.out_width()];
+        Fields { shape, x, group, out, origin: shape.padding.map(|zeros| -(zeros as isize)) }
+    }
 }
 
 // SAFETY: only read, for the duration of a call that borrows the map.
@@ -24,8 +36,8 @@ impl Rows for Fields {
     #[inline(always)]
     fn ahead(&self, row: usize, rows: usize, k: usize) -> Ahead {
         let s = &self.shape;
-        let (out_h, out_w) = (s.out_height(), s.out_width());
-        if row >= s.out_pixels() {
+        let [out_h, out_w] = self.out;
+        if row >= s.batch * out_h * out_w {
             return Ahead::NOTHING;
         }
         // Taken as if the rows were neighbours on one line of the map.
@@ -33,9 +45,9 @@ impl Rows for Fields {
         let at = Cursor::new(s, k);
         let line = image * s.height + y * s.stride[0] + at.ky * s.dilation[0];
         let pixel = line * s.width + x * s.stride[1] + at.kx * s.dilation[1];
-        let before = s.padding[0] * s.width + s.padding[1];
+        let before = self.origin[0] * s.width as isize + self.origin[1];
         let start = self.x.wrapping_add(pixel * s.c_in + self.group * (s.c_in / s.groups) + at.channel);
-        Ahead::along(start.wrapping_sub(before * s.c_in), rows, s.stride[1] * s.c_in)
+        Ahead::along(start.wrapping_offset(before * s.c_in as isize), rows, s.stride[1] * s.c_in)
     }
 
     #[inline(always)]
@@ -44,7 +56,7 @@ impl Rows for Fields {
             return;
         }
         let s = &self.shape;
-        let (out_h, out_w) = (s.out_height(), s.out_width());
+        let [out_h, out_w] = self.out;
         let (mut x, mut y, mut image) = (row % out_w, row / out_w % out_h, row / (out_w * out_h));
         let start = Cursor::new(s, k);
         let inside = Inside::new(self, start, len);
@@ -56,8 +68,8 @@ impl Rows for Fields {
         for r in 0..rows {
             let field = Field {
                 image: self.x.wrapping_add(image * s.height * s.width * s.c_in),
-                top: (y * s.stride[0]) as isize - s.padding[0] as isize,
-                left: (x * s.stride[1]) as isize - s.padding[1] as isize,
+                top: (y * s.stride[0]) as isize + self.origin[0],
+                left: (x * s.stride[1]) as isize + self.origin[1],
             };
             let mut cursor = start;
             let mut at = 0;

@@ -5,6 +5,7 @@
 //! known from the shape.
 
 mod depthwise;
+mod grad;
 mod implicit;
 mod shape;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod winograd;
 use crate::cpu::gemm::{self, BLayout, Bias, Epilogue, Gemm, Packed, Target, for_each_task, on};
 use crate::isa::Isa;
 
+pub use grad::{FilterGrad, GradShape, InputGrad};
 pub use shape::{ConvKernel, ConvShape, select};
 use winograd::{F2, F4};
 
@@ -114,7 +116,7 @@ impl Conv {
             ConvKernel::Pointwise => gemm.run(x, s.c_in, packed, epilogue, y, s.c_out),
             ConvKernel::ImplicitGemm => {
                 for group in 0..s.groups {
-                    let a = implicit::Fields { shape: *s, x: x.as_ptr(), group };
+                    let a = implicit::Fields::new(*s, x.as_ptr(), group);
                     let b = Packed { data: packed[group * gemm.packed_len()..].as_ptr(), k_total: gemm.k };
                     gemm::run(
                         self.isa,

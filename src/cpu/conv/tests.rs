@@ -182,6 +182,16 @@ proptest! {
         let c = shape.c_in * 3;
         check(ConvShape { groups: c, c_in: c, c_out: c, ..shape });
     }
+
+    /// Maps wide enough for tiles, with the filters that have them.
+    #[test]
+    fn depthwise_tiles(
+        shape in any_shape(), k in prop::sample::select(vec![3usize, 5]), stride in 1usize..3, width in 1usize..45,
+        c in 1usize..70,
+    ) {
+        let (kernel, stride) = ([k, k], [stride, stride]);
+        check(ConvShape { groups: c, c_in: c, c_out: c, width, kernel, stride, dilation: [1, 1], ..shape });
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::ptr::copy_nonoverlapping;
 
 use rayon::prelude::*;
 
@@ -21,6 +22,8 @@ pub(crate) const KC: usize = 256;
 pub(crate) const MC: usize = 168;
 /// Widest panel.
 const NR_MAX: usize = 32;
+/// Most rows of a tile.
+const MR_MAX: usize = 14;
 
 /// Scratch of one task, on its stack and never initialised as a whole.
 #[repr(align(64))]
@@ -69,27 +72,47 @@ impl Target {
     }
 }
 
+/// Where the rows of C lie.
+pub(crate) trait Places: Sync {
+    /// Offset of row `row` of C, and how many rows from it on, at most `rows`, lie `ldc` apart.
+    fn locate(&self, row: usize, rows: usize, ldc: usize) -> (usize, usize);
+}
+
+/// All rows of C lie `ldc` apart.
+pub(crate) struct Dense;
+
+impl Places for Dense {
+    #[inline(always)]
+    fn locate(&self, row: usize, rows: usize, ldc: usize) -> (usize, usize) {
+        (row * ldc, rows)
+    }
+}
+
 /// The length of the K blocks: as equal as multiples of [`CHUNK`] allow.
 pub(crate) fn k_block(k: usize) -> usize {
     k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(CHUNK).max(CHUNK)
 }
 
 /// Computes rows x columns `cols` of C over `k`. `cols` starts at a multiple of `NR`.
-pub(crate) struct Block<'a, R, P> {
+pub(crate) struct Block<'a, R, P, L> {
     pub a: &'a R,
     pub b: &'a P,
     pub target: Target,
+    /// Only [`Dense`] rows may have a residual.
+    pub places: &'a L,
     pub rows: Range<usize>,
     pub cols: Range<usize>,
     pub k: Range<usize>,
 }
 
-impl<R: Rows, P: Panels> Job for Block<'_, R, P> {
+impl<R: Rows, P: Panels, L: Places> Job for Block<'_, R, P, L> {
     #[inline(always)]
     fn run<A: Arch>(self) {
         let mut strips = MaybeUninit::<Scratch<{ MC * KC }>>::uninit();
         let mut panel = MaybeUninit::<Scratch<{ KC * NR_MAX }>>::uninit();
+        let mut stage = MaybeUninit::<Scratch<{ MR_MAX * NR_MAX }>>::uninit();
         let (strips, panel) = (strips.as_mut_ptr().cast::<f32>(), panel.as_mut_ptr().cast::<f32>());
+        let stage = stage.as_mut_ptr().cast::<f32>();
         let Target { c, ldc, finish } = self.target;
         let m = self.rows.len();
         let strips_in_all = m.div_ceil(A::MR);
@@ -114,13 +137,15 @@ impl<R: Rows, P: Panels> Job for Block<'_, R, P> {
                     };
                     for strip in 0..strips_in_all {
                         let row = self.rows.start + strip * A::MR;
-                        A::tile(&Tile {
-                            rows: A::MR.min(self.rows.end - row),
+                        let rows = A::MR.min(self.rows.end - row);
+                        let (place, together) = self.places.locate(row, rows, ldc);
+                        let mut tile = Tile {
+                            rows,
                             cols: A::NR.min(self.cols.end - col),
                             k: len,
                             a: strips.add(strip * strip_len(len, A::MR)),
                             b,
-                            c: c.add(row * ldc + col),
+                            c: c.add(place + col),
                             ldc,
                             accumulate: k > self.k.start,
                             finish: (k + len == self.k.end).then(|| finish.at(row, col, ldc)),
@@ -128,7 +153,24 @@ impl<R: Rows, P: Panels> Job for Block<'_, R, P> {
                                 next_panel.share(strip, strips_in_all),
                                 next_rows.share(index * strips_in_all + strip, tiles),
                             ],
-                        });
+                        };
+                        if together == rows {
+                            A::tile(&tile);
+                            continue;
+                        }
+                        // The tile's rows lie apart: it is computed on the stack and its rows are copied.
+                        (tile.c, tile.ldc) = (stage, A::NR);
+                        if tile.accumulate {
+                            for r in 0..rows {
+                                let from = c.add(self.places.locate(row + r, 1, ldc).0 + col);
+                                copy_nonoverlapping(from, stage.add(r * A::NR), tile.cols);
+                            }
+                        }
+                        A::tile(&tile);
+                        for r in 0..rows {
+                            let to = c.add(self.places.locate(row + r, 1, ldc).0 + col);
+                            copy_nonoverlapping(stage.add(r * A::NR), to, tile.cols);
+                        }
                     }
                 }
             }
@@ -196,10 +238,22 @@ pub(crate) fn for_each_task(count: usize, task: impl Fn(usize) + Sync + Send) {
 
 /// `C[m, n] = epilogue(A B)` over `k`, tasks in parallel.
 pub(crate) fn run<R: Rows, P: Panels>(isa: Isa, shape: [usize; 3], a: &R, b: &P, target: Target) {
+    run_at(isa, shape, a, b, target, &Dense);
+}
+
+/// [`run`] with rows of C that lie anywhere.
+pub(crate) fn run_at<R: Rows, P: Panels, L: Places>(
+    isa: Isa,
+    shape: [usize; 3],
+    a: &R,
+    b: &P,
+    target: Target,
+    places: &L,
+) {
     let [m, n, k] = shape;
     let grid = Grid::new(m, n, k, isa);
     for_each_task(grid.tasks(), |i| {
         let (rows, cols) = grid.task(i);
-        on(isa, Block { a, b, target, rows, cols, k: 0..k });
+        on(isa, Block { a, b, target, places, rows, cols, k: 0..k });
     });
 }

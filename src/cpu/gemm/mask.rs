@@ -2,10 +2,9 @@
 
 use crate::isa::Isa;
 
-use super::block::{Block, KC, MC, Target, for_each_task, run};
-use super::operand::{BLayout, HardMask, Matrix, Unpacked};
-use super::vector::on;
-use super::{Bias, Epilogue, span};
+use super::block::{Target, run};
+use super::operand::{BLayout, HardMask, Matrix, TransposedMask, Unpacked};
+use super::{Bias, Epilogue, LongGemm, span};
 
 /// `out[n, c] = sum over pixels p with mask[n, p] > 0 of x[p, c]` (K-Net's hard-mask pooling: sigmoid > 0.5).
 ///
@@ -25,18 +24,13 @@ pub struct MaskPool {
 }
 
 impl MaskPool {
-    /// Pixels of a chunk: at most 16 chunks, each of whole K blocks.
-    fn chunk(&self) -> usize {
-        self.pixels.div_ceil(16).next_multiple_of(KC).max(KC)
+    fn product(&self) -> LongGemm {
+        LongGemm::new(self.objects, self.channels, self.pixels, self.isa)
     }
 
-    fn chunks(&self) -> usize {
-        self.pixels.div_ceil(self.chunk()).max(1)
-    }
-
-    /// Values of workspace that [`MaskPool::run`] needs: a partial sum a chunk.
+    /// Values of workspace that [`MaskPool::run`] needs.
     pub fn workspace_len(&self) -> usize {
-        self.chunks() * self.objects * self.channels
+        self.product().workspace_len()
     }
 
     /// Pools `x` `[pixels, channels]` under `masks` `[objects, pixels]` into `out` `[objects, channels]`.
@@ -44,30 +38,28 @@ impl MaskPool {
     /// # Panics
     /// When a slice is shorter than its shape.
     pub fn run(&self, masks: &[f32], x: &[f32], out: &mut [f32], workspace: &mut [f32]) {
-        let MaskPool { objects, pixels, channels, isa } = *self;
-        let size = objects * channels;
+        let MaskPool { objects, pixels, channels, .. } = *self;
         assert!(masks.len() >= objects * pixels, "{} mask logits for {self:?}", masks.len());
         assert!(x.len() >= pixels * channels, "{} features for {self:?}", x.len());
-        assert!(out.len() >= size && workspace.len() >= self.workspace_len(), "output of {self:?}");
         let a = HardMask(Matrix { data: masks.as_ptr(), ld: pixels });
         let b = Unpacked { data: x.as_ptr(), ld: channels, n: channels, layout: BLayout::RowMajor };
-        let (chunk, chunks) = (self.chunk(), self.chunks());
-        let finish = Epilogue::default().finish(objects, channels, channels);
-        let target = Target { c: workspace.as_mut_ptr(), ldc: channels, finish };
-        let groups = objects.div_ceil(MC);
-        for_each_task(chunks * groups, |i| {
-            let (part, group) = (i / groups, i % groups);
-            let rows = group * MC..((group + 1) * MC).min(objects);
-            let k = part * chunk..((part + 1) * chunk).min(pixels);
-            let target = Target { c: target.origin().wrapping_add(part * size), ..target };
-            on(isa, Block { a: &a, b: &b, target, rows, cols: 0..channels, k });
-        });
-        out[..size].copy_from_slice(&workspace[..size]);
-        for part in workspace[..chunks * size].chunks_exact(size.max(1)).skip(1) {
-            for (o, p) in out.iter_mut().zip(part) {
-                *o += p;
-            }
-        }
+        self.product().run(&a, &b, out, workspace);
+    }
+
+    /// The gradient of the features, `dx[p, c] = sum over masks n with mask[n, p] > 0 of dy[n, c]`, from `masks`
+    /// `[objects, pixels]` and `dy` `[objects, channels]` into `dx` `[pixels, channels]`.
+    ///
+    /// # Panics
+    /// When a slice is shorter than its shape.
+    pub fn run_grad(&self, masks: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let MaskPool { objects, pixels, channels, isa } = *self;
+        assert!(masks.len() >= objects * pixels, "{} mask logits for {self:?}", masks.len());
+        assert!(dy.len() >= objects * channels, "{} gradients for {self:?}", dy.len());
+        assert!(dx.len() >= pixels * channels, "{} features for {self:?}", dx.len());
+        let a = TransposedMask(Matrix { data: masks.as_ptr(), ld: pixels });
+        let b = Unpacked { data: dy.as_ptr(), ld: channels, n: channels, layout: BLayout::RowMajor };
+        let finish = Epilogue::default().finish(pixels, channels, channels);
+        run(isa, [pixels, channels, objects], &a, &b, Target { c: dx.as_mut_ptr(), ldc: channels, finish });
     }
 }
 

@@ -7,7 +7,9 @@
 
 mod block;
 mod kernel;
+mod long;
 mod mask;
+mod matmul;
 mod operand;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -17,13 +19,18 @@ use std::ptr;
 
 use crate::isa::Isa;
 
+use operand::Unpacked;
+
+pub use long::LongGemm;
 pub use mask::{MaskConv, MaskPool};
+pub use matmul::Product;
 pub use operand::BLayout;
 
-pub(crate) use block::{KC, SharedMut, Target, for_each_task, run};
+pub(crate) use block::{Dense, KC, Places, SharedMut, Target, for_each_task, run, run_at};
 pub(crate) use kernel::{Ahead, CHUNK, Finish, Tile};
+pub(crate) use long::add_up;
 pub(crate) use operand::{
-    Matrix, Packed, Panels, Rows, Unpacked, copy_row, strip_len, strip_row, strips_len,
+    Matrix, Packed, Panels, Rows, Transposed, copy_row, strip_len, strip_row, strips_len,
 };
 pub(crate) use vector::{Arch, Job, Vector, on, tile_shape};
 

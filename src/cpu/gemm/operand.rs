@@ -112,6 +112,73 @@ impl Rows for HardMask {
     }
 }
 
+/// The transpose of a row-major matrix with row stride `ld`: row `r` of A is column `r` of the matrix.
+pub(crate) struct Transposed(pub Matrix);
+
+impl Rows for Transposed {
+    #[inline(always)]
+    fn ahead(&self, row: usize, rows: usize, k: usize) -> Ahead {
+        Ahead::across(self.0.data.wrapping_add(k * self.0.ld + row), self.0.ld, rows.div_ceil(CHUNK))
+    }
+
+    #[inline(always)]
+    unsafe fn fill<A: Arch>(&self, row: usize, rows: usize, k: usize, len: usize, strips: *mut f32) {
+        let lanes = A::V::LANES;
+        for r in (0..rows).step_by(A::MR) {
+            let count = A::MR.min(rows - r);
+            let mut at = 0;
+            while at < len {
+                let width = lanes.min(len - at);
+                // SAFETY: rows k + at.. and columns row + r.. are inside the matrix; the strip has room for whole chunks
+                // of MR rows, and MR is at most LANES.
+                unsafe {
+                    let src = self.0.data.add((k + at) * self.0.ld + row + r);
+                    let dst = strips.add(strip_row(r, len, A::MR) + at / CHUNK * A::MR * CHUNK + at % CHUNK);
+                    let mut square = [A::V::splat(0.0); CHUNK];
+                    for (i, line) in square.iter_mut().enumerate().take(lanes) {
+                        if i < width {
+                            *line = A::V::load_up_to(src.add(i * self.0.ld), count);
+                        }
+                    }
+                    let square = transpose_square::<A>(square);
+                    for (i, line) in square.iter().enumerate().take(A::MR) {
+                        line.store(dst.add(i * CHUNK));
+                    }
+                }
+                at += lanes;
+            }
+        }
+    }
+}
+
+/// The transpose of a matrix of logits, read as the hard mask `logit > 0 ? 1 : 0` (NaN gives 0).
+pub(crate) struct TransposedMask(pub Matrix);
+
+impl Rows for TransposedMask {
+    #[inline(always)]
+    fn ahead(&self, row: usize, rows: usize, k: usize) -> Ahead {
+        Transposed(Matrix { ..self.0 }).ahead(row, rows, k)
+    }
+
+    #[inline(always)]
+    unsafe fn fill<A: Arch>(&self, row: usize, rows: usize, k: usize, len: usize, strips: *mut f32) {
+        // SAFETY: the caller's contract; the transposing copy writes whole chunks of `LANES` columns, so that all
+        // that is read here was written.
+        unsafe {
+            Transposed(Matrix { ..self.0 }).fill::<A>(row, rows, k, len, strips);
+            for r in 0..rows {
+                let row = strips.add(strip_row(r, len, A::MR));
+                for at in (0..len).step_by(A::V::LANES) {
+                    let piece = row.add(at / CHUNK * A::MR * CHUNK + at % CHUNK);
+                    for i in 0..A::V::LANES {
+                        *piece.add(i) = if *piece.add(i) > 0.0 { 1.0 } else { 0.0 };
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Supplies panels of B.
 pub(crate) trait Panels: Sync {
     /// Rows `k..k + len` of panel `index` as `[len][NR]`, either where they already lie or in `scratch`.
@@ -231,20 +298,32 @@ unsafe fn transpose<A: Arch>(src: *const f32, ld: usize, count: usize, len: usiz
                     *row = A::V::load_up_to(p, width);
                 }
             }
-            // log2(LANES) perfect shuffles transpose a square.
-            let mut done = 1;
-            while done < lanes {
-                let mut next = rows;
-                for i in 0..lanes / 2 {
-                    (next[2 * i], next[2 * i + 1]) = rows[i].interleave(rows[i + lanes / 2]);
-                }
-                rows = next;
-                done *= 2;
-            }
+            let rows = transpose_square::<A>(rows);
             for (i, row) in rows.iter().enumerate().take(width) {
                 row.store(dst.add((k + i) * A::NR));
             }
             k += lanes;
         }
     }
+}
+
+/// Transposes the first `LANES` registers, a square.
+///
+/// # Safety
+/// Features as for `A`.
+#[inline(always)]
+unsafe fn transpose_square<A: Arch>(mut rows: [A::V; CHUNK]) -> [A::V; CHUNK] {
+    let lanes = A::V::LANES;
+    // log2(LANES) perfect shuffles.
+    let mut done = 1;
+    while done < lanes {
+        let mut next = rows;
+        for i in 0..lanes / 2 {
+            // SAFETY: the contract above.
+            (next[2 * i], next[2 * i + 1]) = unsafe { rows[i].interleave(rows[i + lanes / 2]) };
+        }
+        rows = next;
+        done *= 2;
+    }
+    rows
 }

@@ -1,4 +1,5 @@
-//! Hard-mask pooling: the threshold is fused with the pooling GEMM, one product per image.
+//! Hard-mask pooling: the threshold is fused with the pooling GEMM, one product per image; its
+//! gradient is the product with the transposed mask.
 
 use crate::cpu::gemm;
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel};
@@ -38,8 +39,32 @@ impl Kernel for Pooling {
     }
 }
 
+struct PoolingGrad {
+    product: gemm::MaskPool,
+    batch: usize,
+}
+
 impl CpuOp for MaskPoolGrad {
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
-        super::reference::Reference::new(*self, context)
+        let (masks, dy) = (context.inputs[0].shape, context.inputs[1].shape);
+        let (objects, pixels, channels) = (masks[1], masks[2] * masks[3], dy[2]);
+        let product = gemm::MaskPool { objects, pixels, channels, isa: context.isa };
+        Box::new(PoolingGrad { product, batch: masks[0] })
+    }
+}
+
+impl Kernel for PoolingGrad {
+    fn name(&self) -> String {
+        format!("gemm {}", self.product.isa)
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        let gemm::MaskPool { objects, pixels, channels, .. } = self.product;
+        for image in 0..self.batch {
+            let masks = &args.inputs[0][image * objects * pixels..][..objects * pixels];
+            let dy = &args.inputs[1][image * objects * channels..][..objects * channels];
+            let dx = &mut args.outputs[0][image * pixels * channels..][..pixels * channels];
+            self.product.run_grad(masks, dy, dx);
+        }
     }
 }

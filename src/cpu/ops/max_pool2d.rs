@@ -129,11 +129,17 @@ simd! {
     fn band_grad(isa, grad: &BandsGrad, first: usize, x: &[f32], dy: &[f32], dx: &mut [f32]) {
         let [height, width, channels] = [1, 2, 3].map(|axis| grad.x[axis]);
         let band = first..first + dx.len() / (width * channels);
-        dx.fill(0.0);
+        // Rows are cleared when the first window reaches them, while they are in cache.
+        let mut cleared = 0;
         for (p, dy) in dy.chunks_exact(grad.y[2] * channels).enumerate() {
             let rows = grad.op.window(0, height, p);
             if rows.end <= band.start || rows.start >= band.end {
                 continue;
+            }
+            let reached = (rows.end.min(band.end) - band.start) * width * channels;
+            if reached > cleared {
+                dx[cleared..reached].fill(0.0);
+                cleared = reached;
             }
             for (q, dy) in dy.chunks_exact(channels).enumerate() {
                 let columns = grad.op.window(1, width, q);
@@ -152,6 +158,7 @@ simd! {
                 }
             }
         }
+        dx[cleared..].fill(0.0);
     }
 }
 

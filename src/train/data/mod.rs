@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Every random choice comes from a stream keyed by (seed, epoch, place in the epoch): batches do not depend on the number of
-//! threads nor on timing, and a [`Position`](sampler::Position) is all there is to store for resuming.
+//! threads nor on timing, and a [`Position`] is all there is to store for resuming.
 
 pub mod augment;
 pub mod batch;

@@ -1,0 +1,441 @@
+//! COCO average precision of instance masks (or boxes), as pycocotools computes it: IoU 0.50:0.05:0.95, 101 recall
+//! points, at most 1 / 10 / 100 detections an image, areas below 32^2, up to 96^2, above, crowds neither hit nor
+//! missed. Matching and averaging are the crate hotcoco's; reading and checking the annotations is done here.
+
+use super::class_match::{ClassMatch, ClassPolicy};
+use super::coco_json::{CocoFile, Flag, ImageRecord};
+use crate::error::{Error, Result};
+use crate::image::bitmask::BitMask;
+use crate::image::rle;
+use hotcoco::params::IouType;
+use hotcoco::{Annotation, Category, EvalMode, Image, Params, Segmentation, StreamingEval};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overlap {
+    /// Pixels of masks.
+    #[default]
+    Masks,
+    /// Areas of boxes.
+    Boxes,
+}
+
+/// Where a detected object is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Region<'a> {
+    /// A mask at the size of the image.
+    Mask(&'a BitMask),
+    /// Compressed COCO run lengths and their (height, width).
+    Rle {
+        /// Height and width.
+        size: [usize; 2],
+        /// Run lengths.
+        counts: &'a str,
+    },
+    /// Left, top, width, height in pixels; for [`Overlap::Boxes`] alone.
+    Box([f64; 4]),
+}
+
+/// One detected object.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Detection<'a> {
+    /// Class index of the model.
+    pub class: usize,
+    /// Confidence: of two detections the one with more is matched first.
+    pub score: f64,
+    /// Where it is.
+    pub region: Region<'a>,
+}
+
+/// Average precision and recall; `None` where there is no object to find.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ApReport {
+    /// Mean over classes and IoU thresholds 0.50:0.05:0.95.
+    pub ap: f64,
+    /// At IoU 0.50.
+    pub ap50: f64,
+    /// At IoU 0.75.
+    pub ap75: f64,
+    /// Of objects below 32^2 pixels.
+    pub ap_small: Option<f64>,
+    /// Of objects of 32^2 to 96^2 pixels.
+    pub ap_medium: Option<f64>,
+    /// Of objects above 96^2 pixels.
+    pub ap_large: Option<f64>,
+    /// Largest recall with one detection an image, mean over IoU thresholds.
+    pub ar1: f64,
+    /// With ten.
+    pub ar10: f64,
+    /// With a hundred.
+    pub ar100: f64,
+    /// With a hundred, of objects below 32^2 pixels.
+    pub ar_small: Option<f64>,
+    /// With a hundred, of objects of 32^2 to 96^2 pixels.
+    pub ar_medium: Option<f64>,
+    /// With a hundred, of objects above 96^2 pixels.
+    pub ar_large: Option<f64>,
+    /// Number of images.
+    pub images: usize,
+    /// Number of objects to find; crowds are not counted.
+    pub objects: usize,
+    /// The evaluated classes in the order of the data set.
+    pub per_class: Vec<ClassAp>,
+}
+
+/// Average precision of one class.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassAp {
+    /// Name of the class.
+    pub name: String,
+    /// Mean over IoU thresholds; `None` without objects.
+    pub ap: Option<f64>,
+    /// At IoU 0.50.
+    pub ap50: Option<f64>,
+    /// Number of objects to find.
+    pub objects: usize,
+}
+
+/// Compares detections with the annotations of a COCO instance file. Build it once; [`Evaluator::clear`] starts over
+/// without reading the file again.
+pub struct Evaluator {
+    path: PathBuf,
+    overlap: Overlap,
+    classes: ClassMatch,
+    images: Vec<ImageTruth>,
+    index: HashMap<u64, usize>,
+    stream: StreamingEval,
+}
+
+struct ImageTruth {
+    record: ImageRecord,
+    /// Objects of the evaluated classes; the category is the class' position in [`ClassMatch::matched`].
+    objects: Vec<Annotation>,
+    done: bool,
+}
+
+#[derive(Deserialize)]
+struct InstanceRecord {
+    id: Option<u64>,
+    image_id: u64,
+    category_id: Option<u64>,
+    segmentation: Option<Outline>,
+    bbox: Option<[f64; 4]>,
+    area: Option<f64>,
+    #[serde(default)]
+    iscrowd: Flag,
+    /// Only panoptic files have it.
+    segments_info: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "`segmentation` is neither a list of polygons nor run lengths with `size` and `counts`"
+)]
+enum Outline {
+    Polygons(Vec<Vec<f64>>),
+    Rle { size: [usize; 2], counts: Counts },
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Counts {
+    Text(String),
+    Runs(Vec<u32>),
+}
+
+impl Evaluator {
+    /// Reads a COCO instance file for a model whose classes have these names.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read; [`Error::Data`] naming the record if it is no such file, contradicts itself,
+    /// holds an unsound mask or no object of an evaluated class; as [`ClassMatch::new`].
+    pub fn open(path: &Path, classes: &[String], policy: ClassPolicy, overlap: Overlap) -> Result<Self> {
+        let file: CocoFile<InstanceRecord> = CocoFile::read(path)?;
+        let names: Vec<String> = file.categories.iter().map(|c| c.name.clone()).collect();
+        let classes = ClassMatch::new(path, classes, &names, policy)?;
+        let position: HashMap<u64, usize> =
+            file.categories.iter().enumerate().map(|(i, c)| (c.id, i)).collect();
+        let truth =
+            |record: &ImageRecord| ImageTruth { record: record.clone(), objects: vec![], done: false };
+        let mut images: Vec<ImageTruth> = file.images.iter().map(truth).collect();
+        for (i, record) in file.annotations.iter().enumerate() {
+            let name =
+                || record.id.map_or_else(|| format!("annotations[{i}]"), |id| format!("annotation {id}"));
+            let refuse = |reason: String| Error::record(path, name(), reason);
+            if record.segments_info.is_some() {
+                let reason = "this is a panoptic annotation: it needs the folder of PNGs (--panoptic-dir)";
+                return Err(refuse(reason.into()));
+            }
+            let image = &mut images[file.image(record.image_id, name)?];
+            let id = record.category_id.ok_or_else(|| refuse("there is no `category_id`".into()))?;
+            let unknown = || refuse(format!("there is no category {id}"));
+            let category = *position.get(&id).ok_or_else(unknown)?;
+            let object = object(record, &image.record, overlap).map_err(refuse)?;
+            if let Some(slot) = classes.slot_of_category[category] {
+                image.objects.push(Annotation { category_id: slot as u64, ..object });
+            }
+        }
+        let stream = stream(overlap, &classes)?;
+        let evaluator =
+            Evaluator { path: path.to_path_buf(), overlap, classes, images, index: file.image_index, stream };
+        if evaluator.objects().next().is_none() {
+            return Err(Error::data(path, "no annotation (other than crowds) of an evaluated class"));
+        }
+        Ok(evaluator)
+    }
+
+    /// The images, in the order of the file.
+    pub fn images(&self) -> impl ExactSizeIterator<Item = &ImageRecord> {
+        self.images.iter().map(|image| &image.record)
+    }
+
+    /// Leaves out the images for which `keep` is false, and starts over.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if no object is left.
+    pub fn retain_images(&mut self, mut keep: impl FnMut(&ImageRecord) -> bool) -> Result<()> {
+        self.images.retain(|image| keep(&image.record));
+        self.index = self.images.iter().enumerate().map(|(i, image)| (image.record.id, i)).collect();
+        self.clear()?;
+        match self.objects().next() {
+            Some(_) => Ok(()),
+            None => Err(Error::data(&self.path, "no annotation is left in the chosen images")),
+        }
+    }
+
+    /// The evaluated classes.
+    pub fn classes(&self) -> &ClassMatch {
+        &self.classes
+    }
+
+    /// Forgets all detections.
+    ///
+    /// # Errors
+    /// None that these settings can give.
+    pub fn clear(&mut self) -> Result<()> {
+        self.stream = stream(self.overlap, &self.classes)?;
+        self.images.iter_mut().for_each(|image| image.done = false);
+        Ok(())
+    }
+
+    /// Compares the detections in one image, in any order; equal scores rank as given. A second call for an image
+    /// replaces the first. Classes that are not evaluated are skipped.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for an image that is not in the file; [`Error::Usage`] for a class the model does not have, a
+    /// score that is no number, or a region of another kind or size.
+    pub fn add(&mut self, image_id: u64, detections: &[Detection]) -> Result<()> {
+        let unknown = || Error::data(&self.path, format!("there is no image {image_id}"));
+        let at = *self.index.get(&image_id).ok_or_else(unknown)?;
+        let record = &self.images[at].record;
+        let mut found = Vec::with_capacity(detections.len());
+        for (i, detection) in detections.iter().enumerate() {
+            let refuse = |reason: String| Error::usage(format!("image {image_id}, detection {i}: {reason}"));
+            let Some(slot) = self.classes.slot_of_class.get(detection.class) else {
+                return Err(refuse(format!("the model has no class {}", detection.class)));
+            };
+            if detection.score.is_nan() {
+                return Err(refuse("the score is not a number".into()));
+            }
+            let (segmentation, bbox) = self.region(&detection.region, record).map_err(refuse)?;
+            let Some(slot) = *slot else { continue };
+            found.push(Annotation {
+                image_id,
+                category_id: slot as u64,
+                score: Some(detection.score),
+                segmentation,
+                bbox,
+                ..Annotation::default()
+            });
+        }
+        let image = Image {
+            id: image_id,
+            height: record.height as u32,
+            width: record.width as u32,
+            ..Image::default()
+        };
+        let objects = self.images[at].objects.clone();
+        self.stream
+            .update(vec![image], objects, found)
+            .map_err(|e| Error::record(&self.path, format!("image {image_id}"), e.to_string()))?;
+        self.images[at].done = true;
+        Ok(())
+    }
+
+    /// Precision and recall over all images; those without a call of [`Evaluator::add`] count as if nothing had been
+    /// found in them.
+    ///
+    /// # Errors
+    /// None that sound settings can give.
+    pub fn summarize(&self) -> Result<ApReport> {
+        let fault = |e: hotcoco::Error| Error::data(&self.path, e.to_string());
+        let mut stream = self.stream.clone();
+        for image in self.images.iter().filter(|image| !image.done) {
+            let record = &image.record;
+            let (height, width) = (record.height as u32, record.width as u32);
+            let record = Image { id: record.id, height, width, ..Image::default() };
+            stream.update(vec![record], image.objects.clone(), Vec::new()).map_err(fault)?;
+        }
+        let mut evaluation = stream.finalize();
+        evaluation.accumulate();
+        let _lines = evaluation.summarize_lines();
+        let stats = evaluation.stats().unwrap_or_default().to_vec();
+        let stat = |i: usize| stats.get(i).copied().filter(|&v| v >= 0.0);
+        let mean = |i: usize| stat(i).unwrap_or(0.0);
+        Ok(ApReport {
+            ap: mean(0),
+            ap50: mean(1),
+            ap75: mean(2),
+            ap_small: stat(3),
+            ap_medium: stat(4),
+            ap_large: stat(5),
+            ar1: mean(6),
+            ar10: mean(7),
+            ar100: mean(8),
+            ar_small: stat(9),
+            ar_medium: stat(10),
+            ar_large: stat(11),
+            images: self.images.len(),
+            objects: self.objects().count(),
+            per_class: self.per_class(&evaluation),
+        })
+    }
+
+    /// The objects to find.
+    fn objects(&self) -> impl Iterator<Item = &Annotation> {
+        self.images.iter().flat_map(|image| &image.objects).filter(|object| !object.iscrowd)
+    }
+
+    fn per_class(&self, evaluation: &hotcoco::COCOeval) -> Vec<ClassAp> {
+        let mut objects = vec![0; self.classes.len()];
+        for object in self.objects() {
+            objects[object.category_id as usize] += 1;
+        }
+        let params = &evaluation.params;
+        let (area, dets) = (params.all_area_idx(), params.max_det_idx());
+        let precision = |slot: usize, thresholds: &[usize]| {
+            let table = evaluation.accumulated()?;
+            let k = table.cat_ids.iter().position(|&id| id == slot as u64)?;
+            let points = thresholds.iter().flat_map(|&t| (0..table.shape.r).map(move |r| (t, r)));
+            let values = points.map(|(t, r)| table.precision[table.precision_idx(t, r, k, area, dets)]);
+            let (sum, n) = values.filter(|&v| v >= 0.0).fold((0.0, 0), |(sum, n), v| (sum + v, n + 1));
+            (n > 0).then(|| sum / f64::from(n))
+        };
+        let all: Vec<usize> = (0..params.iou_thrs.len()).collect();
+        let class = |(slot, class): (usize, &super::class_match::MatchedClass)| ClassAp {
+            name: class.name.clone(),
+            ap: precision(slot, &all),
+            ap50: precision(slot, &all[..1]),
+            objects: objects[slot],
+        };
+        self.classes.matched.iter().enumerate().map(class).collect()
+    }
+
+    /// Mask or box of a detection in hotcoco's terms.
+    fn region(&self, region: &Region, image: &ImageRecord) -> Result<Geometry, String> {
+        let size = [image.height, image.width];
+        let runs = match (region, self.overlap) {
+            (Region::Box(bbox), Overlap::Boxes) => return Ok((None, Some(*bbox))),
+            (Region::Mask(mask), Overlap::Masks) => {
+                check_size([mask.height(), mask.width()], size)?;
+                rle::run_lengths(mask)
+            }
+            (Region::Rle { size: found, counts }, Overlap::Masks) => {
+                check_size(*found, size)?;
+                checked_runs(rle::decompress(counts).map_err(|e| e.to_string())?, size)?
+            }
+            (Region::Box(_), Overlap::Masks) => return Err("a box where masks are compared".into()),
+            (_, Overlap::Boxes) => return Err("a mask where boxes are compared".into()),
+        };
+        Ok((Some(uncompressed(runs, size)), None))
+    }
+}
+
+/// Mask and box of an object; the one that is compared is there.
+type Geometry = (Option<Segmentation>, Option<[f64; 4]>);
+
+fn stream(overlap: Overlap, classes: &ClassMatch) -> Result<StreamingEval> {
+    let kind = match overlap {
+        Overlap::Masks => IouType::Segm,
+        Overlap::Boxes => IouType::Bbox,
+    };
+    let category = |(slot, name): (usize, String)| Category { id: slot as u64, name, ..Category::default() };
+    let categories = classes.matched.iter().map(|c| c.name.clone()).enumerate().map(category).collect();
+    StreamingEval::new(Params::new(kind), EvalMode::Coco, categories).map_err(|e| Error::usage(e.to_string()))
+}
+
+/// An annotation in hotcoco's terms, its mask turned into run lengths once; the category is left open.
+fn object(record: &InstanceRecord, image: &ImageRecord, overlap: Overlap) -> Result<Annotation, String> {
+    let size = [image.height, image.width];
+    let (segmentation, bbox) = match overlap {
+        Overlap::Boxes => (None, Some(record.bbox.ok_or("there is no `bbox`")?)),
+        Overlap::Masks => (Some(uncompressed(outline_runs(record, size)?, size)), None),
+    };
+    Ok(Annotation {
+        image_id: image.id,
+        segmentation,
+        bbox,
+        area: record.area,
+        iscrowd: record.iscrowd.0,
+        ..Annotation::default()
+    })
+}
+
+/// Column-major run lengths of an annotation's mask.
+fn outline_runs(record: &InstanceRecord, size: [usize; 2]) -> Result<Vec<u32>, String> {
+    match &record.segmentation {
+        None => Err("there is no `segmentation`".into()),
+        Some(Outline::Polygons(polygons)) => {
+            if polygons.is_empty() {
+                return Err("`segmentation` is an empty list".into());
+            }
+            if let Some((i, polygon)) =
+                polygons.iter().enumerate().find(|(_, p)| p.len() < 6 || p.len() % 2 == 1)
+            {
+                let n = polygon.len();
+                return Err(format!("polygon {i} has {n} numbers, not an even number of at least 6"));
+            }
+            let far = |v: &&f64| v.abs() > 1e6;
+            if let Some(value) = polygons.iter().flatten().find(far) {
+                return Err(format!("a polygon has the coordinate {value}"));
+            }
+            hotcoco::mask::fr_polys(polygons, size[0] as u32, size[1] as u32)
+                .map(|rle| rle.counts)
+                .map_err(|e| e.to_string())
+        }
+        Some(Outline::Rle { size: found, counts }) => {
+            check_size(*found, size)?;
+            let runs = match counts {
+                Counts::Runs(runs) => runs.clone(),
+                Counts::Text(text) => rle::decompress(text).map_err(|e| e.to_string())?,
+            };
+            checked_runs(runs, size)
+        }
+    }
+}
+
+fn check_size(found: [usize; 2], image: [usize; 2]) -> Result<(), String> {
+    if found == image {
+        return Ok(());
+    }
+    Err(format!("the mask is {} x {}, the image {} x {}", found[0], found[1], image[0], image[1]))
+}
+
+/// The runs, if they cover the image.
+fn checked_runs(runs: Vec<u32>, [height, width]: [usize; 2]) -> Result<Vec<u32>, String> {
+    let total: u64 = runs.iter().map(|&run| u64::from(run)).sum();
+    match total == (height * width) as u64 {
+        true => Ok(runs),
+        false => {
+            Err(format!("the run lengths add up to {total}, not to {height} x {width} = {}", height * width))
+        }
+    }
+}
+
+fn uncompressed(counts: Vec<u32>, size: [usize; 2]) -> Segmentation {
+    Segmentation::UncompressedRle { size: size.map(|side| side as u32), counts }
+}
