@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::validate::Metric;
 use crate::error::{Error, Result};
 use crate::model::{BackboneConfig, Config, Normalization, Task};
 use crate::train::data::{Augment, DataConfig, LoaderConfig, Mix, Sampling};
@@ -24,6 +25,9 @@ pub struct RunConfig {
     /// Parameters whose key starts with one of these stay as they are.
     #[serde(default)]
     pub frozen: Vec<String>,
+    /// How batch norms that are not frozen normalise.
+    #[serde(default)]
+    pub batch_norm: BatchNormMode,
     /// The model.
     pub model: ModelConfig,
     /// Where the weights start from.
@@ -45,6 +49,17 @@ pub struct RunConfig {
     /// Where results go, and when.
     #[serde(default)]
     pub run: OutputConfig,
+}
+
+/// How batch norms that are not frozen normalise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchNormMode {
+    /// By the running statistics, which stay as they are. The affine part is trained.
+    #[default]
+    Frozen,
+    /// By the statistics of the batch, which the running ones follow (0.9 old + 0.1 new).
+    Train,
 }
 
 /// A model: one that has a name, with changes. Classes and task follow from the data.
@@ -208,7 +223,7 @@ impl ScheduleConfig {
     }
 }
 
-/// Where results go, and when. 0 minutes or iterations mean never.
+/// Where results go, and when. 0 minutes, epochs or iterations mean never.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutputConfig {
@@ -220,6 +235,17 @@ pub struct OutputConfig {
     pub save_iterations: u64,
     /// Iterations between two lines of the log.
     pub log_iterations: u64,
+    /// Minutes between two validations. The last one comes at the end.
+    pub validate_minutes: f64,
+    /// Epochs between two validations, besides.
+    pub validate_epochs: u64,
+    /// What `best.safetensors` is the best in: the mean of this metric over the validation sets. By default the main one
+    /// of each: `ap`, `pq` or `miou`.
+    pub best: Option<Metric>,
+    /// Minutes between two sheets of sample photos with their masks.
+    pub overlay_minutes: f64,
+    /// Photos on such a sheet.
+    pub overlay_photos: usize,
     /// Checkpoints are stored as f16; the state of the run never is.
     pub f16: bool,
     /// The run stops, saved, after this many minutes.
@@ -233,6 +259,11 @@ impl Default for OutputConfig {
             save_minutes: 5.0,
             save_iterations: 0,
             log_iterations: 10,
+            validate_minutes: 10.0,
+            validate_epochs: 0,
+            best: None,
+            overlay_minutes: 10.0,
+            overlay_photos: 8,
             f16: false,
             time_limit_minutes: 0.0,
         }
@@ -291,7 +322,7 @@ impl RunConfig {
         check(std.is_finite() && std >= 0.0, "start.kernel_init_std must not be negative")?;
         let run = &self.run;
         check(run.log_iterations > 0, "run.log_iterations must be at least 1")?;
-        let minutes = [run.save_minutes, run.time_limit_minutes];
+        let minutes = [run.save_minutes, run.time_limit_minutes, run.validate_minutes, run.overlay_minutes];
         check(minutes.iter().all(|m| (0.0..1e7).contains(m)), "run: minutes must not be negative")?;
         let LossWeights { mask, dice, class, rank, seg } = self.loss;
         check(

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::validate::Score;
 use crate::error::{Error, Result};
 use crate::fsio::atomic_write;
 use crate::train::step::Losses;
@@ -95,6 +96,16 @@ pub fn line(head: &LineHead, meter: &Meter) -> Value {
         "data_wait": meter.wait_share(),
         "left_out": meter.left_out,
     })
+}
+
+/// A validation line.
+pub fn validation_line(iteration: u64, epoch: u64, scores: &[Score], judged: Option<f64>) -> Value {
+    let of = |score: &Score| {
+        let metrics = score.metrics.iter().map(|(metric, value)| (metric.name().into(), (*value).into()));
+        (score.set.clone(), Value::Object(metrics.collect()))
+    };
+    let sets: Map<String, Value> = scores.iter().map(of).collect();
+    json!({"kind": "val", "iteration": iteration, "epoch": epoch, "judged": judged, "sets": sets})
 }
 
 /// The open file.

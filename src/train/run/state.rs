@@ -37,12 +37,21 @@ pub struct Progress {
     pub seed: u64,
     /// Time spent training, seconds.
     pub seconds: f64,
+    /// Best validation so far.
+    pub best: Option<f64>,
 }
 
 impl Progress {
     /// A run that has not begun.
     pub fn new(seed: u64) -> Self {
-        Progress { version: VERSION, iteration: 0, position: Position::default(), seed, seconds: 0.0 }
+        Progress {
+            version: VERSION,
+            iteration: 0,
+            position: Position::default(),
+            seed,
+            seconds: 0.0,
+            best: None,
+        }
     }
 }
 

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::config::RunConfig;
-use super::log::{LineHead, Log, Meter, line};
+use super::config::{BatchNormMode, RunConfig};
+use super::log::{LineHead, Meter};
+use super::norms::RunningStatistics;
+use super::outputs::Outputs;
 use super::start::{StartReport, Values, initial_values};
 use super::state::{Moments, Progress, State};
 use crate::cpu::Weights;
@@ -28,8 +30,8 @@ pub const STATE_FILE: &str = "last.state";
 pub const LAST_FILE: &str = "last.safetensors";
 /// The state before the update that went wrong.
 pub const DIVERGED_FILE: &str = "diverged.state";
-/// The log.
-pub const LOG_FILE: &str = "log.jsonl";
+/// The weights that validated best.
+pub const BEST_FILE: &str = "best.safetensors";
 
 /// Hears what a run does.
 pub trait Observer {
@@ -76,8 +78,9 @@ pub struct Trainer {
     loader: Loader,
     /// Parameters that stay as they are.
     constants: Values,
+    statistics: RunningStatistics,
     progress: Progress,
-    log: Log,
+    outputs: Outputs,
     meter: Meter,
     lr: f64,
     grad_norm: f64,
@@ -124,9 +127,8 @@ impl Trainer {
             )));
         }
         let loader_config = LoaderConfig { start: progress.position, ..config.loader(&model) };
+        let outputs = Outputs::open(&config, &mix, progress.iteration, progress.position.epoch)?;
         let loader = Loader::new(mix, loader_config)?;
-        std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-        let log = Log::open(&out.join(LOG_FILE), progress.iteration)?;
 
         let spec = TrainSpec {
             config: &model,
@@ -135,6 +137,7 @@ impl Trainer {
             max_objects: config.data.max_objects,
             weights: config.loss,
             frozen: &config.frozen,
+            train_batch_norm: config.batch_norm == BatchNormMode::Train,
         };
         let values = Arc::new(values);
         let source = Arc::clone(&values);
@@ -157,13 +160,14 @@ impl Trainer {
         Ok(Trainer {
             schedule: config.schedule.schedule(),
             total,
-            step,
             optimizer,
             loader,
             constants,
+            statistics: RunningStatistics::new(&step)?,
+            step,
             seconds_before: progress.seconds,
             progress,
-            log,
+            outputs,
             meter: Meter::default(),
             lr: 0.0,
             grad_norm: 0.0,
@@ -212,7 +216,12 @@ impl Trainer {
                 None
             };
             if let Some(outcome) = outcome {
-                self.save()?;
+                if outcome == Outcome::Finished {
+                    self.finish(observer)?;
+                } else {
+                    self.save()?;
+                }
+                self.outputs.curves()?;
                 return Ok(outcome);
             }
             if let Err(error) = self.iterate() {
@@ -232,11 +241,17 @@ impl Trainer {
             if iteration.is_multiple_of(self.config.run.log_iterations) || iteration == self.total {
                 let head =
                     LineHead { iteration, epoch: position.epoch, lr: self.lr, grad_norm: self.grad_norm };
-                self.log.write(&line(&head, &self.meter))?;
+                self.outputs.train(&head, &self.meter)?;
                 self.meter.reset();
             }
-            if self.save_is_due() {
+            if self.outputs.validation_is_due(position.epoch) {
+                self.validate(observer)?;
+            } else if self.save_is_due() {
                 self.save()?;
+            }
+            if self.outputs.overlay_is_due() {
+                self.export()?;
+                self.outputs.overlay(&self.path(LAST_FILE), iteration)?;
             }
         }
     }
@@ -251,6 +266,7 @@ impl Trainer {
             self.meter.waiting += waiting.elapsed().as_secs_f64();
             let losses = self.step.run(batch)?;
             self.meter.add(losses);
+            self.statistics.update(&self.step, &mut self.constants);
             self.meter.images += batch.len() as u64;
             self.meter.left_out += batch.left_out as u64;
             let (executor, pool) = self.step.parts_mut();
@@ -284,6 +300,31 @@ impl Trainer {
         state.export(&self.path(LAST_FILE), &self.model, self.config.run.f16)?;
         self.saved = Instant::now();
         Ok(())
+    }
+
+    /// Writes the weights for use alone.
+    fn export(&self) -> Result<()> {
+        self.state().export(&self.path(LAST_FILE), &self.model, self.config.run.f16)
+    }
+
+    /// Validates the weights for use, keeps them if they are the best, and saves.
+    fn validate(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        self.export()?;
+        let last = self.path(LAST_FILE);
+        let place = (self.progress.iteration, self.progress.position.epoch);
+        let judged = self.outputs.validate(&last, place, observer)?;
+        if let Some(value) = judged.filter(|value| self.progress.best.is_none_or(|best| *value > best)) {
+            self.progress.best = Some(value);
+            self.state().export(&self.path(BEST_FILE), &self.model, self.config.run.f16)?;
+        }
+        self.outputs.curves()?;
+        self.save()
+    }
+
+    /// The last save of a finished run, with validation and sample photos.
+    fn finish(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        self.validate(observer)?;
+        self.outputs.overlay(&self.path(LAST_FILE), self.progress.iteration)
     }
 
     /// Saves what can be saved when a step has failed; `error` itself is the caller's to report.
