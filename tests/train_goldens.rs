@@ -117,6 +117,7 @@ impl Golden {
             max_objects: SLOTS,
             weights: LossWeights::default(),
             frozen: &FROZEN.map(String::from),
+            train_batch_norm: false,
         };
         let weights =
             Weights::new(Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0)));

@@ -205,7 +205,7 @@ pub fn tensor(name: &str, upstream_shape: &[usize], seed: u64) -> Result<Tensor>
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// FNV-1a, 64 bits.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))

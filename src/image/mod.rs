@@ -17,7 +17,7 @@ pub mod panoptic;
 pub mod preprocess;
 pub mod resize;
 pub mod rle;
-mod text;
+pub mod text;
 mod worker_pool;
 
 use crate::error::{Error, Result};

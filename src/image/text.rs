@@ -17,7 +17,7 @@ const PAD: f32 = 4.0;
 const BASELINE: f32 = 31.0;
 const SPREAD: f32 = 4.0;
 /// Height of capitals over the em.
-pub(super) const CAP_HEIGHT: f32 = 0.73;
+pub const CAP_HEIGHT: f32 = 0.73;
 
 /// Distance from one glyph to the next at [`EM`], from the space on.
 #[rustfmt::skip]
@@ -49,12 +49,12 @@ fn glyph(character: char) -> usize {
 }
 
 /// Width of a line of text of `em` pixels.
-pub(super) fn width(text: &str, em: f32) -> f32 {
+pub fn width(text: &str, em: f32) -> f32 {
     text.chars().map(|c| ADVANCE[glyph(c)]).sum::<f32>() * em / EM
 }
 
 /// Draws a line of text that starts at `x` on the line `baseline`.
-pub(super) fn draw(canvas: &mut RgbImage, text: &str, x: f32, baseline: f32, em: f32, colour: [u8; 3]) {
+pub fn draw(canvas: &mut RgbImage, text: &str, x: f32, baseline: f32, em: f32, colour: [u8; 3]) {
     let scale = em / EM;
     let mut pen = x;
     for character in text.chars() {

@@ -8,11 +8,13 @@
 //! | [`matcher`] | exact bipartite assignment of proposals to annotated objects |
 //! | [`step`] | one training step: two segments of a plan around the assignment |
 //! | [`optimizer`], [`schedule`] | AdamW and learning-rate schedules |
+//! | [`run`] | whole runs: configuration, initial weights, saved state, logs |
 
 pub mod data;
 pub mod evaluate;
 pub mod matcher;
 pub mod network;
 pub mod optimizer;
+pub mod run;
 pub mod schedule;
 pub mod step;

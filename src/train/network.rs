@@ -6,13 +6,13 @@
 
 use crate::error::{Error, Result};
 use crate::graph::autodiff::gradients;
-use crate::graph::passes::{eliminate_dead_code, optimize};
-use crate::graph::{Builder, Graph, Param, ValueId};
+use crate::graph::passes::{eliminate_dead_code, optimize, train_batch_norm};
+use crate::graph::{Builder, Graph, Node, Param, ValueId};
 use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
 use crate::ops::binary::BinaryKind;
 use crate::ops::resize::ResizeMode;
 use crate::ops::{
-    Binary, ClassCost, CrossEntropyLoss, FocalLoss, MaskCost, MaskLoss, Reshape, Resize, Slice, ValueType,
+    Binary, ClassCost, CrossEntropyLoss, FocalLoss, MaskCost, MaskLoss, Op, Reshape, Resize, Slice, ValueType,
 };
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +66,8 @@ pub struct TrainSpec<'a> {
     pub weights: LossWeights,
     /// Parameters whose key starts with one of these stay as they are.
     pub frozen: &'a [String],
+    /// Batch norms that are not frozen normalise by the statistics of the batch instead of the running ones.
+    pub train_batch_norm: bool,
 }
 
 /// Kind of a loss term.
@@ -141,6 +143,9 @@ pub struct TrainNetwork {
     pub objects: Vec<usize>,
     /// Parameters that are trained, in order of definition.
     pub trained: Vec<Param>,
+    /// Batch norms in training: their names, and the number of values that a statistic is taken over. The results
+    /// `{name}.batch_mean` and `{name}.batch_var` (biased) are for the running statistics.
+    pub norms: Vec<(String, usize)>,
 }
 
 /// Predictions of one round.
@@ -162,12 +167,17 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
             "a batch of {batch} images with {slots} target slots trains nothing"
         )));
     }
-    let mut graph = optimize(build(spec.config, spec.batch, spec.size, TapMode::Predictions)?.graph)?;
-    let taps = graph.take_outputs();
     let frozen = |param: &Param| {
         let statistic = param.key.ends_with("running_mean") || param.key.ends_with("running_var");
         statistic || spec.frozen.iter().any(|prefix| param.key.starts_with(prefix.as_str()))
     };
+    let mut graph = build(spec.config, spec.batch, spec.size, TapMode::Predictions)?.graph;
+    if spec.train_batch_norm {
+        train_batch_norm(&mut graph, |param| !frozen(param));
+    }
+    let norms = trained_norms(&graph);
+    let mut graph = optimize(graph)?;
+    let taps = graph.take_outputs();
     let variables = graph.make_variables(|param| !frozen(param));
     let mut assembly = Assembly { b: Builder::resume(graph), spec, taps };
     let rounds = assembly.rounds()?;
@@ -176,7 +186,10 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
     let (terms, losses) = assembly.losses(&rounds, &inputs)?;
     let objects = rounds.iter().map(|round| assembly.b.shape(round.masks)[1]).collect();
 
-    let mut b = assembly.b;
+    let Assembly { mut b, taps, .. } = assembly;
+    for (name, value) in taps.iter().filter(|(name, _)| is_statistic(name)) {
+        b.output(name, *value);
+    }
     let mut seeds = Vec::new();
     for (term, &loss) in terms.iter().zip(&losses) {
         b.output(&term.name, loss);
@@ -196,7 +209,32 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
     let mut graph = b.finish()?;
     eliminate_dead_code(&mut graph);
     graph.verify()?;
-    Ok(TrainNetwork { graph, terms, rounds: rounds.len(), objects, trained })
+    Ok(TrainNetwork { graph, terms, rounds: rounds.len(), objects, trained, norms })
+}
+
+/// Name of the result with the mean of a batch norm in training, `[C]`.
+pub fn batch_mean_output(norm: &str) -> String {
+    format!("{norm}.batch_mean")
+}
+
+/// Name of the result with the (biased) variance of a batch norm in training, `[C]`.
+pub fn batch_var_output(norm: &str) -> String {
+    format!("{norm}.batch_var")
+}
+
+fn is_statistic(output: &str) -> bool {
+    output.ends_with(".batch_mean") || output.ends_with(".batch_var")
+}
+
+/// See [`TrainNetwork::norms`].
+fn trained_norms(graph: &Graph) -> Vec<(String, usize)> {
+    let nodes = graph.nodes().iter().filter(|node| matches!(node.op, Op::BatchNormTrain(_)));
+    let norm = |node: &Node| {
+        let weight = &graph.value(node.inputs[1]).name;
+        let shape = graph.value(node.inputs[0]).ty.shape;
+        (weight.strip_suffix(".weight").unwrap_or(weight).to_string(), shape.len() / shape.last())
+    };
+    nodes.map(norm).collect()
 }
 
 /// Inputs known before the run.

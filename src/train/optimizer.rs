@@ -170,6 +170,7 @@ impl AdamW {
 
     /// Takes the gradients of the executor's last run. After every `accumulate` of them the variables are updated with
     /// learning rate `lr` (before the groups' factors); then the global norm of the mean gradient before clipping is returned.
+    /// If that is NaN or infinite, nothing has been updated.
     ///
     /// # Errors
     /// [`Error::Graph`] if variables and gradients share memory.
@@ -189,9 +190,12 @@ impl AdamW {
             return Ok(None);
         }
         self.pending = 0;
-        self.updates += 1;
         let mean = 1.0 / self.accumulate as f64;
         let norm = mean * self.sum_of_squares(executor).sqrt();
+        if !norm.is_finite() {
+            return Ok(Some(norm));
+        }
+        self.updates += 1;
         let clip =
             if self.config.clip_norm > 0.0 { (self.config.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let [beta1, beta2] = self.config.betas;

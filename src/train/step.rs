@@ -47,6 +47,7 @@ pub struct TrainStep {
     shape: Shape,
     matcher: Matcher,
     losses: Losses,
+    norms: Vec<(String, usize)>,
 }
 
 /// Extents that all rounds share.
@@ -164,6 +165,7 @@ impl TrainStep {
             shape,
             matcher: Matcher::default(),
             losses,
+            norms: network.norms,
             executor,
             pool,
         })
@@ -186,6 +188,11 @@ impl TrainStep {
             let tensor = Tensor::new(operand.ty.shape, self.executor.variable(index).to_vec());
             (param, param.layout.invert(tensor, &param.upstream_shape))
         })
+    }
+
+    /// Batch norms in training; see [`TrainNetwork::norms`].
+    pub fn norms(&self) -> &[(String, usize)] {
+        &self.norms
     }
 
     /// Slot that each object of a round was matched with in the last step, `[B, objects]`.

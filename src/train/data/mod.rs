@@ -19,7 +19,7 @@ pub mod loader;
 pub mod mask;
 mod panoptic;
 mod polygon;
-mod random;
+pub(super) mod random;
 pub mod sampler;
 mod semantic;
 

@@ -9,20 +9,22 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// What a stream is for: streams of different purposes never share numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(in crate::train) enum Purpose {
     /// Order and multiplicity of the images of an epoch.
     Order = 1,
     /// Augmentation of one sample.
     Sample = 2,
+    /// Initial values of one parameter.
+    Weights = 3,
 }
 
 /// One stream of random numbers.
 #[derive(Clone, Debug)]
-pub(super) struct Draw(ChaCha8Rng);
+pub(in crate::train) struct Draw(ChaCha8Rng);
 
 impl Draw {
     /// The stream of `purpose` for the sample at `index` of `epoch`.
-    pub(super) fn new(purpose: Purpose, seed: u64, epoch: u64, index: u64) -> Self {
+    pub(in crate::train) fn new(purpose: Purpose, seed: u64, epoch: u64, index: u64) -> Self {
         let mut key = [0; 32];
         for (bytes, word) in key.chunks_exact_mut(8).zip([seed, epoch, index, purpose as u64]) {
             bytes.copy_from_slice(&word.to_le_bytes());
@@ -31,37 +33,43 @@ impl Draw {
     }
 
     /// Uniform in `[0, 1)`, 53 bits.
-    pub(super) fn unit(&mut self) -> f64 {
+    pub(in crate::train) fn unit(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// Standard normal (Box-Muller).
+    pub(in crate::train) fn normal(&mut self) -> f64 {
+        let (radius, angle) = (1.0 - self.unit(), self.unit());
+        (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+    }
+
     /// Uniform between `low` and `high`.
-    pub(super) fn uniform(&mut self, low: f64, high: f64) -> f64 {
+    pub(in crate::train) fn uniform(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.unit()
     }
 
     /// Uniform in the logarithm between `low` and `high`, both positive.
-    pub(super) fn log_uniform(&mut self, low: f64, high: f64) -> f64 {
+    pub(in crate::train) fn log_uniform(&mut self, low: f64, high: f64) -> f64 {
         (low.ln() + (high / low).ln() * self.unit()).exp()
     }
 
     /// True with this probability.
-    pub(super) fn chance(&mut self, probability: f64) -> bool {
+    pub(in crate::train) fn chance(&mut self, probability: f64) -> bool {
         self.unit() < probability
     }
 
     /// Uniform in `0..count` (the bias of at most count / 2^64 does not matter here).
-    pub(super) fn below(&mut self, count: usize) -> usize {
+    pub(in crate::train) fn below(&mut self, count: usize) -> usize {
         ((u128::from(self.0.next_u64()) * count as u128) >> 64) as usize
     }
 
     /// A whole number from `low` to `high`, both included.
-    pub(super) fn between(&mut self, low: i64, high: i64) -> i64 {
+    pub(in crate::train) fn between(&mut self, low: i64, high: i64) -> i64 {
         low + self.below((high - low + 1).max(1) as usize) as i64
     }
 
     /// Fisher-Yates shuffle.
-    pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
+    pub(in crate::train) fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             let j = self.below(i + 1);
             items.swap(i, j);

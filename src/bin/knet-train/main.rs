@@ -1,0 +1,119 @@
+//! The `knet-train` command.
+
+mod progress;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+use knet::train::run::{Outcome, RunConfig, Trainer};
+use knet::{Error, Result};
+use progress::Console;
+
+const AFTER_HELP: &str = "\
+Exit codes:
+    0  done, or stopped by the time limit
+    2  wrong usage: bad configuration
+    3  a file cannot be read or written; the last good checkpoint is still there
+    4  an image is damaged or unacceptable
+    5  a checkpoint is damaged or of an unknown format
+    6  a checkpoint does not fit the model
+    7  internal: a graph breaks a rule
+    8  a data set is damaged or inconsistent
+    9  a loss or gradient was NaN or infinite; the state before it is in diverged.state
+  130  stopped by Ctrl-C; the state is saved (a second Ctrl-C stops at once, without saving)";
+
+/// Trains K-Net on annotated photos.
+///
+/// The folder of the run gets last.state (to resume from), last.safetensors (for `knet segment --weights`) and log.jsonl.
+#[derive(Parser)]
+#[command(name = "knet-train", version, after_help = AFTER_HELP, max_term_width = 100)]
+struct Arguments {
+    /// The configuration of the run
+    #[arg(value_name = "CONFIG.toml")]
+    config: PathBuf,
+
+    /// Folder of the run, instead of the configuration's
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Go on from last.state in the folder of the run; begin if there is none
+    #[arg(long)]
+    resume: bool,
+
+    /// Learn the first N labelled images by heart, without augmentation: can the model learn at all?
+    #[arg(long, value_name = "N")]
+    overfit: Option<usize>,
+
+    /// Stop, saved, after so many minutes
+    #[arg(long, value_name = "MINUTES")]
+    time_limit: Option<f64>,
+
+    /// Threads of the training step; 0 for one per core
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Change a field of the configuration, e.g. `--set optimizer.lr=1e-3`
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl Arguments {
+    fn config(&self) -> Result<RunConfig> {
+        let mut config = RunConfig::load(&self.config, &self.set)?;
+        if let Some(out) = &self.out {
+            config.run.out.clone_from(out);
+        }
+        if let Some(count) = self.overfit {
+            config.overfit(count);
+        }
+        if let Some(minutes) = self.time_limit {
+            config.run.time_limit_minutes = minutes;
+        }
+        if let Some(threads) = self.threads {
+            config.threads = threads;
+        }
+        Ok(config)
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut console = Console::new();
+    match run(&arguments, &mut console) {
+        Ok(code) => code,
+        Err(error) => {
+            console.finish();
+            eprintln!("error: {error}");
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(arguments: &Arguments, console: &mut Console) -> Result<ExitCode> {
+    let config = arguments.config()?;
+    let out = config.run.out.clone();
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    let handler = move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step (once more: at once, without saving)");
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::usage(format!("Ctrl-C cannot be handled: {e}")))?;
+    let mut trainer = Trainer::new(config, arguments.resume, console)?;
+    let outcome = trainer.run(&stop, console)?;
+    console.finish();
+    let (done, total) = (trainer.iteration(), trainer.total());
+    let place = out.display();
+    match outcome {
+        Outcome::Finished => println!("done: {done} iterations; weights in {place}/last.safetensors"),
+        Outcome::TimeLimit | Outcome::Interrupted => {
+            println!("stopped after iteration {done} of {total}, saved; go on with --resume --out {place}");
+        }
+    }
+    Ok(if outcome == Outcome::Interrupted { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,105 @@
+//! What a person sees of a run: a bar on a terminal, now and then a line elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use knet::train::run::{Observer, Report};
+
+/// Seconds between two lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(30);
+/// Time between two texts of the bar.
+const TEXT_EVERY: Duration = Duration::from_millis(500);
+
+/// The console.
+pub struct Console {
+    terminal: bool,
+    bar: Option<ProgressBar>,
+    shown: Option<Instant>,
+    begun: Option<(Instant, u64)>,
+}
+
+impl Console {
+    /// Finds out whether standard error is a terminal.
+    pub fn new() -> Self {
+        Console { terminal: std::io::stderr().is_terminal(), bar: None, shown: None, begun: None }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Seconds left, by the mean speed since this process began to train.
+    fn seconds_left(&mut self, report: &Report<'_>) -> f64 {
+        let (begun, from) = *self.begun.get_or_insert_with(|| (Instant::now(), report.iteration));
+        let done = report.iteration.saturating_sub(from);
+        let left = report.total.saturating_sub(report.iteration) as f64;
+        if done == 0 { 0.0 } else { left * begun.elapsed().as_secs_f64() / done as f64 }
+    }
+}
+
+impl Observer for Console {
+    fn note(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn step(&mut self, report: &Report<'_>) {
+        let left = self.seconds_left(report);
+        let every = if self.terminal { TEXT_EVERY } else { LINE_EVERY };
+        let due = self.shown.is_none_or(|at| at.elapsed() >= every);
+        if self.terminal {
+            let bar = self.bar.get_or_insert_with(|| new_bar(report.total));
+            bar.set_position(report.iteration);
+            if due {
+                bar.set_message(format!("{}, {} left", text(report), duration(left)));
+            }
+        } else if due || report.iteration == report.total {
+            let Report { iteration, total, epoch, lr, .. } = report;
+            let text = text(report);
+            eprintln!("{iteration}/{total} epoch {epoch} lr {lr:.2e}  {text}, {} left", duration(left));
+        }
+        if due {
+            self.shown = Some(Instant::now());
+        }
+    }
+}
+
+fn new_bar(total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {wide_msg}");
+    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Loss, the terms of the last stage, and speed.
+fn text(report: &Report<'_>) -> String {
+    let meter = report.meter;
+    let last = meter.terms().filter(|(name, _)| name.starts_with('s')).map(|(name, _)| name);
+    let stage = last.filter_map(|name| name.split_once('_')).map(|(stage, _)| stage).max().unwrap_or("s0");
+    let mut text = format!("loss {:.3}", meter.total());
+    for what in ["cls", "mask", "dice"] {
+        let name = format!("{stage}_loss_{what}");
+        if let Some((_, value)) = meter.terms().find(|(term, _)| *term == name) {
+            text += &format!(" {what} {value:.3}");
+        }
+    }
+    text += &format!("  {:.1} images/s", meter.rate());
+    let wait = meter.wait_share();
+    if wait >= 0.05 {
+        text += &format!(" (data {:.0} %)", 100.0 * wait);
+    }
+    text
+}
+
+fn duration(seconds: f64) -> String {
+    let minutes = (seconds / 60.0).round() as u64;
+    match minutes {
+        0 => format!("{seconds:.0} s"),
+        1..120 => format!("{minutes} min"),
+        _ => format!("{} h {:02} min", minutes / 60, minutes % 60),
+    }
+}

@@ -1,0 +1,425 @@
+//! The configuration of a run: a TOML file, every field named in messages with its line.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::validate::Metric;
+use crate::error::{Error, Result};
+use crate::model::{BackboneConfig, Config, Normalization, Task};
+use crate::train::data::{Augment, DataConfig, LoaderConfig, Mix, Sampling};
+use crate::train::network::LossWeights;
+use crate::train::optimizer::AdamWConfig;
+use crate::train::schedule::{Decay, Schedule};
+
+/// All of a training run. Paths are relative to the working folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Seed of everything random: initial weights, order, augmentation.
+    #[serde(default)]
+    pub seed: u64,
+    /// Threads of the step; 0 for one per core. The numbers do not depend on it.
+    #[serde(default)]
+    pub threads: usize,
+    /// Parameters whose key starts with one of these stay as they are.
+    #[serde(default)]
+    pub frozen: Vec<String>,
+    /// How batch norms that are not frozen normalise.
+    #[serde(default)]
+    pub batch_norm: BatchNormMode,
+    /// The model.
+    pub model: ModelConfig,
+    /// Where the weights start from.
+    #[serde(default)]
+    pub start: StartConfig,
+    /// Data sets and batches.
+    pub data: DataSection,
+    /// Augmentation and the size of training images.
+    #[serde(default)]
+    pub augment: Augment,
+    /// The optimizer.
+    #[serde(default)]
+    pub optimizer: AdamWConfig,
+    /// Length of the run and learning rate.
+    pub schedule: ScheduleConfig,
+    /// Weights of the loss terms.
+    #[serde(default)]
+    pub loss: LossWeights,
+    /// Where results go, and when.
+    #[serde(default)]
+    pub run: OutputConfig,
+}
+
+/// How batch norms that are not frozen normalise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchNormMode {
+    /// By the running statistics, which stay as they are. The affine part is trained.
+    #[default]
+    Frozen,
+    /// By the statistics of the batch, which the running ones follow (0.9 old + 0.1 new).
+    Train,
+}
+
+/// A model: one that has a name, with changes. Classes and task follow from the data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Name of the trained model; `base` too if that is absent.
+    pub name: String,
+    /// One of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES), which gives all fields that are absent here.
+    #[serde(default)]
+    pub base: Option<String>,
+    /// [`Config::backbone`].
+    #[serde(default)]
+    pub backbone: Option<BackboneConfig>,
+    /// [`Config::channels`].
+    #[serde(default)]
+    pub channels: Option<usize>,
+    /// [`Config::proposals`].
+    #[serde(default)]
+    pub proposals: Option<usize>,
+    /// [`Config::stages`].
+    #[serde(default)]
+    pub stages: Option<usize>,
+    /// [`Config::feedforward_channels`].
+    #[serde(default)]
+    pub feedforward_channels: Option<usize>,
+    /// [`Config::heads`].
+    #[serde(default)]
+    pub heads: Option<usize>,
+    /// [`Config::norm_groups`].
+    #[serde(default)]
+    pub norm_groups: Option<usize>,
+    /// [`Config::size`]: of images at inference.
+    #[serde(default)]
+    pub size: Option<[usize; 2]>,
+    /// [`Config::normalization`].
+    #[serde(default)]
+    pub normalization: Option<Normalization>,
+    /// [`Config::max_per_image`].
+    #[serde(default)]
+    pub max_per_image: Option<usize>,
+    /// [`Config::mask_score`].
+    #[serde(default)]
+    pub mask_score: Option<bool>,
+    /// [`Config::instance_score_threshold`].
+    #[serde(default)]
+    pub instance_score_threshold: Option<f64>,
+    /// [`Config::overlap_threshold`].
+    #[serde(default)]
+    pub overlap_threshold: Option<f64>,
+}
+
+/// Where the weights start from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StartConfig {
+    /// A checkpoint of the whole model, or of its backbone alone. Without one all weights are drawn.
+    pub weights: Option<PathBuf>,
+    /// Parameters whose key starts with one of these are drawn all the same.
+    pub reset: Vec<String>,
+    /// Standard deviation of the initial instance kernels.
+    pub kernel_init_std: f64,
+}
+
+impl Default for StartConfig {
+    fn default() -> Self {
+        StartConfig { weights: None, reset: Vec::new(), kernel_init_std: 0.01 }
+    }
+}
+
+/// Data sets and batches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// Data sets to train on; their classes must agree.
+    pub train: Vec<DataConfig>,
+    /// Data sets to validate on.
+    #[serde(default)]
+    pub val: Vec<DataConfig>,
+    /// Images of a step.
+    #[serde(default = "default_batch")]
+    pub batch: usize,
+    /// Steps whose gradients are averaged for one update.
+    #[serde(default = "default_accumulate")]
+    pub accumulate: usize,
+    /// Most objects of an image; of more, a random choice is kept. At most the number of kernels can be matched.
+    #[serde(default = "default_max_objects")]
+    pub max_objects: usize,
+    /// Threads that load and augment.
+    #[serde(default = "default_loader_threads")]
+    pub loader_threads: usize,
+    /// Batches made ahead.
+    #[serde(default = "default_prefetch")]
+    pub prefetch: usize,
+    /// Decoded images are kept in memory up to this many MiB.
+    #[serde(default = "default_cache")]
+    pub cache_mib: usize,
+    /// All files are looked at before the run begins.
+    #[serde(default = "default_verify")]
+    pub verify: bool,
+    /// Which images are seen how often.
+    #[serde(default)]
+    pub sampling: Sampling,
+}
+
+fn default_batch() -> usize {
+    2
+}
+fn default_accumulate() -> usize {
+    1
+}
+fn default_max_objects() -> usize {
+    100
+}
+fn default_loader_threads() -> usize {
+    1
+}
+fn default_prefetch() -> usize {
+    2
+}
+fn default_cache() -> usize {
+    1024
+}
+fn default_verify() -> bool {
+    true
+}
+
+/// Length of the run, of which one must be given, and learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Passes over the data.
+    #[serde(default)]
+    pub epochs: Option<u64>,
+    /// Updates of the weights.
+    #[serde(default)]
+    pub iterations: Option<u64>,
+    /// [`Schedule::warmup`].
+    #[serde(default)]
+    pub warmup: u64,
+    /// [`Schedule::warmup_ratio`].
+    #[serde(default = "default_warmup_ratio")]
+    pub warmup_ratio: f64,
+    /// [`Schedule::decay`].
+    #[serde(default = "default_decay")]
+    pub decay: Decay,
+}
+
+fn default_warmup_ratio() -> f64 {
+    Schedule::default().warmup_ratio
+}
+fn default_decay() -> Decay {
+    Schedule::default().decay
+}
+
+impl ScheduleConfig {
+    /// The learning rate.
+    pub fn schedule(&self) -> Schedule {
+        let Self { warmup, warmup_ratio, decay, .. } = self;
+        Schedule { warmup: *warmup, warmup_ratio: *warmup_ratio, decay: decay.clone() }
+    }
+}
+
+/// Where results go, and when. 0 minutes, epochs or iterations mean never.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OutputConfig {
+    /// Folder of the run; made if it is not there.
+    pub out: PathBuf,
+    /// Minutes between two saves.
+    pub save_minutes: f64,
+    /// Iterations between two saves, besides.
+    pub save_iterations: u64,
+    /// Iterations between two lines of the log.
+    pub log_iterations: u64,
+    /// Minutes between two validations. The last one comes at the end.
+    pub validate_minutes: f64,
+    /// Epochs between two validations, besides.
+    pub validate_epochs: u64,
+    /// What `best.safetensors` is the best in: the mean of this metric over the validation sets. By default the main one
+    /// of each: `ap`, `pq` or `miou`.
+    pub best: Option<Metric>,
+    /// Minutes between two sheets of sample photos with their masks.
+    pub overlay_minutes: f64,
+    /// Photos on such a sheet.
+    pub overlay_photos: usize,
+    /// Checkpoints are stored as f16; the state of the run never is.
+    pub f16: bool,
+    /// The run stops, saved, after this many minutes.
+    pub time_limit_minutes: f64,
+}
+
+impl Default for OutputConfig {
+    fn default() -> Self {
+        OutputConfig {
+            out: PathBuf::from("runs/knet"),
+            save_minutes: 5.0,
+            save_iterations: 0,
+            log_iterations: 10,
+            validate_minutes: 10.0,
+            validate_epochs: 0,
+            best: None,
+            overlay_minutes: 10.0,
+            overlay_photos: 8,
+            f16: false,
+            time_limit_minutes: 0.0,
+        }
+    }
+}
+
+impl RunConfig {
+    /// Reads a configuration. `overrides` are `key=value` with dotted keys and TOML values (bare words are text).
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Usage`] naming file, line and field.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let refuse =
+            |e: toml::de::Error| Error::usage(format!("{}: {}", path.display(), one_line(&text, &e)));
+        let plain = || toml::from_str::<RunConfig>(&text).map_err(refuse);
+        let config = if overrides.is_empty() {
+            plain()?
+        } else {
+            let mut table: toml::Table = toml::from_str(&text).map_err(refuse)?;
+            for item in overrides {
+                set(&mut table, item)?;
+            }
+            match table.try_into() {
+                Ok(config) => config,
+                // A fault of the file itself is told with its line.
+                Err(e) => {
+                    plain()?;
+                    return Err(Error::usage(format!("--set {}: {}", overrides.join(" "), e.message())));
+                }
+            }
+        };
+        config.validate().map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
+        Ok(config)
+    }
+
+    /// Checks what the parts do not check themselves.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let check = |ok: bool, what: &str| if ok { Ok(()) } else { Err(Error::usage(what.to_string())) };
+        check(!self.data.train.is_empty(), "data.train is empty")?;
+        check((1..=1 << 16).contains(&self.data.accumulate), "data.accumulate must lie between 1 and 65536")?;
+        check(self.threads <= 1024, "threads must be at most 1024")?;
+        check(
+            self.schedule.epochs.is_some() != self.schedule.iterations.is_some(),
+            "schedule: give either epochs or iterations",
+        )?;
+        let lengths = [self.schedule.epochs, self.schedule.iterations];
+        check(
+            lengths.iter().flatten().all(|n| (1..=1 << 40).contains(n)),
+            "schedule: epochs and iterations must be at least 1",
+        )?;
+        let std = self.start.kernel_init_std;
+        check(std.is_finite() && std >= 0.0, "start.kernel_init_std must not be negative")?;
+        let run = &self.run;
+        check(run.log_iterations > 0, "run.log_iterations must be at least 1")?;
+        let minutes = [run.save_minutes, run.time_limit_minutes, run.validate_minutes, run.overlay_minutes];
+        check(minutes.iter().all(|m| (0.0..1e7).contains(m)), "run: minutes must not be negative")?;
+        let LossWeights { mask, dice, class, rank, seg } = self.loss;
+        check(
+            [mask, dice, class, rank, seg].iter().all(|w| w.is_finite() && *w >= 0.0),
+            "loss: weights must not be negative",
+        )?;
+        self.augment.validate()?;
+        self.optimizer.validate()
+    }
+
+    /// The model for the classes of `mix`.
+    ///
+    /// # Errors
+    /// As [`Config::named`] and [`Config::validate`].
+    pub fn model(&self, mix: &Mix) -> Result<Config> {
+        let m = &self.model;
+        let base = Config::named(m.base.as_deref().unwrap_or(&m.name))?;
+        let stuff = mix.classes().len() - mix.things();
+        let config = Config {
+            name: m.name.clone(),
+            task: if stuff > 0 { Task::Panoptic } else { Task::Instance },
+            backbone: m.backbone.unwrap_or(base.backbone),
+            channels: m.channels.unwrap_or(base.channels),
+            proposals: m.proposals.unwrap_or(base.proposals),
+            thing_classes: mix.things(),
+            stuff_classes: stuff,
+            stages: m.stages.unwrap_or(base.stages),
+            feedforward_channels: m.feedforward_channels.unwrap_or(base.feedforward_channels),
+            heads: m.heads.unwrap_or(base.heads),
+            norm_groups: m.norm_groups.unwrap_or(base.norm_groups),
+            size: m.size.unwrap_or(base.size),
+            normalization: m.normalization.unwrap_or(base.normalization),
+            max_per_image: m.max_per_image.unwrap_or(base.max_per_image),
+            mask_score: m.mask_score.unwrap_or(base.mask_score),
+            instance_score_threshold: m.instance_score_threshold.unwrap_or(base.instance_score_threshold),
+            overlap_threshold: m.overlap_threshold.unwrap_or(base.overlap_threshold),
+            class_names: mix.classes().iter().map(|class| class.name.to_string()).collect(),
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The loader's settings.
+    pub fn loader(&self, model: &Config) -> LoaderConfig {
+        let data = &self.data;
+        LoaderConfig {
+            batch: data.batch,
+            max_objects: data.max_objects,
+            threads: data.loader_threads,
+            prefetch: data.prefetch,
+            seed: self.seed,
+            augment: self.augment.clone(),
+            sampling: data.sampling,
+            cache_bytes: data.cache_mib.saturating_mul(1 << 20),
+            mean: model.normalization.mean,
+            std: model.normalization.std,
+            ..LoaderConfig::default()
+        }
+    }
+
+    /// Turns the run into a check of whether the model can learn `count` images by heart: no others, no augmentation.
+    pub fn overfit(&mut self, count: usize) {
+        self.data.sampling.overfit = Some(count);
+        self.augment = Augment::off(self.augment.size);
+    }
+}
+
+/// A message of the TOML reader with its line instead of an excerpt.
+fn one_line(text: &str, error: &toml::de::Error) -> String {
+    let line =
+        error.span().and_then(|span| text.get(..span.start)).map(|before| before.matches('\n').count() + 1);
+    let message = error.message().trim().replace('\n', "; ");
+    match line {
+        Some(line) => format!("line {line}: {message}"),
+        None => message,
+    }
+}
+
+/// Sets one `key=value`.
+fn set(table: &mut toml::Table, item: &str) -> Result<()> {
+    let refuse = |why: &str| Error::usage(format!("--set {item}: {why}"));
+    let (key, value) = item.split_once('=').ok_or_else(|| refuse("is not KEY=VALUE"))?;
+    let value = value.trim();
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"));
+    let value = parsed.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| value.into());
+    let mut table = table;
+    let mut parts = key.trim().split('.').peekable();
+    while let Some(part) = parts.next() {
+        if part.is_empty() {
+            return Err(refuse("a part of the key is empty"));
+        }
+        if parts.peek().is_none() {
+            table.insert(part.to_string(), value);
+            return Ok(());
+        }
+        let entry = table.entry(part).or_insert_with(|| toml::Table::new().into());
+        table = entry.as_table_mut().ok_or_else(|| refuse("a part of the key is not a table"))?;
+    }
+    Err(refuse("the key is empty"))
+}

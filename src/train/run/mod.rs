@@ -1,0 +1,26 @@
+//! Whole training runs: a configuration in, checkpoints and logs out.
+//!
+//! ```text
+//! RunConfig -> Mix -> Config -> initial values or State -> TrainStep, AdamW, Loader
+//!   -> [ batches -> losses and gradients -> update -> log ]* -> save
+//! ```
+//!
+//! The folder of a run holds `last.state` (everything that resuming needs), `last.safetensors` (the weights for use),
+//! `best.safetensors` (those that validated best), `log.jsonl`, `events.out.tfevents.*` for TensorBoard, `curves.png`, and
+//! `overlays/` with sample photos. Checkpoints are replaced whole, so that a run that is killed at any moment goes on from its last save, with the same
+//! bits as if it had never stopped.
+
+pub mod config;
+pub mod curves;
+pub mod log;
+pub mod norms;
+pub mod outputs;
+pub mod overlay;
+pub mod start;
+pub mod state;
+pub mod tensorboard;
+pub mod trainer;
+pub mod validate;
+
+pub use config::RunConfig;
+pub use trainer::{Observer, Outcome, Report, Trainer};

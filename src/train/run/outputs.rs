@@ -1,0 +1,153 @@
+//! What a run shows for itself: log, event file, curves, validation, sample photos.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::config::{OutputConfig, RunConfig};
+use super::log::{LineHead, Log, Meter, line, read, validation_line};
+use super::overlay::Samples;
+use super::tensorboard::EventFile;
+use super::validate::{Score, Validator, check, engine, judge};
+use super::{Observer, curves};
+use crate::error::{Error, Result};
+use crate::train::data::Mix;
+
+/// The log.
+pub const LOG_FILE: &str = "log.jsonl";
+/// The curves.
+pub const CURVES_FILE: &str = "curves.png";
+/// Folder of the sample photos.
+pub const OVERLAY_FOLDER: &str = "overlays";
+
+/// All that a run writes beside its checkpoints.
+pub struct Outputs {
+    config: OutputConfig,
+    threads: usize,
+    log: Log,
+    events: EventFile,
+    validator: Validator,
+    samples: Samples,
+    validated: Instant,
+    validated_epoch: u64,
+    drawn: Instant,
+}
+
+impl Outputs {
+    /// Opens the files of a run that goes on at `iteration` in `epoch`, and checks the validation sets.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; as [`check`].
+    pub fn open(config: &RunConfig, train: &Mix, iteration: u64, epoch: u64) -> Result<Outputs> {
+        let run = &config.run;
+        let val = &config.data.val;
+        let mix = (!val.is_empty()).then(|| check(val, config.data.verify, train)).transpose()?;
+        let photos = if run.overlay_minutes > 0.0 { run.overlay_photos } else { 0 };
+        let samples = Samples::load(mix.as_ref().unwrap_or(train), photos)?;
+        std::fs::create_dir_all(&run.out).map_err(|e| Error::io(&run.out, e))?;
+        let now = Instant::now();
+        Ok(Outputs {
+            log: Log::open(&run.out.join(LOG_FILE), iteration)?,
+            events: EventFile::create(&run.out)?,
+            validator: Validator::new(val),
+            samples,
+            threads: config.threads,
+            config: run.clone(),
+            validated: now,
+            validated_epoch: epoch,
+            drawn: now,
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.config.out.join(name)
+    }
+
+    /// Logs a training line.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn train(&mut self, head: &LineHead, meter: &Meter) -> Result<()> {
+        self.log.write(&line(head, meter))?;
+        let terms: Vec<(String, f64)> =
+            meter.terms().map(|(name, value)| (format!("loss/{name}"), value)).collect();
+        let rest = [
+            ("loss/total", meter.total()),
+            ("run/lr", head.lr),
+            ("run/grad_norm", head.grad_norm),
+            ("run/images_per_second", meter.rate()),
+            ("run/data_wait", meter.wait_share()),
+        ];
+        let terms = terms.iter().map(|(name, value)| (name.as_str(), *value));
+        self.events.scalars(head.iteration, terms.chain(rest))
+    }
+
+    /// Whether it is time to validate.
+    pub fn validation_is_due(&self, epoch: u64) -> bool {
+        let OutputConfig { validate_minutes: minutes, validate_epochs: epochs, .. } = self.config;
+        let by_time = minutes > 0.0 && self.validated.elapsed().as_secs_f64() >= 60.0 * minutes;
+        let by_epoch = epochs > 0 && epoch >= self.validated_epoch + epochs;
+        !self.validator.is_empty() && (by_time || by_epoch)
+    }
+
+    /// Whether it is time for a sheet of sample photos.
+    pub fn overlay_is_due(&self) -> bool {
+        let minutes = self.config.overlay_minutes;
+        minutes > 0.0 && self.drawn.elapsed().as_secs_f64() >= 60.0 * minutes
+    }
+
+    /// Validates the checkpoint at `weights` and logs it. Gives what it is judged by, if there are validation sets.
+    ///
+    /// # Errors
+    /// As [`Validator::run`]; [`Error::Io`].
+    pub fn validate(
+        &mut self,
+        weights: &Path,
+        (iteration, epoch): (u64, u64),
+        observer: &mut dyn Observer,
+    ) -> Result<Option<f64>> {
+        if self.validator.is_empty() {
+            return Ok(None);
+        }
+        let start = Instant::now();
+        let scores = self.validator.run(&mut engine(weights, self.threads)?)?;
+        let judged = judge(&scores, self.config.best);
+        self.log.write(&validation_line(iteration, epoch, &scores, judged))?;
+        for Score { set, metrics } in &scores {
+            let tags: Vec<(String, f64)> = metrics
+                .iter()
+                .map(|(metric, value)| (format!("val/{set}/{}", metric.name()), *value))
+                .collect();
+            self.events.scalars(iteration, tags.iter().map(|(tag, value)| (tag.as_str(), *value)))?;
+            let text: Vec<String> =
+                metrics.iter().map(|(metric, value)| format!("{} {value:.4}", metric.name())).collect();
+            observer.note(&format!("iteration {iteration}: {set}: {}", text.join(", ")));
+        }
+        observer.note(&format!("validated in {:.1} s", start.elapsed().as_secs_f64()));
+        self.validated = Instant::now();
+        self.validated_epoch = epoch;
+        Ok(judged)
+    }
+
+    /// Draws the sample photos with the checkpoint at `weights`.
+    ///
+    /// # Errors
+    /// As [`Samples::write`].
+    pub fn overlay(&mut self, weights: &Path, iteration: u64) -> Result<()> {
+        if self.config.overlay_minutes > 0.0 {
+            let folder = self.path(OVERLAY_FOLDER);
+            std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+            let path = folder.join(format!("{iteration:07}.png"));
+            self.samples.write(&mut engine(weights, self.threads)?, &path)?;
+        }
+        self.drawn = Instant::now();
+        Ok(())
+    }
+
+    /// Draws the curves from the log.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn curves(&self) -> Result<()> {
+        curves::write(&read(&self.path(LOG_FILE))?, &self.path(CURVES_FILE))
+    }
+}

@@ -1,0 +1,194 @@
+//! Initial weights: from a checkpoint, and for what that lacks, drawn as upstream does.
+//!
+//! Every parameter has its own random stream, keyed by seed and name, so that the value of one does not depend on
+//! which others are drawn.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::config::StartConfig;
+use crate::checkpoint::seeded::fnv1a;
+use crate::checkpoint::{Checkpoint, first_non_finite};
+use crate::engine::source::{is_bookkeeping, parameters};
+use crate::error::{Error, Result, ShapeMismatch, WeightReport};
+use crate::graph::Param;
+use crate::model::Config;
+use crate::tensor::{Shape, Tensor};
+use crate::train::data::random::{Draw, Purpose};
+
+/// Probability of an object that a fresh class head gives everywhere.
+const PRIOR: f64 = 0.01;
+
+/// Classifiers that come with the weights of a backbone and have no use here.
+const CLASSIFIERS: [&str; 4] = ["backbone._conv_head.", "backbone._bn1.", "backbone._fc.", "backbone.fc."];
+
+/// All parameters of a model in the checkpoint's layout, by key.
+pub type Values = BTreeMap<String, Tensor>;
+
+/// Where the values of a run came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StartReport {
+    /// Parameters taken from the file.
+    pub loaded: usize,
+    /// Modules (first part of the key) that the file lacks as a whole; their parameters were drawn.
+    pub drawn: Vec<String>,
+    /// Parameters drawn because their shape depends on a number of classes or kernels that differs.
+    pub resized: Vec<ShapeMismatch>,
+    /// Parameters drawn because the configuration asks for it.
+    pub reset: Vec<String>,
+}
+
+/// The values that a run of `model` starts from.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Checkpoint`] if the file cannot be read; [`Error::Weights`] listing every tensor that does not
+/// fit for another reason than the number of classes or kernels.
+pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<(Values, StartReport)> {
+    let params = parameters(model)?;
+    let shapes: BTreeMap<&str, &[usize]> =
+        params.iter().map(|p| (p.key.as_str(), p.upstream_shape.as_slice())).collect();
+    let draw = |param: &Param| Recipe::of(&param.key, &shapes, start.kernel_init_std).tensor(param, seed);
+    let mut report = StartReport::default();
+    let Some(path) = &start.weights else {
+        report.drawn = modules(params.iter().map(|p| p.key.as_str()));
+        return Ok((params.iter().map(|p| (p.key.clone(), draw(p))).collect(), report));
+    };
+    let file = Checkpoint::open(path)?;
+    let present = modules(file.names());
+    let mut faults = WeightReport::default();
+    let known = |name: &str| {
+        shapes.contains_key(name) || is_bookkeeping(name) || CLASSIFIERS.iter().any(|c| name.starts_with(c))
+    };
+    faults.unexpected = file.names().filter(|name| !known(name)).map(str::to_string).collect();
+    let mut values = Values::new();
+    for param in &params {
+        let key = &param.key;
+        let value = match file.shape(key) {
+            _ if start.reset.iter().any(|prefix| key.starts_with(prefix.as_str())) => {
+                report.reset.push(key.clone());
+                draw(param)
+            }
+            None if present.iter().any(|module| module == module_of(key)) => {
+                faults.missing.push(key.clone());
+                continue;
+            }
+            None => draw(param),
+            Some(shape) if shape != param.upstream_shape => {
+                let mismatch = ShapeMismatch {
+                    name: key.clone(),
+                    expected: param.upstream_shape.clone(),
+                    found: shape.to_vec(),
+                };
+                if !counts_something(key) || shape.get(1..) != param.upstream_shape.get(1..) {
+                    faults.misshapen.push(mismatch);
+                    continue;
+                }
+                report.resized.push(mismatch);
+                draw(param)
+            }
+            Some(_) => {
+                let tensor = file.load_f32(key)?;
+                if first_non_finite(tensor.data()).is_some() {
+                    faults.non_finite.push(key.clone());
+                }
+                report.loaded += 1;
+                tensor
+            }
+        };
+        values.insert(key.clone(), value);
+    }
+    if !faults.is_clean() {
+        let (path, model) = (path.clone(), model.name.clone());
+        return Err(Error::Weights { path, model, report: Box::new(faults) });
+    }
+    if report.loaded == 0 {
+        return Err(Error::checkpoint(path, format!("holds no tensor of model `{}`", model.name)));
+    }
+    let wanted = modules(params.iter().map(|p| p.key.as_str()));
+    report.drawn = wanted.into_iter().filter(|module| !present.contains(module)).collect();
+    Ok((values, report))
+}
+
+fn module_of(key: &str) -> &str {
+    key.split('.').next().unwrap_or(key)
+}
+
+/// First parts of keys, each once.
+fn modules<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let found: BTreeSet<&str> = keys.map(module_of).collect();
+    found.into_iter().map(str::to_string).collect()
+}
+
+/// Parameters with a row for each class or kernel.
+fn counts_something(key: &str) -> bool {
+    [".fc_cls.", ".conv_seg.", ".init_kernels."].iter().any(|part| key.contains(part))
+}
+
+/// How values are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Recipe {
+    Constant(f64),
+    /// Mean 0.
+    Normal {
+        std: f64,
+    },
+    /// Between plus and minus this.
+    Uniform {
+        bound: f64,
+    },
+}
+
+impl Recipe {
+    fn of(key: &str, shapes: &BTreeMap<&str, &[usize]>, kernel_std: f64) -> Recipe {
+        let shape = shapes.get(key).copied().unwrap_or_default();
+        let (module, field) = (module_of(key), key.rsplit(['.', '_']).next().unwrap_or(key));
+        if key.ends_with(".running_mean") {
+            return Recipe::Constant(0.0);
+        }
+        if key.ends_with(".running_var") {
+            return Recipe::Constant(1.0);
+        }
+        if shape.len() < 2 {
+            return match field {
+                // One dimension: the scale of a norm.
+                "weight" => Recipe::Constant(1.0),
+                _ => Recipe::of_bias(key, module, shapes),
+            };
+        }
+        let taps: usize = shape[2..].iter().product();
+        let (fan_in, fan_out) = ((shape[1] * taps) as f64, (shape[0] * taps) as f64);
+        if key.contains(".init_kernels.") {
+            Recipe::Normal { std: kernel_std }
+        } else if key.contains(".conv_seg.") {
+            Recipe::Normal { std: 0.01 }
+        } else if module == "roi_head" || module == "neck" {
+            Recipe::Uniform { bound: (6.0 / (fan_in + fan_out)).sqrt() }
+        } else {
+            Recipe::Normal { std: (2.0 / fan_out).sqrt() }
+        }
+    }
+
+    fn of_bias(key: &str, module: &str, shapes: &BTreeMap<&str, &[usize]>) -> Recipe {
+        if key.contains(".fc_cls.") || key.contains(".conv_seg.") {
+            return Recipe::Constant(-((1.0 - PRIOR) / PRIOR).ln());
+        }
+        let sibling = shapes.get(format!("{}weight", key.trim_end_matches("bias")).as_str());
+        match sibling {
+            // PyTorch's own for a linear layer; convolutions and attention start without.
+            Some(&[_, fan_in]) if module == "roi_head" && !key.contains(".attn.") => {
+                Recipe::Uniform { bound: 1.0 / (*fan_in as f64).sqrt() }
+            }
+            _ => Recipe::Constant(0.0),
+        }
+    }
+
+    fn tensor(self, param: &Param, seed: u64) -> Tensor {
+        let shape = Shape::new(&param.upstream_shape);
+        let mut draw = Draw::new(Purpose::Weights, seed, fnv1a(param.key.as_bytes()), 0);
+        let values = (0..shape.len()).map(|_| match self {
+            Recipe::Constant(value) => value as f32,
+            Recipe::Normal { std } => (std * draw.normal()) as f32,
+            Recipe::Uniform { bound } => draw.uniform(-bound, bound) as f32,
+        });
+        Tensor::new(shape, values.collect::<Vec<f32>>())
+    }
+}

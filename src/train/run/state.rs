@@ -1,0 +1,206 @@
+//! Checkpoints of a run: the weights for use (`last.safetensors`), and all that resuming needs (`last.state`).
+//!
+//! A state is a safetensors file with the tensors `param.KEY` (every parameter), `first.KEY` and `second.KEY` (moments) and
+//! `average.KEY` (moving average), all in the checkpoint's layout, and the metadata below.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::start::Values;
+use crate::checkpoint::{Checkpoint, TensorData, TensorOut, write_safetensors};
+use crate::engine::source::{CONFIG_KEY, parameters};
+use crate::error::{Error, Result, ShapeMismatch, WeightReport};
+use crate::model::Config;
+use crate::tensor::{Shape, Tensor};
+use crate::train::data::Position;
+
+/// Metadata key of [`Progress`].
+const PROGRESS_KEY: &str = "knet.progress";
+/// Metadata key of the iteration in a checkpoint for use.
+const ITERATION_KEY: &str = "knet.iteration";
+/// Version of the format, raised when an older reader would go wrong.
+const VERSION: u32 = 1;
+
+/// How far a run has come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Format of the file.
+    pub version: u32,
+    /// Updates done.
+    pub iteration: u64,
+    /// Where the loader goes on.
+    pub position: Position,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Time spent training, seconds.
+    pub seconds: f64,
+    /// Best validation so far.
+    pub best: Option<f64>,
+}
+
+impl Progress {
+    /// A run that has not begun.
+    pub fn new(seed: u64) -> Self {
+        Progress {
+            version: VERSION,
+            iteration: 0,
+            position: Position::default(),
+            seed,
+            seconds: 0.0,
+            best: None,
+        }
+    }
+}
+
+/// What the optimizer keeps of a parameter.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// First moment.
+    pub first: Tensor,
+    /// Second moment.
+    pub second: Tensor,
+    /// Moving average, if one is kept.
+    pub average: Option<Tensor>,
+}
+
+/// A state in memory.
+#[derive(Debug)]
+pub struct State {
+    /// How far the run had come.
+    pub progress: Progress,
+    /// Every parameter.
+    pub values: Values,
+    /// Moments of the trained parameters.
+    pub moments: BTreeMap<String, Moments>,
+}
+
+impl State {
+    /// Writes it, all or nothing.
+    ///
+    /// # Errors
+    /// As [`write_safetensors`].
+    pub fn write(&self, path: &Path, model: &Config) -> Result<()> {
+        let mut tensors: Vec<(String, &Tensor)> = Vec::new();
+        tensors.extend(self.values.iter().map(|(key, tensor)| (format!("param.{key}"), tensor)));
+        for (key, moments) in &self.moments {
+            tensors.push((format!("first.{key}"), &moments.first));
+            tensors.push((format!("second.{key}"), &moments.second));
+            tensors.extend(moments.average.iter().map(|average| (format!("average.{key}"), average)));
+        }
+        let progress = serde_json::to_string(&self.progress)
+            .map_err(|e| Error::usage(format!("{}: cannot be written: {e}", path.display())))?;
+        let metadata =
+            [(CONFIG_KEY.to_string(), model.to_json()), (PROGRESS_KEY.to_string(), progress)].into();
+        write(path, &tensors, false, &metadata)
+    }
+
+    /// Reads a state of a run of `model`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Checkpoint`] if the file cannot be read or is no state; [`Error::Weights`] listing what does
+    /// not fit the model; [`Error::Usage`] if it was trained on other classes.
+    pub fn read(path: &Path, model: &Config) -> Result<State> {
+        let file = Checkpoint::open(path)?;
+        let metadata = |key: &str| {
+            let value = file.metadata().get(key);
+            value.ok_or_else(|| Error::checkpoint(path, format!("no `{key}`: not a state of knet-train")))
+        };
+        let progress: Progress = serde_json::from_str(metadata(PROGRESS_KEY)?)
+            .map_err(|e| Error::checkpoint(path, format!("`{PROGRESS_KEY}`: {e}")))?;
+        if progress.version != VERSION {
+            let reason = format!("format {}, this program reads {VERSION}", progress.version);
+            return Err(Error::checkpoint(path, reason));
+        }
+        let saved = Config::from_json(metadata(CONFIG_KEY)?);
+        let saved = saved.map_err(|e| Error::checkpoint(path, e.to_string()))?;
+        let values = read_values(&file, model)?;
+        if saved.class_names != model.class_names {
+            let (found, wanted) = (saved.class_names.join(", "), model.class_names.join(", "));
+            return Err(Error::usage(format!(
+                "{}: trained on the classes {found}, the data have {wanted}",
+                path.display()
+            )));
+        }
+        let mut moments = BTreeMap::new();
+        for key in file.names().filter_map(|name| name.strip_prefix("first.")) {
+            let average = format!("average.{key}");
+            let average = file.shape(&average).map(|_| file.load_f32(&average)).transpose()?;
+            let [first, second] = [format!("first.{key}"), format!("second.{key}")];
+            let (first, second) = (file.load_f32(&first)?, file.load_f32(&second)?);
+            moments.insert(key.to_string(), Moments { first, second, average });
+        }
+        Ok(State { progress, values, moments })
+    }
+
+    /// The weights for use: the moving average where there is one.
+    pub fn averaged(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.values.iter().map(|(key, value)| {
+            let average = self.moments.get(key).and_then(|moments| moments.average.as_ref());
+            (key.as_str(), average.unwrap_or(value))
+        })
+    }
+
+    /// Writes the weights for use, all or nothing.
+    ///
+    /// # Errors
+    /// As [`write_safetensors`].
+    pub fn export(&self, path: &Path, model: &Config, f16: bool) -> Result<()> {
+        let metadata = [
+            (CONFIG_KEY.to_string(), model.to_json()),
+            (ITERATION_KEY.to_string(), self.progress.iteration.to_string()),
+        ]
+        .into();
+        let tensors: Vec<(String, &Tensor)> =
+            self.averaged().map(|(key, tensor)| (key.to_string(), tensor)).collect();
+        write(path, &tensors, f16, &metadata)
+    }
+}
+
+fn write(
+    path: &Path,
+    tensors: &[(String, &Tensor)],
+    f16: bool,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let shapes: Vec<Shape> = tensors.iter().map(|(_, tensor)| tensor.shape()).collect();
+    let out = tensors.iter().zip(&shapes).map(|((name, tensor), shape)| TensorOut {
+        name,
+        shape: shape.dims(),
+        data: if f16 { TensorData::F16(tensor.data()) } else { TensorData::F32(tensor.data()) },
+    });
+    write_safetensors(path, out, metadata)
+}
+
+fn read_values(file: &Checkpoint, model: &Config) -> Result<Values> {
+    let params = parameters(model)?;
+    let mut values = Values::new();
+    let mut report = WeightReport::default();
+    for param in &params {
+        let name = format!("param.{}", param.key);
+        match file.shape(&name) {
+            None => report.missing.push(param.key.clone()),
+            Some(shape) if shape != param.upstream_shape => report.misshapen.push(ShapeMismatch {
+                name: param.key.clone(),
+                expected: param.upstream_shape.clone(),
+                found: shape.to_vec(),
+            }),
+            Some(_) => {
+                values.insert(param.key.clone(), file.load_f32(&name)?);
+            }
+        }
+    }
+    let saved = file.names().filter_map(|name| name.strip_prefix("param."));
+    let known: std::collections::BTreeSet<&str> = params.iter().map(|p| p.key.as_str()).collect();
+    report.unexpected = saved.filter(|key| !known.contains(key)).map(str::to_string).collect();
+    if report.is_clean() {
+        return Ok(values);
+    }
+    Err(Error::Weights {
+        path: file.path().to_path_buf(),
+        model: model.name.clone(),
+        report: Box::new(report),
+    })
+}
