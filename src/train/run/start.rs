@@ -156,6 +156,8 @@ impl Recipe {
         }
         let taps: usize = shape[2..].iter().product();
         let (fan_in, fan_out) = ((shape[1] * taps) as f64, (shape[0] * taps) as f64);
+        // A filter with one input channel is depthwise: its outputs go separate ways.
+        let fan_out = if shape[1] == 1 { taps as f64 } else { fan_out };
         if key.contains(".init_kernels.") {
             Recipe::Normal { std: kernel_std }
         } else if key.contains(".conv_seg.") {

@@ -1,0 +1,428 @@
+//! `knet-train` from end to end on small pictures: learns them, survives being killed, and says clearly what is wrong.
+
+use image::{Rgb, RgbImage};
+use knet::Engine;
+use knet::checkpoint::Checkpoint;
+use knet::engine::WeightSource;
+use knet::train::data::{DataConfig, Mix};
+use knet::train::run::RunConfig;
+use knet::train::run::log::read;
+use knet::train::run::start::initial_values;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const SIDE: u32 = 64;
+
+/// A picture's shapes, their edges on multiples of 8, where the bilinear masks of stride 8 can change sign: class, left, top, right, bottom.
+type Shape = (usize, u32, u32, u32, u32);
+
+/// Everything of one test: pictures, annotations, configuration, the folder of the run.
+struct Scene {
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    /// Pictures of red (class 0) and blue (class 1) boxes on grey, `classes` of which are annotated.
+    fn new(classes: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let pictures: [&[Shape]; 3] = [
+            &[(0, 8, 8, 32, 40), (1, 40, 32, 64, 56)],
+            &[(1, 8, 32, 32, 56), (0, 40, 8, 56, 32)],
+            &[(0, 8, 16, 48, 40)],
+        ];
+        let (mut images, mut annotations) = (Vec::new(), Vec::new());
+        for (id, shapes) in (1..).zip(pictures) {
+            let colour = |x: u32, y: u32| {
+                let hit = shapes.iter().find(|s| (s.1..s.3).contains(&x) && (s.2..s.4).contains(&y));
+                match hit {
+                    Some((0, ..)) => Rgb([220, 40, 30]),
+                    Some(_) => Rgb([30, 60, 230]),
+                    None => Rgb([110 + (x % 16) as u8, 120, 110 + (y % 16) as u8]),
+                }
+            };
+            let name = format!("{id}.png");
+            RgbImage::from_fn(SIDE, SIDE, colour).save(folder.path().join(&name)).unwrap();
+            images.push(json!({"id": id, "file_name": name, "width": SIDE, "height": SIDE}));
+            for &(class, l, t, r, b) in shapes.iter().filter(|shape| shape.0 < classes.len()) {
+                annotations.push(json!({
+                    "id": annotations.len() + 1, "image_id": id, "category_id": class + 1, "iscrowd": 0,
+                    "bbox": [l, t, r - l, b - t], "area": (r - l) * (b - t),
+                    "segmentation": [[l, t, r, t, r, b, l, b]],
+                }));
+            }
+        }
+        let categories: Vec<_> =
+            (1..).zip(classes).map(|(id, name)| json!({"id": id, "name": name})).collect();
+        let document = json!({"images": images, "annotations": annotations, "categories": categories});
+        std::fs::write(folder.path().join("data.json"), document.to_string()).unwrap();
+        let scene = Scene { folder };
+        std::fs::write(scene.config(), scene.text()).unwrap();
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn config(&self) -> PathBuf {
+        self.path("run.toml")
+    }
+
+    fn text(&self) -> String {
+        let (data, images) = (self.path("data.json"), self.folder.path());
+        format!(
+            r#"
+frozen = ["backbone"]
+[model]
+name = "tiny"
+base = "knet_s3_lite0_fpn"
+channels = 16
+heads = 4
+norm_groups = 4
+feedforward_channels = 32
+proposals = 4
+stages = 2
+size = [{SIDE}, {SIDE}]
+[data]
+batch = 2
+max_objects = 4
+[[data.train]]
+format = "coco_instance"
+annotations = {data:?}
+images = {images:?}
+[augment]
+size = [{SIDE}, {SIDE}]
+copy_paste = 0.5
+[optimizer]
+lr = 1e-3
+ema = 0.9
+[schedule]
+iterations = 6
+warmup = 3
+[run]
+save_iterations = 1
+log_iterations = 1
+overlay_minutes = 0
+"#
+        )
+    }
+
+    fn command(&self, out: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_knet-train"));
+        command.arg(self.config()).arg("--out").arg(self.path(out)).args(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, out: &str, arguments: &[&str]) -> Output {
+        self.command(out, arguments).output().unwrap()
+    }
+
+    /// As [`Scene::run`], which must succeed.
+    fn train(&self, out: &str, arguments: &[&str]) -> Output {
+        let output = self.run(out, arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        output
+    }
+
+    fn state(&self, out: &str) -> Checkpoint {
+        Checkpoint::open(self.path(out).join("last.state")).unwrap()
+    }
+
+    /// Total losses by iteration.
+    fn losses(&self, out: &str) -> Vec<(u64, f64)> {
+        let lines = read(&self.path(out).join("log.jsonl")).unwrap();
+        let train = lines.iter().filter(|line| line["kind"] == "train");
+        train.map(|l| (l["iteration"].as_u64().unwrap(), l["loss"].as_f64().unwrap())).collect()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// All tensors of two states are the same to the bit, and there are some.
+fn assert_same(a: &Checkpoint, b: &Checkpoint) {
+    let names = |c: &Checkpoint| c.names().map(str::to_string).collect::<Vec<_>>();
+    assert_eq!(names(a), names(b));
+    assert!(names(a).iter().any(|name| name.starts_with("average.roi_head")));
+    for name in names(a) {
+        assert_eq!(a.bytes(&name), b.bytes(&name), "{name}");
+    }
+}
+
+#[test]
+fn learns_two_pictures_by_heart() {
+    let scene = Scene::new(&["red", "blue"]);
+    let val = format!(
+        "data.val=[{{format=\"coco_instance\", annotations={:?}, images={:?}}}]",
+        scene.path("data.json"),
+        scene.folder.path()
+    );
+    let settings = [
+        "--overfit",
+        "2",
+        "--set",
+        "frozen=[]",
+        "--set",
+        "batch_norm=train",
+        "--set",
+        "optimizer.ema=0",
+        "--set",
+        "schedule.iterations=400",
+        "--set",
+        "schedule.warmup=20",
+        "--set",
+        "optimizer.lr=3e-3",
+        "--set",
+        "run.save_iterations=0",
+        "--set",
+        "run.log_iterations=20",
+        "--set",
+        "run.overlay_minutes=60",
+        "--set",
+        &val,
+    ];
+    scene.train("run", &settings);
+    let losses = scene.losses("run");
+    let (first, last) = (losses[0].1, losses[losses.len() - 1].1);
+    assert!(last < 0.05 * first && last < 0.8, "loss {first} -> {last}");
+
+    let weights = WeightSource::File(scene.path("run/last.safetensors"));
+    let mut engine = Engine::builder().weights(weights).threads(2).build().unwrap();
+    let data = DataConfig::CocoInstance {
+        annotations: scene.path("data.json"),
+        images: scene.folder.path().into(),
+        classes: None,
+        repeat: 1.0,
+    };
+    let mix = Mix::open(&[data], true).unwrap();
+    for image in 0..2 {
+        let sample = mix.load(image).unwrap();
+        let found = engine.segment(&sample.image).unwrap();
+        for object in &sample.objects {
+            let iou = |instance: &knet::image::instance::Instance| {
+                let mask = found.mask(instance);
+                let pixels = (0..SIDE as usize).flat_map(|y| (0..SIDE as usize).map(move |x| (x, y)));
+                let (mut both, mut either) = (0, 0);
+                for (x, y) in pixels {
+                    let (a, b) = (mask.get(y, x), object.mask.contains(x, y));
+                    both += usize::from(a && b);
+                    either += usize::from(a || b);
+                }
+                both as f64 / either.max(1) as f64
+            };
+            let of_class = found.instances().iter().filter(|i| i.label == object.class && i.score > 0.5);
+            let best = of_class.map(iou).fold(0.0, f64::max);
+            assert!(best > 0.95, "image {image}, class {}: IoU {best}", object.class);
+        }
+    }
+
+    let lines = read(&scene.path("run/log.jsonl")).unwrap();
+    let val = lines.iter().rfind(|line| line["kind"] == "val").expect("a validation at the end");
+    assert_eq!(val["iteration"], 400);
+    assert!(val["judged"].as_f64().unwrap() > 0.5, "{val}");
+    for file in ["best.safetensors", "curves.png", "overlays/0000400.png"] {
+        assert!(scene.path("run").join(file).metadata().unwrap().len() > 1000, "{file}");
+    }
+    let picture = image::open(scene.path("run/curves.png")).unwrap().into_rgb8();
+    assert!(picture.pixels().filter(|p| p.0 == [0, 114, 178]).count() > 100, "no curve in curves.png");
+}
+
+/// Waits until the log has a line, so that the signal handler and the loop are there.
+fn wait_for_log(scene: &Scene, out: &str, child: &mut Child) {
+    let begun = Instant::now();
+    while scene.path(out).join("log.jsonl").metadata().map_or(0, |m| m.len()) == 0 {
+        assert!(child.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_with_the_same_bits() {
+    let scene = Scene::new(&["red", "blue"]);
+    let length = [
+        "--set",
+        "schedule.iterations=14",
+        "--set",
+        "data.accumulate=2",
+        "--set",
+        "batch_norm=train",
+        "--set",
+        "frozen=[\"backbone._conv_stem\", \"backbone._bn0\", \"backbone._blocks.0.\", \"backbone._blocks.1\"]",
+    ];
+    let resume = [&length[..], &["--resume", "--set", "run.save_iterations=2"]].concat();
+    scene.train("whole", &length);
+    let mut random = std::process::id() as u64;
+    let mut killed = 0;
+    for _ in 0..4 {
+        let mut child = scene.command("killed", &resume).spawn().unwrap();
+        wait_for_log(&scene, "killed", &mut child);
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        std::thread::sleep(Duration::from_millis((random >> 33) % 700));
+        killed += usize::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    scene.train("killed", &resume);
+    assert!(killed > 0);
+    assert_same(&scene.state("whole"), &scene.state("killed"));
+    assert_eq!(scene.losses("whole"), scene.losses("killed"));
+    assert_eq!(scene.losses("whole").len(), 14);
+    assert!(scene.losses("whole").windows(2).all(|pair| pair[0].1 != pair[1].1), "the batches vary");
+}
+
+#[test]
+fn one_seed_gives_the_same_bits_on_any_number_of_threads() {
+    let scene = Scene::new(&["red", "blue"]);
+    scene.train("one", &["--threads", "1"]);
+    scene.train("three", &["--threads", "3", "--set", "data.loader_threads=3"]);
+    assert_same(&scene.state("one"), &scene.state("three"));
+    scene.train("other", &["--set", "seed=1"]);
+    let name = "param.neck.lateral_convs.0.conv.weight";
+    assert_ne!(scene.state("one").bytes(name), scene.state("other").bytes(name));
+}
+
+#[test]
+fn other_classes_draw_the_heads_anew_and_say_so() {
+    let two = Scene::new(&["red", "blue"]);
+    two.train("run", &[]);
+    let one = Scene::new(&["red"]);
+    let weights = two.path("run/last.safetensors");
+    let start = format!("start.weights={weights:?}");
+    let output = one.train("run", &["--set", &start]);
+    let notes = stderr(&output);
+    let drawn: Vec<&str> = notes.lines().filter(|line| line.contains("drawn anew")).collect();
+    assert_eq!(drawn.len(), 6, "{notes}");
+    assert!(
+        notes.contains("roi_head.mask_head.0.fc_cls.weight: [2, 16] in the file, [1, 16] here"),
+        "{notes}"
+    );
+    assert!(drawn.iter().all(|line| line.contains(".fc_cls.") || line.contains(".conv_seg.")), "{notes}");
+
+    // All other values are those of the file, bit by bit.
+    let config = RunConfig::load(&one.config(), &[start]).unwrap();
+    let model = config.model(&Mix::open(&config.data.train, true).unwrap()).unwrap();
+    let (values, report) = initial_values(&model, &config.start, 7).unwrap();
+    let file = Checkpoint::open(&weights).unwrap();
+    let same = values.iter().filter(|(key, value)| {
+        let kept = file.shape(key).filter(|shape| *shape == value.shape().dims());
+        kept.is_some() && file.load_f32(key).unwrap().data() == value.data()
+    });
+    assert_eq!(same.count(), report.loaded);
+    assert_eq!(report.loaded + report.resized.len(), values.len());
+}
+
+#[test]
+fn numbers_that_explode_stop_the_run() {
+    let scene = Scene::new(&["red", "blue"]);
+    let output = scene.run("run", &["--set", "optimizer.lr=1e25", "--set", "schedule.warmup=0"]);
+    let notes = stderr(&output);
+    assert_eq!(output.status.code(), Some(9), "{notes}");
+    assert!(notes.contains("is NaN or infinite; images of the batch: ["), "{notes}");
+    let state = Checkpoint::open(scene.path("run/diverged.state")).unwrap();
+    assert!(state.metadata()["knet.progress"].contains("\"iteration\":"));
+    assert!(state.names().any(|name| name.starts_with("first.")));
+}
+
+#[test]
+fn a_full_disk_keeps_the_last_good_checkpoint() {
+    let scene = Scene::new(&["red", "blue"]);
+    // Without a decay the shorter run is the beginning of the longer one.
+    let text = scene.text().replace("[run]", "decay = { policy = \"constant\" }\n[run]");
+    std::fs::write(scene.config(), text).unwrap();
+    scene.train("run", &["--set", "schedule.iterations=2"]);
+    let files = ["last.state", "last.safetensors"].map(|name| scene.path("run").join(name));
+    let before = files.each_ref().map(|path| std::fs::read(path).unwrap());
+    // No file may grow beyond 2 MiB; ignoring the signal turns that into a failing write.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 2048; exec {:?} {:?} --out {:?} --resume",
+        env!("CARGO_BIN_EXE_knet-train"),
+        scene.config(),
+        scene.path("run")
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("last.state"), "{}", stderr(&output));
+    assert_eq!(files.each_ref().map(|path| std::fs::read(path).unwrap()), before);
+    let names: Vec<String> = names_in(&scene.path("run"));
+    assert!(!names.iter().any(|name| name.ends_with(".tmp")), "{names:?}");
+    scene.train("run", &["--resume"]);
+    scene.train("whole", &[]);
+    assert_eq!(scene.losses("run"), scene.losses("whole"));
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn an_interrupt_saves_and_tells_how_to_go_on() {
+    let scene = Scene::new(&["red", "blue"]);
+    let long = ["--set", "schedule.iterations=100000", "--set", "run.save_iterations=0"];
+    let mut child = scene.command("run", &long).spawn().unwrap();
+    wait_for_log(&scene, "run", &mut child);
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("--resume"));
+    let done = scene.losses("run").len() as u64;
+    assert!(scene.state("run").metadata()["knet.progress"].contains(&format!("\"iteration\":{done},")));
+    let output =
+        scene.train("run", &["--resume", "--time-limit", "0.02", "--set", "schedule.iterations=100000"]);
+    assert!(stderr(&output).contains(&format!("going on after iteration {done}")));
+    assert!(scene.losses("run").len() as u64 > done);
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let scene = Scene::new(&["red", "blue"]);
+    scene.train("run", &["--set", "schedule.iterations=1"]);
+    let weights = format!("start.weights={:?}", scene.path("run/last.safetensors"));
+    let missing = format!("start.weights={:?}", scene.path("nothing.safetensors"));
+    let cases: &[(&str, &[&str], i32, &[&str])] = &[
+        ("run", &[], 2, &["holds a run already", "--resume", "--out"]),
+        (
+            "run",
+            &["--resume", "--set", "model.channels=24"],
+            6,
+            &["last.state", "neck.lateral_convs.0.conv.weight", "24"],
+        ),
+        ("run", &["--resume", "--set", "seed=5"], 2, &["seed 0", "says 5"]),
+        (
+            "new",
+            &["--set", &weights, "--set", "model.feedforward_channels=64"],
+            6,
+            &["last.safetensors", "ffn.layers.0.0.weight", "expected [64, 16], found [32, 16]"],
+        ),
+        ("new", &["--set", &missing], 3, &["nothing.safetensors"]),
+        ("run", &["--set", "optimizer.lr=fast"], 2, &["--set", "lr"]),
+        ("run", &["--set", "schedule.epochs=1"], 2, &["either epochs or iterations"]),
+        ("new", &["--set", "model.base=knet_s3_lite0_fpm"], 2, &["did you mean `knet_s3_lite0_fpn`"]),
+        (
+            "new",
+            &["--set", "frozen=[\"backbone\", \"neck\", \"rpn_head\", \"roi_head\"]"],
+            2,
+            &["leave nothing to train"],
+        ),
+        ("run", &["--set", "augment.flip=2"], 2, &["flip = 2"]),
+    ];
+    for (out, arguments, code, words) in cases {
+        let output = scene.run(out, arguments);
+        let notes = stderr(&output);
+        assert_eq!(output.status.code(), Some(*code), "{arguments:?}: {notes}");
+        assert!(words.iter().all(|word| notes.contains(word)), "{arguments:?}: {notes}");
+    }
+    // A field of the file is named with its line.
+    std::fs::write(scene.config(), scene.text().replace("copy_paste", "copy_pasta")).unwrap();
+    let line = 1 + scene.text().lines().position(|line| line.starts_with("copy_paste")).unwrap();
+    let output = scene.run("new", &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let notes = stderr(&output);
+    assert!(
+        notes.contains("run.toml") && notes.contains(&format!("line {line}: unknown field `copy_pasta`")),
+        "{notes}"
+    );
+}
