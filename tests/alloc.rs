@@ -1,11 +1,20 @@
-//! Segmenting allocates nothing after the first image of a size: not in the caller, not in any other thread of the
-//! process. Without the test harness, whose own thread allocates whenever it likes.
+//! Segmenting allocates nothing after the first image of a size, and a training step nothing after the first: not in
+//! the caller, not in any other thread of the process. Without the test harness, whose own thread allocates whenever it likes.
 //!
 //! `KNET_ALLOC_TRACE=1` prints where each offending allocation comes from.
 
 use image::{Rgb, RgbImage};
 use knet::Engine;
+use knet::checkpoint::seeded;
+use knet::cpu::Weights;
 use knet::engine::Segmentation;
+use knet::graph::Param;
+use knet::isa::Isa;
+use knet::model::Config;
+use knet::train::data::Batch;
+use knet::train::network::{LossWeights, TrainSpec};
+use knet::train::optimizer::{AdamW, AdamWConfig};
+use knet::train::step::TrainStep;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
 use std::cell::Cell;
@@ -73,7 +82,67 @@ fn allocations(work: impl FnOnce()) -> usize {
     after - before
 }
 
+/// A batch with `things` random rectangles in each of two images.
+fn batch(size: [usize; 2], slots: usize, things: usize, seed: usize) -> Batch {
+    let (pixels, plane) = (size[0] * size[1], size[0] * size[1] / 16);
+    let mut labels = vec![-1.0; 2 * slots];
+    let mut masks = vec![0.0; 2 * slots * plane];
+    for image in 0..2 {
+        for slot in 0..things {
+            labels[image * slots + slot] = (slot % 3) as f32;
+            let start = (seed * 7 + slot * 13 + image) % (plane / 2);
+            masks[(image * slots + slot) * plane..][start..start + plane / 3].fill(1.0);
+        }
+    }
+    let images = (0..2 * pixels * 3).map(|i| ((i * (seed + 3)) % 255) as f32 / 128.0 - 1.0).collect();
+    Batch {
+        size,
+        images,
+        masks,
+        labels,
+        things: vec![things; 2],
+        objects: vec![things; 2],
+        ids: vec![1, 2],
+        left_out: 0,
+    }
+}
+
+fn training(threads: usize) {
+    let config = Config {
+        channels: 32,
+        feedforward_channels: 64,
+        proposals: 10,
+        thing_classes: 3,
+        ..Config::named("knet_s3_lite0_fpn").unwrap()
+    };
+    let weights =
+        Weights::new(Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0)));
+    let spec = TrainSpec {
+        config: &config,
+        batch: 2,
+        size: [64, 96],
+        max_objects: 12,
+        weights: LossWeights::default(),
+        frozen: &["backbone._conv_stem.".to_string()],
+        train_batch_norm: false,
+    };
+    let mut step = TrainStep::new(&spec, &weights, Isa::detect(), threads).unwrap();
+    let mut optimizer =
+        AdamW::new(AdamWConfig { ema: 0.99, ..AdamWConfig::default() }, step.executor(), 2).unwrap();
+    // More objects than proposals, fewer, and none.
+    let batches = [3, 12, 0, 7].map(|things| batch(spec.size, spec.max_objects, things, things));
+    let mut run = |batch: &Batch| {
+        step.run(batch).unwrap();
+        let (executor, pool) = step.parts_mut();
+        optimizer.step(executor, pool, 1e-4).unwrap();
+    };
+    run(&batches[0]);
+    let count = allocations(|| (0..40).for_each(|i| run(&batches[i % 4])));
+    assert_eq!(count, 0, "{threads} threads: allocations in 40 further training steps");
+}
+
 fn main() {
+    [1, 2].into_iter().for_each(training);
     assert!(allocations(|| drop(vec![1u8; 100])) == 1, "the allocator counts");
     for model in ["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"] {
         for threads in [1, 2] {

@@ -22,6 +22,23 @@ pub struct Matcher {
 }
 
 impl Matcher {
+    /// A solver with memory for up to so many proposals and objects.
+    pub fn with_capacity(proposals: usize, objects: usize) -> Self {
+        let (rows, columns) = (proposals.min(objects), proposals.max(objects));
+        Matcher {
+            costs: Vec::with_capacity(rows * columns),
+            u: Vec::with_capacity(rows),
+            v: Vec::with_capacity(columns),
+            shortest: Vec::with_capacity(columns),
+            path: Vec::with_capacity(columns),
+            column_of: Vec::with_capacity(rows),
+            row_of: Vec::with_capacity(columns),
+            row_seen: Vec::with_capacity(rows),
+            column_seen: Vec::with_capacity(columns),
+            remaining: Vec::with_capacity(columns),
+        }
+    }
+
     /// Assigns every object to one proposal, or every proposal to one object if there are more objects, at the least total
     /// cost.
     ///

@@ -165,7 +165,7 @@ impl TrainStep {
             class_weights: panoptic.then(|| input(names::CLASS_WEIGHTS)).transpose()?,
             seg_labels: input(names::SEG_LABELS)?,
             shape,
-            matcher: Matcher::default(),
+            matcher: Matcher::with_capacity(config.proposals, spec.max_objects),
             losses,
             norms: network.norms,
             executor,

@@ -137,7 +137,10 @@ fn steps_table(plan: &Plan, medians: &[f64]) -> String {
     let mut text = String::new();
     if !medians.is_empty() {
         let title = ["step", "operator", "kernel"];
-        text += &format!("\n{:<56} {:<20} {:<24} {:>9} {:>8} {:>9}\n", title[0], title[1], title[2], "ms", "share", "GFLOP/s");
+        text += &format!(
+            "\n{:<56} {:<20} {:<24} {:>9} {:>8} {:>9}\n",
+            title[0], title[1], title[2], "ms", "share", "GFLOP/s"
+        );
         let total: f64 = medians.iter().sum();
         for (step, ms) in plan.steps.iter().zip(medians) {
             let (share, rate) = (100.0 * ms / total, gflops(step.flops, *ms));

@@ -32,7 +32,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         frozen: &frozen,
         train_batch_norm: false,
     };
-    let mut step = TrainStep::new(&spec, &weights, Isa::detect(), arguments.model.threads.map_or(0, usize::from))?;
+    let mut step =
+        TrainStep::new(&spec, &weights, Isa::detect(), arguments.model.threads.map_or(0, usize::from))?;
     weights.trim();
     let mut optimizer = AdamW::new(AdamWConfig::default(), step.executor(), 1)?;
     let lr = AdamWConfig::default().lr;
