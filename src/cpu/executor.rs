@@ -177,8 +177,17 @@ impl Executor {
     }
 
     /// Runs all steps and gives the time of each to `report`.
-    pub fn run_timed(&mut self, mut report: impl FnMut(usize, Duration)) {
-        for index in 0..self.steps.len() {
+    pub fn run_timed(&mut self, report: impl FnMut(usize, Duration)) {
+        self.run_steps_timed(0..self.steps.len(), report);
+    }
+
+    /// As [`Executor::run_steps`], and gives the time of each step to `report`.
+    pub fn run_steps_timed(
+        &mut self,
+        steps: std::ops::Range<usize>,
+        mut report: impl FnMut(usize, Duration),
+    ) {
+        for index in steps {
             let start = Instant::now();
             self.run_step(index);
             report(index, start.elapsed());

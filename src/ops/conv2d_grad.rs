@@ -53,7 +53,7 @@ impl Taps {
                 self.stride, self.dilation, self.groups
             ));
         }
-        let channels = x[3] == w[3] * self.groups && w[0] % self.groups == 0 && w[0] == y[3];
+        let channels = x[3] == w[3] * self.groups && w[0].is_multiple_of(self.groups) && w[0] == y[3];
         if x[0] != y[0] || !channels || w[1] * w[2] == 0 {
             return Err(format!("no convolution of {x} by {w} in {} groups gives {y}", self.groups));
         }

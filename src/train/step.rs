@@ -14,6 +14,8 @@ use crate::isa::Isa;
 use crate::model::IMAGE;
 use crate::plan::Plan;
 use crate::tensor::{DType, Tensor};
+use std::ops::Range;
+use std::time::Duration;
 
 /// The losses of a step, weighted and normalised as upstream reports them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -216,14 +218,34 @@ impl TrainStep {
     /// # Errors
     /// [`Error::Shape`] if the batch has another shape; [`Error::Diverged`] naming the first term that is NaN or infinite.
     pub fn run(&mut self, batch: &Batch) -> Result<&Losses> {
+        self.run_segments(batch, |executor, steps| executor.run_steps(steps))
+    }
+
+    /// As [`TrainStep::run`], and gives the time of each step of the plan to `report`.
+    ///
+    /// # Errors
+    /// As [`TrainStep::run`].
+    pub fn run_timed(
+        &mut self,
+        batch: &Batch,
+        mut report: impl FnMut(usize, Duration) + Send,
+    ) -> Result<&Losses> {
+        self.run_segments(batch, |executor, steps| executor.run_steps_timed(steps, &mut report))
+    }
+
+    fn run_segments(
+        &mut self,
+        batch: &Batch,
+        mut run: impl FnMut(&mut Executor, Range<usize>) + Send,
+    ) -> Result<&Losses> {
         self.load(batch)?;
         let (executor, split) = (&mut self.executor, self.split);
-        self.pool.run(|| executor.run_steps(0..split));
+        let end = executor.plan().steps.len();
+        self.pool.run(|| run(executor, 0..split));
         self.assign(batch)?;
         self.fill_targets(batch);
         let executor = &mut self.executor;
-        let end = executor.plan().steps.len();
-        self.pool.run(|| executor.run_steps(split..end));
+        self.pool.run(|| run(executor, split..end));
         self.collect(batch)
     }
 

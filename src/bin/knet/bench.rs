@@ -3,9 +3,12 @@
 use crate::{ModelArguments, parse_size, print};
 use clap::Args;
 use knet::engine::{Segmentation, Timings};
+use knet::plan::Plan;
 use knet::{Error, Result};
 use serde_json::{Value, json};
 use std::time::Duration;
+
+mod training;
 
 /// Time a model on this machine: percentiles of every part, and a table of steps
 ///
@@ -21,6 +24,20 @@ pub struct Arguments {
     #[arg(long, value_name = "HxW", default_value = "800x1333", value_parser = parse_size)]
     size: [usize; 2],
 
+    /// Time a training step instead: forward, matching, losses, backward, clipping and AdamW
+    ///
+    /// The batch is synthetic too: noise with ellipses as objects.
+    #[arg(long)]
+    train: bool,
+
+    /// Images of a training step
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "train", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    batch: u32,
+
+    /// Objects of an image of a training step
+    #[arg(long, value_name = "N", default_value_t = 7, requires = "train", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    objects: u32,
+
     /// Timed runs, after one that is not
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
@@ -35,6 +52,9 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.train {
+        return training::run(arguments);
+    }
     let [height, width] = arguments.size;
     let mut engine = arguments.model.engine().size(None).build()?;
     let image = synthetic(height, width)?;
@@ -62,7 +82,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         engine.profile((padded[0], padded[1]), runs)?
     };
     let medians: Vec<f64> = steps.into_iter().map(|times| percentiles(times).p50).collect();
-    let gflops = |flops: u64, ms: f64| if ms > 0.0 { flops as f64 / ms / 1e6 } else { 0.0 };
     let config = engine.config();
     if arguments.json {
         let mut report = json!({
@@ -78,10 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         for (name, p) in &parts {
             report[*name] = p.to_json();
         }
-        let rows = plan.steps.iter().zip(&medians).map(|(step, ms)| {
-            json!({"name": step.name, "op": step.op.name(), "kernel": step.kernel, "ms": ms, "gflops": gflops(step.flops, *ms)})
-        });
-        report["steps"] = rows.collect();
+        report["steps"] = steps_json(&plan, &medians);
         return print(&format!("{report:#}\n"));
     }
     let mut text = format!(
@@ -100,15 +116,36 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let (gflop, rate) = (plan.flops() as f64 / 1e9, gflops(plan.flops(), parts[1].1.p50));
     text += &format!("\nnetwork: {gflop:.1} GFLOP, {rate:.1} GFLOP/s (direct-convolution operations)\n");
+    text += &steps_table(&plan, &medians);
+    print(&text)
+}
+
+fn gflops(flops: u64, ms: f64) -> f64 {
+    if ms > 0.0 { flops as f64 / ms / 1e6 } else { 0.0 }
+}
+
+/// Every step with its median milliseconds; nothing if there are none.
+fn steps_json(plan: &Plan, medians: &[f64]) -> Value {
+    let rows = plan.steps.iter().zip(medians).map(|(step, ms)| {
+        json!({"name": step.name, "op": step.op.name(), "kernel": step.kernel, "ms": ms, "gflops": gflops(step.flops, *ms)})
+    });
+    rows.collect()
+}
+
+/// The same for people.
+fn steps_table(plan: &Plan, medians: &[f64]) -> String {
+    let mut text = String::new();
     if !medians.is_empty() {
-        text += &format!("\n{:<56} {:<24} {:>9} {:>8} {:>9}\n", "step", "kernel", "ms", "share", "GFLOP/s");
+        let title = ["step", "operator", "kernel"];
+        text += &format!("\n{:<56} {:<20} {:<24} {:>9} {:>8} {:>9}\n", title[0], title[1], title[2], "ms", "share", "GFLOP/s");
         let total: f64 = medians.iter().sum();
-        for (step, ms) in plan.steps.iter().zip(&medians) {
+        for (step, ms) in plan.steps.iter().zip(medians) {
             let (share, rate) = (100.0 * ms / total, gflops(step.flops, *ms));
-            text += &format!("{:<56} {:<24} {ms:>9.3} {share:>7.1}% {rate:>9.1}\n", step.name, step.kernel);
+            let (name, op, kernel) = (&step.name, step.op.name(), &step.kernel);
+            text += &format!("{name:<56} {op:<20} {kernel:<24} {ms:>9.3} {share:>7.1}% {rate:>9.1}\n");
         }
     }
-    print(&text)
+    text
 }
 
 /// Milliseconds.

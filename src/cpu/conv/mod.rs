@@ -17,7 +17,7 @@ use crate::isa::Isa;
 
 pub use grad::{FilterGrad, GradShape, InputGrad};
 pub use shape::{ConvKernel, ConvShape, select};
-use winograd::{F2, F4};
+use winograd::{F2, F4, Order};
 
 /// A convolution and how it is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +77,7 @@ impl Conv {
                     gemm.pack_b(filter, BLayout::Transposed, &mut packed[g * size..(g + 1) * size]);
                 }
             }
-            ConvKernel::Winograd2 => winograd::pack_parallel::<F2, 4, 2>(&self.tiles(2), filter, packed),
-            ConvKernel::Winograd4 => winograd::pack_parallel::<F4, 6, 4>(&self.tiles(4), filter, packed),
+            ConvKernel::Winograd2 | ConvKernel::Winograd4 => self.pack_winograd(filter, Order::Krsc, packed),
             ConvKernel::Depthwise => {
                 let taps = s.kernel[0] * s.kernel[1];
                 for (c, filter) in filter[..s.filter_len()].chunks_exact(taps).enumerate() {
@@ -87,6 +86,17 @@ impl Conv {
                     }
                 }
             }
+        }
+    }
+
+    /// Packs filters for one of Winograd's kernels.
+    fn pack_winograd(&self, filter: &[f32], order: Order, packed: &mut [f32]) {
+        assert!(packed.len() >= self.packed_len(), "packed filter of {} values for {self:?}", packed.len());
+        match self.kernel {
+            ConvKernel::Winograd2 => {
+                winograd::pack_parallel::<F2, 4, 2>(&self.tiles(2), filter, order, packed);
+            }
+            _ => winograd::pack_parallel::<F4, 6, 4>(&self.tiles(4), filter, order, packed),
         }
     }
 

@@ -26,11 +26,11 @@ pub use mask::{MaskConv, MaskPool};
 pub use matmul::Product;
 pub use operand::BLayout;
 
-pub(crate) use block::{Dense, KC, Places, SharedMut, Target, for_each_task, run, run_at};
+pub(crate) use block::{Block, Dense, KC, MC, Places, SharedMut, Target, for_each_task, run, run_at};
 pub(crate) use kernel::{Ahead, CHUNK, Finish, Tile};
 pub(crate) use long::add_up;
 pub(crate) use operand::{
-    Matrix, Packed, Panels, Rows, Transposed, copy_row, strip_len, strip_row, strips_len,
+    Matrix, Packed, Panels, Rows, Transposed, copy_row, strip_len, strip_row, strips_len, transpose_square,
 };
 pub(crate) use vector::{Arch, Job, Vector, on, tile_shape};
 

@@ -312,7 +312,7 @@ unsafe fn transpose<A: Arch>(src: *const f32, ld: usize, count: usize, len: usiz
 /// # Safety
 /// Features as for `A`.
 #[inline(always)]
-unsafe fn transpose_square<A: Arch>(mut rows: [A::V; CHUNK]) -> [A::V; CHUNK] {
+pub(crate) unsafe fn transpose_square<A: Arch>(mut rows: [A::V; CHUNK]) -> [A::V; CHUNK] {
     let lanes = A::V::LANES;
     // log2(LANES) perfect shuffles.
     let mut done = 1;

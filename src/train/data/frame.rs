@@ -1,7 +1,6 @@
 //! A training image under construction: pixels, masks and semantic map moved by the same scale, shift and mirror.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use ::image::imageops::interpolate_bilinear;
 use image::RgbImage;
 
 use super::dataset::{IGNORE, Object, Sample};
@@ -63,7 +62,6 @@ pub(super) struct Frame {
 /// The tools that fill a frame.
 #[derive(Default)]
 pub(super) struct Painter {
-    resizer: Resizer,
     scaled: Vec<u8>,
     /// Pixels of an object on its way into a frame.
     patch: Vec<u8>,
@@ -135,15 +133,21 @@ impl Painter {
     /// with two taps an axis whatever the scale, as at inference (`image::resize`): the network is to see the same aliasing.
     fn resize(&mut self, image: &RgbImage, crop: [f64; 4], size: (usize, usize)) {
         self.scaled.resize(size.0 * size.1 * 3, 0);
-        let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3);
-        let target = Image::from_slice_u8(size.1 as u32, size.0 as u32, &mut self.scaled, PixelType::U8x3);
-        let options = ResizeOptions::new()
-            .crop(crop[0], crop[1], crop[2], crop[3])
-            .resize_alg(ResizeAlg::Interpolation(FilterType::Bilinear));
-        let (Ok(source), Ok(mut target)) = (source, target) else {
-            unreachable!("both buffers have three bytes a pixel");
+        let last = [image.width(), image.height()].map(|side| side.saturating_sub(1) as f32);
+        // Centre of output pixel `i` along an axis, in source pixels whose centres are whole numbers.
+        let centre = |i: usize, start: f64, step: f64, last: f32| {
+            ((start + (i as f64 + 0.5) * step - 0.5) as f32).clamp(0.0, last)
         };
-        self.resizer.resize(&source, &mut target, &options).expect("the crop lies within the image");
+        let steps = [crop[2] / size.1 as f64, crop[3] / size.0 as f64];
+        for (y, row) in self.scaled.chunks_exact_mut(size.1 * 3).enumerate() {
+            let v = centre(y, crop[1], steps[1], last[1]);
+            for (x, pixel) in row.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+                let u = centre(x, crop[0], steps[0], last[0]);
+                if let Some(sample) = interpolate_bilinear(image, u, v) {
+                    *pixel = sample.0;
+                }
+            }
+        }
     }
 
     /// Copies one object of `sample`, scaled and mirrored by `placement` (of the whole sample), over `frame`: earlier objects

@@ -1,12 +1,14 @@
 //! The gradient of the filters: `dw[k, (r, s, c)] = sum over pixels p of dy[p, k] * field(p)[r, s, c]`, a product of the
 //! transposed `dy` with the receptive fields. The fields exist only as the panels of one block: rows are gathered from the
-//! map, and zeros stand in for padding. The sum is long (all pixels of the batch), see [`LongGemm`].
+//! map, and zeros stand in for padding. The sum is long (all pixels of the batch), see [`LongGemm`]. Plain 3x3 filters of larger
+//! maps take Winograd's way.
 
 use std::ptr;
 
 use crate::cpu::gemm::{Ahead, Arch, BLayout, CHUNK, LongGemm, Matrix, Panels, Product, Transposed, Vector};
 use crate::isa::Isa;
 
+use super::super::winograd::FilterPass;
 use super::{GradShape, depthwise};
 
 /// The gradient of a convolution's filters and how it is computed.
@@ -22,6 +24,7 @@ enum How {
     /// 1x1, stride 1, no padding: a product of two matrices.
     Pointwise(Product),
     Depthwise,
+    Winograd(FilterPass),
     Fields(LongGemm),
 }
 
@@ -36,6 +39,8 @@ impl FilterGrad {
         } else if plain && s.groups == 1 {
             let extents = [rows, channels, pixels];
             How::Pointwise(Product { transpose_a: true, layout: BLayout::RowMajor, extents, isa })
+        } else if let Some(pass) = FilterPass::new(shape, isa) {
+            How::Winograd(pass)
         } else {
             How::Fields(LongGemm::new(rows, s.kernel[0] * s.kernel[1] * channels, pixels, isa))
         };
@@ -47,6 +52,7 @@ impl FilterGrad {
         let how = match self.how {
             How::Pointwise(_) => "pointwise",
             How::Depthwise => "depthwise",
+            How::Winograd(_) => "winograd-f4",
             How::Fields(_) => "implicit-gemm",
         };
         format!("{how} {}", self.isa)
@@ -57,6 +63,7 @@ impl FilterGrad {
         match self.how {
             How::Pointwise(product) => product.workspace_len(),
             How::Depthwise => depthwise::filter_workspace_len(&self.shape),
+            How::Winograd(pass) => pass.workspace_len(),
             How::Fields(gemm) => gemm.workspace_len(),
         }
     }
@@ -73,6 +80,7 @@ impl FilterGrad {
         match self.how {
             How::Pointwise(product) => product.run(dy, x, dw, workspace),
             How::Depthwise => depthwise::filter_grad(s, self.isa, x, dy, dw, workspace),
+            How::Winograd(pass) => pass.run(x, dy, dw, workspace),
             How::Fields(gemm) => {
                 let (rows, size) = (s.c_out / s.groups, s.filter_len() / s.groups);
                 for group in 0..s.groups {

@@ -12,6 +12,7 @@ use crate::cpu::gemm::{
 use crate::isa::Isa;
 
 use super::super::implicit::Fields;
+use super::super::winograd::Order;
 use super::super::{Conv, ConvKernel, ConvShape};
 use super::{GradShape, Phase, depthwise};
 
@@ -57,8 +58,11 @@ impl InputGrad {
     /// Values of the packed filters.
     pub fn packed_len(&self) -> usize {
         match self.how {
-            // The turned filters lie behind the packed ones.
-            How::Turned(conv) => conv.packed_len() + self.shape.filter_len(),
+            // Turned depthwise filters lie behind the packed ones.
+            How::Turned(conv) if conv.kernel == ConvKernel::Depthwise => {
+                conv.packed_len() + self.shape.filter_len()
+            }
+            How::Turned(conv) => conv.packed_len(),
             How::Depthwise => self.shape.filter_len(),
             How::Phases => {
                 let s = &self.shape;
@@ -77,11 +81,15 @@ impl InputGrad {
         assert!(filter.len() >= s.filter_len(), "filter of {} values for {s:?}", filter.len());
         assert!(packed.len() >= self.packed_len(), "packed filter of {} values for {s:?}", packed.len());
         match self.how {
-            How::Turned(conv) => {
+            How::Turned(conv) if conv.kernel == ConvKernel::Depthwise => {
                 let (packed, turned) = packed.split_at_mut(conv.packed_len());
-                turn(s, filter, turned);
+                let taps = s.kernel[0] * s.kernel[1];
+                for (turned, filter) in turned.chunks_exact_mut(taps).zip(filter.chunks_exact(taps)) {
+                    turned.iter_mut().zip(filter.iter().rev()).for_each(|(turned, &w)| *turned = w);
+                }
                 conv.pack(turned, packed);
             }
+            How::Turned(conv) => conv.pack_winograd(filter, Order::Turned, packed),
             How::Depthwise => depthwise::pack(s, filter, packed),
             How::Phases => self.pack_phases(filter, packed),
         }
@@ -247,31 +255,4 @@ impl Lattice<'_> {
             }
         });
     }
-}
-
-/// `turned[c, R - 1 - r, S - 1 - s, k] = w[k, r, s, c]`, group by group: the filters of the convolution that gives the
-/// gradient of the map.
-fn turn(s: &GradShape, filter: &[f32], turned: &mut [f32]) {
-    /// Channels of a task, and side of a block that is transposed at once.
-    const BLOCK: usize = 16;
-    let taps = s.kernel[0] * s.kernel[1];
-    let (from, to) = (s.c_in / s.groups, s.c_out / s.groups);
-    let blocks = from.div_ceil(BLOCK);
-    let shared = SharedMut::new(turned);
-    for_each_task(s.groups * blocks, |i| {
-        let (group, c) = (i / blocks, i % blocks * BLOCK);
-        let width = BLOCK.min(from - c);
-        for tap in 0..taps {
-            for block in (0..to).step_by(BLOCK) {
-                for k in block..(block + BLOCK).min(to) {
-                    let source = &filter[((group * to + k) * taps + tap) * from + c..][..width];
-                    for (j, &w) in source.iter().enumerate() {
-                        let at = ((group * from + c + j) * taps + taps - 1 - tap) * to + k;
-                        // SAFETY: a filter of one of the task's own channels.
-                        unsafe { *shared.get().add(at) = w };
-                    }
-                }
-            }
-        }
-    });
 }

@@ -9,10 +9,13 @@
 //! V and M of one block stay in the last-level cache, and each block streams the filters once. Transforms
 //! are vectorised over channels.
 
+mod filter_grad;
 mod scheme;
 #[cfg(test)]
 mod tests;
 mod transform;
+
+use std::marker::PhantomData;
 
 use crate::cpu::gemm::{
     Ahead, Arch, Gemm, Job, SharedMut, Target, Tile, for_each_task, on, strip_len, strips_len, tile_shape,
@@ -20,10 +23,11 @@ use crate::cpu::gemm::{
 use crate::isa::Isa;
 
 use super::ConvShape;
-use transform::{Inputs, Outputs};
+use transform::{Filters, Inputs, Outputs};
 
+pub(super) use filter_grad::FilterPass;
 pub(super) use scheme::{F2, F4, Scheme};
-pub(super) use transform::pack;
+pub(super) use transform::Order;
 
 /// Tiles of a block, at most (a multiple of every `MR`).
 const BLOCK: usize = 168;
@@ -187,16 +191,22 @@ impl Job for Products<'_> {
     }
 }
 
-/// Transforms KRSC filters and packs each plane as B, in parallel over panels.
+/// Transforms filters and packs each plane as B, in parallel over panels.
 pub(super) fn pack_parallel<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize>(
     layout: &Layout,
     filter: &[f32],
+    order: Order,
     packed: &mut [f32],
 ) {
     let nr = tile_shape(layout.isa).1;
     let shared = SharedMut::new(packed);
     let slices = layout.shape.c_in.div_ceil(CHANNELS);
     for_each_task(layout.c_out_padded / nr * slices, |i| {
-        pack::<S, IN, OUT>(layout, filter, i / slices, i % slices * CHANNELS, shared);
+        let (panel, channel) = (i / slices, i % slices * CHANNELS);
+        let scheme = PhantomData::<S>;
+        on(
+            layout.isa,
+            Filters::<S, IN, OUT> { layout, filter, order, panel, channel, packed: shared, scheme },
+        );
     });
 }

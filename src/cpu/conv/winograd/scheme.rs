@@ -26,7 +26,13 @@ pub(crate) trait Scheme<const IN: usize, const OUT: usize>: Sync {
     /// The processor has the features of `V`.
     unsafe fn output<V: Vector>(m: [V; IN]) -> [V; OUT];
 
-    /// `G`, in f64: filters are transformed once and rounded at the end.
+    /// `A y`: the adjoint of [`Scheme::output`], for gradients.
+    ///
+    /// # Safety
+    /// The processor has the features of `V`.
+    unsafe fn output_adjoint<V: Vector>(y: [V; OUT]) -> [V; IN];
+
+    /// `G`, in f64: computed once.
     fn filter() -> [[f64; 3]; IN] {
         let p = Self::POINTS;
         std::array::from_fn(|i| match p.get(i) {
@@ -56,6 +62,12 @@ impl Scheme<4, 2> for F2 {
     unsafe fn output<V: Vector>([m0, m1, m2, m3]: [V; 4]) -> [V; 2] {
         // SAFETY: the caller's contract.
         unsafe { [m0.add(m1).add(m2), m1.sub(m2).add(m3)] }
+    }
+
+    #[inline(always)]
+    unsafe fn output_adjoint<V: Vector>([y0, y1]: [V; 2]) -> [V; 4] {
+        // SAFETY: the caller's contract.
+        unsafe { [y0, y0.add(y1), y0.sub(y1), y1] }
     }
 }
 
@@ -110,6 +122,15 @@ impl Scheme<6, 4> for F4 {
                 axpy(A * A, sum_a, V::splat(B * B).mul(sum_b)),
                 axpy(A * A * A, diff_a, axpy(B * B * B, diff_b, m5)),
             ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn output_adjoint<V: Vector>([y0, y1, y2, y3]: [V; 4]) -> [V; 6] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (even_a, odd_a) = (axpy(A * A, y2, y0), axpy(A * A * A, y3, V::splat(A).mul(y1)));
+            let (even_b, odd_b) = (axpy(B * B, y2, y0), axpy(B * B * B, y3, V::splat(B).mul(y1)));
+            [y0, even_a.add(odd_a), even_a.sub(odd_a), even_b.add(odd_b), even_b.sub(odd_b), y3]
         }
     }
 }

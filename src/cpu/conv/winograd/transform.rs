@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::cpu::gemm::{Arch, CHUNK, Job, SharedMut, Vector, strip_row, tile_shape};
+use crate::cpu::gemm::{Arch, CHUNK, Job, SharedMut, Vector, strip_row, transpose_square};
 
 use super::{CHANNELS, Layout, Pass, Scheme};
 
@@ -146,47 +146,88 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, 
     }
 }
 
-/// `G g G^T` in f64 for one panel of filters and up to [`CHANNELS`] channels from `channel`.
-pub(in super::super) fn pack<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize>(
-    layout: &Layout,
-    filter: &[f32],
-    panel: usize,
-    channel: usize,
-    packed: SharedMut,
-) {
-    const WIDE: usize = 8;
-    let (c_in, nr) = (layout.shape.c_in, tile_shape(layout.isa).1);
-    let plane = layout.plane_gemm().packed_len();
-    let g = S::filter();
-    for c in (channel..(channel + CHANNELS).min(c_in)).step_by(WIDE) {
-        let count = WIDE.min(c_in - c);
-        for j in 0..nr {
-            let n = panel * nr + j;
-            let mut taps = [[[0.0f64; WIDE]; 3]; 3];
-            if n < layout.shape.c_out {
-                for (tap, lanes) in taps.as_flattened_mut().iter_mut().enumerate() {
-                    let source = &filter[(n * 9 + tap) * c_in + c..][..count];
-                    for (lane, &w) in lanes.iter_mut().zip(source) {
-                        *lane = w as f64;
+/// `G g G^T` for one panel of filters and up to [`CHANNELS`] channels from `channel`, vectorised over filters: in a
+/// training step the filters are new, so that packing them is part of every convolution.
+pub(super) struct Filters<'a, S, const IN: usize, const OUT: usize> {
+    pub layout: &'a Layout,
+    pub filter: &'a [f32],
+    pub order: Order,
+    pub panel: usize,
+    pub channel: usize,
+    /// `IN^2` planes.
+    pub packed: SharedMut,
+    pub scheme: PhantomData<S>,
+}
+
+/// How the filters of a convolution from `c_in` to `c_out` channels lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Order {
+    /// `[c_out][tap][c_in]`.
+    Krsc,
+    /// `[c_in][tap][c_out]` with the taps in reverse order: as they lie for the convolution that this one is the gradient
+    /// of.
+    Turned,
+}
+
+impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Filters<'_, S, IN, OUT> {
+    #[inline(always)]
+    fn run<A: Arch>(self) {
+        let Filters { layout, filter, order, panel, channel, packed, .. } = self;
+        let (c_in, c_out) = (layout.shape.c_in, layout.shape.c_out);
+        assert!(filter.len() >= layout.shape.filter_len(), "filter of {} values", filter.len());
+        let plane = layout.plane_gemm().packed_len();
+        let lanes = A::V::LANES;
+        let g = S::filter();
+        for c in (channel..(channel + CHANNELS).min(c_in)).step_by(lanes) {
+            let count = lanes.min(c_in - c);
+            for j in (0..A::NR).step_by(lanes) {
+                let first = panel * A::NR + j;
+                let filters = c_out.saturating_sub(first).min(lanes);
+                // SAFETY: reads channels c..c + count of filters that exist, writes the panel's rows of these channels
+                // in every plane, which belong to this task.
+                unsafe {
+                    let zero = A::V::splat(0.0);
+                    // Of each tap, a register a channel with one filter a lane.
+                    let mut taps = [[zero; CHUNK]; 9];
+                    for (tap, square) in taps.iter_mut().enumerate() {
+                        match order {
+                            Order::Krsc => {
+                                for (i, row) in square.iter_mut().enumerate().take(filters) {
+                                    let source = filter.as_ptr().add(((first + i) * 9 + tap) * c_in + c);
+                                    *row = A::V::load_up_to(source, count);
+                                }
+                                *square = transpose_square::<A>(*square);
+                            }
+                            Order::Turned if filters > 0 => {
+                                for (l, row) in square.iter_mut().enumerate().take(count) {
+                                    let source = filter.as_ptr().add(((c + l) * 9 + 8 - tap) * c_out + first);
+                                    *row = A::V::load_up_to(source, filters);
+                                }
+                            }
+                            Order::Turned => {}
+                        }
                     }
-                }
-            }
-            // Rows, then columns.
-            let mut half = [[[0.0f64; WIDE]; 3]; IN];
-            for (half, g) in half.iter_mut().zip(&g) {
-                for s in 0..3 {
-                    for l in 0..WIDE {
-                        half[s][l] = g[0] * taps[0][s][l] + g[1] * taps[1][s][l] + g[2] * taps[2][s][l];
-                    }
-                }
-            }
-            for (i, half) in half.iter().enumerate() {
-                for (k, g) in g.iter().enumerate() {
                     for l in 0..count {
-                        let value = half[0][l] * g[0] + half[1][l] * g[1] + half[2][l] * g[2];
-                        let at = (i * IN + k) * plane + (panel * c_in + c + l) * nr + j;
-                        // SAFETY: inside the packed planes, at an element that belongs to this panel and channel.
-                        unsafe { *packed.get().add(at) = value as f32 };
+                        let to = packed.get().add((panel * c_in + c + l) * A::NR + j);
+                        // Columns, then rows.
+                        let mut half = [[zero; 3]; IN];
+                        for (half, g) in half.iter_mut().zip(&g) {
+                            for s in 0..3 {
+                                for r in 0..3 {
+                                    let g = A::V::splat(g[r] as f32);
+                                    half[s] = g.mul_add(taps[r * 3 + s][l], half[s]);
+                                }
+                            }
+                        }
+                        for (i, half) in half.iter().enumerate() {
+                            for (k, g) in g.iter().enumerate() {
+                                let mut sum = zero;
+                                for s in 0..3 {
+                                    sum = A::V::splat(g[s] as f32).mul_add(half[s], sum);
+                                }
+                                sum.store(to.add((i * IN + k) * plane));
+                            }
+                        }
                     }
                 }
             }

@@ -1,0 +1,151 @@
+//! `knet bench --train`
+
+use super::{Arguments, percentiles, steps_json, steps_table, synthetic};
+use crate::print;
+use knet::Result;
+use knet::cpu::Weights;
+use knet::engine::source;
+use knet::isa::Isa;
+use knet::model::{Config, SIZE_DIVISOR};
+use knet::train::data::Batch;
+use knet::train::network::{LossWeights, TARGET_STRIDE, TrainSpec};
+use knet::train::optimizer::{AdamW, AdamWConfig};
+use knet::train::step::TrainStep;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// What upstream freezes of a ResNet.
+const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1."];
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let (config, loader) = source::open(&arguments.model.weights, arguments.model.model.as_deref())?;
+    let weights = Weights::new(loader);
+    let size = arguments.size.map(|side| side.next_multiple_of(SIZE_DIVISOR));
+    let batch = batch(&config, arguments, size)?;
+    let frozen = FROZEN.map(String::from);
+    let spec = TrainSpec {
+        config: &config,
+        batch: arguments.batch as usize,
+        size,
+        max_objects: batch.labels.len() / arguments.batch as usize,
+        weights: LossWeights::default(),
+        frozen: &frozen,
+        train_batch_norm: false,
+    };
+    let mut step = TrainStep::new(&spec, &weights, Isa::detect(), arguments.model.threads.map_or(0, usize::from))?;
+    weights.trim();
+    let mut optimizer = AdamW::new(AdamWConfig::default(), step.executor(), 1)?;
+    let lr = AdamWConfig::default().lr;
+    let losses = step.run(&batch)?.clone();
+    let (executor, pool) = step.parts_mut();
+    optimizer.step(executor, pool, lr)?;
+    let mut times = Vec::new();
+    for _ in 0..arguments.runs {
+        let start = Instant::now();
+        step.run(&batch)?;
+        let (executor, pool) = step.parts_mut();
+        optimizer.step(executor, pool, lr)?;
+        times.push(start.elapsed());
+    }
+    let step_ms: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
+    let memory = peak_memory_mb();
+    let p = percentiles(times);
+    let plan = step.executor().plan().clone();
+    let mut medians = Vec::new();
+    if !arguments.no_steps {
+        let mut times: Vec<Vec<Duration>> = vec![Vec::new(); plan.steps.len()];
+        for _ in 0..arguments.runs.min(5) {
+            step.run_timed(&batch, |index, time| times[index].push(time))?;
+        }
+        medians = times.into_iter().map(|times| percentiles(times).p50).collect();
+    }
+    let threads = step.parts_mut().1.threads();
+    if arguments.json {
+        let terms: serde_json::Map<String, Value> =
+            losses.terms.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let report = json!({
+            "model": config.name,
+            "batch": arguments.batch,
+            "size": size,
+            "objects": arguments.objects,
+            "threads": threads,
+            "isa": Isa::detect().to_string(),
+            "step_ms": step_ms,
+            "peak_memory_mb": memory,
+            "arena_mb": plan.arena_bytes as f64 / 1e6,
+            "gflop": plan.flops() as f64 / 1e9,
+            "losses": terms,
+            "steps": steps_json(&plan, &medians),
+        });
+        return print(&format!("{report:#}\n"));
+    }
+    let rate = f64::from(arguments.batch) / p.p50 * 1e3;
+    let mut text = format!(
+        "{} training step, {} images of {}x{}, {} objects each, {threads} threads, {}, {} runs\n\n",
+        config.name,
+        arguments.batch,
+        size[0],
+        size[1],
+        arguments.objects,
+        Isa::detect(),
+        arguments.runs
+    );
+    text += &format!("{:<10} {:>9} {:>9} {:>9} {:>9}   ms\n", "part", "p50", "p90", "p99", "max");
+    text += &format!("{:<10} {:>9.1} {:>9.1} {:>9.1} {:>9.1}\n", "step", p.p50, p.p90, p.p99, p.max);
+    let (arena, gflop) = (plan.arena_bytes as f64 / 1e6, plan.flops() as f64 / 1e9);
+    text += &format!("\n{rate:.2} images/s; {gflop:.0} GFLOP; arena {arena:.0} MB");
+    text += &memory.map_or("\n".to_string(), |mb| format!(", peak memory {mb:.0} MB\n"));
+    text += &steps_table(&plan, &medians);
+    print(&text)
+}
+
+/// Synthetic images with ellipses of random place, size and class as objects; the same on every machine.
+fn batch(config: &Config, arguments: &Arguments, size: [usize; 2]) -> Result<Batch> {
+    let [images, objects] = [arguments.batch, arguments.objects].map(|n| n as usize);
+    let slots = (objects + config.stuff_classes.min(4)).max(1);
+    let [height, width] = size.map(|side| side / TARGET_STRIDE);
+    let picture = synthetic(size[0], size[1])?;
+    let pixels: Vec<f32> = picture.as_raw().iter().map(|&v| (f32::from(v) - 120.0) / 58.0).collect();
+    let mut batch = Batch {
+        size,
+        images: pixels.repeat(images),
+        masks: vec![0.0; images * slots * height * width],
+        labels: vec![-1.0; images * slots],
+        things: vec![objects; images],
+        objects: vec![slots.min(objects + config.stuff_classes.min(4)); images],
+        ids: (0..images as u64).collect(),
+        left_out: 0,
+    };
+    let mut state = 1u64;
+    let mut draw = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    for slot in 0..images * slots {
+        let within = slot % slots;
+        let stuff = within >= objects;
+        if stuff && within - objects >= config.stuff_classes {
+            continue;
+        }
+        batch.labels[slot] = match stuff {
+            true => (config.thing_classes + within - objects) as f32,
+            false => (draw() * config.thing_classes as f32).floor(),
+        };
+        let [cy, cx, ry, rx] = [draw(), draw(), 0.05 + 0.2 * draw(), 0.05 + 0.2 * draw()];
+        let plane = &mut batch.masks[slot * height * width..][..height * width];
+        for (index, value) in plane.iter_mut().enumerate() {
+            let (y, x) = ((index / width) as f32 / height as f32, (index % width) as f32 / width as f32);
+            let inside = ((y - cy) / ry).powi(2) + ((x - cx) / rx).powi(2) < 1.0;
+            *value = f32::from(u8::from(inside));
+        }
+    }
+    Ok(batch)
+}
+
+/// Peak resident memory of this process in MB, where the system tells.
+fn peak_memory_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
+}
