@@ -32,12 +32,15 @@ impl Console {
         }
     }
 
-    /// Seconds left, by the mean speed since this process began to train.
-    fn seconds_left(&mut self, report: &Report<'_>) -> f64 {
+    /// How long it will take, by the mean speed since this process began to train.
+    fn left(&mut self, report: &Report<'_>) -> String {
         let (begun, from) = *self.begun.get_or_insert_with(|| (Instant::now(), report.iteration));
         let done = report.iteration.saturating_sub(from);
         let left = report.total.saturating_sub(report.iteration) as f64;
-        if done == 0 { 0.0 } else { left * begun.elapsed().as_secs_f64() / done as f64 }
+        match done {
+            0 => String::new(),
+            _ => format!(", {} left", duration(left * begun.elapsed().as_secs_f64() / done as f64)),
+        }
     }
 }
 
@@ -50,19 +53,19 @@ impl Observer for Console {
     }
 
     fn step(&mut self, report: &Report<'_>) {
-        let left = self.seconds_left(report);
+        let left = self.left(report);
         let every = if self.terminal { TEXT_EVERY } else { LINE_EVERY };
         let due = self.shown.is_none_or(|at| at.elapsed() >= every);
         if self.terminal {
             let bar = self.bar.get_or_insert_with(|| new_bar(report.total));
             bar.set_position(report.iteration);
             if due {
-                bar.set_message(format!("{}, {} left", text(report), duration(left)));
+                bar.set_message(format!("{}{left}", text(report)));
             }
         } else if due || report.iteration == report.total {
             let Report { iteration, total, epoch, lr, .. } = report;
             let text = text(report);
-            eprintln!("{iteration}/{total} epoch {epoch} lr {lr:.2e}  {text}, {} left", duration(left));
+            eprintln!("{iteration}/{total} epoch {epoch} lr {lr:.2e}  {text}{left}");
         }
         if due {
             self.shown = Some(Instant::now());
