@@ -147,7 +147,7 @@ fn what_cannot_be_done_is_said() {
         (&["segment", "a.png", "--threads", "0"], 2, &["--threads"]),
         (&["segment", "a.png", "--weights", "seeded:x"], 2, &["seed", "`x`"]),
         (&["segment", "a.png", "--task", "semantic"], 2, &["semantic", "instance, panoptic"]),
-        (&["segment", "a.png", "--task", "panoptic"], 2, &["knet_s3_r50_fpn", "instances only"]),
+        (&["segment", "a.png", "--task", "panoptic"], 2, &["knet_s3_lite0_person", "instances only"]),
         (
             &["segment", "a.png", "--model", "knet_s3_r50_fnp"],
             2,
@@ -260,7 +260,7 @@ fn instances() {
     let folder = folder_with_photo();
     let path = folder.path();
     let outcome =
-        succeed(path, &["segment", "a.png", "a.png", "--size", "128,192", "--score", "0", "--out", "out"]);
+        succeed(path, &["segment", "a.png", "a.png", "--model", "knet_s3_r50_fpn", "--size", "128,192", "--score", "0", "--out", "out"]);
     assert!(outcome.stderr.contains("seeded:0 are random weights"), "{}", outcome.stderr);
     assert_eq!(outcome.stdout.lines().count(), 2);
     assert!(outcome.stdout.starts_with("a.png: 100 instances in "), "{}", outcome.stdout);
@@ -354,7 +354,7 @@ fn inspect() {
 #[test]
 fn bench() {
     let folder = tempfile::tempdir().unwrap();
-    let arguments = ["bench", "--size", "64x96", "--runs", "3", "--threads", "2"];
+    let arguments = ["bench", "--model", "knet_s3_r50_fpn", "--size", "64x96", "--runs", "3", "--threads", "2"];
     let report = succeed(folder.path(), &[&arguments[..], &["--json"]].concat()).json();
     assert_eq!(report["model"], "knet_s3_r50_fpn");
     assert_eq!(report["size"], serde_json::json!([64, 96]));
@@ -375,7 +375,7 @@ fn bench() {
 fn dump() {
     let folder = folder_with_photo();
     let path = folder.path();
-    succeed(path, &["dump", "--image", "a.png", "--no-resize", "--out", "taps.safetensors"]);
+    succeed(path, &["dump", "--model", "knet_s3_r50_fpn", "--image", "a.png", "--no-resize", "--out", "taps.safetensors"]);
     let file = Checkpoint::open(path.join("taps.safetensors")).unwrap();
     let meta = read_json(&inputs().join("../knet_s3_r50_fpn/meta.json"));
     let wanted = meta["cases"]["a"]["tensors"].as_object().unwrap();

@@ -226,6 +226,7 @@ fn products() -> Vec<Check> {
         let op = Conv2d {
             stride: pair("stride"),
             padding: pair("padding"),
+            padding_end: pair("padding"),
             dilation: pair("dilation"),
             groups: integer(attributes, "groups"),
             epilogue: Epilogue { bias: conv.find(case, "bias").is_some(), ..Epilogue::default() },

@@ -69,7 +69,7 @@ fn check(what: &str, op: &Op, operands: &[Tensor], index: usize, scale: f32, los
 /// Rows `[N, ..]` as `[1, N, .., 1]` planes, with the identity as matching.
 fn planes(x: &Tensor) -> Tensor {
     let dims = x.shape();
-    x.clone().reshape([1, dims[0], dims[1], dims[2]].into())
+    x.clone().reshape([1, dims[0], dims[1], dims[2]])
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn focal_losses() {
         let [rows, classes] = [logits.shape()[0], logits.shape()[1]];
         let labels = integers(&file, &format!("{case}.labels")).into_iter().map(|l| l as f32).collect();
         let mut operands =
-            vec![logits.clone().reshape([rows, classes, 1].into()), Tensor::new([rows, 1], labels)];
+            vec![logits.clone().reshape([rows, classes, 1]), Tensor::new([rows, 1], labels)];
         if file.info(&format!("{case}.weight")).is_some() {
             let weight = load("weight");
             let full = (0..rows * classes)
@@ -146,7 +146,7 @@ fn cross_entropies() {
         let count = if case == "avg_non_ignore" { valid } else { labels.len() };
         // The auxiliary head's weight.
         let weight = if case == "aux" { 0.4 } else { 1.0 };
-        let operands = [logits.reshape([b, k, h * w].into()), Tensor::new([b, h * w], labels)];
+        let operands = [logits.reshape([b, k, h * w]), Tensor::new([b, h * w], labels)];
         let scale = weight / count as f32;
         check(
             &format!("ce/{case}"),
@@ -195,7 +195,7 @@ fn hungarian() {
         let [rows, classes] = [logits.shape()[0], logits.shape()[1]];
         let labels = integers(&file, &name("gt_labels")).into_iter().map(|l| l as f32).collect();
         let op = knet::ops::ClassCost { objects: rows, weight: 2.0 };
-        let operands = [logits.reshape([1, rows, classes].into()), Tensor::new([1, objects], labels)];
+        let operands = [logits.reshape([1, rows, classes]), Tensor::new([1, objects], labels)];
         let off = relative_l2(
             op_reference(&op.into(), &operands).data(),
             file.load_f32(&name("cost_focal")).unwrap().to_f64().data(),

@@ -426,3 +426,16 @@ fn what_does_not_fit_is_named() {
         "{notes}"
     );
 }
+
+#[test]
+fn configurations_of_the_repository_load() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let config = RunConfig::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(!config.data.val.is_empty(), "{}: no validation", path.display());
+        count += 1;
+    }
+    assert!(count >= 3, "{count} configurations");
+}

@@ -25,6 +25,13 @@ pub const BACKBONE_KEY: &str = "knet.backbone";
 pub enum WeightSource {
     /// A safetensors file written by `knet convert`.
     File(PathBuf),
+    /// A safetensors file in memory, such as one that is part of the program.
+    Embedded {
+        /// What messages call it.
+        name: &'static str,
+        /// The file.
+        bytes: &'static [u8],
+    },
     /// Reproducible random weights: every tensor is computed from its name and this seed.
     Seeded(u64),
 }
@@ -54,6 +61,7 @@ impl fmt::Display for WeightSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             WeightSource::File(path) => write!(f, "{}", path.display()),
+            WeightSource::Embedded { name, .. } => f.write_str(name),
             WeightSource::Seeded(seed) => write!(f, "seeded:{seed}"),
         }
     }
@@ -77,13 +85,19 @@ pub fn open(source: &WeightSource, name: Option<&str>) -> Result<(Config, Box<Lo
             ))
         }
         WeightSource::File(path) => {
-            let file = Checkpoint::open(path).map_err(|error| with_hint(path, error))?;
-            let config = file_config(&file, name)?;
-            check(&file, &config)?;
-            let file = Arc::new(file);
-            Ok((config, Box::new(move |param: &Param| file.load_f32(&param.key))))
+            open_file(Checkpoint::open(path).map_err(|error| with_hint(path, error))?, name)
+        }
+        WeightSource::Embedded { name: file, bytes } => {
+            open_file(Checkpoint::from_bytes(*file, bytes.to_vec())?, name)
         }
     }
+}
+
+fn open_file(file: Checkpoint, name: Option<&str>) -> Result<(Config, Box<Loader>)> {
+    let config = file_config(&file, name)?;
+    check(&file, &config)?;
+    let file = Arc::new(file);
+    Ok((config, Box::new(move |param: &Param| file.load_f32(&param.key))))
 }
 
 /// The error of opening `path`, with the way out if the file is one of PyTorch's.

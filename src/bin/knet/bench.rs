@@ -86,7 +86,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         let mut report = json!({
             "model": config.name,
-            "weights": arguments.model.weights.to_string(),
+            "weights": arguments.model.source().to_string(),
             "task": engine.task().name(),
             "size": arguments.size,
             "threads": engine.threads(),

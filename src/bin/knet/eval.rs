@@ -74,8 +74,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         builder = builder.min_score(score);
     }
     let mut engine = builder.build()?;
-    if let WeightSource::Seeded(_) = arguments.model.weights {
-        eprintln!("note: {} are random weights: the scores say nothing", arguments.model.weights);
+    if let source @ WeightSource::Seeded(_) = arguments.model.source() {
+        eprintln!("note: {source} are random weights: the scores say nothing");
     }
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {per_sec}  {eta} left");
     let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -53,6 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let parameters = values - tensors.iter().filter(statistics).map(size_of).sum::<usize>();
     let stored = match &arguments.file {
         WeightSource::File(path) => Checkpoint::open(path)?.tensors().iter().map(|t| t.bytes).sum(),
+        WeightSource::Embedded { bytes, .. } => bytes.len(),
         WeightSource::Seeded(_) => 4 * values,
     };
     if arguments.json {

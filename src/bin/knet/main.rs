@@ -45,12 +45,17 @@ enum Command {
     Convert(convert::Arguments),
 }
 
+/// The model that segments when nothing else is asked for, so that the program works from the first command; see
+/// `weights/README.md`.
+static PERSON: &[u8] = include_bytes!("../../../weights/knet_s3_lite0_person.safetensors");
+
 /// Where weights come from, shared by the commands that run a model.
 #[derive(Args, Clone)]
 struct ModelArguments {
-    /// Checkpoint (.safetensors made by `knet convert`), or `seeded:N` for reproducible random weights
-    #[arg(long, value_name = "FILE", default_value = "seeded:0")]
-    weights: WeightSource,
+    /// Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible random
+    /// weights [default: the person model that comes with the program; seeded:0 for a model named by --model]
+    #[arg(long, value_name = "FILE")]
+    weights: Option<WeightSource>,
 
     /// Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for
     /// seeded weights]
@@ -63,8 +68,16 @@ struct ModelArguments {
 }
 
 impl ModelArguments {
+    fn source(&self) -> WeightSource {
+        match (&self.weights, &self.model) {
+            (Some(source), _) => source.clone(),
+            (None, Some(_)) => WeightSource::Seeded(0),
+            (None, None) => WeightSource::Embedded { name: "knet_s3_lite0_person (built in)", bytes: PERSON },
+        }
+    }
+
     fn engine(&self) -> knet::engine::EngineBuilder {
-        let mut builder = knet::Engine::builder().weights(self.weights.clone());
+        let mut builder = knet::Engine::builder().weights(self.source());
         if let Some(name) = &self.model {
             builder = builder.model(name);
         }

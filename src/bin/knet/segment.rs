@@ -86,10 +86,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         TaskArgument::Panoptic => builder.task(Task::Panoptic),
     };
     let engine = builder.build()?;
-    if let WeightSource::Seeded(_) = arguments.model.weights {
+    if let source @ WeightSource::Seeded(_) = arguments.model.source() {
         eprintln!(
-            "note: {} are random weights: the masks show that the engine runs, not what it sees",
-            arguments.model.weights
+            "note: {source} are random weights: the masks show that the engine runs, not what it sees"
         );
     }
     std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;

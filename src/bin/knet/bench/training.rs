@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1."];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let (config, loader) = source::open(&arguments.model.weights, arguments.model.model.as_deref())?;
+    let (config, loader) = source::open(&arguments.model.source(), arguments.model.model.as_deref())?;
     let weights = Weights::new(loader);
     let size = arguments.size.map(|side| side.next_multiple_of(SIZE_DIVISOR));
     let batch = batch(&config, arguments, size)?;
