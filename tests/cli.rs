@@ -259,8 +259,22 @@ fn read_png(path: &Path) -> RgbImage {
 fn instances() {
     let folder = folder_with_photo();
     let path = folder.path();
-    let outcome =
-        succeed(path, &["segment", "a.png", "a.png", "--model", "knet_s3_r50_fpn", "--size", "128,192", "--score", "0", "--out", "out"]);
+    let outcome = succeed(
+        path,
+        &[
+            "segment",
+            "a.png",
+            "a.png",
+            "--model",
+            "knet_s3_r50_fpn",
+            "--size",
+            "128,192",
+            "--score",
+            "0",
+            "--out",
+            "out",
+        ],
+    );
     assert!(outcome.stderr.contains("seeded:0 are random weights"), "{}", outcome.stderr);
     assert_eq!(outcome.stdout.lines().count(), 2);
     assert!(outcome.stdout.starts_with("a.png: 100 instances in "), "{}", outcome.stdout);
@@ -354,7 +368,8 @@ fn inspect() {
 #[test]
 fn bench() {
     let folder = tempfile::tempdir().unwrap();
-    let arguments = ["bench", "--model", "knet_s3_r50_fpn", "--size", "64x96", "--runs", "3", "--threads", "2"];
+    let arguments =
+        ["bench", "--model", "knet_s3_r50_fpn", "--size", "64x96", "--runs", "3", "--threads", "2"];
     let report = succeed(folder.path(), &[&arguments[..], &["--json"]].concat()).json();
     assert_eq!(report["model"], "knet_s3_r50_fpn");
     assert_eq!(report["size"], serde_json::json!([64, 96]));
@@ -375,7 +390,19 @@ fn bench() {
 fn dump() {
     let folder = folder_with_photo();
     let path = folder.path();
-    succeed(path, &["dump", "--model", "knet_s3_r50_fpn", "--image", "a.png", "--no-resize", "--out", "taps.safetensors"]);
+    succeed(
+        path,
+        &[
+            "dump",
+            "--model",
+            "knet_s3_r50_fpn",
+            "--image",
+            "a.png",
+            "--no-resize",
+            "--out",
+            "taps.safetensors",
+        ],
+    );
     let file = Checkpoint::open(path.join("taps.safetensors")).unwrap();
     let meta = read_json(&inputs().join("../knet_s3_r50_fpn/meta.json"));
     let wanted = meta["cases"]["a"]["tensors"].as_object().unwrap();
@@ -534,7 +561,7 @@ fn evaluation() {
             succeed(path, &[&common[..], &["--common-classes", "--json", "out.json"], arguments].concat());
         (outcome.stdout, read_json(&path.join("out.json")))
     };
-    let (table, report) = run(&["--annotations", "instances.json"]);
+    let (table, report) = run(&["--model", "knet_s3_r50_fpn", "--annotations", "instances.json"]);
     assert!(table.contains("knet_s3_r50_fpn on 1 images") && table.contains("AP50"), "{table}");
     assert_eq!(report["instances"]["objects"], 1);
     assert_eq!(report["only_in_data"], serde_json::json!(["sky-other-merged"]));

@@ -36,12 +36,8 @@ const NO_GRADIENT: &[&str] = &[
 ];
 
 /// Operands that count as constants: the running statistics of a frozen norm; targets, labels and weights of losses.
-const CONSTANTS: &[(&str, &[usize])] = &[
-    ("batch_norm", &[3, 4]),
-    ("fold_batch_norm", &[3, 4]),
-    ("mask_loss", &[1, 2]),
-    ("focal_loss", &[1, 2]),
-];
+const CONSTANTS: &[(&str, &[usize])] =
+    &[("batch_norm", &[3, 4]), ("fold_batch_norm", &[3, 4]), ("mask_loss", &[1, 2]), ("focal_loss", &[1, 2])];
 
 /// Results that are not differentiated: the statistics of a batch, which only update the running ones, and sums that
 /// the backward pass reads.

@@ -110,8 +110,7 @@ fn focal_losses() {
         let logits = load("logits");
         let [rows, classes] = [logits.shape()[0], logits.shape()[1]];
         let labels = integers(&file, &format!("{case}.labels")).into_iter().map(|l| l as f32).collect();
-        let mut operands =
-            vec![logits.clone().reshape([rows, classes, 1]), Tensor::new([rows, 1], labels)];
+        let mut operands = vec![logits.clone().reshape([rows, classes, 1]), Tensor::new([rows, 1], labels)];
         if file.info(&format!("{case}.weight")).is_some() {
             let weight = load("weight");
             let full = (0..rows * classes)

@@ -22,10 +22,10 @@ const WINOGRAD_TOLERANCE: f64 = 5e-5;
 /// of the threshold. PyTorch in float32 differs from itself in float64 by up to 15.
 const MASK_BITS: u32 = 50;
 
-/// Pixels of the panoptic map that may differ, with fused multiply-add and without. The two best objects of pixel
-/// (22, 140) of case a are a few 1e-6 apart, which is the float32 error of the goldens themselves; without FMA our
-/// rounding falls on the other side of it. (PyTorch 2.15 differs from the goldens by two pixels of case b.)
-const MAP_PIXELS: [usize; 2] = [0, 1];
+/// The only pixel (row, column) of a panoptic map that may differ, in case a: its two best objects are a few 1e-6 apart,
+/// which is the float32 error of the goldens themselves, so that it depends on the order of sums (and on FMA) who
+/// wins. PyTorch 2.15 itself differs from the goldens by two pixels of case b.
+const NEAR_TIE: (&str, [usize; 2]) = ("a", [22, 140]);
 
 struct Golden {
     model: &'static str,
@@ -147,9 +147,18 @@ fn check_panoptic(golden: &Golden) {
         assert!((score - wanted).abs() < 5e-5, "score {score} for {wanted}");
     }
     let argmax = differing(&trace.argmax_ids, "final.argmax_ids");
-    let pan = differing(&panoptic.map, "final.pan");
-    println!("{} {}: {argmax} arg-max pixels, {pan} map pixels differ", golden.model, golden.case);
-    assert!(pan <= MAP_PIXELS[usize::from(Isa::detect() == Isa::Portable)], "panoptic map");
+    let width = panoptic.width;
+    let wanted = golden.indices("final.pan");
+    let differing_pixels: Vec<[usize; 2]> = (0..wanted.len())
+        .filter(|&i| panoptic.map[i] as usize != wanted[i])
+        .map(|i| [i / width, i % width])
+        .collect();
+    println!(
+        "{} {}: {argmax} arg-max pixels, map pixels {differing_pixels:?} differ",
+        golden.model, golden.case
+    );
+    let excused = |pixel: &[usize; 2]| (golden.case, *pixel) == NEAR_TIE;
+    assert!(differing_pixels.iter().all(excused), "panoptic map differs at {differing_pixels:?}");
     let categories: Vec<u64> = panoptic.segments.iter().map(|s| s.category as u64).collect();
     let segments = golden.meta["segments"].as_array().unwrap();
     assert_eq!(categories, segments.iter().map(|s| s["category"].as_u64().unwrap()).collect::<Vec<_>>());

@@ -22,6 +22,17 @@ fn check(op: impl Into<Op>, shapes: &[&[usize]], tolerance: Tolerance) -> Result
     check_filled(op, shapes, Fill::Uniform(-1.0, 1.0), tolerance)
 }
 
+/// Whether sums of terms of order 1 happened to cancel, which a result of one or two elements may: its relative error then
+/// says nothing of the sum's accuracy.
+fn cancels(op: &Op, truth: &[Tensor<f64>]) -> bool {
+    let sums = matches!(op, Op::Conv2d(_) | Op::Linear(_) | Op::MatMul(_) | Op::MaskConv(_));
+    let small = |t: &Tensor<f64>| {
+        let squares: f64 = t.data().iter().map(|v| v * v).sum();
+        !t.data().is_empty() && squares < 0.01 * t.data().len() as f64
+    };
+    sums && truth.iter().any(small)
+}
+
 /// [`check`] with another filling of the first input.
 fn check_filled(
     op: impl Into<Op>,
@@ -34,6 +45,7 @@ fn check_filled(
     let inputs = case.make_inputs(11);
     let exact: Vec<Tensor<f64>> = inputs.iter().map(Tensor::to_f64).collect();
     let truth = case.op.reference(&exact.iter().collect::<Vec<_>>());
+    prop_assume!(!cancels(&case.op, &truth));
     for isa in Isa::available() {
         run::check_case(&case, &inputs, &truth, isa, &[1, 3])
             .map_err(|error| TestCaseError::fail(format!("{isa}: {error}\n{case:?}")))?;

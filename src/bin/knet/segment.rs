@@ -87,9 +87,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let engine = builder.build()?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
-        eprintln!(
-            "note: {source} are random weights: the masks show that the engine runs, not what it sees"
-        );
+        eprintln!("note: {source} are random weights: the masks show that the engine runs, not what it sees");
     }
     std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;
     let mut job = Job {

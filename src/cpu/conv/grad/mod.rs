@@ -69,8 +69,7 @@ impl GradShape {
     fn turned(&self) -> Option<ConvShape> {
         let reach = |axis: usize| self.dilation[axis] * (self.kernel[axis] - 1);
         let before = |axis: usize| reach(axis).checked_sub(self.padding[axis]);
-        let after =
-            |axis: usize| (self.map[axis] + reach(axis)).checked_sub(self.out[axis] + before(axis)?);
+        let after = |axis: usize| (self.map[axis] + reach(axis)).checked_sub(self.out[axis] + before(axis)?);
         let shape = ConvShape {
             batch: self.batch,
             height: self.out[0],

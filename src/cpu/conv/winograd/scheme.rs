@@ -32,7 +32,7 @@ pub(crate) trait Scheme<const IN: usize, const OUT: usize>: Sync {
     /// The processor has the features of `V`.
     unsafe fn output_adjoint<V: Vector>(y: [V; OUT]) -> [V; IN];
 
-    /// `G`, in f64: computed once.
+    /// `G`, in f64.
     fn filter() -> [[f64; 3]; IN] {
         let p = Self::POINTS;
         std::array::from_fn(|i| match p.get(i) {

@@ -147,7 +147,8 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, 
 }
 
 /// `G g G^T` for one panel of filters and up to [`CHANNELS`] channels from `channel`, vectorised over filters: in a
-/// training step the filters are new, so that packing them is part of every convolution.
+/// training step the filters are new, so that packing them is part of every convolution. In double precision: rounding the
+/// filters twice would cost as much accuracy as the rest of the convolution.
 pub(super) struct Filters<'a, S, const IN: usize, const OUT: usize> {
     pub layout: &'a Layout,
     pub filter: &'a [f32],
@@ -209,23 +210,29 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Filters<'_, 
                     }
                     for l in 0..count {
                         let to = packed.get().add((panel * c_in + c + l) * A::NR + j);
+                        let mut w = [[0.0f64; CHUNK]; 9];
+                        for (w, square) in w.iter_mut().zip(&taps) {
+                            let mut row = [0.0f32; CHUNK];
+                            square[l].store(row.as_mut_ptr());
+                            w.iter_mut().zip(row).for_each(|(w, v)| *w = f64::from(v));
+                        }
                         // Columns, then rows.
-                        let mut half = [[zero; 3]; IN];
+                        let mut half = [[[0.0f64; CHUNK]; 3]; IN];
                         for (half, g) in half.iter_mut().zip(&g) {
                             for s in 0..3 {
-                                for r in 0..3 {
-                                    let g = A::V::splat(g[r] as f32);
-                                    half[s] = g.mul_add(taps[r * 3 + s][l], half[s]);
+                                for n in 0..CHUNK {
+                                    half[s][n] = g[0] * w[s][n] + g[1] * w[3 + s][n] + g[2] * w[6 + s][n];
                                 }
                             }
                         }
                         for (i, half) in half.iter().enumerate() {
                             for (k, g) in g.iter().enumerate() {
-                                let mut sum = zero;
-                                for s in 0..3 {
-                                    sum = A::V::splat(g[s] as f32).mul_add(half[s], sum);
+                                let mut sum = [0.0f32; CHUNK];
+                                for n in 0..CHUNK {
+                                    sum[n] =
+                                        (half[0][n] * g[0] + half[1][n] * g[1] + half[2][n] * g[2]) as f32;
                                 }
-                                sum.store(to.add((i * IN + k) * plane));
+                                A::V::load(sum.as_ptr()).store(to.add((i * IN + k) * plane));
                             }
                         }
                     }
