@@ -193,8 +193,12 @@ fn channels_last(tensor: Tensor) -> Tensor {
 }
 
 /// Operands by name with their gradients, brought into the graph's layout.
-fn operands(file: &File, case: &str, names: &[(&str, fn(Tensor) -> Tensor)]) -> Vec<Operand> {
-    let operand = |&(name, layout): &(&str, fn(Tensor) -> Tensor)| {
+
+/// Name of an operand in the file, and how it is brought to the graph's layout.
+type Loaded = (&'static str, fn(Tensor) -> Tensor);
+
+fn operands(file: &File, case: &str, names: &[Loaded]) -> Vec<Operand> {
+    let operand = |&(name, layout): &Loaded| {
         let value = layout(file.find(case, name)?);
         Some(Operand { value, grad: file.find(case, &format!("grad_{name}")).map(layout) })
     };
@@ -211,7 +215,7 @@ fn outcome(file: &File, case: &str, name: &str, layout: fn(Tensor) -> Tensor) ->
 fn operator(
     of: (String, &File, &str),
     op: impl Into<Op>,
-    names: &[(&str, fn(Tensor) -> Tensor)],
+    names: &[Loaded],
 ) -> Option<Check> {
     let (file, case) = (of.1, of.2);
     let (operands, outcome) = (operands(file, case, names), outcome(file, case, "y", names[0].1));
@@ -247,7 +251,7 @@ fn norms() -> Vec<Check> {
     let mut checks = group.each(|name, case, attributes| {
         let groups = integer(attributes, "num_groups");
         let op = GroupNorm { groups, eps: eps(attributes), activation: None };
-        let names: [(&str, fn(Tensor) -> Tensor); 3] =
+        let names: [Loaded; 3] =
             [("x", channels_last), ("weight", same), ("bias", same)];
         let check = operator((name, &group, case), op, &names)?;
         Some(if case == "b" { check.fast(PAIRS) } else { check })
@@ -263,7 +267,7 @@ fn norms() -> Vec<Check> {
         if attributes["training"] == true {
             return Some(trained_norm((name, &batch, case), BatchNormTrain { eps }));
         }
-        let names: [(&str, fn(Tensor) -> Tensor); 5] = [
+        let names: [Loaded; 5] = [
             ("x", channels_last),
             ("weight", same),
             ("bias", same),

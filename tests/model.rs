@@ -5,7 +5,6 @@ use image::RgbImage;
 use knet::Engine;
 use knet::checkpoint::Checkpoint;
 use knet::image::decode::{Limits, decode};
-use knet::isa::Isa;
 use knet::ops::case::relative_l2;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

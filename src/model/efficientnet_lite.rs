@@ -94,7 +94,7 @@ pub(super) fn efficientnet_lite(b: &mut Builder, image: ValueId, variant: usize)
     Ok(levels)
 }
 
-/// The ImageNet classifier: [`efficientnet_lite`] for `batch` images of `size` (height, width), a 1x1 convolution
+/// The ImageNet classifier: the backbone for `batch` images of `size` (height, width), a 1x1 convolution
 /// to 1280 channels, their mean over the map and a linear layer to `classes`.
 ///
 /// The graph takes [`IMAGE`](super::IMAGE) `[batch, H, W, 3]`, normalised by
