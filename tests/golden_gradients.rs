@@ -192,11 +192,10 @@ fn channels_last(tensor: Tensor) -> Tensor {
     tensor.permute(&CHANNELS_LAST)
 }
 
-/// Operands by name with their gradients, brought into the graph's layout.
-
 /// Name of an operand in the file, and how it is brought to the graph's layout.
 type Loaded = (&'static str, fn(Tensor) -> Tensor);
 
+/// Operands by name with their gradients, brought into the graph's layout.
 fn operands(file: &File, case: &str, names: &[Loaded]) -> Vec<Operand> {
     let operand = |&(name, layout): &Loaded| {
         let value = layout(file.find(case, name)?);
@@ -212,11 +211,7 @@ fn outcome(file: &File, case: &str, name: &str, layout: fn(Tensor) -> Tensor) ->
 }
 
 /// One operator with the result `y`, which has the layout of the first operand.
-fn operator(
-    of: (String, &File, &str),
-    op: impl Into<Op>,
-    names: &[Loaded],
-) -> Option<Check> {
+fn operator(of: (String, &File, &str), op: impl Into<Op>, names: &[Loaded]) -> Option<Check> {
     let (file, case) = (of.1, of.2);
     let (operands, outcome) = (operands(file, case, names), outcome(file, case, "y", names[0].1));
     let forward = |b: &mut Builder, ids: &[ValueId]| vec![b.node("y", op, ids).unwrap()];
@@ -251,8 +246,7 @@ fn norms() -> Vec<Check> {
     let mut checks = group.each(|name, case, attributes| {
         let groups = integer(attributes, "num_groups");
         let op = GroupNorm { groups, eps: eps(attributes), activation: None };
-        let names: [Loaded; 3] =
-            [("x", channels_last), ("weight", same), ("bias", same)];
+        let names: [Loaded; 3] = [("x", channels_last), ("weight", same), ("bias", same)];
         let check = operator((name, &group, case), op, &names)?;
         Some(if case == "b" { check.fast(PAIRS) } else { check })
     });
