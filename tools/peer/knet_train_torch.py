@@ -3,14 +3,15 @@
 
 A step is forward, matching (costs, `scipy.optimize.linear_sum_assignment`), losses, backward, clipping and AdamW. Batch norms keep
 their running statistics while their weights and biases are trained; the stem and layer1 of a ResNet are frozen, and as no tensor
-there requires a gradient, autograd records nothing of them. Masks come at stride 4 as `stride4` makes them: knet's loader threads do that
-too, so the resize is in neither's step.
+there requires a gradient, autograd records nothing of them. Masks come at stride 4 as `stride4` makes them: knet's loader
+threads do that too, so the resize is in neither's step.
 
 The step is written as mmdet's is, without what costs time for nothing: the kernel head and stage 0, matched by the same
 masks, are matched once; targets are painted by one maximum instead of a loop; the mask cost takes its second product from
 the first; AdamW is the fused one.
 
-As a program, times steps on the synthetic batch of `knet bench --train`, printing JSON with the same fields:
+As a program, times steps on the synthetic batch of `knet bench --train`, printing JSON with the same fields (`losses` are those
+of the first step):
 
   knet_train_torch.py --model knet_s3_r50_fpn --batch 2 --size 512x512 --objects 7 --runs 3 --threads 2 --variant eager
 
@@ -171,7 +172,9 @@ class TrainStep:
         self.assignments, self.costs, self.targets, self.ms = [], [], {}, {}
 
     def images(self, images):
-        """`images` in the memory format of the model."""
+        """`images` in the memory format of the model, which is made ready for their size."""
+        # A compiler that saw the position code enter the cache would compile again when it is there.
+        self.model.rpn_head.localization_fpn.positional_encoding(*(side // 32 for side in images.shape[2:]))
         return images.contiguous(memory_format=torch.channels_last) if self.nhwc else images
 
     def match(self, batch, masks, cls=None):
@@ -270,7 +273,8 @@ def synthetic_batch(cfg, images, size, objects):
     f32, (height, width) = np.float32, size
     i = np.arange(height * width * 3, dtype=np.uint64)
     y, x, c = (i // 3 // width).astype(f32), (i // 3 % width).astype(f32), (i % 3).astype(f32)
-    wave = (np.sin(x / f32(37) + c) + np.cos(y / f32(23))) * f32(50)
+    # Sine and cosine rounded once, as the C library's are: NumPy's own float32 ones are not.
+    wave = (np.sin((x / f32(37) + c).astype(np.float64)).astype(f32) + np.cos((y / f32(23)).astype(np.float64)).astype(f32)) * f32(50)
     noise = (((i * np.uint64(2_654_435_761)) >> np.uint64(13)) % np.uint64(56)).astype(f32)
     pixels = np.clip(f32(100) + wave + noise, 0, 255).astype(np.uint8).astype(f32)
     picture = ((pixels - f32(120)) / f32(58)).reshape(height, width, 3).transpose(2, 0, 1)
@@ -286,7 +290,7 @@ def synthetic_batch(cfg, images, size, objects):
     masks, labels = [], []
     for _ in range(images):
         planes, classes = [], []
-        for slot in range(max(objects + (min(cfg.num_stuff, 4) if cfg.panoptic else 0), 1 if objects else 0)):
+        for slot in range(objects + (min(cfg.num_stuff, 4) if cfg.panoptic else 0)):
             classes.append(cfg.num_things + slot - objects if slot >= objects else int(draw() * f32(cfg.num_things)))
             cy, cx = draw(), draw()
             ry, rx = f32(0.05) + f32(0.2) * draw(), f32(0.05) + f32(0.2) * draw()
@@ -316,8 +320,8 @@ def main():
     ap.add_argument("--batch", type=int, default=2, help="images of a step (default 2)")
     ap.add_argument("--size", type=parse_size, default=(512, 512), metavar="HxW", help="multiples of 32 (default 512x512)")
     ap.add_argument("--objects", type=int, default=7, help="objects of an image (default 7)")
-    ap.add_argument("--runs", type=int, default=3, help="timed steps, after --warmup that are not (default 3)")
-    ap.add_argument("--warmup", type=int, default=1, help="steps before the timed ones; the first one's losses are reported (default 1)")
+    ap.add_argument("--runs", type=int, default=3, help="timed steps (default 3)")
+    ap.add_argument("--warmup", type=int, default=2, help="steps before the timed ones (default 2)")
     ap.add_argument("--threads", type=int, default=os.cpu_count())
     ap.add_argument("--variant", default="eager", choices=list(VARIANTS))
     args = ap.parse_args()
@@ -328,19 +332,17 @@ def main():
     step = TrainStep(trainable(args.model, args.weights), args.variant)
     batch = synthetic_batch(cfg, args.batch, args.size, args.objects)
     batch.images = step.images(batch.images)
-    first, rows, parts, warmup = None, [], [], []
-    for run in range(args.warmup + args.runs):
+    first, rows, parts = None, [], []
+    for _ in range(args.warmup + args.runs):
         start = time.perf_counter()
         losses = step.backward(batch)
         norm = step.update()
         ms = 1e3 * (time.perf_counter() - start)
         first = first or {"losses": losses, "grad_norm": norm.item(), "matched": [
             [[*zip(*(side.tolist() for side in pair))] for pair in image] for image in step.assignments]}
-        if run < args.warmup:
-            warmup.append(ms)
-        else:
-            rows.append(ms)
-            parts.append(dict(step.ms))
+        rows.append(ms)
+        parts.append(dict(step.ms))
+    warmup, rows, parts = rows[: args.warmup], rows[args.warmup :], parts[args.warmup :]
     json.dump({"model": args.model, "batch": args.batch, "size": args.size, "objects": args.objects, "threads": args.threads,
                "variant": args.variant, "step_ms": rows, "warmup_ms": warmup, "peak_memory_mb": memory_mb("VmHWM"), "import_memory_mb": imported,
                "parts_ms": {part: statistics.median(row[part] for row in parts) for part in parts[0]}, **first,
