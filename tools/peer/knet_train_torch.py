@@ -344,7 +344,8 @@ def main():
         parts.append(dict(step.ms))
     warmup, rows, parts = rows[: args.warmup], rows[args.warmup :], parts[args.warmup :]
     json.dump({"model": args.model, "batch": args.batch, "size": args.size, "objects": args.objects, "threads": args.threads,
-               "variant": args.variant, "step_ms": rows, "warmup_ms": warmup, "peak_memory_mb": memory_mb("VmHWM"), "import_memory_mb": imported,
+               "variant": args.variant, "step_ms": rows, "warmup_ms": warmup, "peak_memory_mb": memory_mb("VmHWM"),
+               "import_memory_mb": imported,
                "parts_ms": {part: statistics.median(row[part] for row in parts) for part in parts[0]}, **first,
                "torch": torch.__version__}, sys.stdout)
     print()
