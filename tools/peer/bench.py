@@ -64,7 +64,7 @@ class Peer:
 
     def __init__(self, name, weights, kind, image, size):
         self.cfg, self.image, self.size = MODELS[name], image, size
-        x = preprocess(image, size)
+        x = preprocess(self.cfg, image, size)
         self.batch_size, self.nhwc, self.lean = x.shape[2:], kind.endswith("nhwc"), kind != "eager"
         with torch.no_grad():
             self.net, x = variant(build(name, weights), kind, x)
@@ -77,7 +77,7 @@ class Peer:
         """{phase: ms} of one run from uint8 image to finished result."""
         with torch.no_grad() if self.lean else torch.inference_mode():
             t0 = time.perf_counter()
-            x = preprocess(self.image, self.size)
+            x = preprocess(self.cfg, self.image, self.size)
             if self.nhwc:
                 x = x.contiguous(memory_format=torch.channels_last)
             t1 = time.perf_counter()

@@ -53,7 +53,7 @@ def run(model, cfg, image, case, lean=False, dtype=torch.float32):
     """(taps, finals, segments) of the peer on `image` with the sizes of a meta.json `case`."""
     taps = {}
     size = tuple(case["img_shape"][:2])
-    x = preprocess(image, size).to(dtype)
+    x = preprocess(cfg, image, size).to(dtype)
     cls, masks = model(x, taps)
     result = postprocess(cfg, cls, masks, x.shape[2:], size, case["ori_shape"][:2], lean)
     arrays = {k: v.contiguous().numpy() for k, v in taps.items()}

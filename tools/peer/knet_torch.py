@@ -1,12 +1,14 @@
-"""K-Net (ResNet-FPN) in plain PyTorch, inference only: the peer that knet is compared with and timed against.
+"""K-Net with an FPN in plain PyTorch: the peer that knet is compared with and timed against.
 
-Written from reference/NOTES.md; parameter names are the official state_dict keys. Batch size 1. The network ends at the
-last stage's class logits [1, N, classes] and its stride-8 mask logits [1, N, H/8, W/8]; everything after that
-(x2 upsampling, sigmoid, the two resizes, top-k or the panoptic merge) is post-processing, see post.py.
+Written from reference/NOTES.md; parameter names are the official state_dict keys. For inference the network ends at the
+last stage's class logits [B, N, classes] and its stride-8 mask logits [B, N, H/8, W/8]; everything after that
+(x2 upsampling, sigmoid, the two resizes, top-k or the panoptic merge) is post-processing, see post.py. Training, which
+needs the predictions of every stage (`KNet.predictions`), is in knet_train_torch.py.
 
 `forward(x, taps)` fills the dict `taps` with every intermediate value under its name of reference/*/meta.json.
 """
 import math
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -14,17 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from efficientnet_lite import EfficientNetLite
+
 
 @dataclass(frozen=True)
 class Config:
-    """What distinguishes the R-50/101 FPN models from each other."""
+    """What distinguishes the models from each other."""
 
-    depth: int = 50
+    backbone: str = "resnet50"
     panoptic: bool = False
     num_things: int = 80
     num_stuff: int = 53
     num_proposals: int = 100
     num_stages: int = 3
+    channels: int = 256
+    feedforward_channels: int = 2048
+    mean: tuple = (123.675, 116.28, 103.53)
+    std: tuple = (58.395, 57.12, 57.375)
 
     @property
     def num_classes(self):
@@ -33,9 +41,11 @@ class Config:
 
 MODELS = {
     "knet_s3_r50_fpn": Config(),
-    "knet_s3_r101_fpn": Config(depth=101),
+    "knet_s3_r101_fpn": Config("resnet101"),
     "knet_s3_r50_fpn_panoptic": Config(panoptic=True),
-    "knet_s3_r101_fpn_panoptic": Config(depth=101, panoptic=True),
+    "knet_s3_r101_fpn_panoptic": Config("resnet101", panoptic=True),
+    "knet_s3_lite0_fpn": Config("efficientnet_lite0", num_proposals=16, channels=96, feedforward_channels=512,
+                                mean=(127.0,) * 3, std=(128.0,) * 3),
 }
 
 
@@ -64,6 +74,8 @@ class Bottleneck(nn.Module):
 
 class ResNet(nn.Module):
     """"pytorch" style ResNet; returns C2..C5."""
+
+    channels = (256, 512, 1024, 2048)
 
     def __init__(self, depth):
         super().__init__()
@@ -101,10 +113,10 @@ class ConvModule(nn.Module):
 class FPN(nn.Module):
     """Four levels, nearest top-down path, no activation."""
 
-    def __init__(self):
+    def __init__(self, widths, c):
         super().__init__()
-        self.lateral_convs = nn.ModuleList(ConvModule(256 << i, 256, 1) for i in range(4))
-        self.fpn_convs = nn.ModuleList(ConvModule(256, 256, 3) for _ in range(4))
+        self.lateral_convs = nn.ModuleList(ConvModule(width, c, 1) for width in widths)
+        self.fpn_convs = nn.ModuleList(ConvModule(c, c, 3) for _ in widths)
 
     def forward(self, c):
         p = [conv(x) for conv, x in zip(self.lateral_convs, c)]
@@ -139,19 +151,20 @@ def upsample2(x):
 class SemanticFPN(nn.Module):
     """The semantic-FPN wrapper: all levels to stride 8, summed; returns (localisation, semantic) features."""
 
-    def __init__(self):
+    def __init__(self, c):
         super().__init__()
         self.convs_all_levels = nn.ModuleList()
         for level in range(4):
-            convs = {f"conv{j}": ConvModule(256, 256, 3, 2 if level == 0 else 1, gn=True) for j in range(max(level, 1))}
+            convs = {f"conv{j}": ConvModule(c, c, 3, 2 if level == 0 else 1, gn=True) for j in range(max(level, 1))}
             self.convs_all_levels.append(nn.ModuleDict(convs))
-        self.conv_pred = ConvModule(256, 256, 1, gn=True)
-        self.aux_convs = nn.ModuleList([ConvModule(256, 256, 1, gn=True)])
+        self.conv_pred = ConvModule(c, c, 1, gn=True)
+        self.aux_convs = nn.ModuleList([ConvModule(c, c, 1, gn=True)])
+        self.num_feats = c // 2
         self._pe = {}  # by map size, so that eager mode pays for the code once
 
     def positional_encoding(self, h, w):
         if (h, w) not in self._pe:
-            self._pe[h, w] = sine_positional_encoding(h, w)
+            self._pe[h, w] = sine_positional_encoding(h, w, self.num_feats)
         return self._pe[h, w]
 
     def forward(self, p):
@@ -163,13 +176,16 @@ class SemanticFPN(nn.Module):
                 x = conv(x)
                 if j < level - 1:
                     x = upsample2(x)
-            total = x if total is None else total.add_(x)
+            if self.training and level == 1:
+                total = total + x  # the backward pass of the first level's ReLU needs its result
+            else:
+                total = x if total is None else total.add_(x)
         return self.conv_pred(total), self.aux_convs[0](total)
 
 
 def pool_masks(mask_logits, x):
-    """Grouped features [1, N, C]: sum of x [1, C, H, W] over the pixels where sigmoid(mask) > 0.5 (logit > 0)."""
-    hard = (mask_logits.sigmoid() > 0.5).to(x.dtype)
+    """Grouped features [B, N, C]: sum of x [B, C, H, W] over the pixels where sigmoid(mask) > 0.5 (logit > 0)."""
+    hard = (mask_logits.detach().sigmoid() > 0.5).to(x.dtype)
     return torch.matmul(hard.flatten(2), x.flatten(2).transpose(1, 2))
 
 
@@ -178,30 +194,31 @@ class KernelHead(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        self.cfg = cfg
-        self.localization_fpn = SemanticFPN()
-        self.init_kernels = nn.Conv2d(256, cfg.num_proposals, 1, bias=False)
-        self.conv_seg = nn.Conv2d(256, cfg.num_classes, 1)
-        self.loc_convs = nn.ModuleList([ConvModule(256, 256, 1, gn=True)])
-        self.seg_convs = nn.ModuleList([ConvModule(256, 256, 1, gn=True)])
+        self.cfg, c = cfg, cfg.channels
+        self.localization_fpn = SemanticFPN(c)
+        self.init_kernels = nn.Conv2d(c, cfg.num_proposals, 1, bias=False)
+        self.conv_seg = nn.Conv2d(c, cfg.num_classes, 1)
+        self.loc_convs = nn.ModuleList([ConvModule(c, c, 1, gn=True)])
+        self.seg_convs = nn.ModuleList([ConvModule(c, c, 1, gn=True)])
 
     def forward(self, p, taps):
         loc, sem = self.localization_fpn(p)
         if taps is not None:
             taps["rpn.sfpn_out0_loc"], taps["rpn.sfpn_out1_sem"] = loc, sem
         loc, sem = self.loc_convs[0](loc), self.seg_convs[0](sem)
-        masks = self.init_kernels(loc)
+        masks = initial = self.init_kernels(loc)
         seg = self.conv_seg(sem)
         x = sem + loc
         kernels = self.init_kernels.weight.flatten(1)[None] + pool_masks(masks, x)
         if self.cfg.panoptic:
             things = self.cfg.num_things
             masks = torch.cat((masks, seg[:, things:]), 1)
-            kernels = torch.cat((kernels, self.conv_seg.weight[things:].flatten(1)[None]), 1)
+            stuff = self.conv_seg.weight[things:].flatten(1)
+            kernels = torch.cat((kernels, stuff.expand(len(kernels), -1, -1)), 1)
         if taps is not None:
             taps.update({"rpn.loc_feats": loc, "rpn.semantic_feats": sem, "rpn.x_feats": x, "rpn.mask_preds": masks,
                          "rpn.seg_preds": seg, "rpn.proposal_feats": kernels[..., None, None]})
-        return x, kernels, masks
+        return x, kernels, masks, (initial, seg)
 
 
 # --- kernel update heads -----------------------------------------------------------------------------------------------
@@ -210,13 +227,13 @@ class KernelHead(nn.Module):
 class KernelUpdator(nn.Module):
     """Gated mix of grouped feature and kernel."""
 
-    def __init__(self):
+    def __init__(self, c):
         super().__init__()
-        self.dynamic_layer, self.input_layer = nn.Linear(256, 512), nn.Linear(256, 512)
-        self.input_gate, self.update_gate = nn.Linear(256, 256), nn.Linear(256, 256)
-        self.norm_in, self.norm_out = nn.LayerNorm(256), nn.LayerNorm(256)
-        self.input_norm_in, self.input_norm_out = nn.LayerNorm(256), nn.LayerNorm(256)
-        self.fc_layer, self.fc_norm = nn.Linear(256, 256), nn.LayerNorm(256)
+        self.dynamic_layer, self.input_layer = nn.Linear(c, 2 * c), nn.Linear(c, 2 * c)
+        self.input_gate, self.update_gate = nn.Linear(c, c), nn.Linear(c, c)
+        self.norm_in, self.norm_out = nn.LayerNorm(c), nn.LayerNorm(c)
+        self.input_norm_in, self.input_norm_out = nn.LayerNorm(c), nn.LayerNorm(c)
+        self.fc_layer, self.fc_norm = nn.Linear(c, c), nn.LayerNorm(c)
 
     def forward(self, grouped, obj):
         param_in, param_out = self.dynamic_layer(grouped).chunk(2, -1)
@@ -231,9 +248,9 @@ class KernelUpdator(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over the objects, plus its input."""
 
-    def __init__(self, heads=8):
+    def __init__(self, c, heads=8):
         super().__init__()
-        self.attn = nn.MultiheadAttention(256, heads, batch_first=True)
+        self.attn = nn.MultiheadAttention(c, heads, batch_first=True)
 
     def forward(self, x):
         a = self.attn
@@ -243,11 +260,11 @@ class Attention(nn.Module):
 
 
 class FFN(nn.Module):
-    """256-2048-256 with ReLU, plus its input."""
+    """Linear, ReLU, linear, plus its input."""
 
-    def __init__(self):
+    def __init__(self, c, hidden):
         super().__init__()
-        self.layers = nn.Sequential(nn.Sequential(nn.Linear(256, 2048), nn.ReLU(inplace=True)), nn.Linear(2048, 256))
+        self.layers = nn.Sequential(nn.Sequential(nn.Linear(c, hidden), nn.ReLU(inplace=True)), nn.Linear(hidden, c))
 
     def forward(self, x):
         return x + self.layers(x)
@@ -256,9 +273,9 @@ class FFN(nn.Module):
 class FeatTransform(nn.Module):
     """1x1 convolution with bias."""
 
-    def __init__(self):
+    def __init__(self, c):
         super().__init__()
-        self.conv = nn.Conv2d(256, 256, 1)
+        self.conv = nn.Conv2d(c, c, 1)
 
     def forward(self, x):
         return self.conv(x)
@@ -269,14 +286,15 @@ class KernelUpdateHead(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        self.attention, self.attention_norm = Attention(), nn.LayerNorm(256)
-        self.kernel_update_conv = KernelUpdator()
-        self.feat_transform = FeatTransform()
-        self.ffn, self.ffn_norm = FFN(), nn.LayerNorm(256)
-        self.cls_fcs = nn.Sequential(nn.Linear(256, 256, bias=False), nn.LayerNorm(256), nn.ReLU(inplace=True))
-        self.fc_cls = nn.Linear(256, cfg.num_classes)
-        self.mask_fcs = nn.Sequential(nn.Linear(256, 256, bias=False), nn.LayerNorm(256), nn.ReLU(inplace=True))
-        self.fc_mask = nn.Linear(256, 256)
+        c = cfg.channels
+        self.attention, self.attention_norm = Attention(c), nn.LayerNorm(c)
+        self.kernel_update_conv = KernelUpdator(c)
+        self.feat_transform = FeatTransform(c)
+        self.ffn, self.ffn_norm = FFN(c, cfg.feedforward_channels), nn.LayerNorm(c)
+        self.cls_fcs = nn.Sequential(nn.Linear(c, c, bias=False), nn.LayerNorm(c), nn.ReLU(inplace=True))
+        self.fc_cls = nn.Linear(c, cfg.num_classes)
+        self.mask_fcs = nn.Sequential(nn.Linear(c, c, bias=False), nn.LayerNorm(c), nn.ReLU(inplace=True))
+        self.fc_mask = nn.Linear(c, c)
 
     def forward(self, x, obj, masks, taps, stage):
         x = self.feat_transform(x)
@@ -296,27 +314,29 @@ class KernelUpdateHead(nn.Module):
 
 
 class KernelIterHead(nn.Module):
-    """The update stages, each starting again from the same x."""
+    """The update stages, each starting again from the same x: (class logits, mask logits) of each."""
 
     def __init__(self, cfg):
         super().__init__()
         self.mask_head = nn.ModuleList(KernelUpdateHead(cfg) for _ in range(cfg.num_stages))
 
     def forward(self, x, obj, masks, taps):
-        cls = None
+        stages = []
         for stage, head in enumerate(self.mask_head):
             obj, cls, masks = head(x, obj, masks, taps, stage)
-        return cls, masks
+            stages.append((cls, masks))
+        return stages
 
 
 class KNet(nn.Module):
-    """Normalised padded image [1, 3, H, W] -> (class logits [1, N, classes], stride-8 mask logits [1, N, H/8, W/8])."""
+    """Normalised padded images [B, 3, H, W] -> (class logits [B, N, classes], stride-8 mask logits [B, N, H/8, W/8])."""
 
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.backbone = ResNet(cfg.depth)
-        self.neck = FPN()
+        kind, size = re.fullmatch(r"(\w+?)(\d+)", cfg.backbone).groups()
+        self.backbone = {"resnet": ResNet, "efficientnet_lite": EfficientNetLite}[kind](int(size))
+        self.neck = FPN(self.backbone.channels, cfg.channels)
         self.rpn_head = KernelHead(cfg)
         self.roi_head = KernelIterHead(cfg)
 
@@ -326,8 +346,13 @@ class KNet(nn.Module):
         if taps is not None:
             taps.update({f"backbone.C{i + 2}": v for i, v in enumerate(c)})
             taps.update({f"fpn.P{i + 2}": v for i, v in enumerate(p)})
-        x, obj, masks = self.rpn_head(p, taps)
-        return self.roi_head(x, obj, masks, taps)
+        x, obj, masks, _ = self.rpn_head(p, taps)
+        return self.roi_head(x, obj, masks, taps)[-1]
+
+    def predictions(self, x):
+        """What the losses see: (initial mask logits of the proposals, semantic logits, [(class, mask logits) of each stage])."""
+        x, obj, masks, (initial, seg) = self.rpn_head(self.neck(self.backbone(x)), None)
+        return initial, seg, self.roi_head(x, obj, masks, None)
 
 
 def build(name, weights="seeded:0"):
@@ -352,7 +377,9 @@ def fold_batch_norms(model):
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     for module in model.modules():
-        pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(module, f"bn{i}")]
+        pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)] + [("_conv_stem", "_bn0"), ("_expand_conv", "_bn0")]
+        pairs += [("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+        pairs = [(conv, bn) for conv, bn in pairs if hasattr(module, conv) and hasattr(module, bn)]
         if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[1], nn.BatchNorm2d):
             pairs = [("0", "1")]
         for conv, bn in pairs:

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-MEAN = np.array([123.675, 116.28, 103.53], np.float32)
-STD = np.array([58.395, 57.12, 57.375], np.float32)
 VOID = 133
 CHUNK = 8
 
@@ -22,7 +20,7 @@ def keep_ratio_size(h, w, short=800, long=1333):
     return int(h * scale + 0.5), int(w * scale + 0.5)
 
 
-def preprocess(image, size):
+def preprocess(cfg, image, size):
     """uint8 RGB [h, w, 3] -> resized to `size`, normalised, zero-padded to a multiple of 32: float32 [1, 3, H, W]."""
     h, w = size
     if image.shape[:2] != (h, w):
@@ -30,8 +28,9 @@ def preprocess(image, size):
     x = np.zeros((-(-h // 32) * 32, -(-w // 32) * 32, 3), np.float32)
     # OpenCV subtracts and multiplies in place, with the two roundings that mmcv's imnormalize has.
     y = image.astype(np.float32)
-    cv2.subtract(y, MEAN.reshape(1, -1).astype(np.float64), y)
-    cv2.multiply(y, 1 / STD.reshape(1, -1).astype(np.float64), y)
+    mean, std = (np.array([v], np.float32).astype(np.float64) for v in (cfg.mean, cfg.std))
+    cv2.subtract(y, mean, y)
+    cv2.multiply(y, 1 / std, y)
     x[:h, :w] = y
     return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))[None]
 

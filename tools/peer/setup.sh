@@ -15,9 +15,9 @@ python=${PYTHON:-python3}
 
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --upgrade pip
-"$venv/bin/python" -m pip install --quiet "${PEER_TORCH:-torch}" numpy safetensors pillow opencv-python-headless
+"$venv/bin/python" -m pip install --quiet "${PEER_TORCH:-torch}" numpy safetensors pillow opencv-python-headless scipy
 "$venv/bin/python" - <<'PY'
-import cv2, numpy, PIL, safetensors, torch
+import cv2, numpy, PIL, safetensors, scipy, torch
 print(f"torch {torch.__version__}, numpy {numpy.__version__}, OpenCV {cv2.__version__}, "
       f"{torch.get_num_threads()} threads, CPU capability {torch.backends.cpu.get_cpu_capability()}")
 PY
