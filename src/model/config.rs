@@ -102,7 +102,7 @@ pub struct Config {
     /// Number of instance kernels.
     #[serde(default = "default_proposals")]
     pub proposals: usize,
-    /// Number of countable classes, which come first.
+    /// Number of countable classes, which come first; 0 for models of regions alone (semantic segmentation).
     pub thing_classes: usize,
     /// Number of region classes, which follow; 0 for instance models.
     #[serde(default)]
@@ -278,7 +278,7 @@ impl Config {
         let positive = [
             ("channels", self.channels),
             ("proposals", self.proposals),
-            ("thing_classes", self.thing_classes),
+            ("classes", self.classes()),
             ("stages", self.stages),
             ("feedforward_channels", self.feedforward_channels),
             ("heads", self.heads),
