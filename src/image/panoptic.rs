@@ -156,7 +156,7 @@ impl PanopticPostprocessor {
     ) -> Result<()> {
         head.check()?;
         let PanopticConfig { proposals, things, stuff, .. } = self.config;
-        if head.objects != proposals + stuff || head.classes != things + stuff || things == 0 {
+        if head.objects != proposals + stuff || head.classes != things + stuff || head.classes == 0 {
             return Err(Error::Shape {
                 op: "panoptic merge",
                 value: "cls_score".into(),
@@ -266,7 +266,9 @@ fn classify(config: &PanopticConfig, head: &HeadOutput, trace: &mut PanopticTrac
         } else {
             label = config.things + object - config.proposals;
         }
-        trace.total_scores.push(row[label]);
+        // Without thing classes a proposal is nothing and wins no pixel.
+        let nothing = object < config.proposals && config.things == 0;
+        trace.total_scores.push(if nothing { 0.0 } else { row[label] });
         trace.total_labels.push(label as u32);
     }
     let scores = &trace.total_scores;

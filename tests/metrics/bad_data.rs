@@ -233,7 +233,7 @@ fn class_lists_and_masks() {
     let (list, mask) = (folder.path().join("c.json"), folder.path().join("m.png"));
     let open = |text: &str| {
         std::fs::write(&list, text).unwrap();
-        semantic_iou::Evaluator::open(&list, &classes(), ClassPolicy::Same)
+        semantic_iou::Evaluator::open(&list, "classes", &classes(), ClassPolicy::Same)
     };
     let two = |a: u32, b: u32, name: &str| {
         format!(r#"{{"classes": [{{"index": {a}, "name": "ant"}}, {{"index": {b}, "name": "{name}"}}]}}"#)

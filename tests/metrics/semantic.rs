@@ -9,7 +9,7 @@ use std::path::Path;
 
 fn check(list: &Path, masks: &Path, predicted: &Path, wanted: &Value) {
     let classes = names(&read_json(list)["classes"]);
-    let mut evaluator = Evaluator::open(list, &classes, ClassPolicy::Same).unwrap();
+    let mut evaluator = Evaluator::open(list, "classes", &classes, ClassPolicy::Same).unwrap();
     let mut files: Vec<_> = std::fs::read_dir(masks).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     for file in &files {
@@ -89,7 +89,7 @@ fn other_classes_and_void() {
     std::fs::write(&list, classes).unwrap();
     image::GrayImage::from_raw(6, 1, vec![1, 1, 2, 7, 255, 7]).unwrap().save(&mask).unwrap();
     let model = ["tree", "sky", "sea"].map(String::from);
-    let mut evaluator = Evaluator::open(&list, &model, ClassPolicy::Common).unwrap();
+    let mut evaluator = Evaluator::open(&list, "classes", &model, ClassPolicy::Common).unwrap();
     // Of two sky pixels one is found, one void; sky is also said of the road, and sea found once, missed for tree once.
     let predicted = [1, 3, 1, 2, 2, 0];
     evaluator.add(&mask, &ClassMap { height: 1, width: 6, classes: &predicted }).unwrap();

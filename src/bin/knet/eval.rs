@@ -39,6 +39,14 @@ pub struct Arguments {
     #[arg(long, value_name = "JSON", requires = "masks")]
     classes: Option<PathBuf>,
 
+    /// Field of the class list that holds the classes
+    #[arg(long, value_name = "NAME", requires = "masks", default_value = "classes")]
+    classes_field: String,
+
+    /// Text file with the stems of the masks to use, one a line [default: all masks of the folder]
+    #[arg(long, value_name = "FILE", requires = "masks")]
+    list: Option<PathBuf>,
+
     /// Evaluate the classes that model and data set share, and leave out the others; all photos stay in
     #[arg(long)]
     common_classes: bool,
@@ -63,7 +71,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         images: arguments.images.clone(),
         annotations: arguments.annotations.clone(),
         panoptic_dir: arguments.panoptic_dir.clone(),
-        semantic: semantic.map(|(masks, classes)| SemanticSpec { masks, classes }),
+        semantic: semantic.map(|(masks, classes)| SemanticSpec {
+            masks,
+            classes,
+            field: arguments.classes_field.clone(),
+            list: arguments.list.clone(),
+        }),
         classes: if arguments.common_classes { ClassPolicy::Common } else { ClassPolicy::Same },
     };
     let mut builder = arguments.model.engine().task(spec.task()?);

@@ -74,6 +74,10 @@ pub struct SemanticSpec {
     pub masks: PathBuf,
     /// The class list, see [`semantic_iou::Evaluator::open`].
     pub classes: PathBuf,
+    /// Field of the class list that holds the classes.
+    pub field: String,
+    /// Text file with the stems of the masks to use, one a line; all of the folder if absent.
+    pub list: Option<PathBuf>,
 }
 
 impl EvalSpec {
@@ -153,7 +157,7 @@ impl Evaluation {
         }
         let semantic = spec.semantic.as_ref();
         let photos = match semantic {
-            Some(semantic) if records.is_empty() => photos_of_masks(&spec.images, &semantic.masks)?,
+            Some(semantic) if records.is_empty() => photos_of_masks(&spec.images, semantic)?,
             _ => {
                 let photo = |record: ImageRecord| Photo {
                     path: spec.images.join(&record.file_name),
@@ -165,7 +169,8 @@ impl Evaluation {
         };
         all_there("photos", photos.iter().map(|photo| photo.path.as_path()))?;
         all_there("masks", photos.iter().filter_map(|photo| photo.mask.as_deref()))?;
-        let open = |s: &SemanticSpec| semantic_iou::Evaluator::open(&s.classes, &names, spec.classes);
+        let open =
+            |s: &SemanticSpec| semantic_iou::Evaluator::open(&s.classes, &s.field, &names, spec.classes);
         let semantic = semantic.map(open).transpose()?;
         Ok(Evaluation { photos, instances, panoptic, semantic, task })
     }
@@ -272,16 +277,30 @@ fn check_task(engine: &Engine, task: Task) -> Result<()> {
     Err(Error::usage(format!("the engine gives {found} results, this data set compares {wanted} ones")))
 }
 
-/// The photos of all masks, in the order of the masks' names.
-fn photos_of_masks(images: &Path, masks: &Path) -> Result<Vec<Photo>> {
+/// The photos of the masks, in the order of the masks' names or of the list.
+fn photos_of_masks(images: &Path, semantic: &SemanticSpec) -> Result<Vec<Photo>> {
     let mut photos: HashMap<_, PathBuf> = HashMap::new();
     for path in files(images)? {
         if let Some(stem) = path.file_stem() {
             photos.insert(stem.to_os_string(), path.clone());
         }
     }
-    let is_png = |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
-    let masks: Vec<PathBuf> = files(masks)?.into_iter().filter(is_png).collect();
+    let masks: Vec<PathBuf> = match &semantic.list {
+        Some(list) => {
+            let text = std::fs::read_to_string(list).map_err(|e| Error::io(list, e))?;
+            let stems = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            let masks: Vec<PathBuf> =
+                stems.map(|stem| semantic.masks.join(stem).with_extension("png")).collect();
+            if masks.is_empty() {
+                return Err(Error::data(list, "names no mask"));
+            }
+            masks
+        }
+        None => {
+            let is_png = |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+            files(&semantic.masks)?.into_iter().filter(is_png).collect()
+        }
+    };
     let photo = |mask: PathBuf| {
         let found = mask.file_stem().and_then(|stem| photos.get(stem)).cloned();
         let missing = || format!("there is no photo of this name in {}", images.display());

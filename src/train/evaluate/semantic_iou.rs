@@ -136,7 +136,8 @@ enum Meaning {
 struct ClassFile {
     #[serde(default = "ignore_255")]
     ignore_index: Option<u16>,
-    classes: Vec<ClassRecord>,
+    #[serde(flatten)]
+    lists: serde_json::Map<String, serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -150,21 +151,23 @@ fn ignore_255() -> Option<u16> {
 }
 
 impl Evaluator {
-    /// Reads the class list `{"ignore_index": 255, "classes": [{"index": 0, "name": "sky"}, ...]}` for a model whose
-    /// classes have these names. Without `ignore_index`, 255 is ignored; `null` ignores nothing.
+    /// Reads the class list `{"ignore_index": 255, "classes": [{"index": 0, "name": "sky"}, ...]}` (`field` names the list, here
+    /// `classes`) for a model whose classes have these names. Without `ignore_index`, 255 is ignored; `null` ignores nothing.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read; [`Error::Data`] if it is no such list or an index or name occurs twice; as
     /// [`ClassMatch::new`].
-    pub fn open(path: &Path, classes: &[String], policy: ClassPolicy) -> Result<Self> {
+    pub fn open(path: &Path, field: &str, classes: &[String], policy: ClassPolicy) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let file: ClassFile = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::data(path, format!("not a class list: {e}")))?;
-        if file.classes.is_empty() {
-            return Err(Error::data(path, "the list `classes` is empty"));
+        let refuse = |reason: String| Error::data(path, format!("not a class list: {reason}"));
+        let mut file: ClassFile = serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))?;
+        let list = file.lists.remove(field).ok_or_else(|| refuse(format!("missing field `{field}`")))?;
+        let list: Vec<ClassRecord> = serde_json::from_value(list).map_err(|e| refuse(e.to_string()))?;
+        if list.is_empty() {
+            return Err(Error::data(path, format!("the list `{field}` is empty")));
         }
         let (mut indices, mut known) = (HashSet::new(), HashSet::new());
-        for class in &file.classes {
+        for class in &list {
             let twice = !indices.insert(class.index) || !known.insert(class.name.as_str());
             if twice || file.ignore_index == Some(class.index) {
                 let reason =
@@ -172,10 +175,10 @@ impl Evaluator {
                 return Err(Error::record(path, format!("class {} (`{}`)", class.index, class.name), reason));
             }
         }
-        let names: Vec<String> = file.classes.iter().map(|c| c.name.clone()).collect();
+        let names: Vec<String> = list.iter().map(|c| c.name.clone()).collect();
         let classes = ClassMatch::new(path, classes, &names, policy)?;
         let mut meaning = vec![Meaning::Unknown; usize::from(u16::MAX) + 1];
-        for (class, slot) in file.classes.iter().zip(&classes.slot_of_category) {
+        for (class, slot) in list.iter().zip(&classes.slot_of_category) {
             meaning[usize::from(class.index)] = Meaning::Class(*slot);
         }
         if let Some(index) = file.ignore_index {

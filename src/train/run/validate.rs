@@ -154,8 +154,8 @@ fn spec(config: &DataConfig) -> (PathBuf, EvalSpec) {
             let annotations_of = Some(annotations.clone());
             (annotations, EvalSpec { images, annotations: annotations_of, panoptic_dir: Some(masks), ..none })
         }
-        DataConfig::Semantic { images, masks, classes, .. } => {
-            let semantic = Some(SemanticSpec { masks: masks.clone(), classes });
+        DataConfig::Semantic { images, masks, classes, field, list, .. } => {
+            let semantic = Some(SemanticSpec { masks: masks.clone(), classes, field, list });
             (masks, EvalSpec { images, semantic, ..none })
         }
     }
