@@ -207,12 +207,6 @@ impl TrainStep {
         self.executor.output_index(name).map(|index| self.executor.output(index))
     }
 
-    /// A late input as the last step filled it. For tests against reference targets; the memory is reused once a later step
-    /// has read it, so only inputs that the last step reads keep their contents.
-    pub fn seg_labels(&mut self) -> &[f32] {
-        self.executor.input_mut(self.seg_labels)
-    }
-
     /// One forward and backward pass over a batch of the planned shape.
     ///
     /// # Errors

@@ -27,7 +27,9 @@ Exit codes:
 
 /// Trains K-Net on annotated photos.
 ///
-/// The folder of the run gets last.state (to resume from), last.safetensors (for `knet segment --weights`) and log.jsonl.
+/// The folder of the run gets last.safetensors and best.safetensors (for `knet segment --weights`), last.state (to resume
+/// from), log.jsonl, curves.png, overlays/ (sample photos) and an event file for TensorBoard. The folder `configs` of the
+/// repository has complete configurations.
 #[derive(Parser)]
 #[command(name = "knet-train", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
