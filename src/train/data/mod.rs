@@ -28,3 +28,4 @@ pub use batch::Batch;
 pub use dataset::{DataConfig, Dataset, Mix, Object, Sample};
 pub use loader::{Loader, LoaderConfig};
 pub use sampler::{Position, Sampling};
+pub(super) use semantic::read_stems;

@@ -19,6 +19,15 @@ struct ClassRecord {
     name: String,
 }
 
+/// The stems that a list names, one a line; validation keeps to the same list.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read.
+pub(in super::super) fn read_stems(list: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(list).map_err(|e| Error::io(list, e))?;
+    Ok(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect())
+}
+
 /// Opens photos of `images` with masks of `masks`. The classes are the list `field` of the JSON file `classes`; `list`
 /// names the stems to use.
 pub(super) fn open(
@@ -30,11 +39,7 @@ pub(super) fn open(
 ) -> Result<Dataset> {
     let (classes, ignore) = read_classes(classes, field)?;
     let stems = match list {
-        Some(list) => {
-            let text = std::fs::read_to_string(list).map_err(|e| Error::io(list, e))?;
-            let stems = text.lines().map(str::trim).filter(|l| !l.is_empty());
-            stems.map(String::from).collect::<Vec<_>>()
-        }
+        Some(list) => read_stems(list)?,
         None => files(masks)?.into_iter().filter(|(_, f)| is_png(f)).map(|(stem, _)| stem).collect(),
     };
     let origin = list.unwrap_or(masks);

@@ -36,6 +36,7 @@ use crate::image::decode::{Limits, decode};
 use crate::image::instance::Instance;
 use crate::image::panoptic::INSTANCE_OFFSET;
 use crate::model::Task;
+use crate::train::data::read_stems;
 use class_match::{ClassMatch, ClassPolicy};
 use coco_ap::{Detection, Overlap, Region};
 use coco_json::ImageRecord;
@@ -287,10 +288,9 @@ fn photos_of_masks(images: &Path, semantic: &SemanticSpec) -> Result<Vec<Photo>>
     }
     let masks: Vec<PathBuf> = match &semantic.list {
         Some(list) => {
-            let text = std::fs::read_to_string(list).map_err(|e| Error::io(list, e))?;
-            let stems = text.lines().map(str::trim).filter(|line| !line.is_empty());
-            let masks: Vec<PathBuf> =
-                stems.map(|stem| semantic.masks.join(stem).with_extension("png")).collect();
+            // Not `with_extension`: a stem may hold dots.
+            let mask = |stem: &String| semantic.masks.join(format!("{stem}.png"));
+            let masks: Vec<PathBuf> = read_stems(list)?.iter().map(mask).collect();
             if masks.is_empty() {
                 return Err(Error::data(list, "names no mask"));
             }
