@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Data,
     /// A training run whose numbers are no longer finite.
     Diverged,
+    /// No usable GPU, driver or compiler, or a fault of one.
+    Cuda,
 }
 
 impl ErrorKind {
@@ -43,6 +45,7 @@ impl ErrorKind {
             ErrorKind::Graph => 7,
             ErrorKind::Data => 8,
             ErrorKind::Diverged => 9,
+            ErrorKind::Cuda => 10,
         }
     }
 }
@@ -171,6 +174,9 @@ pub enum Error {
         /// Ids of the images in the batch.
         ids: Vec<u64>,
     },
+    /// CUDA: no driver, no device, no compiler, a kernel that does not compile, or a fault while running.
+    #[error("cuda: {0}")]
+    Cuda(String),
     /// A configuration or argument that cannot be served.
     #[error("{0}")]
     Usage(String),
@@ -187,6 +193,7 @@ impl Error {
             Error::Shape { .. } | Error::Graph(_) => ErrorKind::Graph,
             Error::Data { .. } => ErrorKind::Data,
             Error::Diverged { .. } => ErrorKind::Diverged,
+            Error::Cuda(_) => ErrorKind::Cuda,
             Error::Usage(_) => ErrorKind::Usage,
         }
     }

@@ -57,6 +57,7 @@
 
 pub mod checkpoint;
 pub mod cpu;
+pub mod cuda;
 pub mod engine;
 pub mod error;
 pub mod fsio;

@@ -90,11 +90,16 @@ impl fmt::Display for Shape {
     }
 }
 
-/// Element type of a graph value. Storage types of checkpoints (f16, bf16) are widened when loaded.
+/// Element type of a value. Graphs speak of floats as `F32`; a plan may store them in fewer bits
+/// (`Plan::build_stored`). Checkpoints in f16 or bf16 are widened when loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit float.
     F32,
+    /// IEEE half: 5 bits of exponent, 11 of significand.
+    F16,
+    /// bfloat16: 8 bits of exponent, 8 of significand.
+    BF16,
     /// 32-bit signed integer (indices).
     I32,
 }
@@ -102,13 +107,18 @@ pub enum DType {
 impl DType {
     /// Bytes of one element.
     pub fn size(self) -> usize {
-        4
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::F16 | DType::BF16 => 2,
+        }
     }
 
     /// Lower-case name, as in plan dumps.
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
             DType::I32 => "i32",
         }
     }

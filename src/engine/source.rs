@@ -1,10 +1,10 @@
 //! Where weights come from, and whether they fit.
 
 use crate::checkpoint::{Checkpoint, first_non_finite, seeded};
-use crate::cpu::weights::Loader;
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::graph::Param;
 use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
+use crate::plan::constants::Loader;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::fmt;

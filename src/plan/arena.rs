@@ -1,7 +1,8 @@
 //! Memory layout: lifetimes to offsets.
 
-/// Offsets are multiples of this many bytes: a cache line, and the widest vector.
-pub const ALIGNMENT: usize = 64;
+/// Offsets are multiples of this many bytes: two cache lines of a GPU, what its allocators give, and a whole number of
+/// a CPU's lines and vectors.
+pub const ALIGNMENT: usize = 256;
 
 /// A range of the arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

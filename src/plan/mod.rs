@@ -6,7 +6,9 @@
 //! result is another name of its operand's memory.
 
 pub mod arena;
+pub mod constants;
 mod dump;
+pub mod launch;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Param, Source, ValueId};
@@ -75,7 +77,7 @@ pub struct Site<'a> {
     pub op: &'a Op,
     /// Operand types.
     pub inputs: &'a [ValueType],
-    /// Which operands are constants (their packing is done once).
+    /// Which operands are constants (their packing is done once; their types are the graph's).
     pub constant: &'a [bool],
     /// Result types.
     pub outputs: &'a [ValueType],
@@ -130,8 +132,23 @@ impl Plan {
     /// # Errors
     /// As [`Graph::verify`].
     pub fn build(graph: &Graph, choose: impl Fn(&Site<'_>) -> Choice) -> Result<Plan> {
+        Plan::build_stored(graph, |ty| ty, |site| Ok(choose(site)))
+    }
+
+    /// As [`Plan::build`], for a back end that keeps values of the arena in types of its own choice: `stored` gives
+    /// the type in memory of a value that the graph knows as this type. Constants keep the graph's type here; back ends
+    /// convert them once. `choose` says in a sentence why it has no kernel for a site.
+    ///
+    /// # Errors
+    /// As [`Graph::verify`]; [`Error::Shape`] where `choose` refuses.
+    pub fn build_stored(
+        graph: &Graph,
+        stored: impl Fn(ValueType) -> ValueType,
+        choose: impl Fn(&Site<'_>) -> std::result::Result<Choice, String>,
+    ) -> Result<Plan> {
         graph.verify()?;
-        let mut planner = Planner::new(graph);
+        let types = graph.values().iter().map(|value| stored(value.ty)).collect();
+        let mut planner = Planner::new(graph, types);
         planner.place_constants();
         planner.schedule(choose)?;
         Ok(planner.finish())
@@ -163,6 +180,8 @@ impl Plan {
 /// Working state of [`Plan::build`]. Steps refer to *buffers* until the arena is laid out.
 struct Planner<'a> {
     graph: &'a Graph,
+    /// Type of each value in the arena.
+    types: Vec<ValueType>,
     plan: Plan,
     /// Whether each value depends on parameters alone.
     constant: Vec<bool>,
@@ -177,10 +196,11 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(graph: &'a Graph) -> Self {
+    fn new(graph: &'a Graph, types: Vec<ValueType>) -> Self {
         let values = graph.values().len();
         Planner {
             graph,
+            types,
             plan: Plan::default(),
             constant: graph.values().iter().map(|v| matches!(v.source, Source::Param(_))).collect(),
             constants: vec![None; values],
@@ -236,11 +256,11 @@ impl<'a> Planner<'a> {
     }
 
     /// Makes the steps, choosing a kernel for each, and records how long every buffer lives.
-    fn schedule(&mut self, choose: impl Fn(&Site<'_>) -> Choice) -> Result<()> {
+    fn schedule(&mut self, choose: impl Fn(&Site<'_>) -> std::result::Result<Choice, String>) -> Result<()> {
         let graph = self.graph;
         for (index, value) in graph.values().iter().enumerate() {
             if matches!(value.source, Source::Input | Source::Variable(_)) {
-                self.buffers[index] = Some(self.new_buffer(value.ty.bytes(), 0));
+                self.buffers[index] = Some(self.new_buffer(self.types[index].bytes(), 0));
             }
         }
         for node in graph.nodes() {
@@ -252,16 +272,21 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let step = self.plan.steps.len();
-            let (inputs, outputs) = (graph.types(&node.inputs), graph.types(&node.outputs));
+            let types = |ids: &[ValueId]| ids.iter().map(|&id| self.value_type(id)).collect::<Vec<_>>();
+            let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
             let constant: Vec<bool> =
                 node.inputs.iter().map(|id| self.constants[id.index()].is_some()).collect();
-            let choice =
-                choose(&Site { op: &node.op, inputs: &inputs, constant: &constant, outputs: &outputs });
+            let site = Site { op: &node.op, inputs: &inputs, constant: &constant, outputs: &outputs };
+            let choice = choose(&site).map_err(|reason| Error::Shape {
+                op: node.op.name(),
+                value: graph.value(node.outputs[0]).name.clone(),
+                reason,
+            })?;
             for input in &node.inputs {
                 self.extend_life(*input, step);
             }
             for output in &node.outputs {
-                let bytes = graph.value(*output).ty.bytes();
+                let bytes = self.types[output.index()].bytes();
                 self.buffers[output.index()] = Some(self.new_buffer(bytes, step));
             }
             let workspace = self.new_buffer(choice.workspace, step);
@@ -324,13 +349,21 @@ impl<'a> Planner<'a> {
 
     /// The operand of a value; until [`Planner::finish`] the slot's offset is a buffer number.
     fn operand(&self, id: ValueId) -> Result<Operand> {
-        let value = self.graph.value(id);
+        let ty = self.value_type(id);
         let place = match (self.constants[id.index()], self.buffers[id.index()]) {
             (Some(constant), _) => Place::Const(constant),
-            (None, Some(buffer)) => Place::Arena(Slot { offset: buffer, bytes: value.ty.bytes() }),
-            (None, None) => return Err(Error::Graph(format!("`{}` has no place in memory", value.name))),
+            (None, Some(buffer)) => Place::Arena(Slot { offset: buffer, bytes: ty.bytes() }),
+            (None, None) => {
+                let name = &self.graph.value(id).name;
+                return Err(Error::Graph(format!("`{name}` has no place in memory")));
+            }
         };
-        Ok(Operand { place, ty: value.ty })
+        Ok(Operand { place, ty })
+    }
+
+    /// Type of a value where it lives: the graph's type among the constants, else that of the arena.
+    fn value_type(&self, id: ValueId) -> ValueType {
+        if self.constants[id.index()].is_some() { self.graph.value(id).ty } else { self.types[id.index()] }
     }
 
     fn new_buffer(&mut self, bytes: usize, step: usize) -> usize {

@@ -36,6 +36,7 @@ impl Output {
     /// The elements as references give them: indices as floats of the same value.
     pub fn to_f64(&self) -> Vec<f64> {
         let float = |&bits: &u32| match self.ty.dtype {
+            DType::F16 | DType::BF16 => unreachable!("the CPU stores floats as f32"),
             DType::F32 => f64::from(f32::from_bits(bits)),
             DType::I32 => f64::from(bits as i32),
         };

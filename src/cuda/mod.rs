@@ -1,0 +1,33 @@
+//! CUDA back end: what each operator launches, the compiler of the kernels, and the executor that replays a plan as one
+//! CUDA graph.
+//!
+//! Only what the programs of [`ops`] say is compiled and launched; they are pure functions, so all of it but the executor
+//! is tested where there is no GPU.
+
+pub mod nvrtc;
+pub mod ops;
+pub mod pack;
+pub mod sources;
+
+use crate::ops::ValueType;
+use crate::plan::launch::Target;
+use crate::plan::{Choice, Site};
+use crate::tensor::DType;
+
+/// Type in device memory of a value that the graph knows as `ty`: feature maps and mask logits (rank 4) take the
+/// precision's storage type; rows of objects stay f32, as they are few and the sums of mask pooling leave f16's range.
+pub fn stored(target: Target) -> impl Fn(ValueType) -> ValueType {
+    move |ty| match ty.dtype {
+        DType::F32 if ty.shape.rank() == 4 => ValueType { dtype: target.precision.storage(), ..ty },
+        _ => ty,
+    }
+}
+
+/// The GPU's kernel selection, for [`Plan::build_stored`](crate::plan::Plan::build_stored).
+pub fn select(target: Target) -> impl Fn(&Site<'_>) -> Result<Choice, String> {
+    move |site| {
+        let program = ops::program(site, &target)?;
+        program.launches.iter().try_for_each(|launch| launch.check(&target.caps))?;
+        Ok(Choice { kernel: program.kernel, workspace: program.workspace })
+    }
+}

@@ -1,0 +1,56 @@
+//! Constants as they lie in device memory.
+
+use crate::plan::launch::Packing;
+use crate::tensor::{DType, Tensor};
+use half::{bf16, f16};
+
+/// The bytes of `tensor` in this packing: rows padded with zeros, elements rounded to nearest even.
+pub fn pack(tensor: &Tensor, packing: Packing) -> Vec<u8> {
+    let columns = tensor.shape().last();
+    let padded = columns.next_multiple_of(packing.row_multiple.max(1));
+    let rows = tensor.data().len().checked_div(columns).unwrap_or(0);
+    let mut bytes = Vec::with_capacity(rows * padded * packing.dtype.size());
+    for row in tensor.data().chunks_exact(columns.max(1)) {
+        row.iter().for_each(|&value| push(&mut bytes, packing.dtype, value));
+        (columns..padded).for_each(|_| push(&mut bytes, packing.dtype, 0.0));
+    }
+    bytes
+}
+
+fn push(bytes: &mut Vec<u8>, dtype: DType, value: f32) {
+    match dtype {
+        DType::F32 => bytes.extend(value.to_le_bytes()),
+        DType::I32 => bytes.extend((value as i32).to_le_bytes()),
+        DType::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
+        DType::BF16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+    }
+}
+
+/// The floats that `bytes` of this type stand for; indices become floats of the same value.
+pub fn unpack(bytes: &[u8], dtype: DType) -> Vec<f32> {
+    let words = |size: usize| bytes.chunks_exact(size);
+    match dtype {
+        DType::F32 => words(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        DType::I32 => words(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
+        DType::F16 => words(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        DType::BF16 => words(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_padded_and_values_come_back() {
+        let tensor = Tensor::new([2, 3], vec![1.0, -2.5, 0.25, 3.0, 1e-3, 65504.0]);
+        let packed = pack(&tensor, Packing { dtype: DType::F16, row_multiple: 8 });
+        assert_eq!(packed.len(), 2 * 8 * 2);
+        let values = unpack(&packed, DType::F16);
+        assert_eq!(values[..4], [1.0, -2.5, 0.25, 0.0]);
+        assert_eq!(values[13], 65504.0);
+        assert!(values[3..8].iter().all(|&v| v == 0.0));
+        let plain = pack(&tensor, Packing::plain(DType::F32));
+        assert_eq!(unpack(&plain, DType::F32), tensor.data());
+    }
+}

@@ -1,0 +1,72 @@
+//! The CUDA C++ sources, part of the library.
+
+use std::collections::BTreeMap;
+
+macro_rules! sources {
+    ($($path:literal),* $(,)?) => {
+        /// Every file under `kernels/`, by its path there.
+        pub const SOURCES: &[(&str, &str)] = &[$(($path, include_str!(concat!("../../kernels/", $path)))),*];
+    };
+}
+
+sources! {
+    "activation.cu",
+    "common/activation.cuh",
+    "common/storage.cuh",
+}
+
+/// The text of a source.
+pub fn text(path: &str) -> Option<&'static str> {
+    SOURCES.iter().find(|(name, _)| *name == path).map(|(_, text)| *text)
+}
+
+/// The headers that a source includes, directly or not, by path: with the source, what its code depends on.
+pub fn headers(path: &str) -> BTreeMap<&'static str, &'static str> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![path.to_string()];
+    while let Some(path) = open.pop() {
+        for line in text(&path).unwrap_or_default().lines() {
+            let Some(rest) = line.trim_start().strip_prefix("#include \"") else { continue };
+            let name = rest.split('"').next().unwrap_or_default();
+            if let Some(&(name, text)) = SOURCES.iter().find(|(known, _)| *known == name)
+                && found.insert(name, text).is_none()
+            {
+                open.push(name.to_string());
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn every_file_under_kernels_is_listed_and_every_include_is_known() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let mut folders = vec![root.clone()];
+        let mut files = Vec::new();
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|ending| ending == "cu" || ending == "cuh") {
+                    files.push(path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/"));
+                }
+            }
+        }
+        files.sort();
+        let listed: Vec<&str> = SOURCES.iter().map(|(path, _)| *path).collect();
+        assert_eq!(files, listed);
+        for (path, text) in SOURCES {
+            for line in text.lines().filter(|line| line.trim_start().starts_with("#include")) {
+                let name = line.split('"').nth(1).expect("an include of ours");
+                assert!(super::text(name).is_some(), "{path} includes {name}");
+                assert!(headers(path).contains_key(name));
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! CUDA launches as plain data: what a step runs on a GPU, decided by pure functions of shapes and capabilities, so that
+//! launch geometry is printed and tested where there is no GPU.
+
+use super::Site;
+use crate::tensor::DType;
+use std::fmt;
+
+/// What a kernel is chosen for, besides the site: the device and the arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// The device.
+    pub caps: Caps,
+    /// The arithmetic.
+    pub precision: Precision,
+}
+
+/// What launches need to know of a device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Caps {
+    /// Compute capability, such as (9, 0).
+    pub compute: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Most shared memory of a block, in bytes, with the opt-in above 48 KiB.
+    pub shared_per_block: u32,
+    /// Shared memory of a multiprocessor, in bytes.
+    pub shared_per_multiprocessor: u32,
+    /// Bytes of the L2 cache.
+    pub l2_bytes: u32,
+    /// Clock of the multiprocessors, in MHz.
+    pub clock_mhz: u32,
+    /// Bandwidth of device memory, in GB/s.
+    pub bandwidth_gbs: u32,
+}
+
+impl Caps {
+    /// An H100 SXM, from NVIDIA's data sheet: what plans are printed for where no device is asked.
+    pub const H100: Caps = Caps {
+        compute: (9, 0),
+        multiprocessors: 132,
+        shared_per_block: 232_448,
+        shared_per_multiprocessor: 233_472,
+        l2_bytes: 50 << 20,
+        clock_mhz: 1830,
+        bandwidth_gbs: 3350,
+    };
+}
+
+/// How feature maps are stored and multiplied on a GPU. Accumulation, norms, softmax and everything of one row an object
+/// are f32 in each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 storage and f32 multiplication: for parity with reference data.
+    F32,
+    /// f16 maps and filters on tensor cores. Rows of objects are multiplied in TF32.
+    #[default]
+    F16,
+    /// bf16 maps and filters on tensor cores. Rows of objects are multiplied in TF32.
+    Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 3] = [Precision::F32, Precision::F16, Precision::Bf16];
+
+    /// Element type of feature maps, mask logits and filters.
+    pub fn storage(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::F16 => DType::F16,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        self.storage().name()
+    }
+}
+
+/// What a CUDA kernel's parameter is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arg {
+    /// Pointer to an operand of the step.
+    Input(usize),
+    /// Pointer to a result of the step.
+    Output(usize),
+    /// Pointer into the step's workspace, at this byte (a multiple of 256).
+    Workspace(usize),
+    /// A null pointer: an operand that this launch lacks.
+    Null,
+    /// A plain struct, by value.
+    Struct(Vec<u8>),
+}
+
+impl Arg {
+    /// A plain struct, by value.
+    pub fn of<T: bytemuck::NoUninit>(params: &T) -> Arg {
+        Arg::Struct(bytemuck::bytes_of(params).to_vec())
+    }
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// File under `kernels/`.
+    pub source: &'static str,
+    /// The `__global__` function.
+    pub entry: &'static str,
+    /// Macros that specialise the source, in order.
+    pub defines: Vec<(&'static str, i64)>,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub shared: u32,
+    /// Arguments, in the order of the kernel's parameters.
+    pub args: Vec<Arg>,
+}
+
+impl Launch {
+    /// Checks the launch against the device's limits.
+    ///
+    /// # Errors
+    /// A sentence with the numbers.
+    pub fn check(&self, caps: &Caps) -> Result<(), String> {
+        let threads: u64 = self.block.iter().map(|&n| u64::from(n)).product();
+        let place = format!("{}:{}", self.source, self.entry);
+        if threads == 0 || threads > 1024 {
+            return Err(format!(
+                "{place}: a block of {:?} has {threads} threads, 1 to 1024 can run",
+                self.block
+            ));
+        }
+        if self.grid.contains(&0)
+            || self.grid[0] > i32::MAX as u32
+            || self.grid[1..].iter().any(|&n| n > 65_535)
+        {
+            return Err(format!(
+                "{place}: a grid of {:?} blocks; 1 to 2147483647, 65535, 65535 can run",
+                self.grid
+            ));
+        }
+        if self.shared > caps.shared_per_block {
+            let (wanted, limit) = (self.shared, caps.shared_per_block);
+            return Err(format!("{place}: {wanted} bytes of shared memory a block, the device has {limit}"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Launch {
+    /// `file:entry<defines> grid x block, shared`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let defines: Vec<String> =
+            self.defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let ([gx, gy, gz], [bx, by, bz]) = (self.grid, self.block);
+        write!(f, "{}:{}<{}> ", self.source, self.entry, defines.join(","))?;
+        write!(f, "{gx}x{gy}x{gz} blocks of {bx}x{by}x{bz}, {} B shared", self.shared)
+    }
+}
+
+/// How a constant operand lies in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Packing {
+    /// Element type.
+    pub dtype: DType,
+    /// Elements of a row (the last dimension) are followed by zeros up to a multiple of this. 1 leaves them as they are.
+    pub row_multiple: usize,
+}
+
+impl Packing {
+    /// As the graph lays it out, in this type.
+    pub fn plain(dtype: DType) -> Self {
+        Packing { dtype, row_multiple: 1 }
+    }
+}
+
+/// Everything a step runs on a GPU.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Program {
+    /// The choice, for people.
+    pub kernel: String,
+    /// Launches, in order.
+    pub launches: Vec<Launch>,
+    /// Workspace in bytes.
+    pub workspace: usize,
+    /// How operands lie, if they are constants; operands beyond the end are [`Packing::plain`] f32.
+    pub packing: Vec<Packing>,
+}
+
+impl Program {
+    /// Packing of operand `input`, if it is a constant.
+    pub fn packing_of(&self, input: usize) -> Packing {
+        self.packing.get(input).copied().unwrap_or(Packing::plain(DType::F32))
+    }
+}
+
+impl Site<'_> {
+    /// Element type in memory of operand `input`, if the program packs its constants by `packing`.
+    pub fn dtype(&self, input: usize, packing: Packing) -> DType {
+        if self.constant[input] { packing.dtype } else { self.inputs[input].dtype }
+    }
+}
