@@ -13,7 +13,12 @@ sources! {
     "activation.cu",
     "cast.cu",
     "common/activation.cuh",
+    "common/async_copy.cuh",
+    "common/epilogue.cuh",
+    "common/mma.cuh",
     "common/storage.cuh",
+    "common/swizzle.cuh",
+    "common/vector.cuh",
 }
 
 /// The text of a source.
