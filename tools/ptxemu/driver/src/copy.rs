@@ -91,6 +91,17 @@ impl Copy {
         Copy { to, to_pitch: bytes, from, from_pitch: bytes, width: bytes, rows: 1 }
     }
 
+    /// The same copy to the device with what its host memory holds now.
+    fn staged(self) -> Copy {
+        let (Place::Host(memory), Place::Device(_)) = (&self.from, &self.to) else { return self };
+        let mut bytes = vec![0; self.width * self.rows];
+        for (row, bytes) in bytes.chunks_exact_mut(self.width).enumerate() {
+            // SAFETY: the caller's memory is readable for the copy's extent while the call lasts.
+            unsafe { memory.add(row * self.from_pitch).read(bytes) };
+        }
+        Copy { from: Place::Snapshot(bytes.into()), from_pitch: self.width, ..self }
+    }
+
     fn ends(&self) -> [(&Place, usize); 2] {
         [(&self.to, self.to_pitch), (&self.from, self.from_pitch)]
     }
@@ -129,13 +140,20 @@ impl Driver {
         Ok(())
     }
 
-    /// A copy that has taken place when the call returns, if the host takes part; on the legacy default stream.
+    /// A copy on the legacy default stream. When it returns, the host's memory has been read or written; from pageable memory
+    /// it need not have arrived on the device ("API synchronization behavior"), and here it has not.
     fn copy_now(&mut self, call: &mut Call, copy: Copy) -> Outcome {
         self.refuse_unsafe_while_capturing()?;
         self.check_copy(call, &copy)?;
+        if copy.width * copy.rows == 0 {
+            return Ok(());
+        }
+        let pinned = self.all_pinned(&copy);
         let on_device = copy.ends().iter().all(|(place, _)| matches!(place, Place::Device(_)));
+        let copy = if pinned { copy } else { copy.staged() };
+        let wait = !on_device && !matches!(copy.from, Place::Snapshot(_));
         self.enqueue(Stream::LEGACY, Work::Copy(copy))?;
-        if on_device { Ok(()) } else { self.synchronise(Stream::LEGACY) }
+        if wait { self.synchronise(Stream::LEGACY) } else { Ok(()) }
     }
 
     /// A copy on a stream. Pageable memory is read at the call; it has been written when the call returns.
@@ -149,14 +167,7 @@ impl Driver {
         if !pinned {
             call.note(format_args!("pageable"));
             self.refuse_in_capture(call, stream, "a copy from or to pageable host memory")?;
-            if let Place::Host(memory) = copy.from {
-                let mut bytes = vec![0; copy.width * copy.rows];
-                for (row, bytes) in bytes.chunks_exact_mut(copy.width).enumerate() {
-                    // SAFETY: the caller's memory is readable for the copy's extent while the call lasts.
-                    unsafe { memory.add(row * copy.from_pitch).read(bytes) };
-                }
-                copy = Copy { from: Place::Snapshot(bytes.into()), from_pitch: copy.width, ..copy };
-            }
+            copy = copy.staged();
         }
         let to_host = matches!(copy.to, Place::Host(_));
         self.enqueue(stream, Work::Copy(copy))?;

@@ -45,7 +45,7 @@ pub struct Exec {
     nodes: Arc<Vec<Node>>,
 }
 
-/// `CUDA_KERNEL_NODE_PARAMS`, version 2.
+/// `CUDA_KERNEL_NODE_PARAMS`, version 1: how version 2 begins.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct KernelNodeParams {
@@ -55,6 +55,13 @@ pub struct KernelNodeParams {
     shared: u32,
     each: In<HostPtr>,
     extra: In<usize>,
+}
+
+/// `CUDA_KERNEL_NODE_PARAMS`, version 2.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct KernelNodeParams2 {
+    params: KernelNodeParams,
     kernel: Handle,
     context: Handle,
 }
@@ -141,9 +148,34 @@ fn params_of(launch: &Launch) -> KernelNodeParams {
         shared: launch.shape.shared,
         each: In::of(each.leak()),
         extra: In::null(),
-        kernel: 0,
-        context: 0,
     }
+}
+
+fn kernel_params(driver: &Driver, node: Handle) -> Outcome<KernelNodeParams> {
+    match &node_of(driver, node)?.work {
+        Work::Kernel(launch) => Ok(params_of(launch)),
+        _ => Err(CUresult::INVALID_VALUE),
+    }
+}
+
+/// Gives a kernel node of an instance another launch; later launches of the instance see it.
+fn set_kernel_params(
+    driver: &mut Driver,
+    call: &mut Call,
+    exec: Handle,
+    node: Handle,
+    params: KernelNodeParams,
+) -> Outcome {
+    let shape = Shape { grid: params.grid, block: params.block, shared: params.shared };
+    let arguments = Arguments { each: params.each, extra: params.extra };
+    let launch = driver.prepare(call, params.function, shape, arguments)?;
+    let nodes = Arc::make_mut(&mut driver.execs.get_mut(exec)?.nodes);
+    let node = nodes.iter_mut().find(|candidate| candidate.handle == node).ok_or(CUresult::INVALID_VALUE)?;
+    match &node.work {
+        Work::Kernel(_) => node.work = Work::Kernel(launch),
+        _ => return Err(CUresult::INVALID_VALUE),
+    }
+    Ok(())
 }
 
 entry_points! {
@@ -230,26 +262,24 @@ entry_points! {
         kind.set(node_of(driver, node)?.kind())
     }
 
-    /// A kernel node's launch.
-    healthy fn cuGraphKernelNodeGetParams_v2(node: Handle, params: Out<KernelNodeParams>) |_, driver| {
-        match &node_of(driver, node)?.work {
-            Work::Kernel(launch) => params.set(params_of(launch)),
-            _ => Err(CUresult::INVALID_VALUE),
-        }
+    /// A kernel node's launch, as before CUDA 12.
+    healthy fn cuGraphKernelNodeGetParams(node: Handle, params: Out<KernelNodeParams>) |_, driver| {
+        params.set(kernel_params(driver, node)?)
     }
 
-    /// Gives a kernel node of an instance another launch of the same function; later launches of the instance see it.
-    healthy fn cuGraphExecKernelNodeSetParams_v2(exec: Handle, node: Handle, params: In<KernelNodeParams>) |call, driver| {
-        let params = params.get()?;
-        let shape = Shape { grid: params.grid, block: params.block, shared: params.shared };
-        let launch = driver.prepare(call, params.function, shape, Arguments { each: params.each, extra: params.extra })?;
-        let nodes = Arc::make_mut(&mut driver.execs.get_mut(exec)?.nodes);
-        let node = nodes.iter_mut().find(|candidate| candidate.handle == node).ok_or(CUresult::INVALID_VALUE)?;
-        match &node.work {
-            Work::Kernel(_) => node.work = Work::Kernel(launch),
-            _ => return Err(CUresult::INVALID_VALUE),
-        }
-        Ok(())
+    /// A kernel node's launch.
+    healthy fn cuGraphKernelNodeGetParams_v2(node: Handle, params: Out<KernelNodeParams2>) |_, driver| {
+        params.set(KernelNodeParams2 { params: kernel_params(driver, node)?, kernel: 0, context: 0 })
+    }
+
+    /// Gives a kernel node of an instance another launch, as before CUDA 12.
+    healthy fn cuGraphExecKernelNodeSetParams(exec: Handle, node: Handle, params: In<KernelNodeParams>) |call, driver| {
+        set_kernel_params(driver, call, exec, node, params.get()?)
+    }
+
+    /// Gives a kernel node of an instance another launch.
+    healthy fn cuGraphExecKernelNodeSetParams_v2(exec: Handle, node: Handle, params: In<KernelNodeParams2>) |call, driver| {
+        set_kernel_params(driver, call, exec, node, params.get()?.params)
     }
 
     /// Gives an instance the work of a graph of the same topology.

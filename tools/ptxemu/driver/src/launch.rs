@@ -177,7 +177,11 @@ impl Driver {
         let name = &launch.kernel.entry.name;
         let what = ptxemu::Launch { grid, block, dynamic_shared: shared, params: &launch.parameters };
         let report = ptxemu::launch(instance, name, &what, &self.memory.emulated, &self.config());
-        self.totals.add(name, &report.map_err(emulator::report_fault)?);
+        let report = report.map_err(|fault| {
+            eprintln!("ptxemu: in the launch {launch}:");
+            emulator::report_fault(fault)
+        })?;
+        self.totals.add(name, &report);
         Ok(())
     }
 }

@@ -18,7 +18,7 @@
 //! | `PTXEMU_DRIVER_VERSION` | CUDA version of the driver, `13050` by default; newer PTX is refused |
 //! | `PTXEMU_SEED` | order of warps, streams and graph nodes; 0 (default) is program order, as late as possible |
 //! | `PTXEMU_THREADS` | threads of the emulator; all by default |
-//! | `PTXEMU_LATE_ASYNC` | `1`: a kernel's asynchronous copies land as late as its waits allow |
+//! | `PTXEMU_LATE_ASYNC` | `1` (default): a kernel's asynchronous copies land as late as its waits allow; `0`: at once |
 //! | `PTXEMU_CHECKS` | `off`: no checks of races and of uninitialised reads |
 //! | `PTXEMU_FREE_MEMORY` | bytes of free device memory at the start, for out-of-memory tests |
 //! | `PTXEMU_LOG` | file to which one line is appended for each driver call, and a `#` line for each piece of work as it runs |

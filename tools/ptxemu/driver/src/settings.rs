@@ -12,7 +12,7 @@ pub struct Settings {
     pub driver_version: u32,
     /// Seed of every order that the API leaves open; 0 is program order, as late as possible.
     pub seed: u64,
-    /// Threads of the emulator.
+    /// Threads of the emulator; 0 is one for each processor.
     pub threads: usize,
     /// Whether asynchronous copies within a kernel land as late as its waits allow.
     pub late_async: bool,
@@ -41,13 +41,12 @@ impl Settings {
                     format!("PTXEMU_CC={text}: a compute capability from 7.5 on, such as 8.0, is expected")
                 })?,
         };
-        let all_threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
         Ok(Settings {
             capability,
             driver_version: number("PTXEMU_DRIVER_VERSION", 13050)?,
             seed: number("PTXEMU_SEED", 0)?,
-            threads: number("PTXEMU_THREADS", all_threads)?.max(1),
-            late_async: switch("PTXEMU_LATE_ASYNC", false)?,
+            threads: number("PTXEMU_THREADS", 0)?,
+            late_async: switch("PTXEMU_LATE_ASYNC", true)?,
             checks: switch("PTXEMU_CHECKS", true)?,
             memory: number("PTXEMU_FREE_MEMORY", DEFAULT_MEMORY)?,
             report: variable("PTXEMU_REPORT").map(PathBuf::from),
