@@ -33,7 +33,7 @@ __device__ inline void load(const storage_t* p, float (&x)[COUNT]) {
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
     depthwise(const storage_t* __restrict__ x, const storage_t* __restrict__ w, const float* __restrict__ bias,
               const storage_t* __restrict__ residual, storage_t* __restrict__ y, const Params p) {
     const u32 thread = blockIdx.x * blockDim.x + threadIdx.x;
