@@ -19,6 +19,12 @@ sources! {
     "common/storage.cuh",
     "common/swizzle.cuh",
     "common/vector.cuh",
+    "common/warp_tile.cuh",
+    "conv/depthwise.cu",
+    "conv/direct.cu",
+    "conv/implicit_gemm.cu",
+    "conv/split_k.cu",
+    "conv/window.cuh",
 }
 
 /// The text of a source.
