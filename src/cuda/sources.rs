@@ -12,6 +12,7 @@ macro_rules! sources {
 sources! {
     "activation.cu",
     "common/activation.cuh",
+    "common/reduce.cuh",
     "common/storage.cuh",
 }
 
