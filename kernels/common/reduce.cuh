@@ -1,47 +1,40 @@
-// Reductions over the lanes of a warp and the warps of a block (threads in x alone), in an order that never changes: the
-// same operands give the same bits, on every lane.
+// Sums and maxima over the lanes of a warp and the threads of a block, in an order that is fixed by the geometry alone.
 #pragma once
+#include "common/storage.cuh"
 
 #define WARP 32
-#define ALL_LANES 0xffffffffu
+#define FULL_MASK 0xffffffffu
 
-// Over groups of `width` neighbouring lanes, a power of two. Every lane gets the result: lanes exchange operands in pairs,
-// and a + b is b + a.
-template <int width = WARP> __device__ inline float warp_sum(float x) {
+// The butterfly gives every lane the same bits: both partners of each exchange add the same two numbers.
+__device__ inline float warp_sum(float x) {
 #pragma unroll
-    for (int offset = width / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL_LANES, x, offset);
+    for (int distance = WARP / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(FULL_MASK, x, distance);
     return x;
 }
 
-// NaN loses against any number.
-template <int width = WARP> __device__ inline float warp_max(float x) {
+__device__ inline float warp_max(float x) {
 #pragma unroll
-    for (int offset = width / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, offset));
+    for (int distance = WARP / 2; distance > 0; distance /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, distance));
+    }
     return x;
 }
 
-// Over a block of `warps` warps; every thread gets the result. `slots` is shared memory for one float a warp, free for the
-// next call at once. All threads of the block must take part.
-template <int warps> __device__ inline float block_sum(float x, float* slots) {
+// Sum over a block of `warps * 32` threads (up to 1024), the same in every thread. `partial` is 32 floats of shared
+// memory; it may be used again at once.
+__device__ inline float block_sum(float x, float* partial, u32 thread, u32 warps) {
     x = warp_sum(x);
-    if (warps == 1) return x;
     __syncthreads();
-    if (threadIdx.x % WARP == 0) slots[threadIdx.x / WARP] = x;
+    if (thread % WARP == 0) partial[thread / WARP] = x;
     __syncthreads();
-    float sum = slots[0];
-#pragma unroll
-    for (int i = 1; i < warps; ++i) sum += slots[i];
-    return sum;
+    return warp_sum(thread % WARP < warps ? partial[thread % WARP] : 0.0f);
 }
 
-template <int warps> __device__ inline float block_max(float x, float* slots) {
+// Maximum over a block, as `block_sum`. NaN loses against any number.
+__device__ inline float block_max(float x, float* partial, u32 thread, u32 warps) {
     x = warp_max(x);
-    if (warps == 1) return x;
     __syncthreads();
-    if (threadIdx.x % WARP == 0) slots[threadIdx.x / WARP] = x;
+    if (thread % WARP == 0) partial[thread / WARP] = x;
     __syncthreads();
-    float max = slots[0];
-#pragma unroll
-    for (int i = 1; i < warps; ++i) max = fmaxf(max, slots[i]);
-    return max;
+    return warp_max(partial[thread % WARP < warps ? thread % WARP : 0]);
 }

@@ -12,8 +12,13 @@ macro_rules! sources {
 sources! {
     "activation.cu",
     "common/activation.cuh",
+    "common/async_copy.cuh",
+    "common/epilogue.cuh",
+    "common/mma.cuh",
     "common/reduce.cuh",
     "common/storage.cuh",
+    "common/swizzle.cuh",
+    "common/vector.cuh",
 }
 
 /// The text of a source.
