@@ -43,7 +43,7 @@ impl Job {
         let mut options = vec![
             format!("--gpu-architecture={kind}_{major}{minor}"),
             "--std=c++17".into(),
-            "--default-device".into(),
+            "-default-device".into(),
             "--generate-line-info".into(),
         ];
         options.extend(self.defines.iter().map(|(name, value)| format!("-D{name}={value}")));

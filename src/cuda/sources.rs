@@ -12,7 +12,12 @@ macro_rules! sources {
 sources! {
     "activation.cu",
     "common/activation.cuh",
+    "common/async_copy.cuh",
+    "common/epilogue.cuh",
+    "common/mma.cuh",
     "common/storage.cuh",
+    "common/swizzle.cuh",
+    "common/vector.cuh",
 }
 
 /// The text of a source.

@@ -1,0 +1,56 @@
+// Sixteen bytes of neighbouring elements as floats: eight of a 16-bit type, four of f32. Addresses must be multiples of 16.
+#pragma once
+#include "common/storage.cuh"
+
+struct alignas(16) Chunk { u32 word[4]; };
+
+// Elements of a chunk.
+template <typename T> struct Lanes { static constexpr int count = 16 / int(sizeof(T)); };
+
+__device__ inline Chunk load_chunk(const void* p) { return *reinterpret_cast<const Chunk*>(p); }
+__device__ inline void store_chunk(void* p, const Chunk& chunk) { *reinterpret_cast<Chunk*>(p) = chunk; }
+
+__device__ inline void unpack(const Chunk& chunk, float (&x)[4], float) {
+    for (int i = 0; i < 4; ++i) x[i] = __uint_as_float(chunk.word[i]);
+}
+__device__ inline void unpack(const Chunk& chunk, float (&x)[8], f16) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        x[2 * i] = to_f32(f16{u16(chunk.word[i])});
+        x[2 * i + 1] = to_f32(f16{u16(chunk.word[i] >> 16)});
+    }
+}
+__device__ inline void unpack(const Chunk& chunk, float (&x)[8], bf16) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        x[2 * i] = __uint_as_float(chunk.word[i] << 16);
+        x[2 * i + 1] = __uint_as_float(chunk.word[i] & 0xffff0000u);
+    }
+}
+
+// Two floats rounded to 16-bit elements, `low` at the lower address.
+__device__ inline u32 pack2(float low, float high, f16) {
+    u32 y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+__device__ inline u32 pack2(float low, float high, bf16) {
+    u32 y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+__device__ inline Chunk pack(const float (&x)[4], float) {
+    return Chunk{{__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3])}};
+}
+template <typename T> __device__ inline Chunk pack(const float (&x)[8], T type) {
+    return Chunk{{pack2(x[0], x[1], type), pack2(x[2], x[3], type), pack2(x[4], x[5], type), pack2(x[6], x[7], type)}};
+}
+
+// The elements at `p` as floats, and floats rounded to them.
+template <typename T> __device__ inline void load_vector(const T* p, float (&x)[Lanes<T>::count]) {
+    unpack(load_chunk(p), x, T{});
+}
+template <typename T> __device__ inline void store_vector(T* p, const float (&x)[Lanes<T>::count]) {
+    store_chunk(p, pack(x, T{}));
+}
