@@ -19,6 +19,9 @@ sources! {
     "common/storage.cuh",
     "common/swizzle.cuh",
     "common/vector.cuh",
+    "layer_norm.cu",
+    "softmax.cu",
+    "top_k.cu",
 }
 
 /// The text of a source.

@@ -2,6 +2,9 @@
 
 pub(crate) mod activation;
 mod launches;
+mod layer_norm;
+mod softmax;
+mod top_k;
 
 use crate::ops::{Op, Operator};
 use crate::plan::Site;
@@ -26,6 +29,9 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     }
     match site.op {
         Op::Activate(op) => op.program(site, target),
+        Op::LayerNorm(op) => op.program(site, target),
+        Op::Softmax(op) => op.program(site, target),
+        Op::TopK(op) => op.program(site, target),
         other => Err(format!("operator {} has no CUDA kernel", other.name())),
     }
 }
