@@ -11,6 +11,7 @@ macro_rules! sources {
 
 sources! {
     "activation.cu",
+    "cast.cu",
     "common/activation.cuh",
     "common/async_copy.cuh",
     "common/epilogue.cuh",

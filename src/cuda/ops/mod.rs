@@ -1,6 +1,7 @@
 //! One file an operator: what it launches on a GPU. Pure functions of shapes, types and the device's capabilities.
 
 pub(crate) mod activation;
+pub(crate) mod cast;
 mod launches;
 mod layer_norm;
 mod softmax;
