@@ -11,6 +11,7 @@ macro_rules! sources {
 
 sources! {
     "activation.cu",
+    "attention.cu",
     "cast.cu",
     "common/activation.cuh",
     "common/async_copy.cuh",
@@ -21,6 +22,7 @@ sources! {
     "common/swizzle.cuh",
     "common/vector.cuh",
     "layer_norm.cu",
+    "linear.cu",
     "softmax.cu",
     "top_k.cu",
 }

@@ -38,11 +38,7 @@ impl CudaOp for TopK {
             launches.push(Launch {
                 source: "top_k.cu",
                 entry: "top_k",
-                defines: vec![
-                    ("SIZE", size as i64),
-                    ("FIRST", i64::from(first)),
-                    ("LAST", i64::from(last)),
-                ],
+                defines: vec![("SIZE", size as i64), ("FIRST", i64::from(first)), ("LAST", i64::from(last))],
                 grid: [chunks as u32, rows as u32, 1],
                 block: [size as u32 / 2, 1, 1],
                 shared: 0,
