@@ -90,6 +90,9 @@ impl fmt::Display for Plan {
 /// Cycles before the first multiplication of a launch.
 const START: usize = 2500;
 
+/// Cycles until a read of L2 arrives; the parts of a split sum are read four at a time.
+const READ: usize = 600;
+
 /// Bytes of L2 a cycle and multiprocessor, when all of them read.
 const L2_BYTES: usize = 32;
 
@@ -109,7 +112,10 @@ fn cycles(product: &Product, plan: &Plan, caps: &Caps) -> usize {
     let multiply = rows * columns * terms / rate(product.tensor_cores);
     let sums = match plan.splits {
         1 => 0,
-        splits => START + 2 * product.rows * product.columns * splits * 4 / (L2_BYTES * multiprocessors),
+        splits => {
+            let bytes = 2 * product.rows * product.columns * splits * 4;
+            START + bytes / (L2_BYTES * multiprocessors) + splits.div_ceil(4) * READ
+        }
     };
     START + each * copy.max(multiply) + sums
 }
@@ -146,7 +152,7 @@ mod tests {
         assert_eq!(chosen(100, 768, 256), "32x32");
         assert_eq!(chosen(100, 2048, 256), "32x64");
         assert_eq!(chosen(153, 2048, 256), "64x64");
-        assert_eq!(chosen(100, 256, 2048), "32x32 split 4");
+        assert_eq!(chosen(100, 256, 2048), "32x64 split 8");
     }
 
     #[test]
