@@ -11,11 +11,13 @@ macro_rules! sources {
 
 sources! {
     "activation.cu",
+    "attention.cu",
     "cast.cu",
     "common/activation.cuh",
     "common/async_copy.cuh",
     "common/epilogue.cuh",
     "common/mma.cuh",
+    "common/reduce.cuh",
     "common/storage.cuh",
     "common/swizzle.cuh",
     "common/vector.cuh",
@@ -25,6 +27,10 @@ sources! {
     "conv/implicit_gemm.cu",
     "conv/split_k.cu",
     "conv/window.cuh",
+    "layer_norm.cu",
+    "linear.cu",
+    "softmax.cu",
+    "top_k.cu",
 }
 
 /// The text of a source.

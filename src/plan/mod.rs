@@ -10,6 +10,7 @@ pub mod constants;
 mod dump;
 pub mod launch;
 pub mod roofline;
+pub mod select;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Param, Source, ValueId};

@@ -1,8 +1,14 @@
 //! One file an operator: what it launches on a GPU. Pure functions of shapes, types and the device's capabilities.
 
 pub(crate) mod activation;
+mod attention;
 pub(crate) mod cast;
 mod launches;
+mod layer_norm;
+mod linear;
+mod mask_conv;
+mod softmax;
+mod top_k;
 
 use crate::ops::{Op, Operator};
 use crate::plan::Site;
@@ -27,6 +33,12 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     }
     match site.op {
         Op::Activate(op) => op.program(site, target),
+        Op::Attention(op) => op.program(site, target),
+        Op::LayerNorm(op) => op.program(site, target),
+        Op::Linear(op) => op.program(site, target),
+        Op::MaskConv(op) => op.program(site, target),
+        Op::Softmax(op) => op.program(site, target),
+        Op::TopK(op) => op.program(site, target),
         other => Err(format!("operator {} has no CUDA kernel", other.name())),
     }
 }
