@@ -11,13 +11,23 @@ macro_rules! sources {
 
 sources! {
     "activation.cu",
+    "binary.cu",
     "common/activation.cuh",
     "common/async_copy.cuh",
+    "common/elements.cuh",
     "common/epilogue.cuh",
     "common/mma.cuh",
+    "common/moments.cuh",
+    "common/reduce.cuh",
     "common/storage.cuh",
     "common/swizzle.cuh",
     "common/vector.cuh",
+    "copy_ranges.cu",
+    "global_avg_pool.cu",
+    "group_norm.cu",
+    "group_norm_any.cu",
+    "max_pool2d.cu",
+    "resize.cu",
 }
 
 /// The text of a source.

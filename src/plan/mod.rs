@@ -271,7 +271,9 @@ impl<'a> Planner<'a> {
                 let (from, to) = (self.types[node.inputs[0].index()], self.types[node.outputs[0].index()]);
                 if from.dtype != to.dtype {
                     let name = &graph.value(node.outputs[0]).name;
-                    return Err(Error::Graph(format!("`{name}` views {from} as {to}, which is stored otherwise")));
+                    return Err(Error::Graph(format!(
+                        "`{name}` views {from} as {to}, which is stored otherwise"
+                    )));
                 }
                 self.buffers[node.outputs[0].index()] = self.buffers[node.inputs[0].index()];
                 continue;
