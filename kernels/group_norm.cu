@@ -38,7 +38,7 @@ __device__ inline float stepped(u32 pixels, u32 row, u32 step) {
     return float(row < pixels ? (pixels - row + step - 1) / step : 0);
 }
 
-extern "C" __global__ void __launch_bounds__(256) group_norm_moments(const storage_t* __restrict__ x,
+extern "C" __global__ void __launch_bounds__(256, 4) group_norm_moments(const storage_t* __restrict__ x,
                                                                     Moments* __restrict__ partial, const Params p) {
     extern __shared__ float4 shared[];
     const u32 rows = blockDim.y, row = threadIdx.y;
