@@ -15,7 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("ops", &["error", "tensor", "graph"]),
     ("plan", &["error", "tensor", "graph", "ops"]),
     ("cpu", &["error", "tensor", "graph", "ops", "plan", "isa"]),
-    ("cuda", &["error", "tensor", "graph", "ops", "plan"]),
+    ("cuda", &["error", "tensor", "fsio", "graph", "ops", "plan"]),
     ("model", &["error", "tensor", "graph", "ops"]),
     ("checkpoint", &["error", "tensor", "fsio", "isa"]),
     ("image", &["error", "tensor", "fsio", "isa"]),

@@ -4,10 +4,19 @@
 //! Only what the programs of [`ops`] say is compiled and launched; they are pure functions, so all of it but the executor
 //! is tested where there is no GPU.
 
+pub mod cache;
+pub mod device;
+pub mod executor;
+mod memory;
 pub mod nvrtc;
 pub mod ops;
 pub mod pack;
+pub mod runtime;
 pub mod sources;
+
+pub use device::Device;
+pub use executor::Executor;
+pub use runtime::Runtime;
 
 use crate::ops::ValueType;
 use crate::plan::launch::Target;

@@ -12,6 +12,7 @@ macro_rules! sources {
 sources! {
     "activation.cu",
     "binary.cu",
+    "cast.cu",
     "common/activation.cuh",
     "common/async_copy.cuh",
     "common/elements.cuh",

@@ -1,13 +1,15 @@
 //! The public API: weights in, photos in, masks out.
 
+mod backend;
 pub mod convert;
 mod segmentation;
 pub mod source;
 
+pub use backend::Device;
 pub use segmentation::Segmentation;
 pub use source::WeightSource;
 
-use crate::cpu::{Executor, Pool, Weights, select};
+use crate::cpu::Pool;
 use crate::error::{Error, Result};
 use crate::graph::passes::optimize;
 use crate::image::HeadOutput;
@@ -15,13 +17,14 @@ use crate::image::classes::{self, Class};
 use crate::image::instance::{InstanceConfig, InstancePostprocessor};
 use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
 use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
-use crate::isa::Isa;
 use crate::model::{
     CLS_SCORE, Config, MASK_PREDS, Normalization, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build,
 };
 use crate::plan::Plan;
+use crate::plan::launch::Precision;
 use crate::tensor::{Shape, Tensor};
 use ::image::RgbImage;
+use backend::{Backend, Executor};
 use std::time::{Duration, Instant};
 
 /// Most input sizes an engine keeps plans for, and most photo sizes it keeps tables for; what was unused for longest
@@ -35,9 +38,9 @@ const MAX_PLANS: usize = 4;
 pub struct Engine {
     config: Config,
     task: Task,
-    isa: Isa,
     pool: Pool,
-    weights: Weights,
+    backend: Backend,
+    device_note: Option<String>,
     preprocessor: Preprocessor,
     instance: InstanceConfig,
     panoptic: PanopticConfig,
@@ -92,6 +95,8 @@ pub struct EngineBuilder {
     threads: usize,
     size: Option<Option<(usize, usize)>>,
     min_score: Option<f64>,
+    device: Device,
+    precision: Precision,
 }
 
 impl EngineBuilder {
@@ -134,10 +139,22 @@ impl EngineBuilder {
         self
     }
 
+    /// Computes here. The default is [`Device::Auto`].
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Stores and multiplies in this precision on a GPU. The CPU computes in f32 whatever is set here.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
     /// Loads the model.
     ///
     /// # Errors
-    /// As [`source::open`]; [`Error::Usage`] for a size without pixels or a task the model cannot do.
+    /// [`Error::Cuda`] if a GPU was named and cannot be used; as [`source::open`]; [`Error::Usage`] for a size without pixels or a task the model cannot do.
     pub fn build(self) -> Result<Engine> {
         let (config, load) = source::open(&self.weights, self.model.as_deref())?;
         let task = self.task.unwrap_or(config.task);
@@ -164,11 +181,12 @@ impl EngineBuilder {
             score_threshold: self.min_score.unwrap_or(config.instance_score_threshold),
             overlap_threshold: config.overlap_threshold,
         };
+        let (backend, device_note) = Backend::new(self.device, self.precision, load)?;
         Ok(Engine {
             task,
-            isa: Isa::detect(),
             pool: Pool::new(self.threads)?,
-            weights: Weights::new(load),
+            backend,
+            device_note,
             preprocessor: Preprocessor::new(preprocess)?,
             instance,
             panoptic,
@@ -190,7 +208,24 @@ impl Engine {
             threads: 0,
             size: None,
             min_score: None,
+            device: Device::default(),
+            precision: Precision::default(),
         }
+    }
+
+    /// Where it computes, for people: the GPU's name and the precision, or the CPU's instruction set.
+    pub fn device(&self) -> String {
+        self.backend.name()
+    }
+
+    /// Whether it computes on the PTX emulator's stand-in for a driver, where no time means anything.
+    pub fn is_emulated(&self) -> bool {
+        self.backend.is_emulated()
+    }
+
+    /// Why [`Device::Auto`] took the CPU; `None` if it did not, or if a device was named.
+    pub fn device_note(&self) -> Option<&str> {
+        self.device_note.as_deref()
     }
 
     /// The model.
@@ -282,7 +317,7 @@ impl Engine {
         let network = build(&self.config, 1, [size.0, size.1], taps)?;
         let taps = network.taps;
         let graph = optimize(network.graph)?;
-        Ok((Plan::build(&graph, select(self.isa, self.pool.threads()))?, taps))
+        Ok((self.backend.plan(&graph, &self.pool)?, taps))
     }
 
     /// Runs the network alone `runs` times at an input size, on whatever the input holds, and gives for each
@@ -295,11 +330,8 @@ impl Engine {
         let executor = &mut self.sessions[session].executor;
         let plan = executor.plan().clone();
         let mut times = vec![Vec::with_capacity(runs); plan.steps.len()];
-        self.pool.run(|| {
-            for _ in 0..runs {
-                executor.run_timed(|step, time| times[step].push(time));
-            }
-        });
+        self.pool
+            .run(|| (0..runs).try_for_each(|_| executor.run_timed(|step, time| times[step].push(time))))?;
         Ok((plan, times))
     }
 
@@ -310,13 +342,11 @@ impl Engine {
     pub fn taps(&mut self, image: &RgbImage) -> Result<Vec<(String, Tensor)>> {
         let geometry = self.geometry(image)?;
         let (plan, taps) = self.plan(geometry.padded, TapMode::All)?;
+        let mut executor = self.backend.executor(plan, &self.pool)?;
         let preprocessor = &mut self.preprocessor;
-        let (weights, isa, threads) = (&self.weights, self.isa, self.pool.threads());
-        let executor = self.pool.run(|| -> Result<Executor> {
-            let mut executor = Executor::new(plan, weights, isa, threads)?;
+        self.pool.run(|| -> Result<()> {
             preprocessor.run(image, executor.input_mut(0))?;
-            executor.run();
-            Ok(executor)
+            executor.run()
         })?;
         let upstream = |tap: &Tap| {
             let index = executor.output_index(&tap.name)?;
@@ -346,7 +376,7 @@ impl Engine {
             let start = Instant::now();
             preprocessor.run(image, session.executor.input_mut(0))?;
             let prepared = Instant::now();
-            session.executor.run();
+            session.executor.run()?;
             let computed = Instant::now();
             let head = session.head_output();
             let outcome = match task {
@@ -365,9 +395,7 @@ impl Engine {
             self.sessions[found..].rotate_left(1);
         } else {
             let (plan, _) = self.plan(size, TapMode::Off)?;
-            let (weights, isa, threads) = (&self.weights, self.isa, self.pool.threads());
-            let executor = self.pool.run(|| Executor::new(plan, weights, isa, threads))?;
-            self.weights.trim();
+            let executor = self.backend.executor(plan, &self.pool)?;
             let output = |name: &str| {
                 executor.output_index(name).ok_or_else(|| Error::Graph(format!("no output `{name}`")))
             };

@@ -5,7 +5,7 @@
 pub const ALIGNMENT: usize = 256;
 
 /// A range of the arena.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Slot {
     /// First byte.
     pub offset: usize,

@@ -56,7 +56,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return training::run(arguments);
     }
     let [height, width] = arguments.size;
-    let mut engine = arguments.model.engine().size(None).build()?;
+    let mut engine = arguments.model.build(arguments.model.engine().size(None))?;
+    if engine.is_emulated() {
+        return Err(Error::usage(format!(
+            "{} is an emulator: no time it takes means anything",
+            engine.device()
+        )));
+    }
     let image = synthetic(height, width)?;
     let mut result = Segmentation::default();
     engine.segment_into(&image, &mut result)?;
@@ -90,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "task": engine.task().name(),
             "size": arguments.size,
             "threads": engine.threads(),
-            "isa": knet::isa::Isa::detect().to_string(),
+            "device": engine.device(),
             "runs": arguments.runs,
             "gflop": plan.flops() as f64 / 1e9,
         });
@@ -107,7 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         padded[0],
         padded[1],
         engine.threads(),
-        knet::isa::Isa::detect(),
+        engine.device(),
         arguments.runs
     );
     text += &format!("{:<10} {:>9} {:>9} {:>9} {:>9}   ms\n", "part", "p50", "p90", "p99", "max");

@@ -40,7 +40,7 @@ pub fn run(arguments: &Arguments) -> knet::Result<()> {
     if arguments.no_resize {
         builder = builder.size(None);
     }
-    let mut engine = builder.build()?;
+    let mut engine = arguments.model.build(builder)?;
     let image = decode(&arguments.image, &Limits::default())?;
     let original = arguments.ori_size.unwrap_or([image.height() as usize, image.width() as usize]);
     let taps = engine.taps(&image)?;

@@ -86,7 +86,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(score) = arguments.score {
         builder = builder.min_score(score);
     }
-    let mut engine = builder.build()?;
+    let mut engine = arguments.model.build(builder)?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
         eprintln!("note: {source} are random weights: the scores say nothing");
     }

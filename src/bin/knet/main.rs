@@ -7,9 +7,10 @@ mod eval;
 mod inspect;
 mod segment;
 
-use clap::{Args, Parser, Subcommand};
-use knet::Error;
-use knet::engine::WeightSource;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use knet::engine::{Device, EngineBuilder, WeightSource};
+use knet::plan::launch::Precision;
+use knet::{Engine, Error};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -24,8 +25,10 @@ Exit codes:
   6  a checkpoint does not fit the model
   7  internal: a graph breaks a rule
   8  a data set is damaged or does not fit the model
+  10 a GPU, its driver or the kernel compiler is missing or failed
 
-KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use.";
+KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use. KNET_NVRTC names the file of
+NVIDIA's kernel compiler, KNET_CACHE the folder for compiled CUDA kernels (empty: none).";
 
 /// Segments images with K-Net: instance and panoptic masks, without boxes or NMS.
 #[derive(Parser)]
@@ -65,9 +68,36 @@ struct ModelArguments {
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Device>,
+
+    /// How a GPU stores and multiplies feature maps
+    #[arg(long, value_enum, default_value = "f16")]
+    precision: PrecisionArgument,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum PrecisionArgument {
+    /// f32 throughout, for parity with reference data
+    F32,
+    /// f16 on tensor cores
+    F16,
+    /// bf16 on tensor cores
+    Bf16,
 }
 
 impl ModelArguments {
+    /// Builds an engine. If `--device auto` was asked for and took the CPU, a line says why.
+    fn build(&self, builder: EngineBuilder) -> Result<Engine, Error> {
+        let engine = builder.build()?;
+        if let (Some(reason), Some(_)) = (engine.device_note(), self.device) {
+            eprintln!("note: computing on the CPU: {reason}");
+        }
+        Ok(engine)
+    }
+
     fn source(&self) -> WeightSource {
         match (&self.weights, &self.model) {
             (Some(source), _) => source.clone(),
@@ -76,11 +106,17 @@ impl ModelArguments {
         }
     }
 
-    fn engine(&self) -> knet::engine::EngineBuilder {
-        let mut builder = knet::Engine::builder().weights(self.source());
+    fn engine(&self) -> EngineBuilder {
+        let mut builder = Engine::builder().weights(self.source());
         if let Some(name) = &self.model {
             builder = builder.model(name);
         }
+        let precision = match self.precision {
+            PrecisionArgument::F32 => Precision::F32,
+            PrecisionArgument::F16 => Precision::F16,
+            PrecisionArgument::Bf16 => Precision::Bf16,
+        };
+        let builder = builder.device(self.device.unwrap_or_default()).precision(precision);
         builder.threads(self.threads.map_or(0, usize::from))
     }
 }

@@ -85,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         TaskArgument::Instance => builder.task(Task::Instance),
         TaskArgument::Panoptic => builder.task(Task::Panoptic),
     };
-    let engine = builder.build()?;
+    let engine = arguments.model.build(builder)?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
         eprintln!("note: {source} are random weights: the masks show that the engine runs, not what it sees");
     }

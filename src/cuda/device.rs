@@ -1,0 +1,108 @@
+//! A GPU: its context, its stream and what it can do.
+
+use crate::error::{Error, Result};
+use crate::plan::launch::Caps;
+use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
+use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
+use std::sync::Arc;
+
+/// An open device with one stream. All work of an engine goes to that stream, in order.
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    name: String,
+    caps: Caps,
+}
+
+impl Device {
+    /// Opens GPU `ordinal`.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`]: no driver, a driver without a device, no such device, or one older than compute capability 8.0.
+    pub fn open(ordinal: usize) -> Result<Device> {
+        // SAFETY: this only tries to load the driver's library.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::Cuda("no NVIDIA driver: libcuda is not on the loader's path".into()));
+        }
+        let open = || -> std::result::Result<Device, DriverError> {
+            let context = CudaContext::new(ordinal)?;
+            // One stream, ordered by itself: no events are wanted around every use of a buffer.
+            // SAFETY: all work goes to the one stream below.
+            unsafe { context.disable_event_tracking() };
+            let stream = context.new_stream()?;
+            let number = |attribute| context.attribute(attribute).map(|value| value.max(0) as u32);
+            let (major, minor) = context.compute_capability()?;
+            // Transfers of double data rate, in bits: twice the clock times the width of the bus.
+            let memory_khz = u64::from(number(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?);
+            let bus_bits = u64::from(number(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?);
+            let caps = Caps {
+                compute: (major as u32, minor as u32),
+                multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+                shared_per_block: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+                shared_per_multiprocessor: number(
+                    Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+                )?,
+                l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+                clock_mhz: number(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? / 1000,
+                bandwidth_gbs: (2 * memory_khz * bus_bits / 8 / 1_000_000) as u32,
+            };
+            Ok(Device { name: context.name()?, context, stream, caps })
+        };
+        let device = open().map_err(|e| fault(&format!("cannot open device {ordinal}"), e))?;
+        if device.caps.compute < (8, 0) {
+            let (major, minor) = device.caps.compute;
+            return Err(Error::Cuda(format!(
+                "{} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or later",
+                device.name
+            )));
+        }
+        Ok(device)
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether this is the PTX emulator's stand-in driver: it computes rightly, and no time it takes means anything.
+    pub fn is_emulated(&self) -> bool {
+        self.name.starts_with("ptxemu")
+    }
+
+    /// What it can do.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// Free and total device memory, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] as the driver says.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(|e| fault("cannot ask for free memory", e))
+    }
+
+    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Makes the device's context this thread's: calls of the driver act on the current one.
+    pub(crate) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| fault("cannot make the context current", e))
+    }
+
+    /// Waits until all work is done.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| fault("a kernel or copy failed", e))
+    }
+}
+
+/// An error of the driver in context.
+pub(crate) fn fault(what: &str, error: DriverError) -> Error {
+    let text = |found: std::result::Result<&std::ffi::CStr, _>| {
+        found
+            .map(|text| text.to_string_lossy().into_owned())
+            .unwrap_or_else(|_: DriverError| "unknown".into())
+    };
+    Error::Cuda(format!("{what}: {} ({})", text(error.error_string()), text(error.error_name())))
+}

@@ -1,0 +1,120 @@
+//! Device memory and page-locked host memory, freed when dropped.
+
+use super::device::{Device, fault};
+use crate::error::{Error, Result};
+use cudarc::driver::{result, sys};
+use std::sync::Arc;
+
+/// Bytes of device memory. The driver aligns them to 256 at least.
+pub(crate) struct DeviceBuffer {
+    device: Arc<Device>,
+    pointer: sys::CUdeviceptr,
+    bytes: usize,
+}
+
+impl DeviceBuffer {
+    /// Uninitialised memory for `what`.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] with what was asked for and what is free.
+    pub(crate) fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Self> {
+        device.bind()?;
+        if bytes == 0 {
+            return Ok(DeviceBuffer { device: device.clone(), pointer: 0, bytes });
+        }
+        // SAFETY: the context is current; the memory is freed once, when dropped.
+        let pointer = unsafe { result::malloc_sync(bytes) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+                let free =
+                    device.memory().map_or("unknown".into(), |(free, _)| format!("{:.1} MiB", mib(free)));
+                Error::Cuda(format!("out of device memory: {what} needs {:.1} MiB, free: {free}", mib(bytes)))
+            }
+            _ => fault(&format!("cannot allocate {bytes} bytes for {what}"), e),
+        })?;
+        Ok(DeviceBuffer { device: device.clone(), pointer, bytes })
+    }
+
+    /// Memory that holds a copy of `data`.
+    ///
+    /// # Errors
+    /// As [`DeviceBuffer::new`].
+    pub(crate) fn of(device: &Arc<Device>, data: &[u8], what: &str) -> Result<Self> {
+        let buffer = DeviceBuffer::new(device, data.len(), what)?;
+        if !data.is_empty() {
+            // SAFETY: as many bytes as the buffer holds; the copy is done when the call returns.
+            unsafe { result::memcpy_htod_sync(buffer.pointer, data) }
+                .map_err(|e| fault(&format!("cannot copy {what} to the device"), e))?;
+        }
+        Ok(buffer)
+    }
+
+    /// Its address on the device.
+    pub(crate) fn pointer(&self) -> sys::CUdeviceptr {
+        self.pointer
+    }
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        if self.bytes > 0 && self.device.bind().is_ok() {
+            // SAFETY: allocated by `new`, freed once. A failure (the context is gone) leaves nothing to free.
+            let _ = unsafe { result::free_sync(self.pointer) };
+        }
+    }
+}
+
+/// Page-locked floats: the device copies from and to them by itself.
+pub(crate) struct Pinned {
+    device: Arc<Device>,
+    pointer: *mut f32,
+    len: usize,
+}
+
+// SAFETY: the memory belongs to this value alone and may be reached from any thread.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] as the driver says.
+    pub(crate) fn new(device: &Arc<Device>, len: usize) -> Result<Self> {
+        device.bind()?;
+        let mut pointer = std::ptr::NonNull::dangling().as_ptr();
+        if len > 0 {
+            // SAFETY: the context is current; the memory is freed once, when dropped, and zeroed before any use.
+            unsafe {
+                pointer = result::malloc_host(4 * len, 0)
+                    .map_err(|e| fault(&format!("cannot lock {} bytes of host memory", 4 * len), e))?
+                    .cast::<f32>();
+                pointer.write_bytes(0, len);
+            }
+        }
+        Ok(Pinned { device: device.clone(), pointer, len })
+    }
+
+    /// Its address on the host, for copies by the device.
+    pub(crate) fn address(&self) -> *mut std::ffi::c_void {
+        self.pointer.cast()
+    }
+
+    pub(crate) fn as_slice(&self) -> &[f32] {
+        // SAFETY: initialised floats of this length; no one writes while they are borrowed, as runs end synchronised.
+        unsafe { std::slice::from_raw_parts(self.pointer, self.len) }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: as above, borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.len) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.len > 0 && self.device.bind().is_ok() {
+            // SAFETY: allocated by `new`, freed once.
+            let _ = unsafe { result::free_host(self.pointer.cast()) };
+        }
+    }
+}

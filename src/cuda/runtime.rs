@@ -1,0 +1,178 @@
+//! What all plans on one device share: compiled kernels and constants.
+
+use super::cache::Cache;
+use super::device::{Device, fault};
+use super::memory::DeviceBuffer;
+use super::nvrtc::{Code, Job, Nvrtc};
+use super::pack::pack;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::plan::constants::{Constants, Loader};
+use crate::plan::launch::{Launch, Packing, Precision, Target};
+use cudarc::driver::{result, sys};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Shared memory a block may have without asking, in bytes.
+const SHARED_WITHOUT_OPT_IN: u32 = 48 << 10;
+
+/// A device with the kernels and constants that plans have asked for so far.
+pub struct Runtime {
+    device: Arc<Device>,
+    precision: Precision,
+    code: Code,
+    cache: Cache,
+    constants: Constants,
+    modules: Mutex<HashMap<Job, Arc<Module>>>,
+    packed: Mutex<HashMap<(String, Packing), Arc<DeviceBuffer>>>,
+}
+
+/// Loaded code.
+struct Module {
+    device: Arc<Device>,
+    handle: sys::CUmodule,
+}
+
+// SAFETY: a handle of the driver, which may be used from any thread.
+unsafe impl Send for Module {}
+// SAFETY: as above; it is only read.
+unsafe impl Sync for Module {}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: loaded once, unloaded once; functions hold the module while they can be launched.
+            let _ = unsafe { result::module::unload(self.handle) };
+        }
+    }
+}
+
+/// A kernel ready to launch.
+#[derive(Clone)]
+pub(crate) struct Function {
+    handle: sys::CUfunction,
+    /// Keeps the code loaded.
+    _module: Arc<Module>,
+}
+
+// SAFETY: a handle of the driver, which may be used from any thread.
+unsafe impl Send for Function {}
+
+impl Function {
+    pub(crate) fn handle(&self) -> sys::CUfunction {
+        self.handle
+    }
+}
+
+impl Runtime {
+    /// Starts on `device` with kernels from the user's cache. `KNET_CUDA_CODE=ptx` gives the driver PTX instead of the
+    /// device's own code, for devices that this NVRTC does not know.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for another value of the variable; [`Error::Cuda`] if there is no NVRTC.
+    pub fn new(device: Device, precision: Precision, load: Box<Loader>) -> Result<Runtime> {
+        let code = match std::env::var("KNET_CUDA_CODE").as_deref() {
+            Err(_) | Ok("" | "cubin") => Code::Cubin,
+            Ok("ptx") => Code::Ptx,
+            Ok(other) => return Err(Error::usage(format!("KNET_CUDA_CODE={other}: takes cubin or ptx"))),
+        };
+        Nvrtc::get()?;
+        Ok(Runtime {
+            device: Arc::new(device),
+            precision,
+            code,
+            cache: Cache::user(),
+            constants: Constants::new(load),
+            modules: Mutex::default(),
+            packed: Mutex::default(),
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// What kernels are chosen for.
+    pub fn target(&self) -> Target {
+        Target { caps: *self.device.caps(), precision: self.precision }
+    }
+
+    /// As [`Constants::trim`].
+    pub fn trim(&self) {
+        self.constants.trim();
+    }
+
+    /// Constants on the host.
+    pub(crate) fn constants(&self) -> &Constants {
+        &self.constants
+    }
+
+    /// Compiles, several at a time, and loads whatever `launches` need and is not loaded yet.
+    pub(crate) fn load(&self, launches: &[&Launch]) -> Result<()> {
+        let mut jobs: Vec<Job> = launches.iter().map(|launch| self.job(launch)).collect();
+        {
+            let known = lock(&self.modules);
+            let mut seen = std::collections::HashSet::new();
+            jobs.retain(|job| !known.contains_key(job) && seen.insert(job.clone()));
+        }
+        let nvrtc = Nvrtc::get()?;
+        let compiled: Vec<Vec<u8>> =
+            jobs.par_iter().map(|job| self.cache.compile(nvrtc, job)).collect::<Result<_>>()?;
+        self.device.bind()?;
+        for (job, code) in jobs.into_iter().zip(compiled) {
+            // SAFETY: a whole cubin, or PTX text with its final NUL.
+            let handle = unsafe { result::module::load_data(code.as_ptr().cast()) }
+                .map_err(|e| fault(&format!("the driver does not load kernels/{}", job.source), e))?;
+            let module = Arc::new(Module { device: self.device.clone(), handle });
+            lock(&self.modules).insert(job, module);
+        }
+        Ok(())
+    }
+
+    /// The loaded kernel of `launch`.
+    pub(crate) fn function(&self, launch: &Launch) -> Result<Function> {
+        let missing = || Error::Cuda(format!("{launch} is not loaded"));
+        let module = lock(&self.modules).get(&self.job(launch)).cloned().ok_or_else(missing)?;
+        let name = CString::new(launch.entry).map_err(|_| missing())?;
+        self.device.bind()?;
+        // SAFETY: a loaded module.
+        let handle = unsafe { result::module::get_function(module.handle, name) }
+            .map_err(|e| fault(&format!("kernels/{} has no kernel `{}`", launch.source, launch.entry), e))?;
+        if launch.shared > SHARED_WITHOUT_OPT_IN {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of the loaded module.
+            unsafe { result::function::set_function_attribute(handle, attribute, launch.shared as i32) }
+                .map_err(|e| fault(&format!("{launch}: no {} bytes of shared memory", launch.shared), e))?;
+        }
+        Ok(Function { handle, _module: module })
+    }
+
+    /// Constant `index` of `plan` on the device, copied there once.
+    pub(crate) fn packed(&self, plan: &Plan, index: usize, packing: Packing) -> Result<Arc<DeviceBuffer>> {
+        let key = (plan.consts[index].key.clone(), packing);
+        if let Some(known) = lock(&self.packed).get(&key) {
+            return Ok(known.clone());
+        }
+        let bytes = pack(self.constants.constant(plan, index)?.as_ref(), packing);
+        let buffer = Arc::new(DeviceBuffer::of(&self.device, &bytes, &key.0)?);
+        lock(&self.packed).insert(key, buffer.clone());
+        Ok(buffer)
+    }
+
+    fn job(&self, launch: &Launch) -> Job {
+        Job {
+            source: launch.source,
+            defines: launch.defines.clone(),
+            compute: self.device.caps().compute,
+            code: self.code,
+        }
+    }
+}
+
+/// A poisoned lock only means that another thread panicked between two whole insertions.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

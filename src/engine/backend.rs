@@ -1,0 +1,205 @@
+//! Where the network runs: the CPU or a GPU behind one face.
+
+use crate::cpu::{self, Pool, Weights};
+use crate::cuda::{self, Runtime};
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::isa::Isa;
+use crate::ops::ValueType;
+use crate::plan::Plan;
+use crate::plan::constants::Loader;
+use crate::plan::launch::Precision;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Where an engine computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The first GPU if it can be used, else the CPU; [`Engine::device_note`](super::Engine::device_note) then says why.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This NVIDIA GPU. If it cannot be used, that is an error.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    fn from_str(text: &str) -> Result<Device> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Device::Auto),
+            None if text == "cpu" => Ok(Device::Cpu),
+            None if text == "cuda" => Ok(Device::Cuda(0)),
+            Some(("cuda", number)) if number.parse::<u8>().is_ok() => {
+                Ok(Device::Cuda(number.parse().unwrap_or_default()))
+            }
+            _ => Err(Error::usage(format!("`{text}` is no device; takes auto, cpu, cuda or cuda:N"))),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+/// A back end with its constants.
+pub(super) enum Backend {
+    Cpu { isa: Isa, weights: Weights },
+    Cuda(Box<Runtime>),
+}
+
+/// A plan bound to a back end.
+pub(super) enum Executor {
+    Cpu(Box<cpu::Executor>),
+    Cuda(Box<cuda::Executor>),
+}
+
+impl Backend {
+    /// The back end for `device`, and why it is not the GPU if it might have been.
+    pub(super) fn new(
+        device: Device,
+        precision: Precision,
+        load: Box<Loader>,
+    ) -> Result<(Backend, Option<String>)> {
+        let ready = |ordinal| -> Result<cuda::Device> {
+            let device = cuda::Device::open(ordinal)?;
+            cuda::nvrtc::Nvrtc::get()?;
+            Ok(device)
+        };
+        let note = match device {
+            Device::Cpu => None,
+            Device::Cuda(ordinal) => {
+                let runtime = Runtime::new(ready(ordinal)?, precision, load)?;
+                return Ok((Backend::Cuda(Box::new(runtime)), None));
+            }
+            Device::Auto => match ready(0) {
+                Ok(device) => {
+                    return Ok((Backend::Cuda(Box::new(Runtime::new(device, precision, load)?)), None));
+                }
+                Err(reason) => Some(reason.to_string()),
+            },
+        };
+        Ok((Backend::Cpu { isa: Isa::detect(), weights: Weights::new(load) }, note))
+    }
+
+    /// The device, for people.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Backend::Cpu { isa, .. } => format!("cpu ({isa})"),
+            Backend::Cuda(runtime) => {
+                let precision = runtime.target().precision.name();
+                format!("{} ({precision})", runtime.device().name())
+            }
+        }
+    }
+
+    pub(super) fn is_emulated(&self) -> bool {
+        matches!(self, Backend::Cuda(runtime) if runtime.device().is_emulated())
+    }
+
+    /// Plans `graph`.
+    pub(super) fn plan(&self, graph: &Graph, pool: &Pool) -> Result<Plan> {
+        match self {
+            Backend::Cpu { isa, .. } => Plan::build(graph, cpu::select(*isa, pool.threads())),
+            Backend::Cuda(runtime) => {
+                let target = runtime.target();
+                Plan::build_stored(graph, cuda::stored(target), cuda::select(target))
+            }
+        }
+    }
+
+    /// Binds a plan of [`Backend::plan`] to memory and constants.
+    pub(super) fn executor(&self, plan: Plan, pool: &Pool) -> Result<Executor> {
+        match self {
+            Backend::Cpu { isa, weights } => {
+                let executor = pool.run(|| cpu::Executor::new(plan, weights, *isa, pool.threads()))?;
+                weights.trim();
+                Ok(Executor::Cpu(Box::new(executor)))
+            }
+            Backend::Cuda(runtime) => {
+                let executor = pool.run(|| cuda::Executor::new(plan, runtime))?;
+                runtime.trim();
+                Ok(Executor::Cuda(Box::new(executor)))
+            }
+        }
+    }
+}
+
+impl Executor {
+    pub(super) fn plan(&self) -> &Plan {
+        match self {
+            Executor::Cpu(executor) => executor.plan(),
+            Executor::Cuda(executor) => executor.plan(),
+        }
+    }
+
+    pub(super) fn input_mut(&mut self, index: usize) -> &mut [f32] {
+        match self {
+            Executor::Cpu(executor) => executor.input_mut(index),
+            Executor::Cuda(executor) => executor.input_mut(index),
+        }
+    }
+
+    pub(super) fn run(&mut self) -> Result<()> {
+        match self {
+            Executor::Cpu(executor) => executor.run(),
+            Executor::Cuda(executor) => executor.run()?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn run_timed(&mut self, report: impl FnMut(usize, Duration)) -> Result<()> {
+        match self {
+            Executor::Cpu(executor) => executor.run_timed(report),
+            Executor::Cuda(executor) => executor.run_timed(report)?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn output(&self, index: usize) -> &[f32] {
+        match self {
+            Executor::Cpu(executor) => executor.output(index),
+            Executor::Cuda(executor) => executor.output(index),
+        }
+    }
+
+    pub(super) fn output_index(&self, name: &str) -> Option<usize> {
+        match self {
+            Executor::Cpu(executor) => executor.output_index(name),
+            Executor::Cuda(executor) => executor.output_index(name),
+        }
+    }
+
+    pub(super) fn output_type(&self, index: usize) -> ValueType {
+        match self {
+            Executor::Cpu(executor) => executor.output_type(index),
+            Executor::Cuda(executor) => executor.output_type(index),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_and_written() {
+        for text in ["auto", "cpu", "cuda:0", "cuda:3"] {
+            assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
+        }
+        assert_eq!("cuda".parse::<Device>().unwrap(), Device::Cuda(0));
+        for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cuda:999"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+    }
+}
