@@ -1,8 +1,15 @@
 //! One file an operator: what it launches on a GPU. Pure functions of shapes, types and the device's capabilities.
 
 pub(crate) mod activation;
+mod binary;
 pub(crate) mod cast;
+mod concat;
+mod global_avg_pool;
+mod group_norm;
 mod launches;
+mod max_pool2d;
+mod resize;
+mod slice;
 
 use crate::ops::{Op, Operator};
 use crate::plan::Site;
@@ -27,6 +34,13 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     }
     match site.op {
         Op::Activate(op) => op.program(site, target),
+        Op::Binary(op) => op.program(site, target),
+        Op::Concat(op) => op.program(site, target),
+        Op::GlobalAvgPool(op) => op.program(site, target),
+        Op::GroupNorm(op) => op.program(site, target),
+        Op::MaxPool2d(op) => op.program(site, target),
+        Op::Resize(op) => op.program(site, target),
+        Op::Slice(op) => op.program(site, target),
         other => Err(format!("operator {} has no CUDA kernel", other.name())),
     }
 }
