@@ -8,10 +8,12 @@ use knet::plan::{Place, Plan};
 use knet::tensor::{DType, Tensor};
 use std::collections::HashMap;
 
-/// Operators without CUDA kernels: those of training, those that only ever act on parameters, and views.
+/// Operators without CUDA kernels: those of training, those that only ever act on parameters (or that the passes turn into
+/// such, as they fold frozen norms into convolutions), and views.
 pub const HOST_ONLY: &[&str] = &[
     "activation_grad",
     "attention_grad",
+    "batch_norm",
     "batch_norm_grad",
     "batch_norm_train",
     "batch_norm_train_grad",
