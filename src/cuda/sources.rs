@@ -14,6 +14,7 @@ sources! {
     "cast.cu",
     "common/activation.cuh",
     "common/async_copy.cuh",
+    "common/divisor.cuh",
     "common/epilogue.cuh",
     "common/mma.cuh",
     "common/storage.cuh",

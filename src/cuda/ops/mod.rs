@@ -2,6 +2,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod cast;
+pub mod conv2d;
 mod launches;
 
 use crate::ops::{Op, Operator};
@@ -27,6 +28,7 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     }
     match site.op {
         Op::Activate(op) => op.program(site, target),
+        Op::Conv2d(op) => op.program(site, target),
         other => Err(format!("operator {} has no CUDA kernel", other.name())),
     }
 }
