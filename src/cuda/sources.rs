@@ -11,12 +11,17 @@ macro_rules! sources {
 
 sources! {
     "activation.cu",
+    "attention.cu",
+    "binary.cu",
     "cast.cu",
     "common/activation.cuh",
     "common/async_copy.cuh",
     "common/divisor.cuh",
+    "common/elements.cuh",
     "common/epilogue.cuh",
     "common/mma.cuh",
+    "common/moments.cuh",
+    "common/reduce.cuh",
     "common/storage.cuh",
     "common/swizzle.cuh",
     "common/vector.cuh",
@@ -26,6 +31,16 @@ sources! {
     "conv/implicit_gemm.cu",
     "conv/split_k.cu",
     "conv/window.cuh",
+    "copy_ranges.cu",
+    "global_avg_pool.cu",
+    "group_norm.cu",
+    "group_norm_any.cu",
+    "layer_norm.cu",
+    "linear.cu",
+    "max_pool2d.cu",
+    "resize.cu",
+    "softmax.cu",
+    "top_k.cu",
 }
 
 /// The text of a source.

@@ -2,7 +2,8 @@
 
 use super::CudaOp;
 use super::activation::number;
-use super::launches::{divisor, per_element, storage};
+use super::divisor::divisor;
+use super::launches::{per_element, storage};
 use crate::ops::Conv2d;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
