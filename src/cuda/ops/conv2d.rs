@@ -1,4 +1,4 @@
-//! Convolution: the choice of `plan/select.rs` as launches of `kernels/conv/`.
+//! Convolution: the choice of `plan/select/conv.rs` as launches of `kernels/conv/`.
 
 use super::CudaOp;
 use super::activation::number;
@@ -8,7 +8,7 @@ use crate::ops::Conv2d;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
 use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
-use crate::plan::select::{self, Addressing, ConvChoice, ConvShape, Tile};
+use crate::plan::select::conv::{self, Addressing, ConvChoice, ConvShape, Tile};
 use crate::tensor::DType;
 
 /// `Params` of `kernels/conv/window.cuh`.
@@ -81,7 +81,7 @@ struct DirectParams {
 
 impl CudaOp for Conv2d {
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
-        let choice = select::conv(&shape(self, site), target.precision, &target.caps)?;
+        let choice = conv::conv(&shape(self, site), target.precision, &target.caps)?;
         program(self, site, &choice)
     }
 }
@@ -103,7 +103,7 @@ pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvShape {
     }
 }
 
-/// What runs at a site for a choice, which need not be [`select::conv`]'s: measuring and testing force others.
+/// What runs at a site for a choice, which need not be [`conv::conv`]'s: measuring and testing force others.
 ///
 /// # Errors
 /// A sentence if the filter is no constant: it is packed once.

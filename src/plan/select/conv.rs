@@ -14,7 +14,7 @@
 //!
 //! Rates are the data sheets', and for `mma.sync` on Hopper the 62 % that arXiv 2501.12084 measured.
 
-use super::launch::{Caps, Precision};
+use crate::plan::launch::{Caps, Precision};
 use std::fmt;
 
 /// A convolution, as kernels see it. Pairs are (vertical, horizontal).
