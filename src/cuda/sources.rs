@@ -16,6 +16,7 @@ sources! {
     "cast.cu",
     "common/activation.cuh",
     "common/async_copy.cuh",
+    "common/divisor.cuh",
     "common/elements.cuh",
     "common/epilogue.cuh",
     "common/mma.cuh",
