@@ -4,7 +4,7 @@
 // of a block's operands in flight at once and every multiprocessor busy. A block computes BM x BN results with WARPS_M x
 // WARPS_N x WARPS_K warps: WARPS_K of them share each part of the tile, every one takes its own slabs of K, and their sums are
 // added in shared memory in the order of the warps. With PARTIAL, blocks also share K (`split` terms each) and write raw sums
-// [split, M, N], which `linear_sum` adds in order.
+// [split, M, N], which sum_parts.cu adds in order.
 //
 // K passes through shared memory in STAGES stages of SLABS slabs of 32 terms. A slab holds BM rows of x and BN rows of w of
 // 128 bytes, swizzled (common/swizzle.cuh), copied by cp.async with zeros beyond M, N and K. COPY = 4: rows are whole 16-byte
@@ -152,23 +152,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     } else {
         finish<1>(tile, row, column, out, tail, p);
     }
-}
-
-struct SumParams {
-    u32 count;  // results
-    u32 columns;
-    u32 splits;
-};
-
-// y = the tail of the sum of `splits` partial products [splits, M, N]; a thread an element.
-extern "C" __global__ void __launch_bounds__(256)
-    linear_sum(const float* __restrict__ partial, const float* __restrict__ bias, const float* __restrict__ residual,
-               float* __restrict__ y, const SumParams p) {
-    const u32 i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= p.count) return;
-    float sum = 0.0f;
-#pragma unroll 4
-    for (u32 split = 0; split < p.splits; ++split) sum += partial[u64(split) * p.count + i];
-    const Epilogue<float> tail = {bias, residual, y};
-    tail.store<ACTIVATION>(sum, i, i % p.columns);
 }
