@@ -1,13 +1,16 @@
 //! Whole models against the official PyTorch code: every tap and every final result of the goldens in
 //! `tests/goldens/<model>` (see the README there), from the PNG to the masks, with seeded weights.
 
+#[path = "common/device.rs"]
+mod device;
+
 use image::RgbImage;
 use knet::Engine;
 use knet::checkpoint::Checkpoint;
 use knet::image::decode::{Limits, decode};
 use knet::ops::case::relative_l2;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Relative L2 allowed for a tap. The goldens are float32 results of PyTorch, themselves 1e-7 to 5e-6 from float64
 /// (NOTES section 7); two independent float32 evaluations differ by about the sum.
@@ -71,11 +74,11 @@ impl Golden {
 }
 
 fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
+    device::root().join("tests/goldens")
 }
 
 fn engine(model: &str) -> Engine {
-    Engine::builder().model(model).size(None).threads(2).build().unwrap()
+    device::builder().model(model).size(None).threads(2).build().unwrap()
 }
 
 fn check_taps(golden: &Golden) {

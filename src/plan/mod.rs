@@ -9,6 +9,7 @@ pub mod arena;
 pub mod constants;
 mod dump;
 pub mod launch;
+pub mod roofline;
 pub mod select;
 
 use crate::error::{Error, Result};

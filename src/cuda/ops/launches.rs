@@ -1,6 +1,7 @@
 //! What programs of many operators share.
 
-use crate::plan::launch::Launch;
+use crate::ops::{Concat, ValueType};
+use crate::plan::launch::{Arg, Launch};
 use crate::tensor::DType;
 
 /// Threads of a block of kernels with one thread an element.
@@ -31,4 +32,105 @@ pub(crate) fn per_element(count: usize) -> Launch {
         shared: 0,
         args: Vec::new(),
     }
+}
+
+/// Elements of a value, which kernels count in 32 bits.
+///
+/// # Errors
+/// A sentence, from 2^31 elements.
+pub(crate) fn elements(ty: ValueType) -> Result<u32, String> {
+    let count = ty.shape.len();
+    match i32::try_from(count) {
+        Ok(count) => Ok(count as u32),
+        Err(_) => Err(format!("{ty} has {count} elements; CUDA kernels count up to 2147483647")),
+    }
+}
+
+/// Elements of 16 bytes: `Lanes` of `kernels/common/vector.cuh`.
+pub(crate) fn lanes(dtype: DType) -> usize {
+    16 / dtype.size()
+}
+
+/// Neighbouring channels that one thread takes: 16 bytes where rows of `channels` are whole chunks, else one.
+pub(crate) fn vector(dtype: DType, channels: usize) -> usize {
+    if channels.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 }
+}
+
+/// Geometry of a kernel with one thread for `vector` channels of each pixel of the map `y` `[B, H, W, C]`: x walks columns and
+/// channels, y rows, z images. Source, entry and arguments are left empty.
+pub(crate) fn per_pixel(y: ValueType, vector: usize) -> Launch {
+    let row = per_element(y.shape[2] * y.shape[3] / vector);
+    Launch { grid: [row.grid[0], y.shape[1] as u32, y.shape[0] as u32], ..row }
+}
+
+/// Elements of each row that one operand of [`copy_ranges`] gives to the result.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Range {
+    /// Elements copied.
+    pub width: usize,
+    /// Rows of the operand; the result's rows repeat them.
+    pub from_rows: usize,
+    /// Elements from one row of the operand to the next.
+    pub from_stride: usize,
+    /// First element, in the operand's row.
+    pub from_start: usize,
+    /// First element, in the result's row.
+    pub to_start: usize,
+}
+
+/// Launch of `kernels/copy_ranges.cu`: one range for each operand, into `rows` rows of `to_stride` elements of `y`, whose
+/// element type the operands share. At most [`Concat::MAX_INPUTS`] ranges.
+///
+/// # Errors
+/// As [`elements`].
+pub(crate) fn copy_ranges(
+    y: ValueType,
+    rows: usize,
+    to_stride: usize,
+    ranges: &[Range],
+) -> Result<Launch, String> {
+    #[repr(C)]
+    #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+    struct RangeParams {
+        width: u32,
+        from_rows: u32,
+        from_stride: u32,
+        from_start: u32,
+        to_start: u32,
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy, bytemuck::NoUninit)]
+    struct Params {
+        rows: u32,
+        to_stride: u32,
+        range: [RangeParams; Concat::MAX_INPUTS],
+    }
+    elements(y)?;
+    // The largest unit that divides everything: 16 bytes, or a smaller power of two down to one element.
+    let size = y.dtype.size();
+    let places = ranges.iter().flat_map(|r| [r.width, r.from_stride, r.from_start, r.to_start]);
+    let bits = places.chain([to_stride]).fold(16, |bits, elements| bits | elements * size);
+    let unit = 1 << bits.trailing_zeros();
+    let units = |elements: usize| u32::try_from(elements * size / unit).map_err(|_| "rows are too long");
+    let mut params = Params { rows: rows as u32, to_stride: units(to_stride)?, range: Default::default() };
+    for (to, from) in params.range.iter_mut().zip(ranges) {
+        *to = RangeParams {
+            width: units(from.width)?,
+            from_rows: from.from_rows as u32,
+            from_stride: units(from.from_stride)?,
+            from_start: units(from.from_start)?,
+            to_start: units(from.to_start)?,
+        };
+    }
+    let widest = ranges.iter().map(|r| r.width * size / unit).max().unwrap_or(0);
+    let operands = (0..Concat::MAX_INPUTS).map(|i| if i < ranges.len() { Arg::Input(i) } else { Arg::Null });
+    let geometry = per_element(widest * rows);
+    Ok(Launch {
+        source: "copy_ranges.cu",
+        entry: "copy_ranges",
+        defines: vec![("UNIT", unit as i64)],
+        grid: [geometry.grid[0], ranges.len() as u32, 1],
+        args: operands.chain([Arg::Output(0), Arg::of(&params)]).collect(),
+        ..geometry
+    })
 }

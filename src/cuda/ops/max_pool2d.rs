@@ -1,0 +1,51 @@
+use super::CudaOp;
+use super::launches::{elements, per_pixel, storage, vector};
+use crate::ops::MaxPool2d;
+use crate::plan::Site;
+use crate::plan::launch::{Arg, Launch, Program, Target};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    height: u32,
+    width: u32,
+    out_height: u32,
+    out_width: u32,
+    vectors: u32,
+    stride_h: i32,
+    stride_w: i32,
+    pad_h: i32,
+    pad_w: i32,
+}
+
+impl CudaOp for MaxPool2d {
+    fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
+        let (x, y) = (site.inputs[0], site.outputs[0]);
+        elements(x)?;
+        let vector = vector(y.dtype, y.shape[3]);
+        let params = Params {
+            height: x.shape[1] as u32,
+            width: x.shape[2] as u32,
+            out_height: y.shape[1] as u32,
+            out_width: y.shape[2] as u32,
+            vectors: (y.shape[3] / vector) as u32,
+            stride_h: self.stride[0] as i32,
+            stride_w: self.stride[1] as i32,
+            pad_h: self.padding[0] as i32,
+            pad_w: self.padding[1] as i32,
+        };
+        let launch = Launch {
+            source: "max_pool2d.cu",
+            entry: "max_pool2d",
+            defines: vec![
+                storage(y.dtype),
+                ("VECTOR", vector as i64),
+                ("KERNEL_H", self.kernel[0] as i64),
+                ("KERNEL_W", self.kernel[1] as i64),
+            ],
+            args: vec![Arg::Input(0), Arg::Output(0), Arg::of(&params)],
+            ..per_pixel(y, vector)
+        };
+        Ok(Program { kernel: format!("windows x{vector}"), launches: vec![launch], ..Program::default() })
+    }
+}
