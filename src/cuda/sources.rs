@@ -17,6 +17,7 @@ sources! {
     "common/async_copy.cuh",
     "common/elements.cuh",
     "common/epilogue.cuh",
+    "common/mask_sampler.cuh",
     "common/mma.cuh",
     "common/moments.cuh",
     "common/reduce.cuh",
@@ -28,6 +29,9 @@ sources! {
     "group_norm.cu",
     "group_norm_any.cu",
     "max_pool2d.cu",
+    "postprocess_instance.cu",
+    "postprocess_panoptic.cu",
+    "preprocess.cu",
     "resize.cu",
 }
 
