@@ -145,6 +145,9 @@ fn what_cannot_be_done_is_said() {
         (&["segment", "a.png", "--size", "200,100"], 2, &["200,100"]),
         (&["segment", "a.png", "--score", "NaN"], 2, &["NaN", "score"]),
         (&["segment", "a.png", "--threads", "0"], 2, &["--threads"]),
+        (&["segment", "a.png", "--device", "gpu"], 2, &["gpu", "auto, cpu, cuda or cuda:N"]),
+        (&["segment", "a.png", "--precision", "int4"], 2, &["int4", "f32, f16, bf16"]),
+        (&["bench", "--train", "--device", "cuda"], 2, &["cuda:0", "training steps run on the CPU"]),
         (&["segment", "a.png", "--weights", "seeded:x"], 2, &["seed", "`x`"]),
         (&["segment", "a.png", "--task", "semantic"], 2, &["semantic", "instance, panoptic"]),
         (&["segment", "a.png", "--task", "panoptic"], 2, &["knet_s3_lite0_person", "instances only"]),
@@ -211,6 +214,24 @@ fn what_cannot_be_done_is_said() {
     // The folder for results is made before the first photo is read.
     after.retain(|name| name != "knet-out");
     assert_eq!(after, before);
+}
+
+/// Holds where there is no GPU, and has nothing to say where there is one.
+#[test]
+fn without_a_gpu_a_named_one_is_an_error_and_auto_takes_the_cpu() {
+    if knet::cuda::Device::open(0).is_ok() {
+        return;
+    }
+    let folder = folder_with_photo();
+    let refused = knet(folder.path(), &["segment", "a.png", "--device", "cuda"]);
+    assert_eq!(refused.code, 10, "{}", refused.stderr);
+    assert!(refused.stderr.contains("error: cuda: "), "{}", refused.stderr);
+    let auto = succeed(folder.path(), &["segment", "a.png", "--device", "auto", "--size", "64,96"]);
+    let notes: Vec<&str> = auto.stderr.lines().filter(|line| line.contains("CPU")).collect();
+    assert_eq!(notes.len(), 1, "{}", auto.stderr);
+    assert!(notes[0].starts_with("note: computing on the CPU: cuda: "), "{}", auto.stderr);
+    let default = succeed(folder.path(), &["segment", "a.png", "--size", "64,96"]);
+    assert!(!default.stderr.contains("CPU"), "{}", default.stderr);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Whole models against the official PyTorch code: every tap and every final result of the goldens in
 //! `tests/goldens/<model>` (see the README there), from the PNG to the masks, with seeded weights.
 
+#[path = "common/device.rs"]
+mod device;
+
 use image::RgbImage;
 use knet::Engine;
 use knet::checkpoint::Checkpoint;
@@ -75,7 +78,7 @@ fn goldens() -> PathBuf {
 }
 
 fn engine(model: &str) -> Engine {
-    Engine::builder().model(model).size(None).threads(2).build().unwrap()
+    device::builder().model(model).size(None).threads(2).build().unwrap()
 }
 
 fn check_taps(golden: &Golden) {

@@ -10,14 +10,14 @@
 // The 32-bit address that shared-memory instructions take.
 __device__ inline u32 shared_address(const void* pointer) { return u32(__cvta_generic_to_shared(pointer)); }
 
-// BYTES of 4, 8 or 16, both addresses aligned to it. 16 bytes pass by the L1 cache.
-template <int BYTES> __device__ inline void copy_async(u32 shared, const void* global, bool take) {
-    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
-    const u32 bytes = take ? BYTES : 0;
-    if (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+// Moves 4, 8 or 16 bytes, both addresses aligned to it. 16 bytes pass by the L1 cache.
+template <int bytes> __device__ inline void copy_async(u32 shared, const void* global, bool take) {
+    static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async moves 4, 8 or 16 bytes");
+    const u32 read = take ? bytes : 0;
+    if (bytes == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(read) : "memory");
     } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(global), "n"(BYTES), "r"(bytes)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(global), "n"(bytes), "r"(read)
                      : "memory");
     }
 }

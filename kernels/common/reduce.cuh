@@ -29,3 +29,12 @@ __device__ inline float block_sum(float x, float* partial, u32 thread, u32 warps
     __syncthreads();
     return warp_sum(thread % WARP < warps ? partial[thread % WARP] : 0.0f);
 }
+
+// Maximum over a block, as `block_sum`. NaN loses against any number.
+__device__ inline float block_max(float x, float* partial, u32 thread, u32 warps) {
+    x = warp_max(x);
+    __syncthreads();
+    if (thread % WARP == 0) partial[thread / WARP] = x;
+    __syncthreads();
+    return warp_max(partial[thread % WARP < warps ? thread % WARP : 0]);
+}

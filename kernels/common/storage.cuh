@@ -13,6 +13,8 @@ typedef unsigned short u16;
 typedef int i32;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef int i32;
+typedef long long i64;
 
 struct f16 { u16 bits; };
 struct bf16 { u16 bits; };

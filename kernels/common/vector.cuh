@@ -10,6 +10,16 @@ template <typename T> struct Lanes { static constexpr int count = 16 / int(sizeo
 __device__ inline Chunk load_chunk(const void* p) { return *reinterpret_cast<const Chunk*>(p); }
 __device__ inline void store_chunk(void* p, const Chunk& chunk) { *reinterpret_cast<Chunk*>(p) = chunk; }
 
+// From the 32-bit address of shared memory.
+__device__ inline Chunk load_shared_chunk(u32 shared) {
+    Chunk chunk;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(chunk.word[0]), "=r"(chunk.word[1]), "=r"(chunk.word[2]), "=r"(chunk.word[3])
+                 : "r"(shared)
+                 : "memory");
+    return chunk;
+}
+
 __device__ inline void unpack(const Chunk& chunk, float (&x)[4], float) {
     for (int i = 0; i < 4; ++i) x[i] = __uint_as_float(chunk.word[i]);
 }

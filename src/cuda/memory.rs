@@ -42,9 +42,11 @@ impl DeviceBuffer {
     pub(crate) fn of(device: &Arc<Device>, data: &[u8], what: &str) -> Result<Self> {
         let buffer = DeviceBuffer::new(device, data.len(), what)?;
         if !data.is_empty() {
-            // SAFETY: as many bytes as the buffer holds; the copy is done when the call returns.
-            unsafe { result::memcpy_htod_sync(buffer.pointer, data) }
+            // On the device's own stream, which does not wait for the default one, so that kernels come after the copy.
+            // SAFETY: as many bytes as the buffer holds; `data` outlives the wait.
+            unsafe { result::memcpy_htod_async(buffer.pointer, data, device.stream().cu_stream()) }
                 .map_err(|e| fault(&format!("cannot copy {what} to the device"), e))?;
+            device.synchronize()?;
         }
         Ok(buffer)
     }

@@ -11,6 +11,7 @@ macro_rules! sources {
 
 sources! {
     "activation.cu",
+    "attention.cu",
     "binary.cu",
     "cast.cu",
     "common/activation.cuh",
@@ -24,15 +25,25 @@ sources! {
     "common/storage.cuh",
     "common/swizzle.cuh",
     "common/vector.cuh",
+    "common/warp_tile.cuh",
+    "conv/depthwise.cu",
+    "conv/direct.cu",
+    "conv/implicit_gemm.cu",
+    "conv/split_k.cu",
+    "conv/window.cuh",
     "copy_ranges.cu",
     "global_avg_pool.cu",
     "group_norm.cu",
     "group_norm_any.cu",
+    "layer_norm.cu",
+    "linear.cu",
     "max_pool2d.cu",
     "postprocess_instance.cu",
     "postprocess_panoptic.cu",
     "preprocess.cu",
     "resize.cu",
+    "softmax.cu",
+    "top_k.cu",
 }
 
 /// The text of a source.

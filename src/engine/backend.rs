@@ -8,7 +8,7 @@ use crate::isa::Isa;
 use crate::ops::ValueType;
 use crate::plan::Plan;
 use crate::plan::constants::Loader;
-use crate::plan::launch::Precision;
+use crate::plan::launch::{Precision, Target};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -105,6 +105,13 @@ impl Backend {
 
     pub(super) fn is_emulated(&self) -> bool {
         matches!(self, Backend::Cuda(runtime) if runtime.device().is_emulated())
+    }
+
+    pub(super) fn target(&self) -> Option<Target> {
+        match self {
+            Backend::Cpu { .. } => None,
+            Backend::Cuda(runtime) => Some(runtime.target()),
+        }
     }
 
     /// Plans `graph`.

@@ -21,7 +21,7 @@ use crate::model::{
     CLS_SCORE, Config, MASK_PREDS, Normalization, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build,
 };
 use crate::plan::Plan;
-use crate::plan::launch::Precision;
+use crate::plan::launch::{Precision, Target};
 use crate::tensor::{Shape, Tensor};
 use ::image::RgbImage;
 use backend::{Backend, Executor};
@@ -221,6 +221,11 @@ impl Engine {
     /// Whether it computes on the PTX emulator's stand-in for a driver, where no time means anything.
     pub fn is_emulated(&self) -> bool {
         self.backend.is_emulated()
+    }
+
+    /// What its kernels are chosen for, if it computes on a GPU.
+    pub fn target(&self) -> Option<Target> {
+        self.backend.target()
     }
 
     /// Why [`Device::Auto`] took the CPU; `None` if it did not, or if a device was named.

@@ -9,6 +9,8 @@ pub mod arena;
 pub mod constants;
 mod dump;
 pub mod launch;
+pub mod roofline;
+pub mod select;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Param, Source, ValueId};

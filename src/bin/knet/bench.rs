@@ -2,8 +2,9 @@
 
 use crate::{ModelArguments, parse_size, print};
 use clap::Args;
-use knet::engine::{Segmentation, Timings};
-use knet::plan::Plan;
+use knet::engine::{Device, Segmentation, Timings};
+use knet::plan::launch::Target;
+use knet::plan::{Plan, roofline};
 use knet::{Error, Result};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -53,6 +54,9 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.train {
+        if let Some(device @ Device::Cuda(_)) = arguments.model.device {
+            return Err(Error::usage(format!("--device {device}: training steps run on the CPU")));
+        }
         return training::run(arguments);
     }
     let [height, width] = arguments.size;
@@ -103,7 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         for (name, p) in &parts {
             report[*name] = p.to_json();
         }
-        report["steps"] = steps_json(&plan, &medians);
+        report["steps"] = steps_json(&plan, &medians, engine.target().as_ref());
         return print(&format!("{report:#}\n"));
     }
     let mut text = format!(
@@ -116,13 +120,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         engine.device(),
         arguments.runs
     );
-    text += &format!("{:<10} {:>9} {:>9} {:>9} {:>9}   ms\n", "part", "p50", "p90", "p99", "max");
+    let title = ["p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>9}")).join(" ");
+    text += &format!("{:<10} {title}   ms\n", "part");
     for (name, p) in &parts {
-        text += &format!("{name:<10} {:>9.2} {:>9.2} {:>9.2} {:>9.2}\n", p.p50, p.p90, p.p99, p.max);
+        let row = [p.p50, p.p90, p.p99, p.p999, p.max].map(|ms| format!("{ms:>9.3}")).join(" ");
+        text += &format!("{name:<10} {row}\n");
     }
     let (gflop, rate) = (plan.flops() as f64 / 1e9, gflops(plan.flops(), parts[1].1.p50));
     text += &format!("\nnetwork: {gflop:.1} GFLOP, {rate:.1} GFLOP/s (direct-convolution operations)\n");
-    text += &steps_table(&plan, &medians);
+    if let Some(target) = engine.target() {
+        let least = roofline::plan(&plan, &target).as_secs_f64() * 1e3;
+        text += &format!("roofline: {least:.3} ms, {:.1} % reached\n", 100.0 * least / parts[1].1.p50);
+    }
+    text += &steps_table(&plan, &medians, engine.target().as_ref());
     print(&text)
 }
 
@@ -131,28 +141,49 @@ fn gflops(flops: u64, ms: f64) -> f64 {
 }
 
 /// Every step with its median milliseconds; nothing if there are none.
-fn steps_json(plan: &Plan, medians: &[f64]) -> Value {
+fn steps_json(plan: &Plan, medians: &[f64], target: Option<&Target>) -> Value {
     let rows = plan.steps.iter().zip(medians).map(|(step, ms)| {
-        json!({"name": step.name, "op": step.op.name(), "kernel": step.kernel, "ms": ms, "gflops": gflops(step.flops, *ms)})
+        let mut row = json!({"name": step.name, "op": step.op.name(), "kernel": step.kernel, "ms": ms, "gflops": gflops(step.flops, *ms), "bytes": step.bytes()});
+        if let Some(target) = target {
+            row["roofline_ms"] = (roofline::step(step, target).as_secs_f64() * 1e3).into();
+        }
+        row
     });
     rows.collect()
 }
 
-/// The same for people.
-fn steps_table(plan: &Plan, medians: &[f64]) -> String {
+/// The same for people. On a GPU the last column is the share of the roofline that a step reaches.
+fn steps_table(plan: &Plan, medians: &[f64], target: Option<&Target>) -> String {
     let mut text = String::new();
-    if !medians.is_empty() {
-        let title = ["step", "operator", "kernel"];
+    if medians.is_empty() {
+        return text;
+    }
+    let title = ["step", "operator", "kernel"];
+    text += &format!(
+        "\n{:<56} {:<20} {:<24} {:>9} {:>8} {:>9} {:>8}{}\n",
+        title[0],
+        title[1],
+        title[2],
+        "µs",
+        "share",
+        "GFLOP/s",
+        "GB/s",
+        if target.is_some() { "  roofline" } else { "" }
+    );
+    let total: f64 = medians.iter().sum();
+    for (step, ms) in plan.steps.iter().zip(medians) {
+        let (share, rate) = (100.0 * ms / total, gflops(step.flops, *ms));
+        let (name, op, kernel) = (&step.name, step.op.name(), &step.kernel);
+        let bandwidth = gflops(step.bytes(), *ms);
         text += &format!(
-            "\n{:<56} {:<20} {:<24} {:>9} {:>8} {:>9}\n",
-            title[0], title[1], title[2], "ms", "share", "GFLOP/s"
+            "{name:<56} {op:<20} {kernel:<24} {:>9.1} {share:>7.1}% {rate:>9.1} {bandwidth:>8.1}",
+            1e3 * ms
         );
-        let total: f64 = medians.iter().sum();
-        for (step, ms) in plan.steps.iter().zip(medians) {
-            let (share, rate) = (100.0 * ms / total, gflops(step.flops, *ms));
-            let (name, op, kernel) = (&step.name, step.op.name(), &step.kernel);
-            text += &format!("{name:<56} {op:<20} {kernel:<24} {ms:>9.3} {share:>7.1}% {rate:>9.1}\n");
+        if let Some(target) = target {
+            let least = roofline::step(step, target).as_secs_f64() * 1e3;
+            text += &format!(" {:>8.1}%", if *ms > 0.0 { 100.0 * least / ms } else { 0.0 });
         }
+        text.push('\n');
     }
     text
 }
@@ -162,12 +193,13 @@ struct Percentiles {
     p50: f64,
     p90: f64,
     p99: f64,
+    p999: f64,
     max: f64,
 }
 
 impl Percentiles {
     fn to_json(&self) -> Value {
-        json!({"p50": self.p50, "p90": self.p90, "p99": self.p99, "max": self.max})
+        json!({"p50": self.p50, "p90": self.p90, "p99": self.p99, "p99.9": self.p999, "max": self.max})
     }
 }
 
@@ -178,7 +210,7 @@ fn percentiles(mut times: Vec<Duration>) -> Percentiles {
         let index = ((share * times.len() as f64).ceil() as usize).clamp(1, times.len().max(1)) - 1;
         times.get(index).map_or(0.0, |t| t.as_secs_f64() * 1e3)
     };
-    Percentiles { p50: rank(0.5), p90: rank(0.9), p99: rank(0.99), max: rank(1.0) }
+    Percentiles { p50: rank(0.5), p90: rank(0.9), p99: rank(0.99), p999: rank(0.999), max: rank(1.0) }
 }
 
 /// A picture with large and small structure, the same on every machine.

@@ -1,15 +1,21 @@
 //! One file an operator: what it launches on a GPU. Pure functions of shapes, types and the device's capabilities.
 
 pub(crate) mod activation;
+mod attention;
 mod binary;
 pub(crate) mod cast;
 mod concat;
 mod global_avg_pool;
 mod group_norm;
 mod launches;
+mod layer_norm;
+mod linear;
+mod mask_conv;
 mod max_pool2d;
 mod resize;
 mod slice;
+mod softmax;
+mod top_k;
 
 use crate::ops::{Op, Operator};
 use crate::plan::Site;
@@ -34,13 +40,19 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     }
     match site.op {
         Op::Activate(op) => op.program(site, target),
+        Op::Attention(op) => op.program(site, target),
         Op::Binary(op) => op.program(site, target),
         Op::Concat(op) => op.program(site, target),
         Op::GlobalAvgPool(op) => op.program(site, target),
         Op::GroupNorm(op) => op.program(site, target),
+        Op::LayerNorm(op) => op.program(site, target),
+        Op::Linear(op) => op.program(site, target),
+        Op::MaskConv(op) => op.program(site, target),
         Op::MaxPool2d(op) => op.program(site, target),
         Op::Resize(op) => op.program(site, target),
         Op::Slice(op) => op.program(site, target),
+        Op::Softmax(op) => op.program(site, target),
+        Op::TopK(op) => op.program(site, target),
         other => Err(format!("operator {} has no CUDA kernel", other.name())),
     }
 }

@@ -76,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "arena_mb": plan.arena_bytes as f64 / 1e6,
             "gflop": plan.flops() as f64 / 1e9,
             "losses": terms,
-            "steps": steps_json(&plan, &medians),
+            "steps": steps_json(&plan, &medians, None),
         });
         return print(&format!("{report:#}\n"));
     }
@@ -96,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (arena, gflop) = (plan.arena_bytes as f64 / 1e6, plan.flops() as f64 / 1e9);
     text += &format!("\n{rate:.2} images/s; {gflop:.0} GFLOP; arena {arena:.0} MB");
     text += &memory.map_or("\n".to_string(), |mb| format!(", peak memory {mb:.0} MB\n"));
-    text += &steps_table(&plan, &medians);
+    text += &steps_table(&plan, &medians, None);
     print(&text)
 }
 

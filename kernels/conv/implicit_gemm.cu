@@ -1,0 +1,288 @@
+// Convolution as a matrix product that is never laid out (implicit GEMM, fprop):
+//
+//   y[m, n] = epilogue(sum over k of a[m, k] * w[n, k]),   m = output pixel, n = filter, k = (tap row, tap column, channel)
+//
+// x is [B, H, W, C], w [K, R * S * C] with rows padded by zeros to whole chunks of 16 bytes, y [B, P, Q, K]; a is x seen through
+// window.cuh. One block computes a tile of TILE_M pixels by TILE_N filters; blocks that share pixels are neighbours, so that x
+// is read from L2 but once. Its warps, WARPS_M by WARPS_N of them, share the tile evenly.
+//
+// Along k the block takes CHUNKS * 16 bytes of both operands a step, STAGES - 1 steps ahead, by 16-byte asynchronous copies
+// into swizzled shared memory; halo, ragged ends and the padding of the tile are zero-size copies. 16-bit types are multiplied by
+// tensor cores, f32 by FMA, both accumulated in f32.
+//
+// ADDRESSING says how x is read:
+//   POINTWISE  1 x 1, stride 1, no padding: x is the matrix. Chunks, so channels must be whole chunks.
+//   TAPS       any geometry, channels a multiple of a chunk; SHALLOW: channels may be fewer than a step takes.
+//   ELEMENTS   any geometry, any channels, element by element through registers (the stem's three channels).
+// WHOLE_CHUNKS: K is a multiple of a chunk, and y is written in chunks, staged by each warp in shared memory.
+// SPLIT: block z takes `slice` steps of k and writes its sums as they are, f32, to y[z]; split_k.cu adds them.
+//
+// A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64 FMAs a byte for f16 with
+// 128 x 128, 43 with 128 x 64, 32 with 64 x 64.
+//
+// Defines: STORAGE, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, ADDRESSING, SHALLOW, WHOLE_CHUNKS, SPLIT.
+#include "common/async_copy.cuh"
+#include "common/epilogue.cuh"
+#include "common/warp_tile.cuh"
+#include "conv/window.cuh"
+
+#define POINTWISE 0
+#define TAPS 1
+#define ELEMENTS 2
+
+constexpr u32 WARPS = WARPS_M * WARPS_N;
+constexpr u32 THREADS = WARPS * 32;
+constexpr u32 LANES = Lanes<storage_t>::count;
+constexpr u32 STEP = CHUNKS * LANES;
+constexpr u32 A_BYTES = TILE_M * CHUNKS * 16;
+constexpr u32 STAGE_BYTES = A_BYTES + TILE_N * CHUNKS * 16;
+
+#if STORAGE == F32
+typedef WarpTileF32<TILE_M / WARPS_M / 4, TILE_N / WARPS_N / 8, CHUNKS> Tile;
+#else
+typedef WarpTile<storage_t, TILE_M / WARPS_M / 16, TILE_N / WARPS_N / 16, CHUNKS> Tile;
+#endif
+
+#if SPLIT
+typedef float out_t;
+#else
+typedef storage_t out_t;
+#endif
+
+extern __shared__ __align__(128) u8 shared[];
+
+// Copies the filters' part of a step: a thread has one chunk of k and every ROWS-th filter.
+struct FilterTile {
+    static constexpr u32 ROWS = THREADS / CHUNKS;
+    const storage_t* source;
+    u32 k, row, filters_left;
+
+    __device__ inline FilterTile(const Params& p, const storage_t* w, u32 first_filter, u32 first_k) {
+        row = threadIdx.x / CHUNKS;
+        k = first_k + threadIdx.x % CHUNKS * LANES;
+        source = w + u64(first_filter + row) * p.pitch + k;
+        filters_left = p.filters - first_filter;
+    }
+
+    __device__ inline void copy(const Params& p, u32 stage) {
+        static_assert(TILE_N % ROWS == 0, "every thread copies as much");
+        const bool inside = k < p.pitch;
+#pragma unroll
+        for (u32 i = 0; i < TILE_N / ROWS; ++i) {
+            const u32 to = stage + A_BYTES + swizzled<CHUNKS>(row + i * ROWS, threadIdx.x % CHUNKS);
+            copy_async<16>(to, source + u64(i * ROWS) * p.pitch, inside && row + i * ROWS < filters_left);
+        }
+        k += STEP;
+        source += STEP;
+    }
+};
+
+#if ADDRESSING != ELEMENTS
+// Copies the pixels' part of a step: a thread has one chunk of k and every ROWS-th pixel.
+struct PixelTile {
+    static constexpr u32 ROWS = THREADS / CHUNKS;
+    static constexpr u32 COUNT = TILE_M / ROWS;
+    static_assert(TILE_M % ROWS == 0, "every thread copies as much");
+    const storage_t* x;
+    Window windows[COUNT];
+    Position at;
+
+    __device__ inline PixelTile(const Params& p, const storage_t* x, u32 first_pixel, u32 first_k)
+        : x(x), at(p, first_k + threadIdx.x % CHUNKS * LANES) {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            const u32 pixel = first_pixel + threadIdx.x / CHUNKS + i * ROWS;
+            windows[i] = ADDRESSING == TAPS ? window_of(p, pixel) : Window{i32(pixel * p.channels), pixel < p.pixels};
+        }
+    }
+
+    __device__ inline void copy(const Params& p, u32 stage) {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            const u32 to = stage + swizzled<CHUNKS>(threadIdx.x / CHUNKS + i * ROWS, threadIdx.x % CHUNKS);
+            const bool take = ADDRESSING == TAPS ? at.inside(p, windows[i]) : windows[i].inside && at.k < p.depth;
+            copy_async<16>(to, x + i64(windows[i].offset + at.offset), take);
+        }
+        if (ADDRESSING == TAPS) {
+            at.advance<!SHALLOW>(p, STEP);
+        } else {
+            at.k += STEP;
+            at.offset += STEP;
+        }
+    }
+};
+#else
+// Moves the pixels' part of a step through registers: a thread has one k and every ROWS-th pixel. Windows are in shared memory, where
+// all lanes read the same one at once.
+struct PixelTile {
+    static constexpr u32 ROWS = THREADS / STEP;
+    static constexpr u32 COUNT = TILE_M / ROWS;
+    static_assert(THREADS % STEP == 0 && TILE_M % ROWS == 0, "every thread moves as much");
+    const storage_t* x;
+    const Window* windows;
+    Position at;
+    storage_t held[COUNT];
+
+    // Fills `windows`; a barrier must follow.
+    __device__ inline PixelTile(const Params& p, const storage_t* x, Window* windows, u32 first_pixel, u32 first_k)
+        : x(x), windows(windows), at(p, first_k + threadIdx.x % STEP) {
+        for (u32 i = threadIdx.x; i < TILE_M; i += THREADS) windows[i] = window_of(p, first_pixel + i);
+    }
+
+    __device__ inline void fetch(const Params& p) {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            const Window window = windows[threadIdx.x / STEP + i * ROWS];
+            held[i] = storage_t{};
+            if (at.inside(p, window)) held[i] = x[i64(window.offset + at.offset)];
+        }
+        at.advance<false>(p, STEP);
+    }
+
+    __device__ inline void put(u8* stage) const {
+        const u32 k = threadIdx.x % STEP;
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            const u32 to = swizzled<CHUNKS>(threadIdx.x / STEP + i * ROWS, k / LANES);
+            reinterpret_cast<storage_t*>(stage + to)[k % LANES] = held[i];
+        }
+    }
+};
+#endif
+
+// Writes the warp's part of the tile.
+struct Writer {
+    Epilogue<out_t> epilogue;
+    u32 first_row, first_column, pixels, filters;
+
+    __device__ inline void element(float value, u32 row, u32 column) const {
+        const u32 m = first_row + row, n = first_column + column;
+        if (m < pixels && n < filters) epilogue.store<SPLIT ? ACTIVATION_NONE : ACTIVATION>(value, u64(m) * filters + n, n);
+    }
+
+#if STORAGE == F32
+    __device__ inline void write(const Tile& tile, u32 lane) const {
+        tile.for_each(lane, [&](float value, u32 row, u32 column) { element(value, row, column); });
+    }
+#else
+    // Rows of a band in shared memory are eight words longer than the tile's: pairs of four rows then fall into different banks.
+    static constexpr u32 PITCH = Tile::columns + 8;
+
+    __device__ inline void write(const Tile& tile, u32 lane) const {
+        float* band = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * 16 * PITCH;
+#pragma unroll
+        for (int i = 0; i < Tile::rows / 16; ++i) {
+            tile.for_pairs(i, lane, [&](float left, float right, u32 row, u32 column) {
+                *reinterpret_cast<float2*>(band + row * PITCH + column) = float2{left, right};
+            });
+            __syncwarp();
+            copy_out(band, i * 16, lane);
+            __syncwarp();
+        }
+    }
+
+    __device__ inline void copy_out(const float* band, u32 row_offset, u32 lane) const {
+#if WHOLE_CHUNKS
+        constexpr u32 COUNT = Lanes<out_t>::count, PER_ROW = Tile::columns / COUNT;
+#pragma unroll
+        for (u32 i = lane; i < 16 * PER_ROW; i += 32) {
+            const u32 row = i / PER_ROW, column = i % PER_ROW * COUNT;
+            const u32 m = first_row + row_offset + row, n = first_column + column;
+            float x[COUNT];
+            // Every other group of four lanes takes its two halves in the other order: no two of eight lanes meet in a bank.
+#pragma unroll
+            for (u32 half = 0; half < COUNT / 4; ++half) {
+                const u32 at = COUNT == 8 ? (half ^ (lane / 4 % 2)) * 4 : 0;
+                load_vector(band + row * PITCH + column + at, *reinterpret_cast<float(*)[4]>(x + half * 4));
+            }
+            if (COUNT == 8 && lane / 4 % 2) {
+#pragma unroll
+                for (u32 j = 0; j < 4; ++j) {
+                    const float first = x[j];
+                    x[j] = x[COUNT - 4 + j];
+                    x[COUNT - 4 + j] = first;
+                }
+            }
+            if (m < pixels && n < filters)
+                epilogue.store_chunk_of<SPLIT ? ACTIVATION_NONE : ACTIVATION>(x, u64(m) * filters + n, n);
+        }
+#else
+        for (u32 i = lane; i < 16 * Tile::columns; i += 32) {
+            const u32 row = i / Tile::columns, column = i % Tile::columns;
+            element(band[row * PITCH + column], row_offset + row, column);
+        }
+#endif
+    }
+#endif
+};
+
+__device__ inline void multiply(Tile& tile, u32 stage, u32 warp, u32 lane) {
+    tile.multiply(stage, warp / WARPS_N * Tile::rows, stage + A_BYTES, warp % WARPS_N * Tile::columns, lane);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    implicit_gemm(const storage_t* __restrict__ x, const storage_t* __restrict__ w, const float* __restrict__ bias,
+                  const storage_t* __restrict__ residual, out_t* __restrict__ y, const Params p) {
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 tile_m = blockIdx.x / p.tiles_n;
+    const u32 first_pixel = tile_m * TILE_M, first_filter = (blockIdx.x - tile_m * p.tiles_n) * TILE_N;
+    const u32 all_steps = (p.depth + STEP - 1) / STEP;
+    const u32 first_step = SPLIT ? blockIdx.z * p.slice : 0;
+    const u32 steps = SPLIT ? min(all_steps - first_step, p.slice) : all_steps;
+    const u32 stages = shared_address(shared);
+
+    Tile tile;
+    tile.clear();
+    FilterTile filter_tile(p, w, first_filter, first_step * STEP);
+#if ADDRESSING == ELEMENTS
+    PixelTile pixel_tile(p, x, reinterpret_cast<Window*>(shared + 2 * STAGE_BYTES), first_pixel, first_step * STEP);
+    __syncthreads();
+    pixel_tile.fetch(p);
+    pixel_tile.put(shared);
+    filter_tile.copy(p, stages);
+    commit_copies();
+    for (u32 step = 0; step < steps; ++step) {
+        const u32 now = step % 2 * STAGE_BYTES, next = STAGE_BYTES - now;
+        wait_copies<0>();
+        __syncthreads();
+        if (step + 1 < steps) {
+            filter_tile.copy(p, stages + next);
+            pixel_tile.fetch(p);
+        }
+        commit_copies();
+        multiply(tile, stages + now, warp, lane);
+        if (step + 1 < steps) pixel_tile.put(shared + next);
+    }
+#else
+    PixelTile pixel_tile(p, x, first_pixel, first_step * STEP);
+    u32 filling = 0, draining = 0;
+    const auto fill = [&](bool more) {
+        if (more) {
+            pixel_tile.copy(p, stages + filling);
+            filter_tile.copy(p, stages + filling);
+        }
+        // An empty group too: the count of groups then tells which stage has come.
+        commit_copies();
+        filling = filling == (STAGES - 1) * STAGE_BYTES ? 0 : filling + STAGE_BYTES;
+    };
+    for (u32 step = 0; step < STAGES - 1; ++step) fill(step < steps);
+    for (u32 step = 0; step < steps; ++step) {
+        wait_copies<STAGES - 2>();
+        // The stage to multiply is there for all warps, and all warps have done with the stage to fill.
+        __syncthreads();
+        fill(step + STAGES - 1 < steps);
+        multiply(tile, stages + draining, warp, lane);
+        draining = draining == (STAGES - 1) * STAGE_BYTES ? 0 : draining + STAGE_BYTES;
+    }
+#endif
+    wait_copies<0>();
+    __syncthreads();
+
+    const u32 row = first_pixel + warp / WARPS_N * Tile::rows, column = first_filter + warp % WARPS_N * Tile::columns;
+#if SPLIT
+    const Epilogue<float> epilogue{nullptr, nullptr, y + u64(blockIdx.z) * p.pixels * p.filters};
+#else
+    const Epilogue<storage_t> epilogue{bias, residual, y};
+#endif
+    Writer{epilogue, row, column, p.pixels, p.filters}.write(tile, lane);
+}

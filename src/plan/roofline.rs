@@ -1,0 +1,46 @@
+//! The least time a step can take on a GPU: its operations at the device's peak or its bytes at the memory's bandwidth,
+//! whichever is longer (Williams, Waterman, Patterson 2009).
+
+use super::launch::{Caps, Precision, Target};
+use super::{Plan, Step};
+use std::time::Duration;
+
+/// Peak of dense multiply-adds with f32 accumulation, in operations a second (a multiply-add counts two). From NVIDIA's
+/// data sheets and tuning guides, an operation count per multiprocessor and clock: tensor cores for 16-bit types, the f32
+/// pipes else.
+pub fn peak(caps: &Caps, precision: Precision) -> f64 {
+    let per_clock = match (caps.compute, precision) {
+        ((8, 0), Precision::F32) => 128.0,
+        (_, Precision::F32) => 256.0,
+        ((8, 0), _) => 2048.0,
+        ((9, 0), _) => 4096.0,
+        ((10 | 11, _), _) => 8192.0,
+        // GeForce, workstation and embedded parts of Ampere, Ada and Blackwell.
+        _ => 1024.0,
+    };
+    per_clock * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz) * 1e6
+}
+
+/// The least time of a step.
+pub fn step(step: &Step, target: &Target) -> Duration {
+    let compute = step.flops as f64 / peak(&target.caps, target.precision);
+    let memory = step.bytes() as f64 / (f64::from(target.caps.bandwidth_gbs) * 1e9);
+    Duration::from_secs_f64(compute.max(memory))
+}
+
+/// The least time of a plan whose steps run one after the other.
+pub fn plan(plan: &Plan, target: &Target) -> Duration {
+    plan.steps.iter().map(|s| step(s, target)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_h100_has_the_peaks_of_its_data_sheet() {
+        let (half, single) = (peak(&Caps::H100, Precision::F16), peak(&Caps::H100, Precision::F32));
+        assert!((half / 989e12 - 1.0).abs() < 0.01, "{half:e}");
+        assert!((single / 61.8e12 - 1.0).abs() < 0.01, "{single:e}");
+    }
+}

@@ -1,0 +1,3 @@
+//! Choice of tiles: pure functions from shapes and capabilities, so that every choice is printed and tested without a GPU.
+
+pub mod rows;

@@ -1,0 +1,182 @@
+//! Tiles of `kernels/linear.cu`: products of few rows.
+//!
+//! Every tile is weighed by a rough count of clock cycles. The constants are H100-like; only their ratios matter, and they are
+//! far apart: a launch and the first bytes cost some 2,500 cycles, a block's operands come from L2 at about 32 bytes
+//! a cycle and multiprocessor, and the multiplications rarely count.
+
+use crate::plan::launch::Caps;
+use std::fmt;
+
+/// A product `[rows, terms] x [columns, terms]^T` for each of `batch` matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// Rows of the result.
+    pub rows: usize,
+    /// Columns of the result.
+    pub columns: usize,
+    /// Terms of each sum.
+    pub terms: usize,
+    /// Matrices.
+    pub batch: usize,
+    /// TF32 tensor cores; else f32 arithmetic.
+    pub tensor_cores: bool,
+    /// Whether blocks may share a sum; the parts are added by a second launch.
+    pub may_split: bool,
+}
+
+/// How a block is laid out: the macros of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Rows of the result.
+    pub rows: usize,
+    /// Columns of the result.
+    pub columns: usize,
+    /// Slabs of 32 terms in a stage.
+    pub slabs: usize,
+    /// Stages in shared memory.
+    pub stages: usize,
+    /// Warps along rows, columns and terms.
+    pub warps: [usize; 3],
+}
+
+impl Tile {
+    /// Terms of a stage.
+    pub fn stage_terms(&self) -> usize {
+        32 * self.slabs
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> usize {
+        32 * self.warps.iter().product::<usize>()
+    }
+
+    /// Shared memory of a block, in bytes.
+    pub fn shared(&self) -> usize {
+        self.stages * self.slabs * (self.rows + self.columns) * 128
+    }
+}
+
+/// All tiles, the first the smallest. None needs more shared memory than any device of compute capability 8.0 or later has.
+pub const TILES: [Tile; 4] = [
+    Tile { rows: 16, columns: 16, slabs: 4, stages: 3, warps: [1, 1, 4] },
+    Tile { rows: 32, columns: 32, slabs: 4, stages: 3, warps: [1, 2, 4] },
+    Tile { rows: 32, columns: 64, slabs: 2, stages: 4, warps: [2, 2, 2] },
+    Tile { rows: 64, columns: 64, slabs: 2, stages: 3, warps: [2, 2, 2] },
+];
+
+/// A tile and the number of blocks that share each sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The tile.
+    pub tile: Tile,
+    /// Blocks that share a sum.
+    pub splits: usize,
+}
+
+impl Plan {
+    /// Terms of each split: a multiple of a stage's, so that every split has some.
+    pub fn split_terms(&self, terms: usize) -> usize {
+        terms.div_ceil(self.splits).next_multiple_of(self.tile.stage_terms())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.tile.rows, self.tile.columns)?;
+        if self.splits > 1 { write!(f, " split {}", self.splits) } else { Ok(()) }
+    }
+}
+
+/// Cycles before the first multiplication of a launch.
+const START: usize = 2500;
+
+/// Cycles until a read of L2 arrives; the parts of a split sum are read four at a time.
+const READ: usize = 600;
+
+/// Bytes of L2 a cycle and multiprocessor, when all of them read.
+const L2_BYTES: usize = 32;
+
+/// Multiply-adds a cycle and multiprocessor.
+fn rate(tensor_cores: bool) -> usize {
+    if tensor_cores { 512 } else { 64 }
+}
+
+/// Estimated cycles.
+fn cycles(product: &Product, plan: &Plan, caps: &Caps) -> usize {
+    let Tile { rows, columns, .. } = plan.tile;
+    let tiles = product.rows.div_ceil(rows) * product.columns.div_ceil(columns) * product.batch;
+    let multiprocessors = caps.multiprocessors.max(1) as usize;
+    let each = (tiles * plan.splits).div_ceil(multiprocessors);
+    let terms = plan.split_terms(product.terms);
+    let copy = (rows + columns) * terms * 4 / L2_BYTES;
+    let multiply = rows * columns * terms / rate(product.tensor_cores);
+    let sums = match plan.splits {
+        1 => 0,
+        splits => {
+            let bytes = 2 * product.rows * product.columns * splits * 4;
+            START + bytes / (L2_BYTES * multiprocessors) + splits.div_ceil(4) * READ
+        }
+    };
+    START + each * copy.max(multiply) + sums
+}
+
+/// The cheapest tile; the smaller, unsplit one of equals.
+pub fn choose(product: &Product, caps: &Caps) -> Plan {
+    let mut best = Plan { tile: TILES[0], splits: 1 };
+    for tile in TILES {
+        for splits in [1, 2, 4, 8, 16] {
+            let plan = Plan { tile, splits };
+            // No split may be left without terms.
+            let sound = product.terms.div_ceil(plan.split_terms(product.terms)) == splits;
+            let allowed = splits == 1 || (product.may_split && product.batch == 1 && sound);
+            if allowed && cycles(product, &plan, caps) < cycles(product, &best, caps) {
+                best = plan;
+            }
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(rows: usize, columns: usize, terms: usize) -> String {
+        let product = Product { rows, columns, terms, batch: 1, tensor_cores: true, may_split: true };
+        choose(&product, &Caps::H100).to_string()
+    }
+
+    #[test]
+    fn the_layers_of_the_kernel_update_fill_an_h100() {
+        assert_eq!(chosen(100, 256, 256), "16x16");
+        assert_eq!(chosen(100, 768, 256), "32x32");
+        assert_eq!(chosen(100, 2048, 256), "32x64");
+        assert_eq!(chosen(153, 2048, 256), "64x64");
+        assert_eq!(chosen(100, 256, 2048), "32x64 split 8");
+    }
+
+    #[test]
+    fn every_tile_fits_the_smallest_device_and_its_sums_fit_its_stages() {
+        for tile in TILES {
+            assert!(tile.shared() <= 99 << 10);
+            assert!(tile.threads() <= 256);
+            let [m, n, k] = tile.warps;
+            assert!(tile.rows.is_multiple_of(16 * m) && tile.columns.is_multiple_of(16 * n));
+            assert!(tile.slabs.is_multiple_of(k));
+            assert!(k * tile.rows * (tile.columns + 8) * 4 <= tile.shared());
+        }
+    }
+
+    #[test]
+    fn no_split_is_empty() {
+        for terms in 1..700 {
+            for columns in [16, 80, 256] {
+                let product =
+                    Product { rows: 12, columns, terms, batch: 1, tensor_cores: true, may_split: true };
+                let plan = choose(&product, &Caps::H100);
+                let each = plan.split_terms(terms);
+                assert!(each * (plan.splits - 1) < terms && each * plan.splits >= terms, "{terms}");
+            }
+        }
+    }
+}

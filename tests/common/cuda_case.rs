@@ -1,0 +1,118 @@
+//! Cases of operators on the CUDA back end: what the kernels see of the operands, and how far results may be off.
+
+use crate::emulate::{program, rounded};
+use knet::graph::{Builder, Graph, Layout};
+use knet::ops::case::{Case, relative_l2};
+use knet::plan::launch::Precision;
+use knet::plan::{Place, Plan};
+use knet::tensor::{DType, Tensor};
+use std::collections::HashMap;
+
+/// Operators without CUDA kernels: those of training, those that only ever act on parameters (or that the passes turn into
+/// such, as they fold frozen norms into convolutions), and views.
+pub const HOST_ONLY: &[&str] = &[
+    "activation_grad",
+    "attention_grad",
+    "batch_norm",
+    "batch_norm_grad",
+    "batch_norm_train",
+    "batch_norm_train_grad",
+    "class_cost",
+    "conv2d_filter_grad",
+    "conv2d_input_grad",
+    "cross_entropy_loss",
+    "cross_entropy_loss_grad",
+    "fill",
+    "focal_loss",
+    "focal_loss_grad",
+    "fold_batch_norm",
+    "fold_batch_norm_grad",
+    "group_norm_grad",
+    "layer_norm_grad",
+    "mask_cost",
+    "mask_loss",
+    "mask_loss_grad",
+    "mask_pool_grad",
+    "matmul",
+    "max_pool2d_grad",
+    "reduce_sum",
+    "reshape",
+    "resize_grad",
+    "softmax_grad",
+    "unslice",
+];
+
+/// Which operands are parameters of the graph, and so constants of the plan.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Operands {
+    /// None.
+    Inputs,
+    /// All but the first.
+    Params,
+}
+
+/// A graph of one node and the values of its parameters.
+pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> (Graph, HashMap<String, Tensor>) {
+    let mut builder = Builder::new();
+    let mut params = HashMap::new();
+    let mut ids = Vec::new();
+    for (index, tensor) in inputs.iter().enumerate() {
+        let name = format!("operand{index}");
+        ids.push(if index == 0 || operands == Operands::Inputs {
+            builder.input(&name, case.inputs[index])
+        } else {
+            params.insert(name.clone(), tensor.clone());
+            builder.param(&name, tensor.shape().dims(), Layout::Plain).unwrap()
+        });
+    }
+    for (index, id) in builder.nodes("result", case.op.clone(), &ids).unwrap().into_iter().enumerate() {
+        builder.output(&format!("result{index}"), id);
+    }
+    (builder.finish().unwrap(), params)
+}
+
+/// The operands as the kernels see them: rounded as the arena or the packing stores them.
+pub fn seen(plan: &Plan, inputs: &[Tensor], precision: Precision) -> Vec<Tensor> {
+    let Some(step) = plan.steps.first() else { return inputs.to_vec() };
+    let program = program(step, precision);
+    let round = |(i, tensor): (usize, &Tensor)| match step.inputs[i].place {
+        Place::Arena(_) => rounded(tensor, step.inputs[i].ty.dtype),
+        Place::Const(_) => rounded(tensor, program.packing_of(i).dtype),
+    };
+    inputs.iter().enumerate().map(round).collect()
+}
+
+/// Bound on the relative L2 error, and why.
+pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
+    // Rounding the result to f16 (11 bits) or bf16 (8 bits) to nearest: half an ulp at most, a third of that in the mean.
+    let storage = match stored {
+        DType::F32 | DType::I32 => 0.0,
+        DType::F16 => 3.5e-4,
+        DType::BF16 => 2.8e-3,
+    };
+    // Rows of objects are multiplied in TF32 unless the precision is f32: 11 bits of each factor.
+    let tf32 = if precision != Precision::F32 && case.op.name() == "linear" { 5e-4 } else { 0.0 };
+    let exact = case.tolerance.relative_l2 == 0.0;
+    if exact && stored == DType::F32 { 0.0 } else { case.tolerance.relative_l2 + storage + tf32 }
+}
+
+/// Compares the results of a case with the reference over the operands that the kernels saw.
+pub fn compare(
+    case: &Case,
+    plan: &Plan,
+    precision: Precision,
+    seen: &[Tensor],
+    found: &[Vec<f32>],
+) -> Result<(), String> {
+    let doubles: Vec<Tensor<f64>> = seen.iter().map(Tensor::to_f64).collect();
+    let wanted = case.op.reference(&doubles.iter().collect::<Vec<_>>());
+    for (index, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+        let found: Vec<f64> = found.iter().map(|&v| f64::from(v)).collect();
+        let error = relative_l2(&found, wanted.data());
+        let bound = bound(case, precision, plan.outputs[index].1.ty.dtype);
+        if error.is_nan() || error > bound {
+            return Err(format!("result {index} is off by {error:.3e} relative L2, at most {bound:.1e}"));
+        }
+    }
+    Ok(())
+}

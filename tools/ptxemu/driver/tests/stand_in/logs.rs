@@ -1,0 +1,74 @@
+//! The call log and the report.
+
+use cudarc::driver::sys::{CUgraphInstantiate_flags as Flags, CUstreamCaptureMode as Mode};
+use cudarc::driver::{LaunchConfig, Profiler, PushKernelArg};
+
+use crate::nvrtc::kernels;
+use crate::process::{context, run};
+
+#[test]
+fn the_log_shows_what_a_run_calls() {
+    let run = run("logs::the_log_shows_what_a_run_calls", &[], || {
+        let context = context();
+        let stream = context.new_stream().unwrap();
+        let axpy = kernels(&context).load_function("axpy").unwrap();
+        let x = stream.clone_htod(&[1.0_f32; 64]).unwrap();
+        let mut y = stream.alloc_zeros::<f32>(64).unwrap();
+        stream.synchronize().unwrap();
+        stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+        let mut launch = stream.launch_builder(&axpy);
+        launch.arg(&1.0_f32).arg(&x).arg(&mut y).arg(&64_i32);
+        // SAFETY: the kernel's parameters, and memory of 64 elements.
+        unsafe { launch.launch(LaunchConfig::for_num_elems(64)) }.unwrap();
+        let graph = stream.end_capture(Flags(0)).unwrap().unwrap();
+        {
+            let _mark = Profiler::new().unwrap();
+            graph.launch().unwrap();
+            stream.synchronize().unwrap();
+        }
+        assert_eq!(stream.clone_dtoh(&y).unwrap(), [1.0; 64]);
+    });
+    let Some(run) = run else { return };
+    let names: Vec<&str> = run.marked_calls().iter().filter_map(|line| line.split(' ').next()).collect();
+    let names: Vec<&str> = names.into_iter().filter(|name| *name != "cuCtxGetCurrent").collect();
+    assert_eq!(names, ["cuGraphLaunch", "cuStreamSynchronize"], "{:#?}", run.log);
+    let position = |start: &str| {
+        run.log
+            .iter()
+            .position(|line| line.starts_with(start))
+            .unwrap_or_else(|| panic!("{start}: {:#?}", run.log))
+    };
+    let captured = position("cuLaunchKernel kernel=axpy grid=1,1,1 block=1024,1,1 shared=0 stream=");
+    let ran = position("# run kernel=axpy grid=1,1,1 block=1024,1,1 shared=0 stream=");
+    assert!(captured < ran && position("cuGraphLaunch ") < ran && ran < position("cuProfilerStop "));
+    assert!(
+        run.log.iter().all(|line| line.starts_with('#') || line.ends_with("= CUDA_SUCCESS")),
+        "{:#?}",
+        run.log
+    );
+}
+
+#[test]
+fn the_report_counts_by_kernel() {
+    let path = std::env::temp_dir().join(format!("ptxemu-report-{}", std::process::id()));
+    let environment = [("PTXEMU_REPORT", path.to_str().expect("a path in UTF-8"))];
+    let run = run("logs::the_report_counts_by_kernel", &environment, || {
+        let context = context();
+        let stream = context.new_stream().unwrap();
+        let narrow = kernels(&context).load_function("narrow").unwrap();
+        let mut numbers = stream.alloc_zeros::<i32>(64).unwrap();
+        for _ in 0..3 {
+            let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (64, 1, 1), shared_mem_bytes: 0 };
+            // SAFETY: one block of 64 elements.
+            unsafe { stream.launch_builder(&narrow).arg(&mut numbers).launch(config) }.unwrap();
+        }
+        stream.synchronize().unwrap();
+    });
+    if run.is_none() {
+        return;
+    }
+    let report = std::fs::read_to_string(&path).expect("the report was written");
+    // The file is scratch; one that stays does no harm.
+    let _ = std::fs::remove_file(&path);
+    assert!(report.contains("narrow"), "{report}");
+}
