@@ -7,7 +7,7 @@ pub(crate) mod cast;
 mod concat;
 mod global_avg_pool;
 mod group_norm;
-mod launches;
+pub(crate) mod launches;
 mod layer_norm;
 mod linear;
 mod mask_conv;
