@@ -9,7 +9,7 @@ pub mod conv2d;
 mod divisor;
 mod global_avg_pool;
 mod group_norm;
-mod launches;
+pub(crate) mod launches;
 mod layer_norm;
 mod linear;
 mod mask_conv;
