@@ -23,7 +23,8 @@ mod tests {
         for d in (1..2000).chain(interesting) {
             let divisor = divisor(d as usize);
             for multiple in interesting.map(|n| n / d * d) {
-                for n in [multiple.saturating_sub(1), multiple, multiple + 1].map(|n| n.min(i32::MAX as u32)) {
+                for n in [multiple.saturating_sub(1), multiple, multiple + 1].map(|n| n.min(i32::MAX as u32))
+                {
                     assert_eq!(divide(n, divisor), n / d, "{n} / {d}");
                 }
             }

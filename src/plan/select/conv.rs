@@ -112,11 +112,8 @@ pub const TENSOR_TILES: &[Tile] = &[
 ];
 
 /// Tiles of f32.
-pub const F32_TILES: &[Tile] = &[
-    Tile::new([128, 128], [4, 2], [4, 3, 1]),
-    Tile::new([64, 64], [2, 1], [4, 3, 4]),
-    Tile::new([64, 32], [2, 1], [4, 3, 7]),
-];
+pub const F32_TILES: &[Tile] =
+    &[Tile::new([64, 64], [2, 1], [4, 3, 4]), Tile::new([64, 32], [2, 1], [4, 3, 7])];
 
 /// Tiles of 16-bit types read one by one.
 pub const TENSOR_ELEMENT_TILES: &[Tile] =
@@ -160,7 +157,8 @@ pub enum ConvChoice {
 }
 
 impl fmt::Display for ConvChoice {
-    /// Such as `gemm taps 128x128x32 3 stages, 4 splits`; the step is counted in 16-byte chunks of its own type.
+    /// Such as `gemm taps 128x128/2x4 k64B x3 split 4`: the tile of a block, its warps, bytes of a step of the reduction, steps in
+    /// shared memory, parts of the reduction.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             ConvChoice::Gemm { addressing, tile, splits, .. } => {
@@ -359,43 +357,117 @@ mod tests {
         }
     }
 
-    /// The layers of K-Net with ResNet-50 and FPN at 800 x 1344 that do the most work.
-    fn heaviest() -> Vec<(&'static str, ConvShape)> {
+    /// The layers of K-Net with ResNet-50 and FPN at 800 x 1344 that do the most work, and how they run on an H100 in f16.
+    fn heaviest() -> Vec<(&'static str, ConvShape, &'static str)> {
         let c = [[200, 336], [100, 168], [50, 84], [25, 42]];
         vec![
-            ("stem", square([800, 1344], 3, 64, 7, 2)),
-            ("layer1 reduce", square(c[0], 256, 64, 1, 1)),
-            ("layer1 3x3", square(c[0], 64, 64, 3, 1)),
-            ("layer1 expand", square(c[0], 64, 256, 1, 1)),
-            ("layer2 reduce", square(c[1], 512, 128, 1, 1)),
-            ("layer2 3x3", square(c[1], 128, 128, 3, 1)),
-            ("layer2 3x3 / 2", square(c[0], 128, 128, 3, 2)),
-            ("layer2 expand", square(c[1], 128, 512, 1, 1)),
-            ("layer3 reduce", square(c[2], 1024, 256, 1, 1)),
-            ("layer3 3x3", square(c[2], 256, 256, 3, 1)),
-            ("layer3 expand", square(c[2], 256, 1024, 1, 1)),
-            ("layer4 reduce", square(c[3], 2048, 512, 1, 1)),
-            ("layer4 3x3", square(c[3], 512, 512, 3, 1)),
-            ("layer4 expand", square(c[3], 512, 2048, 1, 1)),
-            ("layer4 shortcut / 2", square(c[2], 1024, 2048, 1, 2)),
-            ("fpn lateral 2", square(c[0], 256, 256, 1, 1)),
-            ("fpn lateral 5", square(c[3], 2048, 256, 1, 1)),
-            ("fpn out 2", square(c[0], 256, 256, 3, 1)),
-            ("fpn out 3", square(c[1], 256, 256, 3, 1)),
-            ("fpn out 4", square(c[2], 256, 256, 3, 1)),
-            ("fpn out 5", square(c[3], 256, 256, 3, 1)),
-            ("sem fpn p2", square(c[0], 256, 128, 3, 1)),
+            ("stem", square([800, 1344], 3, 64, 7, 2), "gemm elements 128x64/4x2 k64B x2"),
+            ("layer1 reduce", square(c[0], 256, 64, 1, 1), "gemm pointwise 128x64/2x2 k64B x4"),
+            ("layer1 3x3", square(c[0], 64, 64, 3, 1), "gemm taps 128x64/2x2 k64B x4"),
+            ("layer1 expand", square(c[0], 64, 256, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer2 reduce", square(c[1], 512, 128, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer2 3x3", square(c[1], 128, 128, 3, 1), "gemm taps 128x128/2x2 k64B x4"),
+            ("layer2 3x3 / 2", square(c[0], 128, 128, 3, 2), "gemm taps 128x128/2x2 k64B x4"),
+            ("layer2 expand", square(c[1], 128, 512, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer3 reduce", square(c[2], 1024, 256, 1, 1), "gemm pointwise 64x64/2x2 k128B x3"),
+            ("layer3 3x3", square(c[2], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 2"),
+            ("layer3 expand", square(c[2], 256, 1024, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer4 reduce", square(c[3], 2048, 512, 1, 1), "gemm pointwise 128x128/2x2 k64B x4 split 3"),
+            ("layer4 3x3", square(c[3], 512, 512, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 3"),
+            ("layer4 expand", square(c[3], 512, 2048, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer4 shortcut / 2", square(c[2], 1024, 2048, 1, 2), "gemm taps 128x128/2x2 k64B x4"),
+            ("fpn lateral 2", square(c[0], 256, 256, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("fpn lateral 5", square(c[3], 2048, 256, 1, 1), "gemm pointwise 128x128/2x2 k64B x4 split 6"),
+            ("fpn out 2", square(c[0], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4"),
+            ("fpn out 3", square(c[1], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4"),
+            ("fpn out 4", square(c[2], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 2"),
+            ("fpn out 5", square(c[3], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 6"),
+            ("sem fpn p2", square(c[0], 256, 128, 3, 1), "gemm taps 128x128/2x2 k64B x4"),
         ]
     }
 
+    /// An RTX 4090, from NVIDIA's data sheet.
+    const RTX_4090: Caps = Caps {
+        compute: (8, 9),
+        multiprocessors: 128,
+        shared_per_block: 101_376,
+        shared_per_multiprocessor: 102_400,
+        l2_bytes: 72 << 20,
+        clock_mhz: 2520,
+        bandwidth_gbs: 1008,
+    };
+
+    fn gemm(choice: ConvChoice) -> (Addressing, Tile, usize, f64) {
+        match choice {
+            ConvChoice::Gemm { addressing, tile, splits, microseconds } => {
+                (addressing, tile, splits, microseconds)
+            }
+            other => panic!("{other}"),
+        }
+    }
+
     #[test]
-    fn print() {
-        for p in [Precision::F16, Precision::F32] {
-        for (name, s) in heaviest() {
-            let choice = conv(&s, p, &Caps::H100).unwrap();
-            let us = if let ConvChoice::Gemm { microseconds, .. } = choice { microseconds } else { 0.0 };
-            let gf = 2.0 * (s.pixels() * s.filters * s.depth()) as f64;
-            println!("{name:22} {choice:45} {us:8.1} us {:7.0} TFLOP/s", gf / us / 1e6);
-        }}
+    fn the_heaviest_layers_on_an_h100() {
+        for (name, shape, wanted) in heaviest() {
+            let choice = conv(&shape, Precision::F16, &Caps::H100).unwrap();
+            assert_eq!(choice.to_string(), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn no_estimate_beats_the_multiplying_units_and_every_part_has_work() {
+        for caps in [Caps::H100, RTX_4090] {
+            for precision in Precision::ALL {
+                for (name, shape, _) in heaviest() {
+                    let (addressing, tile, splits, microseconds) =
+                        gemm(conv(&shape, precision, &caps).unwrap());
+                    let model = Model { shape: &shape, precision, caps: &caps, tile, addressing };
+                    let macs = (shape.pixels() * shape.filters * shape.depth()) as f64;
+                    let rate =
+                        model.multiply_rate() * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz);
+                    assert!(microseconds > macs / rate, "{name}: {microseconds} us");
+                    let steps = shape.depth().div_ceil(tile.chunks * 16 / precision.storage().size());
+                    assert_eq!(steps.div_ceil(steps.div_ceil(splits)), splits, "{name}");
+                    assert!(tile.shared(addressing) <= caps.shared_per_block as usize, "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn small_maps_split_their_reduction_and_large_ones_do_not() {
+        let splits = |shape| gemm(conv(&shape, Precision::F16, &Caps::H100).unwrap()).2;
+        assert!(splits(square([25, 42], 512, 512, 3, 1)) > 1);
+        assert!(splits(square([25, 42], 2048, 256, 1, 1)) > 1);
+        assert_eq!(splits(square([200, 336], 256, 256, 3, 1)), 1);
+        assert_eq!(splits(square([25, 42], 8, 8, 1, 1)), 1);
+    }
+
+    #[test]
+    fn addressing_follows_channels_and_geometry() {
+        let addressing = |shape, precision| gemm(conv(&shape, precision, &Caps::H100).unwrap()).0;
+        assert_eq!(addressing(square([9, 9], 64, 64, 1, 1), Precision::F16), Addressing::Pointwise);
+        assert_eq!(addressing(square([9, 9], 64, 64, 1, 2), Precision::F16), Addressing::Taps);
+        assert_eq!(addressing(square([9, 9], 12, 64, 3, 1), Precision::F16), Addressing::Elements);
+        assert_eq!(addressing(square([9, 9], 12, 64, 3, 1), Precision::F32), Addressing::Taps);
+        assert_eq!(addressing(square([9, 9], 3, 64, 7, 2), Precision::F32), Addressing::Elements);
+    }
+
+    #[test]
+    fn groups_take_the_depthwise_or_the_direct_kernel() {
+        let choose = |shape: ConvShape| conv(&shape, Precision::F16, &Caps::H100).unwrap().to_string();
+        let depthwise = ConvShape { groups: 32, ..square([20, 20], 32, 32, 3, 1) };
+        assert_eq!(choose(depthwise), "depthwise 4 pixels");
+        assert_eq!(choose(ConvShape { stride: [2; 2], ..depthwise }), "depthwise 2 pixels");
+        assert_eq!(choose(ConvShape { dilation: [2; 2], ..depthwise }), "depthwise 1 pixels");
+        assert_eq!(choose(ConvShape { filters: 64, ..depthwise }), "direct");
+        assert_eq!(choose(ConvShape { groups: 4, ..depthwise }), "direct");
+        assert_eq!(choose(ConvShape { taps: [17, 1], groups: 1, ..depthwise }), "direct");
+    }
+
+    #[test]
+    fn maps_beyond_32_bits_are_refused() {
+        let fault = conv(&square([65_536, 65_536], 1, 1, 1, 1), Precision::F16, &Caps::H100).unwrap_err();
+        assert!(fault.contains("4294967296 elements"), "{fault}");
     }
 }
