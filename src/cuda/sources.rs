@@ -36,9 +36,14 @@ sources! {
     "group_norm_any.cu",
     "layer_norm.cu",
     "linear.cu",
+    "mask/conv.cu",
+    "mask/pool.cu",
+    "mask/pool_f32.cu",
+    "mask/tile.cuh",
     "max_pool2d.cu",
     "resize.cu",
     "softmax.cu",
+    "sum_parts.cu",
     "top_k.cu",
 }
 

@@ -1,3 +1,4 @@
 //! Choice of tiles: pure functions from shapes and capabilities, so that every choice is printed and tested without a GPU.
 
+pub mod masks;
 pub mod rows;
