@@ -38,12 +38,17 @@ sources! {
     "group_norm_any.cu",
     "layer_norm.cu",
     "linear.cu",
+    "mask/conv.cu",
+    "mask/pool.cu",
+    "mask/pool_f32.cu",
+    "mask/tile.cuh",
     "max_pool2d.cu",
     "postprocess_instance.cu",
     "postprocess_panoptic.cu",
     "preprocess.cu",
     "resize.cu",
     "softmax.cu",
+    "sum_parts.cu",
     "top_k.cu",
 }
 
