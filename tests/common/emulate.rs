@@ -3,6 +3,8 @@
 
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::pack::{pack, unpack};
+use knet::cuda::post::{self, MaskLogits};
+use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
 use knet::cuda::{ops, select, stored};
 use knet::graph::Graph;
 use knet::ops::ValueType;
@@ -212,7 +214,7 @@ pub fn rounded(tensor: &Tensor, dtype: DType) -> Tensor {
 /// A source and its defines.
 pub type Variant = (&'static str, Vec<(&'static str, i64)>);
 
-/// Every kernel variant that the cases of the operators ask for, in every precision, once each.
+/// Every kernel variant that the cases of the operators, pre- and post-processing ask for, in every precision, once each.
 pub fn variants() -> Vec<Variant> {
     let mut found = std::collections::BTreeSet::new();
     for case in knet::ops::all_cases() {
@@ -230,5 +232,22 @@ pub fn variants() -> Vec<Variant> {
             }
         }
     }
+    for dtype in Precision::ALL.map(Precision::storage) {
+        found.extend(image_launches(dtype).into_iter().map(|launch| (launch.source, launch.defines)));
+    }
     found.into_iter().collect()
+}
+
+/// Pre- and post-processing of a small photo.
+fn image_launches(dtype: DType) -> Vec<Launch> {
+    let (original, resized, padded) = ((20, 30), (40, 60), (64, 64));
+    let formats = [PixelFormat::Rgb8, PixelFormat::Bgr8, PixelFormat::Nv12(YuvMatrix::Bt601)];
+    let preprocess = formats.map(|format| {
+        let (mean, std) = ([0.0; 3], [1.0; 3]);
+        Preprocess { format, source: original, pitch: 90, resized, padded, mean, std }.launch(dtype)
+    });
+    let logits = MaskLogits { objects: 4, size: (8, 8), dtype, padded, resized, original };
+    let programs = [post::instance_masks(&logits, 3), post::panoptic(&logits, 2, 5, 2)];
+    let postprocess = programs.into_iter().flat_map(|program| program.expect("sizes fit").launches);
+    preprocess.into_iter().map(|launch| launch.expect("sizes fit")).chain(postprocess).collect()
 }
