@@ -3,6 +3,8 @@
 
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::pack::{pack, unpack};
+use knet::cuda::post::{self, MaskLogits};
+use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
 use knet::cuda::{ops, select, stored};
 use knet::graph::Graph;
 use knet::graph::passes::optimize;
@@ -240,7 +242,8 @@ pub struct Variant {
     pub shared: u32,
 }
 
-/// Every kernel variant that the cases of the operators and the models ask for, in every precision, once each.
+/// Every kernel variant that the cases of the operators, the models, pre- and post-processing ask for, in every precision,
+/// once each.
 pub fn variants() -> Vec<Variant> {
     let mut found = BTreeMap::new();
     let mut add = |launch: &Launch| {
@@ -275,6 +278,9 @@ pub fn variants() -> Vec<Variant> {
             }
         }
     }
+    for dtype in Precision::ALL.map(Precision::storage) {
+        image_launches(dtype).iter().for_each(&mut add);
+    }
     let variant =
         |((source, entry, defines), (threads, shared))| Variant { source, entry, defines, threads, shared };
     found.into_iter().map(variant).collect()
@@ -288,3 +294,17 @@ const MODELS: [(&str, [usize; 2]); 5] = [
     ("knet_s3_r50_fpn_panoptic", [800, 1344]),
     ("knet_s3_lite0_fpn", [320, 320]),
 ];
+
+/// Pre- and post-processing of a small photo.
+fn image_launches(dtype: DType) -> Vec<Launch> {
+    let (original, resized, padded) = ((20, 30), (40, 60), (64, 64));
+    let formats = [PixelFormat::Rgb8, PixelFormat::Bgr8, PixelFormat::Nv12(YuvMatrix::Bt601)];
+    let preprocess = formats.map(|format| {
+        let (mean, std) = ([0.0; 3], [1.0; 3]);
+        Preprocess { format, source: original, pitch: 90, resized, padded, mean, std }.launch(dtype)
+    });
+    let logits = MaskLogits { objects: 4, size: (8, 8), dtype, padded, resized, original };
+    let programs = [post::instance_masks(&logits, 3), post::panoptic(&logits, 2, 5, 2)];
+    let postprocess = programs.into_iter().flat_map(|program| program.expect("sizes fit").launches);
+    preprocess.into_iter().map(|launch| launch.expect("sizes fit")).chain(postprocess).collect()
+}
