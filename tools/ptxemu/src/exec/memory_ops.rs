@@ -152,9 +152,11 @@ impl<'a> Machine<'a> {
                 Ok((self.pointers(access, self.shared.data(), 0), overlap))
             }
             MemSpace::Local => Ok((self.local(access, "store")?, false)),
-            MemSpace::Param => {
-                Err(Trouble::new(FaultKind::ReadOnly, Some(access.mask.trailing_zeros()), "store to a kernel parameter"))
-            }
+            MemSpace::Param => Err(Trouble::new(
+                FaultKind::ReadOnly,
+                Some(access.mask.trailing_zeros()),
+                "store to a kernel parameter",
+            )),
             MemSpace::Global | MemSpace::Const | MemSpace::Generic => {
                 let mut set = std::mem::take(&mut self.plans[mem.plan as usize]);
                 let result = set.find(access).and_then(|plan| {
@@ -321,7 +323,8 @@ fn same_values(m: &Machine, access: &Access, mem: &Mem, list: &[u32]) -> Result<
         for (at, byte) in (access.address[l as usize]..).zip(bytes(l)) {
             let (before, other) = *written.entry(at).or_insert((byte, l));
             if before != byte {
-                let message = format!("lanes {other} and {l} store different values to the same address {at:#x}");
+                let message =
+                    format!("lanes {other} and {l} store different values to the same address {at:#x}");
                 return Err(Trouble::new(FaultKind::WarpRace, Some(l), message));
             }
         }

@@ -14,8 +14,14 @@ struct Nvrtc {
 }
 
 type Program = *mut c_void;
-type Create =
-    unsafe extern "C" fn(*mut Program, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char) -> c_int;
+type Create = unsafe extern "C" fn(
+    *mut Program,
+    *const c_char,
+    *const c_char,
+    c_int,
+    *const *const c_char,
+    *const *const c_char,
+) -> c_int;
 type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
 type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
@@ -24,13 +30,18 @@ type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
 fn nvrtc() -> &'static Nvrtc {
     static NVRTC: OnceLock<Nvrtc> = OnceLock::new();
     NVRTC.get_or_init(|| {
-        let root = std::env::var_os("KNET_CUDA")
-            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/cuda"), PathBuf::from);
+        let root = std::env::var_os("KNET_CUDA").map_or_else(
+            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/cuda"),
+            PathBuf::from,
+        );
         let path = root.join("nvidia/cu13/lib/libnvrtc.so.13");
         // SAFETY: NVRTC's initialisers have no requirements.
         let library = unsafe { Library::new(&path) };
         let library = library.unwrap_or_else(|e| {
-            panic!("NVRTC is needed to test the emulator: run tools/setup-cuda, or set KNET_CUDA ({}: {e})", path.display())
+            panic!(
+                "NVRTC is needed to test the emulator: run tools/setup-cuda, or set KNET_CUDA ({}: {e})",
+                path.display()
+            )
         });
         Nvrtc { library }
     })
@@ -97,7 +108,8 @@ impl Bench {
     /// Loads PTX text.
     pub fn new(ptx: &str) -> Bench {
         let module = Module::parse(ptx).unwrap_or_else(|e| panic!("{e}"));
-        let memory = Memory::new(Options { address_space: 4 << 30, limit: 2 << 30, ..Options::default() }).expect("address space");
+        let memory = Memory::new(Options { address_space: 4 << 30, limit: 2 << 30, ..Options::default() })
+            .expect("address space");
         let instance = Instance::new(Arc::new(module), &memory).expect("module variables");
         Bench { memory, instance }
     }
@@ -123,13 +135,20 @@ impl Bench {
     pub fn get<T: Copy + Default>(&self, address: u64, count: usize) -> Vec<T> {
         let mut out = vec![T::default(); count];
         // SAFETY: the tests read plain numbers, for which every bit pattern is valid.
-        let view = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<u8>(), count * size_of::<T>()) };
+        let view =
+            unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<u8>(), count * size_of::<T>()) };
         self.memory.read(address, view).unwrap_or_else(|e| panic!("{e}"));
         out
     }
 
     /// Launches an entry.
-    pub fn run(&self, entry: &str, grid: [u32; 3], block: [u32; 3], params: &Params) -> Result<Report, Fault> {
+    pub fn run(
+        &self,
+        entry: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        params: &Params,
+    ) -> Result<Report, Fault> {
         self.run_with(entry, (grid, block, 0), params, &Config::default())
     }
 
@@ -141,7 +160,13 @@ impl Bench {
         params: &Params,
         config: &Config,
     ) -> Result<Report, Fault> {
-        launch(&self.instance, entry, &Launch { grid, block, dynamic_shared, params: &params.0 }, &self.memory, config)
+        launch(
+            &self.instance,
+            entry,
+            &Launch { grid, block, dynamic_shared, params: &params.0 },
+            &self.memory,
+            config,
+        )
     }
 }
 
