@@ -116,9 +116,10 @@ impl Shared {
         self.advance();
         for w in (0..self.warps).filter(|w| waiting >> w & 1 != 0) {
             for v in 0..self.warps {
-                self.known[w][v] = self.known[w][v].max(joined[v]);
+                // Warps that waited have done nothing since they arrived.
+                let until = if waiting >> v & 1 != 0 { self.now } else { joined[v] };
+                self.known[w][v] = self.known[w][v].max(until);
             }
-            self.known[w][w] = self.now;
             self.settle(w);
         }
     }
