@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ptxemu::{Report, Traffic};
+use ptxemu::Report;
 use serde_json::{Value, json};
 
 use crate::driver::Driver;
@@ -28,44 +28,21 @@ impl Totals {
         total.time += time;
     }
 
-    /// One object for each kernel and shape: the launch, and the fields of [`Report`].
+    /// One object for each kernel and shape: the launch, and [`Report::counts`].
     fn to_json(&self) -> Value {
         let total = |((kernel, shape), Total { report, time }): (&(String, Shape), &Total)| {
-            json!({
+            let mut object = json!({
                 "kernel": kernel,
                 "grid": shape.grid,
                 "block": shape.block,
                 "dynamic_shared": shape.shared,
-                "launches": report.launches,
                 "emulation_seconds": time.as_secs_f64(),
-                "blocks": report.blocks,
-                "instructions": report.instructions,
-                "classes": report.classes,
-                "mma": report.mma,
-                "mma_macs": report.mma_macs,
-                "scalar_macs": report.scalar_macs,
-                "global_load": traffic(&report.global_load),
-                "global_store": traffic(&report.global_store),
-                "shared_load": traffic(&report.shared_load),
-                "shared_store": traffic(&report.shared_store),
-                "matrix_load": traffic(&report.matrix_load),
-                "async_store": traffic(&report.async_store),
-                "async_bytes": report.async_bytes,
-            })
+            });
+            report.counts().for_each(|(name, count)| object[name] = count.into());
+            object
         };
         self.0.iter().map(total).collect()
     }
-}
-
-fn traffic(traffic: &Traffic) -> Value {
-    json!({
-        "instructions": traffic.instructions,
-        "requests": traffic.requests,
-        "waves": traffic.waves,
-        "sectors": traffic.sectors,
-        "ideal_sectors": traffic.ideal_sectors,
-        "bytes": traffic.bytes,
-    })
 }
 
 /// Writes the report, and says in the log what nobody waited for.
