@@ -34,6 +34,18 @@ struct GemmParams {
     by_tiles_n: [u32; 2],
 }
 
+/// `Params` of `kernels/conv/few_channels.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct FewChannelsParams {
+    map: [u32; 2],
+    out: [u32; 2],
+    filters: u32,
+    padding: [i32; 2],
+    tiles: [u32; 2],
+    by_tiles: [[u32; 2]; 2],
+}
+
 /// `Params` of `kernels/conv/split_k.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -121,6 +133,10 @@ pub fn program(op: &Conv2d, site: &Site<'_>, choice: &ConvChoice) -> Result<Prog
         ConvChoice::Gemm { addressing, tile, splits, .. } => {
             packing[1] = Packing { row_dims: 3, row_multiple: lanes, ..packing[1] };
             conv.gemm(addressing, tile, splits)
+        }
+        ConvChoice::FewChannels { filters } => {
+            packing[1] = Packing { row_dims: 2, row_multiple: lanes, ..packing[1] };
+            (vec![conv.few_channels(filters)], 0)
         }
         ConvChoice::Depthwise { pixels } => {
             packing[1] = Packing { row_dims: 3, transposed: true, row_multiple: lanes, ..packing[1] };
@@ -239,6 +255,46 @@ impl Conv<'_> {
             defines: vec![storage(self.dtype), self.activation(), whole],
             args: vec![Arg::Workspace(0), bias, residual, Arg::Output(0), Arg::of(&params)],
             ..per_element(count)
+        }
+    }
+
+    fn few_channels(&self, filters: usize) -> Launch {
+        const TILE: [usize; 2] = [8, 32];
+        let shape = &self.shape;
+        let tiles = [shape.out[0].div_ceil(TILE[0]), shape.out[1].div_ceil(TILE[1])];
+        // As the kernel lays out its shared memory: the patch, the filters; then a band of 16 rows for each warp.
+        let row_blocks = (shape.taps[1] * shape.channels).div_ceil(self.lanes);
+        let rows = (TILE[0] - 1) * shape.stride[0] + shape.taps[0];
+        let columns = (TILE[1] - 1) * shape.stride[1] * shape.channels + row_blocks * self.lanes;
+        let patch = (rows * columns * self.dtype.size()).next_multiple_of(16);
+        let chunks = (shape.taps[0] * row_blocks).next_multiple_of(2) + 1;
+        let bands = TILE[0] * 16 * (filters + 8) * 4;
+        let params = FewChannelsParams {
+            map: shape.map.map(|v| v as u32),
+            out: shape.out.map(|v| v as u32),
+            filters: shape.filters as u32,
+            padding: shape.padding.map(|v| v as i32),
+            tiles: tiles.map(|v| v as u32),
+            by_tiles: tiles.map(divisor),
+        };
+        Launch {
+            source: "conv/few_channels.cu",
+            entry: "few_channels",
+            defines: vec![
+                storage(self.dtype),
+                self.activation(),
+                ("CHANNELS", shape.channels as i64),
+                ("FILTER_H", shape.taps[0] as i64),
+                ("FILTER_W", shape.taps[1] as i64),
+                ("STRIDE_H", shape.stride[0] as i64),
+                ("STRIDE_W", shape.stride[1] as i64),
+                ("TILE_N", filters as i64),
+                self.whole_chunks(),
+            ],
+            grid: [(shape.batch * tiles[0] * tiles[1]) as u32, shape.filters.div_ceil(filters) as u32, 1],
+            block: [(TILE[0] * 32) as u32, 1, 1],
+            shared: (patch + filters * chunks * 16).max(bands) as u32,
+            args: self.args(Arg::of(&params)),
         }
     }
 

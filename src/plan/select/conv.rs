@@ -53,6 +53,16 @@ impl ConvShape {
         self.taps[0] * self.taps[1] * self.channels / self.groups
     }
 
+    /// Whether tensor cores can take words of the map as they lie there (a pixel's window begins at a word) from a small patch.
+    fn has_few_channels(&self) -> bool {
+        self.groups == 1
+            && (1..=4).contains(&self.channels)
+            && (self.channels * self.stride[1]).is_multiple_of(2)
+            && self.dilation == [1, 1]
+            && self.taps.iter().all(|taps| (1..=7).contains(taps))
+            && self.stride.iter().all(|&stride| stride <= 4)
+    }
+
     fn is_pointwise(&self) -> bool {
         self.taps == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0] && self.out == self.map
     }
@@ -147,6 +157,11 @@ pub enum ConvChoice {
         /// What the model thinks it takes.
         microseconds: f64,
     },
+    /// `kernels/conv/few_channels.cu`.
+    FewChannels {
+        /// Filters of a block.
+        filters: usize,
+    },
     /// `kernels/conv/depthwise.cu`, so many neighbouring pixels a thread.
     Depthwise {
         /// Pixels of a row a thread computes.
@@ -171,6 +186,7 @@ impl fmt::Display for ConvChoice {
                 write!(f, "gemm {name} {m}x{n}/{wm}x{wn} k{}B x{stages}", chunks * 16)?;
                 if splits > 1 { write!(f, " split {splits}") } else { Ok(()) }
             }
+            ConvChoice::FewChannels { filters } => write!(f, "few channels 8x32x{filters}"),
             ConvChoice::Depthwise { pixels } => write!(f, "depthwise {pixels} pixels"),
             ConvChoice::Direct => write!(f, "direct"),
         }
@@ -223,6 +239,9 @@ pub fn conv(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<Conv
         return Ok(ConvChoice::Direct);
     }
     let f32 = precision == Precision::F32;
+    if !f32 && shape.has_few_channels() {
+        return Ok(ConvChoice::FewChannels { filters: if shape.filters > 32 { 64 } else { 32 } });
+    }
     let lanes = 16 / precision.storage().size();
     let addressing = match () {
         _ if !shape.channels.is_multiple_of(lanes) => Addressing::Elements,
@@ -361,7 +380,7 @@ mod tests {
     fn heaviest() -> Vec<(&'static str, ConvShape, &'static str)> {
         let c = [[200, 336], [100, 168], [50, 84], [25, 42]];
         vec![
-            ("stem", square([800, 1344], 3, 64, 7, 2), "gemm elements 128x64/4x2 k64B x2"),
+            ("stem", square([800, 1344], 3, 64, 7, 2), "few channels 8x32x64"),
             ("layer1 reduce", square(c[0], 256, 64, 1, 1), "gemm pointwise 128x64/2x2 k64B x4"),
             ("layer1 3x3", square(c[0], 64, 64, 3, 1), "gemm taps 128x64/2x2 k64B x4"),
             ("layer1 expand", square(c[0], 64, 256, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
@@ -419,8 +438,11 @@ mod tests {
         for caps in [Caps::H100, RTX_4090] {
             for precision in Precision::ALL {
                 for (name, shape, _) in heaviest() {
-                    let (addressing, tile, splits, microseconds) =
-                        gemm(conv(&shape, precision, &caps).unwrap());
+                    let choice = conv(&shape, precision, &caps).unwrap();
+                    if matches!(choice, ConvChoice::FewChannels { .. }) {
+                        continue;
+                    }
+                    let (addressing, tile, splits, microseconds) = gemm(choice);
                     let model = Model { shape: &shape, precision, caps: &caps, tile, addressing };
                     let macs = (shape.pixels() * shape.filters * shape.depth()) as f64;
                     let rate =
@@ -451,6 +473,9 @@ mod tests {
         assert_eq!(addressing(square([9, 9], 12, 64, 3, 1), Precision::F16), Addressing::Elements);
         assert_eq!(addressing(square([9, 9], 12, 64, 3, 1), Precision::F32), Addressing::Taps);
         assert_eq!(addressing(square([9, 9], 3, 64, 7, 2), Precision::F32), Addressing::Elements);
+        assert_eq!(addressing(square([9, 9], 3, 64, 7, 1), Precision::F16), Addressing::Elements);
+        let stem = conv(&square([9, 9], 3, 64, 7, 2), Precision::F16, &Caps::H100).unwrap();
+        assert_eq!(stem, ConvChoice::FewChannels { filters: 64 });
     }
 
     #[test]
