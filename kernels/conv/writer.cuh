@@ -6,6 +6,7 @@
 //
 // Defines: WHOLE_CHUNKS (the filters are a multiple of a chunk; else elements are stored one by one).
 #pragma once
+#include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
 
@@ -20,8 +21,9 @@ template <typename Tile, typename T, int activation> struct Writer {
     // `bands`: 16 * PITCH words of shared memory for each warp.
     __device__ inline void write(const Tile& tile, u8* bands, u32 lane) const {
         float* band = reinterpret_cast<float*>(bands) + threadIdx.x / 32 * 16 * PITCH;
+        const u32 address = shared_address(band);
         const auto put = [&](float left, float right, u32 row, u32 column) {
-            *reinterpret_cast<float2*>(band + row * PITCH + column) = float2{left, right};
+            store_shared_pair(address + (row * PITCH + column) * 4, left, right);
         };
 #if WHOLE_CHUNKS
         // A lane keeps its columns, and so its bias; the residual is on its way while the band is put down.
