@@ -5,6 +5,7 @@
 #[path = "common/cuda_case.rs"]
 mod cuda_case;
 #[path = "common/device.rs"]
+#[expect(dead_code, reason = "other suites read files")]
 mod device;
 #[path = "common/emulate.rs"]
 #[expect(dead_code, reason = "the emulated suites use the rest")]

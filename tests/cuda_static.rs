@@ -1,62 +1,241 @@
-//! Static gates on the CUDA kernels, which need no GPU: every variant that any operator case asks for is compiled for
-//! every architecture we support and assembled by ptxas with spills as errors.
+//! Static gates on the CUDA kernels, which need no GPU. Every variant that an operator case or a model asks for is
+//! assembled by ptxas for every architecture we support, with spills as errors; registers, shared memory and occupancy are
+//! held to the table `kernels/resources.tsv`; the kernels that matter use tensor cores and asynchronous copies.
 
 #[path = "common/emulate.rs"]
 #[expect(dead_code, reason = "the emulated suites use the rest")]
 mod emulate;
 
+use emulate::Variant;
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
+use knet::cuda::sources::SOURCES;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Architectures that kernels are built for: A100, A10 and RTX 30, Orin, L4 and RTX 40, H100, B200, Thor, RTX 50.
-const ARCHITECTURES: [(u32, u32); 8] = [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (11, 0), (12, 0)];
+const ARCHITECTURES: [Architecture; 8] = [
+    Architecture { compute: (8, 0), threads: 2048, blocks: 32, shared_kib: 164 },
+    Architecture { compute: (8, 6), threads: 1536, blocks: 16, shared_kib: 100 },
+    Architecture { compute: (8, 7), threads: 1536, blocks: 16, shared_kib: 164 },
+    Architecture { compute: (8, 9), threads: 1536, blocks: 24, shared_kib: 100 },
+    Architecture { compute: (9, 0), threads: 2048, blocks: 32, shared_kib: 228 },
+    Architecture { compute: (10, 0), threads: 2048, blocks: 32, shared_kib: 228 },
+    Architecture { compute: (11, 0), threads: 1536, blocks: 24, shared_kib: 228 },
+    Architecture { compute: (12, 0), threads: 1536, blocks: 24, shared_kib: 100 },
+];
+
+/// Limits of a multiprocessor (CUDA C++ Programming Guide, compute capabilities). Each has 65536 registers.
+struct Architecture {
+    compute: (u32, u32),
+    threads: u32,
+    blocks: u32,
+    shared_kib: u32,
+}
+
+/// What a variant takes on an architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Usage {
+    registers: u32,
+    /// Static and dynamic shared memory of a block, in bytes.
+    shared: u32,
+    /// Threads that a multiprocessor can hold, in percent of its limit; 0: a block does not fit.
+    occupancy: u32,
+}
+
+impl Architecture {
+    fn usage(&self, variant: &Variant, registers: u32, static_shared: u32) -> Usage {
+        let shared = static_shared + variant.shared;
+        let warps = variant.threads.div_ceil(32);
+        // Registers are given out to warps in portions of 256; every block takes 1 KiB of shared memory besides its own.
+        let by_registers = 65_536 / (warps * (32 * registers).next_multiple_of(256)).max(1);
+        let by_shared = self.shared_kib * 1024 / (shared + 1024);
+        let blocks = by_registers.min(by_shared).min(self.threads / (warps * 32)).min(self.blocks);
+        Usage { registers, shared, occupancy: 100 * blocks * warps * 32 / self.threads }
+    }
+
+    fn name(&self) -> String {
+        format!("sm_{}{}", self.compute.0, self.compute.1)
+    }
+}
 
 fn tool(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cuda/nvidia/cu13/bin").join(name);
+    let path = root().join("target/cuda/nvidia/cu13/bin").join(name);
     assert!(path.exists(), "{}: run tools/setup-cuda", path.display());
     path
 }
 
-#[test]
-fn no_variant_spills_on_any_architecture() {
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The PTX of every source and set of defines. It serves all architectures, as no source asks for which it is compiled.
+fn compiled(variants: &[Variant]) -> BTreeMap<(&'static str, String), Vec<u8>> {
+    assert!(
+        SOURCES.iter().all(|(_, text)| !text.contains("__CUDA_ARCH__")),
+        "compile for each architecture then"
+    );
     let nvrtc = Nvrtc::get().unwrap();
+    let jobs: BTreeMap<_, _> = variants
+        .iter()
+        .map(|v| {
+            let job = Job { source: v.source, defines: v.defines.clone(), compute: (8, 0), code: Code::Ptx };
+            ((v.source, text(&v.defines)), job)
+        })
+        .collect();
+    let jobs: Vec<_> = jobs.into_iter().collect();
+    jobs.into_par_iter()
+        .map(|(key, job)| (key, nvrtc.compile(&job).unwrap_or_else(|e| panic!("{e}"))))
+        .collect()
+}
+
+fn text(defines: &[(&str, i64)]) -> String {
+    let each: Vec<String> = defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    each.join(" ")
+}
+
+/// Runs ptxas over one PTX file: its report for each entry (registers, static shared memory), or what it says.
+fn assemble(
+    ptx: &Path,
+    architecture: &Architecture,
+    out: &Path,
+) -> Result<BTreeMap<String, (u32, u32)>, String> {
+    let output = Command::new(tool("ptxas"))
+        .args(["-v", "--warn-on-spills", "--warning-as-error", "-o"])
+        .arg(out)
+        .arg(format!("--gpu-name={}", architecture.name()))
+        .arg(ptx)
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        return Err(log);
+    }
+    let mut entries = BTreeMap::new();
+    let mut entry = String::new();
+    for line in log.lines() {
+        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
+            entry = rest.split('\'').next().unwrap_or_default().to_string();
+        } else if let Some(rest) = line.split("Used ").nth(1) {
+            let number = |text: &str| text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            let shared = rest.split(", ").find(|part| part.ends_with("bytes smem")).map_or(0, number);
+            entries.insert(entry.clone(), (number(rest), shared));
+        }
+    }
+    Ok(entries)
+}
+
+/// Instructions that kernels live by: tensor-core products, asynchronous copies, matrix loads.
+const INSTRUCTIONS: [(&str, &[&str]); 3] = [
+    ("conv/implicit_gemm.cu", &["HMMA", "LDGSTS", "LDSM"]),
+    ("mask_pool.cu", &["HMMA"]),
+    ("mask_conv.cu", &["HMMA"]),
+];
+
+#[test]
+fn no_variant_spills_and_none_takes_more_than_the_table_says() {
     let folder = tempfile::tempdir().unwrap();
     let variants = emulate::variants();
-    assert!(!variants.is_empty());
-    let jobs: Vec<Job> = variants
-        .iter()
-        .flat_map(|variant| {
-            ARCHITECTURES.map(|compute| Job {
-                source: variant.0,
-                defines: variant.1.clone(),
-                compute,
-                code: Code::Ptx,
-            })
+    let compiled = compiled(&variants);
+    let sources: Vec<_> = compiled.iter().collect();
+    let assembled: Vec<(usize, usize, Result<_, String>)> = (0..sources.len() * ARCHITECTURES.len())
+        .into_par_iter()
+        .map(|index| {
+            let (source, architecture) = (index / ARCHITECTURES.len(), index % ARCHITECTURES.len());
+            let ptx = folder.path().join(format!("{index}.ptx"));
+            let bytes = sources[source].1;
+            std::fs::write(&ptx, bytes.strip_suffix(b"\0").unwrap_or(bytes)).unwrap();
+            let outcome = assemble(&ptx, &ARCHITECTURES[architecture], Path::new("/dev/null"));
+            std::fs::remove_file(&ptx).unwrap();
+            (source, architecture, outcome)
         })
         .collect();
-    let faults: Vec<String> = jobs
-        .par_iter()
-        .enumerate()
-        .filter_map(|(index, job)| {
-            let (major, minor) = job.compute;
-            let ptx = match nvrtc.compile(job) {
-                Ok(ptx) => ptx,
-                Err(e) => return Some(e.to_string()),
-            };
-            let path = folder.path().join(format!("{index}.ptx"));
-            std::fs::write(&path, ptx.strip_suffix(b"\0").unwrap_or(&ptx)).unwrap();
-            let output = Command::new(tool("ptxas"))
-                .args(["--warn-on-spills", "--warning-as-error", "-o", "/dev/null"])
-                .arg(format!("--gpu-name=sm_{major}{minor}"))
-                .arg(&path)
-                .output()
-                .unwrap();
-            std::fs::remove_file(&path).unwrap();
-            let log = String::from_utf8_lossy(&output.stderr).into_owned();
-            (!output.status.success()).then(|| format!("{job:?}: {log}"))
-        })
+    let mut faults = Vec::new();
+    let mut table = BTreeMap::new();
+    for (source, architecture, outcome) in assembled {
+        let ((file, defines), architecture) = (sources[source].0, &ARCHITECTURES[architecture]);
+        let entries = match outcome {
+            Ok(entries) => entries,
+            Err(log) => {
+                faults.push(format!("{file} {defines} for {}: {log}", architecture.name()));
+                continue;
+            }
+        };
+        for variant in variants.iter().filter(|v| v.source == *file && text(&v.defines) == *defines) {
+            let (registers, shared) = entries[variant.entry];
+            let key = [variant.source, variant.entry, defines].join("\t");
+            let usage = architecture.usage(variant, registers, shared);
+            table.entry(key).or_insert_with(BTreeMap::new).insert(architecture.name(), usage);
+        }
+    }
+    assert!(faults.is_empty(), "{} do not pass:\n{}", faults.len(), faults.join("\n"));
+    compare(&table);
+}
+
+/// Compares with the recorded table, or records it if `KNET_UPDATE` is set.
+fn compare(table: &BTreeMap<String, BTreeMap<String, Usage>>) {
+    let path = root().join("kernels/resources.tsv");
+    let mut rows = vec!["source\tentry\tdefines\tarchitecture\tregisters\tshared\toccupancy".to_string()];
+    for (key, usages) in table {
+        for (architecture, u) in usages {
+            rows.push(format!("{key}\t{architecture}\t{}\t{}\t{}", u.registers, u.shared, u.occupancy));
+        }
+    }
+    if std::env::var_os("KNET_UPDATE").is_some() {
+        std::fs::write(&path, rows.join("\n") + "\n").unwrap();
+        return;
+    }
+    let recorded = std::fs::read_to_string(&path).unwrap();
+    let split = |row: &str| {
+        let (key, numbers) =
+            row.match_indices('\t').nth(3).map(|(at, _)| row.split_at(at)).unwrap_or_default();
+        let numbers: Vec<u32> = numbers.split('\t').filter_map(|n| n.parse().ok()).collect();
+        (key.to_string(), numbers)
+    };
+    let known: BTreeMap<String, Vec<u32>> = recorded.lines().skip(1).map(split).collect();
+    let mut worse = Vec::new();
+    for row in &rows[1..] {
+        let (key, now) = split(row);
+        match known.get(&key) {
+            Some(before) if now[0] <= before[0] && now[1] <= before[1] && now[2] >= before[2] => {}
+            Some(before) => worse.push(format!("{key}: registers, shared, occupancy {before:?} -> {now:?}")),
+            None => worse.push(format!("{key}: not in the table")),
+        }
+    }
+    assert!(
+        worse.is_empty(),
+        "{}: {} worse or new; if that is meant, KNET_UPDATE=1 cargo test --test cuda_static records it:\n{}",
+        path.display(),
+        worse.len(),
+        worse.join("\n")
+    );
+}
+
+#[test]
+fn the_machine_code_uses_tensor_cores_and_asynchronous_copies() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensor: Vec<Variant> = emulate::variants()
+        .into_iter()
+        .filter(|v| INSTRUCTIONS.iter().any(|(file, _)| *file == v.source))
+        .filter(|v| v.defines.iter().any(|&(name, value)| name == "STORAGE" && value > 0))
         .collect();
-    assert!(faults.is_empty(), "{} of {} do not pass:\n{}", faults.len(), jobs.len(), faults.join("\n"));
+    assert!(!tensor.is_empty());
+    for (index, ((file, defines), ptx)) in compiled(&tensor).iter().enumerate() {
+        let (source, cubin) =
+            (folder.path().join(format!("{index}.ptx")), folder.path().join(format!("{index}.cubin")));
+        std::fs::write(&source, ptx.strip_suffix(b"\0").unwrap_or(ptx)).unwrap();
+        assemble(&source, &ARCHITECTURES[4], &cubin).unwrap();
+        let output = Command::new(tool("cuobjdump"))
+            .arg("-sass")
+            .arg(&cubin)
+            .env("PATH", tool("nvdisasm").parent().unwrap())
+            .output()
+            .unwrap();
+        let sass = String::from_utf8_lossy(&output.stdout);
+        let wanted = INSTRUCTIONS.iter().find(|(name, _)| name == file).map_or(&[][..], |(_, wanted)| wanted);
+        for instruction in wanted {
+            assert!(sass.contains(instruction), "{file} {defines}: no {instruction}");
+        }
+    }
 }

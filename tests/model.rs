@@ -10,7 +10,7 @@ use knet::checkpoint::Checkpoint;
 use knet::image::decode::{Limits, decode};
 use knet::ops::case::relative_l2;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Relative L2 allowed for a tap. The goldens are float32 results of PyTorch, themselves 1e-7 to 5e-6 from float64
 /// (NOTES section 7); two independent float32 evaluations differ by about the sum.
@@ -74,7 +74,7 @@ impl Golden {
 }
 
 fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
+    device::root().join("tests/goldens")
 }
 
 fn engine(model: &str) -> Engine {

@@ -1,9 +1,9 @@
 //! Cases of operators on the CUDA back end: what the kernels see of the operands, and how far results may be off.
 
-use crate::emulate::{program, rounded};
+use crate::emulate::{CAPS, program, rounded};
 use knet::graph::{Builder, Graph, Layout};
 use knet::ops::case::{Case, relative_l2};
-use knet::plan::launch::Precision;
+use knet::plan::launch::{Precision, Target};
 use knet::plan::{Place, Plan};
 use knet::tensor::{DType, Tensor};
 use std::collections::HashMap;
@@ -74,7 +74,7 @@ pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> (Graph, H
 /// The operands as the kernels see them: rounded as the arena or the packing stores them.
 pub fn seen(plan: &Plan, inputs: &[Tensor], precision: Precision) -> Vec<Tensor> {
     let Some(step) = plan.steps.first() else { return inputs.to_vec() };
-    let program = program(step, precision);
+    let program = program(step, Target { caps: CAPS, precision });
     let round = |(i, tensor): (usize, &Tensor)| match step.inputs[i].place {
         Place::Arena(_) => rounded(tensor, step.inputs[i].ty.dtype),
         Place::Const(_) => rounded(tensor, program.packing_of(i).dtype),

@@ -4,10 +4,16 @@
 use knet::Engine;
 use knet::engine::{Device, EngineBuilder};
 use knet::plan::launch::Precision;
+use std::path::PathBuf;
 
 /// The device under test.
 pub fn device() -> Device {
     std::env::var("KNET_TEST_DEVICE").map_or(Device::Cpu, |text| text.parse().expect("a device"))
+}
+
+/// The repository: where the suite was built, or `KNET_ROOT` on a machine to which its program was carried.
+pub fn root() -> PathBuf {
+    std::env::var_os("KNET_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
 }
 
 /// An engine on the device under test, in f32.

@@ -3,16 +3,20 @@
 
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::pack::{pack, unpack};
+use knet::cuda::post::{self, MaskLogits};
+use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
 use knet::cuda::{ops, select, stored};
 use knet::graph::Graph;
+use knet::graph::passes::optimize;
+use knet::model::{Config, TapMode, build};
 use knet::ops::ValueType;
 use knet::plan::arena::Slot;
 use knet::plan::constants::Constants;
 use knet::plan::launch::{Arg, Caps, Launch, Packing, Precision, Program, Target};
 use knet::plan::{Operand, Place, Plan, Site};
 use knet::tensor::{DType, Tensor};
-use ptxemu::{Config, Instance, Memory, Module, Options, Report};
-use std::collections::HashMap;
+use ptxemu::{Instance, Memory, Module, Options, Report};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// The smallest device the kernels are for: what runs there runs on later ones.
@@ -33,12 +37,12 @@ pub fn plan(graph: &Graph, precision: Precision) -> knet::error::Result<Plan> {
 }
 
 /// What a step runs.
-pub fn program(step: &knet::plan::Step, precision: Precision) -> Program {
+pub fn program(step: &knet::plan::Step, target: Target) -> Program {
     let types = |operands: &[Operand]| operands.iter().map(|o| o.ty).collect::<Vec<ValueType>>();
     let constant: Vec<bool> = step.inputs.iter().map(|o| matches!(o.place, Place::Const(_))).collect();
     let (inputs, outputs) = (types(&step.inputs), types(&step.outputs));
     let site = Site { op: &step.op, inputs: &inputs, constant: &constant, outputs: &outputs };
-    ops::program(&site, &Target { caps: CAPS, precision }).expect("the plan chose it")
+    ops::program(&site, &target).expect("the plan chose it")
 }
 
 /// The PTX of a launch's source, compiled and parsed once a process.
@@ -67,7 +71,7 @@ pub struct Run<'a> {
     pub plan: &'a Plan,
     pub constants: &'a Constants,
     pub precision: Precision,
-    pub config: Config,
+    pub config: ptxemu::Config,
 }
 
 impl Run<'_> {
@@ -142,7 +146,7 @@ impl State<'_> {
     }
 
     fn step(&mut self, step: &knet::plan::Step) -> Result<(), String> {
-        let program = program(step, self.run.precision);
+        let program = program(step, Target { caps: CAPS, precision: self.run.precision });
         // Results may take the slot of a value that is read last here only if the planner let them overlap: it does not.
         for output in &step.outputs {
             self.define(output, &step.name)?;
@@ -170,7 +174,7 @@ pub fn run_program(
     inputs: &[u64],
     outputs: &[u64],
     memory: &Memory,
-    config: &Config,
+    config: &ptxemu::Config,
 ) -> Result<Report, String> {
     let mut report = Report::default();
     let workspace = match program.workspace {
@@ -226,16 +230,34 @@ pub fn rounded(tensor: &Tensor, dtype: DType) -> Tensor {
     Tensor::new(tensor.shape(), unpack(&pack(tensor, Packing::plain(dtype)), dtype))
 }
 
-/// A source and its defines.
-pub type Variant = (&'static str, Vec<(&'static str, i64)>);
+/// A kernel as it is compiled and launched.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Variant {
+    pub source: &'static str,
+    pub entry: &'static str,
+    pub defines: Vec<(&'static str, i64)>,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Most dynamic shared memory it is launched with.
+    pub shared: u32,
+}
 
-/// Every kernel variant that the cases of the operators ask for, in every precision, once each.
+/// Every kernel variant that the cases of the operators, the models, pre- and post-processing ask for, in every precision,
+/// once each.
 pub fn variants() -> Vec<Variant> {
-    let mut found = std::collections::BTreeSet::new();
-    for case in knet::ops::all_cases() {
-        let Ok(outputs) = case.op.infer(&case.inputs) else { continue };
-        for precision in Precision::ALL {
-            let target = Target { caps: CAPS, precision };
+    let mut found = BTreeMap::new();
+    let mut add = |launch: &Launch| {
+        let key = (launch.source, launch.entry, launch.defines.clone());
+        let threads = launch.block.iter().product();
+        let most: &mut (u32, u32) = found.entry(key).or_default();
+        *most = (most.0.max(threads), most.1.max(launch.shared));
+    };
+    let targets = [CAPS, Caps::H100]
+        .into_iter()
+        .flat_map(|caps| Precision::ALL.map(|precision| Target { caps, precision }));
+    for target in targets {
+        for case in knet::ops::all_cases() {
+            let Ok(outputs) = case.op.infer(&case.inputs) else { continue };
             for constants in [true, false] {
                 let constant: Vec<bool> = (0..case.inputs.len()).map(|i| constants && i > 0).collect();
                 let place = |(i, &ty): (usize, &ValueType)| if constant[i] { ty } else { stored(target)(ty) };
@@ -243,9 +265,46 @@ pub fn variants() -> Vec<Variant> {
                 let outputs: Vec<ValueType> = outputs.iter().map(|&ty| stored(target)(ty)).collect();
                 let site = Site { op: &case.op, inputs: &inputs, constant: &constant, outputs: &outputs };
                 let Ok(program) = ops::program(&site, &target) else { continue };
-                found.extend(program.launches.into_iter().map(|launch| (launch.source, launch.defines)));
+                program.launches.iter().for_each(&mut add);
+            }
+        }
+        for (name, size) in MODELS {
+            let config = Config::named(name).expect("a model of ours");
+            let network = build(&config, 1, size, TapMode::Off).expect("a size it takes");
+            let graph = optimize(network.graph).expect("a sound graph");
+            let plan = Plan::build_stored(&graph, stored(target), select(target)).expect("a plan");
+            for step in &plan.steps {
+                program(step, target).launches.iter().for_each(&mut add);
             }
         }
     }
-    found.into_iter().collect()
+    for dtype in Precision::ALL.map(Precision::storage) {
+        image_launches(dtype).iter().for_each(&mut add);
+    }
+    let variant =
+        |((source, entry, defines), (threads, shared))| Variant { source, entry, defines, threads, shared };
+    found.into_iter().map(variant).collect()
+}
+
+/// Models and sizes of input whose kernels are gated.
+const MODELS: [(&str, [usize; 2]); 5] = [
+    ("knet_s3_r50_fpn", [800, 1344]),
+    ("knet_s3_r50_fpn", [128, 192]),
+    ("knet_s3_r101_fpn", [800, 1344]),
+    ("knet_s3_r50_fpn_panoptic", [800, 1344]),
+    ("knet_s3_lite0_fpn", [320, 320]),
+];
+
+/// Pre- and post-processing of a small photo.
+fn image_launches(dtype: DType) -> Vec<Launch> {
+    let (original, resized, padded) = ((20, 30), (40, 60), (64, 64));
+    let formats = [PixelFormat::Rgb8, PixelFormat::Bgr8, PixelFormat::Nv12(YuvMatrix::Bt601)];
+    let preprocess = formats.map(|format| {
+        let (mean, std) = ([0.0; 3], [1.0; 3]);
+        Preprocess { format, source: original, pitch: 90, resized, padded, mean, std }.launch(dtype)
+    });
+    let logits = MaskLogits { objects: 4, size: (8, 8), dtype, padded, resized, original };
+    let programs = [post::instance_masks(&logits, 3), post::panoptic(&logits, 2, 5, 2)];
+    let postprocess = programs.into_iter().flat_map(|program| program.expect("sizes fit").launches);
+    preprocess.into_iter().map(|launch| launch.expect("sizes fit")).chain(postprocess).collect()
 }

@@ -1,14 +1,12 @@
 use super::CudaOp;
 use super::activation::number;
+use super::sum_parts::sum_parts;
 use crate::ops::Linear;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
 use crate::plan::launch::{Arg, Launch, Precision, Program, Target};
 use crate::plan::select::rows::{self, Plan, Product};
 use crate::tensor::DType;
-
-/// Threads of a block that adds the parts of split sums.
-const SUM_THREADS: usize = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -22,24 +20,13 @@ struct Params {
     y_stride: u32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct SumParams {
-    count: u32,
-    columns: u32,
-    splits: u32,
-}
-
-/// A product by `kernels/linear.cu`, all operands f32.
+/// A product of the first two operands by `kernels/linear.cu`, all operands f32.
 pub(super) struct Rows {
     pub product: Product,
-    pub x: usize,
-    pub w: usize,
     /// Whether all matrices of the batch share `x`.
     pub shared_x: bool,
     /// The bias belongs to rows, not columns.
     pub row_bias: bool,
-    /// Its operands count from the first after the product's two.
     pub epilogue: Epilogue,
 }
 
@@ -48,25 +35,14 @@ impl Rows {
         let plan = rows::choose(&self.product, &target.caps);
         let Product { rows, columns, .. } = self.product;
         let mut program = Program { kernel: self.name(&plan), ..Program::default() };
-        let operand = |index: Option<usize>| index.map_or(Arg::Null, Arg::Input);
-        let [bias, residual] = [self.epilogue.bias_input(), self.epilogue.residual_input()].map(operand);
-        let activation = number(self.epilogue.activation);
         if plan.splits == 1 {
-            program.launches.push(self.tiles(&plan, [bias, residual, Arg::Output(0)], activation));
-            return program;
+            program.launches.push(self.tiles(&plan, self.epilogue, Arg::Output(0)));
+        } else {
+            let count = rows * columns;
+            program.workspace = plan.splits * count * 4;
+            program.launches.push(self.tiles(&plan, Epilogue::default(), Arg::Workspace(0)));
+            program.launches.push(sum_parts(plan.splits, count, columns, self.epilogue));
         }
-        let count = rows * columns;
-        program.workspace = plan.splits * count * 4;
-        program.launches.push(self.tiles(&plan, [Arg::Null, Arg::Null, Arg::Workspace(0)], 0));
-        let params = SumParams { count: count as u32, columns: columns as u32, splits: plan.splits as u32 };
-        program.launches.push(Launch {
-            entry: "linear_sum",
-            grid: [count.div_ceil(SUM_THREADS) as u32, 1, 1],
-            block: [SUM_THREADS as u32, 1, 1],
-            shared: 0,
-            args: vec![Arg::Workspace(0), bias, residual, Arg::Output(0), Arg::of(&params)],
-            ..self.tiles(&plan, [Arg::Null, Arg::Null, Arg::Null], activation)
-        });
         program
     }
 
@@ -74,8 +50,9 @@ impl Rows {
         format!("{} {plan}", if self.product.tensor_cores { "tf32" } else { "f32" })
     }
 
-    /// The launch that multiplies; `tail` is bias, residual and result.
-    fn tiles(&self, plan: &Plan, tail: [Arg; 3], activation: i64) -> Launch {
+    /// The launch that multiplies and writes to `y`.
+    fn tiles(&self, plan: &Plan, epilogue: Epilogue, y: Arg) -> Launch {
+        let operand = |index: Option<usize>| index.map_or(Arg::Null, Arg::Input);
         let Product { rows, columns, terms, batch, tensor_cores, .. } = self.product;
         let tile = plan.tile;
         let [warps_m, warps_n, warps_k] = tile.warps;
@@ -89,7 +66,6 @@ impl Rows {
             w_stride: if batch > 1 { (columns * terms) as u32 } else { 0 },
             y_stride: y_stride as u32,
         };
-        let [bias, residual, y] = tail;
         Launch {
             source: "linear.cu",
             entry: "linear",
@@ -105,7 +81,7 @@ impl Rows {
                 ("WARPS_K", warps_k as i64),
                 ("PARTIAL", i64::from(plan.splits > 1)),
                 ("ROW_BIAS", i64::from(self.row_bias)),
-                ("ACTIVATION", activation),
+                ("ACTIVATION", number(epilogue.activation)),
             ],
             grid: [
                 columns.div_ceil(tile.columns) as u32,
@@ -114,7 +90,14 @@ impl Rows {
             ],
             block: [tile.threads() as u32, 1, 1],
             shared: tile.shared() as u32,
-            args: vec![Arg::Input(self.x), Arg::Input(self.w), bias, residual, y, Arg::of(&params)],
+            args: vec![
+                Arg::Input(0),
+                Arg::Input(1),
+                operand(epilogue.bias_input()),
+                operand(epilogue.residual_input()),
+                y,
+                Arg::of(&params),
+            ],
         }
     }
 }
@@ -133,7 +116,7 @@ impl CudaOp for Linear {
             tensor_cores: target.precision != Precision::F32,
             may_split: true,
         };
-        let rows = Rows { product, x: 0, w: 1, shared_x: false, row_bias: false, epilogue: self.epilogue };
+        let rows = Rows { product, shared_x: false, row_bias: false, epilogue: self.epilogue };
         Ok(rows.program(target))
     }
 }

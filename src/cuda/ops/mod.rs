@@ -9,14 +9,16 @@ pub mod conv2d;
 mod divisor;
 mod global_avg_pool;
 mod group_norm;
-mod launches;
+pub(crate) mod launches;
 mod layer_norm;
 mod linear;
 mod mask_conv;
+mod mask_pool;
 mod max_pool2d;
 mod resize;
 mod slice;
 mod softmax;
+mod sum_parts;
 mod top_k;
 
 use crate::ops::{Op, Operator};
@@ -51,6 +53,7 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
         Op::LayerNorm(op) => op.program(site, target),
         Op::Linear(op) => op.program(site, target),
         Op::MaskConv(op) => op.program(site, target),
+        Op::MaskPool(op) => op.program(site, target),
         Op::MaxPool2d(op) => op.program(site, target),
         Op::Resize(op) => op.program(site, target),
         Op::Slice(op) => op.program(site, target),

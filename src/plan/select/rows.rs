@@ -76,7 +76,7 @@ pub struct Plan {
 impl Plan {
     /// Terms of each split: a multiple of a stage's, so that every split has some.
     pub fn split_terms(&self, terms: usize) -> usize {
-        terms.div_ceil(self.splits).next_multiple_of(self.tile.stage_terms())
+        terms.max(1).div_ceil(self.splits).next_multiple_of(self.tile.stage_terms())
     }
 }
 

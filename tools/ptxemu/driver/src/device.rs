@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use crate::driver::driver;
+use crate::driver::{driver, idle_driver};
 use crate::error::CUresult;
 use crate::ffi::{Out, entry_points};
 use crate::settings::Settings;
@@ -80,7 +80,8 @@ impl Model {
         }
     }
 
-    /// Blocks of `threads` threads and `shared` bytes that fit on a multiprocessor. Registers are not known to PTX, hence not counted.
+    /// Blocks of `threads` threads and `shared` bytes that fit on a multiprocessor. Registers are not known to PTX,
+    /// hence not counted.
     pub fn resident_blocks(&self, threads: u32, shared: u32) -> u32 {
         let warps = threads.div_ceil(Self::WARP).max(1);
         let by_threads = self.threads_per_multiprocessor() / Self::WARP / warps;
@@ -90,7 +91,8 @@ impl Model {
         by_threads.min(by_shared).min(self.blocks_per_multiprocessor())
     }
 
-    /// A `CUdevice_attribute`. Attributes of what the emulator has not (textures, managed memory, virtual memory, ...) are 0.
+    /// A `CUdevice_attribute`. Attributes of what the emulator has not (textures, managed memory, virtual memory,
+    /// ...) are 0.
     fn attribute(&self, attribute: u32) -> Option<i32> {
         Some(match attribute {
             1 => Self::MAX_THREADS as i32,
@@ -127,7 +129,7 @@ impl Model {
 }
 
 extern "C" fn at_exit() {
-    if let Some(driver) = driver().as_mut() {
+    if let Some(driver) = idle_driver().as_mut().and_then(|slot| slot.as_mut()) {
         report::at_exit(driver);
     }
 }
@@ -233,5 +235,40 @@ entry_points! {
     initialised fn cuDeviceGetMemPool(pool: Out<usize>, device: i32) |_, _| {
         only_device(device)?;
         pool.set(crate::memory::POOL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_of_the_programming_guide() {
+        // Capability; opt-in shared memory in KiB, threads and blocks of a multiprocessor.
+        for (capability, shared, threads, blocks) in [
+            ((7, 5), 64, 1024, 16),
+            ((8, 0), 163, 2048, 32),
+            ((8, 6), 99, 1536, 16),
+            ((8, 7), 163, 1536, 16),
+            ((8, 9), 99, 1536, 24),
+            ((9, 0), 227, 2048, 32),
+            ((10, 0), 227, 2048, 32),
+            ((12, 0), 99, 1536, 24),
+        ] {
+            let model = Model::new(capability);
+            assert_eq!(model.shared_opt_in(), shared << 10, "{capability:?}");
+            assert_eq!(model.threads_per_multiprocessor(), threads, "{capability:?}");
+            assert_eq!(model.blocks_per_multiprocessor(), blocks, "{capability:?}");
+        }
+    }
+
+    #[test]
+    fn occupancy_is_the_tightest_of_threads_shared_memory_and_blocks() {
+        let model = Model::new((8, 0));
+        assert_eq!(model.resident_blocks(32, 0), 32);
+        assert_eq!(model.resident_blocks(1024, 0), 2);
+        assert_eq!(model.resident_blocks(33, 0), 32);
+        assert_eq!(model.resident_blocks(256, 48 << 10), 3);
+        assert_eq!(model.resident_blocks(256, 163 << 10), 1);
     }
 }

@@ -174,7 +174,8 @@ impl Driver {
         Ok(marker)
     }
 
-    /// Queues a marker of its own, for an event: its time counts. It is passed when the stream is waited for, even if dry now.
+    /// Queues a marker of its own, for an event: its time counts. It is passed when the stream is waited for, even
+    /// if dry now.
     pub fn mark_event(&mut self, stream: Handle) -> Outcome<Arc<Marker>> {
         self.order_with_default(stream)?;
         let marker = Marker::new(stream);
@@ -212,6 +213,12 @@ impl Driver {
         Ok(())
     }
 
+    /// Runs what a marker stands for.
+    pub fn wait_until(&mut self, marker: &Arc<Marker>) -> Outcome {
+        self.run_ahead()?;
+        self.run_until(marker)
+    }
+
     /// With a seed: runs a random, legal part of what is queued, as a device may at any time.
     fn run_ahead(&mut self) -> Outcome {
         if !self.shuffle.active() {
@@ -231,7 +238,7 @@ impl Driver {
     }
 
     /// Runs work until a marker is passed.
-    pub fn run_until(&mut self, marker: &Arc<Marker>) -> Outcome {
+    fn run_until(&mut self, marker: &Arc<Marker>) -> Outcome {
         let mut goals = vec![marker.clone()];
         while let Some(goal) = goals.last() {
             if goal.passed().is_some() {
@@ -303,7 +310,8 @@ impl Driver {
         outcome
     }
 
-    /// Runs a graph's nodes: in the order of their capture, or with a seed in a random order that their dependencies permit.
+    /// Runs a graph's nodes: in the order of their capture, or with a seed in a random order that their
+    /// dependencies permit.
     fn run_graph(&mut self, stream: Handle, nodes: &[Node], markers: &[(Handle, Arc<Marker>)]) -> Outcome {
         let mut waiting: Vec<usize> = nodes.iter().map(|node| node.after.len()).collect();
         let mut ready: Vec<usize> = (0..nodes.len()).filter(|node| waiting[*node] == 0).collect();

@@ -8,7 +8,7 @@ use super::lanes::multiversion;
 use super::shared::{PENDING, WRITTEN};
 use super::{Machine, Trouble};
 use crate::fault::FaultKind;
-use crate::ir::{Flow, Ins, MemSpace};
+use crate::ir::{Flow, Ins, MemSpace, Strength};
 use crate::memory::BASE;
 
 /// One warp-wide copy that has not landed.
@@ -80,24 +80,25 @@ unsafe fn issue(m: &mut Machine, i: &Ins) -> Result<(), Trouble> {
         entry.data[l] = [0; 16];
         entry.to[l] = to.address[l] as u32;
     }
-    let result = (|| {
-        if let Some(l) = to.lanes().find(|l| sizes[*l as usize] > size) {
+    let mut result = match to.lanes().find(|l| sizes[*l as usize] > size) {
+        Some(l) => {
             let message = format!("cp.async of {size} bytes with a source size of {}", sizes[l as usize]);
-            return Err(Trouble::new(FaultKind::OutOfBounds, Some(l), message));
+            Err(Trouble::new(FaultKind::OutOfBounds, Some(l), message))
         }
-        if full != 0 {
-            read_source(m, &mut from, full, size, from_mem.plan, &mut entry.data)?;
-        }
-        for l in (0..32).filter(|l| partial >> l & 1 != 0) {
+        None => Ok(()),
+    };
+    if result.is_ok() && full != 0 {
+        result = read_source(m, &mut from, full, size, from_mem.plan, &mut entry.data);
+    }
+    for l in (0..32).filter(|l| partial >> l & 1 != 0) {
+        if result.is_ok() {
             let mut one = Access { address: from.address, mask: 1 << l, width: sizes[l as usize] };
-            read_source(m, &mut one, 1 << l, sizes[l as usize], from_mem.plan, &mut entry.data)?;
+            result = read_source(m, &mut one, 1 << l, sizes[l as usize], from_mem.plan, &mut entry.data);
         }
-        let (on, state) = (m.checks(), if m.env.config.late_async { PENDING } else { WRITTEN });
-        let plan = m.plans[to_mem.plan as usize].find(&to)?;
-        m.counts.async_store.add(plan);
-        m.counts.async_bytes += u64::from(size * to.mask.count_ones());
-        m.shared.write(m.warp, &to, plan, to.base(), (on, state))
-    })();
+    }
+    if result.is_ok() {
+        result = check_target(m, &to, to_mem.plan);
+    }
     (entry.mask, entry.size) = (to.mask, size);
     entry.group = queue.committed;
     if result.is_ok() && m.env.config.late_async {
@@ -110,6 +111,16 @@ unsafe fn issue(m: &mut Machine, i: &Ins) -> Result<(), Trouble> {
     }
     m.warps[m.warp].copies = queue;
     result
+}
+
+/// Checks and claims the destination.
+#[inline(always)]
+fn check_target(m: &mut Machine, to: &Access, plan: u32) -> Result<(), Trouble> {
+    let (on, state) = (m.checks(), if m.env.config.late_async { PENDING } else { WRITTEN });
+    let plan = m.plans[plan as usize].find(to)?;
+    m.counts.async_store.add(plan);
+    m.counts.async_bytes += u64::from(to.width * to.mask.count_ones());
+    m.shared.write(m.warp, to, plan, to.base(), (on, state))
 }
 
 /// Reads `size` bytes per lane of `lanes` from global memory.
@@ -130,11 +141,7 @@ fn read_source(
         from.aligned(size, "cp.async from")?;
     }
     let mut set = std::mem::take(&mut m.plans[plan as usize]);
-    let result = set.find(from).and_then(|plan| {
-        m.global_read(from, plan, true)?;
-        m.counts.global_load.add(plan);
-        Ok(())
-    });
+    let result = m.load_global(from, &mut set, true, Strength::Weak);
     m.plans[plan as usize] = set;
     result?;
     let base = m.env.memory.data_ptr(0);

@@ -34,7 +34,14 @@ impl<'t> Lower<'t> {
     }
 
     /// Emits `d = exec(args...)` with a type for the destination and each source.
-    pub fn typed(&mut self, op: &Op<'t>, exec: Exec, class: Class, types: (Ty, &[Ty]), imm: i64) -> Lowered<()> {
+    pub fn typed(
+        &mut self,
+        op: &Op<'t>,
+        exec: Exec,
+        class: Class,
+        types: (Ty, &[Ty]),
+        imm: i64,
+    ) -> Lowered<()> {
         self.arity(op, types.1.len() + 1)?;
         let mut sources = Vec::new();
         for (arg, ty) in op.args[1..].iter().zip(types.1) {
@@ -90,7 +97,9 @@ impl<'t> Lower<'t> {
             }
             "shl" => self.typed(op, by_int!(lane2, Shl, ty), Class::Integer, (ty, &[ty, Ty::U32]), 0)?,
             "shr" => self.typed(op, by_int!(lane2, Shr, ty), Class::Integer, (ty, &[ty, Ty::U32]), 0)?,
-            "bfe" => self.typed(op, by_int!(lane3, Bfe, ty), Class::Integer, (ty, &[ty, Ty::U32, Ty::U32]), 0)?,
+            "bfe" => {
+                self.typed(op, by_int!(lane3, Bfe, ty), Class::Integer, (ty, &[ty, Ty::U32, Ty::U32]), 0)?
+            }
             "sad" => {
                 self.arity(op, 4)?;
                 self.simple(op, by_int!(lane3, Sad, ty), Class::Integer, ty, 0)?;
@@ -98,7 +107,9 @@ impl<'t> Lower<'t> {
             "bfi" => self.bfi(op, ty)?,
             "lop3" => {
                 self.arity(op, 5)?;
-                let Operand::Int(table) = op.args[4] else { return Err("the table must be a number".to_owned()) };
+                let Operand::Int(table) = op.args[4] else {
+                    return Err("the table must be a number".to_owned());
+                };
                 let short = Op { args: &op.args[..4], name: op.name, mods: Vec::new(), types: Vec::new() };
                 self.simple(&short, lane3::<Lop3<u32>>(), Class::Integer, ty, table as i64 & 255)?;
             }
@@ -211,7 +222,8 @@ impl<'t> Lower<'t> {
             (Operand::Vector(parts), source) => self.unpack(parts, source, ty),
             (dest, Operand::Vector(parts)) => self.pack(dest, parts, ty),
             (dest, Operand::Special(name)) => {
-                let sreg = Sreg::parse(name).ok_or_else(|| format!("special register %{name} is not supported"))?;
+                let sreg =
+                    Sreg::parse(name).ok_or_else(|| format!("special register %{name} is not supported"))?;
                 let d = self.dest(dest, ty)?;
                 self.special(sreg, d, ty.bytes() == 8);
                 Ok(())
@@ -225,7 +237,9 @@ impl<'t> Lower<'t> {
 
     fn pack(&mut self, dest: &Operand, parts: &[Operand], ty: Ty) -> Lowered<()> {
         let d = self.dest(dest, ty)?;
-        let sources = |lower: &mut Self, ty| -> Lowered<Vec<Src>> { parts.iter().map(|p| lower.source(p, ty)).collect() };
+        let sources = |lower: &mut Self, ty| -> Lowered<Vec<Src>> {
+            parts.iter().map(|p| lower.source(p, ty)).collect()
+        };
         match (parts.len(), ty.bytes()) {
             (2, 4) => {
                 let s = sources(self, Ty::B16)?;
@@ -357,8 +371,10 @@ impl<'t> Lower<'t> {
         let to_value = op.name == "set";
         let ty = *op.types.last().ok_or("expected a type")?;
         let flush = op.take("ftz");
-        let combine = op.pick(|m| ["and", "or", "xor"].iter().position(|k| *k == m)).map_or(0, |p| p as i64 + 1);
-        let word = op.pick(|m| COMPARISONS.contains(&m).then(|| m.to_owned())).ok_or("expected a comparison")?;
+        let combine =
+            op.pick(|m| ["and", "or", "xor"].iter().position(|k| *k == m)).map_or(0, |p| p as i64 + 1);
+        let word =
+            op.pick(|m| COMPARISONS.contains(&m).then(|| m.to_owned())).ok_or("expected a comparison")?;
         self.arity(op, if combine != 0 { 4 } else { 3 })?;
         let (exec, swap, negate) = comparison(&word, ty, flush)?;
         let (a, b) = (self.source(&op.args[1], ty)?, self.source(&op.args[2], ty)?);
@@ -386,7 +402,8 @@ impl<'t> Lower<'t> {
 }
 
 const COMPARISONS: [&str; 18] = [
-    "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan",
+    "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu",
+    "num", "nan",
 ];
 
 /// Driver of a comparison, whether its operands are swapped, whether its result is negated.

@@ -1,0 +1,105 @@
+use super::CudaOp;
+use super::launches::storage;
+use super::sum_parts::sum_parts;
+use crate::ops::MaskPool;
+use crate::ops::epilogue::Epilogue;
+use crate::plan::Site;
+use crate::plan::launch::{Arg, Launch, Packing, Precision, Program, Target};
+use crate::plan::select::masks::{Extents, POOL_F32, pool, pool_f32};
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    objects: u32,
+    channels: u32,
+    pixels: u32,
+    split: u32,
+    object_tiles: u32,
+}
+
+/// What the two kernels differ in.
+struct Variant {
+    source: &'static str,
+    entry: &'static str,
+    defines: Vec<(&'static str, i64)>,
+    shared: usize,
+    object_tiles: usize,
+    channel_tiles: usize,
+    /// Pixels of a block, and blocks that share an image's.
+    split: usize,
+    splits: usize,
+}
+
+fn variant(extents: &Extents, target: &Target) -> Variant {
+    if target.precision == Precision::F32 {
+        let (split, splits) = pool_f32(extents, &target.caps);
+        return Variant {
+            source: "mask/pool_f32.cu",
+            entry: "mask_pool_f32",
+            defines: Vec::new(),
+            shared: 0,
+            object_tiles: extents.objects.div_ceil(POOL_F32),
+            channel_tiles: extents.channels.div_ceil(POOL_F32),
+            split,
+            splits,
+        };
+    }
+    let tile = pool(extents, &target.caps);
+    Variant {
+        source: "mask/pool.cu",
+        entry: "mask_pool",
+        defines: vec![
+            storage(target.precision.storage()),
+            ("BANDS", tile.objects.bands as i64),
+            ("STAGES", tile.stages as i64),
+            ("MASK_WIDE", i64::from(extents.pixels.is_multiple_of(8))),
+            ("X_WIDE", i64::from(extents.channels.is_multiple_of(8))),
+        ],
+        shared: tile.shared(),
+        object_tiles: tile.objects.count,
+        channel_tiles: tile.channels,
+        split: tile.split,
+        splits: tile.splits,
+    }
+}
+
+impl CudaOp for MaskPool {
+    fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
+        let [masks, x] = [site.inputs[0].shape, site.inputs[1].shape];
+        let extents = Extents { batch: x[0], objects: masks[1], channels: x[3], pixels: x[1] * x[2] };
+        let variant = variant(&extents, target);
+        let splits = variant.splits;
+        let count = extents.batch * extents.objects * extents.channels;
+        let params = Params {
+            objects: extents.objects as u32,
+            channels: extents.channels as u32,
+            pixels: extents.pixels as u32,
+            split: variant.split as u32,
+            object_tiles: variant.object_tiles as u32,
+        };
+        let to = if splits > 1 { Arg::Workspace(0) } else { Arg::Output(0) };
+        let tiles = variant.object_tiles * variant.channel_tiles;
+        let mut launches = vec![Launch {
+            source: variant.source,
+            entry: variant.entry,
+            defines: variant.defines,
+            grid: [splits as u32, tiles as u32, extents.batch as u32],
+            block: [THREADS, 1, 1],
+            shared: variant.shared as u32,
+            args: vec![Arg::Input(0), Arg::Input(1), to, Arg::of(&params)],
+        }];
+        if splits > 1 {
+            launches.push(sum_parts(splits, count, extents.channels, Epilogue::default()));
+        }
+        let math = if target.precision == Precision::F32 { "f32" } else { "mma" };
+        Ok(Program {
+            kernel: format!("{math} split {splits}"),
+            launches,
+            workspace: if splits > 1 { splits * count * 4 } else { 0 },
+            packing: vec![Packing::plain(target.precision.storage()); 2],
+        })
+    }
+}

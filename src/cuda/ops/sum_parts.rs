@@ -1,0 +1,38 @@
+use super::activation::number;
+use crate::ops::epilogue::Epilogue;
+use crate::plan::launch::{Arg, Launch};
+
+/// Results of a block.
+const RESULTS: usize = 32;
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    count: u32,
+    columns: u32,
+    parts: u32,
+}
+
+/// The launch that adds `parts` partial results `[parts, count]`, f32, from the start of the workspace, with the tail of the
+/// product, into the step's result, whose rows have `columns` elements.
+pub(super) fn sum_parts(parts: usize, count: usize, columns: usize, epilogue: Epilogue) -> Launch {
+    let operand = |index: Option<usize>| index.map_or(Arg::Null, Arg::Input);
+    Launch {
+        source: "sum_parts.cu",
+        entry: "sum_parts",
+        defines: vec![("ACTIVATION", number(epilogue.activation))],
+        grid: [count.div_ceil(RESULTS) as u32, 1, 1],
+        block: [THREADS, 1, 1],
+        shared: 0,
+        args: vec![
+            Arg::Workspace(0),
+            operand(epilogue.bias_input()),
+            operand(epilogue.residual_input()),
+            Arg::Output(0),
+            Arg::of(&Params { count: count as u32, columns: columns as u32, parts: parts as u32 }),
+        ],
+    }
+}

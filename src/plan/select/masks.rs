@@ -1,0 +1,174 @@
+//! Tiles of `kernels/mask/*.cu`: products of objects and pixels.
+
+use crate::plan::launch::Caps;
+
+/// Columns of a slab of 16-bit elements in shared memory.
+const SLAB: usize = 64;
+
+/// Objects, features and pixels of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extents {
+    /// Images.
+    pub batch: usize,
+    /// Objects of an image.
+    pub objects: usize,
+    /// Channels of a feature.
+    pub channels: usize,
+    /// Pixels of an image.
+    pub pixels: usize,
+}
+
+/// How objects are cut into tiles of `32 * bands`: one up to 160, so that features are read once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectTiles {
+    /// Tiles.
+    pub count: usize,
+    /// Bands of 16 objects of each of two warps.
+    pub bands: usize,
+}
+
+impl ObjectTiles {
+    fn of(objects: usize) -> Self {
+        let count = objects.div_ceil(160);
+        ObjectTiles { count, bands: objects.div_ceil(count).div_ceil(32) }
+    }
+
+    fn rows(&self) -> usize {
+        32 * self.bands
+    }
+}
+
+/// A mask convolution's layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvTile {
+    /// Tiles of objects.
+    pub objects: ObjectTiles,
+    /// Slabs of the kernels that stay in shared memory.
+    pub kept: usize,
+    /// Stages that the features' slabs pass through.
+    pub stages: usize,
+}
+
+impl ConvTile {
+    /// Pixels of a tile.
+    pub const PIXELS: usize = 128;
+
+    /// Shared memory of a block, in bytes.
+    pub fn shared(&self) -> usize {
+        128 * (self.kept * self.objects.rows() + self.stages * Self::PIXELS)
+    }
+}
+
+/// The layout of a mask convolution: kernels are kept whole where they fit, then as many stages as do.
+pub fn conv(extents: &Extents, caps: &Caps) -> ConvTile {
+    let slabs = extents.channels.div_ceil(SLAB);
+    let objects = ObjectTiles::of(extents.objects);
+    let candidates = [4, 2, 1].into_iter().flat_map(|kept| [4, 3, 2].map(|stages| (kept, stages)));
+    let tiles = candidates.map(|(kept, stages)| ConvTile {
+        objects,
+        kept: kept.min(slabs),
+        stages: stages.min(slabs.max(2)),
+    });
+    let mut fitting = tiles.filter(|tile| tile.shared() <= caps.shared_per_block as usize);
+    // The smallest needs 52 KiB: less than any device of compute capability 8.0 or later has.
+    fitting.next().unwrap_or(ConvTile { objects, kept: 1, stages: 2 })
+}
+
+/// A mask pooling's layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolTile {
+    /// Tiles of objects.
+    pub objects: ObjectTiles,
+    /// Tiles of channels.
+    pub channels: usize,
+    /// Stages of 64 pixels in shared memory.
+    pub stages: usize,
+    /// Pixels of a block.
+    pub split: usize,
+    /// Blocks that share an image's pixels.
+    pub splits: usize,
+}
+
+impl PoolTile {
+    /// Channels of a tile.
+    pub const CHANNELS: usize = 128;
+
+    /// Shared memory of a block, in bytes.
+    pub fn shared(&self) -> usize {
+        128 * self.stages * (self.objects.rows() + Self::CHANNELS)
+    }
+}
+
+/// Pixels of a block and blocks that share an image's, if `tiles` blocks of `step` pixels a step shall fill the device once.
+fn shares(pixels: usize, step: usize, tiles: usize, caps: &Caps) -> (usize, usize) {
+    let steps = pixels.div_ceil(step);
+    let wanted = (caps.multiprocessors as usize / tiles).clamp(1, steps);
+    let each = steps.div_ceil(wanted);
+    (each * step, steps.div_ceil(each))
+}
+
+/// The layout of a mask pooling on tensor cores.
+pub fn pool(extents: &Extents, caps: &Caps) -> PoolTile {
+    let objects = ObjectTiles::of(extents.objects);
+    let channels = extents.channels.div_ceil(PoolTile::CHANNELS);
+    let (split, splits) = shares(extents.pixels, SLAB, objects.count * channels * extents.batch, caps);
+    let mut tile = PoolTile { objects, channels, stages: split.div_ceil(SLAB).clamp(2, 4), split, splits };
+    while tile.stages > 2 && tile.shared() > caps.shared_per_block as usize {
+        tile.stages -= 1;
+    }
+    tile
+}
+
+/// Objects and channels of a tile of mask pooling in f32.
+pub const POOL_F32: usize = 64;
+
+/// Pixels of a block, and blocks that share an image's, of mask pooling in f32.
+pub fn pool_f32(extents: &Extents, caps: &Caps) -> (usize, usize) {
+    let tiles = extents.objects.div_ceil(POOL_F32) * extents.channels.div_ceil(POOL_F32) * extents.batch;
+    shares(extents.pixels, 32, tiles, caps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNET: Extents = Extents { batch: 1, objects: 100, channels: 256, pixels: 100 * 168 };
+    /// An RTX 4090, which has little shared memory.
+    const SMALL: Caps = Caps { compute: (8, 9), shared_per_block: 101_376, ..Caps::H100 };
+
+    #[test]
+    fn an_h100_is_filled_once_and_keeps_all_kernels() {
+        let conv = conv(&KNET, &Caps::H100);
+        assert_eq!((conv.objects.bands, conv.kept, conv.stages), (4, 4, 4));
+        assert_eq!(KNET.pixels.div_ceil(ConvTile::PIXELS), 132);
+        let pool = pool(&KNET, &Caps::H100);
+        assert_eq!((pool.objects.count, pool.channels, pool.splits, pool.split), (1, 2, 66, 256));
+    }
+
+    #[test]
+    fn every_tile_fits_the_smallest_device() {
+        for objects in [1, 32, 33, 100, 153, 160, 161, 400] {
+            for channels in [1, 19, 64, 96, 256, 1000] {
+                let extents = Extents { objects, channels, ..KNET };
+                let conv = conv(&extents, &SMALL);
+                let pool = pool(&extents, &SMALL);
+                assert!(conv.shared() <= 101_376 && pool.shared() <= 101_376, "{extents:?}");
+                for tiles in [conv.objects, pool.objects] {
+                    assert!(tiles.bands <= 5 && tiles.count * tiles.rows() >= objects);
+                    assert!((tiles.count - 1) * tiles.rows() < objects, "an empty tile: {extents:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn splits_cover_all_pixels_and_none_is_empty() {
+        for pixels in 1..2000 {
+            let extents = Extents { pixels, ..KNET };
+            let tile = pool(&extents, &Caps::H100);
+            for (split, splits) in [(tile.split, tile.splits), pool_f32(&extents, &Caps::H100)] {
+                assert!(split * splits >= pixels && split * (splits - 1) < pixels);
+            }
+        }
+    }
+}
