@@ -14,13 +14,11 @@ __device__ inline void store_chunk(void* p, const Chunk& chunk) { *reinterpret_c
 __device__ inline void store_shared_pair(u32 shared, float left, float right) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(left), "f"(right) : "memory");
 }
-__device__ inline Chunk load_shared_chunk(u32 shared) {
-    Chunk chunk;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(chunk.word[0]), "=r"(chunk.word[1]), "=r"(chunk.word[2]), "=r"(chunk.word[3])
+__device__ inline void load_shared_floats(float (&x)[4], u32 shared) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
                  : "r"(shared)
                  : "memory");
-    return chunk;
 }
 
 __device__ inline void unpack(const Chunk& chunk, float (&x)[4], float) {

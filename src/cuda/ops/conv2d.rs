@@ -364,3 +364,55 @@ impl Conv<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Op, Operator, ValueType};
+    use crate::plan::launch::{Caps, Precision};
+
+    /// The program of a convolution in f16 on an H100.
+    fn program(op: Conv2d, inputs: &[&[usize]], constant: &[bool]) -> Result<Program, String> {
+        let mut inputs: Vec<ValueType> = inputs.iter().map(|dims| ValueType::f32(*dims)).collect();
+        let mut outputs = op.infer(&inputs).unwrap();
+        inputs[0].dtype = DType::F16;
+        outputs[0].dtype = DType::F16;
+        let target = Target { caps: Caps::H100, precision: Precision::F16 };
+        let site = Site { op: &Op::Conv2d(op), inputs: &inputs, constant, outputs: &outputs };
+        let program = op.program(&site, &target)?;
+        program.launches.iter().try_for_each(|launch| launch.check(&target.caps))?;
+        Ok(program)
+    }
+
+    #[test]
+    fn a_layer_of_fpn_is_one_launch() {
+        let op = Conv2d { epilogue: Epilogue::BIAS, ..Conv2d::with(1, 1) };
+        let dims: &[&[usize]] = &[&[1, 200, 336, 256], &[256, 3, 3, 256], &[256]];
+        let program = program(op, dims, &[false, true, true]).unwrap();
+        let [launch] = &program.launches[..] else { panic!("{} launches", program.launches.len()) };
+        assert_eq!((launch.grid, launch.block), ([525 * 2, 1, 1], [128, 1, 1]));
+        assert_eq!((launch.shared, program.workspace), (4 * (128 + 128) * 64, 0));
+        assert_eq!(launch.args[2..4], [Arg::Input(2), Arg::Null]);
+        let packed = Packing { row_dims: 3, row_multiple: 8, ..Packing::plain(DType::F16) };
+        assert_eq!(program.packing, [Packing::plain(DType::F16), packed, Packing::plain(DType::F32)]);
+    }
+
+    #[test]
+    fn a_split_reduction_writes_sums_that_a_second_launch_adds() {
+        let dims: &[&[usize]] = &[&[1, 25, 42, 512], &[512, 3, 3, 512]];
+        let program = program(Conv2d::with(1, 1), dims, &[false, true]).unwrap();
+        let [gemm, add] = &program.launches[..] else { panic!("{} launches", program.launches.len()) };
+        let splits = gemm.grid[2] as usize;
+        assert!(splits > 1);
+        assert_eq!(program.workspace, splits * 25 * 42 * 512 * 4);
+        assert_eq!((&gemm.args[4], &add.args[0]), (&Arg::Workspace(0), &Arg::Workspace(0)));
+        assert_eq!(add.grid, [(25 * 42 * 512 / 8usize).div_ceil(256) as u32, 1, 1]);
+    }
+
+    #[test]
+    fn a_filter_that_is_no_constant_is_refused() {
+        let dims: &[&[usize]] = &[&[1, 5, 5, 8], &[8, 3, 3, 8]];
+        let fault = program(Conv2d::with(1, 1), dims, &[false, false]).unwrap_err();
+        assert!(fault.contains("must be a constant"), "{fault}");
+    }
+}
