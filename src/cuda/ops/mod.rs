@@ -5,6 +5,7 @@ mod attention;
 mod binary;
 pub(crate) mod cast;
 mod concat;
+mod fused_linear;
 mod global_avg_pool;
 mod group_norm;
 mod launches;
@@ -45,6 +46,7 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
         Op::Attention(op) => op.program(site, target),
         Op::Binary(op) => op.program(site, target),
         Op::Concat(op) => op.program(site, target),
+        Op::FusedLinear(op) => op.program(site, target),
         Op::GlobalAvgPool(op) => op.program(site, target),
         Op::GroupNorm(op) => op.program(site, target),
         Op::LayerNorm(op) => op.program(site, target),
