@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) group_norm_moments(const st
     }
 }
 
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(512, 1)
     group_norm_apply(const storage_t* __restrict__ x, const Moments* __restrict__ partial, const float* __restrict__ gamma,
                      const float* __restrict__ beta, storage_t* __restrict__ y, const Params p) {
     extern __shared__ float group_values[];

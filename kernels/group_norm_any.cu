@@ -29,7 +29,7 @@ __device__ inline u64 group_start(const Params& p) {
     return u64(blockIdx.z) * (p.elements / p.width) * p.channels + blockIdx.y * p.width;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     group_norm_any_moments(const storage_t* __restrict__ x, Moments* __restrict__ partial, const Params p) {
     __shared__ float sums[WARP];
     const u32 thread = threadIdx.x;
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     group_norm_any_apply(const storage_t* __restrict__ x, const Moments* __restrict__ partial,
                          const float* __restrict__ gamma, const float* __restrict__ beta, storage_t* __restrict__ y,
                          const Params p) {

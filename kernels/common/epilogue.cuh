@@ -20,29 +20,34 @@ template <typename T> struct Epilogue {
 
     // A chunk of neighbouring channels from `n`, a multiple of its length; rows of y are whole chunks.
     template <int activation> __device__ inline void store_chunk_of(float (&x)[Lanes<T>::count], u64 at, u32 n) const {
-        constexpr int count = Lanes<T>::count;
-        if (residual) {
-            float r[count];
-            load_vector(residual + at, r);
-            add_bias(x, n);
-#pragma unroll
-            for (int i = 0; i < count; ++i) x[i] += r[i];
-        } else {
-            add_bias(x, n);
-        }
-#pragma unroll
-        for (int i = 0; i < count; ++i) x[i] = activate<activation>(x[i]);
-        store_vector(y + at, x);
+        float b[Lanes<T>::count];
+        load_bias(b, n);
+        store_chunk_with<activation>(x, b, residual ? load_chunk(residual + at) : Chunk{}, at);
     }
 
-    __device__ inline void add_bias(float (&x)[Lanes<T>::count], u32 n) const {
-        if (!bias) return;
+    // The bias of that chunk, zero if there is none.
+    __device__ inline void load_bias(float (&b)[Lanes<T>::count], u32 n) const {
 #pragma unroll
         for (int i = 0; i < Lanes<T>::count; i += 4) {
-            float b[4];
-            load_vector(bias + n + i, b);
+            const Chunk chunk = bias ? load_chunk(bias + n + i) : Chunk{};
 #pragma unroll
-            for (int j = 0; j < 4; ++j) x[i + j] += b[j];
+            for (int j = 0; j < 4; ++j) b[i + j] = __uint_as_float(chunk.word[j]);
         }
+    }
+
+    // The same with the bias and the residual's chunk (if there is a residual) loaded before.
+    template <int activation>
+    __device__ inline void store_chunk_with(float (&x)[Lanes<T>::count], const float (&b)[Lanes<T>::count], const Chunk& r, u64 at) const {
+#pragma unroll
+        for (int i = 0; i < Lanes<T>::count; ++i) x[i] += b[i];
+        if (residual) {
+            float other[Lanes<T>::count];
+            unpack(r, other, T{});
+#pragma unroll
+            for (int i = 0; i < Lanes<T>::count; ++i) x[i] += other[i];
+        }
+#pragma unroll
+        for (int i = 0; i < Lanes<T>::count; ++i) x[i] = activate<activation>(x[i]);
+        store_vector(y + at, x);
     }
 };

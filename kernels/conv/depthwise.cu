@@ -8,6 +8,7 @@
 // Each element of y costs R * S FMAs and moves 2 * sizeof(storage_t) bytes of device memory (1 + stride^2 elements): memory bounds it.
 //
 // Defines: STORAGE, ACTIVATION, FILTER_H, FILTER_W, STRIDE_W, TILE_Q, WHOLE_CHUNKS.
+#include "common/divisor.cuh"
 #include "common/epilogue.cuh"
 
 struct Params {
@@ -20,6 +21,7 @@ struct Params {
     i32 stride_h;
     i32 padding_h, padding_w;
     i32 dilation_h, dilation_w;
+    Divisor by_chunks, by_tiles_q, by_out_height;
 };
 
 constexpr u32 COUNT = WHOLE_CHUNKS ? Lanes<storage_t>::count : 1;
@@ -38,9 +40,9 @@ extern "C" __global__ void __launch_bounds__(128, 1)
               const storage_t* __restrict__ residual, storage_t* __restrict__ y, const Params p) {
     const u32 thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= p.threads) return;
-    const u32 tile = thread / p.chunks, channel = (thread - tile * p.chunks) * COUNT;
-    const u32 line = tile / p.tiles_q, first_q = (tile - line * p.tiles_q) * TILE_Q;
-    const u32 image = line / p.out_height;
+    const u32 tile = thread / p.by_chunks, channel = (thread - tile * p.chunks) * COUNT;
+    const u32 line = tile / p.by_tiles_q, first_q = (tile - line * p.tiles_q) * TILE_Q;
+    const u32 image = line / p.by_out_height;
     const i32 first_h = i32(line - image * p.out_height) * p.stride_h - p.padding_h;
     const i32 first_w = i32(first_q) * STRIDE_W - p.padding_w;
 

@@ -20,7 +20,8 @@
 // A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64 FMAs a byte for f16 with
 // 128 x 128, 43 with 128 x 64, 32 with 64 x 64.
 //
-// Defines: STORAGE, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, ADDRESSING, SHALLOW, WHOLE_CHUNKS, SPLIT.
+// Defines: STORAGE, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a multiprocessor, that registers must
+// leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS, SPLIT.
 #include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
@@ -170,48 +171,61 @@ struct Writer {
 
     __device__ inline void write(const Tile& tile, u32 lane) const {
         float* band = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * 16 * PITCH;
+        const auto put = [&](float left, float right, u32 row, u32 column) {
+            *reinterpret_cast<float2*>(band + row * PITCH + column) = float2{left, right};
+        };
+#if WHOLE_CHUNKS
+        // A lane keeps its columns, and so its bias; the residual is on its way while the band is put down.
+        constexpr u32 COUNT = Lanes<out_t>::count, PER_ROW = Tile::columns / COUNT, ROWS = 32 / PER_ROW;
+        const u32 row = lane / PER_ROW, column = lane % PER_ROW * COUNT, n = first_column + column;
+        float bias[COUNT] = {};
+        if (n < filters) epilogue.load_bias(bias, n);
 #pragma unroll
         for (int i = 0; i < Tile::rows / 16; ++i) {
-            tile.for_pairs(i, lane, [&](float left, float right, u32 row, u32 column) {
-                *reinterpret_cast<float2*>(band + row * PITCH + column) = float2{left, right};
-            });
-            __syncwarp();
-            copy_out(band, i * 16, lane);
-            __syncwarp();
-        }
-    }
-
-    __device__ inline void copy_out(const float* band, u32 row_offset, u32 lane) const {
-#if WHOLE_CHUNKS
-        constexpr u32 COUNT = Lanes<out_t>::count, PER_ROW = Tile::columns / COUNT;
+            Chunk residual[16 / ROWS];
 #pragma unroll
-        for (u32 i = lane; i < 16 * PER_ROW; i += 32) {
-            const u32 row = i / PER_ROW, column = i % PER_ROW * COUNT;
-            const u32 m = first_row + row_offset + row, n = first_column + column;
-            float x[COUNT];
-            // Every other group of four lanes takes its two halves in the other order: no two of eight lanes meet in a bank.
-#pragma unroll
-            for (u32 half = 0; half < COUNT / 4; ++half) {
-                const u32 at = COUNT == 8 ? (half ^ (lane / 4 % 2)) * 4 : 0;
-                load_vector(band + row * PITCH + column + at, *reinterpret_cast<float(*)[4]>(x + half * 4));
+            for (u32 j = 0; j < 16 / ROWS; ++j) {
+                const u32 m = first_row + i * 16 + j * ROWS + row;
+                residual[j] = Chunk{};
+                if (epilogue.residual && m < pixels && n < filters) residual[j] = load_chunk(epilogue.residual + u64(m) * filters + n);
             }
-            if (COUNT == 8 && lane / 4 % 2) {
+            tile.for_pairs(i, lane, put);
+            __syncwarp();
 #pragma unroll
-                for (u32 j = 0; j < 4; ++j) {
-                    const float first = x[j];
-                    x[j] = x[COUNT - 4 + j];
-                    x[COUNT - 4 + j] = first;
-                }
+            for (u32 j = 0; j < 16 / ROWS; ++j) {
+                const u32 m = first_row + i * 16 + j * ROWS + row;
+                float x[COUNT];
+                get(x, band + (j * ROWS + row) * PITCH + column, lane);
+                if (m < pixels && n < filters)
+                    epilogue.store_chunk_with<SPLIT ? ACTIVATION_NONE : ACTIVATION>(x, bias, residual[j], u64(m) * filters + n);
             }
-            if (m < pixels && n < filters)
-                epilogue.store_chunk_of<SPLIT ? ACTIVATION_NONE : ACTIVATION>(x, u64(m) * filters + n, n);
+            __syncwarp();
         }
 #else
-        for (u32 i = lane; i < 16 * Tile::columns; i += 32) {
-            const u32 row = i / Tile::columns, column = i % Tile::columns;
-            element(band[row * PITCH + column], row_offset + row, column);
+#pragma unroll
+        for (int i = 0; i < Tile::rows / 16; ++i) {
+            tile.for_pairs(i, lane, put);
+            __syncwarp();
+            for (u32 j = lane; j < 16 * Tile::columns; j += 32)
+                element(band[j / Tile::columns * PITCH + j % Tile::columns], i * 16 + j / Tile::columns, j % Tile::columns);
+            __syncwarp();
         }
 #endif
+    }
+
+    __device__ static inline void get(float (&x)[4], const float* from, u32) { load_vector(from, x); }
+
+    // Every other group of four lanes takes its halves in the other order: no two of eight lanes meet in a bank.
+    __device__ static inline void get(float (&x)[8], const float* from, u32 lane) {
+        const u32 swap = lane / 4 % 2 * 4;
+        float first[4], second[4];
+        load_vector(from + swap, first);
+        load_vector(from + (4 - swap), second);
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) {
+            x[j] = swap ? second[j] : first[j];
+            x[j + 4] = swap ? first[j] : second[j];
+        }
     }
 #endif
 };
@@ -220,11 +234,11 @@ __device__ inline void multiply(Tile& tile, u32 stage, u32 warp, u32 lane) {
     tile.multiply(stage, warp / WARPS_N * Tile::rows, stage + A_BYTES, warp % WARPS_N * Tile::columns, lane);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     implicit_gemm(const storage_t* __restrict__ x, const storage_t* __restrict__ w, const float* __restrict__ bias,
                   const storage_t* __restrict__ residual, out_t* __restrict__ y, const Params p) {
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const u32 tile_m = blockIdx.x / p.tiles_n;
+    const u32 tile_m = blockIdx.x / p.by_tiles_n;
     const u32 first_pixel = tile_m * TILE_M, first_filter = (blockIdx.x - tile_m * p.tiles_n) * TILE_N;
     const u32 all_steps = (p.depth + STEP - 1) / STEP;
     const u32 first_step = SPLIT ? blockIdx.z * p.slice : 0;

@@ -4,8 +4,10 @@
 // An element's place is the sum of a part of the row and a part of the column, and it lies inside the map if the tap's row and
 // column both do. Both parts and both sets of taps (16 bits each) are kept in registers, and moving along k adds and shifts:
 // the main loop has no division and no comparison with the map's borders.
+//
+// Defines: FILTER_H, FILTER_W (R and S, at most 16 each).
 #pragma once
-#include "common/storage.cuh"
+#include "common/divisor.cuh"
 
 struct Params {
     u32 pixels;         // rows of the product: B * P * Q
@@ -18,11 +20,11 @@ struct Params {
     i32 stride_h, stride_w;
     i32 padding_h, padding_w;
     i32 dilation_h, dilation_w;
-    u32 filter_h, filter_w;  // at most 16 each
     i32 next_column;    // what the offset gains from the last channel of a tap to the first one of the next tap of the row
     i32 next_row;       // what it gains besides at the end of a row of taps
     u32 tiles_n;        // tiles along the filters
     u32 slice;          // steps along k of one split
+    Divisor by_out_height, by_out_width, by_channels, by_tiles_n;
 };
 
 // The part of a row: its element offset, and a bit for each tap column (from bit 0) and tap row (from bit 16) inside the map.
@@ -31,21 +33,21 @@ struct Window {
     u32 inside;
 };
 
-__device__ inline u32 taps_inside(i32 first, i32 dilation, u32 taps, u32 size) {
+template <u32 taps> __device__ inline u32 taps_inside(i32 first, i32 dilation, u32 size) {
     u32 bits = 0;
-    for (u32 t = 0; t < taps; ++t, first += dilation) bits |= u32(u32(first) < size) << t;
+#pragma unroll
+    for (u32 t = 0; t < taps; ++t, first += dilation) bits |= u32(first) < size ? 1u << t : 0;
     return bits;
 }
 
 __device__ inline Window window_of(const Params& p, u32 pixel) {
-    if (pixel >= p.pixels) return Window{0, 0};
-    const u32 line = pixel / p.out_width, image = line / p.out_height;
+    const u32 line = pixel / p.by_out_width, image = line / p.by_out_height;
     const i32 h = i32(line - image * p.out_height) * p.stride_h - p.padding_h;
     const i32 w = i32(pixel - line * p.out_width) * p.stride_w - p.padding_w;
-    const u32 columns = taps_inside(w, p.dilation_w, p.filter_w, p.width);
-    const u32 rows = taps_inside(h, p.dilation_h, p.filter_h, p.height);
+    const u32 columns = taps_inside<FILTER_W>(w, p.dilation_w, p.width);
+    const u32 rows = taps_inside<FILTER_H>(h, p.dilation_h, p.height);
     const i32 offset = ((i32(image * p.height) + h) * i32(p.width) + w) * i32(p.channels);
-    return Window{offset, columns | rows << 16};
+    return Window{offset, pixel < p.pixels ? columns | rows << 16 : 0};
 }
 
 // The part of a column, moving along k.
@@ -55,9 +57,9 @@ struct Position {
     u32 column_bit, row_bit;
 
     __device__ inline Position(const Params& p, u32 start) : k(start) {
-        const u32 tap = start / p.channels, r = tap / p.filter_w, s = tap - r * p.filter_w;
+        const u32 tap = start / p.by_channels, r = tap / FILTER_W, s = tap % FILTER_W;
         channel = start - tap * p.channels;
-        offset = i32(r) * p.dilation_h * i32(p.width) * i32(p.channels) + i32(s) * p.dilation_w * i32(p.channels) + i32(channel);
+        offset = (i32(r) * p.dilation_h * i32(p.width) + i32(s) * p.dilation_w) * i32(p.channels) + i32(channel);
         column_bit = 1u << s;
         row_bit = r < 16 ? 0x10000u << r : 0;
     }
@@ -85,7 +87,7 @@ private:
         channel -= p.channels;
         offset += p.next_column;
         column_bit <<= 1;
-        if (column_bit >> p.filter_w) {
+        if (column_bit >> FILTER_W) {
             column_bit = 1;
             row_bit <<= 1;
             offset += p.next_row;

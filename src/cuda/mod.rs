@@ -11,6 +11,8 @@ mod memory;
 pub mod nvrtc;
 pub mod ops;
 pub mod pack;
+pub mod post;
+pub mod pre;
 pub mod runtime;
 pub mod sources;
 

@@ -6,12 +6,17 @@ use half::{bf16, f16};
 
 /// The bytes of `tensor` in this packing: rows padded with zeros, elements rounded to nearest even.
 pub fn pack(tensor: &Tensor, packing: Packing) -> Vec<u8> {
-    let columns = tensor.shape().last();
+    let (dims, data) = (tensor.shape(), tensor.data());
+    let row_dims = packing.row_dims.min(dims.rank());
+    let columns: usize = dims.dims()[dims.rank() - row_dims..].iter().product();
+    let rows = data.len().checked_div(columns).unwrap_or(0);
+    // Element `j` of row `i` of the result is element `i * row_step + j * step` of the tensor.
+    let (rows, columns, row_step, step) =
+        if packing.transposed { (columns, rows, 1, columns) } else { (rows, columns, columns, 1) };
     let padded = columns.next_multiple_of(packing.row_multiple.max(1));
-    let rows = tensor.data().len().checked_div(columns).unwrap_or(0);
     let mut bytes = Vec::with_capacity(rows * padded * packing.dtype.size());
-    for row in tensor.data().chunks_exact(columns.max(1)) {
-        row.iter().for_each(|&value| push(&mut bytes, packing.dtype, value));
+    for row in 0..rows {
+        (0..columns).for_each(|column| push(&mut bytes, packing.dtype, data[row * row_step + column * step]));
         (columns..padded).for_each(|_| push(&mut bytes, packing.dtype, 0.0));
     }
     bytes
@@ -44,7 +49,7 @@ mod tests {
     #[test]
     fn rows_are_padded_and_values_come_back() {
         let tensor = Tensor::new([2, 3], vec![1.0, -2.5, 0.25, 3.0, 1e-3, 65504.0]);
-        let packed = pack(&tensor, Packing { dtype: DType::F16, row_multiple: 8 });
+        let packed = pack(&tensor, Packing { row_multiple: 8, ..Packing::plain(DType::F16) });
         assert_eq!(packed.len(), 2 * 8 * 2);
         let values = unpack(&packed, DType::F16);
         assert_eq!(values[..4], [1.0, -2.5, 0.25, 0.0]);
@@ -52,5 +57,20 @@ mod tests {
         assert!(values[3..8].iter().all(|&v| v == 0.0));
         let plain = pack(&tensor, Packing::plain(DType::F32));
         assert_eq!(unpack(&plain, DType::F32), tensor.data());
+    }
+
+    #[test]
+    fn rows_of_several_dimensions_are_padded_as_one_and_transposed() {
+        let tensor = Tensor::new([3, 1, 2, 2], (0..12).map(|i| i as f32).collect());
+        let rows = Packing { row_dims: 3, row_multiple: 3, ..Packing::plain(DType::F32) };
+        let packed = unpack(&pack(&tensor, rows), DType::F32);
+        assert_eq!(packed[..9], [0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 4.0, 5.0, 6.0]);
+        assert_eq!(packed.len(), 18);
+        let columns = Packing { transposed: true, row_multiple: 2, ..rows };
+        let packed = unpack(&pack(&tensor, columns), DType::F32);
+        assert_eq!(packed[..8], [0.0, 4.0, 8.0, 0.0, 1.0, 5.0, 9.0, 0.0]);
+        assert_eq!(packed.len(), 16);
+        let empty = Tensor::new([0, 3], vec![]);
+        assert!(pack(&empty, columns).is_empty() && pack(&empty, rows).is_empty());
     }
 }

@@ -166,14 +166,18 @@ impl fmt::Display for Launch {
 pub struct Packing {
     /// Element type.
     pub dtype: DType,
-    /// Elements of a row (the last dimension) are followed by zeros up to a multiple of this. 1 leaves them as they are.
+    /// The last dimensions that make a row: 1 for the last alone, 3 for all taps of a filter.
+    pub row_dims: usize,
+    /// Rows become columns: element (i, j) of the matrix of rows goes to row j, place i.
+    pub transposed: bool,
+    /// Rows, after transposing, are followed by zeros up to a multiple of this. 1 leaves them as they are.
     pub row_multiple: usize,
 }
 
 impl Packing {
     /// As the graph lays it out, in this type.
     pub fn plain(dtype: DType) -> Self {
-        Packing { dtype, row_multiple: 1 }
+        Packing { dtype, row_dims: 1, transposed: false, row_multiple: 1 }
     }
 }
 

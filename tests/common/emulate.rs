@@ -3,6 +3,8 @@
 
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::pack::{pack, unpack};
+use knet::cuda::post::{self, MaskLogits};
+use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
 use knet::cuda::{ops, select, stored};
 use knet::graph::Graph;
 use knet::graph::passes::optimize;
@@ -13,7 +15,7 @@ use knet::plan::constants::Constants;
 use knet::plan::launch::{Arg, Caps, Launch, Packing, Precision, Program, Target};
 use knet::plan::{Operand, Place, Plan, Site};
 use knet::tensor::{DType, Tensor};
-use ptxemu::{Instance, Memory, Module, Options};
+use ptxemu::{Instance, Memory, Module, Options, Report};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -149,61 +151,78 @@ impl State<'_> {
         for output in &step.outputs {
             self.define(output, &step.name)?;
         }
-        let workspace = match program.workspace {
-            0 => None,
-            bytes => Some(self.memory.alloc(bytes as u64, "workspace").map_err(|e| e.to_string())?),
+        let mut inputs = Vec::new();
+        for (index, operand) in step.inputs.iter().enumerate() {
+            inputs.push(match operand.place {
+                Place::Arena(slot) => self.live[&slot],
+                Place::Const(constant) => self.constant(constant, program.packing_of(index))?,
+            });
+        }
+        let address = |operand: &Operand| match operand.place {
+            Place::Arena(slot) => Ok(self.live[&slot]),
+            Place::Const(_) => Err("a result is no constant".to_string()),
         };
-        for launch in &program.launches {
-            launch.check(&CAPS)?;
-            let module = module(launch)?;
-            let entry = module.entry(launch.entry).ok_or_else(|| format!("no kernel in {launch}"))?.clone();
-            if entry.params.len() != launch.args.len() {
-                let (has, given) = (entry.params.len(), launch.args.len());
-                return Err(format!("{launch}: {has} parameters, {given} arguments"));
-            }
-            let mut params = vec![0u8; entry.param_bytes as usize];
-            for (param, arg) in entry.params.iter().zip(&launch.args) {
-                let address = |operand: &Operand| match operand.place {
-                    Place::Arena(slot) => Ok(self.live[&slot]),
-                    Place::Const(_) => Err("a result is no constant".to_string()),
-                };
-                let bytes = match arg {
-                    Arg::Input(i) => match step.inputs[*i].place {
-                        Place::Arena(_) => address(&step.inputs[*i])?,
-                        Place::Const(index) => self.constant(index, program.packing_of(*i))?,
-                    }
-                    .to_le_bytes()
-                    .to_vec(),
-                    Arg::Output(i) => address(&step.outputs[*i])?.to_le_bytes().to_vec(),
-                    Arg::Workspace(offset) => {
-                        let base = workspace.ok_or_else(|| format!("{launch}: no workspace"))?;
-                        (base + *offset as u64).to_le_bytes().to_vec()
-                    }
-                    Arg::Null => vec![0; 8],
-                    Arg::Struct(bytes) => bytes.clone(),
-                };
-                if bytes.len() != param.size as usize {
-                    let (has, given) = (param.size, bytes.len());
-                    return Err(format!("{launch}: `{}` has {has} bytes, was given {given}", param.name));
-                }
-                params[param.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
-            }
-            let instance = Instance::new(module, &self.memory).map_err(|e| e.to_string())?;
-            let geometry = ptxemu::Launch {
-                grid: launch.grid,
-                block: launch.block,
-                dynamic_shared: launch.shared,
-                params: &params,
-            };
-            ptxemu::launch(&instance, launch.entry, &geometry, &self.memory, &self.run.config)
-                .map_err(|e| format!("{launch}: {e}"))?;
-            instance.unload(&self.memory).map_err(|e| e.to_string())?;
-        }
-        if let Some(address) = workspace {
-            self.memory.free(address).map_err(|e| e.to_string())?;
-        }
+        let outputs = step.outputs.iter().map(address).collect::<Result<Vec<u64>, String>>()?;
+        run_program(&program, &inputs, &outputs, &self.memory, &self.run.config)?;
         Ok(())
     }
+}
+
+/// Runs the launches of `program` over operands and results at these addresses.
+pub fn run_program(
+    program: &Program,
+    inputs: &[u64],
+    outputs: &[u64],
+    memory: &Memory,
+    config: &ptxemu::Config,
+) -> Result<Report, String> {
+    let mut report = Report::default();
+    let workspace = match program.workspace {
+        0 => None,
+        bytes => Some(memory.alloc(bytes as u64, "workspace").map_err(|e| e.to_string())?),
+    };
+    for launch in &program.launches {
+        launch.check(&CAPS)?;
+        let module = module(launch)?;
+        let entry = module.entry(launch.entry).ok_or_else(|| format!("no kernel in {launch}"))?.clone();
+        if entry.params.len() != launch.args.len() {
+            let (has, given) = (entry.params.len(), launch.args.len());
+            return Err(format!("{launch}: {has} parameters, {given} arguments"));
+        }
+        let mut params = vec![0u8; entry.param_bytes as usize];
+        for (param, arg) in entry.params.iter().zip(&launch.args) {
+            let bytes = match arg {
+                Arg::Input(i) => inputs[*i].to_le_bytes().to_vec(),
+                Arg::Output(i) => outputs[*i].to_le_bytes().to_vec(),
+                Arg::Workspace(offset) => {
+                    let base = workspace.ok_or_else(|| format!("{launch}: no workspace"))?;
+                    (base + *offset as u64).to_le_bytes().to_vec()
+                }
+                Arg::Null => vec![0; 8],
+                Arg::Struct(bytes) => bytes.clone(),
+            };
+            if bytes.len() != param.size as usize {
+                let (has, given) = (param.size, bytes.len());
+                return Err(format!("{launch}: `{}` has {has} bytes, was given {given}", param.name));
+            }
+            params[param.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+        }
+        let instance = Instance::new(module, memory).map_err(|e| e.to_string())?;
+        let geometry = ptxemu::Launch {
+            grid: launch.grid,
+            block: launch.block,
+            dynamic_shared: launch.shared,
+            params: &params,
+        };
+        let one = ptxemu::launch(&instance, launch.entry, &geometry, memory, config)
+            .map_err(|e| format!("{launch}: {e}"))?;
+        report.merge(&one);
+        instance.unload(memory).map_err(|e| e.to_string())?;
+    }
+    if let Some(address) = workspace {
+        memory.free(address).map_err(|e| e.to_string())?;
+    }
+    Ok(report)
 }
 
 /// `tensor` rounded to what the device stores.
@@ -223,7 +242,8 @@ pub struct Variant {
     pub shared: u32,
 }
 
-/// Every kernel variant that the cases of the operators and the models ask for, in every precision, once each.
+/// Every kernel variant that the cases of the operators, the models, pre- and post-processing ask for, in every precision,
+/// once each.
 pub fn variants() -> Vec<Variant> {
     let mut found = BTreeMap::new();
     let mut add = |launch: &Launch| {
@@ -258,6 +278,9 @@ pub fn variants() -> Vec<Variant> {
             }
         }
     }
+    for dtype in Precision::ALL.map(Precision::storage) {
+        image_launches(dtype).iter().for_each(&mut add);
+    }
     let variant =
         |((source, entry, defines), (threads, shared))| Variant { source, entry, defines, threads, shared };
     found.into_iter().map(variant).collect()
@@ -271,3 +294,17 @@ const MODELS: [(&str, [usize; 2]); 5] = [
     ("knet_s3_r50_fpn_panoptic", [800, 1344]),
     ("knet_s3_lite0_fpn", [320, 320]),
 ];
+
+/// Pre- and post-processing of a small photo.
+fn image_launches(dtype: DType) -> Vec<Launch> {
+    let (original, resized, padded) = ((20, 30), (40, 60), (64, 64));
+    let formats = [PixelFormat::Rgb8, PixelFormat::Bgr8, PixelFormat::Nv12(YuvMatrix::Bt601)];
+    let preprocess = formats.map(|format| {
+        let (mean, std) = ([0.0; 3], [1.0; 3]);
+        Preprocess { format, source: original, pitch: 90, resized, padded, mean, std }.launch(dtype)
+    });
+    let logits = MaskLogits { objects: 4, size: (8, 8), dtype, padded, resized, original };
+    let programs = [post::instance_masks(&logits, 3), post::panoptic(&logits, 2, 5, 2)];
+    let postprocess = programs.into_iter().flat_map(|program| program.expect("sizes fit").launches);
+    preprocess.into_iter().map(|launch| launch.expect("sizes fit")).chain(postprocess).collect()
+}

@@ -5,10 +5,12 @@ mod attention;
 mod binary;
 pub(crate) mod cast;
 mod concat;
+pub mod conv2d;
+mod divisor;
 mod fused_linear;
 mod global_avg_pool;
 mod group_norm;
-mod launches;
+pub(crate) mod launches;
 mod layer_norm;
 mod linear;
 mod mask_conv;
@@ -46,6 +48,7 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
         Op::Attention(op) => op.program(site, target),
         Op::Binary(op) => op.program(site, target),
         Op::Concat(op) => op.program(site, target),
+        Op::Conv2d(op) => op.program(site, target),
         Op::FusedLinear(op) => op.program(site, target),
         Op::GlobalAvgPool(op) => op.program(site, target),
         Op::GroupNorm(op) => op.program(site, target),

@@ -129,8 +129,8 @@ impl Driver {
         if captures.is_empty() { Ok(()) } else { Err(CUresult::STREAM_CAPTURE_UNSUPPORTED) }
     }
 
-    /// Refuses calls that may wait for the device (allocation, loading, synchronous copies) while this thread, or any in a
-    /// global capture, is capturing.
+    /// Refuses calls that may wait for the device (allocation, loading, synchronous copies) while this thread, or any
+    /// in a global capture, is capturing.
     pub fn refuse_unsafe_while_capturing(&mut self) -> Outcome {
         let thread = this_thread();
         let mut refused = false;

@@ -1,4 +1,5 @@
-//! Contexts: which one is current on a thread, and when the device is emptied. All contexts share the one device's state.
+//! Contexts: which one is current on a thread, and when the device is emptied. All contexts share the one device's
+//! state.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -135,7 +136,9 @@ entry_points! {
     }
 
     /// Makes a context; execution affinity is not supported.
-    initialised fn cuCtxCreate_v3(context: Out<Handle>, _affinity: Handle, count: i32, flags: u32, device: i32) |_, driver| {
+    initialised fn cuCtxCreate_v3(
+        context: Out<Handle>, _affinity: Handle, count: i32, flags: u32, device: i32,
+    ) |_, driver| {
         if count != 0 {
             return Err(CUresult::NOT_SUPPORTED);
         }

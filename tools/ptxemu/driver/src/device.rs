@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use crate::driver::driver;
+use crate::driver::{driver, idle_driver};
 use crate::error::CUresult;
 use crate::ffi::{Out, entry_points};
 use crate::settings::Settings;
@@ -80,7 +80,8 @@ impl Model {
         }
     }
 
-    /// Blocks of `threads` threads and `shared` bytes that fit on a multiprocessor. Registers are not known to PTX, hence not counted.
+    /// Blocks of `threads` threads and `shared` bytes that fit on a multiprocessor. Registers are not known to PTX,
+    /// hence not counted.
     pub fn resident_blocks(&self, threads: u32, shared: u32) -> u32 {
         let warps = threads.div_ceil(Self::WARP).max(1);
         let by_threads = self.threads_per_multiprocessor() / Self::WARP / warps;
@@ -90,7 +91,8 @@ impl Model {
         by_threads.min(by_shared).min(self.blocks_per_multiprocessor())
     }
 
-    /// A `CUdevice_attribute`. Attributes of what the emulator has not (textures, managed memory, virtual memory, ...) are 0.
+    /// A `CUdevice_attribute`. Attributes of what the emulator has not (textures, managed memory, virtual memory,
+    /// ...) are 0.
     fn attribute(&self, attribute: u32) -> Option<i32> {
         Some(match attribute {
             1 => Self::MAX_THREADS as i32,
@@ -127,7 +129,7 @@ impl Model {
 }
 
 extern "C" fn at_exit() {
-    if let Some(driver) = driver().as_mut() {
+    if let Some(driver) = idle_driver().as_mut().and_then(|slot| slot.as_mut()) {
         report::at_exit(driver);
     }
 }

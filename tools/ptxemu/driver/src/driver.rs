@@ -25,6 +25,11 @@ pub fn driver() -> MutexGuard<'static, Option<Driver>> {
     DRIVER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Locks the driver if nobody holds it, for the process's exit, which must not wait.
+pub fn idle_driver() -> Option<MutexGuard<'static, Option<Driver>>> {
+    DRIVER.try_lock().ok()
+}
+
 /// Everything the driver knows.
 pub struct Driver {
     /// The environment's settings.

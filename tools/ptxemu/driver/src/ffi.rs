@@ -13,10 +13,13 @@ use crate::log;
 /// A handle (stream, event, module, ...): an opaque pointer to the caller, a number here.
 pub type Handle = usize;
 
-/// Declares entry points: `policy fn cuName(arguments) |call, driver| { ... }`, each an exported C function that returns a
-/// [`CUresult`]. The policies are [`anytime`], [`initialised`], [`bound`] and [`healthy`].
+/// Declares entry points: `policy fn cuName(arguments) |call, driver| { ... }`, each an exported C function that
+/// returns a [`CUresult`]. The policies are [`anytime`], [`initialised`], [`bound`] and [`healthy`].
 macro_rules! entry_points {
-    ($($(#[doc = $doc:literal])+ $policy:ident fn $name:ident($($arg:ident: $kind:ty),* $(,)?) |$call:pat_param, $driver:pat_param| $body:block)*) => {$(
+    ($(
+        $(#[doc = $doc:literal])+
+        $policy:ident fn $name:ident($($arg:ident: $kind:ty),* $(,)?) |$call:pat_param, $driver:pat_param| $body:block
+    )*) => {$(
         $(#[doc = $doc])+
         ///
         /// # Safety
@@ -129,7 +132,8 @@ impl<T> Out<T> {
         if self.0.is_null() {
             return Err(CUresult::INVALID_VALUE);
         }
-        // SAFETY: an `Out` only comes as an entry point's argument, whose caller vouches for a pointer that is not null.
+        // SAFETY: an `Out` only comes as an entry point's argument, whose caller vouches for a pointer that is not
+        // null.
         unsafe { self.0.write_unaligned(value) };
         Ok(())
     }
@@ -198,8 +202,8 @@ impl<T: Copy> In<T> {
         if self.0.is_null() {
             return Err(CUresult::INVALID_VALUE);
         }
-        // SAFETY: an `In` only comes as an entry point's argument, whose caller vouches for a pointer that is not null and
-        // for as many elements as the other arguments say.
+        // SAFETY: an `In` only comes as an entry point's argument, whose caller vouches for a pointer that is not
+        // null and for as many elements as the other arguments say.
         Ok(unsafe { self.0.wrapping_add(index).read_unaligned() })
     }
 

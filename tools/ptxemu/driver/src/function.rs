@@ -55,7 +55,8 @@ fn attribute(driver: &Driver, function: &Function, attribute: u32) -> Outcome<i3
     Ok(match attribute {
         0 => function.max_threads() as i32,
         1 => function.kernel.entry.static_shared as i32,
-        // PTX knows no registers, hence no spills: 0 says "not known". Constant memory and local memory are not told apart.
+        // PTX knows no registers, hence no spills: 0 says "not known". Constant memory and local memory are not
+        // told apart.
         2..=4 => 0,
         5 | 6 => (10 * major + minor) as i32,
         7 => 0,
@@ -147,7 +148,9 @@ entry_points! {
     }
 
     /// Offset and size of a parameter.
-    healthy fn cuFuncGetParamInfo(function: Handle, index: usize, offset: Out<usize>, bytes: Out<usize>) |_, driver| {
+    healthy fn cuFuncGetParamInfo(
+        function: Handle, index: usize, offset: Out<usize>, bytes: Out<usize>,
+    ) |_, driver| {
         let function = driver.functions.get(function)?;
         let parameter = function.kernel.entry.params.get(index).ok_or(CUresult::INVALID_VALUE)?;
         offset.set(parameter.offset as usize)?;
@@ -167,7 +170,9 @@ entry_points! {
     }
 
     /// Resident blocks of a multiprocessor; registers are not known to PTX and not counted.
-    healthy fn cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks: Out<i32>, function: Handle, threads: i32, dynamic: usize) |_, driver| {
+    healthy fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
+        blocks: Out<i32>, function: Handle, threads: i32, dynamic: usize,
+    ) |_, driver| {
         blocks.set(resident(driver, function, threads, dynamic)? as i32)
     }
 
@@ -193,7 +198,9 @@ entry_points! {
     }
 
     /// Dynamic shared memory that each of so many resident blocks can have.
-    healthy fn cuOccupancyAvailableDynamicSMemPerBlock(bytes: Out<usize>, function: Handle, blocks: i32, threads: i32) |_, driver| {
+    healthy fn cuOccupancyAvailableDynamicSMemPerBlock(
+        bytes: Out<usize>, function: Handle, blocks: i32, threads: i32,
+    ) |_, driver| {
         let taken = driver.functions.get(function)?.kernel.entry.static_shared;
         let fit = resident(driver, function, threads, 0)?;
         let blocks = u32::try_from(blocks).ok().filter(|blocks| (1..=fit).contains(blocks)).ok_or(CUresult::INVALID_VALUE)?;
@@ -202,7 +209,9 @@ entry_points! {
     }
 
     /// Clusters are not supported.
-    healthy fn cuOccupancyMaxActiveClusters(_clusters: Out<i32>, _function: Handle, _config: In<LaunchConfig>) |_, _| {
+    healthy fn cuOccupancyMaxActiveClusters(
+        _clusters: Out<i32>, _function: Handle, _config: In<LaunchConfig>,
+    ) |_, _| {
         Err(CUresult::NOT_SUPPORTED)
     }
 

@@ -137,7 +137,8 @@ fn update(exec: &mut Exec, new: &Arc<Vec<Node>>) -> Result<(), u32> {
 }
 
 fn params_of(launch: &Launch) -> KernelNodeParams {
-    // The pointers that the API hands out live as long as the graph with a driver; here for the process's life: they are few.
+    // The pointers that the API hands out live as long as the graph with a driver; here for the process's life:
+    // they are few.
     let packed: &'static mut [u8] = launch.parameters.clone().leak();
     let each: Vec<HostPtr> =
         launch.layout().map(|(offset, _)| HostPtr(packed[offset..].as_mut_ptr().cast())).collect();
@@ -186,13 +187,17 @@ entry_points! {
     }
 
     /// The form before CUDA 12, with a log buffer that stays empty.
-    healthy fn cuGraphInstantiate_v2(exec: Out<Handle>, graph: Handle, _node: Out<Handle>, _log: HostPtr, _bytes: usize) |call, driver| {
+    healthy fn cuGraphInstantiate_v2(
+        exec: Out<Handle>, graph: Handle, _node: Out<Handle>, _log: HostPtr, _bytes: usize,
+    ) |call, driver| {
         let made = instantiate(driver, call, graph, 0)?;
         exec.set(made)
     }
 
     /// Makes a captured graph ready to launch.
-    healthy fn cuGraphInstantiateWithParams(exec: Out<Handle>, graph: Handle, params: In<InstantiateParams>) |call, driver| {
+    healthy fn cuGraphInstantiateWithParams(
+        exec: Out<Handle>, graph: Handle, params: In<InstantiateParams>,
+    ) |call, driver| {
         let params = params.get()?;
         let made = instantiate(driver, call, graph, params.flags)?;
         exec.set(made)
@@ -273,12 +278,16 @@ entry_points! {
     }
 
     /// Gives a kernel node of an instance another launch, as before CUDA 12.
-    healthy fn cuGraphExecKernelNodeSetParams(exec: Handle, node: Handle, params: In<KernelNodeParams>) |call, driver| {
+    healthy fn cuGraphExecKernelNodeSetParams(
+        exec: Handle, node: Handle, params: In<KernelNodeParams>,
+    ) |call, driver| {
         set_kernel_params(driver, call, exec, node, params.get()?)
     }
 
     /// Gives a kernel node of an instance another launch.
-    healthy fn cuGraphExecKernelNodeSetParams_v2(exec: Handle, node: Handle, params: In<KernelNodeParams2>) |call, driver| {
+    healthy fn cuGraphExecKernelNodeSetParams_v2(
+        exec: Handle, node: Handle, params: In<KernelNodeParams2>,
+    ) |call, driver| {
         set_kernel_params(driver, call, exec, node, params.get()?.params)
     }
 

@@ -125,7 +125,8 @@ impl Driver {
         if shape.shared > state.max_dynamic_shared {
             let allowed = state.max_dynamic_shared;
             return refuse(format_args!(
-                "{} bytes of dynamic shared memory, {allowed} allowed; cuFuncSetAttribute(MAX_DYNAMIC_SHARED_SIZE_BYTES) allows more",
+                "{} bytes of dynamic shared memory, {allowed} allowed without another \
+                 cuFuncSetAttribute(MAX_DYNAMIC_SHARED_SIZE_BYTES)",
                 shape.shared
             ));
         }
@@ -238,14 +239,16 @@ entry_points! {
     }
 
     /// Queues a kernel with attributes. Those that only hint are accepted; clusters are not supported.
-    healthy fn cuLaunchKernelEx(config: In<LaunchConfig>, function: Handle, each: In<HostPtr>, extra: In<usize>) |call, driver| {
+    healthy fn cuLaunchKernelEx(
+        config: In<LaunchConfig>, function: Handle, each: In<HostPtr>, extra: In<usize>,
+    ) |call, driver| {
         let config = config.get()?;
         let shape = Shape { grid: config.grid, block: config.block, shared: config.shared };
         for index in 0..config.count as usize {
             let attribute = config.attributes.at(index)?;
             match (attribute.id, attribute.value) {
-                // Ignored, access policy, synchronisation policy, programmatic serialisation (a kernel may start early, or
-                // not), priority, memory domains, carve-out: none changes what a kernel computes.
+                // Ignored, access policy, synchronisation policy, programmatic serialisation (a kernel may start
+                // early, or not), priority, memory domains, carve-out: none changes what a kernel computes.
                 (0 | 1 | 3 | 6 | 8 | 9 | 10 | 14, _) | (2, [0, ..]) | (4, [1, 1, 1, ..]) => {}
                 (2, _) => driver.check_cooperative(call, function, shape)?,
                 (id, _) => return Err(call.refuse(CUresult::NOT_SUPPORTED, format_args!("launch attribute {id}"))),

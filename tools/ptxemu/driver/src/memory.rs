@@ -111,7 +111,9 @@ entry_points! {
     }
 
     /// Allocates rows of device memory, each aligned to 512 bytes.
-    healthy fn cuMemAllocPitch_v2(address: Out<u64>, pitch: Out<usize>, width: usize, height: usize, _element: u32) |call, driver| {
+    healthy fn cuMemAllocPitch_v2(
+        address: Out<u64>, pitch: Out<usize>, width: usize, height: usize, _element: u32,
+    ) |call, driver| {
         driver.refuse_unsafe_while_capturing()?;
         let row = width.next_multiple_of(512);
         pitch.set(row)?;
@@ -138,7 +140,9 @@ entry_points! {
     }
 
     /// As `cuMemAllocAsync`: the pool is the device's memory.
-    healthy fn cuMemAllocFromPoolAsync(address: Out<u64>, bytes: usize, pool: Handle, stream: Handle) |call, driver| {
+    healthy fn cuMemAllocFromPoolAsync(
+        address: Out<u64>, bytes: usize, pool: Handle, stream: Handle,
+    ) |call, driver| {
         call.note(format_args!("stream={stream:#x}"));
         if pool != POOL {
             return Err(CUresult::INVALID_HANDLE);

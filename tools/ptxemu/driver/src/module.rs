@@ -178,7 +178,8 @@ entry_points! {
         load_image(driver, call, module, HostPtr(image.as_mut_ptr().cast()))
     }
 
-    /// Waits for everything that is queued and frees the module's variables. Kernels of it that a graph still holds fail.
+    /// Waits for everything that is queued and frees the module's variables. Kernels of it that a graph still holds
+    /// fail.
     healthy fn cuModuleUnload(module: Handle) |_, driver| {
         driver.modules.get(module)?;
         driver.refuse_unsafe_while_capturing()?;
@@ -216,7 +217,9 @@ entry_points! {
     }
 
     /// Address and size of a variable.
-    healthy fn cuModuleGetGlobal_v2(address: Out<u64>, bytes: Out<usize>, module: Handle, name: In<c_char>) |call, driver| {
+    healthy fn cuModuleGetGlobal_v2(
+        address: Out<u64>, bytes: Out<usize>, module: Handle, name: In<c_char>,
+    ) |call, driver| {
         let name = name.text()?;
         call.note(format_args!("name={name}"));
         let instance = driver.modules.get(module)?.loaded.instance();

@@ -55,7 +55,9 @@ entry_points! {
     }
 
     /// Several facts about any address; those that do not apply are left at 0.
-    healthy fn cuPointerGetAttributes(count: u32, attributes: In<u32>, values: In<HostPtr>, address: u64) |_, driver| {
+    healthy fn cuPointerGetAttributes(
+        count: u32, attributes: In<u32>, values: In<HostPtr>, address: u64,
+    ) |_, driver| {
         for index in 0..count as usize {
             let (attribute, value) = (attributes.at(index)?, values.at(index)?);
             let place = Out::at(value);

@@ -174,7 +174,8 @@ impl Driver {
         Ok(marker)
     }
 
-    /// Queues a marker of its own, for an event: its time counts. It is passed when the stream is waited for, even if dry now.
+    /// Queues a marker of its own, for an event: its time counts. It is passed when the stream is waited for, even
+    /// if dry now.
     pub fn mark_event(&mut self, stream: Handle) -> Outcome<Arc<Marker>> {
         self.order_with_default(stream)?;
         let marker = Marker::new(stream);
@@ -303,7 +304,8 @@ impl Driver {
         outcome
     }
 
-    /// Runs a graph's nodes: in the order of their capture, or with a seed in a random order that their dependencies permit.
+    /// Runs a graph's nodes: in the order of their capture, or with a seed in a random order that their
+    /// dependencies permit.
     fn run_graph(&mut self, stream: Handle, nodes: &[Node], markers: &[(Handle, Arc<Marker>)]) -> Outcome {
         let mut waiting: Vec<usize> = nodes.iter().map(|node| node.after.len()).collect();
         let mut ready: Vec<usize> = (0..nodes.len()).filter(|node| waiting[*node] == 0).collect();

@@ -93,7 +93,9 @@ entry_points! {
     }
 
     /// The old form of `cuLaunchHostFunc`, which no new program should use.
-    healthy fn cuStreamAddCallback(_stream: Handle, _callback: Option<StreamCallback>, _data: HostPtr, _flags: u32) |call, _| {
+    healthy fn cuStreamAddCallback(
+        _stream: Handle, _callback: Option<StreamCallback>, _data: HostPtr, _flags: u32,
+    ) |call, _| {
         Err(call.refuse(CUresult::NOT_SUPPORTED, format_args!("use cuLaunchHostFunc")))
     }
 

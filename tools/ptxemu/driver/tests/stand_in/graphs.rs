@@ -219,3 +219,67 @@ fn kernel_parameters_of_an_instance_are_updated() {
         assert_eq!(stream.clone_dtoh(&y).unwrap(), [11.0; 64], "one launch as captured, one as updated");
     });
 }
+
+#[test]
+fn replays_read_and_write_page_locked_memory_anew() {
+    run("graphs::replays_read_and_write_page_locked_memory_anew", &[], || {
+        let context = context();
+        let stream = context.new_stream().unwrap();
+        let device = stream.alloc_zeros::<u32>(64).unwrap();
+        // SAFETY: filled before it is read.
+        let pinned = || unsafe { context.alloc_pinned_with_flags::<u32>(64, 0) }.unwrap();
+        let (mut input, mut output) = (pinned(), pinned());
+        input.as_mut_slice().unwrap().fill(0);
+        stream.synchronize().unwrap();
+        let (from, to) = (input.as_mut_ptr().unwrap(), output.as_mut_ptr().unwrap());
+        let (address, _guard) = device.device_ptr(&stream);
+        let graph = capture(&stream, || {
+            // SAFETY: page-locked memory that outlives the graph.
+            unsafe {
+                sys::cuMemcpyHtoDAsync_v2(address, from.cast(), 256, stream.cu_stream()).result().unwrap();
+                sys::cuMemcpyDtoHAsync_v2(to.cast(), address, 256, stream.cu_stream()).result().unwrap();
+            }
+        });
+        for value in 1..4 {
+            input.as_mut_slice().unwrap().fill(value);
+            graph.launch().unwrap();
+            stream.synchronize().unwrap();
+            assert_eq!(output.as_slice().unwrap(), [value; 64]);
+        }
+    });
+}
+
+#[test]
+fn an_instance_takes_over_a_graph_of_the_same_shape() {
+    run("graphs::an_instance_takes_over_a_graph_of_the_same_shape", &[], || {
+        let context = context();
+        let stream = context.new_stream().unwrap();
+        let mut device = stream.alloc_zeros::<u8>(16).unwrap();
+        stream.synchronize().unwrap();
+        let fill = |value: u8, times: usize| {
+            let (address, _guard) = device.device_ptr(&stream);
+            capture(&stream, || {
+                for _ in 0..times {
+                    // SAFETY: as many bytes as the slice holds.
+                    unsafe { sys::cuMemsetD8Async(address, value, 16, stream.cu_stream()) }.result().unwrap();
+                }
+            })
+        };
+        let (one, two, longer) = (fill(1, 1), fill(2, 1), fill(3, 2));
+        let update = |graph: &CudaGraph| {
+            // SAFETY: both live; the result is a plain record.
+            unsafe {
+                let mut result = std::mem::zeroed::<[usize; 3]>();
+                let update: unsafe extern "C" fn(sys::CUgraphExec, sys::CUgraph, *mut [usize; 3]) -> Code =
+                    *sys::culib().get(b"cuGraphExecUpdate_v2").unwrap();
+                update(one.cu_graph_exec(), graph.cu_graph(), &mut result)
+            }
+        };
+        assert_eq!(update(&two), Code::CUDA_SUCCESS);
+        assert_eq!(update(&longer), Code::CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE);
+        one.launch().unwrap();
+        assert_eq!(stream.clone_dtoh(&device).unwrap(), [2; 16]);
+        stream.memset_zeros(&mut device).unwrap();
+        stream.synchronize().unwrap();
+    });
+}

@@ -78,9 +78,9 @@ fn parameters_come_packed_too() {
         let (mut address, _guard) = device.device_ptr(&stream);
         let launch = |mut bytes: usize, address: &mut u64| {
             let mut extra = [
-                1 as *mut _,
+                std::ptr::without_provenance_mut(1),
                 (&raw mut *address).cast(),
-                2 as *mut _,
+                std::ptr::without_provenance_mut(2),
                 (&raw mut bytes).cast(),
                 std::ptr::null_mut(),
             ];
@@ -184,6 +184,11 @@ fn a_fault_shows_at_the_next_wait_and_stays() {
         assert_eq!(stream.alloc_zeros::<u8>(1).unwrap_err().0, illegal);
         // The name of the device is no matter of the context.
         assert!(context.name().is_ok());
+        drop((numbers, fault, stream, context));
+        let context = crate::process::context();
+        let stream = context.new_stream().unwrap();
+        let numbers = stream.clone_htod(&[1_i32; 64]).unwrap();
+        assert_eq!(stream.clone_dtoh(&numbers).unwrap(), [1; 64], "a new context starts afresh");
     });
     let Some(run) = run else { return };
     assert!(run.says("OutOfBounds in past_the_end") && run.says("test.cu:15"), "{}", run.stderr);

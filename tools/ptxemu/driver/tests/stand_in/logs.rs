@@ -1,4 +1,7 @@
-//! The call log and the report.
+//! The call log, the report, and the tool that sets programs on the stand-in.
+
+use std::path::Path;
+use std::process::Command;
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags as Flags, CUstreamCaptureMode as Mode};
 use cudarc::driver::{LaunchConfig, Profiler, PushKernelArg};
@@ -71,4 +74,28 @@ fn the_report_counts_by_kernel() {
     // The file is scratch; one that stays does no harm.
     let _ = std::fs::remove_file(&path);
     assert!(report.contains("narrow"), "{report}");
+}
+
+#[test]
+fn the_tool_sets_a_program_on_the_stand_in() {
+    let tool = concat!(env!("CARGO_MANIFEST_DIR"), "/../../with-ptxemu");
+    let output = |arguments: &[&str]| {
+        let output = Command::new(tool).args(arguments).output().expect("the tool runs");
+        (output.status.success(), String::from_utf8(output.stdout).expect("UTF-8"))
+    };
+    let (ok, help) = output(&["--help"]);
+    assert!(ok && help.contains("tools/with-ptxemu COMMAND") && help.contains("PTXEMU_SEED"), "{help}");
+    assert!(!output(&[]).0, "no command is an error");
+    let (ok, folder) = output(&["--path"]);
+    let folder = folder.trim_end();
+    assert!(
+        ok && Path::new(folder).join("libcuda.so.1").is_file()
+            && Path::new(folder).join("libcuda.so").is_file()
+    );
+    let (ok, environment) = output(&["env"]);
+    assert!(ok && environment.lines().any(|line| line == "KNET_CUDA_CODE=ptx"), "{environment}");
+    let path =
+        environment.lines().find_map(|line| line.strip_prefix("LD_LIBRARY_PATH=")).expect("a loader path");
+    assert_eq!(path.split(':').next(), Some(folder));
+    assert!(!output(&["false"]).0, "the command's status is the tool's");
 }

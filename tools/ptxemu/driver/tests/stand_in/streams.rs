@@ -219,3 +219,45 @@ fn stale_handles_are_refused() {
         context.synchronize().unwrap();
     });
 }
+
+#[test]
+fn cudarcs_own_tracking_orders_streams() {
+    const NAME: &str = "streams::cudarcs_own_tracking_orders_streams";
+    for seed in SEEDS {
+        run(NAME, &[("PTXEMU_SEED", seed)], || {
+            // With its event tracking on, as it is by default.
+            let context = CudaContext::new(0).unwrap();
+            let streams: Vec<_> = (0..3).map(|_| context.new_stream().unwrap()).collect();
+            let mut device = streams[0].clone_htod(&[1_u32; 64]).unwrap();
+            for round in 2..20_u32 {
+                let stream = &streams[round as usize % 3];
+                assert_eq!(stream.clone_dtoh(&device).unwrap(), [round - 1; 64]);
+                stream.memcpy_htod(&[round; 64], &mut device).unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn threads_use_the_device_at_once() {
+    run("streams::threads_use_the_device_at_once", &[("PTXEMU_SEED", "3")], || {
+        let context = context();
+        std::thread::scope(|scope| {
+            for thread in 0..4_u32 {
+                let context = &context;
+                scope.spawn(move || {
+                    context.bind_to_thread().unwrap();
+                    let own = context.per_thread_stream();
+                    let stream = context.new_stream().unwrap();
+                    for round in 0..50 {
+                        let value = 100 * thread + round;
+                        let device = stream.clone_htod(&[value; 64]).unwrap();
+                        assert_eq!(stream.clone_dtoh(&device).unwrap(), [value; 64]);
+                        let device = own.clone_htod(&[value; 64]).unwrap();
+                        assert_eq!(own.clone_dtoh(&device).unwrap(), [value; 64]);
+                    }
+                });
+            }
+        });
+    });
+}

@@ -1,0 +1,149 @@
+// Mask probabilities at the size of the photo from mask logits, tile by tile; never as a full-resolution map.
+//
+//   logits [h8, w8] -x2-> [h4, w4] -sigmoid-> -x4-> padded input, cropped to the resized image -> photo
+//
+// All steps are bilinear with align_corners=False; those after the sigmoid are linear and separable. So a tile of
+// TILE_W output columns first gets the probabilities it draws on (each once, in shared memory), then these rows at its own
+// columns (`wide`), and an output pixel is a combination of four of them:
+//
+//   out[y, x] = v0 * (u0 * wide[q0, x] + u1 * wide[q1, x]) + v1 * (u2 * wide[q2, x] + u3 * wide[q3, x])
+//
+// The taps of columns have the same form. Each factor is its own two-tap step and no multiply-add is contracted: bit for bit
+// what src/image/mask_resize.rs computes, for the reasons given there.
+// A block has THREADS threads; thread t works on output column t % TILE_W.
+#pragma once
+#include "common/reduce.cuh"
+
+#define THREADS 256
+#define WARPS (THREADS / WARP)
+#define TILE_W 64
+#define ROW_STEP (THREADS / TILE_W)
+
+// One direction of the chain of sizes. Scales are input / output of a step, rounded to f32.
+struct Direction {
+    i32 logits, stride4, padded, resized, original;
+    float upsample_scale, pad_scale, photo_scale;
+};
+
+struct Sampler {
+    Direction vertical, horizontal;
+    i32 batch_rows;   // stride-4 rows whose probabilities are held at a time
+    i32 probabilities;  // floats that takes
+};
+
+// Two taps of one output position.
+struct Blend {
+    i32 low, high;
+    float low_weight, high_weight;
+};
+
+// The four taps of an output row or column among stride-4 ones, ascending.
+struct Taps {
+    i32 at[4];
+    float inner[4];
+    float outer[2];
+};
+
+// A range of stride-4 rows or columns, and the range of logits under it.
+struct Span {
+    i32 first, count;
+    i32 logit_first, logit_count;
+};
+
+__device__ inline float mix(float low_weight, float low, float high_weight, float high) {
+    return __fadd_rn(__fmul_rn(low_weight, low), __fmul_rn(high_weight, high));
+}
+
+__device__ inline Blend blend(i32 d, i32 input, i32 output, float scale) {
+    if (input == output) return Blend{d, d, 1.0f, 0.0f};
+    const float position = fmaxf(__fsub_rn(__fmul_rn(scale, __fadd_rn(float(d), 0.5f)), 0.5f), 0.0f);
+    const i32 low = min(i32(position), input - 1);
+    const float fraction = fminf(fmaxf(__fsub_rn(position, float(low)), 0.0f), 1.0f);
+    return Blend{low, min(low + 1, input - 1), __fsub_rn(1.0f, fraction), fraction};
+}
+
+__device__ inline Blend upsampled(i32 q, const Direction& d) { return blend(q, d.logits, d.stride4, d.upsample_scale); }
+
+__device__ inline Taps taps(i32 at, const Direction& d, bool column) {
+    const Blend outer = blend(at, d.resized, d.original, d.photo_scale);
+    Blend low = blend(outer.low, d.stride4, d.padded, d.pad_scale);
+    Blend high = blend(outer.high, d.stride4, d.padded, d.pad_scale);
+    // The first two columns are copies of the first sample, so that no NaN enters them from the second.
+    if (column && outer.low < 2) low.high = low.low;
+    if (column && outer.high < 2) high.high = high.low;
+    return Taps{{low.low, low.high, high.low, high.high},
+                {low.low_weight, low.high_weight, high.low_weight, high.high_weight},
+                {outer.low_weight, outer.high_weight}};
+}
+
+__device__ inline float combine(const Taps& t, float a, float b, float c, float d) {
+    return mix(t.outer[0], mix(t.inner[0], a, t.inner[1], b), t.outer[1], mix(t.inner[2], c, t.inner[3], d));
+}
+
+// What output rows or columns `from` .. `to` (not included) draw on.
+__device__ inline Span span(i32 from, i32 to, const Direction& d) {
+    const i32 first = taps(from, d, false).at[0], last = taps(to - 1, d, false).at[3];
+    const i32 logit_first = upsampled(first, d).low;
+    return Span{first, last + 1 - first, logit_first, upsampled(last, d).high + 1 - logit_first};
+}
+
+// sigmoid(x) to a relative error of 2.4e-7, at most 0.5 for x <= 0 (Cephes' expf), in the CPU's operations.
+__device__ inline float exact_sigmoid(float x) {
+    const float round = 12582912.0f;
+    float t = -x;
+    t = t < -87.0f ? -87.0f : t;
+    t = t > 88.0f ? 88.0f : t;
+    const float shifted = __fadd_rn(__fmul_rn(t, 1.44269504088896340736f), round);
+    const float n = __fsub_rn(shifted, round);
+    float r = __fsub_rn(t, __fmul_rn(n, 355.0f / 512.0f));
+    r = __fsub_rn(r, __fmul_rn(n, -2.1219444e-4f));
+    float q = __fadd_rn(__fmul_rn(1.9875691e-4f, r), 1.3981999e-3f);
+    q = __fadd_rn(__fmul_rn(q, r), 8.333452e-3f);
+    q = __fadd_rn(__fmul_rn(q, r), 4.1665796e-2f);
+    q = __fadd_rn(__fmul_rn(q, r), 1.6666665e-1f);
+    q = __fadd_rn(__fmul_rn(q, r), 0.5f);
+    const float exponential = __fadd_rn(__fadd_rn(__fmul_rn(q, __fmul_rn(r, r)), r), 1.0f);
+    const float power = __uint_as_float((__float_as_uint(shifted) + 127) << 23);
+    return __fdiv_rn(1.0f, __fadd_rn(1.0f, __fmul_rn(exponential, power)));
+}
+
+template <typename T>
+__device__ inline float mask_probability(const T* logits, const Blend& row, const Blend& column, i32 width) {
+    const T* upper = logits + u64(row.low) * width;
+    const T* lower = logits + u64(row.high) * width;
+    const float u = mix(column.low_weight, to_f32(upper[column.low]), column.high_weight, to_f32(upper[column.high]));
+    const float l = mix(column.low_weight, to_f32(lower[column.low]), column.high_weight, to_f32(lower[column.high]));
+    return exact_sigmoid(mix(row.low_weight, u, row.high_weight, l));
+}
+
+// Fills wide[rows.count][TILE_W] for one mask. `column` are the taps of the thread's own output column. Ends with a barrier;
+// what was read of `wide` before the call may be overwritten only because every thread passes the first barrier.
+template <typename T>
+__device__ inline void prepare_tile(const T* logits, const Sampler& s, const Span& rows, const Span& columns,
+                                    const Taps& column, float* probability, float* wide) {
+    const i32 thread = threadIdx.x;
+    for (i32 base = 0; base < rows.count; base += s.batch_rows) {
+        const i32 count = min(s.batch_rows, rows.count - base);
+        for (i32 r = thread / WARP; r < count; r += WARPS) {
+            const Blend v = upsampled(rows.first + base + r, s.vertical);
+            for (i32 c = thread % WARP; c < columns.count; c += WARP) {
+                const Blend h = upsampled(columns.first + c, s.horizontal);
+                probability[r * columns.count + c] = mask_probability(logits, v, h, s.horizontal.logits);
+            }
+        }
+        __syncthreads();
+        for (i32 r = thread / TILE_W; r < count; r += ROW_STEP) {
+            const float* row = probability + r * columns.count - columns.first;
+            wide[(base + r) * TILE_W + thread % TILE_W] =
+                combine(column, row[column.at[0]], row[column.at[1]], row[column.at[2]], row[column.at[3]]);
+        }
+        __syncthreads();
+    }
+}
+
+// Probability at an output row with these taps, in the thread's column; `wide` holds rows from `first`.
+__device__ inline float tile_value(const Taps& t, const float* wide, i32 first) {
+    const float* column = wide + threadIdx.x % TILE_W - first * TILE_W;
+    return combine(t, column[t.at[0] * TILE_W], column[t.at[1] * TILE_W], column[t.at[2] * TILE_W],
+                   column[t.at[3] * TILE_W]);
+}

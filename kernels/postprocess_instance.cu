@@ -1,0 +1,98 @@
+// Instance masks at the size of the photo, one bit a pixel: mask[slot] = (probability of object objects[slot] > 1/2).
+//
+// common/mask_sampler.cuh gives the probabilities; the masks equal those of src/image/instance.rs bit for bit, and lie as
+// its BitMask does: rows follow each other without alignment, the first pixel in the top bit of a byte.
+// Block (band, slot) makes BAND rows of one mask, strip by strip of TILE_W columns. 32 rows are a whole number of words, so
+// bands share none. A strip under which no logit is positive stays empty at the cost of one look at its logits, since a
+// probability of at most 1/2 everywhere blends to at most 1/2. Bits are collected in shared memory (by integer OR, which
+// knows no order) and written as words; each band also leaves its number of pixels and their extent.
+// Reads the logits once (strips and bands overlap by a pixel or two, in L2): slots * h8 * w8 * sizeof(storage_t) bytes;
+// writes slots * H * W / 8. About 10 FLOPs a pixel and 60 a stride-4 sample, of strips that are not empty.
+//
+// Defines: STORAGE. Dynamic shared memory: see shared_layout.
+#include "common/mask_sampler.cuh"
+
+#define BAND 32
+
+struct Params {
+    Sampler sampler;
+    u32 objects;
+    u32 mask_words;  // from one mask to the next
+};
+
+// What a band adds to its mask; left > right if it has no pixel.
+struct Summary {
+    u32 area;
+    u32 left, right;
+    u32 top, bottom;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    postprocess_instance(const storage_t* __restrict__ logits, const u32* __restrict__ objects, u32* __restrict__ masks,
+                         Summary* __restrict__ summaries, const Params p) {
+    // Words of the band, taps of its rows, probabilities, wide rows.
+    extern __shared__ u32 shared[];
+    __shared__ Taps row_taps[BAND];
+    __shared__ Summary summary;
+    const u32 thread = threadIdx.x, lane = thread % WARP;
+    const u32 object = objects[blockIdx.y];
+    if (object >= p.objects) return;  // an unused slot
+    const Direction& vertical = p.sampler.vertical;
+    const Direction& horizontal = p.sampler.horizontal;
+    const storage_t* mask = logits + u64(object) * vertical.logits * horizontal.logits;
+    const i32 photo_width = horizontal.original;
+    const i32 y0 = blockIdx.x * BAND, height = min(BAND, vertical.original - y0);
+    const u32 words = (height * photo_width + 31) / 32;
+    u32* bits = shared;
+    float* probability = reinterpret_cast<float*>(bits + photo_width);
+    float* wide = probability + p.sampler.probabilities;
+
+    for (u32 i = thread; i < words; i += THREADS) bits[i] = 0;
+    if (thread < height) row_taps[thread] = taps(y0 + thread, vertical, false);
+    if (thread == 0) summary = Summary{0, 0xffffffffu, 0, 0xffffffffu, 0};
+    __syncthreads();
+
+    const Span rows = span(y0, y0 + height, vertical);
+    for (i32 x0 = 0; x0 < photo_width; x0 += TILE_W) {
+        const i32 width = min(TILE_W, photo_width - x0);
+        const Span columns = span(x0, x0 + width, horizontal);
+        bool matters = false;
+        for (i32 i = thread; i < rows.logit_count * columns.logit_count; i += THREADS) {
+            const i32 row = rows.logit_first + i / columns.logit_count;
+            const i32 column = columns.logit_first + i % columns.logit_count;
+            // NaN is no reason to stay away either.
+            if (!(to_f32(mask[u64(row) * horizontal.logits + column]) <= 0.0f)) matters = true;
+        }
+        if (!__syncthreads_or(matters)) continue;
+
+        const i32 x = min(x0 + i32(thread % TILE_W), photo_width - 1);
+        const Taps column = taps(x, horizontal, true);
+        prepare_tile(mask, p.sampler, rows, columns, column, probability, wide);
+        for (i32 row = thread / TILE_W; row < height; row += ROW_STEP) {
+            const bool inside = thread % TILE_W < width && tile_value(row_taps[row], wide, rows.first) > 0.5f;
+            const u32 ballot = __ballot_sync(FULL_MASK, inside);
+            if (lane != 0 || ballot == 0) continue;
+            const u32 from = x0 + thread % TILE_W;
+            const u32 place = row * photo_width + from;
+            const u32 high = place % 32 == 0 ? 0 : ballot >> (32 - place % 32);
+            atomicOr(&bits[place / 32], ballot << place % 32);
+            if (high != 0) atomicOr(&bits[place / 32 + 1], high);
+            atomicMin(&summary.left, from + __ffs(ballot) - 1);
+            atomicMax(&summary.right, from + 31 - __clz(ballot));
+            atomicMin(&summary.top, y0 + row);
+            atomicMax(&summary.bottom, y0 + row);
+        }
+    }
+    __syncthreads();
+
+    u32* out = masks + u64(blockIdx.y) * p.mask_words + u64(blockIdx.x) * photo_width;
+    u32 area = 0;
+    for (u32 i = thread; i < words; i += THREADS) {
+        area += __popc(bits[i]);
+        // First pixel from the lowest bit of the word to the top bit of its first byte.
+        out[i] = __byte_perm(__brev(bits[i]), 0, 0x0123);
+    }
+    if (area != 0) atomicAdd(&summary.area, area);
+    __syncthreads();
+    if (thread == 0) summaries[blockIdx.y * gridDim.x + blockIdx.x] = summary;
+}

@@ -1,0 +1,473 @@
+//! Which CUDA kernel runs a convolution, how it is tiled and how its reduction is split: a pure function of shape, precision
+//! and capabilities, by a cost model that measures nothing.
+//!
+//! The model counts clocks of the busiest multiprocessor. A block takes one step of its reduction in the longest of
+//!
+//! - `multiply`: multiply-adds of the step over the multiprocessor's rate;
+//! - `shared`: bytes that copies write and warps read, over 128 bytes a clock;
+//! - `l2`: bytes that come from L2, over the multiprocessor's part of L2's bandwidth;
+//!
+//! and in [`STEP_LATENCY`] more (barrier, first fragments, addresses) unless other resident blocks fill that time. Blocks of a
+//! multiprocessor run in groups of as many as fit; each group also pays for filling the pipeline and for writing its
+//! tiles. A split reduction adds the traffic of its partial sums and a second launch. Tiles that overhang the matrix cost
+//! what they cost, so that wasted work needs no term of its own.
+//!
+//! Rates are the data sheets', and for `mma.sync` on Hopper the 62 % that arXiv 2501.12084 measured.
+
+use crate::plan::launch::{Caps, Precision};
+use std::fmt;
+
+/// A convolution, as kernels see it. Pairs are (vertical, horizontal).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConvShape {
+    /// Maps of the batch.
+    pub batch: usize,
+    /// Size of the map that is read.
+    pub map: [usize; 2],
+    /// Its channels.
+    pub channels: usize,
+    /// Size of the map that is written.
+    pub out: [usize; 2],
+    /// Its channels.
+    pub filters: usize,
+    /// Taps of a filter.
+    pub taps: [usize; 2],
+    /// Step between outputs.
+    pub stride: [usize; 2],
+    /// Zeros before the map.
+    pub padding: [usize; 2],
+    /// Step between taps.
+    pub dilation: [usize; 2],
+    /// Blocks of channels that do not mix.
+    pub groups: usize,
+}
+
+impl ConvShape {
+    /// Rows of the implicit matrix product: output pixels.
+    pub fn pixels(&self) -> usize {
+        self.batch * self.out[0] * self.out[1]
+    }
+
+    /// Its reduction: taps times channels of a group.
+    pub fn depth(&self) -> usize {
+        self.taps[0] * self.taps[1] * self.channels / self.groups
+    }
+
+    fn is_pointwise(&self) -> bool {
+        self.taps == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0] && self.out == self.map
+    }
+}
+
+/// The tile of a block of an implicit GEMM (`kernels/conv/implicit_gemm.cu`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// Pixels.
+    pub m: usize,
+    /// Filters.
+    pub n: usize,
+    /// Warps along each.
+    pub warps: [usize; 2],
+    /// Chunks of 16 bytes along the reduction a step.
+    pub chunks: usize,
+    /// Steps in shared memory at once.
+    pub stages: usize,
+    /// Blocks of a multiprocessor that registers leave room for.
+    pub blocks: usize,
+}
+
+impl Tile {
+    const fn new([m, n]: [usize; 2], warps: [usize; 2], [chunks, stages, blocks]: [usize; 3]) -> Tile {
+        Tile { m, n, warps, chunks, stages, blocks }
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> usize {
+        self.warps[0] * self.warps[1] * 32
+    }
+
+    /// Bytes of a step of both operands.
+    pub fn stage_bytes(&self) -> usize {
+        (self.m + self.n) * self.chunks * 16
+    }
+
+    /// Shared memory of a block: the stages, or the bands of 16 rows (eight words longer than the warp's part) through which
+    /// tensor-core kernels write their tiles; windows of the pixels besides where they are read one by one.
+    pub fn shared(&self, addressing: Addressing) -> usize {
+        let bands = self.warps[0] * self.warps[1] * 16 * (self.n / self.warps[1] + 8) * 4;
+        let windows = if addressing == Addressing::Elements { self.m * 8 } else { 0 };
+        (self.stages * self.stage_bytes() + windows).max(bands)
+    }
+}
+
+/// Tiles of 16-bit types, on tensor cores, the preferred first.
+pub const TENSOR_TILES: &[Tile] = &[
+    Tile::new([128, 128], [2, 4], [4, 3, 2]),
+    Tile::new([128, 128], [2, 2], [4, 4, 2]),
+    Tile::new([256, 128], [4, 2], [4, 3, 1]),
+    Tile::new([128, 64], [2, 2], [4, 4, 4]),
+    Tile::new([64, 128], [1, 4], [4, 4, 4]),
+    Tile::new([64, 64], [2, 2], [8, 3, 5]),
+    Tile::new([64, 64], [2, 2], [4, 4, 6]),
+    Tile::new([64, 32], [2, 1], [4, 4, 8]),
+];
+
+/// Tiles of f32.
+pub const F32_TILES: &[Tile] =
+    &[Tile::new([64, 64], [2, 1], [4, 3, 4]), Tile::new([64, 32], [2, 1], [4, 3, 7])];
+
+/// Tiles of 16-bit types read one by one.
+pub const TENSOR_ELEMENT_TILES: &[Tile] =
+    &[Tile::new([128, 64], [4, 2], [4, 2, 2]), Tile::new([64, 32], [2, 1], [4, 2, 7])];
+
+/// Tiles of f32 read one by one.
+pub const F32_ELEMENT_TILES: &[Tile] = &[Tile::new([64, 32], [2, 1], [4, 2, 7])];
+
+/// How an implicit GEMM reads the map; numbers of `kernels/conv/implicit_gemm.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Addressing {
+    /// The map is the matrix.
+    Pointwise,
+    /// Chunks of 16 bytes under any filter.
+    Taps,
+    /// One by one, whatever the channels.
+    Elements,
+}
+
+/// How a convolution runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ConvChoice {
+    /// `kernels/conv/implicit_gemm.cu`, and `split_k.cu` if `splits` is above 1.
+    Gemm {
+        /// How the map is read.
+        addressing: Addressing,
+        /// The tile of a block.
+        tile: Tile,
+        /// Parts of the reduction, each of at least one step.
+        splits: usize,
+        /// What the model thinks it takes.
+        microseconds: f64,
+    },
+    /// `kernels/conv/depthwise.cu`, so many neighbouring pixels a thread.
+    Depthwise {
+        /// Pixels of a row a thread computes.
+        pixels: usize,
+    },
+    /// `kernels/conv/direct.cu`.
+    Direct,
+}
+
+impl fmt::Display for ConvChoice {
+    /// Such as `gemm taps 128x128/2x4 k64B x3 split 4`: the tile of a block, its warps, bytes of a step of the reduction, steps in
+    /// shared memory, parts of the reduction.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            ConvChoice::Gemm { addressing, tile, splits, .. } => {
+                let name = match addressing {
+                    Addressing::Pointwise => "pointwise",
+                    Addressing::Taps => "taps",
+                    Addressing::Elements => "elements",
+                };
+                let Tile { m, n, warps: [wm, wn], chunks, stages, .. } = tile;
+                write!(f, "gemm {name} {m}x{n}/{wm}x{wn} k{}B x{stages}", chunks * 16)?;
+                if splits > 1 { write!(f, " split {splits}") } else { Ok(()) }
+            }
+            ConvChoice::Depthwise { pixels } => write!(f, "depthwise {pixels} pixels"),
+            ConvChoice::Direct => write!(f, "direct"),
+        }
+    }
+}
+
+/// Most taps of a side that the implicit GEMM's sets of taps have bits for.
+const MAX_TAPS: usize = 16;
+/// Most taps of a side of the depthwise kernel: what it holds in registers.
+const MAX_DEPTHWISE_TAPS: usize = 5;
+/// Clocks of a step that only other blocks can fill.
+const STEP_LATENCY: f64 = 120.0;
+/// Clocks until the first step has come, and from the last to the first store.
+const BLOCK_LATENCY: f64 = 1500.0;
+/// Clocks of a second kernel in a graph.
+const LAUNCH_LATENCY: f64 = 2500.0;
+/// Bytes of L2 bandwidth of a multiprocessor a clock.
+const L2_BYTES: f64 = 40.0;
+/// Bytes of shared memory of a multiprocessor a clock.
+const SHARED_BYTES: f64 = 128.0;
+/// Numbers of parts that are considered.
+const SPLITS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16];
+/// Fewest steps of a part: fewer do not fill the pipeline.
+const MIN_STEPS: usize = 4;
+
+/// The kernel for a convolution.
+///
+/// # Errors
+/// A sentence if offsets do not fit into 32 bits.
+pub fn conv(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<ConvChoice, String> {
+    let elements = shape.batch * shape.map[0] * shape.map[1] * shape.channels;
+    let results = shape.pixels() * shape.filters;
+    if elements.max(results).max(shape.depth() * shape.filters) > i32::MAX as usize {
+        return Err(format!("maps of {elements} and {results} elements; offsets have 31 bits"));
+    }
+    let few_taps = shape.taps.iter().all(|&taps| taps <= MAX_TAPS);
+    if shape.groups > 1 && shape.groups == shape.channels && shape.filters == shape.channels {
+        if shape.taps.iter().all(|&taps| taps <= MAX_DEPTHWISE_TAPS) {
+            // Neighbouring pixels share columns of the map only where taps are neighbours.
+            let pixels = match (shape.dilation, shape.stride[1]) {
+                ([_, 1], 1) => 4,
+                ([_, 1], 2) => 2,
+                _ => 1,
+            };
+            return Ok(ConvChoice::Depthwise { pixels });
+        }
+        return Ok(ConvChoice::Direct);
+    }
+    if shape.groups != 1 || !few_taps || shape.depth() == 0 {
+        return Ok(ConvChoice::Direct);
+    }
+    let f32 = precision == Precision::F32;
+    let lanes = 16 / precision.storage().size();
+    let addressing = match () {
+        _ if !shape.channels.is_multiple_of(lanes) => Addressing::Elements,
+        _ if shape.is_pointwise() => Addressing::Pointwise,
+        _ => Addressing::Taps,
+    };
+    let tiles = match (addressing, f32) {
+        (Addressing::Elements, true) => F32_ELEMENT_TILES,
+        (Addressing::Elements, false) => TENSOR_ELEMENT_TILES,
+        (_, true) => F32_TILES,
+        (_, false) => TENSOR_TILES,
+    };
+    let mut best: Option<(f64, Tile, usize)> = None;
+    for &tile in tiles {
+        if tile.shared(addressing) > caps.shared_per_block as usize {
+            continue;
+        }
+        let steps = shape.depth().div_ceil(tile.chunks * lanes);
+        for splits in SPLITS {
+            // Parts of equal length, the last of at least one step.
+            let slice = steps.div_ceil(splits);
+            if splits > 1 && (slice < MIN_STEPS || steps.div_ceil(slice) != splits) {
+                continue;
+            }
+            let clocks = Model { shape, precision, caps, tile, addressing }.clocks(splits);
+            if best.is_none_or(|(least, ..)| clocks < least) {
+                best = Some((clocks, tile, splits));
+            }
+        }
+    }
+    let (clocks, tile, splits) = best.ok_or_else(|| {
+        format!("no tile of the convolution fits into {} bytes of shared memory", caps.shared_per_block)
+    })?;
+    Ok(ConvChoice::Gemm { addressing, tile, splits, microseconds: clocks / f64::from(caps.clock_mhz) })
+}
+
+/// The cost model of an implicit GEMM.
+struct Model<'a> {
+    shape: &'a ConvShape,
+    precision: Precision,
+    caps: &'a Caps,
+    tile: Tile,
+    addressing: Addressing,
+}
+
+impl Model<'_> {
+    /// Clocks from launch to the last store.
+    fn clocks(&self, splits: usize) -> f64 {
+        let Model { shape, caps, tile, .. } = *self;
+        let size = self.precision.storage().size();
+        let multiprocessors = caps.multiprocessors as usize;
+        let tiles = shape.pixels().div_ceil(tile.m) * shape.filters.div_ceil(tile.n);
+        let steps = (shape.depth() * size).div_ceil(tile.chunks * 16).div_ceil(splits);
+        // The runtime keeps 1 KiB of each block's shared memory.
+        let room = caps.shared_per_multiprocessor as usize / (tile.shared(self.addressing) + 1024);
+        let resident = room.min(tile.blocks).max(1);
+        let busiest = (tiles * splits).div_ceil(multiprocessors);
+
+        let result = if splits > 1 { 4 } else { size };
+        let store = (tile.m * tile.n * result) as f64 / self.memory_bytes();
+        let group = |blocks: usize| {
+            let blocks = blocks as f64;
+            let step = (blocks * self.step(blocks)).max(self.step(1.0) + STEP_LATENCY);
+            steps as f64 * step + BLOCK_LATENCY + blocks * store
+        };
+        let mut clocks = (busiest / resident) as f64 * group(resident);
+        if !busiest.is_multiple_of(resident) {
+            clocks += group(busiest % resident);
+        }
+        if splits > 1 {
+            let bytes = (splits * 4 + size) * shape.pixels() * shape.filters;
+            clocks += LAUNCH_LATENCY + bytes as f64 / (L2_BYTES * multiprocessors as f64);
+        }
+        clocks
+    }
+
+    /// Clocks of one block's step while `blocks` of them share the multiprocessor.
+    fn step(&self, blocks: f64) -> f64 {
+        let Tile { m, n, warps, chunks, .. } = self.tile;
+        let lanes = 16 / self.precision.storage().size();
+        let all_warps = (warps[0] * warps[1]) as f64;
+        // A multiprocessor has four schedulers with a quarter of the units each.
+        let idle = (4.0 / (blocks * all_warps)).max(1.0);
+        let multiply = (m * n * chunks * lanes) as f64 / self.multiply_rate() * idle;
+        let written = self.tile.stage_bytes() as f64;
+        let read = all_warps * ((m / warps[0] + n / warps[1]) * chunks * 16) as f64;
+        let shared = (written + read) / SHARED_BYTES;
+        let l2 = written / L2_BYTES;
+        // Element by element, a warp issues about six instructions for 32 of them, one a clock and scheduler.
+        let issue = match self.addressing {
+            Addressing::Elements => (m * chunks * lanes) as f64 / 32.0 * 6.0 / 4.0 * idle,
+            _ => 0.0,
+        };
+        multiply.max(shared).max(l2).max(issue)
+    }
+
+    /// Multiply-adds of a multiprocessor a clock.
+    fn multiply_rate(&self) -> f64 {
+        match (self.precision, self.caps.compute) {
+            (Precision::F32, (8, 0)) => 64.0,
+            (Precision::F32, _) => 128.0,
+            (_, (8, 0)) => 1024.0,
+            (_, (9 | 10 | 11, _)) => 1280.0,
+            _ => 512.0,
+        }
+    }
+
+    /// Bytes of device memory's bandwidth of a multiprocessor a clock.
+    fn memory_bytes(&self) -> f64 {
+        let clocks = f64::from(self.caps.clock_mhz) * 1e6 * f64::from(self.caps.multiprocessors);
+        f64::from(self.caps.bandwidth_gbs) * 1e9 / clocks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Square stride 1 or 2, "same" padding.
+    fn square(map: [usize; 2], channels: usize, filters: usize, taps: usize, stride: usize) -> ConvShape {
+        ConvShape {
+            batch: 1,
+            map,
+            channels,
+            out: map.map(|v| v.div_ceil(stride)),
+            filters,
+            taps: [taps; 2],
+            stride: [stride; 2],
+            padding: [taps / 2; 2],
+            dilation: [1; 2],
+            groups: 1,
+        }
+    }
+
+    /// The layers of K-Net with ResNet-50 and FPN at 800 x 1344 that do the most work, and how they run on an H100 in f16.
+    fn heaviest() -> Vec<(&'static str, ConvShape, &'static str)> {
+        let c = [[200, 336], [100, 168], [50, 84], [25, 42]];
+        vec![
+            ("stem", square([800, 1344], 3, 64, 7, 2), "gemm elements 128x64/4x2 k64B x2"),
+            ("layer1 reduce", square(c[0], 256, 64, 1, 1), "gemm pointwise 128x64/2x2 k64B x4"),
+            ("layer1 3x3", square(c[0], 64, 64, 3, 1), "gemm taps 128x64/2x2 k64B x4"),
+            ("layer1 expand", square(c[0], 64, 256, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer2 reduce", square(c[1], 512, 128, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer2 3x3", square(c[1], 128, 128, 3, 1), "gemm taps 128x128/2x2 k64B x4"),
+            ("layer2 3x3 / 2", square(c[0], 128, 128, 3, 2), "gemm taps 128x128/2x2 k64B x4"),
+            ("layer2 expand", square(c[1], 128, 512, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer3 reduce", square(c[2], 1024, 256, 1, 1), "gemm pointwise 64x64/2x2 k128B x3"),
+            ("layer3 3x3", square(c[2], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 2"),
+            ("layer3 expand", square(c[2], 256, 1024, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer4 reduce", square(c[3], 2048, 512, 1, 1), "gemm pointwise 128x128/2x2 k64B x4 split 3"),
+            ("layer4 3x3", square(c[3], 512, 512, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 3"),
+            ("layer4 expand", square(c[3], 512, 2048, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("layer4 shortcut / 2", square(c[2], 1024, 2048, 1, 2), "gemm taps 128x128/2x2 k64B x4"),
+            ("fpn lateral 2", square(c[0], 256, 256, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
+            ("fpn lateral 5", square(c[3], 2048, 256, 1, 1), "gemm pointwise 128x128/2x2 k64B x4 split 6"),
+            ("fpn out 2", square(c[0], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4"),
+            ("fpn out 3", square(c[1], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4"),
+            ("fpn out 4", square(c[2], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 2"),
+            ("fpn out 5", square(c[3], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 6"),
+            ("sem fpn p2", square(c[0], 256, 128, 3, 1), "gemm taps 128x128/2x2 k64B x4"),
+        ]
+    }
+
+    /// An RTX 4090, from NVIDIA's data sheet.
+    const RTX_4090: Caps = Caps {
+        compute: (8, 9),
+        multiprocessors: 128,
+        shared_per_block: 101_376,
+        shared_per_multiprocessor: 102_400,
+        l2_bytes: 72 << 20,
+        clock_mhz: 2520,
+        bandwidth_gbs: 1008,
+    };
+
+    fn gemm(choice: ConvChoice) -> (Addressing, Tile, usize, f64) {
+        match choice {
+            ConvChoice::Gemm { addressing, tile, splits, microseconds } => {
+                (addressing, tile, splits, microseconds)
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn the_heaviest_layers_on_an_h100() {
+        for (name, shape, wanted) in heaviest() {
+            let choice = conv(&shape, Precision::F16, &Caps::H100).unwrap();
+            assert_eq!(choice.to_string(), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn no_estimate_beats_the_multiplying_units_and_every_part_has_work() {
+        for caps in [Caps::H100, RTX_4090] {
+            for precision in Precision::ALL {
+                for (name, shape, _) in heaviest() {
+                    let (addressing, tile, splits, microseconds) =
+                        gemm(conv(&shape, precision, &caps).unwrap());
+                    let model = Model { shape: &shape, precision, caps: &caps, tile, addressing };
+                    let macs = (shape.pixels() * shape.filters * shape.depth()) as f64;
+                    let rate =
+                        model.multiply_rate() * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz);
+                    assert!(microseconds > macs / rate, "{name}: {microseconds} us");
+                    let steps = shape.depth().div_ceil(tile.chunks * 16 / precision.storage().size());
+                    assert_eq!(steps.div_ceil(steps.div_ceil(splits)), splits, "{name}");
+                    assert!(tile.shared(addressing) <= caps.shared_per_block as usize, "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn small_maps_split_their_reduction_and_large_ones_do_not() {
+        let splits = |shape| gemm(conv(&shape, Precision::F16, &Caps::H100).unwrap()).2;
+        assert!(splits(square([25, 42], 512, 512, 3, 1)) > 1);
+        assert!(splits(square([25, 42], 2048, 256, 1, 1)) > 1);
+        assert_eq!(splits(square([200, 336], 256, 256, 3, 1)), 1);
+        assert_eq!(splits(square([25, 42], 8, 8, 1, 1)), 1);
+    }
+
+    #[test]
+    fn addressing_follows_channels_and_geometry() {
+        let addressing = |shape, precision| gemm(conv(&shape, precision, &Caps::H100).unwrap()).0;
+        assert_eq!(addressing(square([9, 9], 64, 64, 1, 1), Precision::F16), Addressing::Pointwise);
+        assert_eq!(addressing(square([9, 9], 64, 64, 1, 2), Precision::F16), Addressing::Taps);
+        assert_eq!(addressing(square([9, 9], 12, 64, 3, 1), Precision::F16), Addressing::Elements);
+        assert_eq!(addressing(square([9, 9], 12, 64, 3, 1), Precision::F32), Addressing::Taps);
+        assert_eq!(addressing(square([9, 9], 3, 64, 7, 2), Precision::F32), Addressing::Elements);
+    }
+
+    #[test]
+    fn groups_take_the_depthwise_or_the_direct_kernel() {
+        let choose = |shape: ConvShape| conv(&shape, Precision::F16, &Caps::H100).unwrap().to_string();
+        let depthwise = ConvShape { groups: 32, ..square([20, 20], 32, 32, 3, 1) };
+        assert_eq!(choose(depthwise), "depthwise 4 pixels");
+        assert_eq!(choose(ConvShape { stride: [2; 2], ..depthwise }), "depthwise 2 pixels");
+        assert_eq!(choose(ConvShape { dilation: [2; 2], ..depthwise }), "depthwise 1 pixels");
+        assert_eq!(choose(ConvShape { filters: 64, ..depthwise }), "direct");
+        assert_eq!(choose(ConvShape { groups: 4, ..depthwise }), "direct");
+        assert_eq!(choose(ConvShape { taps: [17, 1], groups: 1, ..depthwise }), "direct");
+    }
+
+    #[test]
+    fn maps_beyond_32_bits_are_refused() {
+        let fault = conv(&square([65_536, 65_536], 1, 1, 1, 1), Precision::F16, &Caps::H100).unwrap_err();
+        assert!(fault.contains("4294967296 elements"), "{fault}");
+    }
+}

@@ -1,0 +1,136 @@
+//! Every tile of the implicit GEMM, whichever the cost model would choose: compiled by NVRTC, run on the PTX emulator with all
+//! checks on, and compared with the reference.
+
+#[path = "common/cuda_case.rs"]
+#[expect(dead_code, reason = "the operator suites use the rest")]
+mod cuda_case;
+#[path = "common/emulate.rs"]
+#[expect(dead_code, reason = "the operator suites use the rest")]
+mod emulate;
+
+use emulate::{CAPS, rounded, run_program};
+use knet::cuda::ops::conv2d;
+use knet::cuda::pack::{pack, unpack};
+use knet::cuda::stored;
+use knet::ops::activation::Activation;
+use knet::ops::case::{Case, relative_l2};
+use knet::ops::epilogue::Epilogue;
+use knet::ops::{Conv2d, Op, Operator, ValueType};
+use knet::plan::Site;
+use knet::plan::launch::{Packing, Precision, Target};
+use knet::plan::select::conv::{self, Addressing, ConvChoice, Tile};
+use ptxemu::{Config, Memory, Options, Report};
+
+/// Runs a convolution by this choice and compares it with the reference.
+fn check(case: &Case, precision: Precision, choice: ConvChoice) -> Result<Report, String> {
+    let Op::Conv2d(op) = &case.op else { panic!("{} is no convolution", case.name) };
+    let target = Target { caps: CAPS, precision };
+    let constant: Vec<bool> = (0..case.inputs.len()).map(|i| i == 1 || i == 2).collect();
+    let place = |(i, &ty): (usize, &ValueType)| if constant[i] { ty } else { stored(target)(ty) };
+    let types: Vec<ValueType> = case.inputs.iter().enumerate().map(place).collect();
+    let outputs: Vec<ValueType> = case.op.infer(&case.inputs)?.iter().map(|&ty| stored(target)(ty)).collect();
+    let site = Site { op: &case.op, inputs: &types, constant: &constant, outputs: &outputs };
+    let program = conv2d::program(op, &site, &choice)?;
+
+    let memory = Memory::new(Options::default()).map_err(|e| e.to_string())?;
+    let (mut addresses, mut seen) = (Vec::new(), Vec::new());
+    for (i, tensor) in case.make_inputs(3).into_iter().enumerate() {
+        let packing = if constant[i] { program.packing_of(i) } else { Packing::plain(types[i].dtype) };
+        let bytes = pack(&tensor, packing);
+        let address = memory.alloc(bytes.len() as u64, "operand").map_err(|e| e.to_string())?;
+        memory.write(address, &bytes).map_err(|e| e.to_string())?;
+        addresses.push(address);
+        seen.push(rounded(&tensor, packing.dtype).to_f64());
+    }
+    let mut bytes = vec![0; outputs[0].bytes()];
+    let y = memory.alloc(bytes.len() as u64, "result").map_err(|e| e.to_string())?;
+    let config = Config { seed: 5, late_async: true, ..Config::default() };
+    let report = run_program(&program, &addresses, &[y], &memory, &config)?;
+    memory.read(y, &mut bytes).map_err(|e| e.to_string())?;
+
+    let found: Vec<f64> = unpack(&bytes, outputs[0].dtype).into_iter().map(f64::from).collect();
+    let wanted = &op.reference(&seen.iter().collect::<Vec<_>>())[0];
+    let error = relative_l2(&found, wanted.data());
+    let bound = cuda_case::bound(case, precision, outputs[0].dtype);
+    if error.is_nan() || error > bound {
+        return Err(format!("{}: {error:.3e} relative L2, at most {bound:.1e}", program.kernel));
+    }
+    Ok(report)
+}
+
+/// A convolution with bias, residual and ReLU.
+fn case(op: Conv2d, x: [usize; 4], w: [usize; 4]) -> Case {
+    let op = Conv2d {
+        epilogue: Epilogue { bias: true, residual: true, activation: Some(Activation::Relu) },
+        ..op
+    };
+    let types = [x, w].map(ValueType::f32);
+    // The residual has the shape of the result, which a convolution without a tail tells.
+    let y = Conv2d { epilogue: Epilogue::default(), ..op }.infer(&types).unwrap()[0].shape;
+    Case::new("forced", op, &[&x, &w, &w[..1], y.dims()])
+}
+
+/// Checks every tile of a list on every case, the reduction in one part and in three.
+fn check_all(tiles: &[Tile], addressing: Addressing, precisions: &[Precision], cases: &[Case]) {
+    let mut faults = Vec::new();
+    for case in cases {
+        for &precision in precisions {
+            for &tile in tiles {
+                for splits in [1, 3] {
+                    let choice = ConvChoice::Gemm { addressing, tile, splits, microseconds: 0.0 };
+                    if let Err(fault) = check(case, precision, choice) {
+                        faults.push(format!("{choice} {} of {:?}: {fault}", precision.name(), case.inputs));
+                    }
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+const TENSOR: &[Precision] = &[Precision::F16, Precision::Bf16];
+
+/// Ragged tiles along pixels and filters, a reduction that ends inside a step; whole chunks of filters and not.
+fn taps() -> [Case; 3] {
+    [
+        case(Conv2d::with(1, 1), [2, 9, 11, 40], [72, 3, 3, 40]),
+        case(Conv2d::with(2, 1), [1, 15, 17, 8], [41, 3, 3, 8]),
+        case(Conv2d { dilation: [2, 3], ..Conv2d::with(1, 2) }, [1, 13, 14, 64], [40, 3, 2, 64]),
+    ]
+}
+
+fn pointwise() -> [Case; 2] {
+    [
+        case(Conv2d::new(), [2, 8, 9, 136], [136, 1, 1, 136]),
+        case(Conv2d::new(), [1, 12, 12, 104], [35, 1, 1, 104]),
+    ]
+}
+
+fn elements() -> [Case; 2] {
+    [
+        case(Conv2d::with(2, 3), [1, 31, 29, 3], [72, 7, 7, 3]),
+        case(Conv2d::with(1, 1), [2, 7, 9, 13], [21, 3, 3, 13]),
+    ]
+}
+
+#[test]
+fn every_tensor_tile_under_taps() {
+    check_all(conv::TENSOR_TILES, Addressing::Taps, TENSOR, &taps());
+}
+
+#[test]
+fn every_tensor_tile_pointwise() {
+    check_all(conv::TENSOR_TILES, Addressing::Pointwise, TENSOR, &pointwise());
+}
+
+#[test]
+fn every_tensor_tile_element_by_element() {
+    check_all(conv::TENSOR_ELEMENT_TILES, Addressing::Elements, TENSOR, &elements());
+}
+
+#[test]
+fn every_f32_tile() {
+    check_all(conv::F32_TILES, Addressing::Taps, &[Precision::F32], &taps());
+    check_all(conv::F32_TILES, Addressing::Pointwise, &[Precision::F32], &pointwise());
+    check_all(conv::F32_ELEMENT_TILES, Addressing::Elements, &[Precision::F32], &elements());
+}

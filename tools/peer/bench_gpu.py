@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Times knet and the PyTorch peer on one GPU, in turn, in one run.
+
+PyTorch runs as its users run it for speed: fp16, channels last, batch norms folded, cuDNN autotuned, the network replayed as a CUDA
+graph. `network` is the device's time of a replay; `total` is the wall-clock time from the uint8 image in host memory to the
+packed masks in host memory: copy, normalise, pad, network, top-k, two bilinear resizes, threshold, bit packing, copy back, all of
+it on the GPU. knet is timed by `knet bench`, whose `total` means the same.
+
+Rounds alternate the two, the order swapped every round; the medians over the rounds and the ratios PyTorch / knet are printed.
+With --device cpu the same code runs in float32 without graphs, to be tested where there is no GPU; its times mean nothing.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+from knet_torch import MODELS, build, fold_batch_norms
+
+BITS = (128, 64, 32, 16, 8, 4, 2, 1)
+
+
+class Peer:
+    """The model on the device; `run(image)` gives labels, scores and packed masks on the host."""
+
+    def __init__(self, name, weights, size, device):
+        self.cfg, self.device, self.size = MODELS[name], torch.device(device), size
+        self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+        torch.backends.cudnn.benchmark = True
+        model = fold_batch_norms(build(name, weights))
+        self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.padded = [-(-s // 32) * 32 for s in size]
+        value = lambda v: torch.tensor(v, device=self.device).view(1, 3, 1, 1)
+        self.mean, self.std, self.bits = value(self.cfg.mean), value(self.cfg.std), torch.tensor(BITS, device=self.device)
+        self.image = torch.zeros(*size, 3, dtype=torch.uint8, device=self.device)
+        self.graph = None
+        if self.device.type == "cuda":
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self.work()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.result = self.work()
+            self.network = torch.cuda.CUDAGraph()
+            self.x = self.prepare()
+            with torch.cuda.graph(self.network):
+                self.logits = self.model(self.x)
+
+    def prepare(self):
+        x = ((self.image.permute(2, 0, 1)[None].float() - self.mean) / self.std).to(self.dtype)
+        x = F.pad(x, (0, self.padded[1] - self.size[1], 0, self.padded[0] - self.size[0]))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def work(self):
+        """Everything on the device."""
+        cls, masks = self.model(self.prepare())
+        scores, index = cls[0].float().sigmoid().flatten().topk(100)
+        labels, chosen = index % cls.shape[2], index // cls.shape[2]
+        up = lambda x, size: F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        prob = up(masks[:, chosen], [2 * s for s in masks.shape[2:]]).sigmoid()
+        keep = up(prob, self.padded)[0, :, : self.size[0], : self.size[1]] > 0.5
+        keep = F.pad(keep, (0, -self.size[1] % 8)).unflatten(2, (-1, 8))
+        return scores, labels, (keep * self.bits).sum(-1, dtype=torch.uint8)
+
+    def run(self, image):
+        with torch.no_grad():
+            self.image.copy_(image)
+            if self.graph:
+                self.graph.replay()
+                return [part.cpu() for part in self.result]
+            return [part.cpu() for part in self.work()]
+
+    def times(self, image, runs):
+        """Median (network, total) in milliseconds."""
+        network, total = [], []
+        for _ in range(runs):
+            start = time.perf_counter()
+            self.run(image)
+            total.append(1e3 * (time.perf_counter() - start))
+        if self.graph:
+            for _ in range(runs):
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                self.network.replay()
+                end.record()
+                end.synchronize()
+                network.append(begin.elapsed_time(end))
+        return statistics.median(network or [0.0]), statistics.median(total)
+
+
+def knet_times(args, name, size):
+    command = [args.knet, "bench", "--device", "cuda", "--model", name, "--weights", args.weights, "--size",
+               f"{size[0]}x{size[1]}", "--runs", str(args.runs), "--no-steps", "--json"]
+    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return report["network"]["p50"], report["total"]["p50"], report
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--knet", help="the knet program; without it only PyTorch is timed")
+    parser.add_argument("--weights", default="seeded:0")
+    parser.add_argument("--models", nargs="+", default=["knet_s3_r50_fpn"], choices=[m for m in MODELS if not MODELS[m].panoptic])
+    parser.add_argument("--sizes", nargs="+", default=["800x1333", "512x512"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--json", help="file for the numbers")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("bench_gpu.py: PyTorch sees no GPU")
+    rows = []
+    for name in args.models:
+        for text in args.sizes:
+            size = tuple(int(s) for s in text.split("x"))
+            peer = Peer(name, args.weights, size, args.device)
+            image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+            image = image.pin_memory() if args.device == "cuda" else image
+            peer.times(image, 3)
+            found = {"torch": [], "knet": []}
+            for turn in range(args.rounds):
+                order = ["torch", "knet"] if turn % 2 == 0 else ["knet", "torch"]
+                for who in order:
+                    if who == "torch":
+                        found[who].append(peer.times(image, args.runs))
+                    elif args.knet:
+                        found[who].append(knet_times(args, name, size)[:2])
+            median = lambda who, i: statistics.median(t[i] for t in found[who]) if found[who] else float("nan")
+            row = {"model": name, "size": text}
+            for i, part in enumerate(("network", "total")):
+                row[part] = {"torch_ms": median("torch", i), "knet_ms": median("knet", i)}
+                row[part]["ratio"] = row[part]["torch_ms"] / row[part]["knet_ms"]
+                print(f"{name} {text} {part:<8} torch {row[part]['torch_ms']:.3f} ms, knet {row[part]['knet_ms']:.3f} ms, "
+                      f"ratio {row[part]['ratio']:.2f}", flush=True)
+            rows.append(row)
+    if args.json:
+        about = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu", "rows": rows}
+        with open(args.json, "w") as file:
+            json.dump(about, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
