@@ -15,6 +15,7 @@
 // Grid: column tiles of all layers, row tiles. Block: 32 * WARPS_M * WARPS_N * WARPS_K threads. K is a multiple of 4.
 // Shared memory: SLABS * (BM + BN) * 128 bytes, at least WARPS_K * BM * (BN + 8) * 4.
 // Defines: MATH, BM, BN, WARPS_M, WARPS_N, WARPS_K, SLABS (of 32, for all of K), PROLOGUE, ROW_ACTIVATION, ACTIVATION.
+#include "rows/standardise.cuh"
 #include "rows/tile.cuh"
 
 // Pieces of 128 neighbouring terms, four a lane.
@@ -54,20 +55,9 @@ __device__ inline void load_row(Row& row, const float* x, const Params& p) {
     }
 }
 
-// Layer norm of a row, as layer_norm.cu does it. Terms from K on stay 0.
+// Layer norm of a row. Terms from K on stay 0.
 template <int activation> __device__ inline void normalise(Row& row, const Operand& by, const Params& p) {
-    const float count = float(p.terms);
-    float sum = 0.0f, squares = 0.0f;
-#pragma unroll
-    for (u32 i = 0; i < PIECES; ++i) sum += row[i][0] + row[i][1] + row[i][2] + row[i][3];
-    const float mean = warp_sum(sum) / count;
-#pragma unroll
-    for (u32 i = 0; i < PIECES; ++i) {
-        if (first_term(i) >= p.terms) continue;
-#pragma unroll
-        for (u32 j = 0; j < 4; ++j) squares += (row[i][j] - mean) * (row[i][j] - mean);
-    }
-    const float scale = 1.0f / sqrtf(warp_sum(squares) / count + p.eps);
+    standardise(row, p.terms, p.eps);
 #pragma unroll
     for (u32 i = 0; i < PIECES; ++i) {
         if (first_term(i) >= p.terms) continue;
@@ -75,7 +65,7 @@ template <int activation> __device__ inline void normalise(Row& row, const Opera
         load_vector(by.gamma + first_term(i), gamma);
         load_vector(by.beta + first_term(i), beta);
 #pragma unroll
-        for (u32 j = 0; j < 4; ++j) row[i][j] = activate<activation>((row[i][j] - mean) * scale * gamma[j] + beta[j]);
+        for (u32 j = 0; j < 4; ++j) row[i][j] = activate<activation>(row[i][j] * gamma[j] + beta[j]);
     }
 }
 

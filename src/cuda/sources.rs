@@ -48,6 +48,7 @@ sources! {
     "resize.cu",
     "rows/fused.cu",
     "rows/linear.cu",
+    "rows/standardise.cuh",
     "rows/tile.cuh",
     "softmax.cu",
     "sum_parts.cu",
