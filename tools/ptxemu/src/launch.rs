@@ -76,7 +76,9 @@ fn check(entry: &Entry, launch: &Launch) -> Result<u32, Fault> {
     }
     let [gx, gy, gz] = launch.grid;
     if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX as u32 || gy > 65535 || gz > 65535 {
-        return fail(format!("a grid of {gx} x {gy} x {gz} blocks: x up to 2^31-1, y and z up to 65535, none 0"));
+        return fail(format!(
+            "a grid of {gx} x {gy} x {gz} blocks: x up to 2^31-1, y and z up to 65535, none 0"
+        ));
     }
     if let Some(wanted) = entry.reqntid
         && wanted != launch.block
@@ -90,7 +92,11 @@ fn check(entry: &Entry, launch: &Launch) -> Result<u32, Fault> {
         }
     }
     if launch.params.len() != entry.param_bytes as usize {
-        return fail(format!("{} bytes of parameters; the kernel takes {}", launch.params.len(), entry.param_bytes));
+        return fail(format!(
+            "{} bytes of parameters; the kernel takes {}",
+            launch.params.len(),
+            entry.param_bytes
+        ));
     }
     Ok(threads as u32)
 }
@@ -124,10 +130,14 @@ pub fn launch(
     };
     let threads = check(&module.entries().nth(number).expect("entries are numbered"), launch)?;
     let program = module.program(number);
-    let shared = u64::from(program.static_shared.next_multiple_of(program.dynamic_align)) + u64::from(launch.dynamic_shared);
+    let shared = u64::from(program.static_shared.next_multiple_of(program.dynamic_align))
+        + u64::from(launch.dynamic_shared);
     let shared = if launch.dynamic_shared == 0 { u64::from(program.static_shared) } else { shared };
     if shared > u64::from(config.max_shared) {
-        return Err(invalid(entry, format!("{shared} bytes of shared memory a block; {} are there", config.max_shared)));
+        return Err(invalid(
+            entry,
+            format!("{shared} bytes of shared memory a block; {} are there", config.max_shared),
+        ));
     }
     // Parameters in aligned storage: kernels load them like any other memory.
     let mut aligned = vec![Lanes([0; 32]); launch.params.len().div_ceil(128)];

@@ -278,13 +278,15 @@ impl<'a> Machine<'a> {
         let warp = &mut self.warps[w];
         self.base[0] = warp.registers.as_mut_ptr();
         self.predicates = warp.predicates.as_mut_ptr();
-        (self.pc, self.active, self.reconverge, self.exited) = (warp.pc, warp.active, warp.reconverge, warp.exited);
+        (self.pc, self.active, self.reconverge, self.exited) =
+            (warp.pc, warp.active, warp.reconverge, warp.exited);
         self.warp = w;
     }
 
     fn save(&mut self) {
         let warp = &mut self.warps[self.warp];
-        (warp.pc, warp.active, warp.reconverge, warp.exited) = (self.pc, self.active, self.reconverge, self.exited);
+        (warp.pc, warp.active, warp.reconverge, warp.exited) =
+            (self.pc, self.active, self.reconverge, self.exited);
     }
 
     fn run_warp(&mut self) -> Flow {

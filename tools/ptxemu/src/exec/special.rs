@@ -124,9 +124,7 @@ pub(crate) unsafe fn read_special(m: &mut Machine, i: &Ins) -> Flow {
         out[l as usize] = value(l);
     }
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
-    unsafe {
-        if i.y == 1 { store(m, i.d, &out) } else { store(m, i.d, &out.map(|v| v as u32)) }
-    }
+    unsafe { if i.y == 1 { store(m, i.d, &out) } else { store(m, i.d, &out.map(|v| v as u32)) } }
     Flow::Next
 }
 

@@ -145,8 +145,12 @@ impl Emit<'_> {
         for (b, block) in graph.blocks.iter().enumerate() {
             if meets[b] {
                 let ins = Ins { exec: join, d: 0, a: 0, b: 0, c: 0, imm: 0, guard: 0, x: 0, y: 0, p: [0; 3] };
-                let origin =
-                    Origin { function: self.number, stmt: pre[block.start].stmt, class: Class::Internal, macs: 0 };
+                let origin = Origin {
+                    function: self.number,
+                    stmt: pre[block.start].stmt,
+                    class: Class::Internal,
+                    macs: 0,
+                };
                 program.code.push(ins);
                 program.origins.push(origin);
                 program.reconverge.push(NEVER);

@@ -24,7 +24,8 @@ impl<'t> Lower<'t> {
                 }
                 op.take("uni");
                 let name = self.symbol_name(op, 1)?;
-                let table = self.func.table(stmt.scope, name).ok_or_else(|| format!("no jump table `{name}`"))?;
+                let table =
+                    self.func.table(stmt.scope, name).ok_or_else(|| format!("no jump table `{name}`"))?;
                 let table: Option<Vec<usize>> = table.into_iter().collect();
                 let mut pre = self.blank(run::branch_table, Class::Control);
                 pre.control = Control::Table(table.ok_or("the jump table names a missing label")?);
@@ -46,9 +47,10 @@ impl<'t> Lower<'t> {
             "call" => self.call(op)?,
             "bar" | "barrier" => self.barrier(op)?,
             "membar" | "fence" => {
-                for word in
-                    ["gl", "cta", "sys", "gpu", "cluster", "sc", "acq_rel", "acquire", "release", "proxy", "async"]
-                {
+                for word in [
+                    "gl", "cta", "sys", "gpu", "cluster", "sc", "acq_rel", "acquire", "release", "proxy",
+                    "async",
+                ] {
                     op.take(word);
                 }
                 op.pick(|m| (m.starts_with("sync_restrict") || m.contains("::")).then_some(()));
@@ -72,8 +74,8 @@ impl<'t> Lower<'t> {
                 self.emit(exchange::elect, Class::Exchange, d, &[mask], 0);
                 self.last().p[0] = p;
             }
-            "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" | "griddepcontrol" | "setmaxnreg"
-            | "pmevent" => {
+            "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" | "griddepcontrol"
+            | "setmaxnreg" | "pmevent" => {
                 op.mods.clear();
                 let pre = self.blank(run::nothing, Class::Control);
                 self.pre.push(pre);
@@ -115,7 +117,8 @@ impl<'t> Lower<'t> {
         }
         let number = self.layout.number(self.tree, name).ok_or_else(|| format!("no function `{name}`"))?;
         let (params, returns) = self.layout.formals(self.tree, number);
-        let mut lists = op.args.iter().filter_map(|a| if let Operand::List(items) = a { Some(items) } else { None });
+        let mut lists =
+            op.args.iter().filter_map(|a| if let Operand::List(items) = a { Some(items) } else { None });
         let first_is_list = matches!(op.args.first(), Some(Operand::List(_)));
         let empty = Vec::new();
         let results = if first_is_list { lists.next().unwrap_or(&empty) } else { &empty };

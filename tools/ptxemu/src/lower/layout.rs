@@ -109,8 +109,9 @@ impl Layout {
                 top = at.saturating_add(size.min(1 << 24) as u32);
                 at
             };
-            let mut formals =
-                |list: &[Formal]| -> Vec<u32> { list.iter().map(|f| place(u64::from(f.size), f.align)).collect() };
+            let mut formals = |list: &[Formal]| -> Vec<u32> {
+                list.iter().map(|f| place(u64::from(f.size), f.align)).collect()
+            };
             let params = formals(&func.params);
             let returns = formals(&func.returns);
             if func.entry {
@@ -208,7 +209,9 @@ impl Layout {
                     return Ok(Place::Shared(*at));
                 }
                 match tree.vars.iter().find(|v| v.name == *name) {
-                    Some(var) if matches!(var.space, Space::Global | Space::Const) => Ok(Place::Global(name.clone())),
+                    Some(var) if matches!(var.space, Space::Global | Space::Const) => {
+                        Ok(Place::Global(name.clone()))
+                    }
                     _ => Err(format!("`{name}` is not defined (addresses of functions are not supported)")),
                 }
             }
@@ -234,7 +237,9 @@ impl Layout {
 fn uses(func: &Func, name: &str) -> bool {
     fn mentions(operand: &Operand, name: &str) -> bool {
         match operand {
-            Operand::Symbol(Symbol::Name(n), _) | Operand::Address(Base::Symbol(Symbol::Name(n)), _) => n == name,
+            Operand::Symbol(Symbol::Name(n), _) | Operand::Address(Base::Symbol(Symbol::Name(n)), _) => {
+                n == name
+            }
             Operand::Vector(items) | Operand::List(items) => items.iter().any(|i| mentions(i, name)),
             _ => false,
         }

@@ -14,7 +14,11 @@ pub(crate) struct Slots {
 }
 
 fn sources(ins: &Pre) -> impl Iterator<Item = Reg> + '_ {
-    ins.s.iter().flatten().chain(&ins.list_s).filter_map(|s| if let Src::Reg(r) = s { Some(*r) } else { None })
+    ins.s
+        .iter()
+        .flatten()
+        .chain(&ins.list_s)
+        .filter_map(|s| if let Src::Reg(r) = s { Some(*r) } else { None })
 }
 
 fn dests(ins: &Pre) -> impl Iterator<Item = Reg> + '_ {
@@ -119,7 +123,8 @@ pub(crate) fn assign(pre: &[Pre], graph: &Graph, classes: &[Class]) -> Slots {
 
 /// Linear scan over the registers that `wanted` picks; returns the number of places used.
 fn scan(spans: &[(usize, usize)], wanted: impl Fn(usize) -> bool, place: &mut [u32]) -> u32 {
-    let mut order: Vec<usize> = (0..spans.len()).filter(|r| wanted(*r) && spans[*r].0 != usize::MAX).collect();
+    let mut order: Vec<usize> =
+        (0..spans.len()).filter(|r| wanted(*r) && spans[*r].0 != usize::MAX).collect();
     order.sort_unstable_by_key(|r| spans[*r]);
     let mut busy = std::collections::BinaryHeap::new();
     let mut free: Vec<u32> = Vec::new();
