@@ -84,7 +84,9 @@ pub struct Memory {
     options: Options,
     table: Mutex<Table>,
     /// Launches since the race shadows were last cleared.
-    pub(crate) epoch: AtomicU32,
+    epoch: AtomicU32,
+    /// Held by the launch that runs.
+    turn: Mutex<()>,
 }
 
 impl Memory {
@@ -113,6 +115,7 @@ impl Memory {
                         options,
                         table,
                         epoch: AtomicU32::new(0),
+                        turn: Mutex::new(()),
                     });
                 }
                 (Err(e), ..) | (_, Err(e), ..) | (_, _, Err(e), _) | (.., Err(e)) if size <= 256 << 20 => {
@@ -436,7 +439,46 @@ impl Memory {
         unsafe { &*self.state.as_ptr().add(offset as usize).cast::<AtomicU8>() }
     }
 
-    fn data_ptr(&self, offset: u64) -> *mut u8 {
+    /// The state bytes: [`Memory::size`] of them.
+    pub(crate) fn state_ptr(&self) -> *const u8 {
+        self.state.as_ptr()
+    }
+
+    /// Readers of each 4-byte word: a quarter of [`Memory::size`] records of 4 bytes.
+    pub(crate) fn readers_base(&self) -> *const u8 {
+        self.readers.as_ptr()
+    }
+
+    /// Writers of each word, as [`Memory::readers_base`].
+    pub(crate) fn writers_base(&self) -> *const u8 {
+        self.writers.as_ptr()
+    }
+
+    /// Waits until no launch runs; none starts while the guard lives.
+    pub(crate) fn launch_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Starts a launch: returns its epoch for the race records, clearing them when the numbers are used up.
+    pub(crate) fn next_epoch(&self) -> u32 {
+        let epoch = self.epoch.load(Relaxed) + 1;
+        let epoch = if epoch > crate::exec::global::EPOCHS {
+            for map in [&self.readers, &self.writers] {
+                // SAFETY: no launch runs between epochs, so nobody looks at the records; they read as zero from here on.
+                let advice = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+                // Stale records could only bring false alarms, which the epoch in them makes 255 launches old.
+                drop(advice);
+            }
+            1
+        } else {
+            epoch
+        };
+        self.epoch.store(epoch, Relaxed);
+        epoch
+    }
+
+    /// Bytes of device memory at `offset` (below [`Memory::size`]).
+    pub(crate) fn data_ptr(&self, offset: u64) -> *mut u8 {
         // The mapping is interior-mutable memory: `MmapMut` never hands out references to it here.
         self.data.as_ptr().wrapping_add(offset as usize).cast_mut()
     }

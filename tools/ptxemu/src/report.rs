@@ -1,16 +1,192 @@
-//! What a launch did: instruction, memory and bank-conflict counts.
+//! What a launch did: instructions by class, matrix products, bank conflicts, sectors.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-/// Counts of one launch, or of several merged ones.
+use crate::exec::access::Plan;
+use crate::ir::{Class, Program};
+
+/// Traffic of one kind of memory instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Warp instructions.
+    pub instructions: u64,
+    /// Requests: passes of up to 128 bytes (32 lanes of 4 bytes, 16 of 8, 8 of 16).
+    pub requests: u64,
+    /// Shared memory: wavefronts, bank conflicts included. Without conflicts it equals `requests`.
+    pub waves: u64,
+    /// Global memory: 32-byte sectors touched.
+    pub sectors: u64,
+    /// The least number of sectors that holds the bytes touched.
+    pub ideal_sectors: u64,
+    /// Bytes that lanes moved (a broadcast counts once a lane).
+    pub bytes: u64,
+}
+
+impl Traffic {
+    #[inline(always)]
+    pub(crate) fn add(&mut self, plan: &Plan) {
+        self.instructions += 1;
+        self.requests += u64::from(plan.requests);
+        self.waves += u64::from(plan.waves);
+        self.sectors += u64::from(plan.sectors);
+        self.ideal_sectors += u64::from(plan.ideal_sectors);
+        self.bytes += u64::from(plan.lane_bytes);
+    }
+
+    fn merge(&mut self, other: &Traffic) {
+        self.instructions += other.instructions;
+        self.requests += other.requests;
+        self.waves += other.waves;
+        self.sectors += other.sectors;
+        self.ideal_sectors += other.ideal_sectors;
+        self.bytes += other.bytes;
+    }
+
+    /// Wavefronts per conflict-free wavefront: 1.0 is free of bank conflicts.
+    pub fn conflict(&self) -> f64 {
+        ratio(self.waves, self.requests)
+    }
+
+    /// Sectors per request: 4.0 where every byte fetched is used, for full-width accesses.
+    pub fn sectors_per_request(&self) -> f64 {
+        ratio(self.sectors, self.requests)
+    }
+}
+
+fn ratio(a: u64, b: u64) -> f64 {
+    if b == 0 { 0.0 } else { a as f64 / b as f64 }
+}
+
+/// One thread's counters while it runs.
+pub(crate) struct Counts {
+    executed: Vec<u64>,
+    pub blocks: u64,
+    pub global_load: Traffic,
+    pub global_store: Traffic,
+    pub shared_load: Traffic,
+    pub shared_store: Traffic,
+    pub matrix_load: Traffic,
+    pub async_store: Traffic,
+    pub async_bytes: u64,
+}
+
+impl Counts {
+    pub fn new(instructions: usize) -> Counts {
+        Counts {
+            executed: vec![0; instructions],
+            blocks: 0,
+            global_load: Traffic::default(),
+            global_store: Traffic::default(),
+            shared_load: Traffic::default(),
+            shared_store: Traffic::default(),
+            matrix_load: Traffic::default(),
+            async_store: Traffic::default(),
+            async_bytes: 0,
+        }
+    }
+
+    /// Counts one execution of the instruction at `pc`.
+    #[inline(always)]
+    pub fn tick(&mut self, pc: u32) {
+        self.executed[pc as usize] += 1;
+    }
+
+    /// Instructions executed so far.
+    pub fn total(&self) -> u64 {
+        self.executed.iter().sum()
+    }
+
+    /// Turns the counters into a report.
+    pub fn report(&self, program: &Program) -> Report {
+        let mut report = Report {
+            blocks: self.blocks,
+            global_load: self.global_load,
+            global_store: self.global_store,
+            shared_load: self.shared_load,
+            shared_store: self.shared_store,
+            matrix_load: self.matrix_load,
+            async_store: self.async_store,
+            async_bytes: self.async_bytes,
+            ..Report::default()
+        };
+        for (origin, &times) in program.origins.iter().zip(&self.executed) {
+            if origin.class == Class::Internal || times == 0 {
+                continue;
+            }
+            report.instructions += times;
+            *report.classes.entry(name(origin.class)).or_default() += times;
+            let macs = times * u64::from(origin.macs);
+            match origin.class {
+                Class::Mma => {
+                    report.mma += times;
+                    report.mma_macs += macs;
+                }
+                _ => report.scalar_macs += 32 * macs,
+            }
+        }
+        report
+    }
+}
+
+fn name(class: Class) -> &'static str {
+    match class {
+        Class::Integer => "integer",
+        Class::Float32 => "f32",
+        Class::Float16 => "f16/bf16",
+        Class::Float64 => "f64",
+        Class::Special => "special function",
+        Class::Convert => "convert",
+        Class::Move => "move",
+        Class::Predicate => "predicate",
+        Class::GlobalLoad => "global load",
+        Class::GlobalStore => "global store",
+        Class::SharedLoad => "shared load",
+        Class::SharedStore => "shared store",
+        Class::LocalMemory => "local memory",
+        Class::Constant => "constant, parameter",
+        Class::Atomic => "atomic",
+        Class::AsyncCopy => "async copy",
+        Class::MatrixLoad => "ldmatrix",
+        Class::Mma => "mma",
+        Class::Barrier => "barrier, fence",
+        Class::Exchange => "shuffle, vote",
+        Class::Control => "control",
+        Class::Internal => "internal",
+    }
+}
+
+/// Counts of one launch, or of several merged ones. Instructions are counted per warp.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// Launches merged into this report.
     pub launches: u64,
     /// Blocks executed.
     pub blocks: u64,
-    /// Warp instructions executed.
+    /// Warp instructions executed, of the PTX (the SASS differs).
     pub instructions: u64,
+    /// The same by class.
+    pub classes: BTreeMap<&'static str, u64>,
+    /// `mma.sync` instructions, and multiply-accumulates in them.
+    pub mma: u64,
+    /// Multiply-accumulates of `mma.sync`.
+    pub mma_macs: u64,
+    /// Multiply-accumulates of scalar FMA instructions, all 32 lanes counted.
+    pub scalar_macs: u64,
+    /// Loads from global memory, the sources of asynchronous copies included.
+    pub global_load: Traffic,
+    /// Stores to global memory.
+    pub global_store: Traffic,
+    /// Loads from shared memory other than `ldmatrix`.
+    pub shared_load: Traffic,
+    /// Stores to shared memory, `stmatrix` included.
+    pub shared_store: Traffic,
+    /// `ldmatrix`.
+    pub matrix_load: Traffic,
+    /// The shared-memory side of asynchronous copies.
+    pub async_store: Traffic,
+    /// Bytes that asynchronous copies put into shared memory.
+    pub async_bytes: u64,
 }
 
 impl Report {
@@ -19,12 +195,69 @@ impl Report {
         self.launches += other.launches;
         self.blocks += other.blocks;
         self.instructions += other.instructions;
+        for (class, times) in &other.classes {
+            *self.classes.entry(class).or_default() += times;
+        }
+        self.mma += other.mma;
+        self.mma_macs += other.mma_macs;
+        self.scalar_macs += other.scalar_macs;
+        self.async_bytes += other.async_bytes;
+        self.global_load.merge(&other.global_load);
+        self.global_store.merge(&other.global_store);
+        self.shared_load.merge(&other.shared_load);
+        self.shared_store.merge(&other.shared_store);
+        self.matrix_load.merge(&other.matrix_load);
+        self.async_store.merge(&other.async_store);
+    }
+
+    /// Instructions of a class by its name in the table; 0 if none ran.
+    pub fn class(&self, name: &str) -> u64 {
+        self.classes.get(name).copied().unwrap_or(0)
+    }
+
+    /// Shared-memory wavefronts, all instructions together: actual and conflict-free.
+    pub fn shared_waves(&self) -> (u64, u64) {
+        let all = [&self.shared_load, &self.shared_store, &self.matrix_load, &self.async_store];
+        (all.iter().map(|t| t.waves).sum(), all.iter().map(|t| t.requests).sum())
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<40}{:>16}", "blocks", self.blocks)?;
-        writeln!(f, "{:<40}{:>16}", "warp instructions", self.instructions)
+        writeln!(f, "{:<28}{:>16}", "launches", self.launches)?;
+        writeln!(f, "{:<28}{:>16}", "blocks", self.blocks)?;
+        writeln!(f, "{:<28}{:>16}", "warp instructions", self.instructions)?;
+        for (class, times) in &self.classes {
+            let share = 100.0 * ratio(*times, self.instructions);
+            writeln!(f, "  {class:<26}{times:>16}{share:>8.1} %")?;
+        }
+        writeln!(f, "{:<28}{:>16}", "MACs in mma", self.mma_macs)?;
+        writeln!(f, "{:<28}{:>16}", "MACs in scalar fma", self.scalar_macs)?;
+        if self.mma > 0 {
+            writeln!(f, "{:<28}{:>16.1}", "instructions per mma", ratio(self.instructions, self.mma))?;
+        }
+        writeln!(
+            f,
+            "{:<16}{:>12}{:>12}{:>12}{:>8}{:>12}{:>8}{:>16}",
+            "memory", "instructions", "requests", "waves", "x", "sectors", "/req", "bytes"
+        )?;
+        let rows = [
+            ("global load", &self.global_load),
+            ("global store", &self.global_store),
+            ("shared load", &self.shared_load),
+            ("shared store", &self.shared_store),
+            ("ldmatrix", &self.matrix_load),
+            ("cp.async", &self.async_store),
+        ];
+        for (name, t) in rows.iter().filter(|r| r.1.instructions > 0) {
+            write!(f, "{name:<16}{:>12}{:>12}", t.instructions, t.requests)?;
+            if name.starts_with("global") {
+                write!(f, "{:>12}{:>8}{:>12}{:>8.2}", "-", "-", t.sectors, t.sectors_per_request())?;
+            } else {
+                write!(f, "{:>12}{:>8.2}{:>12}{:>8}", t.waves, t.conflict(), "-", "-")?;
+            }
+            writeln!(f, "{:>16}", t.bytes)?;
+        }
+        Ok(())
     }
 }

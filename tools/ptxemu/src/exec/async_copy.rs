@@ -1,0 +1,206 @@
+//! `cp.async`: copies from global to shared memory that complete as late as they may.
+//!
+//! A copy reads its source when it is issued and owns its destination bytes until its thread waits for the copy's group; only then
+//! the data lands. With `Config::late_async` off it lands at once.
+
+use super::access::Access;
+use super::lanes::multiversion;
+use super::shared::{PENDING, WRITTEN};
+use super::{Machine, Trouble};
+use crate::fault::FaultKind;
+use crate::ir::{Flow, Ins, MemSpace};
+use crate::memory::BASE;
+
+/// One warp-wide copy that has not landed.
+struct Copy {
+    mask: u32,
+    to: [u32; 32],
+    /// The group it belongs to, by lane.
+    group: [u32; 32],
+    data: [[u8; 16]; 32],
+    size: u32,
+}
+
+/// A warp's copies in flight.
+#[derive(Default)]
+pub(crate) struct Queue {
+    copies: Vec<Box<Copy>>,
+    spare: Vec<Box<Copy>>,
+    /// Groups each lane has committed.
+    committed: [u32; 32],
+}
+
+impl Queue {
+    pub fn clear(&mut self) {
+        self.spare.append(&mut self.copies);
+        self.committed = [0; 32];
+    }
+}
+
+/// `cp.async`: `a` destination address, `b` source address, `c` source size (a slot), `imm` destination offset, list: source
+/// offset (low, high), size; `p[0]` predicate that zero-fills (with `p[1]` = 1 when there is one).
+#[inline(always)]
+unsafe fn copy_body(m: &mut Machine, i: &Ins) -> Flow {
+    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
+    match unsafe { issue(m, i) } {
+        Ok(()) => Flow::Next,
+        Err(trouble) => m.stop(trouble),
+    }
+}
+multiversion!(/// The driver of `cp.async`.
+    copy, copy_body);
+
+#[inline(always)]
+unsafe fn issue(m: &mut Machine, i: &Ins) -> Result<(), Trouble> {
+    let program = m.env.program;
+    let list = &program.lists[i.x as usize..];
+    let (offset, size) = ((u64::from(list[0]) | u64::from(list[1]) << 32) as i64, list[2]);
+    let mut to_mem = program.mems[i.y as usize];
+    let mut from_mem = program.mems[i.y as usize + 1];
+    (to_mem.element, from_mem.element) = (size, size);
+    let source = Ins { a: i.b, imm: offset, ..*i };
+    // SAFETY: by the caller's promise.
+    let (mut to, mut from, sizes, ignore) = unsafe {
+        let ignore = if i.p[1] != 0 { m.predicate(i.p[0]) } else { 0 };
+        (m.addresses(i, &to_mem), m.addresses(&source, &from_mem), &*m.slot::<u32>(i.c), ignore)
+    };
+    if m.resolve(&mut to, to_mem.space)? != MemSpace::Shared {
+        return Err(Trouble::new(FaultKind::OutOfBounds, None, "cp.async into memory that is not shared"));
+    }
+    to.aligned(size, "cp.async to")?;
+    let mut queue = std::mem::take(&mut m.warps[m.warp].copies);
+    let mut entry = queue.spare.pop().unwrap_or_else(|| {
+        Box::new(Copy { mask: 0, to: [0; 32], group: [0; 32], data: [[0; 16]; 32], size: 0 })
+    });
+    let (mut full, mut partial) = (0, 0);
+    for l in 0..32 {
+        let on = m.mask >> l & 1 != 0 && ignore >> l & 1 == 0;
+        full |= u32::from(on && sizes[l] >= size) << l;
+        partial |= u32::from(on && sizes[l] > 0 && sizes[l] < size) << l;
+        entry.data[l] = [0; 16];
+        entry.to[l] = to.address[l] as u32;
+    }
+    let result = (|| {
+        if let Some(l) = to.lanes().find(|l| sizes[*l as usize] > size) {
+            let message = format!("cp.async of {size} bytes with a source size of {}", sizes[l as usize]);
+            return Err(Trouble::new(FaultKind::OutOfBounds, Some(l), message));
+        }
+        if full != 0 {
+            read_source(m, &mut from, full, size, from_mem.plan, &mut entry.data)?;
+        }
+        for l in (0..32).filter(|l| partial >> l & 1 != 0) {
+            let mut one = Access { address: from.address, mask: 1 << l, width: sizes[l as usize] };
+            read_source(m, &mut one, 1 << l, sizes[l as usize], from_mem.plan, &mut entry.data)?;
+        }
+        let (on, state) = (m.checks(), if m.env.config.late_async { PENDING } else { WRITTEN });
+        let plan = m.plans[to_mem.plan as usize].find(&to)?;
+        m.counts.async_store.add(plan);
+        m.counts.async_bytes += u64::from(size * to.mask.count_ones());
+        m.shared.write(m.warp, &to, plan, to.base(), (on, state))
+    })();
+    (entry.mask, entry.size) = (to.mask, size);
+    entry.group = queue.committed;
+    if result.is_ok() && m.env.config.late_async {
+        queue.copies.push(entry);
+    } else {
+        if result.is_ok() {
+            put(m, &entry, entry.mask, false);
+        }
+        queue.spare.push(entry);
+    }
+    m.warps[m.warp].copies = queue;
+    result
+}
+
+/// Reads `size` bytes per lane of `lanes` from global memory.
+#[inline(always)]
+fn read_source(
+    m: &mut Machine,
+    from: &mut Access,
+    lanes: u32,
+    size: u32,
+    plan: u32,
+    data: &mut [[u8; 16]; 32],
+) -> Result<(), Trouble> {
+    (from.mask, from.width) = (lanes, size);
+    for l in 0..32 {
+        from.address[l] = if lanes >> l & 1 != 0 { from.address[l] } else { 0 };
+    }
+    if size.is_power_of_two() {
+        from.aligned(size, "cp.async from")?;
+    }
+    let mut set = std::mem::take(&mut m.plans[plan as usize]);
+    let result = set.find(from).and_then(|plan| {
+        m.global_read(from, plan, true)?;
+        m.counts.global_load.add(plan);
+        Ok(())
+    });
+    m.plans[plan as usize] = set;
+    result?;
+    let base = m.env.memory.data_ptr(0);
+    for l in (0..32).filter(|l| lanes >> l & 1 != 0) {
+        let p = base.wrapping_add(from.address[l].wrapping_sub(BASE) as usize);
+        // SAFETY: `global_read` has checked `size` bytes there. A racing block's store makes the value, not the read, undefined; a
+        // volatile read keeps the compiler from assuming otherwise.
+        unsafe {
+            if size == 16 {
+                data[l] = p.cast::<[u8; 16]>().read_volatile();
+            } else {
+                for (b, byte) in data[l][..size as usize].iter_mut().enumerate() {
+                    *byte = p.add(b).read_volatile();
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Stores the data of `lanes` to shared memory.
+fn put(m: &mut Machine, copy: &Copy, lanes: u32, note: bool) {
+    let (base, size) = (m.shared.data(), copy.size as usize);
+    for l in (0..32).filter(|l| lanes >> l & 1 != 0) {
+        // SAFETY: the range was checked when the copy was issued, and shared memory has not changed size since.
+        unsafe { base.add(copy.to[l] as usize).copy_from_nonoverlapping(copy.data[l].as_ptr(), size) };
+        if note {
+            m.shared.landed(m.warp, l as u32, copy.to[l] as usize, size);
+        }
+    }
+}
+
+/// `cp.async.commit_group`.
+pub(crate) unsafe fn commit(m: &mut Machine, _: &Ins) -> Flow {
+    let mask = m.mask;
+    let queue = &mut m.current().copies;
+    for l in 0..32 {
+        queue.committed[l] += mask >> l & 1;
+    }
+    Flow::Next
+}
+
+/// `cp.async.wait_group` (`imm` groups may stay pending) and `wait_all` (`imm` negative).
+pub(crate) unsafe fn wait(m: &mut Machine, i: &Ins) -> Flow {
+    let mut queue = std::mem::take(&mut m.current().copies);
+    let mask = m.mask;
+    let mut at = 0;
+    while at < queue.copies.len() {
+        let copy = &mut queue.copies[at];
+        let mut lanes = 0;
+        for l in 0..32 {
+            let done = i.imm < 0 || i64::from(copy.group[l]) + i.imm < i64::from(queue.committed[l]);
+            lanes |= u32::from(done) << l;
+        }
+        lanes &= mask & copy.mask;
+        if lanes != 0 {
+            put(m, copy, lanes, true);
+            copy.mask &= !lanes;
+        }
+        if copy.mask == 0 {
+            let done = queue.copies.remove(at);
+            queue.spare.push(done);
+        } else {
+            at += 1;
+        }
+    }
+    m.current().copies = queue;
+    Flow::Next
+}

@@ -1,0 +1,9 @@
+//! PTX text to syntax tree.
+
+pub(crate) mod ast;
+mod instr;
+mod lex;
+mod parse;
+mod scope;
+
+pub(crate) use parse::parse;

@@ -1,0 +1,85 @@
+//! Whole kernels through NVRTC: values against Rust, and speed.
+
+mod common;
+
+use common::{Bench, Params, noise};
+use half::f16;
+use ptxemu::Config;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct P {
+    n: i32,
+    s: f32,
+    k: [i32; 4],
+}
+
+#[test]
+fn basic() {
+    for arch in ["compute_80", "compute_100"] {
+        let bench = Bench::new(&common::ptx_for("basic", arch, &[]));
+        let a = noise(1, 256);
+        let pa = bench.put("a", &a);
+        let py = bench.put("y", &vec![0_f32; 2048]);
+        let p = P { n: 200, s: 0.5, k: [1, 2, 3, 4] };
+        let params = Params::new().arg(pa).arg(py).arg(p);
+        let report = bench.run_with("k1", ([2, 1, 1], [128, 1, 1], 1024), &params, &Default::default());
+        println!("{}", report.unwrap_or_else(|e| panic!("{e}")));
+        let y: Vec<f32> = bench.get(py, 2048);
+        println!("{:?}", &y[..4]);
+        println!("{:?}", &y[512..520]);
+    }
+}
+
+/// The fp16 GEMM on random data; returns the largest error against an f64 product.
+fn gemm(
+    options: &[&str],
+    config: &Config,
+    (m, n, k): (usize, usize, usize),
+) -> Result<(f64, ptxemu::Report), ptxemu::Fault> {
+    let bench = Bench::cuda("gemm", options);
+    let a: Vec<f16> = noise(1, m * k).into_iter().map(f16::from_f32).collect();
+    let b: Vec<f16> = noise(2, n * k).into_iter().map(f16::from_f32).collect();
+    let (pa, pb, pc) = (bench.put("a", &a), bench.put("b", &b), bench.room::<f32>("c", m * n));
+    let params = Params::new().arg(pa).arg(pb).arg(pc).arg(m as i32).arg(n as i32).arg(k as i32);
+    let grid = [(n / 128) as u32, (m / 128) as u32, 1];
+    let start = std::time::Instant::now();
+    let report = bench.run_with("gemm", (grid, [256, 1, 1], 3 * 16384), &params, config)?;
+    println!("mma: {:.2} GMAC/s", (m * n * k) as f64 / start.elapsed().as_secs_f64() / 1e9);
+    let c: Vec<f32> = bench.get(pc, m * n);
+    let mut worst = 0_f64;
+    for row in (0..m).step_by(7) {
+        for col in (0..n).step_by(5) {
+            let sum: f64 = (0..k).map(|i| a[row * k + i].to_f64() * b[col * k + i].to_f64()).sum();
+            worst = worst.max((sum - f64::from(c[row * n + col])).abs());
+        }
+    }
+    Ok((worst, report))
+}
+
+#[test]
+fn fp16_gemm() {
+    let (worst, report) = gemm(&[], &Config::default(), (512, 512, 512)).unwrap_or_else(|e| panic!("{e}"));
+    println!("{report}");
+    assert!(worst < 1e-4, "{worst}");
+}
+
+#[test]
+fn f32_gemm() {
+    let bench = Bench::cuda("gemm", &[]);
+    let (m, n, k) = (512, 512, 512);
+    let (a, b) = (noise(1, m * k), noise(2, n * k));
+    let (pa, pb, pc) = (bench.put("a", &a), bench.put("b", &b), bench.room::<f32>("c", m * n));
+    let params = Params::new().arg(pa).arg(pb).arg(pc).arg(m as i32).arg(n as i32).arg(k as i32);
+    let start = std::time::Instant::now();
+    let report = bench.run("sgemm", [8, 8, 1], [64, 1, 1], &params).unwrap_or_else(|e| panic!("{e}"));
+    println!("f32: {:.2} GMAC/s", (m * n * k) as f64 / start.elapsed().as_secs_f64() / 1e9);
+    println!("{report}");
+    let c: Vec<f32> = bench.get(pc, m * n);
+    for row in (0..m).step_by(7) {
+        for col in (0..n).step_by(5) {
+            let sum: f64 = (0..k).map(|i| f64::from(a[row * k + i]) * f64::from(b[i * n + col])).sum();
+            assert!((sum - f64::from(c[row * n + col])).abs() < 1e-4);
+        }
+    }
+}
