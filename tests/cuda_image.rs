@@ -5,7 +5,7 @@
 #[expect(dead_code, reason = "the suites of operators use the rest")]
 mod emulate;
 
-use emulate::module;
+use emulate::run_program;
 use image::RgbImage;
 use knet::cuda::pack::{pack, unpack};
 use knet::cuda::post::{Extent, MaskLogits, Ranking, instances, panoptic};
@@ -15,56 +15,25 @@ use knet::image::bitmask::PixelBox;
 use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
-use knet::plan::launch::{Arg, Packing, Precision, Program, Target};
+use knet::plan::launch::{Packing, Precision, Program, Target};
 use knet::tensor::{DType, Tensor};
-use ptxemu::{Config, Instance, Memory, Options};
+use ptxemu::{Config, Memory, Options};
 
 const STORAGE: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// Runs a program: the results, of these sizes in bytes. Every byte of a result must have been written,
-/// unless it is `partial`.
+/// Runs a program: the results, of these sizes in bytes. Every byte of a result must have been written, unless it is `partial`.
 fn run(program: &Program, inputs: &[&[u8]], outputs: &[usize], partial: bool) -> Vec<Vec<u8>> {
     let memory = Memory::new(Options::default()).unwrap();
-    let inputs: Vec<u64> = inputs
-        .iter()
-        .map(|bytes| {
-            let address = memory.alloc(bytes.len() as u64, "operand").unwrap();
-            memory.write(address, bytes).unwrap();
-            memory.protect(address).unwrap();
-            address
-        })
-        .collect();
+    let operand = |bytes: &&[u8]| {
+        let address = memory.alloc(bytes.len() as u64, "operand").unwrap();
+        memory.write(address, bytes).unwrap();
+        memory.protect(address).unwrap();
+        address
+    };
+    let inputs: Vec<u64> = inputs.iter().map(operand).collect();
     let results: Vec<u64> = outputs.iter().map(|&n| memory.alloc(n as u64, "result").unwrap()).collect();
-    let workspace = memory.alloc(program.workspace as u64, "workspace").unwrap();
-    for launch in &program.launches {
-        let module = module(launch).unwrap();
-        let entry = module.entry(launch.entry).unwrap().clone();
-        assert_eq!(entry.params.len(), launch.args.len(), "{launch}");
-        let mut params = vec![0u8; entry.param_bytes as usize];
-        for (param, arg) in entry.params.iter().zip(&launch.args) {
-            let bytes = match arg {
-                Arg::Input(i) => inputs[*i].to_le_bytes().to_vec(),
-                Arg::Output(i) => results[*i].to_le_bytes().to_vec(),
-                Arg::Null => vec![0; 8],
-                Arg::Struct(bytes) => bytes.clone(),
-                Arg::Workspace(offset) => (workspace + *offset as u64).to_le_bytes().to_vec(),
-            };
-            assert_eq!(bytes.len(), param.size as usize, "{launch}: {}", param.name);
-            params[param.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
-        }
-        launch.check(&emulate::CAPS).unwrap();
-        let instance = Instance::new(module, &memory).unwrap();
-        let geometry = ptxemu::Launch {
-            grid: launch.grid,
-            block: launch.block,
-            dynamic_shared: launch.shared,
-            params: &params,
-        };
-        let config = Config { seed: 3, ..Config::default() };
-        if let Err(fault) = ptxemu::launch(&instance, launch.entry, &geometry, &memory, &config) {
-            panic!("{launch}: {fault}");
-        }
-    }
+    let config = Config { seed: 3, ..Config::default() };
+    run_program(program, &inputs, &results, &memory, &config).unwrap();
     let read = |(&address, &bytes): (&u64, &usize)| {
         let mut found = vec![0; bytes];
         let read = if partial { Memory::read_raw } else { Memory::read };

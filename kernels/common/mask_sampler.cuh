@@ -38,15 +38,15 @@ struct Blend {
     float low_weight, high_weight;
 };
 
-// The four taps of an output row or column among stride-4 ones, ascending.
-struct Taps {
+// The four taps of an output row or column among stride-4 ones, ascending. In shared memory it moves as three chunks.
+struct alignas(16) Taps {
     i32 at[4];
     float inner[4];
     float outer[2];
 };
 
 // A range of stride-4 rows or columns, and the range of logits under it.
-struct Span {
+struct alignas(16) Span {
     i32 first, count;
     i32 logit_first, logit_count;
 };
@@ -122,9 +122,14 @@ __device__ inline void prepare_tile(const T* logits, const Sampler& s, const Spa
     }
 }
 
-// Probability at an output row with these taps, in the thread's column; `wide` holds rows from `first`.
-__device__ inline float tile_value(const Taps& t, const float* wide, i32 first) {
-    const float* column = wide + threadIdx.x % TILE_W - first * TILE_W;
-    return combine(t, column[t.at[0] * TILE_W], column[t.at[1] * TILE_W], column[t.at[2] * TILE_W],
-                   column[t.at[3] * TILE_W]);
+// Taps of an output row as places in `wide`, which holds rows from `first`.
+__device__ inline Taps row_taps(i32 y, const Direction& vertical, i32 first) {
+    Taps t = taps(y, vertical, false);
+    for (int i = 0; i < 4; ++i) t.at[i] = (t.at[i] - first) * TILE_W;
+    return t;
+}
+
+// Probability at an output row with these taps, in the column where `column` points into `wide`.
+__device__ inline float tile_value(const Taps& t, const float* column) {
+    return combine(t, column[t.at[0]], column[t.at[1]], column[t.at[2]], column[t.at[3]]);
 }

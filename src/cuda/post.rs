@@ -270,7 +270,8 @@ pub fn instances(logits: &MaskLogits, ranking: &Ranking, target: &Target) -> Res
     });
     let mask_words = (logits.mask_bytes() / 4) as u32;
     let params = InstanceParams { sampler, objects: logits.objects as u32, mask_words };
-    let words = logits.original.1 + sampler.probabilities as usize + wide_rows * TILE_W;
+    let width = logits.original.1;
+    let words = 4 * width.div_ceil(TILE_W) + width + sampler.probabilities as usize + wide_rows * TILE_W;
     launches.push(Launch {
         source: "postprocess_instance.cu",
         entry: "postprocess_instance",
