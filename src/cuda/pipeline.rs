@@ -3,13 +3,12 @@
 
 use super::executor::Executor;
 use super::memory::{DeviceBuffer, Pinned};
-use super::post::{self, Extent, MaskLogits};
+use super::post::{self, Extent, MaskLogits, Ranking};
 use super::pre::{PixelFormat, Preprocess};
 use super::recording::{Bound, capture, copy_in, copy_out, replay};
 use super::runtime::Runtime;
 use crate::error::{Error, Result};
-use crate::plan::Operand;
-use crate::plan::launch::{Arg, Program};
+use crate::plan::launch::{Arg, Program, Target};
 use cudarc::driver::CudaGraph;
 
 /// What a pipeline does around the network.
@@ -24,10 +23,10 @@ pub struct Ends {
 }
 
 /// What comes out of a pipeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Results {
-    /// A bit mask of every object.
-    Masks,
+    /// The best instances and their bit masks.
+    Instances(Ranking),
     /// An object for every pixel; of `proposals` things and one for each of `stuff` classes.
     Assignment {
         /// Objects that are things.
@@ -42,7 +41,6 @@ pub enum Results {
 /// The ends of an executor for photos of one size. Several may share one executor, as runs do not overlap.
 pub struct Pipeline {
     image: Pinned,
-    class_logits: Pinned,
     /// The results of post-processing, in the order of its program.
     results: Vec<Pinned>,
     logits: MaskLogits,
@@ -80,7 +78,7 @@ impl Pipeline {
             resized: preprocess.resized,
             original: *original,
         };
-        let (program, sizes) = program(&logits, results)?;
+        let (program, sizes) = program(&logits, results, &runtime.target())?;
         let prepare = preprocess.launch(input.ty.dtype).map_err(Error::Cuda)?;
         runtime.load(&program.launches.iter().chain([&prepare]).collect::<Vec<_>>())?;
 
@@ -100,42 +98,36 @@ impl Pipeline {
             })
         })?;
 
-        let identity: Vec<u8> = (0..logits.objects as u32).flat_map(u32::to_le_bytes).collect();
-        let objects = DeviceBuffer::of(device, &identity, "object numbers")?;
+        let workspace = DeviceBuffer::new(device, program.workspace, "post-processing")?;
         let on_device = sizes
             .iter()
             .map(|&bytes| DeviceBuffer::new(device, bytes, "results at the size of the photo"))
             .collect::<Result<Vec<_>>>()?;
         let on_host = sizes.iter().map(|&bytes| Pinned::new(device, bytes)).collect::<Result<Vec<_>>>()?;
         let (mask_logits, score_logits) = (executor.address(masks)?, executor.address(scores)?);
-        let second = match results {
-            Results::Masks => objects.pointer(),
-            Results::Assignment { .. } => score_logits,
-        };
         let mut bound = Vec::new();
         for launch in &program.launches {
             bound.push(Bound::new(runtime, launch, |arg| {
                 Ok(match arg {
                     Arg::Input(0) => mask_logits,
-                    Arg::Input(_) => second,
+                    Arg::Input(_) => score_logits,
                     Arg::Output(i) => on_device[*i].pointer(),
-                    _ => return Err(Error::Cuda(format!("{launch} has a workspace"))),
+                    Arg::Workspace(offset) => workspace.pointer() + *offset as u64,
+                    Arg::Null | Arg::Struct(_) => 0,
                 })
             })?);
         }
-        let class_logits = Pinned::new(device, float_bytes(scores)?)?;
         let graph = capture(device, || {
             copy_in(device, &image, pixels.pointer())?;
             prepare.launch(device)?;
             executor.record()?;
-            copy_out(device, score_logits, &class_logits)?;
             bound.iter().try_for_each(|launch| launch.launch(device))?;
             on_device.iter().zip(&on_host).try_for_each(|(from, to)| copy_out(device, from.pointer(), to))
         })?;
         bound.push(prepare);
         let mut memory = on_device;
-        memory.extend([pixels, objects]);
-        Ok(Pipeline { image, class_logits, results: on_host, logits, graph, _memory: memory, _bound: bound })
+        memory.extend([pixels, workspace]);
+        Ok(Pipeline { image, results: on_host, logits, graph, _memory: memory, _bound: bound })
     }
 
     /// The photo's bytes, to be filled before every [`Pipeline::run`]: as many as rows and pitch say.
@@ -151,18 +143,19 @@ impl Pipeline {
         replay(executor.device(), &self.graph)
     }
 
-    /// Class logits `[N, C]` of the last run.
-    pub fn class_logits(&self) -> &[f32] {
-        self.class_logits.as_slice()
+    /// Of [`Results::Instances`]: by descending score, the scores, `object * C + class` and the place of the mask
+    /// ([`u32::MAX`]: dropped, as are all after it).
+    pub fn ranking(&self) -> (&[f32], &[i32], &[u32]) {
+        (self.results[2].as_slice(), self.results[3].as_slice(), self.results[4].as_slice())
     }
 
-    /// Of [`Results::Masks`]: number of objects, their bit masks and the bytes from one to the next.
-    pub fn masks(&self) -> (usize, &[u8], usize) {
-        (self.logits.objects, self.results[0].as_slice(), self.logits.mask_bytes())
+    /// Of [`Results::Instances`]: the bit masks by place, and the bytes from one to the next.
+    pub fn masks(&self) -> (&[u8], usize) {
+        (self.results[0].as_slice(), self.logits.mask_bytes())
     }
 
-    /// Of [`Results::Masks`]: what each band of each mask covers, `[N, bands]`; an object's parts are put together by
-    /// [`Extent::join`].
+    /// Of [`Results::Instances`]: what each band of the mask at each place covers, `[places, bands]`; the parts of a mask are
+    /// put together by [`Extent::join`].
     pub fn extents(&self) -> &[Extent] {
         self.results[1].as_slice()
     }
@@ -184,24 +177,18 @@ impl Pipeline {
 }
 
 /// Post-processing, and the bytes of each of its results.
-fn program(logits: &MaskLogits, results: &Results) -> Result<(Program, Vec<usize>)> {
+fn program(logits: &MaskLogits, results: &Results, target: &Target) -> Result<(Program, Vec<usize>)> {
     let (n, pixels) = (logits.objects, logits.original.0 * logits.original.1);
-    let (program, sizes) = match *results {
-        Results::Masks => (
-            post::instance_masks(logits, n),
-            vec![n * logits.mask_bytes(), n * logits.bands() * size_of::<Extent>()],
-        ),
-        Results::Assignment { proposals, things, stuff } => {
+    let (program, sizes) = match results {
+        Results::Instances(ranking) => {
+            let k = ranking.instances.min(n * ranking.classes);
+            let extents = logits.bands() * size_of::<Extent>();
+            let sizes = vec![k * logits.mask_bytes(), k * extents, 4 * k, 4 * k, 4 * k, 4 * k];
+            (post::instances(logits, ranking, target), sizes)
+        }
+        &Results::Assignment { proposals, things, stuff } => {
             (post::panoptic(logits, proposals, things, stuff), vec![2 * pixels, 8 * n, 4 * n, 4 * n])
         }
     };
     Ok((program.map_err(Error::Cuda)?, sizes))
-}
-
-/// Bytes of class logits, which are rows of objects and so f32.
-fn float_bytes(scores: &Operand) -> Result<usize> {
-    match scores.ty.dtype.size() {
-        4 => Ok(scores.ty.bytes()),
-        _ => Err(Error::Graph(format!("class logits are {}, not f32", scores.ty))),
-    }
 }

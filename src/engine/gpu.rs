@@ -7,7 +7,7 @@ use crate::cuda::pre::{PixelFormat, Preprocess};
 use crate::cuda::{Executor, Pipeline, Runtime};
 use crate::error::{Error, Result};
 use crate::image::bitmask::PixelBox;
-use crate::image::instance::{InstancePostprocessor, InstanceResult, PackedMasks};
+use crate::image::instance::{InstanceResult, Ranked};
 use crate::image::panoptic::{Assigned, PanopticPostprocessor, PanopticResult};
 use crate::image::preprocess::{Geometry, PreprocessConfig};
 use ::image::RgbImage;
@@ -92,31 +92,31 @@ impl Gpu {
     /// Instances of the last run.
     pub(super) fn instances(
         &mut self,
-        postprocessor: &mut InstancePostprocessor,
+        classes: usize,
         geometry: &Geometry,
         result: &mut InstanceResult,
     ) -> Result<()> {
         let pipeline = self.latest()?;
-        let (objects, bits, stride) = pipeline.masks();
+        let ((scores, pairs, places), (bits, stride)) = (pipeline.ranking(), pipeline.masks());
         let extents = pipeline.extents();
-        let bands = extents.len() / objects.max(1);
-        let extent = |object: usize| {
-            let parts = &extents[object * bands..][..bands];
-            let part = parts.iter().fold(Extent::NOTHING, |all, &part| all.join(part));
+        let bands = extents.len() / places.len().max(1);
+        let extent = |place: usize| {
+            let parts = &extents[place * bands..][..bands];
+            let all = parts.iter().fold(Extent::NOTHING, |all, &part| all.join(part));
             let side = |first: u32, last: u32| (last + 1).saturating_sub(first) as usize;
-            let bbox = match part.area {
+            let bbox = match all.area {
                 0 => PixelBox::default(),
                 _ => PixelBox {
-                    x: part.left as usize,
-                    y: part.top as usize,
-                    width: side(part.left, part.right),
-                    height: side(part.top, part.bottom),
+                    x: all.left as usize,
+                    y: all.top as usize,
+                    width: side(all.left, all.right),
+                    height: side(all.top, all.bottom),
                 },
             };
-            (part.area as usize, bbox)
+            (all.area as usize, bbox)
         };
-        let masks = PackedMasks { objects, bits, stride, extent: &extent };
-        postprocessor.run_packed(pipeline.class_logits(), &masks, geometry, result)
+        let ranked = Ranked { classes, scores, pairs, places, bits, stride, extent: &extent };
+        result.assemble(&ranked, geometry.original)
     }
 
     /// The panoptic map of the last run.

@@ -12,6 +12,7 @@ pub use source::WeightSource;
 
 use crate::cpu::Pool;
 use crate::cuda::pipeline::Results;
+use crate::cuda::post::Ranking;
 use crate::error::{Error, Result};
 use crate::graph::passes::optimize;
 use crate::image::HeadOutput;
@@ -376,14 +377,21 @@ impl Engine {
     fn run(&mut self, image: &RgbImage, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
         let session = self.session(geometry.padded)?;
         let adapter = self.adapter(geometry)?;
-        let Engine { pool, sessions, adapters, timings, task, backend, config, .. } = self;
+        let Engine { pool, sessions, adapters, timings, task, backend, config, instance: ranked, .. } = self;
         let session = &mut sessions[session];
         let Adapter { preprocessor, instance, panoptic, .. } = &mut adapters[adapter];
         (result.task, result.size) = (*task, geometry.original);
         let gpu = match (&mut session.executor, backend.runtime()) {
             (Executor::Gpu(gpu), Some(runtime)) => {
                 let results = match task {
-                    Task::Instance => Results::Masks,
+                    Task::Instance => Results::Instances(Ranking {
+                        classes: config.classes(),
+                        instances: ranked.max_per_image,
+                        min_score: ranked.min_score,
+                        proposals: ranked.proposals,
+                        things: ranked.things,
+                        mask_score: ranked.mask_score,
+                    }),
                     Task::Panoptic => Results::Assignment {
                         proposals: config.proposals,
                         things: config.thing_classes,
@@ -405,7 +413,7 @@ impl Engine {
                 let computed = Instant::now();
                 let outcome = match task {
                     Task::Panoptic => gpu.panoptic(panoptic, geometry, &mut result.panoptic),
-                    Task::Instance => gpu.instances(instance, geometry, &mut result.instances),
+                    Task::Instance => gpu.instances(config.classes(), geometry, &mut result.instances),
                 };
                 *timings =
                     Timings { pre: prepared - start, network: computed - prepared, post: computed.elapsed() };
@@ -435,12 +443,7 @@ impl Engine {
             self.sessions[found..].rotate_left(1);
         } else {
             let (plan, _) = self.plan(size, TapMode::Off)?;
-            // Mask scores are made from the logits of whole masks, which the CPU reads.
-            let executor = if self.config.mask_score {
-                self.backend.executor(plan, &self.pool)?
-            } else {
-                self.backend.pipelined(plan, &self.pool)?
-            };
+            let executor = self.backend.pipelined(plan, &self.pool)?;
             let output = |name: &str| {
                 executor.output_index(name).ok_or_else(|| Error::Graph(format!("no output `{name}`")))
             };

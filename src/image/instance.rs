@@ -108,16 +108,67 @@ impl InstanceResult {
     }
 }
 
-/// Bit masks of all objects at the size of the photo, made elsewhere.
-pub struct PackedMasks<'a> {
-    /// Number of objects.
-    pub objects: usize,
-    /// The masks, each laid out as [`BitMask::bytes`].
+/// Instances that a GPU has ranked and whose masks it has made at the size of the photo.
+pub struct Ranked<'a> {
+    /// Number of classes C.
+    pub classes: usize,
+    /// Scores, best first.
+    pub scores: &'a [f32],
+    /// `object * C + class` of each.
+    pub pairs: &'a [i32],
+    /// Place of the mask of each; [`u32::MAX`]: it is dropped, as are all after it.
+    pub places: &'a [u32],
+    /// The masks by place, each laid out as [`BitMask::bytes`].
     pub bits: &'a [u8],
     /// Bytes from one mask to the next.
     pub stride: usize,
-    /// Area and box of an object's mask.
+    /// Area and box of the mask at a place.
     pub extent: &'a (dyn Fn(usize) -> (usize, PixelBox) + Sync),
+}
+
+impl InstanceResult {
+    /// Replaces what the result held by ranked instances, reusing its memory; masks are of `(height, width)` pixels.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the parts do not fit each other.
+    pub fn assemble(&mut self, ranked: &Ranked<'_>, (height, width): (usize, usize)) -> Result<()> {
+        let bytes = (height * width).div_ceil(8);
+        let fits =
+            |place: usize| place < ranked.places.len() && (place + 1) * ranked.stride <= ranked.bits.len();
+        self.instances.clear();
+        self.used = 0;
+        for ((&score, &pair), &place) in ranked.scores.iter().zip(ranked.pairs).zip(ranked.places) {
+            if place == u32::MAX {
+                break;
+            }
+            let (slot, pair) = (place as usize, pair.max(0) as usize);
+            if !fits(slot) || ranked.stride < bytes || slot > self.used || ranked.classes == 0 {
+                let reason = format!(
+                    "place {place} of {} for a mask of {height}x{width} in {} bytes",
+                    ranked.places.len(),
+                    ranked.bits.len()
+                );
+                return Err(Error::Shape { op: "postprocess", value: "masks".into(), reason });
+            }
+            if slot == self.used {
+                if self.masks.len() == self.used {
+                    self.masks.push(MaskSlot::default());
+                }
+                let mask = &mut self.masks[slot];
+                mask.object = pair / ranked.classes;
+                mask.mask.reset(height, width);
+                self.used += 1;
+            }
+            let (mask_index, label) = (pair / ranked.classes, pair % ranked.classes);
+            self.instances.push(Instance { label, score, mask_index, slot, ..Instance::default() });
+        }
+        self.masks[..self.used].par_iter_mut().enumerate().for_each(|(place, slot)| {
+            slot.mask.bytes_mut().copy_from_slice(&ranked.bits[place * ranked.stride..][..bytes]);
+            (slot.area, slot.bbox) = (ranked.extent)(place);
+        });
+        self.measure();
+        Ok(())
+    }
 }
 
 /// Turns network outputs into instances. Keeps its tables and memory, so that a call for the sizes of the previous one
@@ -175,47 +226,6 @@ impl InstancePostprocessor {
             workers.lend(|worker| fill_mask(isa, sampler, head.mask(slot.object), &mut slot.mask, worker));
             slot.area = slot.mask.area();
             slot.bbox = slot.mask.bbox();
-        });
-        result.measure();
-        Ok(())
-    }
-
-    /// As [`InstancePostprocessor::run`], with bit masks of all objects that a GPU has already made at the size of the
-    /// photo: only those of the result are copied.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if logits or masks are not as many as there are objects;
-    /// [`Error::Graph`] if the configuration asks for mask scores, which need the logits.
-    pub fn run_packed(
-        &mut self,
-        class_logits: &[f32],
-        masks: &PackedMasks<'_>,
-        geometry: &Geometry,
-        result: &mut InstanceResult,
-    ) -> Result<()> {
-        let (height, width) = geometry.original;
-        let (objects, bytes) = (masks.objects, (height * width).div_ceil(8));
-        let sound = masks.stride >= bytes && masks.bits.len() == objects * masks.stride;
-        if !sound || objects == 0 || !class_logits.len().is_multiple_of(objects) {
-            return Err(Error::Shape {
-                op: "postprocess",
-                value: "masks".into(),
-                reason: format!(
-                    "{} bytes and {} class logits do not make {objects} masks of {height}x{width}",
-                    masks.bits.len(),
-                    class_logits.len()
-                ),
-            });
-        }
-        if self.config.mask_score {
-            return Err(Error::Graph("mask scores need mask logits, not bit masks".into()));
-        }
-        self.scores.resize(class_logits.len(), 0.0);
-        sigmoid_scores(Isa::detect(), class_logits, &mut self.scores);
-        self.select(objects, class_logits.len() / objects, geometry, result);
-        result.masks[..result.used].par_iter_mut().for_each(|slot| {
-            slot.mask.bytes_mut().copy_from_slice(&masks.bits[slot.object * masks.stride..][..bytes]);
-            (slot.area, slot.bbox) = (masks.extent)(slot.object);
         });
         result.measure();
         Ok(())
