@@ -131,7 +131,7 @@ pub fn launch(
     let Some(number) = module.number(entry) else {
         return Err(invalid(entry, format!("the module has no entry `{entry}`")));
     };
-    let threads = check(&module.entries().nth(number).expect("entries are numbered"), launch)?;
+    let threads = check(module.entry_at(number), launch)?;
     let program = module.program(number);
     let shared = u64::from(program.static_shared.next_multiple_of(program.dynamic_align))
         + u64::from(launch.dynamic_shared);
@@ -213,7 +213,7 @@ fn stride(blocks: u64, seed: u64) -> (u64, u64) {
         return (1, if seed == 0 { 0 } else { seed % blocks });
     }
     let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut step = mixed % blocks | 1;
+    let mut step = (mixed % blocks) | 1;
     while gcd(step, blocks) != 1 {
         step += 2;
     }

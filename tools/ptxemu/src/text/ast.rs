@@ -198,8 +198,6 @@ pub(crate) struct Formal {
     pub name: String,
     pub size: u32,
     pub align: u32,
-    /// A `.reg` parameter instead of a `.param` one.
-    pub reg: Option<Reg>,
 }
 
 /// A function or entry.
@@ -247,7 +245,8 @@ impl Func {
 
     /// Targets of a `.branchtargets` table seen from `scope`, as statement indices.
     pub fn table(&self, scope: usize, name: &str) -> Option<Vec<Option<usize>>> {
-        let labels = self.scoped(scope, |s| self.tables.iter().find(|t| t.0 == s && t.1 == name).map(|t| &t.2))?;
+        let labels =
+            self.scoped(scope, |s| self.tables.iter().find(|t| t.0 == s && t.1 == name).map(|t| &t.2))?;
         Some(labels.iter().map(|l| self.label(scope, l)).collect())
     }
 }

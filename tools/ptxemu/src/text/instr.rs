@@ -35,13 +35,8 @@ fn immediate(word: &str, minus: bool) -> Option<Operand> {
 
 /// `+n`, `-n`, `+-n` or nothing.
 pub(super) fn signed(p: &mut Parser) -> Result<i64, ParseError> {
-    if p.accept('+') {
-        Ok(p.int()? as i64)
-    } else if p.peek().is('-') {
-        Ok(p.int()? as i64)
-    } else {
-        Ok(0)
-    }
+    let plus = p.accept('+');
+    if plus || p.peek().is('-') { Ok(p.int()? as i64) } else { Ok(0) }
 }
 
 /// One operand.
@@ -54,7 +49,9 @@ pub(super) fn operand(p: &mut Parser, scopes: &mut Scopes) -> Result<Operand, Pa
         Kind::Punct('!') => {
             let name = p.word("a predicate")?;
             match scopes.lookup(name.text) {
-                Some(Named::Reg(reg)) if scopes.func.regs[reg as usize] == Class::Pred => Ok(Operand::Not(reg)),
+                Some(Named::Reg(reg)) if scopes.func.regs[reg as usize] == Class::Pred => {
+                    Ok(Operand::Not(reg))
+                }
                 _ => Err(name.error("expected a predicate register")),
             }
         }

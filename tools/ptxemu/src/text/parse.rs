@@ -10,7 +10,13 @@ use crate::fault::ParseError;
 pub(crate) fn parse(source: &str) -> Result<Tree, ParseError> {
     let tokens = lex(source)?;
     let lines = source.lines().count() as u32;
-    let end = Token { kind: Kind::Punct('\0'), text: "end of text", line: lines.max(1), column: 1, start: source.len() };
+    let end = Token {
+        kind: Kind::Punct('\0'),
+        text: "end of text",
+        line: lines.max(1),
+        column: 1,
+        start: source.len(),
+    };
     let mut parser = Parser { tokens, at: 0, end, tree: Tree::default(), loc: None };
     while !parser.done() {
         parser.top_level()?;
@@ -182,7 +188,8 @@ impl<'t> Parser<'t> {
                 }
             }
             let init = if self.accept('=') { self.initialiser(ty)? } else { Vec::new() };
-            let given: u64 = init.iter().map(|i| if let Init::Bytes(b) = i { b.len() as u64 } else { 8 }).sum();
+            let given: u64 =
+                init.iter().map(|i| if let Init::Bytes(b) = i { b.len() as u64 } else { 8 }).sum();
             let size = count.map_or(given, |c| c.saturating_mul(u64::from(ty.bytes())));
             if given > size {
                 return Err(name.error("the initial value is larger than the variable"));
@@ -238,7 +245,7 @@ impl<'t> Parser<'t> {
         Ok(vec![Init::Address(name.text.to_owned(), plus)])
     }
 
-    fn formals(&mut self, scopes: &mut Scopes) -> Result<Vec<Formal>, ParseError> {
+    fn formals(&mut self) -> Result<Vec<Formal>, ParseError> {
         let mut formals = Vec::new();
         self.expect('(')?;
         while !self.accept(')') {
@@ -264,16 +271,14 @@ impl<'t> Parser<'t> {
                 size = size.saturating_mul(self.int()?.min(1 << 20) as u32);
                 self.expect(']')?;
             }
-            let reg = match space.text {
-                ".reg" => {
-                    let reg = scopes.new_reg(name.text, class_of(ty));
-                    scopes.declare(name.text, Named::Reg(reg));
-                    Some(reg)
-                }
-                ".param" => None,
-                _ => return Err(space.error("expected .param or .reg")),
-            };
-            formals.push(Formal { name: name.text.to_owned(), size, align: align.unwrap_or(ty.bytes()).max(1), reg });
+            if space.text != ".param" {
+                return Err(space.error("expected .param (register parameters are not supported)"));
+            }
+            formals.push(Formal {
+                name: name.text.to_owned(),
+                size,
+                align: align.unwrap_or(ty.bytes()).max(1),
+            });
             if !self.accept(',') {
                 self.expect(')')?;
                 break;
@@ -286,11 +291,11 @@ impl<'t> Parser<'t> {
         let line = self.peek().line;
         let mut scopes = Scopes::new(Func { entry, external, line, ..Func::default() });
         if !entry && self.peek().is('(') {
-            scopes.func.returns = self.formals(&mut scopes)?;
+            scopes.func.returns = self.formals()?;
         }
         scopes.func.name = self.word("a function name")?.text.to_owned();
         if self.peek().is('(') {
-            scopes.func.params = self.formals(&mut scopes)?;
+            scopes.func.params = self.formals()?;
         }
         loop {
             let token = self.peek();
@@ -314,8 +319,11 @@ impl<'t> Parser<'t> {
                             *dim = self.int()? as u32;
                         }
                     }
-                    let slot =
-                        if token.text == ".reqntid" { &mut scopes.func.reqntid } else { &mut scopes.func.maxntid };
+                    let slot = if token.text == ".reqntid" {
+                        &mut scopes.func.reqntid
+                    } else {
+                        &mut scopes.func.maxntid
+                    };
                     *slot = Some(dims);
                 }
                 ".minnctapersm" | ".maxnreg" | ".maxnctapersm" | ".maxclusterrank" => {
@@ -471,7 +479,9 @@ impl<'t> Parser<'t> {
             let negated = self.accept('!');
             let name = self.word("a predicate")?;
             match scopes.lookup(name.text) {
-                Some(Named::Reg(reg)) if scopes.func.regs[reg as usize] == Class::Pred => guard = Some((reg, negated)),
+                Some(Named::Reg(reg)) if scopes.func.regs[reg as usize] == Class::Pred => {
+                    guard = Some((reg, negated))
+                }
                 _ => return Err(name.error("expected a predicate register")),
             }
         }
