@@ -1,6 +1,7 @@
 //! What can go wrong: [`Fault`] (while running, or in a host access) and [`ParseError`] (in the PTX text).
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 /// The kind of a [`Fault`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,9 +68,27 @@ impl fmt::Display for SourceLine {
     }
 }
 
-/// A finding: what, where in the source, and which thread. `Display` is one readable line.
+/// A finding. `Display` is one readable line; the fields of [`Details`] are reached directly.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Fault {
+pub struct Fault(Box<Details>);
+
+impl Deref for Fault {
+    type Target = Details;
+
+    fn deref(&self) -> &Details {
+        &self.0
+    }
+}
+
+impl DerefMut for Fault {
+    fn deref_mut(&mut self) -> &mut Details {
+        &mut self.0
+    }
+}
+
+/// What a [`Fault`] says: what happened, where in the source, and to which thread.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Details {
     /// What kind of finding.
     pub kind: FaultKind,
     /// The `.cu` (or header) file by `.loc`; `None` without line information and for host accesses.
@@ -99,7 +118,7 @@ pub struct Fault {
 impl Fault {
     /// A fault of the host side: no kernel, no thread.
     pub fn host(kind: FaultKind, message: impl Into<String>) -> Fault {
-        Fault {
+        Fault(Box::new(Details {
             kind,
             file: None,
             line: None,
@@ -112,7 +131,7 @@ impl Fault {
             lane: None,
             thread: None,
             message: message.into(),
-        }
+        }))
     }
 }
 

@@ -40,7 +40,7 @@ pub struct Config {
     pub check_registers: bool,
     /// Shared-memory and cross-block races are faults.
     pub check_races: bool,
-    /// Host threads that execute blocks; 0 takes rayon's global pool.
+    /// Host threads that execute blocks; 0 takes one per core, or what `RAYON_NUM_THREADS` says.
     pub threads: usize,
     /// Upper bound on warp instructions of the launch, against endless loops.
     pub max_instructions: Option<u64>,
@@ -104,7 +104,7 @@ fn check(entry: &Entry, launch: &Launch) -> Result<u32, Fault> {
     Ok(threads as u32)
 }
 
-/// A pool of `threads` host threads, made once per size.
+/// A pool of `threads` host threads (0: rayon's default), made once per size.
 fn pool(threads: usize) -> Option<Arc<ThreadPool>> {
     static POOLS: OnceLock<Mutex<HashMap<usize, Arc<ThreadPool>>>> = OnceLock::new();
     let mut pools = POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -131,7 +131,7 @@ pub fn launch(
     let Some(number) = module.number(entry) else {
         return Err(invalid(entry, format!("the module has no entry `{entry}`")));
     };
-    let threads = check(&module.entries().nth(number).expect("entries are numbered"), launch)?;
+    let threads = check(module.entry_at(number), launch)?;
     let program = module.program(number);
     let shared = u64::from(program.static_shared.next_multiple_of(program.dynamic_align))
         + u64::from(launch.dynamic_shared);
@@ -180,10 +180,11 @@ pub fn launch(
     if blocks == 1 || config.threads == 1 {
         run.work();
     } else {
-        match pool(config.threads).filter(|_| config.threads > 0) {
-            Some(pool) => pool.broadcast(|_| run.work()),
-            None => rayon::broadcast(|_| run.work()),
-        };
+        // A pool of its own: the caller may be a worker of another one, and would take up strange work while it waits here.
+        match pool(config.threads) {
+            Some(pool) => drop(pool.broadcast(|_| run.work())),
+            None => run.work(),
+        }
     }
     drop(turn);
     let worst = run.worst.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -213,7 +214,7 @@ fn stride(blocks: u64, seed: u64) -> (u64, u64) {
         return (1, if seed == 0 { 0 } else { seed % blocks });
     }
     let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut step = mixed % blocks | 1;
+    let mut step = (mixed % blocks) | 1;
     while gcd(step, blocks) != 1 {
         step += 2;
     }

@@ -86,6 +86,10 @@ impl Module {
         self.entries.iter().find(|e| e.name == name)
     }
 
+    pub(crate) fn entry_at(&self, number: usize) -> &Entry {
+        &self.entries[number]
+    }
+
     pub(crate) fn number(&self, name: &str) -> Option<usize> {
         self.entries.iter().position(|e| e.name == name)
     }

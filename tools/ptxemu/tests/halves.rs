@@ -178,10 +178,13 @@ fn widening_and_narrowing() {
     }
 }
 
+/// Instructions, and what they compute.
+type Case<T> = (&'static str, fn(T) -> u32);
+
 #[test]
 fn integer_conversions() {
     let source = |a: u16, b: u16| f32::from_bits(u32::from(a) << 16 | u32::from(b));
-    let cases: [(&str, fn(f32) -> u32); 8] = [
+    let cases: [Case<f32>; 8] = [
         ("cvt.rzi.s32.f32 %d, %f;", |x| x as i32 as u32),
         ("cvt.rni.s32.f32 %d, %f;", |x| x.round_ties_even() as i32 as u32),
         ("cvt.rmi.s32.f32 %d, %f;", |x| x.floor() as i32 as u32),
@@ -197,7 +200,7 @@ fn integer_conversions() {
             assert!(got == expected(x) || x.is_nan(), "{body} of {x:e}: {got:#x}, not {:#x}", expected(x));
         }
     }
-    let ints: [(&str, fn(u32) -> u32); 10] = [
+    let ints: [Case<u32>; 10] = [
         ("cvt.rn.f32.s32 %f, %w; mov.b32 %d, %f;", |w| (w as i32 as f32).to_bits()),
         ("cvt.rn.f32.u32 %f, %w; mov.b32 %d, %f;", |w| (w as f32).to_bits()),
         ("cvt.rz.f32.u32 %f, %w; mov.b32 %d, %f;", |w| {

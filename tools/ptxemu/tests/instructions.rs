@@ -50,7 +50,7 @@ fn floats(seed: u64) -> Vec<[u64; 3]> {
         1.5,
         2.5,
         -2.5,
-        3.1415927,
+        std::f32::consts::PI,
         65504.0,
         65520.0,
         1e-8,
@@ -332,11 +332,13 @@ fn bits() {
     exact(["b16", "b64", "b32", "b32"], "mov.b64 {%h, %i, %d, %j}, %a;", |a, _, _| a >> 32);
 }
 
+type Compare = fn(i32, i32) -> bool;
+
 #[test]
 fn comparison_and_selection() {
     let pick = |yes: bool| if yes { 7 } else { 9 };
     let body = |compare: &str| format!("{compare}\nselp.b32 %d, 7, 9, %p;");
-    let ints: [(&str, fn(i32, i32) -> bool); 6] = [
+    let ints: [(&str, Compare); 6] = [
         ("eq", |a, b| a == b),
         ("ne", |a, b| a != b),
         ("lt", |a, b| a < b),
@@ -355,29 +357,31 @@ fn comparison_and_selection() {
     exact(["b32", "b16", "b16", "b32"], &body("setp.lt.u16 %p, %a, %b;"), |a, b, _| {
         pick((a as u16) < b as u16)
     });
-    let floats: [(&str, fn(f32, f32) -> bool); 14] = [
-        ("eq", |a, b| a == b),
-        ("ne", |a, b| a < b || a > b),
-        ("lt", |a, b| a < b),
-        ("le", |a, b| a <= b),
-        ("gt", |a, b| a > b),
-        ("ge", |a, b| a >= b),
-        ("equ", |a, b| !(a < b || a > b)),
-        ("neu", |a, b| a != b),
-        ("ltu", |a, b| !(a >= b)),
-        ("leu", |a, b| !(a > b)),
-        ("gtu", |a, b| !(a <= b)),
-        ("geu", |a, b| !(a < b)),
-        ("num", |a, b| !a.is_nan() && !b.is_nan()),
-        ("nan", |a, b| a.is_nan() || b.is_nan()),
+    // Whether each holds for less, equal, greater and unordered operands.
+    let floats = [
+        ("eq", [false, true, false, false]),
+        ("ne", [true, false, true, false]),
+        ("lt", [true, false, false, false]),
+        ("le", [true, true, false, false]),
+        ("gt", [false, false, true, false]),
+        ("ge", [false, true, true, false]),
+        ("equ", [false, true, false, true]),
+        ("neu", [true, false, true, true]),
+        ("ltu", [true, false, false, true]),
+        ("leu", [true, true, false, true]),
+        ("gtu", [false, false, true, true]),
+        ("geu", [false, true, true, true]),
+        ("num", [true, true, true, false]),
+        ("nan", [false, false, false, true]),
     ];
-    for (op, f) in floats {
+    for (op, holds) in floats {
         exact(W, &body(&format!("setp.{op}.f32 %p, %a, %b;")), |a, b, _| {
-            pick(f(f32::from_bits(a as u32), f32::from_bits(b as u32)))
+            let order = f32::from_bits(a as u32).partial_cmp(&f32::from_bits(b as u32));
+            pick(holds[order.map_or(3, |o| (o as i8 + 1) as usize)])
         });
     }
     exact(W, &body("setp.lt.s32 %q, %b, %c; setp.lt.and.s32 %p, %a, %b, !%q;"), |a, b, c| {
-        pick((a as i32) < b as i32 && !((b as i32) < c as i32))
+        pick((a as i32) < b as i32 && b as i32 >= c as i32)
     });
     exact(
         W,

@@ -118,7 +118,7 @@ fn calls() {
             } else {
                 (fibonacci(t) + [10, 20, 30, 40][t as usize & 3], t as f32 * 0.5 * t as f32)
             };
-            assert_eq!(got[t as usize], a * (t * 5 & 7) + 3);
+            assert_eq!(got[t as usize], a * ((t * 5) & 7) + 3);
             assert_eq!(floats[t as usize], b);
         }
     }

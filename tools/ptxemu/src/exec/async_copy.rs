@@ -22,6 +22,7 @@ struct Copy {
 }
 
 /// A warp's copies in flight.
+#[allow(clippy::vec_box)] // copies of 900 bytes move between the two lists
 #[derive(Default)]
 pub(crate) struct Queue {
     copies: Vec<Box<Copy>>,

@@ -22,11 +22,10 @@ pub(crate) struct Barrier {
     pub results: Vec<(usize, u32, u8)>,
 }
 
-/// `bar.red` operations.
+/// `bar.red` operations; 3 is "or".
 pub(crate) const RED_NONE: u8 = 0;
 pub(crate) const RED_POPC: u8 = 1;
 pub(crate) const RED_AND: u8 = 2;
-pub(crate) const RED_OR: u8 = 3;
 
 /// `bar.sync`, `bar.arrive`, `bar.red`: `a` barrier number, `b` thread count.
 /// `imm`: bit 0 arrive only, bit 1 no count given, bits 4-5 reduction, bit 6 its predicate is negated; `p[0]` source, `p[1]` result predicate, `d` result slot.

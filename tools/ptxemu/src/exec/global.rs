@@ -173,7 +173,7 @@ impl Machine<'_> {
 fn words(at: u64, len: u64) -> impl Iterator<Item = (u64, u32)> {
     let (first, last) = (at / 4, (at + len - 1) / 4);
     let head = 15 << (at & 3) & 15;
-    let tail = 15 >> (3 - (at + len - 1 & 3));
+    let tail = 15 >> (3 - ((at + len - 1) & 3));
     (first..=last).map(move |w| {
         (w, (if w == first { head } else { 15 } & if w == last { tail } else { 15 }) << BYTES_SHIFT)
     })

@@ -273,7 +273,7 @@ plain! {1:
     ZeroExtend: u32 => u64, |a, _i| u64::from(a);
     SignExtend: i32 => i64, |a, _i| i64::from(a);
     /// `szext`-free sign extension of the low `imm` bits.
-    SignLow: i32 => i32, |a, imm| a << (32 - imm as u32 & 31) >> (32 - imm as u32 & 31);
+    SignLow: i32 => i32, |a, imm| a << ((32 - imm as u32) & 31) >> ((32 - imm as u32) & 31);
     /// The low `imm` bits.
     ZeroLow: u32 => u32, |a, imm| a & ((1_u64 << imm) - 1) as u32;
     /// Adds `imm`: address arithmetic.

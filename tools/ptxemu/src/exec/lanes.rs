@@ -4,7 +4,7 @@
 //! vector code, and store under the active mask. Each driver is compiled for three instruction sets and picked once, at decode.
 
 use super::Machine;
-use crate::ir::{Exec, Flow, Ins};
+use crate::ir::{Flow, Ins};
 
 /// A scalar as it lies in a slot.
 pub(crate) trait Val: Copy {
@@ -262,6 +262,3 @@ multiversion!(/// The driver of a three-operand operation.
     lane3, run3, <O: Op3>);
 multiversion!(/// The driver of a comparison.
     lane_compare, compare, <O: Cmp>);
-
-/// Picked driver, for tables.
-pub(crate) type Pick = fn() -> Exec;

@@ -10,6 +10,8 @@
 //! A C register pair holds columns 2t and 2t+1 of row g (first pair) or g+8 (second). 32-bit (tf32) and 8-bit fragments follow the
 //! same plan with 4 and 16 values of k per block row.
 
+use std::marker::PhantomData;
+
 use super::Machine;
 use super::lanes::{Isa, isa, store};
 use super::matrix::whole_warp;
@@ -26,82 +28,176 @@ pub(crate) enum Element {
     Int,
 }
 
-/// Turns a register of 16-bit elements into its 8x8 block.
+/// Turns registers of 16-bit elements into 8x8 blocks of `f32`.
+///
+/// Columns of the result are kept in the order 0 2 4 6 1 3 5 7 ([`COLUMNS`]): then a row of C is four lanes of its first register
+/// followed by four lanes of its second, and the transposition of B falls out of in-lane shuffles.
 trait Widen {
-    unsafe fn halves(register: &[u32; 32]) -> [f32; 64];
+    /// A's block, row-major.
+    unsafe fn rows(register: &[u32; 32]) -> [f32; 64];
+    /// B's block: k by n, n in the order of [`COLUMNS`].
+    unsafe fn turned(register: &[u32; 32]) -> [f32; 64];
+    /// C (8 x 8) += A (8 x 8 per block) times B, one fused multiply-add after the other in ascending k.
+    unsafe fn multiply(a: &[[f32; 64]], b: &[[f32; 64]], c: &mut [[f32; 8]; 8]);
+}
+
+const COLUMNS: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+
+/// Conversion of one 16-bit element, by plain code.
+trait Half {
+    fn widen(half: u16) -> f32;
 }
 
 struct SoftF16;
-impl Widen for SoftF16 {
+impl Half for SoftF16 {
     #[inline(always)]
-    unsafe fn halves(register: &[u32; 32]) -> [f32; 64] {
-        let mut out = [0.0; 64];
-        for l in 0..32 {
-            out[2 * l] = f16_to_f32(register[l] as u16);
-            out[2 * l + 1] = f16_to_f32((register[l] >> 16) as u16);
-        }
-        out
+    fn widen(half: u16) -> f32 {
+        f16_to_f32(half)
     }
 }
 
-struct WideBf16;
-impl Widen for WideBf16 {
+struct SoftBf16;
+impl Half for SoftBf16 {
     #[inline(always)]
-    unsafe fn halves(register: &[u32; 32]) -> [f32; 64] {
-        let mut out = [0.0; 64];
-        for l in 0..32 {
-            out[2 * l] = bf16_to_f32(register[l] as u16);
-            out[2 * l + 1] = f32::from_bits(register[l] & 0xffff_0000);
-        }
-        out
+    fn widen(half: u16) -> f32 {
+        bf16_to_f32(half)
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-struct HardF16;
-#[cfg(target_arch = "x86_64")]
-impl Widen for HardF16 {
+/// [`Widen`] by plain code.
+struct Plain<H>(PhantomData<H>);
+
+impl<H: Half> Widen for Plain<H> {
     #[inline(always)]
-    unsafe fn halves(register: &[u32; 32]) -> [f32; 64] {
-        use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+    unsafe fn rows(register: &[u32; 32]) -> [f32; 64] {
         let mut out = [0.0; 64];
-        for b in 0..8 {
-            // SAFETY: only instantiated where f16c was detected; both arrays hold eight elements from there on.
-            unsafe {
-                let half = _mm_loadu_si128(register.as_ptr().add(4 * b).cast());
-                _mm256_storeu_ps(out.as_mut_ptr().add(8 * b), _mm256_cvtph_ps(half));
+        for l in 0..32 {
+            out[2 * l] = H::widen(register[l] as u16);
+            out[2 * l + 1] = H::widen((register[l] >> 16) as u16);
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn turned(register: &[u32; 32]) -> [f32; 64] {
+        let mut out = [0.0; 64];
+        for k in 0..8 {
+            for (at, n) in COLUMNS.into_iter().enumerate() {
+                out[8 * k + at] = H::widen((register[4 * n + k / 2] >> (16 * (k % 2))) as u16);
             }
         }
         out
     }
-}
 
-/// Accumulates `rows x 8` += A (`rows x K`, given as K/8 blocks per 8 rows) times B (8 n by K, blocks of 8).
-#[inline(always)]
-fn multiply<const BLOCKS: usize>(a: &[[f32; 64]; BLOCKS], b: &[[f32; 64]; BLOCKS], c: &mut [[f32; 8]; 8]) {
-    for block in 0..BLOCKS {
-        let (a, b) = (&a[block], &b[block]);
-        for k in 0..8 {
-            let row: &[f32; 8] = b[8 * k..8 * k + 8].try_into().expect("eight values");
-            for r in 0..8 {
+    #[inline(always)]
+    unsafe fn multiply(a: &[[f32; 64]], b: &[[f32; 64]], c: &mut [[f32; 8]; 8]) {
+        for (a, b) in a.iter().zip(b) {
+            for (k, r) in (0..8).flat_map(|k| (0..8).map(move |r| (k, r))) {
                 for n in 0..8 {
-                    c[r][n] = a[8 * r + k].mul_add(row[n], c[r][n]);
+                    c[r][n] = a[8 * r + k].mul_add(b[8 * k + n], c[r][n]);
                 }
             }
         }
     }
 }
 
-/// (n, k) to (k, n).
-#[inline(always)]
-fn turn(b: &[f32; 64]) -> [f32; 64] {
-    let mut out = [0.0; 64];
-    for n in 0..8 {
-        for k in 0..8 {
-            out[8 * k + n] = b[8 * n + k];
+#[cfg(target_arch = "x86_64")]
+mod vector {
+    //! The same with AVX2 and F16C. Only instantiated where both were detected.
+    use super::Widen;
+    use std::arch::x86_64::*;
+    use std::marker::PhantomData;
+
+    /// Eight 16-bit elements to `f32`.
+    pub(super) trait Convert {
+        unsafe fn convert(halves: __m128i) -> __m256;
+    }
+
+    pub(super) struct F16;
+    impl Convert for F16 {
+        #[inline(always)]
+        unsafe fn convert(halves: __m128i) -> __m256 {
+            // SAFETY: f16c was detected.
+            unsafe { _mm256_cvtph_ps(halves) }
         }
     }
-    out
+
+    pub(super) struct Bf16;
+    impl Convert for Bf16 {
+        #[inline(always)]
+        unsafe fn convert(halves: __m128i) -> __m256 {
+            // SAFETY: AVX2 was detected.
+            unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))) }
+        }
+    }
+
+    /// [`Widen`] by vector code.
+    pub(super) struct Fast<C>(PhantomData<C>);
+
+    impl<C: Convert> Widen for Fast<C> {
+        #[inline(always)]
+        unsafe fn rows(register: &[u32; 32]) -> [f32; 64] {
+            let mut out = [0.0; 64];
+            for r in 0..8 {
+                // SAFETY: AVX2 was detected; both arrays hold as much from there on.
+                unsafe {
+                    let halves = _mm_loadu_si128(register.as_ptr().add(4 * r).cast());
+                    _mm256_storeu_ps(out.as_mut_ptr().add(8 * r), C::convert(halves));
+                }
+            }
+            out
+        }
+
+        #[inline(always)]
+        unsafe fn turned(register: &[u32; 32]) -> [f32; 64] {
+            let mut out = [0.0; 64];
+            // SAFETY: AVX2 was detected; loads and stores stay inside the arrays.
+            unsafe {
+                // Each load holds the pairs (k 0-1, 2-3, 4-5, 6-7) of two n. A 4x4 transposition in each 128-bit lane gathers
+                // n 0 2 4 6 in the low lane and 1 3 5 7 in the high one.
+                let row = |n: usize| _mm256_loadu_si256(register.as_ptr().add(4 * n).cast());
+                let (a, b, c, d) = (row(0), row(2), row(4), row(6));
+                let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+                let (ef, gh) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                let pairs = [
+                    _mm256_unpacklo_epi64(ab, cd),
+                    _mm256_unpackhi_epi64(ab, cd),
+                    _mm256_unpacklo_epi64(ef, gh),
+                    _mm256_unpackhi_epi64(ef, gh),
+                ];
+                // Low halves of each lane's four words to its first 8 bytes, high halves to its last.
+                let split = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+                let split = _mm256_broadcastsi128_si256(split);
+                for (t, pair) in pairs.into_iter().enumerate() {
+                    let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(pair, split));
+                    let even = C::convert(_mm256_castsi256_si128(halves));
+                    let odd = C::convert(_mm256_extracti128_si256::<1>(halves));
+                    _mm256_storeu_ps(out.as_mut_ptr().add(16 * t), even);
+                    _mm256_storeu_ps(out.as_mut_ptr().add(16 * t + 8), odd);
+                }
+            }
+            out
+        }
+
+        #[inline(always)]
+        unsafe fn multiply(a: &[[f32; 64]], b: &[[f32; 64]], c: &mut [[f32; 8]; 8]) {
+            // SAFETY: AVX2 and FMA were detected; loads and stores stay inside the arrays.
+            unsafe {
+                let mut sums: [__m256; 8] = std::array::from_fn(|r| _mm256_loadu_ps(c[r].as_ptr()));
+                for (a, b) in a.iter().zip(b) {
+                    for k in 0..8 {
+                        let row = _mm256_loadu_ps(b.as_ptr().add(8 * k));
+                        for r in 0..8 {
+                            sums[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(&a[8 * r + k]), row, sums[r]);
+                        }
+                    }
+                }
+                for r in 0..8 {
+                    _mm256_storeu_ps(c[r].as_mut_ptr(), sums[r]);
+                }
+            }
+        }
+    }
 }
 
 /// 16-bit operands. Lists: D registers, A, B, C; `imm` bit 0: two k-blocks (K = 16) instead of one, bit 1: f16 accumulators.
@@ -119,31 +215,29 @@ unsafe fn half_body<W: Widen>(m: &mut Machine, i: &Ins) -> Flow {
     unsafe {
         let mut b = [[0.0; 64]; 2];
         for block in 0..blocks {
-            b[block] = turn(&W::halves(&*m.slot::<u32>(b_list[block])));
+            b[block] = W::turned(&*m.slot::<u32>(b_list[block]));
         }
         for half in 0..2 {
             let mut a = [[0.0; 64]; 2];
             for block in 0..blocks {
-                a[block] = W::halves(&*m.slot::<u32>(a_list[2 * block + half]));
+                a[block] = W::rows(&*m.slot::<u32>(a_list[2 * block + half]));
             }
-            let mut c = [[0.0_f32; 8]; 8];
-            if narrow {
-                let from = SoftF16::halves(&*m.slot::<u32>(c_list[half]));
-                for r in 0..8 {
-                    c[r].copy_from_slice(&from[8 * r..8 * r + 8]);
+            let mut c = if narrow {
+                let words = &*m.slot::<u32>(c_list[half]);
+                let mut c = [[0.0; 8]; 8];
+                for l in 0..32 {
+                    c[l / 4][l % 4] = f16_to_f32(words[l] as u16);
+                    c[l / 4][4 + l % 4] = f16_to_f32((words[l] >> 16) as u16);
                 }
+                c
             } else {
-                c = read_pair(m, &c_list[2 * half..]);
-            }
-            if blocks == 2 {
-                multiply::<2>(&a, &b, &mut c);
-            } else {
-                multiply::<1>(&[a[0]], &[b[0]], &mut c);
-            }
+                read_pair(m, &c_list[2 * half..])
+            };
+            W::multiply(&a[..blocks], &b[..blocks], &mut c);
             if narrow {
                 let mut out = [0; 32];
                 for l in 0..32 {
-                    let (low, high) = (c[l / 4][2 * (l % 4)], c[l / 4][2 * (l % 4) + 1]);
+                    let (low, high) = (c[l / 4][l % 4], c[l / 4][4 + l % 4]);
                     out[l] = u32::from(f32_to_f16(low)) | u32::from(f32_to_f16(high)) << 16;
                 }
                 store(m, list[half], &out);
@@ -155,15 +249,15 @@ unsafe fn half_body<W: Widen>(m: &mut Machine, i: &Ins) -> Flow {
     Flow::Next
 }
 
-/// Two accumulator registers to 8 rows.
+/// Two accumulator registers to 8 rows, columns in the order of [`COLUMNS`].
 #[inline(always)]
 unsafe fn read_pair(m: &Machine, slots: &[u32]) -> [[f32; 8]; 8] {
     // SAFETY: the caller passes slots of the program.
     let (low, high) = unsafe { (&*m.slot::<f32>(slots[0]), &*m.slot::<f32>(slots[1])) };
     let mut c = [[0.0; 8]; 8];
-    for l in 0..32 {
-        c[l / 4][2 * (l % 4)] = low[l];
-        c[l / 4][2 * (l % 4) + 1] = high[l];
+    for r in 0..8 {
+        c[r][..4].copy_from_slice(&low[4 * r..4 * r + 4]);
+        c[r][4..].copy_from_slice(&high[4 * r..4 * r + 4]);
     }
     c
 }
@@ -171,9 +265,9 @@ unsafe fn read_pair(m: &Machine, slots: &[u32]) -> [[f32; 8]; 8] {
 #[inline(always)]
 unsafe fn write_pair(m: &mut Machine, slots: &[u32], c: &[[f32; 8]; 8]) {
     let (mut low, mut high) = ([0.0_f32; 32], [0.0_f32; 32]);
-    for l in 0..32 {
-        low[l] = c[l / 4][2 * (l % 4)];
-        high[l] = c[l / 4][2 * (l % 4) + 1];
+    for r in 0..8 {
+        low[4 * r..4 * r + 4].copy_from_slice(&c[r][..4]);
+        high[4 * r..4 * r + 4].copy_from_slice(&c[r][4..]);
     }
     // SAFETY: the caller passes slots of the program.
     unsafe {
@@ -184,7 +278,7 @@ unsafe fn write_pair(m: &mut Machine, slots: &[u32], c: &[[f32; 8]; 8]) {
 
 /// tf32 operands: A registers (rows g | g+8) x (k t | t+4), B (k t | t+4). `imm` bit 0: K = 8 instead of 4.
 #[inline(always)]
-unsafe fn tf32_body(m: &mut Machine, i: &Ins) -> Flow {
+unsafe fn tf32_body<W: Widen>(m: &mut Machine, i: &Ins) -> Flow {
     if let Err(trouble) = whole_warp(m, "mma") {
         return m.stop(trouble);
     }
@@ -199,7 +293,8 @@ unsafe fn tf32_body(m: &mut Machine, i: &Ins) -> Flow {
         for block in 0..blocks {
             let from = &*m.slot::<u32>(b_list[block]);
             for l in 0..32 {
-                b[8 * (l % 4 + 4 * block) + l / 4] = cut(from[l]);
+                let column = (l / 4 % 2) * 4 + l / 8;
+                b[8 * (l % 4 + 4 * block) + column] = cut(from[l]);
             }
         }
         for half in 0..2 {
@@ -211,7 +306,7 @@ unsafe fn tf32_body(m: &mut Machine, i: &Ins) -> Flow {
                 }
             }
             let mut c = read_pair(m, &c_list[2 * half..]);
-            multiply::<1>(&[a], &[b], &mut c);
+            W::multiply(&[a], &[b], &mut c);
             write_pair(m, &list[2 * half..], &c);
         }
     }
@@ -284,12 +379,17 @@ macro_rules! versions {
     };
 }
 #[cfg(target_arch = "x86_64")]
-versions!(f16, half_body, SoftF16, HardF16);
+versions!(f16, half_body, Plain<SoftF16>, vector::Fast<vector::F16>);
 #[cfg(not(target_arch = "x86_64"))]
-versions!(f16, half_body, SoftF16, SoftF16);
-versions!(bf16, half_body, WideBf16, WideBf16);
-super::lanes::multiversion!(/// The tf32 product.
-    tf32, tf32_body);
+versions!(f16, half_body, Plain<SoftF16>, Plain<SoftF16>);
+#[cfg(target_arch = "x86_64")]
+versions!(bf16, half_body, Plain<SoftBf16>, vector::Fast<vector::Bf16>);
+#[cfg(not(target_arch = "x86_64"))]
+versions!(bf16, half_body, Plain<SoftBf16>, Plain<SoftBf16>);
+#[cfg(target_arch = "x86_64")]
+versions!(tf32, tf32_body, Plain<SoftF16>, vector::Fast<vector::F16>);
+#[cfg(not(target_arch = "x86_64"))]
+versions!(tf32, tf32_body, Plain<SoftF16>, Plain<SoftF16>);
 
 /// The product for an element type.
 pub(crate) fn product(element: Element) -> Exec {

@@ -81,10 +81,6 @@ impl Shared {
         self.safe = [now; 32];
     }
 
-    pub fn bytes(&self) -> usize {
-        self.size
-    }
-
     pub fn data(&self) -> *mut u8 {
         self.data.as_ptr().cast_mut().cast()
     }

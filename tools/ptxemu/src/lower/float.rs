@@ -168,7 +168,7 @@ impl<'t> Lower<'t> {
             })
         });
         let word = word.ok_or("this property is not supported")?;
-        let (exec, _, negate) = super::arith::comparison(word, ty, false)?;
+        let (exec, _, negate) = super::compare::comparison(word, ty, false)?;
         let p = self.predicate_dest(&op.args[0])?;
         let mut pre = self.blank(exec, Class::Predicate);
         (pre.s[0], pre.s[1]) = (Some(super::Src::Reg(magnitude)), Some(infinity));

@@ -8,6 +8,9 @@ use crate::text::ast::{Base, Formal, Func, Operand, Space, Symbol, Tree};
 /// Local memory a thread may have: the hardware's limit.
 const MAX_LOCAL: u32 = 512 << 10;
 
+/// Parameter areas in local memory: offset, bytes.
+pub(crate) type Areas = Vec<(u32, u32)>;
+
 /// Where a symbol lies, in its own space.
 pub(crate) enum Place {
     /// A module variable in device memory.
@@ -239,9 +242,9 @@ impl Layout {
     }
 
     /// Offsets and sizes of a function's formal parameters and returns.
-    pub fn formals(&self, tree: &Tree, number: usize) -> (Vec<(u32, u32)>, Vec<(u32, u32)>) {
+    pub fn formals(&self, tree: &Tree, number: usize) -> (Areas, Areas) {
         let func = &tree.functions[self.functions[number]];
-        let pair = |formals: &[Formal], offsets: &[u32]| -> Vec<(u32, u32)> {
+        let pair = |formals: &[Formal], offsets: &[u32]| -> Areas {
             formals.iter().zip(offsets).map(|(f, o)| (*o, f.size)).collect()
         };
         (pair(&func.params, &self.params[number]), pair(&func.returns, &self.returns[number]))

@@ -3,6 +3,7 @@
 mod arith;
 mod build;
 mod cfg;
+mod compare;
 mod control;
 mod convert;
 mod float;

@@ -198,8 +198,6 @@ pub(crate) struct Formal {
     pub name: String,
     pub size: u32,
     pub align: u32,
-    /// A `.reg` parameter instead of a `.param` one.
-    pub reg: Option<Reg>,
 }
 
 /// A function or entry.

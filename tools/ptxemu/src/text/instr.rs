@@ -35,13 +35,8 @@ fn immediate(word: &str, minus: bool) -> Option<Operand> {
 
 /// `+n`, `-n`, `+-n` or nothing.
 pub(super) fn signed(p: &mut Parser) -> Result<i64, ParseError> {
-    if p.accept('+') {
-        Ok(p.int()? as i64)
-    } else if p.peek().is('-') {
-        Ok(p.int()? as i64)
-    } else {
-        Ok(0)
-    }
+    let plus = p.accept('+');
+    if plus || p.peek().is('-') { Ok(p.int()? as i64) } else { Ok(0) }
 }
 
 /// One operand.

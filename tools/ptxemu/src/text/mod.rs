@@ -1,6 +1,7 @@
 //! PTX text to syntax tree.
 
 pub(crate) mod ast;
+mod function;
 mod instr;
 mod lex;
 mod parse;

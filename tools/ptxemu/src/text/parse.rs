@@ -1,6 +1,6 @@
 //! Module-level PTX: directives, variables, function headers, and the statements of a body.
 
-use super::ast::{Class, Formal, Func, Init, Loc, Space, Tree, Ty, Var};
+use super::ast::{Class, Init, Loc, Space, Tree, Ty, Var};
 use super::instr::{number, operand, signed};
 use super::lex::{Kind, Token, lex};
 use super::scope::{Named, Scopes};
@@ -245,116 +245,7 @@ impl<'t> Parser<'t> {
         Ok(vec![Init::Address(name.text.to_owned(), plus)])
     }
 
-    fn formals(&mut self, scopes: &mut Scopes) -> Result<Vec<Formal>, ParseError> {
-        let mut formals = Vec::new();
-        self.expect('(')?;
-        while !self.accept(')') {
-            let space = self.word("a parameter")?;
-            let (mut align, mut ty, mut pointer) = (None, None, false);
-            while self.peek().text.starts_with('.') {
-                let word = self.next();
-                match &word.text[1..] {
-                    "align" => {
-                        let value = self.int()? as u32;
-                        // `.ptr .align n` speaks of what the pointer points to.
-                        align = if pointer { align } else { Some(value) };
-                    }
-                    "ptr" => pointer = true,
-                    "global" | "const" | "shared" | "local" if pointer => {}
-                    text => ty = Some(Ty::parse(text).ok_or_else(|| word.error("expected a type"))?),
-                }
-            }
-            let ty = ty.ok_or_else(|| self.peek().error("expected a type"))?;
-            let name = self.word("a parameter name")?;
-            let mut size = ty.bytes();
-            if self.accept('[') {
-                size = size.saturating_mul(self.int()?.min(1 << 20) as u32);
-                self.expect(']')?;
-            }
-            let reg = match space.text {
-                ".reg" => {
-                    let reg = scopes.new_reg(name.text, class_of(ty));
-                    scopes.declare(name.text, Named::Reg(reg));
-                    Some(reg)
-                }
-                ".param" => None,
-                _ => return Err(space.error("expected .param or .reg")),
-            };
-            formals.push(Formal {
-                name: name.text.to_owned(),
-                size,
-                align: align.unwrap_or(ty.bytes()).max(1),
-                reg,
-            });
-            if !self.accept(',') {
-                self.expect(')')?;
-                break;
-            }
-        }
-        Ok(formals)
-    }
-
-    fn function(&mut self, entry: bool, external: bool) -> Result<(), ParseError> {
-        let line = self.peek().line;
-        let mut scopes = Scopes::new(Func { entry, external, line, ..Func::default() });
-        if !entry && self.peek().is('(') {
-            scopes.func.returns = self.formals(&mut scopes)?;
-        }
-        scopes.func.name = self.word("a function name")?.text.to_owned();
-        if self.peek().is('(') {
-            scopes.func.params = self.formals(&mut scopes)?;
-        }
-        loop {
-            let token = self.peek();
-            match token.text {
-                ";" => {
-                    self.next();
-                    scopes.func.external = true;
-                    break;
-                }
-                "{" => {
-                    self.next();
-                    self.body(&mut scopes)?;
-                    scopes.func.external = false;
-                    break;
-                }
-                ".maxntid" | ".reqntid" => {
-                    self.next();
-                    let mut dims = [self.int()? as u32, 1, 1];
-                    for dim in &mut dims[1..] {
-                        if self.accept(',') {
-                            *dim = self.int()? as u32;
-                        }
-                    }
-                    let slot = if token.text == ".reqntid" {
-                        &mut scopes.func.reqntid
-                    } else {
-                        &mut scopes.func.maxntid
-                    };
-                    *slot = Some(dims);
-                }
-                ".minnctapersm" | ".maxnreg" | ".maxnctapersm" | ".maxclusterrank" => {
-                    self.next();
-                    self.int()?;
-                }
-                ".noreturn" => {
-                    self.next();
-                }
-                ".pragma" => while !self.next().is(';') && !self.done() {},
-                _ => return Err(token.error("not supported on a function; expected `{` or `;`")),
-            }
-        }
-        let func = scopes.func;
-        match self.tree.functions.iter_mut().find(|f| f.name == func.name) {
-            Some(declared) if declared.external => *declared = func,
-            Some(_) if func.external => {}
-            Some(_) => return Err(self.peek().error(format!("`{}` is defined twice", func.name))),
-            None => self.tree.functions.push(func),
-        }
-        Ok(())
-    }
-
-    fn body(&mut self, scopes: &mut Scopes) -> Result<(), ParseError> {
+    pub fn body(&mut self, scopes: &mut Scopes) -> Result<(), ParseError> {
         self.loc = None;
         loop {
             let token = self.peek();
