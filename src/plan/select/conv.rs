@@ -111,14 +111,14 @@ pub const TENSOR_TILES: &[Tile] = &[
 
 /// Tiles of f32.
 pub const F32_TILES: &[Tile] =
-    &[Tile::new([64, 64], [2, 1], [4, 3, 4]), Tile::new([64, 32], [2, 1], [4, 3, 7])];
+    &[Tile::new([64, 64], [2, 1], [4, 3, 4]), Tile::new([64, 32], [2, 1], [4, 3, 6])];
 
 /// Tiles of 16-bit types read one by one.
 pub const TENSOR_ELEMENT_TILES: &[Tile] =
     &[Tile::new([128, 64], [4, 2], [4, 2, 2]), Tile::new([64, 32], [2, 1], [4, 2, 7])];
 
 /// Tiles of f32 read one by one.
-pub const F32_ELEMENT_TILES: &[Tile] = &[Tile::new([64, 32], [2, 1], [4, 2, 7])];
+pub const F32_ELEMENT_TILES: &[Tile] = &[Tile::new([64, 32], [2, 1], [4, 2, 6])];
 
 /// How an implicit GEMM reads the map; numbers of `kernels/conv/implicit_gemm.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
