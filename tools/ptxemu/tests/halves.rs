@@ -106,6 +106,26 @@ fn packed_arithmetic() {
 }
 
 #[test]
+fn packed_comparison() {
+    let less = |a: u16, b: u16| f16::from_bits(a) < f16::from_bits(b);
+    let wide = |yes: bool, value: u32| if yes { value } else { 0 };
+    for (a, b, got) in all("set.lt.f16x2.f16x2 %d, %w, %v;") {
+        assert_eq!(got, wide(less(a, b), 0x3c00) | wide(less(b, a), 0x3c00) << 16);
+    }
+    for (a, b, got) in all("set.geu.u32.f16x2 %d, %w, %v;") {
+        assert_eq!(got, wide(!less(a, b), 0xffff) | wide(!less(b, a), 0xffff) << 16);
+    }
+    for (a, b, got) in
+        all(".reg .pred %p, %q; setp.gt.f16x2 %p|%q, %w, %v; selp.u32 %d, 1, 0, %p; @%q add.u32 %d, %d, 2;")
+    {
+        assert_eq!(got, wide(less(b, a), 1) + wide(less(a, b), 2));
+    }
+    for (a, b, got) in all("set.ge.bf16.bf16 %c, %a, %b; cvt.u32.u16 %d, %c;") {
+        assert_eq!(got, wide(bf16::from_bits(a) >= bf16::from_bits(b), 0x3f80));
+    }
+}
+
+#[test]
 fn widening_and_narrowing() {
     for (a, _, got) in all("cvt.f32.f16 %f, %a; mov.b32 %d, %f;") {
         let want = f16::from_bits(a).to_f32();

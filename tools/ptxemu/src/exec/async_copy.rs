@@ -4,7 +4,7 @@
 //! the data lands. With `Config::late_async` off it lands at once.
 
 use super::access::Access;
-use super::lanes::multiversion;
+use super::lanes::{BITS, multiversion};
 use super::shared::{PENDING, WRITTEN};
 use super::{Machine, Trouble};
 use crate::fault::FaultKind;
@@ -60,7 +60,7 @@ unsafe fn issue(m: &mut Machine, i: &Ins) -> Result<(), Trouble> {
     (to_mem.element, from_mem.element) = (size, size);
     let source = Ins { a: i.b, imm: offset, ..*i };
     // SAFETY: by the caller's promise.
-    let (mut to, mut from, sizes, ignore) = unsafe {
+    let (mut to, from, sizes, ignore) = unsafe {
         let ignore = if i.p[1] != 0 { m.predicate(i.p[0]) } else { 0 };
         (m.addresses(i, &to_mem), m.addresses(&source, &from_mem), &*m.slot::<u32>(i.c), ignore)
     };
@@ -88,12 +88,11 @@ unsafe fn issue(m: &mut Machine, i: &Ins) -> Result<(), Trouble> {
         None => Ok(()),
     };
     if result.is_ok() && full != 0 {
-        result = read_source(m, &mut from, full, size, from_mem.plan, &mut entry.data);
+        result = read_source(m, &from, full, size, from_mem.plan, &mut entry.data);
     }
     for l in (0..32).filter(|l| partial >> l & 1 != 0) {
         if result.is_ok() {
-            let mut one = Access { address: from.address, mask: 1 << l, width: sizes[l as usize] };
-            result = read_source(m, &mut one, 1 << l, sizes[l as usize], from_mem.plan, &mut entry.data);
+            result = read_source(m, &from, 1 << l, sizes[l as usize], from_mem.plan, &mut entry.data);
         }
     }
     if result.is_ok() {
@@ -127,21 +126,21 @@ fn check_target(m: &mut Machine, to: &Access, plan: u32) -> Result<(), Trouble> 
 #[inline(always)]
 fn read_source(
     m: &mut Machine,
-    from: &mut Access,
+    all: &Access,
     lanes: u32,
     size: u32,
     plan: u32,
     data: &mut [[u8; 16]; 32],
 ) -> Result<(), Trouble> {
-    (from.mask, from.width) = (lanes, size);
+    let mut from = Access { address: all.address, mask: lanes, width: size };
     for l in 0..32 {
-        from.address[l] = if lanes >> l & 1 != 0 { from.address[l] } else { 0 };
+        from.address[l] = if lanes & BITS[l] != 0 { from.address[l] } else { 0 };
     }
     if size.is_power_of_two() {
         from.aligned(size, "cp.async from")?;
     }
     let mut set = std::mem::take(&mut m.plans[plan as usize]);
-    let result = m.load_global(from, &mut set, true, Strength::Weak);
+    let result = m.load_global(&from, &mut set, true, Strength::Weak);
     m.plans[plan as usize] = set;
     result?;
     let base = m.env.memory.data_ptr(0);
