@@ -5,13 +5,14 @@
 //   16-bit, k = 16: a of 16 x 16, two neighbours of a row a register: (g, 2t..) (g+8, 2t..) (g, 2t+8..) (g+8, 2t+8..)
 //                   b of 16 x 8 (k x n), two k a register:            (2t.., g) (2t+8.., g)
 //   tf32, k = 8:    a of 16 x 8: (g, t) (g+8, t) (g, t+4) (g+8, t+4);  b of 8 x 8: (t, g) (t+4, g)
-// so that `ldmatrix` of tiles stored row by row along k (a as [m][k], b as [n][k]) fills a and b of either kind: in bytes
-// the two layouts are the same. Tiles stored the other way ([k][n], 16-bit) take the transposing load.
+// so that `ldmatrix` of tiles stored row by row along k (a as [m][k], b as [n][k]) fills a and b of either kind: in
+// bytes the two layouts are the same. Tiles stored the other way ([k][n], 16-bit) take the transposing load.
 #pragma once
 #include "common/storage.cuh"
 
-// Loads four (two) 8 x 8 matrices of 16-bit elements, or 8 x 4 of 32-bit elements. Lane i gives the shared address of row i % 8 of
-// matrix i / 8 (16 bytes, aligned); register j is this lane's pair of matrix j: row lane / 4, bytes 4 * (lane % 4).
+// Loads four (two) 8 x 8 matrices of 16-bit elements, or 8 x 4 of 32-bit elements. Lane i gives the shared address of
+// row i % 8 of matrix i / 8 (16 bytes, aligned); register j is this lane's pair of matrix j: row lane / 4, bytes 4 *
+// (lane % 4).
 __device__ inline void load_matrices(u32 (&r)[4], u32 shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

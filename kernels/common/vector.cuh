@@ -1,4 +1,5 @@
-// Sixteen bytes of neighbouring elements as floats: eight of a 16-bit type, four of f32. Addresses must be multiples of 16.
+// Sixteen bytes of neighbouring elements as floats: eight of a 16-bit type, four of f32. Addresses must be multiples of
+// 16.
 #pragma once
 #include "common/storage.cuh"
 

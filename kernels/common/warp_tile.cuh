@@ -1,8 +1,9 @@
 // What one warp computes of a matrix product: d[m, n] += sum over k of a[m, k] * b[n, k].
 //
-// Both operands lie in shared memory row by row along k, in swizzled rows of `chunks` chunks of 16 bytes (swizzle.cuh). A step
-// takes the 16 * chunks bytes of k that are there. `WarpTile` multiplies 16-bit types, and f32 as TF32, on tensor cores;
-// `WarpTileF32` multiplies f32 with FMA. Lanes hold d in different ways, which `for_pairs` and `for_each` hide.
+// Both operands lie in shared memory row by row along k, in swizzled rows of `chunks` chunks of 16 bytes (swizzle.cuh).
+// A step takes the 16 * chunks bytes of k that are there. `WarpTile` multiplies 16-bit types, and f32 as TF32, on
+// tensor cores; `WarpTileF32` multiplies f32 with FMA. Lanes hold d in different ways, which `for_pairs` and `for_each`
+// hide.
 #pragma once
 #include "common/mma.cuh"
 #include "common/swizzle.cuh"
@@ -27,7 +28,8 @@ template <typename T, int M_TILES, int N_PAIRS, int chunks> struct WarpTile {
 
     // `a` and `b`: shared addresses of the tiles, multiples of 128; the warp's first row in each, a multiple of 16.
     __device__ inline void multiply(u32 a, u32 a_row, u32 b, u32 b_row, u32 lane) {
-        // Sixteen rows further the swizzle is the same, and a step along k changes its bits alone: one address an operand.
+        // Sixteen rows further the swizzle is the same, and a step along k changes its bits alone: one address an
+        // operand.
         const u32 a_first = a + swizzled<chunks>(a_row + lane % 16, lane / 16);
         const u32 b_first = b + swizzled<chunks>(b_row + lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
@@ -47,8 +49,8 @@ template <typename T, int M_TILES, int N_PAIRS, int chunks> struct WarpTile {
         }
     }
 
-    // Calls f(left, right, row, column) for each pair of neighbours (`column` is the left one's) that this lane holds of band
-    // `i`, the 16 rows from 16 i; rows are counted in the band.
+    // Calls f(left, right, row, column) for each pair of neighbours (`column` is the left one's) that this lane holds
+    // of band `i`, the 16 rows from 16 i; rows are counted in the band.
     template <typename F> __device__ inline void for_pairs(int i, u32 lane, F f) const {
 #pragma unroll
         for (int j = 0; j < 2 * N_PAIRS; ++j) {
@@ -67,10 +69,12 @@ private:
     }
 };
 
-// 4 * row_count rows by 8 * column_count columns of true f32. A lane holds row_count by column_count elements: columns lane % 8 + 8 j, so that the
-// stores of a column step fill sectors of 32 bytes, and rows lane / 8 + row_of(i), in two halves four rows apart.
+// 4 * row_count rows by 8 * column_count columns of true f32. A lane holds row_count by column_count elements: columns
+// lane % 8 + 8 j, so that the stores of a column step fill sectors of 32 bytes, and rows lane / 8 + row_of(i), in two
+// halves four rows apart.
 //
-// Each 16 bytes of k (four elements) take row_count + column_count loads of 16 bytes and 4 * row_count * column_count FMAs.
+// Each 16 bytes of k (four elements) take row_count + column_count loads of 16 bytes and 4 * row_count * column_count
+// FMAs.
 template <int row_count, int column_count, int chunks> struct WarpTileF32 {
     static constexpr int rows = 4 * row_count;
     static constexpr int columns = 8 * column_count;

@@ -1,11 +1,12 @@
-// Depthwise convolution: y[b, p, q, c] = epilogue(sum over r, s of x[b, p * stride - padding + r * dilation, .., c] * w[r, s, c]).
+// Depthwise convolution: y[b, p, q, c] = epilogue(sum over r, s of x[b, p * stride - padding + r * dilation, .., c] *
+// w[r, s, c]).
 //
-// x is [B, H, W, C], w [R * S, C] with rows padded by zeros to whole chunks, y [B, P, Q, C]. A thread computes TILE_Q neighbouring
-// pixels of one row, of one chunk of channels (16 bytes; one channel without WHOLE_CHUNKS); neighbouring threads take neighbouring
-// chunks. It reads each column of its window once a tap row and adds it to every pixel that it touches; what pixels above
-// and below share comes from L1. TILE_Q above 1 takes dilation 1.
+// x is [B, H, W, C], w [R * S, C] with rows padded by zeros to whole chunks, y [B, P, Q, C]. A thread computes TILE_Q
+// neighbouring pixels of one row, of one chunk of channels (16 bytes; one channel without WHOLE_CHUNKS); neighbouring
+// threads take neighbouring chunks. It reads each column of its window once a tap row and adds it to every pixel that
+// it touches; what pixels above and below share comes from L1. TILE_Q above 1 takes dilation 1.
 //
-// Each element of y costs R * S FMAs and moves 2 * sizeof(storage_t) bytes of device memory (1 + stride^2 elements): memory bounds it.
+// Each element of y costs R * S FMAs, one element written and stride^2 elements of x read: memory bounds it.
 //
 // Defines: STORAGE, ACTIVATION, FILTER_H, FILTER_W, STRIDE_W, TILE_Q, WHOLE_CHUNKS.
 #include "common/divisor.cuh"

@@ -2,9 +2,9 @@
 //
 //   y[b, p, q, k] = epilogue(sum over r, s, c of x[b, p * stride - padding + r * dilation, .., g * C' + c] * w[k, r, s, c]),  g = k / K'
 //
-// with C' = C / groups channels and K' = K / groups filters a group. x is [B, H, W, C], w [K, R, S, C'], y [B, P, Q, K]. One thread an
-// element of y, filters fastest, so that the lanes of a warp share a window. Two loads an FMA: for shapes that no model of ours has in
-// its hot path (grouped, but not depthwise; filters of more than 16 taps a side).
+// with C' = C / groups channels and K' = K / groups filters a group. x is [B, H, W, C], w [K, R, S, C'], y [B, P, Q,
+// K]. One thread an element of y, filters fastest, so that the lanes of a warp share a window. Two loads an FMA: for
+// shapes that no model of ours has in its hot path (grouped, but not depthwise; filters of more than 16 taps a side).
 //
 // Defines: STORAGE, ACTIVATION.
 #include "common/epilogue.cuh"

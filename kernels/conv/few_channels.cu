@@ -2,18 +2,18 @@
 //
 //   y[b, p, q, k] = epilogue(sum over r, s, c of x[b, p * stride - padding + r, .., c] * w[k, r, s, c])
 //
-// Under one row of taps, what a pixel needs is one run of S * C neighbouring elements, and the next pixel's run begins STRIDE_W * C
-// elements later. With that number even, both elements of a register of an `mma` fragment are one aligned word of the map
-// as it is: no im2col, each element of the map is loaded once a block and read from shared memory in place. Lane (g, t) reads word
-// g * STRIDE_W * C / 2 + t, eight lanes apart at most 32 words: free of bank conflicts.
+// Under one row of taps, what a pixel needs is one run of S * C neighbouring elements, and the next pixel's run begins
+// STRIDE_W * C elements later. With that number even, both elements of a register of an `mma` fragment are one aligned
+// word of the map as it is: no im2col, each element of the map is loaded once a block and read from shared memory in
+// place. Lane (g, t) reads word g * STRIDE_W * C / 2 + t, eight lanes apart at most 32 words: free of bank conflicts.
 //
-// x is [B, H, W, C], w [K, R, S * C] with the runs padded by zeros to blocks of 8, y [B, P, Q, K]. A block computes TILE_P rows of
-// TILE_Q = 32 pixels by TILE_N filters, a warp one row of it. A k of 16 is two blocks of runs, which may be of different tap rows; a last odd
-// one is paired with zeros. The patch holds zeros outside the map. Filters lie in shared memory with an odd number of
-// chunks a row, so that `ldmatrix` meets no bank twice.
+// x is [B, H, W, C], w [K, R, S * C] with the runs padded by zeros to blocks of 8, y [B, P, Q, K]. A block computes
+// TILE_P rows of TILE_Q = 32 pixels by TILE_N filters, a warp one row of it. A k of 16 is two blocks of runs, which may
+// be of different tap rows; a last odd one is paired with zeros. The patch holds zeros outside the map. Filters lie in
+// shared memory with an odd number of chunks a row, so that `ldmatrix` meets no bank twice.
 //
-// For the stem (7 x 7, stride 2, three channels, 64 filters) a block does 11 steps of 16 where 147 terms need 9.2. It moves the map once
-// and the result once: 4.8 FMAs a byte of the map, 73 a byte of the result in f16; memory bounds it.
+// For the stem (7 x 7, stride 2, three channels, 64 filters) a block does 11 steps of 16 where 147 terms need 9.2. It
+// reads the map and writes the result once: 392 FMAs a byte of the map and 73 a byte of the result. Memory bounds it.
 //
 // Defines: STORAGE (F16, BF16), ACTIVATION, CHANNELS, FILTER_H, FILTER_W, STRIDE_H, STRIDE_W, TILE_N, WHOLE_CHUNKS.
 #include "common/async_copy.cuh"
@@ -86,7 +86,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const u32 filter_row = filter_tile + (lane / 16 * 8 + lane % 8) * FILTER_CHUNKS * 16 + lane / 8 % 2 * 16;
 #pragma unroll
     for (u32 step = 0; step < STEPS; ++step) {
-        // Where the two blocks of terms lie in the patch; the zeros that pad the last step are multiplied with anything finite.
+        // Where the two blocks of terms lie in the patch; the zeros that pad the last step are multiplied with anything
+        // finite.
         const u32 first = 2 * step, second = 2 * step + 1 < BLOCKS ? first + 1 : first;
         const u32 left = first / ROW_BLOCKS * PATCH_W + first % ROW_BLOCKS * 8;
         const u32 right = second / ROW_BLOCKS * PATCH_W + second % ROW_BLOCKS * 8;

@@ -2,13 +2,13 @@
 //
 //   y[m, n] = epilogue(sum over k of a[m, k] * w[n, k]),   m = output pixel, n = filter, k = (tap row, tap column, channel)
 //
-// x is [B, H, W, C], w [K, R * S * C] with rows padded by zeros to whole chunks of 16 bytes, y [B, P, Q, K]; a is x seen through
-// window.cuh. One block computes a tile of TILE_M pixels by TILE_N filters; blocks that share pixels are neighbours, so that x
-// is read from L2 but once. Its warps, WARPS_M by WARPS_N of them, share the tile evenly.
+// x is [B, H, W, C], w [K, R * S * C] with rows padded by zeros to whole chunks of 16 bytes, y [B, P, Q, K]; a is x
+// seen through window.cuh. One block computes a tile of TILE_M pixels by TILE_N filters; blocks that share pixels are
+// neighbours, so that x is read from L2 but once. Its warps, WARPS_M by WARPS_N of them, share the tile evenly.
 //
-// Along k the block takes CHUNKS * 16 bytes of both operands a step, STAGES - 1 steps ahead, by 16-byte asynchronous copies
-// into swizzled shared memory; halo, ragged ends and the padding of the tile are zero-size copies. 16-bit types are multiplied by
-// tensor cores, f32 by FMA, both accumulated in f32.
+// Along k the block takes CHUNKS * 16 bytes of both operands a step, STAGES - 1 steps ahead, by 16-byte asynchronous
+// copies into swizzled shared memory; halo, ragged ends and the padding of the tile are zero-size copies. 16-bit types
+// are multiplied by tensor cores, f32 by FMA, both accumulated in f32.
 //
 // ADDRESSING says how x is read:
 //   POINTWISE  1 x 1, stride 1, no padding: x is the matrix. Chunks, so channels must be whole chunks.
@@ -17,11 +17,11 @@
 // WHOLE_CHUNKS: K is a multiple of a chunk, and y is written in chunks, staged by each warp in shared memory.
 // SPLIT: block z takes `slice` steps of k and writes its sums as they are, f32, to y[z]; split_k.cu adds them.
 //
-// A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64 FMAs a byte for f16 with
-// 128 x 128, 43 with 128 x 64, 32 with 64 x 64.
+// A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64 FMAs a byte
+// for f16 with 128 x 128, 43 with 128 x 64, 32 with 64 x 64.
 //
-// Defines: STORAGE, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a multiprocessor, that registers must
-// leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS, SPLIT.
+// Defines: STORAGE, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a multiprocessor, that
+// registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS, SPLIT.
 #include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
@@ -114,8 +114,8 @@ struct PixelTile {
     }
 };
 #else
-// Moves the pixels' part of a step through registers: a thread has one k and every ROWS-th pixel. Windows are in shared memory, where
-// all lanes read the same one at once.
+// Moves the pixels' part of a step through registers: a thread has one k and every ROWS-th pixel. Windows are in shared
+// memory, where all lanes read the same one at once.
 struct PixelTile {
     static constexpr u32 ROWS = THREADS / STEP;
     static constexpr u32 COUNT = TILE_M / ROWS;

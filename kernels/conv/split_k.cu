@@ -1,9 +1,9 @@
-// The end of a convolution whose reduction was split: y[i] = epilogue(sum over z of partial[z][i]), z ascending, so that the bits
-// do not depend on which block came last.
+// The end of a convolution whose reduction was split: y[i] = epilogue(sum over z of partial[z][i]), z ascending, so
+// that the bits do not depend on which block came last.
 //
 // i runs over pixels times filters, filters fastest; partial is f32. One thread takes one chunk of 16 bytes of y
-// (WHOLE_CHUNKS: the filters are whole chunks), or one element. Reads splits * 4 bytes an element and writes one; the partial sums
-// were written just before and come from L2.
+// (WHOLE_CHUNKS: the filters are whole chunks), or one element. Reads splits * 4 bytes an element and writes one; the
+// partial sums were written just before and come from L2.
 //
 // Defines: STORAGE, ACTIVATION, WHOLE_CHUNKS.
 #include "common/epilogue.cuh"

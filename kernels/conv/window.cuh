@@ -1,9 +1,10 @@
-// Where the elements of an implicit matrix lie: row m is output pixel (b, p, q), column k = (r * S + s) * C + c is input
-// channel c under filter tap (r, s), and the element is x[b, p * stride - padding + r * dilation, .., c], or zero outside x.
+// Where the elements of an implicit matrix lie: row m is output pixel (b, p, q), column k = (r * S + s) * C + c is
+// input channel c under filter tap (r, s), and the element is x[b, p * stride - padding + r * dilation, .., c], or zero
+// outside x.
 //
-// An element's place is the sum of a part of the row and a part of the column, and it lies inside the map if the tap's row and
-// column both do. Both parts and both sets of taps (16 bits each) are kept in registers, and moving along k adds and shifts:
-// the main loop has no division and no comparison with the map's borders.
+// An element's place is the sum of a part of the row and a part of the column, and it lies inside the map if the tap's
+// row and column both do. Both parts and both sets of taps (16 bits each) are kept in registers, and moving along k
+// adds and shifts: the main loop has no division and no comparison with the map's borders.
 //
 // Defines: FILTER_H, FILTER_W (R and S, at most 16 each).
 #pragma once
@@ -27,7 +28,8 @@ struct Params {
     Divisor by_out_height, by_out_width, by_channels, by_tiles_n;
 };
 
-// The part of a row: its element offset, and a bit for each tap column (from bit 0) and tap row (from bit 16) inside the map.
+// The part of a row: its element offset, and a bit for each tap column (from bit 0) and tap row (from bit 16) inside
+// the map.
 struct Window {
     i32 offset;
     u32 inside;

@@ -1,8 +1,8 @@
 // Writes a warp's tile of a convolution, [pixels, filters] in y, through the epilogue.
 //
-// On tensor cores a lane holds pairs of neighbours, which would be stored four bytes at a time. So the warp puts down its tile
-// in shared memory, a band of 16 rows after the other, and takes it up again in chunks of 16 bytes of y. No barrier of the block is needed;
-// the shared memory must be free when `write` begins.
+// On tensor cores a lane holds pairs of neighbours, which would be stored four bytes at a time. So the warp puts down
+// its tile in shared memory, a band of 16 rows after the other, and takes it up again in chunks of 16 bytes of y. No
+// barrier of the block is needed; the shared memory must be free when `write` begins.
 //
 // Defines: WHOLE_CHUNKS (the filters are a multiple of a chunk; else elements are stored one by one).
 #pragma once

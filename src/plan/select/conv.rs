@@ -1,19 +1,7 @@
 //! Which CUDA kernel runs a convolution, how it is tiled and how its reduction is split: a pure function of shape, precision
-//! and capabilities, by a cost model that measures nothing.
-//!
-//! The model counts clocks of the busiest multiprocessor. A block takes one step of its reduction in the longest of
-//!
-//! - `multiply`: multiply-adds of the step over the multiprocessor's rate;
-//! - `shared`: bytes that copies write and warps read, over 128 bytes a clock;
-//! - `l2`: bytes that come from L2, over the multiprocessor's part of L2's bandwidth;
-//!
-//! and in [`STEP_LATENCY`] more (barrier, first fragments, addresses) unless other resident blocks fill that time. Blocks of a
-//! multiprocessor run in groups of as many as fit; each group also pays for filling the pipeline and for writing its
-//! tiles. A split reduction adds the traffic of its partial sums and a second launch. Tiles that overhang the matrix cost
-//! what they cost, so that wasted work needs no term of its own.
-//!
-//! Rates are the data sheets', and for `mma.sync` on Hopper the 62 % that arXiv 2501.12084 measured.
+//! and capabilities, by a cost model (`conv_cost.rs`) that measures nothing.
 
+use super::conv_cost::Model;
 use crate::plan::launch::{Caps, Precision};
 use std::fmt;
 
@@ -123,14 +111,14 @@ pub const TENSOR_TILES: &[Tile] = &[
 
 /// Tiles of f32.
 pub const F32_TILES: &[Tile] =
-    &[Tile::new([64, 64], [2, 1], [4, 3, 4]), Tile::new([64, 32], [2, 1], [4, 3, 7])];
+    &[Tile::new([64, 64], [2, 1], [4, 3, 4]), Tile::new([64, 32], [2, 1], [4, 3, 6])];
 
 /// Tiles of 16-bit types read one by one.
 pub const TENSOR_ELEMENT_TILES: &[Tile] =
     &[Tile::new([128, 64], [4, 2], [4, 2, 2]), Tile::new([64, 32], [2, 1], [4, 2, 7])];
 
 /// Tiles of f32 read one by one.
-pub const F32_ELEMENT_TILES: &[Tile] = &[Tile::new([64, 32], [2, 1], [4, 2, 7])];
+pub const F32_ELEMENT_TILES: &[Tile] = &[Tile::new([64, 32], [2, 1], [4, 2, 6])];
 
 /// How an implicit GEMM reads the map; numbers of `kernels/conv/implicit_gemm.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -197,14 +185,6 @@ impl fmt::Display for ConvChoice {
 const MAX_TAPS: usize = 16;
 /// Most taps of a side of the depthwise kernel: what it holds in registers.
 const MAX_DEPTHWISE_TAPS: usize = 5;
-/// Clocks of a step that only other blocks can fill.
-const STEP_LATENCY: f64 = 120.0;
-/// Clocks until the first step has come, and from the last to the first store.
-const BLOCK_LATENCY: f64 = 1500.0;
-/// Clocks of a second kernel in a graph.
-const LAUNCH_LATENCY: f64 = 2500.0;
-/// Bytes of shared memory of a multiprocessor a clock.
-const SHARED_BYTES: f64 = 128.0;
 /// Numbers of parts that are considered.
 const SPLITS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16];
 /// Fewest steps of a part: fewer do not fill the pipeline.
@@ -274,93 +254,6 @@ pub fn conv(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<Conv
         format!("no tile of the convolution fits into {} bytes of shared memory", caps.shared_per_block)
     })?;
     Ok(ConvChoice::Gemm { addressing, tile, splits, microseconds: clocks / f64::from(caps.clock_mhz) })
-}
-
-/// The cost model of an implicit GEMM.
-struct Model<'a> {
-    shape: &'a ConvShape,
-    precision: Precision,
-    caps: &'a Caps,
-    tile: Tile,
-    addressing: Addressing,
-}
-
-impl Model<'_> {
-    /// Clocks from launch to the last store.
-    fn clocks(&self, splits: usize) -> f64 {
-        let Model { shape, caps, tile, .. } = *self;
-        let size = self.precision.storage().size();
-        let multiprocessors = caps.multiprocessors as usize;
-        let tiles = shape.pixels().div_ceil(tile.m) * shape.filters.div_ceil(tile.n);
-        let steps = (shape.depth() * size).div_ceil(tile.chunks * 16).div_ceil(splits);
-        // The runtime keeps 1 KiB of each block's shared memory.
-        let room = caps.shared_per_multiprocessor as usize / (tile.shared(self.addressing) + 1024);
-        let resident = room.min(tile.blocks).max(1);
-        let busiest = (tiles * splits).div_ceil(multiprocessors);
-
-        let result = if splits > 1 { 4 } else { size };
-        let store = (tile.m * tile.n * result) as f64 / self.memory_bytes();
-        let group = |blocks: usize| {
-            let blocks = blocks as f64;
-            let step = (blocks * self.step(blocks)).max(self.step(1.0) + STEP_LATENCY);
-            steps as f64 * step + BLOCK_LATENCY + blocks * store
-        };
-        let mut clocks = (busiest / resident) as f64 * group(resident);
-        if !busiest.is_multiple_of(resident) {
-            clocks += group(busiest % resident);
-        }
-        if splits > 1 {
-            let bytes = (splits * 4 + size) * shape.pixels() * shape.filters;
-            clocks += LAUNCH_LATENCY + bytes as f64 / (self.l2_bytes() * multiprocessors as f64);
-        }
-        clocks
-    }
-
-    /// Clocks of one block's step while `blocks` of them share the multiprocessor.
-    fn step(&self, blocks: f64) -> f64 {
-        let Tile { m, n, warps, chunks, .. } = self.tile;
-        let lanes = 16 / self.precision.storage().size();
-        let all_warps = (warps[0] * warps[1]) as f64;
-        // A multiprocessor has four schedulers with a quarter of the units each.
-        let idle = (4.0 / (blocks * all_warps)).max(1.0);
-        let multiply = (m * n * chunks * lanes) as f64 / self.multiply_rate() * idle;
-        let written = self.tile.stage_bytes() as f64;
-        let read = all_warps * ((m / warps[0] + n / warps[1]) * chunks * 16) as f64;
-        let shared = (written + read) / SHARED_BYTES;
-        let l2 = written / self.l2_bytes();
-        // Element by element, a warp issues about six instructions for 32 of them, one a clock and scheduler.
-        let issue = match self.addressing {
-            Addressing::Elements => (m * chunks * lanes) as f64 / 32.0 * 6.0 / 4.0 * idle,
-            _ => 0.0,
-        };
-        multiply.max(shared).max(l2).max(issue)
-    }
-
-    /// Multiply-adds of a multiprocessor a clock.
-    fn multiply_rate(&self) -> f64 {
-        match (self.precision, self.caps.compute) {
-            (Precision::F32, (8, 0)) => 64.0,
-            (Precision::F32, _) => 128.0,
-            (_, (8, 0)) => 1024.0,
-            (_, (9 | 10 | 11, _)) => 1280.0,
-            _ => 512.0,
-        }
-    }
-
-    /// Bytes of L2's bandwidth of a multiprocessor a clock: about what microbenchmarks have found, not what is sold.
-    fn l2_bytes(&self) -> f64 {
-        match self.caps.compute {
-            (8, 0) => 40.0,
-            (9 | 10, _) => 32.0,
-            _ => 20.0,
-        }
-    }
-
-    /// Bytes of device memory's bandwidth of a multiprocessor a clock.
-    fn memory_bytes(&self) -> f64 {
-        let clocks = f64::from(self.caps.clock_mhz) * 1e6 * f64::from(self.caps.multiprocessors);
-        f64::from(self.caps.bandwidth_gbs) * 1e9 / clocks
-    }
 }
 
 #[cfg(test)]
