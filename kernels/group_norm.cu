@@ -13,7 +13,7 @@
 // x is read twice and y written once: 3 * B * pixels * C * sizeof(storage_t) bytes, of which the second read comes from L2
 // where the map fits; 5 FLOPs an element. The order of all sums follows from the shape alone.
 //
-// Defines: STORAGE, ACTIVATION. Threads: see Params; dynamic shared memory: 2 * rows * (C + 8) floats, then 3 * groups.
+// Defines: STORAGE, ACTIVATION, WIDTH (channels of a group). Threads: see Params; dynamic shared memory: (2 * (C + 8) + 1) * rows floats, then 3 * groups.
 #include "common/activation.cuh"
 #include "common/elements.cuh"
 #include "common/moments.cuh"
@@ -27,16 +27,10 @@ struct Params {
     u32 pixels;
     u32 vectors;  // of one pixel
     u32 groups;
-    u32 width;    // channels of a group
     u32 parts;    // blocks of group_norm_moments an image
     u32 part_pixels;
     float eps;
 };
-
-// Pixels `row`, row + step, .. below `pixels`.
-__device__ inline float stepped(u32 pixels, u32 row, u32 step) {
-    return float(row < pixels ? (pixels - row + step - 1) / step : 0);
-}
 
 extern "C" __global__ void __launch_bounds__(256, 4) group_norm_moments(const storage_t* __restrict__ x,
                                                                     Moments* __restrict__ partial, const Params p) {
@@ -47,12 +41,13 @@ extern "C" __global__ void __launch_bounds__(256, 4) group_norm_moments(const st
     const u32 pitch = channels + 8;
     float* means = reinterpret_cast<float*>(shared);
     float* m2s = means + rows * pitch;
+    float* counts = m2s + rows * pitch;
 
     const storage_t* image = x + u64(blockIdx.y) * p.pixels * channels;
     const u32 start = blockIdx.x * p.part_pixels;
     const u32 pixels = min(p.part_pixels, p.pixels - start);
     const storage_t* at = image + u64(start) * channels + channel;
-    const float count = stepped(pixels, row, rows);
+    const float count = float(row < pixels ? (pixels - row + rows - 1) / rows : 0);
     float first[VECTOR], sum[VECTOR], squares[VECTOR];
     load_elements(row < pixels ? at + u64(row) * channels : at, first);
 #pragma unroll
@@ -71,32 +66,33 @@ extern "C" __global__ void __launch_bounds__(256, 4) group_norm_moments(const st
     float mean[VECTOR], m2[VECTOR];
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
-        const float origin = to_f32(image[(channel + v) / p.width * p.width]);
+        const float origin = to_f32(image[(channel + v) / WIDTH * WIDTH]);
         const Moments moments = moments_of(sum[v], squares[v], count, first[v] - origin);
         mean[v] = moments.mean;
         m2[v] = moments.m2;
     }
-    store_elements(means + row * pitch + channel, mean);
-    store_elements(m2s + row * pitch + channel, m2);
+    store_shared_floats(means + row * pitch + channel, mean);
+    store_shared_floats(m2s + row * pitch + channel, m2);
+    if (threadIdx.x == 0) counts[row] = count;
     __syncthreads();
 
     const u32 thread = row * blockDim.x + threadIdx.x, lane = thread % WARP;
     const u32 warps = blockDim.x * rows / WARP;
-    const float total = float(pixels * p.width);
+    const float total = float(pixels * WIDTH);
     // Threads beyond the last whole warp have nothing left to do: warp `warps` finds no group.
     if (thread / WARP >= warps) return;
     for (u32 group = thread / WARP; group < p.groups; group += warps) {
         float weighted = 0.0f;
-        for (u32 i = lane; i < p.width * rows; i += WARP) {
-            const u32 r = i / p.width;
-            weighted += stepped(pixels, r, rows) * means[r * pitch + group * p.width + i % p.width];
+        for (u32 i = lane; i < WIDTH * rows; i += WARP) {
+            const u32 r = i / WIDTH;
+            weighted += counts[r] * means[r * pitch + group * WIDTH + i % WIDTH];
         }
         const float group_mean = __fdividef(warp_sum(weighted), total);
         float spread = 0.0f;
-        for (u32 i = lane; i < p.width * rows; i += WARP) {
-            const u32 r = i / p.width, place = r * pitch + group * p.width + i % p.width;
+        for (u32 i = lane; i < WIDTH * rows; i += WARP) {
+            const u32 r = i / WIDTH, place = r * pitch + group * WIDTH + i % WIDTH;
             const float d = means[place] - group_mean;
-            spread += m2s[place] + stepped(pixels, r, rows) * d * d;
+            spread += m2s[place] + counts[r] * d * d;
         }
         spread = warp_sum(spread);
         if (lane == 0) {
@@ -122,14 +118,14 @@ extern "C" __global__ void __launch_bounds__(512, 1)
 
     const u32 thread = row * blockDim.x + threadIdx.x, lane = thread % WARP;
     const u32 warps = blockDim.x * rows / WARP;
-    const float total = float(p.pixels) * float(p.width);
+    const float total = float(p.pixels) * float(WIDTH);
     float* origins = group_values;
     float* group_means = origins + p.groups;
     float* inverses = group_means + p.groups;
     for (u32 group = thread / WARP; group < p.groups && thread / WARP < warps; group += warps) {
         const Moments* parts = partial + (u64(blockIdx.y) * p.groups + group) * p.parts;
-        const float last = float((p.pixels - (p.parts - 1) * p.part_pixels) * p.width);
-        const float full = float(p.part_pixels * p.width);
+        const float last = float((p.pixels - (p.parts - 1) * p.part_pixels) * WIDTH);
+        const float full = float(p.part_pixels * WIDTH);
         float weighted = 0.0f;
         for (u32 i = lane; i < p.parts; i += WARP) weighted += (i + 1 < p.parts ? full : last) * parts[i].mean;
         const float mean = __fdividef(warp_sum(weighted), total);
@@ -141,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         }
         spread = warp_sum(spread);
         if (lane == 0) {
-            origins[group] = to_f32(x[base + group * p.width]);
+            origins[group] = to_f32(x[base + group * WIDTH]);
             group_means[group] = mean;
             inverses[group] = inverse_root(__fdividef(spread, total) + p.eps);
         }
@@ -149,12 +145,14 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     __syncthreads();
 
     float origin[VECTOR], scale[VECTOR], shift[VECTOR];
+    load_elements(gamma + channel, scale);
+    load_elements(beta + channel, shift);
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
-        const u32 group = (channel + v) / p.width;
+        const u32 group = (channel + v) / WIDTH;
         origin[v] = origins[group];
-        scale[v] = inverses[group] * gamma[channel + v];
-        shift[v] = beta[channel + v] - group_means[group] * scale[v];
+        scale[v] *= inverses[group];
+        shift[v] -= group_means[group] * scale[v];
     }
 #pragma unroll
     for (int i = 0; i < APPLY_PIXELS; ++i) {
@@ -166,6 +164,6 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         for (int v = 0; v < VECTOR; ++v) {
             value[v] = activate<ACTIVATION>((value[v] - origin[v]) * scale[v] + shift[v]);
         }
-        store_vector(y + base + u64(pixel) * channels + channel, value);
+        store_elements(y + base + u64(pixel) * channels + channel, value);
     }
 }

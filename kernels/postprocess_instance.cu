@@ -9,7 +9,7 @@
 // Reads the logits once (strips and bands overlap by a pixel or two, in L2): slots * h8 * w8 * sizeof(storage_t) bytes;
 // writes slots * H * W / 8. About 10 FLOPs a pixel and 60 a stride-4 sample, of strips that are not empty.
 //
-// Defines: STORAGE. Dynamic shared memory: see shared_layout.
+// Defines: STORAGE. Dynamic shared memory: 4 words a strip, 1 a column, probabilities, wide rows.
 #include "common/mask_sampler.cuh"
 
 #define BAND 32
@@ -30,9 +30,9 @@ struct Summary {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     postprocess_instance(const storage_t* __restrict__ logits, const u32* __restrict__ objects, u32* __restrict__ masks,
                          Summary* __restrict__ summaries, const Params p) {
-    // Words of the band, taps of its rows, probabilities, wide rows.
-    extern __shared__ u32 shared[];
-    __shared__ Taps row_taps[BAND];
+    // What the strips draw on, words of the band, probabilities, wide rows.
+    extern __shared__ Span spans[];
+    __shared__ Taps row_table[BAND];
     __shared__ Summary summary;
     const u32 thread = threadIdx.x, lane = thread % WARP;
     const u32 object = objects[blockIdx.y];
@@ -43,19 +43,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const i32 photo_width = horizontal.original;
     const i32 y0 = blockIdx.x * BAND, height = min(BAND, vertical.original - y0);
     const u32 words = (height * photo_width + 31) / 32;
-    u32* bits = shared;
+    const i32 strips = (photo_width + TILE_W - 1) / TILE_W;
+    u32* bits = reinterpret_cast<u32*>(spans + strips);
     float* probability = reinterpret_cast<float*>(bits + photo_width);
     float* wide = probability + p.sampler.probabilities;
 
     for (u32 i = thread; i < words; i += THREADS) bits[i] = 0;
-    if (thread < height) row_taps[thread] = taps(y0 + thread, vertical, false);
+    const Span rows = span(y0, y0 + height, vertical);
+    if (thread < height) row_table[thread] = row_taps(y0 + thread, vertical, rows.first);
+    for (i32 i = thread; i < strips; i += THREADS) {
+        spans[i] = span(i * TILE_W, min((i + 1) * TILE_W, photo_width), horizontal);
+    }
     if (thread == 0) summary = Summary{0, 0xffffffffu, 0, 0xffffffffu, 0};
     __syncthreads();
 
-    const Span rows = span(y0, y0 + height, vertical);
-    for (i32 x0 = 0; x0 < photo_width; x0 += TILE_W) {
-        const i32 width = min(TILE_W, photo_width - x0);
-        const Span columns = span(x0, x0 + width, horizontal);
+    for (i32 strip = 0; strip < strips; ++strip) {
+        const i32 x0 = strip * TILE_W, width = min(TILE_W, photo_width - x0);
+        const Span columns = spans[strip];
         bool matters = false;
         for (i32 i = thread; i < rows.logit_count * columns.logit_count; i += THREADS) {
             const i32 row = rows.logit_first + i / columns.logit_count;
@@ -69,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const Taps column = taps(x, horizontal, true);
         prepare_tile(mask, p.sampler, rows, columns, column, probability, wide);
         for (i32 row = thread / TILE_W; row < height; row += ROW_STEP) {
-            const bool inside = thread % TILE_W < width && tile_value(row_taps[row], wide, rows.first) > 0.5f;
+            const bool inside = thread % TILE_W < width && tile_value(row_table[row], wide + thread % TILE_W) > 0.5f;
             const u32 ballot = __ballot_sync(FULL_MASK, inside);
             if (lane != 0 || ballot == 0) continue;
             const u32 from = x0 + thread % TILE_W;

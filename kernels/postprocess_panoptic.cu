@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     panoptic_assign(const storage_t* __restrict__ logits, const float* __restrict__ scores, u16* __restrict__ ids,
                     u32* __restrict__ areas, const Params p) {
     extern __shared__ float shared[];
-    __shared__ Taps row_taps[TILE_H];
+    __shared__ Taps row_table[TILE_H];
     __shared__ float floors[WARPS];
     float* probability = shared;
     float* wide = probability + p.sampler.probabilities;
@@ -87,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const i32 width = min(TILE_W, horizontal.original - x0), height = min(TILE_H, vertical.original - y0);
     const Span rows = span(y0, y0 + height, vertical), columns = span(x0, x0 + width, horizontal);
 
-    if (thread < height) row_taps[thread] = taps(y0 + thread, vertical, false);
+    if (thread < height) row_table[thread] = row_taps(y0 + thread, vertical, rows.first);
     for (u32 object = warp; object < p.objects; object += WARPS) {
         const storage_t* window = logits + object * mask_size + u64(rows.logit_first) * horizontal.logits + columns.logit_first;
         float peak = -__int_as_float(0x7f800000);
@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int k = 0; k < TILE_ROWS; ++k) {
             const i32 row = thread / TILE_W + k * ROW_STEP;
             if (row >= height) break;
-            const float value = tile_value(row_taps[row], wide, rows.first);
+            const float value = tile_value(row_table[row], wide + thread % TILE_W);
             inside += __popc(__ballot_sync(FULL_MASK, used && value >= 0.5f));
             const float contender = __fmul_rn(score, value);
             if (contender > best[k]) {

@@ -18,7 +18,7 @@
 // padded_h * padded_w * 3 * sizeof(storage_t) bytes.
 //
 // Defines: STORAGE, FORMAT.
-#include "common/vector.cuh"
+#include "common/elements.cuh"
 
 #define RGB8 0
 #define BGR8 1
@@ -42,7 +42,7 @@ struct Params {
     i32 chunks;            // rows of the result are whole chunks
 };
 
-struct Tap {
+struct alignas(16) Tap {
     i32 low, high;
     i32 low_weight, high_weight;
 };
@@ -67,20 +67,19 @@ __device__ inline Tap tap(i32 d, double step, i32 size, bool snap) {
     return Tap{min(max(low, 0), last), min(max(low + 1, 0), last), fixed(__fsub_rn(1.0f, fraction)), fixed(fraction)};
 }
 
-// Red, green, blue of a source pixel.
-__device__ inline void fetch(const u8* __restrict__ first, const u8* __restrict__ second, i32 row, i32 column,
-                             const Params& p, i32 (&rgb)[3]) {
+// Red, green, blue of pixel `column` of a row that starts at `first` (and at `second`, of NV12's chroma).
+__device__ inline void fetch(const u8* __restrict__ first, const u8* __restrict__ second, i32 column, const Params& p,
+                             i32 (&rgb)[3]) {
     if (FORMAT == NV12) {
-        const i32 luma = max(i32(first[u64(row) * p.pitch + column]) - 16, 0) * p.luma + (1 << 19);
-        const u8* chroma = second + u64(row / 2) * p.pitch + (column & ~1);
+        const i32 luma = max(i32(first[column]) - 16, 0) * p.luma + (1 << 19);
+        const u8* chroma = second + (column & ~1);
         const i32 u = i32(chroma[0]) - 128, v = i32(chroma[1]) - 128;
         rgb[0] = min(max((luma + p.v_red * v) >> 20, 0), 255);
         rgb[1] = min(max((luma + p.v_green * v + p.u_green * u) >> 20, 0), 255);
         rgb[2] = min(max((luma + p.u_blue * u) >> 20, 0), 255);
     } else {
-        const u8* pixel = first + u64(row) * p.pitch + column * 3;
 #pragma unroll
-        for (int c = 0; c < 3; ++c) rgb[c] = pixel[FORMAT == BGR8 ? 2 - c : c];
+        for (int c = 0; c < 3; ++c) rgb[c] = first[column * 3 + (FORMAT == BGR8 ? 2 - c : c)];
     }
 }
 
@@ -102,6 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
 
     const i32 column = thread % TILE_W;
+    const Tap h = columns[column];
     for (i32 row = thread / TILE_W; row < TILE_H; row += ROW_STEP) {
         storage_t* out = reinterpret_cast<storage_t*>(tile[row]) + column * 3;
         if (y0 + row >= p.resized_h || x0 + column >= p.resized_w) {
@@ -109,12 +109,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             for (int c = 0; c < 3; ++c) out[c] = from_f32<storage_t>(0.0f);
             continue;
         }
-        const Tap h = columns[column], v = rows[row];
+        const Tap v = rows[row];
         i32 pixel[4][3];
-        fetch(first, second, v.low, h.low, p, pixel[0]);
-        fetch(first, second, v.low, h.high, p, pixel[1]);
-        fetch(first, second, v.high, h.low, p, pixel[2]);
-        fetch(first, second, v.high, h.high, p, pixel[3]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const i32 source_row = i == 0 ? v.low : v.high;
+            const u8* luma = first + u64(source_row) * p.pitch;
+            const u8* chroma = FORMAT == NV12 ? second + u64(source_row / 2) * p.pitch : nullptr;
+            fetch(luma, chroma, h.low, p, pixel[2 * i]);
+            fetch(luma, chroma, h.high, p, pixel[2 * i + 1]);
+        }
 #pragma unroll
         for (int c = 0; c < 3; ++c) {
             const i32 upper = pixel[0][c] * h.low_weight + pixel[1][c] * h.high_weight;
@@ -133,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (i32 i = thread; i < height * chunks; i += THREADS) {
             const i32 row = i / chunks, chunk = i % chunks;
             storage_t* out = y + (u64(y0 + row) * p.padded_w + x0) * 3 + chunk * lanes;
-            store_chunk(out, tile[row][chunk]);
+            store_global_chunk(out, tile[row][chunk]);
         }
     } else {
         const i32 elements = width * 3;

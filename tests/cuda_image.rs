@@ -5,65 +5,35 @@
 #[expect(dead_code, reason = "the suites of operators use the rest")]
 mod emulate;
 
-use emulate::module;
+use emulate::run_program;
 use image::RgbImage;
 use knet::cuda::pack::{pack, unpack};
-use knet::cuda::post::{Extent, MaskLogits, instance_masks, panoptic};
+use knet::cuda::post::{Extent, MaskLogits, Ranking, instances, panoptic};
 use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
 use knet::image::HeadOutput;
 use knet::image::bitmask::PixelBox;
-use knet::image::instance::{InstancePostprocessor, InstanceResult};
+use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
-use knet::plan::launch::{Arg, Launch, Packing};
+use knet::plan::launch::{Packing, Precision, Program, Target};
 use knet::tensor::{DType, Tensor};
-use ptxemu::{Config, Instance, Memory, Options};
+use ptxemu::{Config, Memory, Options};
 
 const STORAGE: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// Runs launches one after the other: the results, of these sizes in bytes. Every byte of a result must have been written,
-/// unless it is `partial`.
-fn run(launches: &[Launch], inputs: &[&[u8]], outputs: &[usize], partial: bool) -> Vec<Vec<u8>> {
+/// Runs a program: the results, of these sizes in bytes. Every byte of a result must have been written, unless it is `partial`.
+fn run(program: &Program, inputs: &[&[u8]], outputs: &[usize], partial: bool) -> Vec<Vec<u8>> {
     let memory = Memory::new(Options::default()).unwrap();
-    let inputs: Vec<u64> = inputs
-        .iter()
-        .map(|bytes| {
-            let address = memory.alloc(bytes.len() as u64, "operand").unwrap();
-            memory.write(address, bytes).unwrap();
-            memory.protect(address).unwrap();
-            address
-        })
-        .collect();
+    let operand = |bytes: &&[u8]| {
+        let address = memory.alloc(bytes.len() as u64, "operand").unwrap();
+        memory.write(address, bytes).unwrap();
+        memory.protect(address).unwrap();
+        address
+    };
+    let inputs: Vec<u64> = inputs.iter().map(operand).collect();
     let results: Vec<u64> = outputs.iter().map(|&n| memory.alloc(n as u64, "result").unwrap()).collect();
-    for launch in launches {
-        let module = module(launch).unwrap();
-        let entry = module.entry(launch.entry).unwrap().clone();
-        assert_eq!(entry.params.len(), launch.args.len(), "{launch}");
-        let mut params = vec![0u8; entry.param_bytes as usize];
-        for (param, arg) in entry.params.iter().zip(&launch.args) {
-            let bytes = match arg {
-                Arg::Input(i) => inputs[*i].to_le_bytes().to_vec(),
-                Arg::Output(i) => results[*i].to_le_bytes().to_vec(),
-                Arg::Null => vec![0; 8],
-                Arg::Struct(bytes) => bytes.clone(),
-                Arg::Workspace(_) => panic!("{launch} asks for no workspace"),
-            };
-            assert_eq!(bytes.len(), param.size as usize, "{launch}: {}", param.name);
-            params[param.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
-        }
-        launch.check(&emulate::CAPS).unwrap();
-        let instance = Instance::new(module, &memory).unwrap();
-        let geometry = ptxemu::Launch {
-            grid: launch.grid,
-            block: launch.block,
-            dynamic_shared: launch.shared,
-            params: &params,
-        };
-        let config = Config { seed: 3, ..Config::default() };
-        if let Err(fault) = ptxemu::launch(&instance, launch.entry, &geometry, &memory, &config) {
-            panic!("{launch}: {fault}");
-        }
-    }
+    let config = Config { seed: 3, ..Config::default() };
+    run_program(program, &inputs, &results, &memory, &config).unwrap();
     let read = |(&address, &bytes): (&u64, &usize)| {
         let mut found = vec![0; bytes];
         let read = if partial { Memory::read_raw } else { Memory::read };
@@ -107,7 +77,8 @@ fn assert_input(preprocess: &Preprocess, planes: &[&[u8]], wanted: &Tensor, dtyp
     for &dtype in dtypes {
         let wanted = pack(wanted, Packing::plain(dtype));
         let launch = preprocess.launch(dtype).unwrap();
-        let found = run(&[launch], planes, &[wanted.len()], false).remove(0);
+        let program = Program { launches: vec![launch], ..Program::default() };
+        let found = run(&program, planes, &[wanted.len()], false).remove(0);
         let differ =
             unpack(&found, dtype).iter().zip(unpack(&wanted, dtype)).filter(|(a, b)| **a != *b).count();
         assert!(found == wanted, "{preprocess:?} {dtype:?}: {differ} elements differ");
@@ -250,58 +221,104 @@ fn described(geometry: Geometry, stride: usize, objects: usize, dtype: DType) ->
     MaskLogits { objects, size, dtype, padded, resized, original }
 }
 
+/// Runs the instance kernels and asserts that they find what the CPU finds. Gives the number of pixels of all instances.
+fn assert_instances(
+    described: &MaskLogits,
+    geometry: &Geometry,
+    config: InstanceConfig,
+    logits: &Tensor,
+    class_logits: &[f32],
+) -> usize {
+    let (objects, classes) = (described.objects, class_logits.len() / described.objects);
+    let (mask_size, mask_logits) = (described.size, logits.data());
+    let head = HeadOutput { objects, classes, class_logits, mask_size, mask_logits };
+    let mut result = InstanceResult::default();
+    InstancePostprocessor::new(config).run(&head, geometry, &mut result).unwrap();
+
+    let InstanceConfig { max_per_image, min_score, proposals, things, mask_score } = config;
+    let ranking = Ranking { classes, instances: max_per_image, min_score, proposals, things, mask_score };
+    let target = Target { caps: emulate::CAPS, precision: Precision::F16 };
+    let program = instances(described, &ranking, &target).unwrap();
+    let k = max_per_image.min(objects * classes);
+    let (mask_bytes, bands) = (described.mask_bytes(), described.bands());
+    let sizes = [k * mask_bytes, k * bands * size_of::<Extent>(), 4 * k, 4 * k, 4 * k, 4 * k];
+    let operands: [&[u8]; 2] =
+        [&pack(logits, Packing::plain(described.dtype)), bytemuck::cast_slice(class_logits)];
+    let found = run(&program, &operands, &sizes, true);
+    let words = |i: usize| bytemuck::pod_collect_to_vec::<u8, u32>(&found[i]);
+    let (scores, indices, slots, places) = (words(2), words(3), words(4), words(5));
+    let kept = slots.iter().take_while(|&&slot| slot != u32::MAX).count();
+    assert!(slots[kept..].iter().all(|&slot| slot == u32::MAX), "{slots:?}");
+    assert_eq!(kept, result.instances().len(), "{described:?}");
+    assert_eq!(places.iter().filter(|&&object| object != u32::MAX).count(), result.masks().len());
+
+    let extents: Vec<Extent> = bytemuck::pod_collect_to_vec(&found[1]);
+    let mut pixels = 0;
+    for (i, instance) in result.instances().iter().enumerate() {
+        let index = instance.mask_index * classes + instance.label;
+        assert_eq!((scores[i], indices[i]), (instance.score.to_bits(), index as u32), "{described:?}: {i}");
+        assert_eq!(slots[i] as usize, instance.slot, "{described:?}: {i}");
+        assert_eq!(places[instance.slot] as usize, instance.mask_index, "{described:?}: {i}");
+        let wanted = result.mask(instance).bytes();
+        let (mask, tail) = found[0][instance.slot * mask_bytes..][..mask_bytes].split_at(wanted.len());
+        assert!(mask == wanted, "{described:?}: mask of object {} differs", instance.mask_index);
+        assert!(tail.iter().all(|&byte| byte == 0), "{described:?}");
+        let bands = extents[instance.slot * bands..][..bands].iter();
+        let extent = bands.fold(Extent::NOTHING, |all, &band| all.join(band));
+        assert_eq!(extent.area as usize, instance.area, "{described:?}");
+        pixels += instance.area;
+        let bbox = match extent.area {
+            0 => PixelBox::default(),
+            _ => PixelBox {
+                x: extent.left as usize,
+                y: extent.top as usize,
+                width: (extent.right + 1 - extent.left) as usize,
+                height: (extent.bottom + 1 - extent.top) as usize,
+            },
+        };
+        assert_eq!(bbox, instance.bbox, "{described:?}");
+    }
+    pixels
+}
+
 #[test]
 fn instance_masks_have_the_cpu_s_bits() {
-    let objects = 6;
     for (index, (geometry, stride)) in chains().into_iter().enumerate() {
-        let dtype = STORAGE[index % 3];
+        let (objects, dtype) = (6, STORAGE[index % 3]);
         let described = described(geometry, stride, objects, dtype);
         let logits = mask_logits(objects, described.size, dtype, index as u64);
-        // Better scores for later objects, so that slots and objects are in different orders.
+        // Better scores for later objects, so that places and objects are in different orders.
         let class_logits: Vec<f32> = (0..objects).map(|i| i as f32).collect();
-        let head = HeadOutput {
-            objects,
-            classes: 1,
-            class_logits: &class_logits,
-            mask_size: described.size,
-            mask_logits: logits.data(),
-        };
-        let mut result = InstanceResult::default();
-        InstancePostprocessor::default().run(&head, &geometry, &mut result).unwrap();
-        assert_eq!(result.instances().len(), objects);
-
-        let slots: Vec<u32> =
-            result.instances().iter().map(|i| i.mask_index as u32).chain([u32::MAX]).collect();
-        let program = instance_masks(&described, slots.len()).unwrap();
-        let extents = slots.len() * described.bands();
-        let sizes = [slots.len() * described.mask_bytes(), extents * size_of::<Extent>()];
-        let operands: [&[u8]; 2] =
-            [&pack(&logits, Packing::plain(dtype)), bytemuck::cast_slice(slots.as_slice())];
-        let found = run(&program.launches, &operands, &sizes, true);
-        let extents: Vec<Extent> = bytemuck::pod_collect_to_vec(&found[1]);
-        let mut pixels = 0;
-        for (slot, instance) in result.instances().iter().enumerate() {
-            let wanted = result.mask(instance).bytes();
-            let mask = &found[0][slot * described.mask_bytes()..][..described.mask_bytes()];
-            let (mask, tail) = mask.split_at(wanted.len());
-            assert!(mask == wanted, "{described:?}: mask of object {} differs", instance.mask_index);
-            assert!(tail.iter().all(|&byte| byte == 0), "{described:?}");
-            let bands = extents[slot * described.bands()..][..described.bands()].iter();
-            let extent = bands.fold(Extent::NOTHING, |all, &band| all.join(band));
-            assert_eq!(extent.area as usize, instance.area, "{described:?}");
-            pixels += instance.area;
-            let bbox = match extent.area {
-                0 => PixelBox::default(),
-                _ => PixelBox {
-                    x: extent.left as usize,
-                    y: extent.top as usize,
-                    width: (extent.right + 1 - extent.left) as usize,
-                    height: (extent.bottom + 1 - extent.top) as usize,
-                },
-            };
-            assert_eq!(bbox, instance.bbox, "{described:?}");
-        }
+        let pixels =
+            assert_instances(&described, &geometry, InstanceConfig::default(), &logits, &class_logits);
         assert!(pixels > 0, "{described:?}: masks without pixels show nothing");
+    }
+}
+
+#[test]
+fn instances_are_ranked_as_the_cpu_ranks_them() {
+    // Small photos; 160 x 144 logits are several runs of the quality's sums, the last of them short.
+    let tiny = Geometry { original: (5, 6), resized: (32, 30), padded: (32, 32) };
+    let large = Geometry { original: (12, 11), resized: (1280, 1150), padded: (1280, 1152) };
+    let all = InstanceConfig::default();
+    for (index, (geometry, objects, classes, config)) in [
+        // More pairs than a block sorts at a time, and equal scores.
+        (tiny, 30, 80, all),
+        (tiny, 7, 5, InstanceConfig { max_per_image: 500, min_score: 0.4, ..all }),
+        (tiny, 9, 6, InstanceConfig { max_per_image: 20, proposals: 6, things: 4, ..all }),
+        (large, 3, 4, InstanceConfig { mask_score: true, min_score: 0.2, ..all }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let dtype = STORAGE[(index + 1) % 3];
+        let described = described(geometry, 8, objects, dtype);
+        let logits = mask_logits(objects, described.size, dtype, 20 + index as u64);
+        let mut state = index as u64;
+        let draw = |_| (random(&mut state) % 41) as f32 * 0.25 - 5.0;
+        let mut class_logits: Vec<f32> = (0..objects * classes).map(draw).collect();
+        class_logits[3] = f32::NAN;
+        assert_instances(&described, &geometry, config, &logits, &class_logits);
     }
 }
 
@@ -331,7 +348,7 @@ fn panoptic_pixels_go_to_the_cpu_s_objects() {
         let sizes = [2 * geometry.original.0 * geometry.original.1, 8 * objects, 4 * objects, 4 * objects];
         let operands: [&[u8]; 2] =
             [&pack(&logits, Packing::plain(dtype)), bytemuck::cast_slice(&class_logits)];
-        let found = run(&program.launches, &operands, &sizes, false);
+        let found = run(&program, &operands, &sizes, false);
         let words = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, u32>(bytes);
         let trace = &result.trace;
         let scores: Vec<u32> = trace.total_scores.iter().map(|score| score.to_bits()).collect();
@@ -357,14 +374,23 @@ fn panoptic_pixels_go_to_the_cpu_s_objects() {
 fn masks_of_other_sizes_are_refused() {
     let (geometry, stride) = chains()[0];
     let good = described(geometry, stride, 4, DType::F16);
-    instance_masks(&good, 3).unwrap();
-    assert!(instance_masks(&good, 0).unwrap().launches.is_empty());
+    let target = Target { caps: emulate::CAPS, precision: Precision::F16 };
+    let ranking = |instances| Ranking {
+        classes: 5,
+        instances,
+        min_score: 0.0,
+        proposals: 4,
+        things: 5,
+        mask_score: false,
+    };
+    instances(&good, &ranking(3), &target).unwrap();
+    assert!(instances(&good, &ranking(0), &target).unwrap().launches.is_empty());
     for bad in [
         MaskLogits { size: (7, 12), ..good },
         MaskLogits { resized: (65, 90), ..good },
         MaskLogits { original: (0, 131), ..good },
     ] {
-        assert!(instance_masks(&bad, 3).unwrap_err().contains("("), "{bad:?}");
+        assert!(instances(&bad, &ranking(3), &target).unwrap_err().contains("("), "{bad:?}");
     }
     assert!(panoptic(&good, 2, 5, 1).unwrap_err().contains("4 objects"));
 }

@@ -12,6 +12,7 @@
 // what src/image/mask_resize.rs computes, for the reasons given there.
 // A block has THREADS threads; thread t works on output column t % TILE_W.
 #pragma once
+#include "common/exact_sigmoid.cuh"
 #include "common/reduce.cuh"
 
 #define THREADS 256
@@ -37,15 +38,15 @@ struct Blend {
     float low_weight, high_weight;
 };
 
-// The four taps of an output row or column among stride-4 ones, ascending.
-struct Taps {
+// The four taps of an output row or column among stride-4 ones, ascending. In shared memory it moves as three chunks.
+struct alignas(16) Taps {
     i32 at[4];
     float inner[4];
     float outer[2];
 };
 
 // A range of stride-4 rows or columns, and the range of logits under it.
-struct Span {
+struct alignas(16) Span {
     i32 first, count;
     i32 logit_first, logit_count;
 };
@@ -87,26 +88,6 @@ __device__ inline Span span(i32 from, i32 to, const Direction& d) {
     return Span{first, last + 1 - first, logit_first, upsampled(last, d).high + 1 - logit_first};
 }
 
-// sigmoid(x) to a relative error of 2.4e-7, at most 0.5 for x <= 0 (Cephes' expf), in the CPU's operations.
-__device__ inline float exact_sigmoid(float x) {
-    const float round = 12582912.0f;
-    float t = -x;
-    t = t < -87.0f ? -87.0f : t;
-    t = t > 88.0f ? 88.0f : t;
-    const float shifted = __fadd_rn(__fmul_rn(t, 1.44269504088896340736f), round);
-    const float n = __fsub_rn(shifted, round);
-    float r = __fsub_rn(t, __fmul_rn(n, 355.0f / 512.0f));
-    r = __fsub_rn(r, __fmul_rn(n, -2.1219444e-4f));
-    float q = __fadd_rn(__fmul_rn(1.9875691e-4f, r), 1.3981999e-3f);
-    q = __fadd_rn(__fmul_rn(q, r), 8.333452e-3f);
-    q = __fadd_rn(__fmul_rn(q, r), 4.1665796e-2f);
-    q = __fadd_rn(__fmul_rn(q, r), 1.6666665e-1f);
-    q = __fadd_rn(__fmul_rn(q, r), 0.5f);
-    const float exponential = __fadd_rn(__fadd_rn(__fmul_rn(q, __fmul_rn(r, r)), r), 1.0f);
-    const float power = __uint_as_float((__float_as_uint(shifted) + 127) << 23);
-    return __fdiv_rn(1.0f, __fadd_rn(1.0f, __fmul_rn(exponential, power)));
-}
-
 template <typename T>
 __device__ inline float mask_probability(const T* logits, const Blend& row, const Blend& column, i32 width) {
     const T* upper = logits + u64(row.low) * width;
@@ -141,9 +122,14 @@ __device__ inline void prepare_tile(const T* logits, const Sampler& s, const Spa
     }
 }
 
-// Probability at an output row with these taps, in the thread's column; `wide` holds rows from `first`.
-__device__ inline float tile_value(const Taps& t, const float* wide, i32 first) {
-    const float* column = wide + threadIdx.x % TILE_W - first * TILE_W;
-    return combine(t, column[t.at[0] * TILE_W], column[t.at[1] * TILE_W], column[t.at[2] * TILE_W],
-                   column[t.at[3] * TILE_W]);
+// Taps of an output row as places in `wide`, which holds rows from `first`.
+__device__ inline Taps row_taps(i32 y, const Direction& vertical, i32 first) {
+    Taps t = taps(y, vertical, false);
+    for (int i = 0; i < 4; ++i) t.at[i] = (t.at[i] - first) * TILE_W;
+    return t;
+}
+
+// Probability at an output row with these taps, in the column where `column` points into `wide`.
+__device__ inline float tile_value(const Taps& t, const float* column) {
+    return combine(t, column[t.at[0]], column[t.at[1]], column[t.at[2]], column[t.at[3]]);
 }

@@ -1,9 +1,11 @@
-//! Post-processing on a GPU, as plain launch data: mask logits become bit masks at the size of the photo
-//! (`kernels/postprocess_instance.cu`) or an object for each of its pixels (`kernels/postprocess_panoptic.cu`). Both equal
+//! Post-processing on a GPU, as plain launch data: class logits are ranked (`kernels/instance_rank.cu`), and mask logits become
+//! bit masks at the size of the photo (`kernels/postprocess_instance.cu`) or an object for each of its pixels (`kernels/postprocess_panoptic.cu`). Both equal
 //! the CPU's results, those of `src/image/instance.rs` and `src/image/panoptic.rs`, bit for bit, given the same logits.
 
-use super::ops::launches::storage;
-use crate::plan::launch::{Arg, Launch, Program};
+use super::ops::{self, launches::storage};
+use crate::ops::{TopK, ValueType};
+use crate::plan::Site;
+use crate::plan::launch::{Arg, Launch, Program, Target};
 use crate::tensor::DType;
 
 /// Threads of a block and output columns of a tile: `THREADS`, `TILE_W` of `kernels/common/mask_sampler.cuh`.
@@ -14,6 +16,10 @@ const BAND: usize = 32;
 const TILE_H: usize = 16;
 /// Most probabilities that a block holds at a time, if a row of them is not longer.
 const PROBABILITIES: usize = 4096;
+/// Threads of a block of `kernels/instance_rank.cu`; its `RUN` and `LANES`.
+const RANK_THREADS: u32 = 128;
+const QUALITY_RUN: usize = 4096;
+const QUALITY_LANES: usize = 16;
 /// Most objects of [`panoptic`], whose indices take 16 bits.
 const MAX_OBJECTS: usize = 1 << 16;
 
@@ -138,6 +144,24 @@ struct InstanceParams {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
+struct ScoreParams {
+    classes: u32,
+    proposals: u32,
+    things: u32,
+    pixels: u32,
+    runs: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct SlotParams {
+    instances: u32,
+    classes: u32,
+    min_score: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
 struct ClassParams {
     objects: u32,
     classes: u32,
@@ -186,30 +210,113 @@ impl MaskLogits {
     }
 }
 
-/// Bit masks of some objects. Operands: 0 the mask logits, 1 `u32 [slots]`, the object of each slot ([`u32::MAX`]: none,
-/// and nothing is written). Results: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of
-/// `BitMask` (`src/image/bitmask.rs`); 1 `[slots, bands]` of [`Extent`].
+/// What counts as an instance, as in `src/image/instance.rs`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ranking {
+    /// Number of classes C.
+    pub classes: usize,
+    /// Number of pairs of an object and a class that are kept, k; fewer, if there are fewer pairs.
+    pub instances: usize,
+    /// Pairs that score lower are dropped.
+    pub min_score: f32,
+    /// Only this many objects, the first, are looked at.
+    pub proposals: usize,
+    /// Only this many classes, the first, are looked at.
+    pub things: usize,
+    /// A pair's score is multiplied by the quality of its mask.
+    pub mask_score: bool,
+}
+
+/// The instances of a photo and their bit masks.
+///
+/// Operands: 0 the mask logits, 1 the class logits `f32 [N, C]`. Results, for k instances by descending score and as many
+/// places for masks: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask` (`src/image/bitmask.rs`);
+/// 1 `[k, bands]` of [`Extent`]; 2 `f32 [k]`, scores; 3 `i32 [k]`, `object * C + class`; 4 `u32 [k]`, the place of its mask
+/// ([`u32::MAX`]: it is dropped, as are all after it); 5 `u32 [k]`, the object of each place ([`u32::MAX`]: none; then its mask
+/// and extents are not written).
 ///
 /// # Errors
-/// A sentence, if sizes do not fit each other.
-pub fn instance_masks(logits: &MaskLogits, slots: usize) -> Result<Program, String> {
+/// A sentence, if sizes or numbers do not fit each other.
+pub fn instances(logits: &MaskLogits, ranking: &Ranking, target: &Target) -> Result<Program, String> {
     let (sampler, wide_rows) = logits.sampler(BAND)?;
-    if slots == 0 {
+    let pairs = logits.objects * ranking.classes;
+    let k = ranking.instances.min(pairs);
+    if k == 0 {
         return Ok(Program { kernel: "nothing".into(), ..Program::default() });
     }
+    let (scores, places) = (Arg::Workspace(0), Arg::Output(5));
+    let scores_bytes = (pairs * 4).next_multiple_of(256);
+    let ranked = rank(pairs, k, target)?;
+    let mut launches = vec![score(logits, ranking, scores.clone())];
+    launches.extend(ranked.launches.into_iter().map(|launch| {
+        let place = |arg| match arg {
+            Arg::Input(_) => scores.clone(),
+            Arg::Output(i) => Arg::Output(2 + i),
+            Arg::Workspace(offset) => Arg::Workspace(scores_bytes + offset),
+            other => other,
+        };
+        Launch { args: launch.args.into_iter().map(place).collect(), ..launch }
+    }));
+    let slots =
+        SlotParams { instances: k as u32, classes: ranking.classes as u32, min_score: ranking.min_score };
+    launches.push(Launch {
+        source: "instance_rank.cu",
+        entry: "instance_slots",
+        defines: rank_defines(logits, ranking),
+        grid: [1; 3],
+        block: [RANK_THREADS, 1, 1],
+        shared: (k * 4) as u32,
+        args: vec![Arg::Output(2), Arg::Output(3), Arg::Output(4), places.clone(), Arg::of(&slots)],
+    });
     let mask_words = (logits.mask_bytes() / 4) as u32;
     let params = InstanceParams { sampler, objects: logits.objects as u32, mask_words };
-    let words = logits.original.1 + sampler.probabilities as usize + wide_rows * TILE_W;
-    let launch = Launch {
+    let width = logits.original.1;
+    let words = 4 * width.div_ceil(TILE_W) + width + sampler.probabilities as usize + wide_rows * TILE_W;
+    launches.push(Launch {
         source: "postprocess_instance.cu",
         entry: "postprocess_instance",
         defines: vec![storage(logits.dtype)],
-        grid: [logits.bands() as u32, slots as u32, 1],
+        grid: [logits.bands() as u32, k as u32, 1],
         block: [THREADS as u32, 1, 1],
         shared: (words * 4) as u32,
-        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::Output(1), Arg::of(&params)],
+        args: vec![Arg::Input(0), places, Arg::Output(0), Arg::Output(1), Arg::of(&params)],
+    });
+    let workspace = scores_bytes + ranked.workspace;
+    Ok(Program { kernel: "bands of masks".into(), launches, workspace, ..Program::default() })
+}
+
+fn rank_defines(logits: &MaskLogits, ranking: &Ranking) -> Vec<(&'static str, i64)> {
+    vec![storage(logits.dtype), ("MASK_SCORE", i64::from(ranking.mask_score))]
+}
+
+/// The scores of all pairs.
+fn score(logits: &MaskLogits, ranking: &Ranking, scores: Arg) -> Launch {
+    let pixels = logits.size.0 * logits.size.1;
+    let runs = pixels.div_ceil(QUALITY_RUN);
+    let params = ScoreParams {
+        classes: ranking.classes as u32,
+        proposals: ranking.proposals.min(logits.objects) as u32,
+        things: ranking.things.min(ranking.classes) as u32,
+        pixels: pixels as u32,
+        runs: runs as u32,
     };
-    Ok(Program { kernel: "bands of masks".into(), launches: vec![launch], ..Program::default() })
+    Launch {
+        source: "instance_rank.cu",
+        entry: "instance_scores",
+        defines: rank_defines(logits, ranking),
+        grid: [logits.objects as u32, 1, 1],
+        block: [RANK_THREADS, 1, 1],
+        shared: if ranking.mask_score { (runs * QUALITY_LANES * 8) as u32 } else { 0 },
+        args: vec![Arg::Input(0), Arg::Input(1), scores, Arg::of(&params)],
+    }
+}
+
+/// The `k` best of a row of scores: the operator's program.
+fn rank(pairs: usize, k: usize, target: &Target) -> Result<Program, String> {
+    let op = TopK { k }.into();
+    let inputs = [ValueType::f32([1, pairs])];
+    let outputs = [ValueType::f32([1, k]), ValueType::i32([1, k])];
+    ops::program(&Site { op: &op, inputs: &inputs, constant: &[false], outputs: &outputs }, target)
 }
 
 /// The object of every pixel, and what the merge of `src/image/panoptic.rs` needs. The objects are `proposals`

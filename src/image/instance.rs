@@ -12,7 +12,7 @@ use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid,
 use super::preprocess::Geometry;
 use super::worker_pool::WorkerPool;
 use super::{HeadOutput, sampler_for};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::isa::{Isa, simd};
 
 /// Output rows that are prepared together: a multiple of 8, so that bands start on a byte of the mask.
@@ -94,9 +94,80 @@ impl InstanceResult {
         &self.masks[instance.slot].mask
     }
 
+    /// Gives every instance the area and box of its mask.
+    fn measure(&mut self) {
+        for instance in &mut self.instances {
+            let slot = &self.masks[instance.slot];
+            (instance.area, instance.bbox) = (slot.area, slot.bbox);
+        }
+    }
+
     /// The distinct masks, in order of first use.
     pub fn masks(&self) -> impl ExactSizeIterator<Item = &BitMask> {
         self.masks[..self.used].iter().map(|slot| &slot.mask)
+    }
+}
+
+/// Instances that a GPU has ranked and whose masks it has made at the size of the photo.
+pub struct Ranked<'a> {
+    /// Number of classes C.
+    pub classes: usize,
+    /// Scores, best first.
+    pub scores: &'a [f32],
+    /// `object * C + class` of each.
+    pub pairs: &'a [i32],
+    /// Place of the mask of each; [`u32::MAX`]: it is dropped, as are all after it.
+    pub places: &'a [u32],
+    /// The masks by place, each laid out as [`BitMask::bytes`].
+    pub bits: &'a [u8],
+    /// Bytes from one mask to the next.
+    pub stride: usize,
+    /// Area and box of the mask at a place.
+    pub extent: &'a (dyn Fn(usize) -> (usize, PixelBox) + Sync),
+}
+
+impl InstanceResult {
+    /// Replaces what the result held by ranked instances, reusing its memory; masks are of `(height, width)` pixels.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the parts do not fit each other.
+    pub fn assemble(&mut self, ranked: &Ranked<'_>, (height, width): (usize, usize)) -> Result<()> {
+        let bytes = (height * width).div_ceil(8);
+        let fits =
+            |place: usize| place < ranked.places.len() && (place + 1) * ranked.stride <= ranked.bits.len();
+        self.instances.clear();
+        self.used = 0;
+        for ((&score, &pair), &place) in ranked.scores.iter().zip(ranked.pairs).zip(ranked.places) {
+            if place == u32::MAX {
+                break;
+            }
+            let (slot, pair) = (place as usize, pair.max(0) as usize);
+            if !fits(slot) || ranked.stride < bytes || slot > self.used || ranked.classes == 0 {
+                let reason = format!(
+                    "place {place} of {} for a mask of {height}x{width} in {} bytes",
+                    ranked.places.len(),
+                    ranked.bits.len()
+                );
+                return Err(Error::Shape { op: "postprocess", value: "masks".into(), reason });
+            }
+            if slot == self.used {
+                if self.masks.len() == self.used {
+                    self.masks.push(MaskSlot::default());
+                }
+                let mask = &mut self.masks[slot];
+                mask.object = pair / ranked.classes;
+                mask.mask.reset(height, width);
+                self.used += 1;
+            }
+            let (mask_index, label) = (pair / ranked.classes, pair % ranked.classes);
+            self.instances.push(Instance { label, score, mask_index, slot, ..Instance::default() });
+        }
+        self.masks[..self.used].par_iter_mut().enumerate().for_each(|(place, slot)| {
+            slot.mask.bytes_mut().copy_from_slice(&ranked.bits[place * ranked.stride..][..bytes]);
+            (slot.area, slot.bbox) = (ranked.extent)(place);
+        });
+        self.measure();
+        Ok(())
     }
 }
 
@@ -129,14 +200,13 @@ impl InstancePostprocessor {
     /// Makes the instances of one image, replacing what `result` held and reusing its memory.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::error::Error::Shape) if the outputs do not fit each other or `geometry`.
+    /// [`Error::Shape`] if the outputs do not fit each other or `geometry`.
     pub fn run(&mut self, head: &HeadOutput, geometry: &Geometry, result: &mut InstanceResult) -> Result<()> {
         head.check()?;
         let isa = Isa::detect();
         if sampler_for(&mut self.sampler, head, geometry)? {
             self.workers.clear();
         }
-        let sampler = self.sampler.as_ref().expect("was just made");
         self.scores.resize(head.class_logits.len(), 0.0);
         sigmoid_scores(isa, head.class_logits, &mut self.scores);
         if self.config.mask_score && head.classes > 0 {
@@ -146,15 +216,31 @@ impl InstancePostprocessor {
                 scores.iter_mut().for_each(|score| *score *= quality);
             });
         }
-        rank(&self.scores, head.classes, self.config, &mut self.ranking);
+        self.select(head.objects, head.classes, geometry, result);
 
+        let width = geometry.original.1;
+        let sampler = self.sampler.as_ref().expect("was just made");
+        self.workers.fill(|| Worker { scratch: sampler.scratch(BAND), flags: vec![0; 8 * width] });
+        let workers = &self.workers;
+        result.masks[..result.used].par_iter_mut().for_each(|slot| {
+            workers.lend(|worker| fill_mask(isa, sampler, head.mask(slot.object), &mut slot.mask, worker));
+            slot.area = slot.mask.area();
+            slot.bbox = slot.mask.bbox();
+        });
+        result.measure();
+        Ok(())
+    }
+
+    /// Ranks the scores and gives every pair that is kept its place in the result, and every mask one of its own.
+    fn select(&mut self, objects: usize, classes: usize, geometry: &Geometry, result: &mut InstanceResult) {
+        rank(&self.scores, classes, self.config, &mut self.ranking);
         let (height, width) = geometry.original;
         self.slot_of.clear();
-        self.slot_of.resize(head.objects, u32::MAX);
+        self.slot_of.resize(objects, u32::MAX);
         result.instances.clear();
         result.used = 0;
         for &i in &self.ranking {
-            let (object, label) = (i as usize / head.classes, i as usize % head.classes);
+            let (object, label) = (i as usize / classes, i as usize % classes);
             if self.slot_of[object] == u32::MAX {
                 if result.masks.len() == result.used {
                     result.masks.push(MaskSlot::default());
@@ -173,19 +259,6 @@ impl InstancePostprocessor {
                 ..Instance::default()
             });
         }
-
-        self.workers.fill(|| Worker { scratch: sampler.scratch(BAND), flags: vec![0; 8 * width] });
-        let workers = &self.workers;
-        result.masks[..result.used].par_iter_mut().for_each(|slot| {
-            workers.lend(|worker| fill_mask(isa, sampler, head.mask(slot.object), &mut slot.mask, worker));
-            slot.area = slot.mask.area();
-            slot.bbox = slot.mask.bbox();
-        });
-        for instance in &mut result.instances {
-            let slot = &result.masks[instance.slot];
-            (instance.area, instance.bbox) = (slot.area, slot.bbox);
-        }
-        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::pack::{pack, unpack};
-use knet::cuda::post::{self, MaskLogits};
+use knet::cuda::post::{self, MaskLogits, Ranking};
 use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
 use knet::cuda::{ops, select, stored};
 use knet::graph::Graph;
@@ -304,7 +304,13 @@ fn image_launches(dtype: DType) -> Vec<Launch> {
         Preprocess { format, source: original, pitch: 90, resized, padded, mean, std }.launch(dtype)
     });
     let logits = MaskLogits { objects: 4, size: (8, 8), dtype, padded, resized, original };
-    let programs = [post::instance_masks(&logits, 3), post::panoptic(&logits, 2, 5, 2)];
-    let postprocess = programs.into_iter().flat_map(|program| program.expect("sizes fit").launches);
+    let target = Target { caps: CAPS, precision: Precision::F16 };
+    let ranked = [false, true].map(|mask_score| {
+        let (classes, instances, proposals, things) = (5, 3, 4, 5);
+        let ranking = Ranking { classes, instances, min_score: 0.0, proposals, things, mask_score };
+        post::instances(&logits, &ranking, &target)
+    });
+    let programs = ranked.into_iter().chain([post::panoptic(&logits, 2, 5, 2)]);
+    let postprocess = programs.flat_map(|program| program.expect("sizes fit").launches);
     preprocess.into_iter().map(|launch| launch.expect("sizes fit")).chain(postprocess).collect()
 }

@@ -20,7 +20,6 @@ struct Params {
     pixels: u32,
     vectors: u32,
     groups: u32,
-    width: u32,
     parts: u32,
     part_pixels: u32,
     eps: f32,
@@ -46,6 +45,8 @@ struct Form {
     blocks: [[u32; 3]; 2],
     shared: [usize; 2],
     params: Arg,
+    /// Macros beyond the element type and the activation.
+    defines: Vec<(&'static str, i64)>,
     /// Parts of a group whose moments are kept.
     parts: usize,
 }
@@ -60,7 +61,6 @@ fn by_chunks(op: &GroupNorm, x: Shape, vectors: usize) -> Form {
         pixels: pixels as u32,
         vectors: vectors as u32,
         groups: op.groups as u32,
-        width: (channels / op.groups) as u32,
         parts: parts as u32,
         part_pixels: part_pixels as u32,
         eps: op.eps,
@@ -72,8 +72,9 @@ fn by_chunks(op: &GroupNorm, x: Shape, vectors: usize) -> Form {
         entries: ["group_norm_moments", "group_norm_apply"],
         grids: [parts, apply_blocks].map(|blocks| [blocks as u32, x[0] as u32, 1]),
         blocks: rows.map(|rows| [vectors as u32, rows as u32, 1]),
-        shared: [2 * rows[0] * (channels + 8) * size_of::<f32>(), 3 * op.groups * size_of::<f32>()],
+        shared: [(2 * (channels + 8) + 1) * rows[0] * size_of::<f32>(), 3 * op.groups * size_of::<f32>()],
         params: Arg::of(&params),
+        defines: vec![("WIDTH", (channels / op.groups) as i64)],
         parts,
     }
 }
@@ -99,6 +100,7 @@ fn by_elements(op: &GroupNorm, x: Shape) -> Form {
         blocks: [[ANY[0] as u32, 1, 1]; 2],
         shared: [0; 2],
         params: Arg::of(&params),
+        defines: Vec::new(),
         parts,
     }
 }
@@ -116,7 +118,10 @@ impl CudaOp for GroupNorm {
         let launch = |index: usize, args: Vec<Arg>| Launch {
             source: form.source,
             entry: form.entries[index],
-            defines: vec![storage(x.dtype), ("ACTIVATION", number(self.activation))],
+            defines: [storage(x.dtype), ("ACTIVATION", number(self.activation))]
+                .into_iter()
+                .chain(form.defines.iter().copied())
+                .collect(),
             grid: form.grids[index],
             block: form.blocks[index],
             shared: form.shared[index] as u32,

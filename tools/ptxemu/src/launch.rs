@@ -36,6 +36,8 @@ pub struct Config {
     pub late_async: bool,
     /// Reads of bytes that nobody wrote are faults.
     pub check_uninit: bool,
+    /// Reads of registers that the path taken has not written are faults.
+    pub check_registers: bool,
     /// Shared-memory and cross-block races are faults.
     pub check_races: bool,
     /// Host threads that execute blocks; 0 takes rayon's global pool.
@@ -52,6 +54,7 @@ impl Default for Config {
             seed: 0,
             late_async: true,
             check_uninit: true,
+            check_registers: true,
             check_races: true,
             threads: 0,
             max_instructions: None,

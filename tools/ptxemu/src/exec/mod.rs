@@ -235,6 +235,7 @@ impl<'a> Machine<'a> {
             warp.sides.clear();
             warp.frames.clear();
             warp.copies.clear();
+            warp.predicates.fill(0);
             warp.predicates[0] = u32::MAX;
             (warp.state, warp.pc, warp.reconverge) = (State::Ready, 0, NEVER);
             (warp.active, warp.exited, warp.carry) = (active, !active, 0);

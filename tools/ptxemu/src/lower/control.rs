@@ -132,21 +132,26 @@ impl<'t> Lower<'t> {
                 results.len()
             ));
         }
-        let place = |operand: &Operand| -> Lowered<u32> {
+        let end = self.layout.local_bytes;
+        let place = |operand: &Operand, size: u32| -> Lowered<u32> {
             match operand {
                 Operand::Symbol(symbol, _) => match self.layout.place(self.tree, self.number, symbol)? {
-                    super::layout::Place::Local(at) => Ok(at),
-                    _ => Err("call arguments must be .param variables".to_owned()),
+                    super::layout::Place::Local(at)
+                        if at.checked_add(size).is_some_and(|last| last <= end) =>
+                    {
+                        Ok(at)
+                    }
+                    _ => Err("call arguments must be .param variables of the parameters' size".to_owned()),
                 },
-                _ => Err("call arguments must be .param variables".to_owned()),
+                _ => Err("call arguments must be .param variables of the parameters' size".to_owned()),
             }
         };
         let mut copies = (Vec::new(), Vec::new());
         for (argument, (to, size)) in arguments.iter().zip(params) {
-            copies.0.push((place(argument)?, to, size));
+            copies.0.push((place(argument, size)?, to, size));
         }
         for (result, (from, size)) in results.iter().zip(returns) {
-            copies.1.push((from, place(result)?, size));
+            copies.1.push((from, place(result, size)?, size));
         }
         let mut pre = self.blank(run::call, Class::Control);
         pre.control = Control::Call { callee: number, arguments: copies.0, results: copies.1 };

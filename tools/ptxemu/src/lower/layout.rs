@@ -5,6 +5,9 @@
 use crate::fault::ParseError;
 use crate::text::ast::{Base, Formal, Func, Operand, Space, Symbol, Tree};
 
+/// Local memory a thread may have: the hardware's limit.
+const MAX_LOCAL: u32 = 512 << 10;
+
 /// Where a symbol lies, in its own space.
 pub(crate) enum Place {
     /// A module variable in device memory.
@@ -92,6 +95,18 @@ impl Layout {
                 *offset += if matches!(var.space, Space::Local | Space::Param) { *base } else { 0 };
             }
             layout.local_bytes = layout.local_bytes.max(base + sizes[number]);
+        }
+        if layout.local_bytes > MAX_LOCAL {
+            let func = &tree.functions[entry];
+            return Err(ParseError {
+                line: func.line,
+                column: 1,
+                text: func.name.clone(),
+                message: format!(
+                    "{} bytes of local memory a thread; {MAX_LOCAL} are there",
+                    layout.local_bytes
+                ),
+            });
         }
         layout.local_bytes = layout.local_bytes.next_multiple_of(16);
         layout.place_shared(tree);

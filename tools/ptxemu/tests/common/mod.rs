@@ -117,7 +117,11 @@ pub struct Bench {
 impl Bench {
     /// Loads PTX text.
     pub fn new(ptx: &str) -> Bench {
-        let module = Module::parse(ptx).unwrap_or_else(|e| panic!("{e}"));
+        Bench::of(Module::parse(ptx).unwrap_or_else(|e| panic!("{e}")))
+    }
+
+    /// Puts a module into a memory.
+    pub fn of(module: Module) -> Bench {
         let memory = Memory::new(Options { address_space: 4 << 30, limit: 2 << 30, ..Options::default() })
             .expect("address space");
         let instance = Instance::new(Arc::new(module), &memory).expect("module variables");
