@@ -32,28 +32,27 @@ struct Params {
 
 extern __shared__ __align__(128) unsigned char shared[];
 
-// Rounds slabs `slab` .. `slab` + KEPT of the kernels of objects `first` .. `first` + BM into shared memory.
-__device__ inline void round_kernels(u32 to, const float* kernels, u32 first, u32 slab, const Params& p) {
-    constexpr u32 chunks = KEPT * SLAB / 8;
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < BM * chunks; i += THREADS) {
-        const u32 row = i / chunks, column = i % chunks * 8, c = slab * SLAB + column;
-        float k[8] = {};
+// Rounds slabs `slab` .. `slab` + KEPT of the kernels of objects `first` .. `first` + BM into shared memory: neighbouring lanes
+// take neighbouring pieces of four channels.
+__device__ inline void round_kernels(unsigned char* to, const float* kernels, u32 first, u32 slab, const Params& p) {
+    constexpr u32 pieces = KEPT * SLAB / 4;
+#pragma unroll 8
+    for (u32 each = 0; each < BM * pieces / THREADS; ++each) {
+        const u32 i = each * THREADS + threadIdx.x, row = i / pieces, column = i % pieces * 4, c = slab * SLAB + column;
+        const float* source = kernels + u64(first + row) * p.channels + c;
+        float k[4] = {};
         if (first + row < p.objects) {
-            const float* source = kernels + u64(first + row) * p.channels + c;
 #if X_WIDE
-            if (c < p.channels) {
-                load_vector(source, reinterpret_cast<float(&)[4]>(k[0]));
-                load_vector(source + 4, reinterpret_cast<float(&)[4]>(k[4]));
-            }
+            if (c < p.channels) load_vector(source, k);
 #else
 #pragma unroll
-            for (u32 j = 0; j < 8; ++j) {
+            for (u32 j = 0; j < 4; ++j) {
                 if (c + j < p.channels) k[j] = source[j];
             }
 #endif
         }
-        store_shared_chunk(to + column / SLAB * (BM * 128) + swizzled<8>(row, column % SLAB / 8), pack(k, storage_t{}));
+        const u32 at = column / SLAB * (BM * 128) + swizzled<8>(row, column % SLAB / 8) + column % 8 * 2;
+        *reinterpret_cast<uint2*>(to + at) = make_uint2(pack2(k[0], k[1], storage_t{}), pack2(k[2], k[3], storage_t{}));
     }
 }
 
@@ -80,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sums.clear();
     for (u32 slab = 0; slab < slabs; ++slab) {
         // At a multiple of KEPT after the first, the barrier below the last product has passed.
-        if (slab % KEPT == 0) round_kernels(kept, kernels, object, slab, p);
+        if (slab % KEPT == 0) round_kernels(shared, kernels, object, slab, p);
         wait_copies<STAGES - 1>();
         __syncthreads();
         sums.multiply(kept + slab % KEPT * (BM * 128), warp_m * 16 * BANDS, stages + slab % STAGES * STAGE_BYTES,
@@ -105,8 +104,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     y += (u64(blockIdx.z) * p.objects + object) * p.pixels + pixel;
     constexpr u32 count = Y_WIDE ? 8 : 1;
 #pragma unroll 4
-    for (u32 i = threadIdx.x; i < BM * BN / count; i += THREADS) {
-        const u32 row = i / (BN / count), column = i % (BN / count) * count;
+    for (u32 each = 0; each < BM * BN / count / THREADS; ++each) {
+        const u32 i = each * THREADS + threadIdx.x, row = i / (BN / count), column = i % (BN / count) * count;
         if (object + row >= p.objects || pixel + column >= p.pixels) continue;
         const unsigned char* from = shared + row * PITCH + column * 2;
         storage_t* to = y + u64(row) * p.pixels + column;

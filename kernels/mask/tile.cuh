@@ -20,9 +20,10 @@ __device__ inline void store_shared_chunk(u32 shared, const Chunk& chunk) {
 template <bool wide, int slabs, int rows, int threads>
 __device__ inline void copy_tile(u32 to, const storage_t* from, u32 stride, u32 rows_left, u32 columns_left) {
     constexpr u32 chunks = slabs * SLAB / 8;
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < rows * chunks; i += threads) {
-        const u32 row = i / chunks, column = i % chunks * 8;
+    static_assert(rows * chunks % threads == 0, "every thread copies as many chunks");
+#pragma unroll
+    for (u32 each = 0; each < rows * chunks / threads; ++each) {
+        const u32 i = each * threads + threadIdx.x, row = i / chunks, column = i % chunks * 8;
         const u32 at = to + column / SLAB * (rows * 128) + swizzled<8>(row, column % SLAB / 8);
         const storage_t* source = from + u64(row) * stride + column;
         if (wide) {

@@ -153,9 +153,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     const u32 row = blockIdx.y * BM, column = tile * BN, base = shared_address(shared);
     constexpr u32 chunks = 8 * SLABS;
+    static_assert(BN * chunks % THREADS == 0, "every thread copies as many chunks");
 #pragma unroll 8
-    for (u32 i = threadIdx.x; i < BN * chunks; i += THREADS) {
-        const u32 n = i / chunks, term = i % chunks * 4;
+    for (u32 each = 0; each < BN * chunks / THREADS; ++each) {
+        const u32 i = each * THREADS + threadIdx.x, n = i / chunks, term = i % chunks * 4;
         const u32 to = base + term / 32 * SLAB_BYTES + swizzled<8>(BM + n, term % 32 / 4);
         const bool take = column + n < columns && term < p.terms;
         copy_async<16>(to, layer.w + u64(column + n) * p.terms + term, take);

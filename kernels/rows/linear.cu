@@ -28,10 +28,11 @@ struct Params {
 // Copies terms `k` .. `k` + BK of the block's rows of x and w to a stage.
 __device__ inline void copy_stage(u32 stage, const float* x, const float* w, u32 row, u32 column, u32 k, u32 end,
                                   const Params& p) {
-    constexpr u32 pieces = BK / COPY;
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < (BM + BN) * pieces; i += THREADS) {
-        const u32 r = i / pieces, term = i % pieces * COPY;
+    constexpr u32 pieces = BK / COPY, count = (BM + BN) * pieces / THREADS;
+    static_assert((BM + BN) * pieces % THREADS == 0, "every thread copies as many pieces");
+#pragma unroll (COPY == 4 ? count : 4)
+    for (u32 each = 0; each < count; ++each) {
+        const u32 i = each * THREADS + threadIdx.x, r = i / pieces, term = i % pieces * COPY;
         const bool of_x = r < BM;
         const u32 at = of_x ? row + r : column + r - BM;
         const bool take = at < (of_x ? p.rows : p.columns) && k + term < end;

@@ -23,10 +23,24 @@ pub use executor::Executor;
 pub use pipeline::Pipeline;
 pub use runtime::Runtime;
 
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::graph::rows::fuse_rows;
 use crate::ops::ValueType;
 use crate::plan::launch::Target;
-use crate::plan::{Choice, Site};
+use crate::plan::{Choice, Plan, Site};
 use crate::tensor::DType;
+
+/// The plan of an optimised graph of inference: steps over rows of objects are fused first, because each costs less than its
+/// launch.
+///
+/// # Errors
+/// As [`Plan::build_stored`].
+pub fn plan(graph: &Graph, target: Target) -> Result<Plan> {
+    let mut graph = graph.clone();
+    fuse_rows(&mut graph)?;
+    Plan::build_stored(&graph, stored(target), select(target))
+}
 
 /// Type in device memory of a value that the graph knows as `ty`: feature maps and mask logits (rank 4) take the
 /// precision's storage type; rows of objects stay f32, as they are few and the sums of mask pooling leave f16's range.
@@ -38,7 +52,7 @@ pub fn stored(target: Target) -> impl Fn(ValueType) -> ValueType {
 }
 
 /// The GPU's kernel selection, for [`Plan::build_stored`](crate::plan::Plan::build_stored).
-pub fn select(target: Target) -> impl Fn(&Site<'_>) -> Result<Choice, String> {
+pub fn select(target: Target) -> impl Fn(&Site<'_>) -> std::result::Result<Choice, String> {
     move |site| {
         let program = ops::program(site, &target)?;
         program.launches.iter().try_for_each(|launch| launch.check(&target.caps))?;

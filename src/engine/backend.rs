@@ -122,10 +122,7 @@ impl Backend {
     pub(super) fn plan(&self, graph: &Graph, pool: &Pool) -> Result<Plan> {
         match self {
             Backend::Cpu { isa, .. } => Plan::build(graph, cpu::select(*isa, pool.threads())),
-            Backend::Cuda(runtime) => {
-                let target = runtime.target();
-                Plan::build_stored(graph, cuda::stored(target), cuda::select(target))
-            }
+            Backend::Cuda(runtime) => cuda::plan(graph, runtime.target()),
         }
     }
 

@@ -272,7 +272,7 @@ pub fn variants() -> Vec<Variant> {
             let config = Config::named(name).expect("a model of ours");
             let network = build(&config, 1, size, TapMode::Off).expect("a size it takes");
             let graph = optimize(network.graph).expect("a sound graph");
-            let plan = Plan::build_stored(&graph, stored(target), select(target)).expect("a plan");
+            let plan = knet::cuda::plan(&graph, target).expect("a plan");
             for step in &plan.steps {
                 program(step, target).launches.iter().for_each(&mut add);
             }
