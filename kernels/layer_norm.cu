@@ -2,14 +2,14 @@
 //
 // One warp a row. HELD > 0: the row is read once and kept in registers, HELD pieces a lane, piece i of lane l at
 // (32 i + l) * PIECE; a piece is PIECE neighbouring channels, 16 bytes where rows are whole chunks, else 1. HELD = 0 serves
-// rows of any length, read three times (from the caches but for the first). Mean first, then the squares of the deviations:
-// no cancellation however far the mean lies from 0.
+// rows of any length, read three times (from the caches but for the first). Mean first, then sums over the deviations from
+// it (rows/standardise.cuh): no cancellation however far the mean lies from 0.
 //
 // Bytes: x and y once, gamma and beta from L2. About 8 operations an element. gamma and beta are f32.
 // Defines: STORAGE, ACTIVATION, PIECE (1 or 16 / sizeof(storage_t)), HELD, WARPS (rows a block).
 #include "common/activation.cuh"
-#include "common/reduce.cuh"
 #include "common/vector.cuh"
+#include "rows/standardise.cuh"
 
 struct Params {
     u32 rows, channels;
@@ -32,23 +32,9 @@ __device__ inline void store_piece(storage_t* p, const float (&x)[PIECE]) {
 #endif
 }
 
-__device__ inline float sum_of(const float (&x)[PIECE]) {
-    float sum = x[0];
+__device__ inline void scale_and_shift(float (&x)[PIECE], const float* gamma, const float* beta) {
 #pragma unroll
-    for (int i = 1; i < PIECE; ++i) sum += x[i];
-    return sum;
-}
-
-__device__ inline float squares_of(const float (&x)[PIECE], float mean) {
-    float sum = (x[0] - mean) * (x[0] - mean);
-#pragma unroll
-    for (int i = 1; i < PIECE; ++i) sum += (x[i] - mean) * (x[i] - mean);
-    return sum;
-}
-
-__device__ inline void normalise(float (&x)[PIECE], float mean, float scale, const float* gamma, const float* beta) {
-#pragma unroll
-    for (int i = 0; i < PIECE; ++i) x[i] = activate<ACTIVATION>((x[i] - mean) * scale * gamma[i] + beta[i]);
+    for (int i = 0; i < PIECE; ++i) x[i] = activate<ACTIVATION>(x[i] * gamma[i] + beta[i]);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP)
@@ -58,48 +44,46 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP)
     if (row >= p.rows) return;
     x += u64(row) * p.channels;
     y += u64(row) * p.channels;
-    const float count = float(p.channels);
 #if HELD > 0
     float held[HELD][PIECE];
-    float sum = 0.0f, squares = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < HELD; ++i) {
+        const u32 c = (i * WARP + lane) * PIECE;
+        if (c < p.channels) load_piece(x + c, held[i]);
+    }
+    standardise(held, p.channels, p.eps);
 #pragma unroll
     for (u32 i = 0; i < HELD; ++i) {
         const u32 c = (i * WARP + lane) * PIECE;
         if (c < p.channels) {
-            load_piece(x + c, held[i]);
-            sum += sum_of(held[i]);
-        }
-    }
-    const float mean = warp_sum(sum) / count;
-#pragma unroll
-    for (u32 i = 0; i < HELD; ++i) {
-        if ((i * WARP + lane) * PIECE < p.channels) squares += squares_of(held[i], mean);
-    }
-    const float scale = 1.0f / sqrtf(warp_sum(squares) / count + p.eps);
-#pragma unroll
-    for (u32 i = 0; i < HELD; ++i) {
-        const u32 c = (i * WARP + lane) * PIECE;
-        if (c < p.channels) {
-            normalise(held[i], mean, scale, gamma + c, beta + c);
+            scale_and_shift(held[i], gamma + c, beta + c);
             store_piece(y + c, held[i]);
         }
     }
 #else
-    float sum = 0.0f, squares = 0.0f;
+    const float count = float(p.channels);
+    float sum = 0.0f, deviations = 0.0f, squares = 0.0f;
     float piece[PIECE];
     for (u32 c = lane * PIECE; c < p.channels; c += WARP * PIECE) {
         load_piece(x + c, piece);
-        sum += sum_of(piece);
+#pragma unroll
+        for (int i = 0; i < PIECE; ++i) sum += piece[i];
     }
     const float mean = warp_sum(sum) / count;
     for (u32 c = lane * PIECE; c < p.channels; c += WARP * PIECE) {
         load_piece(x + c, piece);
-        squares += squares_of(piece, mean);
+#pragma unroll
+        for (int i = 0; i < PIECE; ++i) {
+            deviations += piece[i] - mean;
+            squares += (piece[i] - mean) * (piece[i] - mean);
+        }
     }
-    const float scale = 1.0f / sqrtf(warp_sum(squares) / count + p.eps);
+    const Standard standard(mean, warp_sum(deviations), warp_sum(squares), count, p.eps);
     for (u32 c = lane * PIECE; c < p.channels; c += WARP * PIECE) {
         load_piece(x + c, piece);
-        normalise(piece, mean, scale, gamma + c, beta + c);
+#pragma unroll
+        for (int i = 0; i < PIECE; ++i) piece[i] = standard.of(piece[i]);
+        scale_and_shift(piece, gamma + c, beta + c);
         store_piece(y + c, piece);
     }
 #endif

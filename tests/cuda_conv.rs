@@ -70,25 +70,26 @@ fn case(op: Conv2d, x: [usize; 4], w: [usize; 4]) -> Case {
     Case::new("forced", op, &[&x, &w, &w[..1], y.dims()])
 }
 
-/// Checks every tile of a list on every case, the reduction in one part and in three.
-fn check_all(tiles: &[Tile], addressing: Addressing, precisions: &[Precision], cases: &[Case]) {
+/// Checks every tile of a list: in f16 (or f32) on every case, in bf16 and with the reduction in three parts on the first one.
+fn check_all(tiles: &[Tile], addressing: Addressing, precision: Precision, cases: &[Case]) {
     let mut faults = Vec::new();
-    for case in cases {
-        for &precision in precisions {
+    for (index, case) in cases.iter().enumerate() {
+        let mut ways = vec![(precision, 1)];
+        if index == 0 {
+            ways.push((precision, 3));
+            ways.extend((precision == Precision::F16).then_some((Precision::Bf16, 1)));
+        }
+        for (precision, splits) in ways {
             for &tile in tiles {
-                for splits in [1, 3] {
-                    let choice = ConvChoice::Gemm { addressing, tile, splits, microseconds: 0.0 };
-                    if let Err(fault) = check(case, precision, choice) {
-                        faults.push(format!("{choice} {} of {:?}: {fault}", precision.name(), case.inputs));
-                    }
+                let choice = ConvChoice::Gemm { addressing, tile, splits, microseconds: 0.0 };
+                if let Err(fault) = check(case, precision, choice) {
+                    faults.push(format!("{choice} {} of {:?}: {fault}", precision.name(), case.inputs));
                 }
             }
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
-
-const TENSOR: &[Precision] = &[Precision::F16, Precision::Bf16];
 
 /// Ragged tiles along pixels and filters, a reduction that ends inside a step; whole chunks of filters and not.
 fn taps() -> [Case; 3] {
@@ -115,22 +116,49 @@ fn elements() -> [Case; 2] {
 
 #[test]
 fn every_tensor_tile_under_taps() {
-    check_all(conv::TENSOR_TILES, Addressing::Taps, TENSOR, &taps());
+    check_all(conv::TENSOR_TILES, Addressing::Taps, Precision::F16, &taps());
 }
 
 #[test]
 fn every_tensor_tile_pointwise() {
-    check_all(conv::TENSOR_TILES, Addressing::Pointwise, TENSOR, &pointwise());
+    check_all(conv::TENSOR_TILES, Addressing::Pointwise, Precision::F16, &pointwise());
 }
 
 #[test]
 fn every_tensor_tile_element_by_element() {
-    check_all(conv::TENSOR_ELEMENT_TILES, Addressing::Elements, TENSOR, &elements());
+    check_all(conv::TENSOR_ELEMENT_TILES, Addressing::Elements, Precision::F16, &elements());
 }
 
 #[test]
 fn every_f32_tile() {
-    check_all(conv::F32_TILES, Addressing::Taps, &[Precision::F32], &taps());
-    check_all(conv::F32_TILES, Addressing::Pointwise, &[Precision::F32], &pointwise());
-    check_all(conv::F32_ELEMENT_TILES, Addressing::Elements, &[Precision::F32], &elements());
+    check_all(conv::F32_TILES, Addressing::Taps, Precision::F32, &taps());
+    check_all(conv::F32_TILES, Addressing::Pointwise, Precision::F32, &pointwise());
+    check_all(conv::F32_ELEMENT_TILES, Addressing::Elements, Precision::F32, &elements());
+}
+
+/// What the memory pipes do for it: no two lanes meet in a bank, and every sector that comes or goes is used whole.
+#[test]
+fn tensor_tiles_meet_no_bank_twice_and_move_whole_sectors() {
+    let taps = case(Conv2d::with(1, 1), [1, 16, 16, 64], [128, 3, 3, 64]);
+    let pointwise = case(Conv2d::new(), [1, 16, 16, 128], [128, 1, 1, 128]);
+    for &tile in conv::TENSOR_TILES {
+        for (case, addressing) in [(&taps, Addressing::Taps), (&pointwise, Addressing::Pointwise)] {
+            let choice = ConvChoice::Gemm { addressing, tile, splits: 1, microseconds: 0.0 };
+            let report = check(case, Precision::F16, choice).unwrap();
+            for (name, traffic) in [
+                ("ldmatrix", report.matrix_load),
+                ("cp.async", report.async_store),
+                ("shared loads", report.shared_load),
+                ("shared stores", report.shared_store),
+            ] {
+                assert!(traffic.requests > 0, "{choice}: no {name}");
+                assert_eq!(traffic.waves, traffic.requests, "{choice}: bank conflicts of {name}");
+            }
+            // The lanes that share a row take the bias in two loads of every other 16 bytes.
+            let warps = report.blocks * (tile.threads() / 32) as u64;
+            let unused = report.global_load.sectors - report.global_load.ideal_sectors;
+            assert!(unused <= 8 * warps, "{choice}: {unused} sectors more than needed");
+            assert_eq!(report.global_store.sectors_per_request(), 4.0, "{choice}");
+        }
+    }
 }

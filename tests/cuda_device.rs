@@ -37,7 +37,7 @@ fn check_case(case: &Case, precision: Precision, ordinal: usize) -> Result<(), F
     let target = runtime.target();
     let plan = Plan::build_stored(&graph, stored(target), select(target))?;
     let inputs = seen(&plan, &inputs, precision);
-    let mut executor = Executor::new(plan.clone(), &runtime)?;
+    let mut executor = Executor::with_floats(plan.clone(), &runtime)?;
     let mut runs = Vec::new();
     for _ in 0..2 {
         for index in 0..plan.inputs.len() {

@@ -32,6 +32,7 @@ const NO_GRADIENT: &[&str] = &[
     "sine_positional_encoding", // no operands
     "mask_cost",                // matching is no function to differentiate
     "class_cost",               // as above
+    "fused_linear",             // made of operators that have one, for inference
     "global_avg_pool",          // classifiers are not trained here
 ];
 

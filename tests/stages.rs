@@ -11,12 +11,13 @@ use knet::checkpoint::Checkpoint;
 use knet::cpu::Weights;
 use knet::engine::source::{is_bookkeeping, parameters};
 use knet::graph::passes::optimize;
-use knet::graph::{Builder, Graph};
+use knet::graph::rows::fuse_rows;
+use knet::graph::{Builder, Graph, Node, Source};
 use knet::isa::Isa;
 use knet::model::config::MODEL_NAMES;
-use knet::model::{Config, Objects, kernel_update_head, kernel_updator};
-use knet::ops::ValueType;
+use knet::model::{Config, Objects, TapMode, build, kernel_update_head, kernel_updator};
 use knet::ops::case::relative_l2;
+use knet::ops::{Op, ValueType};
 use knet::tensor::Tensor;
 use run::Machine;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,19 +35,68 @@ fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
 }
 
-/// Runs a graph whose parameters are the golden's `<case>.<key>`, on every instruction set.
+/// Runs a graph whose parameters are the golden's `<case>.<key>`, on every instruction set, as it is and with its steps over
+/// rows fused.
 fn check(file: &Arc<Checkpoint>, case: &str, graph: Graph, inputs: &[Tensor], wanted: &[&str]) {
     let graph = optimize(graph).unwrap();
+    let mut fused = graph.clone();
+    fuse_rows(&mut fused).unwrap();
+    assert!(fused.nodes().iter().any(|node| matches!(node.op, Op::FusedLinear(_))));
     for isa in Isa::available() {
-        let (source, prefix) = (file.clone(), case.to_string());
-        let weights = Weights::new(Box::new(move |p| source.load_f32(&format!("{prefix}.{}", p.key))));
-        let results = Machine::new(&graph, &weights, isa, 2).unwrap().run(inputs);
-        for (result, name) in results.iter().zip(wanted) {
-            let truth = file.load_f32(&format!("{case}.{name}")).unwrap().to_f64();
-            let error = relative_l2(&result.to_f64(), truth.data());
-            assert!(error <= TOLERANCE, "{case} {name} on {isa}: relative L2 {error:.2e}");
-        }
+        run_and_compare(isa, file, case, &graph, inputs, wanted);
+        run_and_compare(isa, file, case, &fused, inputs, wanted);
     }
+}
+
+fn run_and_compare(
+    isa: Isa,
+    file: &Arc<Checkpoint>,
+    case: &str,
+    graph: &Graph,
+    inputs: &[Tensor],
+    wanted: &[&str],
+) {
+    let (source, prefix) = (file.clone(), case.to_string());
+    let weights = Weights::new(Box::new(move |p| source.load_f32(&format!("{prefix}.{}", p.key))));
+    let results = Machine::new(graph, &weights, isa, 2).unwrap().run(inputs);
+    for (result, name) in results.iter().zip(wanted) {
+        let truth = file.load_f32(&format!("{case}.{name}")).unwrap().to_f64();
+        let error = relative_l2(&result.to_f64(), truth.data());
+        assert!(error <= TOLERANCE, "{case} {name} on {isa}: relative L2 {error:.2e}");
+    }
+}
+
+#[test]
+fn a_stage_of_fused_steps_has_a_third_of_them() {
+    let network = build(&Config::named("knet_s3_r50_fpn").unwrap(), 1, [64, 64], TapMode::Off).unwrap();
+    let mut graph = optimize(network.graph).unwrap();
+    let stage = |graph: &Graph| {
+        let of_stage = |node: &&Node| {
+            let name = &graph.value(node.outputs[0]).name;
+            // What acts on parameters alone runs once, before the first image.
+            let constant = node.inputs.iter().all(|&id| matches!(graph.value(id).source, Source::Param(_)));
+            name.starts_with("roi_head.mask_head.1.") && !constant
+        };
+        graph.nodes().iter().filter(of_stage).map(|node| node.op.name()).collect::<Vec<_>>()
+    };
+    assert_eq!(stage(&graph).len(), 31);
+    fuse_rows(&mut graph).unwrap();
+    let wanted = [
+        "conv2d",
+        "mask_pool",
+        "fused_linear", // dynamic layer; the input layer is with the fully connected layers of the stage before
+        "fused_linear", // both gates, over the product of what comes in
+        "fused_linear", // fc layer over the gated sum
+        "fused_linear", // in_proj over the norm
+        "attention",
+        "linear",
+        "fused_linear", // first layer of the feed-forward network over the norm
+        "linear",
+        "fused_linear", // fully connected layers of the masks, and the next stage's input layer, over the norm
+        "fused_linear", // fc_mask over the norm
+        "mask_conv",
+    ];
+    assert_eq!(stage(&graph), wanted);
 }
 
 #[test]

@@ -10,14 +10,15 @@ template <typename T> struct Lanes { static constexpr int count = 16 / int(sizeo
 __device__ inline Chunk load_chunk(const void* p) { return *reinterpret_cast<const Chunk*>(p); }
 __device__ inline void store_chunk(void* p, const Chunk& chunk) { *reinterpret_cast<Chunk*>(p) = chunk; }
 
-// From the 32-bit address of shared memory.
-__device__ inline Chunk load_shared_chunk(u32 shared) {
-    Chunk chunk;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(chunk.word[0]), "=r"(chunk.word[1]), "=r"(chunk.word[2]), "=r"(chunk.word[3])
+// To and from 32-bit addresses of shared memory. NVRTC may take accesses through pointers apart; these stay whole.
+__device__ inline void store_shared_pair(u32 shared, float left, float right) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(left), "f"(right) : "memory");
+}
+__device__ inline void load_shared_floats(float (&x)[4], u32 shared) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
                  : "r"(shared)
                  : "memory");
-    return chunk;
 }
 
 __device__ inline void unpack(const Chunk& chunk, float (&x)[4], float) {

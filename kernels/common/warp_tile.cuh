@@ -90,20 +90,19 @@ template <int row_count, int column_count, int chunks> struct WarpTileF32 {
         const u32 b_first = b + swizzled<chunks>(b_row + lane % 8, 0);
 #pragma unroll
         for (int chunk = 0; chunk < chunks; ++chunk) {
-            Chunk fa[row_count];
+            float fa[row_count][4], fb[4];
 #pragma unroll
             for (int i = 0; i < row_count; ++i) {
                 const u32 half = i < row_count / 2 ? 0 : chunks / 2;
-                fa[i] = load_shared_chunk((a_first ^ ((chunk ^ half) * 16)) + row_of(i) * 16 * chunks);
+                load_shared_floats(fa[i], (a_first ^ ((chunk ^ half) * 16)) + row_of(i) * 16 * chunks);
             }
 #pragma unroll
             for (int j = 0; j < column_count; ++j) {
-                const Chunk fb = load_shared_chunk((b_first ^ (chunk * 16)) + j * 128 * chunks);
+                load_shared_floats(fb, (b_first ^ (chunk * 16)) + j * 128 * chunks);
 #pragma unroll
                 for (int k = 0; k < 4; ++k)
 #pragma unroll
-                    for (int i = 0; i < row_count; ++i)
-                        d[i][j] = __fmaf_rn(__uint_as_float(fa[i].word[k]), __uint_as_float(fb.word[k]), d[i][j]);
+                    for (int i = 0; i < row_count; ++i) d[i][j] = __fmaf_rn(fa[i][k], fb[k], d[i][j]);
             }
         }
     }

@@ -26,6 +26,7 @@
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
 #include "conv/window.cuh"
+#include "conv/writer.cuh"
 
 #define POINTWISE 0
 #define TAPS 1
@@ -151,85 +152,6 @@ struct PixelTile {
 };
 #endif
 
-// Writes the warp's part of the tile.
-struct Writer {
-    Epilogue<out_t> epilogue;
-    u32 first_row, first_column, pixels, filters;
-
-    __device__ inline void element(float value, u32 row, u32 column) const {
-        const u32 m = first_row + row, n = first_column + column;
-        if (m < pixels && n < filters) epilogue.store<SPLIT ? ACTIVATION_NONE : ACTIVATION>(value, u64(m) * filters + n, n);
-    }
-
-#if STORAGE == F32
-    __device__ inline void write(const Tile& tile, u32 lane) const {
-        tile.for_each(lane, [&](float value, u32 row, u32 column) { element(value, row, column); });
-    }
-#else
-    // Rows of a band in shared memory are eight words longer than the tile's: pairs of four rows then fall into different banks.
-    static constexpr u32 PITCH = Tile::columns + 8;
-
-    __device__ inline void write(const Tile& tile, u32 lane) const {
-        float* band = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * 16 * PITCH;
-        const auto put = [&](float left, float right, u32 row, u32 column) {
-            *reinterpret_cast<float2*>(band + row * PITCH + column) = float2{left, right};
-        };
-#if WHOLE_CHUNKS
-        // A lane keeps its columns, and so its bias; the residual is on its way while the band is put down.
-        constexpr u32 COUNT = Lanes<out_t>::count, PER_ROW = Tile::columns / COUNT, ROWS = 32 / PER_ROW;
-        const u32 row = lane / PER_ROW, column = lane % PER_ROW * COUNT, n = first_column + column;
-        float bias[COUNT] = {};
-        if (n < filters) epilogue.load_bias(bias, n);
-#pragma unroll
-        for (int i = 0; i < Tile::rows / 16; ++i) {
-            Chunk residual[16 / ROWS];
-#pragma unroll
-            for (u32 j = 0; j < 16 / ROWS; ++j) {
-                const u32 m = first_row + i * 16 + j * ROWS + row;
-                residual[j] = Chunk{};
-                if (epilogue.residual && m < pixels && n < filters) residual[j] = load_chunk(epilogue.residual + u64(m) * filters + n);
-            }
-            tile.for_pairs(i, lane, put);
-            __syncwarp();
-#pragma unroll
-            for (u32 j = 0; j < 16 / ROWS; ++j) {
-                const u32 m = first_row + i * 16 + j * ROWS + row;
-                float x[COUNT];
-                get(x, band + (j * ROWS + row) * PITCH + column, lane);
-                if (m < pixels && n < filters)
-                    epilogue.store_chunk_with<SPLIT ? ACTIVATION_NONE : ACTIVATION>(x, bias, residual[j], u64(m) * filters + n);
-            }
-            __syncwarp();
-        }
-#else
-#pragma unroll
-        for (int i = 0; i < Tile::rows / 16; ++i) {
-            tile.for_pairs(i, lane, put);
-            __syncwarp();
-            for (u32 j = lane; j < 16 * Tile::columns; j += 32)
-                element(band[j / Tile::columns * PITCH + j % Tile::columns], i * 16 + j / Tile::columns, j % Tile::columns);
-            __syncwarp();
-        }
-#endif
-    }
-
-    __device__ static inline void get(float (&x)[4], const float* from, u32) { load_vector(from, x); }
-
-    // Every other group of four lanes takes its halves in the other order: no two of eight lanes meet in a bank.
-    __device__ static inline void get(float (&x)[8], const float* from, u32 lane) {
-        const u32 swap = lane / 4 % 2 * 4;
-        float first[4], second[4];
-        load_vector(from + swap, first);
-        load_vector(from + (4 - swap), second);
-#pragma unroll
-        for (u32 j = 0; j < 4; ++j) {
-            x[j] = swap ? second[j] : first[j];
-            x[j + 4] = swap ? first[j] : second[j];
-        }
-    }
-#endif
-};
-
 __device__ inline void multiply(Tile& tile, u32 stage, u32 warp, u32 lane) {
     tile.multiply(stage, warp / WARPS_N * Tile::rows, stage + A_BYTES, warp % WARPS_N * Tile::columns, lane);
 }
@@ -298,5 +220,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #else
     const Epilogue<storage_t> epilogue{bias, residual, y};
 #endif
-    Writer{epilogue, row, column, p.pixels, p.filters}.write(tile, lane);
+    Writer<Tile, out_t, SPLIT ? ACTIVATION_NONE : ACTIVATION>{epilogue, row, column, p.pixels, p.filters}.write(tile, shared, lane);
 }

@@ -4,9 +4,9 @@ use crate::isa::Isa;
 use crate::ops::{Operator, ValueType};
 
 /// Most operands of a step.
-pub const MAX_INPUTS: usize = 8;
+pub const MAX_INPUTS: usize = 18;
 /// Most results of a step.
-pub const MAX_OUTPUTS: usize = 3;
+pub const MAX_OUTPUTS: usize = 4;
 
 /// What a kernel is chosen from: operand and result types, instruction set and thread count. Choosing is
 /// a pure function of these; the thread count may size scratch memory but must not change any result.

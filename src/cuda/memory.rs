@@ -66,11 +66,11 @@ impl Drop for DeviceBuffer {
     }
 }
 
-/// Page-locked floats: the device copies from and to them by itself.
+/// Page-locked bytes: the device copies from and to them by itself.
 pub(crate) struct Pinned {
     device: Arc<Device>,
-    pointer: *mut f32,
-    len: usize,
+    pointer: *mut u8,
+    bytes: usize,
 }
 
 // SAFETY: the memory belongs to this value alone and may be reached from any thread.
@@ -81,19 +81,19 @@ impl Pinned {
     ///
     /// # Errors
     /// [`Error::Cuda`] as the driver says.
-    pub(crate) fn new(device: &Arc<Device>, len: usize) -> Result<Self> {
+    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
         device.bind()?;
-        let mut pointer = std::ptr::NonNull::dangling().as_ptr();
-        if len > 0 {
+        let mut pointer = std::ptr::NonNull::<u64>::dangling().as_ptr().cast::<u8>();
+        if bytes > 0 {
             // SAFETY: the context is current; the memory is freed once, when dropped, and zeroed before any use.
             unsafe {
-                pointer = result::malloc_host(4 * len, 0)
-                    .map_err(|e| fault(&format!("cannot lock {} bytes of host memory", 4 * len), e))?
-                    .cast::<f32>();
-                pointer.write_bytes(0, len);
+                pointer = result::malloc_host(bytes, 0)
+                    .map_err(|e| fault(&format!("cannot lock {bytes} bytes of host memory"), e))?
+                    .cast::<u8>();
+                pointer.write_bytes(0, bytes);
             }
         }
-        Ok(Pinned { device: device.clone(), pointer, len })
+        Ok(Pinned { device: device.clone(), pointer, bytes })
     }
 
     /// Its address on the host, for copies by the device.
@@ -101,20 +101,27 @@ impl Pinned {
         self.pointer.cast()
     }
 
-    pub(crate) fn as_slice(&self) -> &[f32] {
-        // SAFETY: initialised floats of this length; no one writes while they are borrowed, as runs end synchronised.
-        unsafe { std::slice::from_raw_parts(self.pointer, self.len) }
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
     }
 
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+    /// The memory as elements of a plain type; the driver aligns it to a page.
+    pub(crate) fn as_slice<T: bytemuck::Pod>(&self) -> &[T] {
+        // SAFETY: initialised bytes of this length; no one writes while they are borrowed, as runs end synchronised.
+        bytemuck::cast_slice(unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) })
+    }
+
+    /// As [`Pinned::as_slice`], for writing.
+    pub(crate) fn as_mut_slice<T: bytemuck::Pod>(&mut self) -> &mut [T] {
         // SAFETY: as above, borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.len) }
+        bytemuck::cast_slice_mut(unsafe { std::slice::from_raw_parts_mut(self.pointer, self.bytes) })
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if self.len > 0 && self.device.bind().is_ok() {
+        if self.bytes > 0 && self.device.bind().is_ok() {
             // SAFETY: allocated by `new`, freed once.
             let _ = unsafe { result::free_host(self.pointer.cast()) };
         }

@@ -11,13 +11,16 @@ mod memory;
 pub mod nvrtc;
 pub mod ops;
 pub mod pack;
+pub mod pipeline;
 pub mod post;
 pub mod pre;
+mod recording;
 pub mod runtime;
 pub mod sources;
 
 pub use device::Device;
 pub use executor::Executor;
+pub use pipeline::Pipeline;
 pub use runtime::Runtime;
 
 use crate::ops::ValueType;

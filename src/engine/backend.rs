@@ -1,5 +1,6 @@
 //! Where the network runs: the CPU or a GPU behind one face.
 
+use super::gpu::Gpu;
 use crate::cpu::{self, Pool, Weights};
 use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
@@ -61,7 +62,10 @@ pub(super) enum Backend {
 /// A plan bound to a back end.
 pub(super) enum Executor {
     Cpu(Box<cpu::Executor>),
+    /// Between floats on the host.
     Cuda(Box<cuda::Executor>),
+    /// From photos to results at their size.
+    Gpu(Box<Gpu>),
 }
 
 impl Backend {
@@ -125,6 +129,22 @@ impl Backend {
         }
     }
 
+    /// As [`Backend::executor`], without floats on the host where a GPU can go from photos to results by itself.
+    pub(super) fn pipelined(&self, plan: Plan, pool: &Pool) -> Result<Executor> {
+        let Backend::Cuda(runtime) = self else { return self.executor(plan, pool) };
+        let executor = pool.run(|| cuda::Executor::new(plan, runtime))?;
+        runtime.trim();
+        Ok(Executor::Gpu(Box::new(Gpu::new(executor))))
+    }
+
+    /// The GPU's runtime.
+    pub(super) fn runtime(&self) -> Option<&Runtime> {
+        match self {
+            Backend::Cpu { .. } => None,
+            Backend::Cuda(runtime) => Some(runtime),
+        }
+    }
+
     /// Binds a plan of [`Backend::plan`] to memory and constants.
     pub(super) fn executor(&self, plan: Plan, pool: &Pool) -> Result<Executor> {
         match self {
@@ -134,7 +154,7 @@ impl Backend {
                 Ok(Executor::Cpu(Box::new(executor)))
             }
             Backend::Cuda(runtime) => {
-                let executor = pool.run(|| cuda::Executor::new(plan, runtime))?;
+                let executor = pool.run(|| cuda::Executor::with_floats(plan, runtime))?;
                 runtime.trim();
                 Ok(Executor::Cuda(Box::new(executor)))
             }
@@ -147,6 +167,7 @@ impl Executor {
         match self {
             Executor::Cpu(executor) => executor.plan(),
             Executor::Cuda(executor) => executor.plan(),
+            Executor::Gpu(gpu) => gpu.executor().plan(),
         }
     }
 
@@ -154,6 +175,7 @@ impl Executor {
         match self {
             Executor::Cpu(executor) => executor.input_mut(index),
             Executor::Cuda(executor) => executor.input_mut(index),
+            Executor::Gpu(gpu) => gpu.executor_mut().input_mut(index),
         }
     }
 
@@ -161,6 +183,7 @@ impl Executor {
         match self {
             Executor::Cpu(executor) => executor.run(),
             Executor::Cuda(executor) => executor.run()?,
+            Executor::Gpu(gpu) => gpu.run()?,
         }
         Ok(())
     }
@@ -169,6 +192,7 @@ impl Executor {
         match self {
             Executor::Cpu(executor) => executor.run_timed(report),
             Executor::Cuda(executor) => executor.run_timed(report)?,
+            Executor::Gpu(gpu) => gpu.executor_mut().run_timed(report)?,
         }
         Ok(())
     }
@@ -177,6 +201,7 @@ impl Executor {
         match self {
             Executor::Cpu(executor) => executor.output(index),
             Executor::Cuda(executor) => executor.output(index),
+            Executor::Gpu(gpu) => gpu.executor().output(index),
         }
     }
 
@@ -184,6 +209,7 @@ impl Executor {
         match self {
             Executor::Cpu(executor) => executor.output_index(name),
             Executor::Cuda(executor) => executor.output_index(name),
+            Executor::Gpu(gpu) => gpu.executor().output_index(name),
         }
     }
 
@@ -191,6 +217,7 @@ impl Executor {
         match self {
             Executor::Cpu(executor) => executor.output_type(index),
             Executor::Cuda(executor) => executor.output_type(index),
+            Executor::Gpu(gpu) => gpu.executor().output_type(index),
         }
     }
 }

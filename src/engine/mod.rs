@@ -2,6 +2,7 @@
 
 mod backend;
 pub mod convert;
+mod gpu;
 mod segmentation;
 pub mod source;
 
@@ -10,6 +11,7 @@ pub use segmentation::Segmentation;
 pub use source::WeightSource;
 
 use crate::cpu::Pool;
+use crate::cuda::pipeline::Results;
 use crate::error::{Error, Result};
 use crate::graph::passes::optimize;
 use crate::image::HeadOutput;
@@ -25,6 +27,7 @@ use crate::plan::launch::{Precision, Target};
 use crate::tensor::{Shape, Tensor};
 use ::image::RgbImage;
 use backend::{Backend, Executor};
+use gpu::Setting;
 use std::time::{Duration, Instant};
 
 /// Most input sizes an engine keeps plans for, and most photo sizes it keeps tables for; what was unused for longest
@@ -373,10 +376,42 @@ impl Engine {
     fn run(&mut self, image: &RgbImage, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
         let session = self.session(geometry.padded)?;
         let adapter = self.adapter(geometry)?;
-        let Engine { pool, sessions, adapters, timings, task, .. } = self;
+        let Engine { pool, sessions, adapters, timings, task, backend, config, .. } = self;
         let session = &mut sessions[session];
         let Adapter { preprocessor, instance, panoptic, .. } = &mut adapters[adapter];
         (result.task, result.size) = (*task, geometry.original);
+        let gpu = match (&mut session.executor, backend.runtime()) {
+            (Executor::Gpu(gpu), Some(runtime)) => {
+                let results = match task {
+                    Task::Instance => Results::Masks,
+                    Task::Panoptic => Results::Assignment {
+                        proposals: config.proposals,
+                        things: config.thing_classes,
+                        stuff: config.stuff_classes,
+                    },
+                };
+                let outputs = [session.cls_score, session.mask_preds];
+                let preprocess = preprocessor.config();
+                Some((gpu, Setting { runtime, preprocess, results, outputs }))
+            }
+            _ => None,
+        };
+        if let Some((gpu, setting)) = gpu {
+            return pool.run(|| {
+                let start = Instant::now();
+                gpu.prepare(&setting, image, geometry)?;
+                let prepared = Instant::now();
+                gpu.run()?;
+                let computed = Instant::now();
+                let outcome = match task {
+                    Task::Panoptic => gpu.panoptic(panoptic, geometry, &mut result.panoptic),
+                    Task::Instance => gpu.instances(instance, geometry, &mut result.instances),
+                };
+                *timings =
+                    Timings { pre: prepared - start, network: computed - prepared, post: computed.elapsed() };
+                outcome
+            });
+        }
         pool.run(|| {
             let start = Instant::now();
             preprocessor.run(image, session.executor.input_mut(0))?;
@@ -400,7 +435,12 @@ impl Engine {
             self.sessions[found..].rotate_left(1);
         } else {
             let (plan, _) = self.plan(size, TapMode::Off)?;
-            let executor = self.backend.executor(plan, &self.pool)?;
+            // Mask scores are made from the logits of whole masks, which the CPU reads.
+            let executor = if self.config.mask_score {
+                self.backend.executor(plan, &self.pool)?
+            } else {
+                self.backend.pipelined(plan, &self.pool)?
+            };
             let output = |name: &str| {
                 executor.output_index(name).ok_or_else(|| Error::Graph(format!("no output `{name}`")))
             };

@@ -7,6 +7,7 @@
 pub mod autodiff;
 pub mod builder;
 pub mod passes;
+pub mod rows;
 
 pub use builder::Builder;
 

@@ -12,7 +12,7 @@ use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid,
 use super::preprocess::Geometry;
 use super::worker_pool::WorkerPool;
 use super::{HeadOutput, sampler_for};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::isa::{Isa, simd};
 
 /// Output rows that are prepared together: a multiple of 8, so that bands start on a byte of the mask.
@@ -94,10 +94,30 @@ impl InstanceResult {
         &self.masks[instance.slot].mask
     }
 
+    /// Gives every instance the area and box of its mask.
+    fn measure(&mut self) {
+        for instance in &mut self.instances {
+            let slot = &self.masks[instance.slot];
+            (instance.area, instance.bbox) = (slot.area, slot.bbox);
+        }
+    }
+
     /// The distinct masks, in order of first use.
     pub fn masks(&self) -> impl ExactSizeIterator<Item = &BitMask> {
         self.masks[..self.used].iter().map(|slot| &slot.mask)
     }
+}
+
+/// Bit masks of all objects at the size of the photo, made elsewhere.
+pub struct PackedMasks<'a> {
+    /// Number of objects.
+    pub objects: usize,
+    /// The masks, each laid out as [`BitMask::bytes`].
+    pub bits: &'a [u8],
+    /// Bytes from one mask to the next.
+    pub stride: usize,
+    /// Area and box of an object's mask.
+    pub extent: &'a (dyn Fn(usize) -> (usize, PixelBox) + Sync),
 }
 
 /// Turns network outputs into instances. Keeps its tables and memory, so that a call for the sizes of the previous one
@@ -129,14 +149,13 @@ impl InstancePostprocessor {
     /// Makes the instances of one image, replacing what `result` held and reusing its memory.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::error::Error::Shape) if the outputs do not fit each other or `geometry`.
+    /// [`Error::Shape`] if the outputs do not fit each other or `geometry`.
     pub fn run(&mut self, head: &HeadOutput, geometry: &Geometry, result: &mut InstanceResult) -> Result<()> {
         head.check()?;
         let isa = Isa::detect();
         if sampler_for(&mut self.sampler, head, geometry)? {
             self.workers.clear();
         }
-        let sampler = self.sampler.as_ref().expect("was just made");
         self.scores.resize(head.class_logits.len(), 0.0);
         sigmoid_scores(isa, head.class_logits, &mut self.scores);
         if self.config.mask_score && head.classes > 0 {
@@ -146,15 +165,72 @@ impl InstancePostprocessor {
                 scores.iter_mut().for_each(|score| *score *= quality);
             });
         }
-        rank(&self.scores, head.classes, self.config, &mut self.ranking);
+        self.select(head.objects, head.classes, geometry, result);
 
+        let width = geometry.original.1;
+        let sampler = self.sampler.as_ref().expect("was just made");
+        self.workers.fill(|| Worker { scratch: sampler.scratch(BAND), flags: vec![0; 8 * width] });
+        let workers = &self.workers;
+        result.masks[..result.used].par_iter_mut().for_each(|slot| {
+            workers.lend(|worker| fill_mask(isa, sampler, head.mask(slot.object), &mut slot.mask, worker));
+            slot.area = slot.mask.area();
+            slot.bbox = slot.mask.bbox();
+        });
+        result.measure();
+        Ok(())
+    }
+
+    /// As [`InstancePostprocessor::run`], with bit masks of all objects that a GPU has already made at the size of the
+    /// photo: only those of the result are copied.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if logits or masks are not as many as there are objects;
+    /// [`Error::Graph`] if the configuration asks for mask scores, which need the logits.
+    pub fn run_packed(
+        &mut self,
+        class_logits: &[f32],
+        masks: &PackedMasks<'_>,
+        geometry: &Geometry,
+        result: &mut InstanceResult,
+    ) -> Result<()> {
+        let (height, width) = geometry.original;
+        let (objects, bytes) = (masks.objects, (height * width).div_ceil(8));
+        let sound = masks.stride >= bytes && masks.bits.len() == objects * masks.stride;
+        if !sound || objects == 0 || !class_logits.len().is_multiple_of(objects) {
+            return Err(Error::Shape {
+                op: "postprocess",
+                value: "masks".into(),
+                reason: format!(
+                    "{} bytes and {} class logits do not make {objects} masks of {height}x{width}",
+                    masks.bits.len(),
+                    class_logits.len()
+                ),
+            });
+        }
+        if self.config.mask_score {
+            return Err(Error::Graph("mask scores need mask logits, not bit masks".into()));
+        }
+        self.scores.resize(class_logits.len(), 0.0);
+        sigmoid_scores(Isa::detect(), class_logits, &mut self.scores);
+        self.select(objects, class_logits.len() / objects, geometry, result);
+        result.masks[..result.used].par_iter_mut().for_each(|slot| {
+            slot.mask.bytes_mut().copy_from_slice(&masks.bits[slot.object * masks.stride..][..bytes]);
+            (slot.area, slot.bbox) = (masks.extent)(slot.object);
+        });
+        result.measure();
+        Ok(())
+    }
+
+    /// Ranks the scores and gives every pair that is kept its place in the result, and every mask one of its own.
+    fn select(&mut self, objects: usize, classes: usize, geometry: &Geometry, result: &mut InstanceResult) {
+        rank(&self.scores, classes, self.config, &mut self.ranking);
         let (height, width) = geometry.original;
         self.slot_of.clear();
-        self.slot_of.resize(head.objects, u32::MAX);
+        self.slot_of.resize(objects, u32::MAX);
         result.instances.clear();
         result.used = 0;
         for &i in &self.ranking {
-            let (object, label) = (i as usize / head.classes, i as usize % head.classes);
+            let (object, label) = (i as usize / classes, i as usize % classes);
             if self.slot_of[object] == u32::MAX {
                 if result.masks.len() == result.used {
                     result.masks.push(MaskSlot::default());
@@ -173,19 +249,6 @@ impl InstancePostprocessor {
                 ..Instance::default()
             });
         }
-
-        self.workers.fill(|| Worker { scratch: sampler.scratch(BAND), flags: vec![0; 8 * width] });
-        let workers = &self.workers;
-        result.masks[..result.used].par_iter_mut().for_each(|slot| {
-            workers.lend(|worker| fill_mask(isa, sampler, head.mask(slot.object), &mut slot.mask, worker));
-            slot.area = slot.mask.area();
-            slot.bbox = slot.mask.bbox();
-        });
-        for instance in &mut result.instances {
-            let slot = &result.masks[instance.slot];
-            (instance.area, instance.bbox) = (slot.area, slot.bbox);
-        }
-        Ok(())
     }
 }
 

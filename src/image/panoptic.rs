@@ -93,6 +93,21 @@ pub struct PanopticTrace {
     pub original_area: Vec<u32>,
 }
 
+/// The pixels of a photo given to objects elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub struct Assigned<'a> {
+    /// Object of each pixel, row-major.
+    pub ids: &'a [u16],
+    /// Pixels that each object wins, A.
+    pub won: &'a [u32],
+    /// Pixels of each object's mask, B.
+    pub own: &'a [u32],
+    /// Score of each object.
+    pub scores: &'a [f32],
+    /// Class of each object.
+    pub labels: &'a [u32],
+}
+
 /// Turns network outputs into panoptic maps. Keeps its tables and memory, so that a call for the sizes of the previous one
 /// allocates nothing.
 #[derive(Debug)]
@@ -172,6 +187,55 @@ impl PanopticPostprocessor {
         (result.height, result.width) = geometry.original;
         classify(&self.config, head, &mut result.trace);
         self.assign(head, geometry, &mut result.trace);
+        self.merge(result);
+        Ok(())
+    }
+
+    /// As [`PanopticPostprocessor::run`], with the pixels already given to objects by a GPU.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the parts do not fit each other, the configuration or `geometry`.
+    pub fn run_assigned(
+        &mut self,
+        assigned: &Assigned<'_>,
+        geometry: &Geometry,
+        result: &mut PanopticResult,
+    ) -> Result<()> {
+        let PanopticConfig { proposals, things, stuff, .. } = self.config;
+        let (height, width) = geometry.original;
+        let objects = proposals + stuff;
+        let per_object = [assigned.won, assigned.own, assigned.labels].map(<[u32]>::len);
+        let sound = per_object == [objects; 3] && assigned.scores.len() == objects;
+        let known = |label: &u32| (*label as usize) < things + stuff;
+        if !sound || assigned.ids.len() != height * width || !assigned.labels.iter().all(known) {
+            return Err(Error::Shape {
+                op: "panoptic merge",
+                value: "assignment".into(),
+                reason: format!(
+                    "{} pixels and {per_object:?} objects of {} classes are not {height}x{width} and {objects}",
+                    assigned.ids.len(),
+                    things + stuff
+                ),
+            });
+        }
+        (result.height, result.width) = geometry.original;
+        let trace = &mut result.trace;
+        let refill = |to: &mut Vec<u32>, from: &[u32]| {
+            to.clear();
+            to.extend_from_slice(from);
+        };
+        refill(&mut trace.mask_area, assigned.won);
+        refill(&mut trace.original_area, assigned.own);
+        refill(&mut trace.total_labels, assigned.labels);
+        trace.total_scores.clear();
+        trace.total_scores.extend_from_slice(assigned.scores);
+        trace.argmax_ids.resize(height * width, 0);
+        let last = objects.saturating_sub(1) as u32;
+        let parts = trace.argmax_ids.par_chunks_mut(1 << 16).zip(assigned.ids.par_chunks(1 << 16));
+        parts.for_each(|(to, from)| {
+            to.iter_mut().zip(from).for_each(|(to, &from)| *to = u32::from(from).min(last));
+        });
+        rank(trace);
         self.merge(result);
         Ok(())
     }
@@ -271,9 +335,14 @@ fn classify(config: &PanopticConfig, head: &HeadOutput, trace: &mut PanopticTrac
         trace.total_scores.push(if nothing { 0.0 } else { row[label] });
         trace.total_labels.push(label as u32);
     }
+    rank(trace);
+}
+
+/// Orders the objects by descending score; equal scores: lower index first.
+fn rank(trace: &mut PanopticTrace) {
     let scores = &trace.total_scores;
     trace.sorted_inds.clear();
-    trace.sorted_inds.extend(0..head.objects as u32);
+    trace.sorted_inds.extend(0..scores.len() as u32);
     trace
         .sorted_inds
         .sort_unstable_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then_with(|| a.cmp(&b)));

@@ -164,6 +164,7 @@ macro_rules! for_each_op {
             Fill in fill;
             FocalLoss, FocalLossGrad in focal_loss;
             FoldBatchNorm, FoldBatchNormGrad in fold_batch_norm;
+            FusedLinear in fused_linear;
             GlobalAvgPool in global_avg_pool;
             GroupNorm, GroupNormGrad in group_norm;
             LayerNorm, LayerNormGrad in layer_norm;

@@ -91,7 +91,8 @@ pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
         DType::BF16 => 2.8e-3,
     };
     // Rows of objects are multiplied in TF32 unless the precision is f32: 11 bits of each factor.
-    let tf32 = if precision != Precision::F32 && case.op.name() == "linear" { 5e-4 } else { 0.0 };
+    let multiplied = ["linear", "fused_linear"].contains(&case.op.name());
+    let tf32 = if precision != Precision::F32 && multiplied { 5e-4 } else { 0.0 };
     let exact = case.tolerance.relative_l2 == 0.0;
     if exact && stored == DType::F32 { 0.0 } else { case.tolerance.relative_l2 + storage + tf32 }
 }

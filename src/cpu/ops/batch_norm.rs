@@ -81,7 +81,7 @@ impl Kernel for TwoSweepsGrad {
 
     fn run(&self, args: &mut Args<'_>) {
         let [x, gamma, mean, variance, dy, ..] = args.inputs;
-        let [dx, dgamma, dbeta] = &mut args.outputs;
+        let [dx, dgamma, dbeta, ..] = &mut args.outputs;
         let channels = self.channels;
         if x.is_empty() {
             dgamma.fill(0.0);

@@ -45,7 +45,7 @@ impl Kernel for TwoSweeps {
 
     fn run(&self, args: &mut Args<'_>) {
         let [x, gamma, beta, ..] = args.inputs;
-        let [y, mean, variance] = &mut args.outputs;
+        let [y, mean, variance, ..] = &mut args.outputs;
         let channels = self.channels;
         let chunk = rows_per_task(channels) * channels;
         let (sums, rest) = args.workspace.split_at_mut(4 * self.chunks() * channels);

@@ -87,7 +87,7 @@ impl Kernel for FoldGrad {
 
     fn run(&self, args: &mut Args<'_>) {
         let [filter, gamma, mean, variance, grad, dbias, ..] = args.inputs;
-        let [dfilter, dgamma, dbeta] = &mut args.outputs;
+        let [dfilter, dgamma, dbeta, ..] = &mut args.outputs;
         if self.0.filters == 0 {
             return;
         }

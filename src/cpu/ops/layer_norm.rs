@@ -109,7 +109,7 @@ impl Kernel for RowsGrad {
 
     fn run(&self, args: &mut Args<'_>) {
         let [x, gamma, dy, ..] = args.inputs;
-        let [dx, dgamma, dbeta] = &mut args.outputs;
+        let [dx, dgamma, dbeta, ..] = &mut args.outputs;
         let channels = self.channels;
         if x.is_empty() {
             dgamma.fill(0.0);

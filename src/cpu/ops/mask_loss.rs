@@ -49,7 +49,7 @@ impl Kernel for Forward {
 
     fn run(&self, args: &mut Args<'_>) {
         let [logits, targets, matched, ..] = args.inputs;
-        let [entropy, dice, sums] = &mut args.outputs;
+        let [entropy, dice, sums, ..] = &mut args.outputs;
         let planes = &self.0;
         // The cross-entropy of an object passes through the place of `t.t`, which is added up again last.
         sums.par_chunks_mut(3).enumerate().for_each(|(object, sums)| {

@@ -34,6 +34,18 @@ struct GemmParams {
     by_tiles_n: [u32; 2],
 }
 
+/// `Params` of `kernels/conv/few_channels.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct FewChannelsParams {
+    map: [u32; 2],
+    out: [u32; 2],
+    filters: u32,
+    padding: [i32; 2],
+    tiles: [u32; 2],
+    by_tiles: [[u32; 2]; 2],
+}
+
 /// `Params` of `kernels/conv/split_k.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -121,6 +133,10 @@ pub fn program(op: &Conv2d, site: &Site<'_>, choice: &ConvChoice) -> Result<Prog
         ConvChoice::Gemm { addressing, tile, splits, .. } => {
             packing[1] = Packing { row_dims: 3, row_multiple: lanes, ..packing[1] };
             conv.gemm(addressing, tile, splits)
+        }
+        ConvChoice::FewChannels { filters } => {
+            packing[1] = Packing { row_dims: 2, row_multiple: lanes, ..packing[1] };
+            (vec![conv.few_channels(filters)], 0)
         }
         ConvChoice::Depthwise { pixels } => {
             packing[1] = Packing { row_dims: 3, transposed: true, row_multiple: lanes, ..packing[1] };
@@ -242,6 +258,46 @@ impl Conv<'_> {
         }
     }
 
+    fn few_channels(&self, filters: usize) -> Launch {
+        const TILE: [usize; 2] = [8, 32];
+        let shape = &self.shape;
+        let tiles = [shape.out[0].div_ceil(TILE[0]), shape.out[1].div_ceil(TILE[1])];
+        // As the kernel lays out its shared memory: the patch, the filters; then a band of 16 rows for each warp.
+        let row_blocks = (shape.taps[1] * shape.channels).div_ceil(self.lanes);
+        let rows = (TILE[0] - 1) * shape.stride[0] + shape.taps[0];
+        let columns = (TILE[1] - 1) * shape.stride[1] * shape.channels + row_blocks * self.lanes;
+        let patch = (rows * columns * self.dtype.size()).next_multiple_of(16);
+        let chunks = (shape.taps[0] * row_blocks).next_multiple_of(2) + 1;
+        let bands = TILE[0] * 16 * (filters + 8) * 4;
+        let params = FewChannelsParams {
+            map: shape.map.map(|v| v as u32),
+            out: shape.out.map(|v| v as u32),
+            filters: shape.filters as u32,
+            padding: shape.padding.map(|v| v as i32),
+            tiles: tiles.map(|v| v as u32),
+            by_tiles: tiles.map(divisor),
+        };
+        Launch {
+            source: "conv/few_channels.cu",
+            entry: "few_channels",
+            defines: vec![
+                storage(self.dtype),
+                self.activation(),
+                ("CHANNELS", shape.channels as i64),
+                ("FILTER_H", shape.taps[0] as i64),
+                ("FILTER_W", shape.taps[1] as i64),
+                ("STRIDE_H", shape.stride[0] as i64),
+                ("STRIDE_W", shape.stride[1] as i64),
+                ("TILE_N", filters as i64),
+                self.whole_chunks(),
+            ],
+            grid: [(shape.batch * tiles[0] * tiles[1]) as u32, shape.filters.div_ceil(filters) as u32, 1],
+            block: [(TILE[0] * 32) as u32, 1, 1],
+            shared: (patch + filters * chunks * 16).max(bands) as u32,
+            args: self.args(Arg::of(&params)),
+        }
+    }
+
     fn depthwise(&self, pixels: usize) -> Launch {
         const THREADS: usize = 128;
         let shape = &self.shape;
@@ -306,5 +362,57 @@ impl Conv<'_> {
             args: self.args(Arg::of(&params)),
             ..per_element(count)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Op, Operator, ValueType};
+    use crate::plan::launch::{Caps, Precision};
+
+    /// The program of a convolution in f16 on an H100.
+    fn program(op: Conv2d, inputs: &[&[usize]], constant: &[bool]) -> Result<Program, String> {
+        let mut inputs: Vec<ValueType> = inputs.iter().map(|dims| ValueType::f32(*dims)).collect();
+        let mut outputs = op.infer(&inputs).unwrap();
+        inputs[0].dtype = DType::F16;
+        outputs[0].dtype = DType::F16;
+        let target = Target { caps: Caps::H100, precision: Precision::F16 };
+        let site = Site { op: &Op::Conv2d(op), inputs: &inputs, constant, outputs: &outputs };
+        let program = op.program(&site, &target)?;
+        program.launches.iter().try_for_each(|launch| launch.check(&target.caps))?;
+        Ok(program)
+    }
+
+    #[test]
+    fn a_layer_of_fpn_is_one_launch() {
+        let op = Conv2d { epilogue: Epilogue::BIAS, ..Conv2d::with(1, 1) };
+        let dims: &[&[usize]] = &[&[1, 200, 336, 256], &[256, 3, 3, 256], &[256]];
+        let program = program(op, dims, &[false, true, true]).unwrap();
+        let [launch] = &program.launches[..] else { panic!("{} launches", program.launches.len()) };
+        assert_eq!((launch.grid, launch.block), ([263 * 2, 1, 1], [256, 1, 1]));
+        assert_eq!((launch.shared, program.workspace), (3 * (256 + 128) * 64, 0));
+        assert_eq!(launch.args[2..4], [Arg::Input(2), Arg::Null]);
+        let packed = Packing { row_dims: 3, row_multiple: 8, ..Packing::plain(DType::F16) };
+        assert_eq!(program.packing, [Packing::plain(DType::F16), packed, Packing::plain(DType::F32)]);
+    }
+
+    #[test]
+    fn a_split_reduction_writes_sums_that_a_second_launch_adds() {
+        let dims: &[&[usize]] = &[&[1, 25, 42, 512], &[512, 3, 3, 512]];
+        let program = program(Conv2d::with(1, 1), dims, &[false, true]).unwrap();
+        let [gemm, add] = &program.launches[..] else { panic!("{} launches", program.launches.len()) };
+        let splits = gemm.grid[2] as usize;
+        assert!(splits > 1);
+        assert_eq!(program.workspace, splits * 25 * 42 * 512 * 4);
+        assert_eq!((&gemm.args[4], &add.args[0]), (&Arg::Workspace(0), &Arg::Workspace(0)));
+        assert_eq!(add.grid, [(25 * 42 * 512 / 8usize).div_ceil(256) as u32, 1, 1]);
+    }
+
+    #[test]
+    fn a_filter_that_is_no_constant_is_refused() {
+        let dims: &[&[usize]] = &[&[1, 5, 5, 8], &[8, 3, 3, 8]];
+        let fault = program(Conv2d::with(1, 1), dims, &[false, false]).unwrap_err();
+        assert!(fault.contains("must be a constant"), "{fault}");
     }
 }

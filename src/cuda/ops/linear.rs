@@ -20,7 +20,7 @@ struct Params {
     y_stride: u32,
 }
 
-/// A product of the first two operands by `kernels/linear.cu`, all operands f32.
+/// A product of the first two operands by `kernels/rows/linear.cu`, all operands f32.
 pub(super) struct Rows {
     pub product: Product,
     /// Whether all matrices of the batch share `x`.
@@ -67,7 +67,7 @@ impl Rows {
             y_stride: y_stride as u32,
         };
         Launch {
-            source: "linear.cu",
+            source: "rows/linear.cu",
             entry: "linear",
             defines: vec![
                 ("MATH", i64::from(tensor_cores)),

@@ -7,6 +7,7 @@ pub(crate) mod cast;
 mod concat;
 pub mod conv2d;
 mod divisor;
+mod fused_linear;
 mod global_avg_pool;
 mod group_norm;
 pub(crate) mod launches;
@@ -48,6 +49,7 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
         Op::Binary(op) => op.program(site, target),
         Op::Concat(op) => op.program(site, target),
         Op::Conv2d(op) => op.program(site, target),
+        Op::FusedLinear(op) => op.program(site, target),
         Op::GlobalAvgPool(op) => op.program(site, target),
         Op::GroupNorm(op) => op.program(site, target),
         Op::LayerNorm(op) => op.program(site, target),

@@ -1,4 +1,4 @@
-//! Tiles of `kernels/linear.cu`: products of few rows.
+//! Tiles of `kernels/rows/*.cu`: products of few rows.
 //!
 //! Every tile is weighed by a rough count of clock cycles. The constants are H100-like; only their ratios matter, and they are
 //! far apart: a launch and the first bytes cost some 2,500 cycles, a block's operands come from L2 at about 32 bytes
@@ -50,9 +50,23 @@ impl Tile {
         32 * self.warps.iter().product::<usize>()
     }
 
-    /// Shared memory of a block, in bytes.
+    /// Shared memory of a block of `linear.cu`, in bytes.
     pub fn shared(&self) -> usize {
-        self.stages * self.slabs * (self.rows + self.columns) * 128
+        self.stages * self.slabs * self.slab()
+    }
+
+    /// Shared memory of a block of `fused.cu`, in bytes: all `terms`, and later the warps' sums.
+    pub fn resident(&self, terms: usize) -> usize {
+        (terms.div_ceil(32) * self.slab()).max(self.sums())
+    }
+
+    fn slab(&self) -> usize {
+        (self.rows + self.columns) * 128
+    }
+
+    /// Bytes of the sums of all warps.
+    fn sums(&self) -> usize {
+        self.warps[2] * self.rows * (self.columns + 8) * 4
     }
 }
 
@@ -137,6 +151,47 @@ pub fn choose(product: &Product, caps: &Caps) -> Plan {
     best
 }
 
+/// Layers over the same rows, which a prologue makes: `kernels/rows/fused.cu`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layers {
+    /// Rows.
+    pub rows: usize,
+    /// Columns of each layer's result.
+    pub columns: Vec<usize>,
+    /// Terms of each sum.
+    pub terms: usize,
+    /// Operands of the size of the rows that a prologue reads.
+    pub operands: usize,
+    /// TF32 tensor cores; else f32 arithmetic.
+    pub tensor_cores: bool,
+}
+
+impl Layers {
+    /// Column tiles of all layers.
+    pub fn column_tiles(&self, tile: &Tile) -> usize {
+        self.columns.iter().map(|columns| columns.div_ceil(tile.columns)).sum()
+    }
+
+    fn cycles(&self, tile: &Tile, caps: &Caps) -> usize {
+        let Tile { rows, columns, .. } = *tile;
+        let tiles = self.rows.div_ceil(rows) * self.column_tiles(tile);
+        let each = tiles.div_ceil(caps.multiprocessors.max(1) as usize);
+        let copy = (rows * self.operands + columns) * self.terms * 4 / L2_BYTES;
+        // Rows are made by the warps of a block in turn, some 30 cycles a row and operand.
+        let make = rows * self.operands * 30 / (tile.threads() / 32);
+        let multiply = rows * columns * self.terms / rate(self.tensor_cores);
+        START + each * (copy.max(multiply) + make)
+    }
+
+    /// The cheapest tile that fits the device; the smallest of equals.
+    pub fn choose(&self, caps: &Caps) -> Tile {
+        let fits = |tile: &&Tile| tile.resident(self.terms) <= caps.shared_per_block as usize;
+        let cheapest = TILES.iter().filter(fits).min_by_key(|tile| self.cycles(tile, caps));
+        // The smallest takes 64 KiB at most: less than any device of compute capability 8.0 or later has.
+        *cheapest.unwrap_or(&TILES[0])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,7 +218,7 @@ mod tests {
             let [m, n, k] = tile.warps;
             assert!(tile.rows.is_multiple_of(16 * m) && tile.columns.is_multiple_of(16 * n));
             assert!(tile.slabs.is_multiple_of(k));
-            assert!(k * tile.rows * (tile.columns + 8) * 4 <= tile.shared());
+            assert!(tile.sums() <= tile.shared());
         }
     }
 

@@ -193,6 +193,8 @@ pub(crate) struct Program {
     pub dynamic_align: u32,
     /// Indices into the module's functions, the entry first.
     pub functions: Vec<usize>,
+    /// Names of the registers that some path may leave unwritten, for messages.
+    pub names: Vec<String>,
     /// Reconvergence point of each branch, by instruction.
     pub reconverge: Vec<u32>,
 }

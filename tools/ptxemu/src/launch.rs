@@ -36,6 +36,8 @@ pub struct Config {
     pub late_async: bool,
     /// Reads of bytes that nobody wrote are faults.
     pub check_uninit: bool,
+    /// Reads of registers that the path taken has not written are faults.
+    pub check_registers: bool,
     /// Shared-memory and cross-block races are faults.
     pub check_races: bool,
     /// Host threads that execute blocks; 0 takes rayon's global pool.
@@ -52,6 +54,7 @@ impl Default for Config {
             seed: 0,
             late_async: true,
             check_uninit: true,
+            check_registers: true,
             check_races: true,
             threads: 0,
             max_instructions: None,
@@ -76,7 +79,9 @@ fn check(entry: &Entry, launch: &Launch) -> Result<u32, Fault> {
     }
     let [gx, gy, gz] = launch.grid;
     if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX as u32 || gy > 65535 || gz > 65535 {
-        return fail(format!("a grid of {gx} x {gy} x {gz} blocks: x up to 2^31-1, y and z up to 65535, none 0"));
+        return fail(format!(
+            "a grid of {gx} x {gy} x {gz} blocks: x up to 2^31-1, y and z up to 65535, none 0"
+        ));
     }
     if let Some(wanted) = entry.reqntid
         && wanted != launch.block
@@ -90,7 +95,11 @@ fn check(entry: &Entry, launch: &Launch) -> Result<u32, Fault> {
         }
     }
     if launch.params.len() != entry.param_bytes as usize {
-        return fail(format!("{} bytes of parameters; the kernel takes {}", launch.params.len(), entry.param_bytes));
+        return fail(format!(
+            "{} bytes of parameters; the kernel takes {}",
+            launch.params.len(),
+            entry.param_bytes
+        ));
     }
     Ok(threads as u32)
 }
@@ -124,10 +133,14 @@ pub fn launch(
     };
     let threads = check(&module.entries().nth(number).expect("entries are numbered"), launch)?;
     let program = module.program(number);
-    let shared = u64::from(program.static_shared.next_multiple_of(program.dynamic_align)) + u64::from(launch.dynamic_shared);
+    let shared = u64::from(program.static_shared.next_multiple_of(program.dynamic_align))
+        + u64::from(launch.dynamic_shared);
     let shared = if launch.dynamic_shared == 0 { u64::from(program.static_shared) } else { shared };
     if shared > u64::from(config.max_shared) {
-        return Err(invalid(entry, format!("{shared} bytes of shared memory a block; {} are there", config.max_shared)));
+        return Err(invalid(
+            entry,
+            format!("{shared} bytes of shared memory a block; {} are there", config.max_shared),
+        ));
     }
     // Parameters in aligned storage: kernels load them like any other memory.
     let mut aligned = vec![Lanes([0; 32]); launch.params.len().div_ceil(128)];

@@ -210,6 +210,70 @@ impl Report {
         self.async_store.merge(&other.async_store);
     }
 
+    /// Every count by a stable snake_case name, for machine-readable output.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let classes = [
+            ("instructions_integer", Class::Integer),
+            ("instructions_f32", Class::Float32),
+            ("instructions_f16", Class::Float16),
+            ("instructions_f64", Class::Float64),
+            ("instructions_special", Class::Special),
+            ("instructions_convert", Class::Convert),
+            ("instructions_move", Class::Move),
+            ("instructions_predicate", Class::Predicate),
+            ("instructions_global_load", Class::GlobalLoad),
+            ("instructions_global_store", Class::GlobalStore),
+            ("instructions_shared_load", Class::SharedLoad),
+            ("instructions_shared_store", Class::SharedStore),
+            ("instructions_local", Class::LocalMemory),
+            ("instructions_constant", Class::Constant),
+            ("instructions_atomic", Class::Atomic),
+            ("instructions_async_copy", Class::AsyncCopy),
+            ("instructions_ldmatrix", Class::MatrixLoad),
+            ("instructions_mma", Class::Mma),
+            ("instructions_barrier", Class::Barrier),
+            ("instructions_exchange", Class::Exchange),
+            ("instructions_control", Class::Control),
+        ];
+        let classes = classes.map(|(key, class)| (key, self.class(name(class))));
+        let t = [
+            &self.global_load,
+            &self.global_store,
+            &self.shared_load,
+            &self.shared_store,
+            &self.matrix_load,
+            &self.async_store,
+        ];
+        let totals = [
+            ("launches", self.launches),
+            ("blocks", self.blocks),
+            ("instructions", self.instructions),
+            ("mma_macs", self.mma_macs),
+            ("scalar_macs", self.scalar_macs),
+            ("global_load_requests", t[0].requests),
+            ("global_load_sectors", t[0].sectors),
+            ("global_load_ideal_sectors", t[0].ideal_sectors),
+            ("global_load_bytes", t[0].bytes),
+            ("global_store_requests", t[1].requests),
+            ("global_store_sectors", t[1].sectors),
+            ("global_store_ideal_sectors", t[1].ideal_sectors),
+            ("global_store_bytes", t[1].bytes),
+            ("shared_load_waves", t[2].waves),
+            ("shared_load_ideal_waves", t[2].requests),
+            ("shared_load_bytes", t[2].bytes),
+            ("shared_store_waves", t[3].waves),
+            ("shared_store_ideal_waves", t[3].requests),
+            ("shared_store_bytes", t[3].bytes),
+            ("ldmatrix_waves", t[4].waves),
+            ("ldmatrix_ideal_waves", t[4].requests),
+            ("ldmatrix_bytes", t[4].bytes),
+            ("async_copy_waves", t[5].waves),
+            ("async_copy_ideal_waves", t[5].requests),
+            ("async_copy_bytes", self.async_bytes),
+        ];
+        totals.into_iter().chain(classes)
+    }
+
     /// Instructions of a class by its name in the table; 0 if none ran.
     pub fn class(&self, name: &str) -> u64 {
         self.classes.get(name).copied().unwrap_or(0)

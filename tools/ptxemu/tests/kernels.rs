@@ -83,3 +83,37 @@ fn f32_gemm() {
         }
     }
 }
+
+/// CPU seconds of this thread.
+fn cpu() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ').next().and_then(|t| t.parse::<f64>().ok()).unwrap_or(0.0) / 1e9
+}
+
+/// GMAC per CPU second of one thread, with all checks: `cargo test -p ptxemu --test kernels speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed() {
+    let bench = Bench::cuda("gemm", &[]);
+    let (m, n, k) = (512, 512, 512);
+    let half: Vec<f16> = noise(1, m * k).into_iter().map(f16::from_f32).collect();
+    let single = noise(1, m * k);
+    let (pa, pb, pc) = (bench.put("a", &half), bench.put("b", &half), bench.room::<f32>("c", m * n));
+    let (sa, sb) = (bench.put("a", &single), bench.put("b", &single));
+    let sizes = |p: Params| p.arg(pc).arg(m as i32).arg(n as i32).arg(k as i32);
+    let config = Config { threads: 1, ..Config::default() };
+    for _ in 0..3 {
+        let start = cpu();
+        let params = sizes(Params::new().arg(pa).arg(pb));
+        bench.run_with("gemm", ([4, 4, 1], [256, 1, 1], 3 * 16384), &params, &config).expect("runs");
+        let middle = cpu();
+        let params = sizes(Params::new().arg(sa).arg(sb));
+        bench.run_with("sgemm", ([8, 8, 1], [64, 1, 1], 0), &params, &config).expect("runs");
+        let rate = |s: f64| (m * n * k) as f64 / s / 1e9;
+        println!(
+            "one thread: mma {:.2} GMAC/s, f32 {:.2} GMAC/s",
+            rate(middle - start),
+            rate(cpu() - middle)
+        );
+    }
+}

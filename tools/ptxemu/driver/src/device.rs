@@ -237,3 +237,38 @@ entry_points! {
         pool.set(crate::memory::POOL)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_of_the_programming_guide() {
+        // Capability; opt-in shared memory in KiB, threads and blocks of a multiprocessor.
+        for (capability, shared, threads, blocks) in [
+            ((7, 5), 64, 1024, 16),
+            ((8, 0), 163, 2048, 32),
+            ((8, 6), 99, 1536, 16),
+            ((8, 7), 163, 1536, 16),
+            ((8, 9), 99, 1536, 24),
+            ((9, 0), 227, 2048, 32),
+            ((10, 0), 227, 2048, 32),
+            ((12, 0), 99, 1536, 24),
+        ] {
+            let model = Model::new(capability);
+            assert_eq!(model.shared_opt_in(), shared << 10, "{capability:?}");
+            assert_eq!(model.threads_per_multiprocessor(), threads, "{capability:?}");
+            assert_eq!(model.blocks_per_multiprocessor(), blocks, "{capability:?}");
+        }
+    }
+
+    #[test]
+    fn occupancy_is_the_tightest_of_threads_shared_memory_and_blocks() {
+        let model = Model::new((8, 0));
+        assert_eq!(model.resident_blocks(32, 0), 32);
+        assert_eq!(model.resident_blocks(1024, 0), 2);
+        assert_eq!(model.resident_blocks(33, 0), 32);
+        assert_eq!(model.resident_blocks(256, 48 << 10), 3);
+        assert_eq!(model.resident_blocks(256, 163 << 10), 1);
+    }
+}

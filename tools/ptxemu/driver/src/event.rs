@@ -154,7 +154,7 @@ entry_points! {
     healthy fn cuEventSynchronize(event: Handle) |call, driver| {
         call.note(format_args!("event={event:#x}"));
         match driver.events.get(event)?.marker()? {
-            Some(marker) => driver.run_until(&marker),
+            Some(marker) => driver.wait_until(&marker),
             None => Ok(()),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::device::Model;
 use crate::driver::Driver;
@@ -23,7 +24,7 @@ pub struct Launch {
 }
 
 /// Grid, block and dynamic shared memory of a launch.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shape {
     /// Blocks in x, y, z.
     pub grid: [u32; 3],
@@ -177,12 +178,13 @@ impl Driver {
         let Shape { grid, block, shared } = launch.shape;
         let name = &launch.kernel.entry.name;
         let what = ptxemu::Launch { grid, block, dynamic_shared: shared, params: &launch.parameters };
+        let start = Instant::now();
         let report = ptxemu::launch(instance, name, &what, &self.memory.emulated, &self.config());
         let report = report.map_err(|fault| {
             eprintln!("ptxemu: in the launch {launch}:");
             emulator::report_fault(fault)
         })?;
-        self.totals.add(name, &report);
+        self.totals.add(name, launch.shape, &report, start.elapsed());
         Ok(())
     }
 }

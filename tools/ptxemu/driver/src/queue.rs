@@ -213,6 +213,12 @@ impl Driver {
         Ok(())
     }
 
+    /// Runs what a marker stands for.
+    pub fn wait_until(&mut self, marker: &Arc<Marker>) -> Outcome {
+        self.run_ahead()?;
+        self.run_until(marker)
+    }
+
     /// With a seed: runs a random, legal part of what is queued, as a device may at any time.
     fn run_ahead(&mut self) -> Outcome {
         if !self.shuffle.active() {
@@ -232,7 +238,7 @@ impl Driver {
     }
 
     /// Runs work until a marker is passed.
-    pub fn run_until(&mut self, marker: &Arc<Marker>) -> Outcome {
+    fn run_until(&mut self, marker: &Arc<Marker>) -> Outcome {
         let mut goals = vec![marker.clone()];
         while let Some(goal) = goals.last() {
             if goal.passed().is_some() {

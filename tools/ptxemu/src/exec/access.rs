@@ -139,7 +139,13 @@ impl PlanSet {
         }
         self.next = (at + 1) % WAYS;
         let plan = &mut self.plans[at];
-        *plan = Plan { mask: access.mask, phase, relative, runs: std::mem::take(&mut plan.runs), ..Plan::default() };
+        *plan = Plan {
+            mask: access.mask,
+            phase,
+            relative,
+            runs: std::mem::take(&mut plan.runs),
+            ..Plan::default()
+        };
         plan.build(access);
         at
     }
@@ -148,7 +154,9 @@ impl PlanSet {
 #[cold]
 fn spread(access: &Access) -> Trouble {
     let base = access.base();
-    let far = access.lanes().find(|l| (access.address[*l as usize].wrapping_sub(base) as i64).unsigned_abs() > 1 << 31);
+    let far = access
+        .lanes()
+        .find(|l| (access.address[*l as usize].wrapping_sub(base) as i64).unsigned_abs() > 1 << 31);
     let message = format!(
         "address {:#x}, {:#x} bytes from the warp's first: no allocation is that large",
         access.address[far.unwrap_or(0) as usize],

@@ -4,11 +4,11 @@
 //! the data lands. With `Config::late_async` off it lands at once.
 
 use super::access::Access;
-use super::lanes::multiversion;
+use super::lanes::{BITS, multiversion};
 use super::shared::{PENDING, WRITTEN};
 use super::{Machine, Trouble};
 use crate::fault::FaultKind;
-use crate::ir::{Flow, Ins, MemSpace};
+use crate::ir::{Flow, Ins, MemSpace, Strength};
 use crate::memory::BASE;
 
 /// One warp-wide copy that has not landed.
@@ -60,7 +60,7 @@ unsafe fn issue(m: &mut Machine, i: &Ins) -> Result<(), Trouble> {
     (to_mem.element, from_mem.element) = (size, size);
     let source = Ins { a: i.b, imm: offset, ..*i };
     // SAFETY: by the caller's promise.
-    let (mut to, mut from, sizes, ignore) = unsafe {
+    let (mut to, from, sizes, ignore) = unsafe {
         let ignore = if i.p[1] != 0 { m.predicate(i.p[0]) } else { 0 };
         (m.addresses(i, &to_mem), m.addresses(&source, &from_mem), &*m.slot::<u32>(i.c), ignore)
     };
@@ -80,24 +80,24 @@ unsafe fn issue(m: &mut Machine, i: &Ins) -> Result<(), Trouble> {
         entry.data[l] = [0; 16];
         entry.to[l] = to.address[l] as u32;
     }
-    let result = (|| {
-        if let Some(l) = to.lanes().find(|l| sizes[*l as usize] > size) {
+    let mut result = match to.lanes().find(|l| sizes[*l as usize] > size) {
+        Some(l) => {
             let message = format!("cp.async of {size} bytes with a source size of {}", sizes[l as usize]);
-            return Err(Trouble::new(FaultKind::OutOfBounds, Some(l), message));
+            Err(Trouble::new(FaultKind::OutOfBounds, Some(l), message))
         }
-        if full != 0 {
-            read_source(m, &mut from, full, size, from_mem.plan, &mut entry.data)?;
+        None => Ok(()),
+    };
+    if result.is_ok() && full != 0 {
+        result = read_source(m, &from, full, size, from_mem.plan, &mut entry.data);
+    }
+    for l in (0..32).filter(|l| partial >> l & 1 != 0) {
+        if result.is_ok() {
+            result = read_source(m, &from, 1 << l, sizes[l as usize], from_mem.plan, &mut entry.data);
         }
-        for l in (0..32).filter(|l| partial >> l & 1 != 0) {
-            let mut one = Access { address: from.address, mask: 1 << l, width: sizes[l as usize] };
-            read_source(m, &mut one, 1 << l, sizes[l as usize], from_mem.plan, &mut entry.data)?;
-        }
-        let (on, state) = (m.checks(), if m.env.config.late_async { PENDING } else { WRITTEN });
-        let plan = m.plans[to_mem.plan as usize].find(&to)?;
-        m.counts.async_store.add(plan);
-        m.counts.async_bytes += u64::from(size * to.mask.count_ones());
-        m.shared.write(m.warp, &to, plan, to.base(), (on, state))
-    })();
+    }
+    if result.is_ok() {
+        result = check_target(m, &to, to_mem.plan);
+    }
     (entry.mask, entry.size) = (to.mask, size);
     entry.group = queue.committed;
     if result.is_ok() && m.env.config.late_async {
@@ -112,29 +112,35 @@ unsafe fn issue(m: &mut Machine, i: &Ins) -> Result<(), Trouble> {
     result
 }
 
+/// Checks and claims the destination.
+#[inline(always)]
+fn check_target(m: &mut Machine, to: &Access, plan: u32) -> Result<(), Trouble> {
+    let (on, state) = (m.checks(), if m.env.config.late_async { PENDING } else { WRITTEN });
+    let plan = m.plans[plan as usize].find(to)?;
+    m.counts.async_store.add(plan);
+    m.counts.async_bytes += u64::from(to.width * to.mask.count_ones());
+    m.shared.write(m.warp, to, plan, to.base(), (on, state))
+}
+
 /// Reads `size` bytes per lane of `lanes` from global memory.
 #[inline(always)]
 fn read_source(
     m: &mut Machine,
-    from: &mut Access,
+    all: &Access,
     lanes: u32,
     size: u32,
     plan: u32,
     data: &mut [[u8; 16]; 32],
 ) -> Result<(), Trouble> {
-    (from.mask, from.width) = (lanes, size);
+    let mut from = Access { address: all.address, mask: lanes, width: size };
     for l in 0..32 {
-        from.address[l] = if lanes >> l & 1 != 0 { from.address[l] } else { 0 };
+        from.address[l] = if lanes & BITS[l] != 0 { from.address[l] } else { 0 };
     }
     if size.is_power_of_two() {
         from.aligned(size, "cp.async from")?;
     }
     let mut set = std::mem::take(&mut m.plans[plan as usize]);
-    let result = set.find(from).and_then(|plan| {
-        m.global_read(from, plan, true)?;
-        m.counts.global_load.add(plan);
-        Ok(())
-    });
+    let result = m.load_global(&from, &mut set, true, Strength::Weak);
     m.plans[plan as usize] = set;
     result?;
     let base = m.env.memory.data_ptr(0);

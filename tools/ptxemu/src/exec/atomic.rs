@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use super::access::Access;
 use super::lanes::store;
 use super::memory_ops::Pointers;
-use super::number::{F16, Float, f32_to_bf16, bf16_to_f32};
+use super::number::{F16, Float, bf16_to_f32, f32_to_bf16};
 use super::{Machine, Trouble};
 use crate::fault::FaultKind;
 use crate::ir::{Flow, Ins, Mem, MemSpace, Strength};
@@ -43,7 +43,9 @@ impl Atomic {
     ];
 
     pub fn parse(word: &str) -> Option<Atomic> {
-        let at = ["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"].iter().position(|w| *w == word)?;
+        let at = ["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"]
+            .iter()
+            .position(|w| *w == word)?;
         Some(Atomic::ALL[at])
     }
 }
@@ -79,32 +81,77 @@ fn apply(op: Atomic, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
     };
     let f16 = |x: u16, y: u16| match op {
         Atomic::Add => F16(x).add(F16(y)).0,
-        Atomic::Min => if F16(y).lt(F16(x)) { y } else { x },
-        _ => if F16(x).lt(F16(y)) { y } else { x },
+        Atomic::Min => {
+            if F16(y).lt(F16(x)) {
+                y
+            } else {
+                x
+            }
+        }
+        _ => {
+            if F16(x).lt(F16(y)) {
+                y
+            } else {
+                x
+            }
+        }
     };
     let bf16 = |x: u16, y: u16| {
         let (u, v) = (bf16_to_f32(x), bf16_to_f32(y));
         match op {
             Atomic::Add => f32_to_bf16(u + v),
-            Atomic::Min => if v < u { y } else { x },
-            _ => if u < v { y } else { x },
+            Atomic::Min => {
+                if v < u {
+                    y
+                } else {
+                    x
+                }
+            }
+            _ => {
+                if u < v {
+                    y
+                } else {
+                    x
+                }
+            }
         }
     };
     match (op, ty) {
         (Atomic::Exch, _) => b,
-        (Atomic::Cas, _) => if old == b { c } else { old },
+        (Atomic::Cas, _) => {
+            if old == b {
+                c
+            } else {
+                old
+            }
+        }
         (Atomic::And, _) => old & b,
         (Atomic::Or, _) => old | b,
         (Atomic::Xor, _) => old ^ b,
-        (Atomic::Inc, _) => if old >= b { 0 } else { old + 1 },
-        (Atomic::Dec, _) => if old == 0 || old > b { b } else { old - 1 },
+        (Atomic::Inc, _) => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (Atomic::Dec, _) => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
         (_, Ty::F32) => {
             let (x, y) = (f32::from_bits(old as u32), f32::from_bits(b as u32));
-            u64::from(match op {
-                Atomic::Add => x + y,
-                Atomic::Min => x.min(y),
-                _ => x.max(y),
-            }.to_bits())
+            u64::from(
+                match op {
+                    Atomic::Add => x + y,
+                    Atomic::Min => x.min(y),
+                    _ => x.max(y),
+                }
+                .to_bits(),
+            )
         }
         (_, Ty::F64) => {
             let (x, y) = (f64::from_bits(old), f64::from_bits(b));
@@ -112,7 +159,8 @@ fn apply(op: Atomic, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
                 Atomic::Add => x + y,
                 Atomic::Min => x.min(y),
                 _ => x.max(y),
-            }.to_bits()
+            }
+            .to_bits()
         }
         (_, Ty::F16) => u64::from(f16(old as u16, b as u16)),
         (_, Ty::F16x2) => halves(&f16),
@@ -150,9 +198,11 @@ pub(crate) unsafe fn atomic(m: &mut Machine, i: &Ins) -> Flow {
         for l in (0..32).filter(|l| m.mask >> l & 1 != 0) {
             let (b, c) = (value(list[2], l), value(list[3], l));
             out[l] = match mem.element {
-                8 => (*pointers[l].cast::<AtomicU64>()).update(Relaxed, Relaxed, |old| apply(op, ty, old, b, c)),
+                8 => (*pointers[l].cast::<AtomicU64>())
+                    .update(Relaxed, Relaxed, |old| apply(op, ty, old, b, c)),
                 4 => {
-                    let new = |old: u32| apply(op, ty, u64::from(old), b & 0xffff_ffff, c & 0xffff_ffff) as u32;
+                    let new =
+                        |old: u32| apply(op, ty, u64::from(old), b & 0xffff_ffff, c & 0xffff_ffff) as u32;
                     u64::from((*pointers[l].cast::<AtomicU32>()).update(Relaxed, Relaxed, new))
                 }
                 _ => {
@@ -210,7 +260,8 @@ fn check_initialised(m: &Machine, access: &Access) -> Result<(), Trouble> {
         for byte in at..at.saturating_add(u64::from(access.width)) {
             // Bytes outside any allocation are the next check's.
             if m.env.memory.state_at(byte).is_some_and(|s| s & 1 != 0 && s & INITIALISED == 0) {
-                let message = format!("atomic on {}, which nobody has written", m.env.memory.describe(BASE + byte));
+                let message =
+                    format!("atomic on {}, which nobody has written", m.env.memory.describe(BASE + byte));
                 return Err(Trouble::new(FaultKind::UninitialisedRead, Some(l), message));
             }
         }

@@ -45,12 +45,18 @@ pub(crate) unsafe fn bar(m: &mut Machine, i: &Ins) -> Flow {
         return m.fail(FaultKind::DivergentBarrier, Some(m.mask.trailing_zeros()), message);
     }
     if number > 15 {
-        return m.fail(FaultKind::BarrierCount, None, format!("there is no barrier {number}; they go from 0 to 15"));
+        return m.fail(
+            FaultKind::BarrierCount,
+            None,
+            format!("there is no barrier {number}; they go from 0 to 15"),
+        );
     }
     let all = 32 * m.env.warps;
     let expected = if i.imm & 2 != 0 { 0 } else { count };
     if i.imm & 2 == 0 && (count == 0 || count % 32 != 0 || count > all) {
-        let message = format!("barrier {number} waits for {count} threads: not a multiple of 32 up to the block's {all}");
+        let message = format!(
+            "barrier {number} waits for {count} threads: not a multiple of 32 up to the block's {all}"
+        );
         return m.fail(FaultKind::BarrierCount, None, message);
     }
     let w = m.warp;
@@ -68,7 +74,8 @@ pub(crate) unsafe fn bar(m: &mut Machine, i: &Ins) -> Flow {
         return m.fail(FaultKind::BarrierCount, None, message);
     }
     if barrier.arrived & bit != 0 {
-        let message = format!("warp {w} arrives a second time at barrier {number} before its phase is complete");
+        let message =
+            format!("warp {w} arrives a second time at barrier {number} before its phase is complete");
         return m.fail(FaultKind::BarrierCount, None, message);
     }
     m.shared.arrive(w, &mut barrier.joined);
@@ -110,7 +117,8 @@ pub(crate) unsafe fn warp_sync(m: &mut Machine, i: &Ins) -> Flow {
 pub(crate) fn check_members(m: &Machine, wanted: u32, what: &str) -> Result<(), Trouble> {
     let outside = m.mask & !wanted;
     if outside != 0 {
-        let message = format!("{what} with mask {wanted:#010x} is executed by a lane that the mask leaves out");
+        let message =
+            format!("{what} with mask {wanted:#010x} is executed by a lane that the mask leaves out");
         return Err(Trouble::new(FaultKind::InvalidMask, Some(outside.trailing_zeros()), message));
     }
     let missing = wanted & !m.mask & !m.exited;
@@ -192,7 +200,11 @@ impl Machine<'_> {
         if done > 0 {
             parts.push(format!("{done} warps have ended"));
         }
-        Trouble::new(FaultKind::Deadlock, None, format!("no warp of the block can go on: {}", parts.join("; ")))
+        Trouble::new(
+            FaultKind::Deadlock,
+            None,
+            format!("no warp of the block can go on: {}", parts.join("; ")),
+        )
     }
 }
 

@@ -34,7 +34,11 @@ fn split(m: &mut Machine, meet: u32, sides: &[(u32, u32)]) -> Flow {
             stack.push(Side { pc, reconverge: meet, mask });
         }
     };
-    if swap { sides.iter().for_each(&mut push) } else { sides.iter().rev().for_each(&mut push) }
+    if swap {
+        sides.iter().for_each(&mut push)
+    } else {
+        sides.iter().rev().for_each(&mut push)
+    }
     pop(m)
 }
 

@@ -4,7 +4,8 @@ use super::Machine;
 use super::int::plain;
 use super::lanes::{Op1, Op2, store};
 use super::number::{
-    Float, Round, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, f64_to_bf16, f64_to_f16, f64_to_f32, flush,
+    Float, Round, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, f64_to_bf16, f64_to_f16, f64_to_f32,
+    flush,
 };
 use crate::ir::{Exec, Flow, Ins};
 use crate::text::ast::Ty;
@@ -222,8 +223,11 @@ unsafe fn any(m: &mut Machine, i: &Ins) -> Flow {
     unsafe {
         let mut out = [0_u64; 32];
         for (l, out) in out.iter_mut().enumerate() {
-            let bits =
-                if how.wide_source { (&*m.slot::<u64>(i.a))[l] } else { u64::from((&*m.slot::<u32>(i.a))[l]) };
+            let bits = if how.wide_source {
+                (&*m.slot::<u64>(i.a))[l]
+            } else {
+                u64::from((&*m.slot::<u32>(i.a))[l])
+            };
             *out = how.convert(bits);
         }
         if how.wide_target {

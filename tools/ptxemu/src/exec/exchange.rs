@@ -17,7 +17,8 @@ unsafe fn members(m: &Machine, slot: u32, what: &str) -> Result<u32, Trouble> {
         for l in (0..32_u32).filter(|l| m.mask >> l & 1 != 0) {
             let own = masks[l as usize];
             if own >> l & 1 == 0 || own & !m.mask & !m.exited != 0 {
-                let message = format!("{what} with mask {own:#010x}, while the lanes {:#010x} execute", m.mask);
+                let message =
+                    format!("{what} with mask {own:#010x}, while the lanes {:#010x} execute", m.mask);
                 return Err(Trouble::new(FaultKind::InvalidMask, Some(l), message));
             }
         }

@@ -108,6 +108,22 @@ float! {cmp:
     Num |a, b| !a.is_nan() && !b.is_nan();
 }
 
+/// `set` on packed halves: `imm` (its low 16 bits) in each half whose comparison holds, or fails with bit 16 set.
+pub(crate) struct SetTwo<C>(PhantomData<C>);
+
+impl<V: Val<Raw = u32>, C: Cmp<A = V>> Op2 for SetTwo<C> {
+    type A = u32;
+    type B = u32;
+    type D = u32;
+    #[inline(always)]
+    fn f(a: u32, b: u32, imm: i64) -> u32 {
+        let ((x, y), (u, v)) = (halves(a), halves(b));
+        let (yes, flip) = (imm as u32 & 0xffff, imm >> 16 & 1 != 0);
+        let pick = |holds: bool| if holds != flip { yes } else { 0 };
+        pick(C::f(x, u)) | pick(C::f(y, v)) << 16
+    }
+}
+
 /// Applies a 16-bit operation to both halves of a word.
 pub(crate) struct Two<O>(PhantomData<O>);
 

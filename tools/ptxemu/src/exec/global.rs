@@ -97,7 +97,9 @@ impl Machine<'_> {
     #[cold]
     fn bad_global(&self, access: &Access, at: u64, len: u64, need: u8, what: &str) -> Trouble {
         let memory = self.env.memory;
-        let bad = (0..len).map(|i| at.wrapping_add(i)).find(|b| memory.state_at(*b).is_none_or(|s| s & need != need));
+        let bad = (0..len)
+            .map(|i| at.wrapping_add(i))
+            .find(|b| memory.state_at(*b).is_none_or(|s| s & need != need));
         let bad = bad.unwrap_or(at);
         let state = memory.state_at(bad).unwrap_or(0);
         let kind = if state & FREED != 0 {
@@ -113,13 +115,21 @@ impl Machine<'_> {
         let lane = access.owner(address);
         let from = lane.map_or(address, |l| access.address[l as usize]);
         let note = if kind == FaultKind::UninitialisedRead { ", which nobody has written" } else { "" };
-        let message = format!("{what} of {} bytes at {from:#x}: {}{note}", access.width, memory.describe(address));
+        let message =
+            format!("{what} of {} bytes at {from:#x}: {}{note}", access.width, memory.describe(address));
         Trouble::new(kind, lane, message)
     }
 
     /// A conflict with another block, unless an atomic has ordered the two.
     #[cold]
-    fn global_race(&self, access: &Access, word: u64, what: &str, other: &str, record: u32) -> Result<(), Trouble> {
+    fn global_race(
+        &self,
+        access: &Access,
+        word: u64,
+        what: &str,
+        other: &str,
+        record: u32,
+    ) -> Result<(), Trouble> {
         let block = record & MANY;
         if self.acquired.iter().any(|b| block == MANY || tag(*b) == block) {
             return Ok(());
@@ -164,7 +174,9 @@ fn words(at: u64, len: u64) -> impl Iterator<Item = (u64, u32)> {
     let (first, last) = (at / 4, (at + len - 1) / 4);
     let head = 15 << (at & 3) & 15;
     let tail = 15 >> (3 - (at + len - 1 & 3));
-    (first..=last).map(move |w| (w, (if w == first { head } else { 15 } & if w == last { tail } else { 15 }) << BYTES_SHIFT))
+    (first..=last).map(move |w| {
+        (w, (if w == first { head } else { 15 } & if w == last { tail } else { 15 }) << BYTES_SHIFT)
+    })
 }
 
 const ALL_BYTES: u32 = 15 << BYTES_SHIFT;

@@ -48,13 +48,7 @@ unsafe fn load_body(m: &mut Machine, i: &Ins) -> Flow {
         Ok(access) => access,
         Err(trouble) => return m.stop(trouble),
     };
-    let on = m.checks();
-    let checked = m.plans[mem.plan as usize].find(&access).and_then(|plan| {
-        m.shared.read(m.warp, &access, plan, access.base(), on)?;
-        m.counts.matrix_load.add(plan);
-        Ok(())
-    });
-    if let Err(trouble) = checked {
+    if let Err(trouble) = check_read(m, &access, &mem) {
         return m.stop(trouble);
     }
     let data = m.shared.data();
@@ -87,6 +81,24 @@ pub(crate) fn transpose(from: &[u32; 32]) -> [u32; 32] {
 }
 
 #[inline(always)]
+fn check_read(m: &mut Machine, access: &Access, mem: &Mem) -> Result<(), Trouble> {
+    let on = m.checks();
+    let plan = m.plans[mem.plan as usize].find(access)?;
+    m.shared.read(m.warp, access, plan, access.base(), on)?;
+    m.counts.matrix_load.add(plan);
+    Ok(())
+}
+
+#[inline(always)]
+fn check_write(m: &mut Machine, access: &Access, mem: &Mem) -> Result<(), Trouble> {
+    let on = m.checks();
+    let plan = m.plans[mem.plan as usize].find(access)?;
+    m.shared.write(m.warp, access, plan, access.base(), (on, WRITTEN))?;
+    m.counts.shared_store.add(plan);
+    Ok(())
+}
+
+#[inline(always)]
 unsafe fn store_body(m: &mut Machine, i: &Ins) -> Flow {
     let mem = m.env.program.mems[i.y as usize];
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
@@ -94,13 +106,7 @@ unsafe fn store_body(m: &mut Machine, i: &Ins) -> Flow {
         Ok(access) => access,
         Err(trouble) => return m.stop(trouble),
     };
-    let on = m.checks();
-    let checked = m.plans[mem.plan as usize].find(&access).and_then(|plan| {
-        m.shared.write(m.warp, &access, plan, access.base(), (on, WRITTEN))?;
-        m.counts.shared_store.add(plan);
-        Ok(())
-    });
-    if let Err(trouble) = checked {
+    if let Err(trouble) = check_write(m, &access, &mem) {
         return m.stop(trouble);
     }
     let data = m.shared.data();

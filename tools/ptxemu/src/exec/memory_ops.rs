@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::access::Access;
+use super::access::{Access, PlanSet};
 use super::lanes::{BITS, multiversion, store};
 use super::shared::{Checks, WRITTEN};
 use super::{Machine, Trouble};
@@ -107,14 +107,7 @@ impl<'a> Machine<'a> {
             }
             MemSpace::Global | MemSpace::Const | MemSpace::Generic => {
                 let mut set = std::mem::take(&mut self.plans[mem.plan as usize]);
-                let result = set.find(access).and_then(|plan| {
-                    let plain = space != MemSpace::Const && mem.strength == Strength::Weak;
-                    self.global_read(access, plan, plain)?;
-                    if space != MemSpace::Const {
-                        self.counts.global_load.add(plan);
-                    }
-                    Ok(())
-                });
+                let result = self.load_global(access, &mut set, space != MemSpace::Const, mem.strength);
                 self.plans[mem.plan as usize] = set;
                 result?;
                 if mem.strength == Strength::Acquire {
@@ -152,27 +145,56 @@ impl<'a> Machine<'a> {
                 Ok((self.pointers(access, self.shared.data(), 0), overlap))
             }
             MemSpace::Local => Ok((self.local(access, "store")?, false)),
-            MemSpace::Param => {
-                Err(Trouble::new(FaultKind::ReadOnly, Some(access.mask.trailing_zeros()), "store to a kernel parameter"))
-            }
+            MemSpace::Param => Err(Trouble::new(
+                FaultKind::ReadOnly,
+                Some(access.mask.trailing_zeros()),
+                "store to a kernel parameter",
+            )),
             MemSpace::Global | MemSpace::Const | MemSpace::Generic => {
                 let mut set = std::mem::take(&mut self.plans[mem.plan as usize]);
-                let result = set.find(access).and_then(|plan| {
-                    if mem.strength == Strength::Weak {
-                        self.global_write(access, plan)?;
-                    } else {
-                        let release = self.fenced || mem.strength == Strength::Release;
-                        self.global_touch(access, plan)?;
-                        self.synchronise(access.base(), false, release);
-                    }
-                    self.counts.global_store.add(plan);
-                    Ok(plan.overlap.is_some() && mem.strength == Strength::Weak)
-                });
+                let result = self.store_global(access, &mut set, mem.strength);
                 self.plans[mem.plan as usize] = set;
                 let overlap = result?;
                 Ok((self.pointers(access, self.env.memory.data_ptr(0), BASE), overlap))
             }
         }
+    }
+
+    /// Checks and counts a load from global (`counted`) or constant memory.
+    #[inline(always)]
+    pub fn load_global(
+        &mut self,
+        access: &Access,
+        set: &mut PlanSet,
+        counted: bool,
+        strength: Strength,
+    ) -> Result<(), Trouble> {
+        let plan = set.find(access)?;
+        self.global_read(access, plan, counted && strength == Strength::Weak)?;
+        if counted {
+            self.counts.global_load.add(plan);
+        }
+        Ok(())
+    }
+
+    /// Checks and counts a store to global memory; whether lanes overlap in a plain store.
+    #[inline(always)]
+    fn store_global(
+        &mut self,
+        access: &Access,
+        set: &mut PlanSet,
+        strength: Strength,
+    ) -> Result<bool, Trouble> {
+        let plan = set.find(access)?;
+        if strength == Strength::Weak {
+            self.global_write(access, plan)?;
+        } else {
+            let release = self.fenced || strength == Strength::Release;
+            self.global_touch(access, plan)?;
+            self.synchronise(access.base(), false, release);
+        }
+        self.counts.global_store.add(plan);
+        Ok(plan.overlap.is_some() && strength == Strength::Weak)
     }
 
     fn local(&mut self, access: &Access, what: &str) -> Result<Pointers, Trouble> {
@@ -321,7 +343,8 @@ fn same_values(m: &Machine, access: &Access, mem: &Mem, list: &[u32]) -> Result<
         for (at, byte) in (access.address[l as usize]..).zip(bytes(l)) {
             let (before, other) = *written.entry(at).or_insert((byte, l));
             if before != byte {
-                let message = format!("lanes {other} and {l} store different values to the same address {at:#x}");
+                let message =
+                    format!("lanes {other} and {l} store different values to the same address {at:#x}");
                 return Err(Trouble::new(FaultKind::WarpRace, Some(l), message));
             }
         }

@@ -243,7 +243,8 @@ unsafe fn int_body(m: &mut Machine, i: &Ins) -> Flow {
                     let b = &*m.slot::<u32>(b_list[block]);
                     for t in 0..4 {
                         for at in 0..4 {
-                            sum += byte(a[4 * row + t], at, i.imm & 2 != 0) * byte(b[4 * column + t], at, i.imm & 4 != 0);
+                            sum += byte(a[4 * row + t], at, i.imm & 2 != 0)
+                                * byte(b[4 * column + t], at, i.imm & 4 != 0);
                         }
                     }
                 }

@@ -235,6 +235,7 @@ impl<'a> Machine<'a> {
             warp.sides.clear();
             warp.frames.clear();
             warp.copies.clear();
+            warp.predicates.fill(0);
             warp.predicates[0] = u32::MAX;
             (warp.state, warp.pc, warp.reconverge) = (State::Ready, 0, NEVER);
             (warp.active, warp.exited, warp.carry) = (active, !active, 0);
@@ -278,13 +279,15 @@ impl<'a> Machine<'a> {
         let warp = &mut self.warps[w];
         self.base[0] = warp.registers.as_mut_ptr();
         self.predicates = warp.predicates.as_mut_ptr();
-        (self.pc, self.active, self.reconverge, self.exited) = (warp.pc, warp.active, warp.reconverge, warp.exited);
+        (self.pc, self.active, self.reconverge, self.exited) =
+            (warp.pc, warp.active, warp.reconverge, warp.exited);
         self.warp = w;
     }
 
     fn save(&mut self) {
         let warp = &mut self.warps[self.warp];
-        (warp.pc, warp.active, warp.reconverge, warp.exited) = (self.pc, self.active, self.reconverge, self.exited);
+        (warp.pc, warp.active, warp.reconverge, warp.exited) =
+            (self.pc, self.active, self.reconverge, self.exited);
     }
 
     fn run_warp(&mut self) -> Flow {

@@ -148,7 +148,11 @@ pub(crate) fn fma_round(a: f32, b: f32, c: f32, round: Round) -> f32 {
         sum.next_down()
     };
     if sum == 0.0 && error == 0.0 {
-        return if round == Round::Down && (product.is_sign_negative() || c.is_sign_negative()) { -0.0 } else { sum as f32 };
+        return if round == Round::Down && (product.is_sign_negative() || c.is_sign_negative()) {
+            -0.0
+        } else {
+            sum as f32
+        };
     }
     f64_to_f32(exact, round)
 }

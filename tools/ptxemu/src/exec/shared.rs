@@ -116,9 +116,10 @@ impl Shared {
         self.advance();
         for w in (0..self.warps).filter(|w| waiting >> w & 1 != 0) {
             for v in 0..self.warps {
-                self.known[w][v] = self.known[w][v].max(joined[v]);
+                // Warps that waited have done nothing since they arrived.
+                let until = if waiting >> v & 1 != 0 { self.now } else { joined[v] };
+                self.known[w][v] = self.known[w][v].max(until);
             }
-            self.known[w][w] = self.now;
             self.settle(w);
         }
     }
@@ -159,7 +160,14 @@ impl Shared {
 
     /// Checks a read by warp `w` and notes it.
     #[inline(always)]
-    pub fn read(&mut self, w: usize, access: &Access, plan: &Plan, base: u64, on: Checks) -> Result<(), Trouble> {
+    pub fn read(
+        &mut self,
+        w: usize,
+        access: &Access,
+        plan: &Plan,
+        base: u64,
+        on: Checks,
+    ) -> Result<(), Trouble> {
         self.bounds(access, plan, base)?;
         let mut word = 0;
         for run in &plan.runs {
@@ -242,7 +250,8 @@ impl Shared {
                 let stamp = self.now << TIME_SHIFT | (w as u32) << 5;
                 let writes = &mut self.writes[first..first + count];
                 let masks = &mut self.write_masks[first..first + count];
-                for ((write, mask), code) in writes.iter_mut().zip(masks).zip(&plan.codes[word..word + count]) {
+                for ((write, mask), code) in writes.iter_mut().zip(masks).zip(&plan.codes[word..word + count])
+                {
                     let code = u32::from(*code);
                     let split = if code & SPLIT != 0 { WRITE_SPLIT } else { 0 };
                     *write = stamp | split | code & 31;
@@ -255,7 +264,14 @@ impl Shared {
     }
 
     /// Checks an atomic: in bounds, written, and not racing with plain writes. Atomics do not race with each other.
-    pub fn update(&mut self, w: usize, access: &Access, plan: &Plan, base: u64, on: Checks) -> Result<(), Trouble> {
+    pub fn update(
+        &mut self,
+        w: usize,
+        access: &Access,
+        plan: &Plan,
+        base: u64,
+        on: Checks,
+    ) -> Result<(), Trouble> {
         self.bounds(access, plan, base)?;
         let mut word = 0;
         for run in &plan.runs {
@@ -288,12 +304,17 @@ impl Shared {
     fn bad_state(&self, access: &Access, start: usize, len: usize, on: Checks, what: &str) -> Trouble {
         let range = start..start + len;
         if what == "write" {
-            let message = format!("write to shared bytes {start:#x}..{:#x}, which an asynchronous copy still owns: no wait before", start + len);
+            let message = format!(
+                "write to shared bytes {start:#x}..{:#x}, which an asynchronous copy still owns: no wait before",
+                start + len
+            );
             return Trouble::new(FaultKind::PendingAsyncCopy, access.owner(start as u64), message);
         }
         let pending = range.clone().find(|at| self.state[*at] & PENDING != 0);
         if let Some(at) = pending {
-            let message = format!("read of shared byte {at:#x} while its asynchronous copy is pending: no wait has completed it");
+            let message = format!(
+                "read of shared byte {at:#x} while its asynchronous copy is pending: no wait has completed it"
+            );
             return Trouble::new(FaultKind::PendingAsyncCopy, access.owner(at as u64), message);
         }
         let at = range.clone().find(|at| on.uninit && self.state[*at] == UNWRITTEN).unwrap_or(start);
@@ -368,7 +389,8 @@ impl Shared {
         } else {
             (FaultKind::SharedRace, "barrier")
         };
-        let message = format!("{what} of shared word {:#x}, {other} by {who} with no {missing} in between", word * 4);
+        let message =
+            format!("{what} of shared word {:#x}, {other} by {who} with no {missing} in between", word * 4);
         Trouble::new(kind, access.owner(word as u64 * 4), message)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Machine;
 use super::lanes::{BITS, multiversion, store};
+use crate::fault::FaultKind;
 use crate::ir::{Flow, Ins};
 
 /// Special registers.
@@ -124,9 +125,7 @@ pub(crate) unsafe fn read_special(m: &mut Machine, i: &Ins) -> Flow {
         out[l as usize] = value(l);
     }
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
-    unsafe {
-        if i.y == 1 { store(m, i.d, &out) } else { store(m, i.d, &out.map(|v| v as u32)) }
-    }
+    unsafe { if i.y == 1 { store(m, i.d, &out) } else { store(m, i.d, &out.map(|v| v as u32)) } }
     Flow::Next
 }
 
@@ -144,6 +143,25 @@ pub(crate) unsafe fn predicate_logic(m: &mut Machine, i: &Ins) -> Flow {
         m.set_predicate(i.p[0], result ^ flip(6));
     }
     Flow::Next
+}
+
+/// Notes in predicate `p[0]` that a register was written.
+pub(crate) unsafe fn mark_written(m: &mut Machine, i: &Ins) -> Flow {
+    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
+    unsafe { m.set_predicate(i.p[0], u32::MAX) };
+    Flow::Next
+}
+
+/// Faults if a lane reads a register, named by `imm`, that it has not written.
+pub(crate) unsafe fn check_written(m: &mut Machine, i: &Ins) -> Flow {
+    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
+    let missing = m.mask & !unsafe { m.predicate(i.p[0]) };
+    if missing == 0 || !m.env.config.check_registers {
+        return Flow::Next;
+    }
+    let name = &m.env.program.names[i.imm as usize];
+    let message = format!("read of register {name}, which no instruction on this path has written");
+    m.fail(FaultKind::UninitialisedRegister, Some(missing.trailing_zeros()), message)
 }
 
 #[inline(always)]

@@ -34,7 +34,14 @@ impl<'t> Lower<'t> {
     }
 
     /// Emits `d = exec(args...)` with a type for the destination and each source.
-    pub fn typed(&mut self, op: &Op<'t>, exec: Exec, class: Class, types: (Ty, &[Ty]), imm: i64) -> Lowered<()> {
+    pub fn typed(
+        &mut self,
+        op: &Op<'t>,
+        exec: Exec,
+        class: Class,
+        types: (Ty, &[Ty]),
+        imm: i64,
+    ) -> Lowered<()> {
         self.arity(op, types.1.len() + 1)?;
         let mut sources = Vec::new();
         for (arg, ty) in op.args[1..].iter().zip(types.1) {
@@ -90,7 +97,9 @@ impl<'t> Lower<'t> {
             }
             "shl" => self.typed(op, by_int!(lane2, Shl, ty), Class::Integer, (ty, &[ty, Ty::U32]), 0)?,
             "shr" => self.typed(op, by_int!(lane2, Shr, ty), Class::Integer, (ty, &[ty, Ty::U32]), 0)?,
-            "bfe" => self.typed(op, by_int!(lane3, Bfe, ty), Class::Integer, (ty, &[ty, Ty::U32, Ty::U32]), 0)?,
+            "bfe" => {
+                self.typed(op, by_int!(lane3, Bfe, ty), Class::Integer, (ty, &[ty, Ty::U32, Ty::U32]), 0)?
+            }
             "sad" => {
                 self.arity(op, 4)?;
                 self.simple(op, by_int!(lane3, Sad, ty), Class::Integer, ty, 0)?;
@@ -98,7 +107,9 @@ impl<'t> Lower<'t> {
             "bfi" => self.bfi(op, ty)?,
             "lop3" => {
                 self.arity(op, 5)?;
-                let Operand::Int(table) = op.args[4] else { return Err("the table must be a number".to_owned()) };
+                let Operand::Int(table) = op.args[4] else {
+                    return Err("the table must be a number".to_owned());
+                };
                 let short = Op { args: &op.args[..4], name: op.name, mods: Vec::new(), types: Vec::new() };
                 self.simple(&short, lane3::<Lop3<u32>>(), Class::Integer, ty, table as i64 & 255)?;
             }
@@ -211,7 +222,8 @@ impl<'t> Lower<'t> {
             (Operand::Vector(parts), source) => self.unpack(parts, source, ty),
             (dest, Operand::Vector(parts)) => self.pack(dest, parts, ty),
             (dest, Operand::Special(name)) => {
-                let sreg = Sreg::parse(name).ok_or_else(|| format!("special register %{name} is not supported"))?;
+                let sreg =
+                    Sreg::parse(name).ok_or_else(|| format!("special register %{name} is not supported"))?;
                 let d = self.dest(dest, ty)?;
                 self.special(sreg, d, ty.bytes() == 8);
                 Ok(())
@@ -225,7 +237,9 @@ impl<'t> Lower<'t> {
 
     fn pack(&mut self, dest: &Operand, parts: &[Operand], ty: Ty) -> Lowered<()> {
         let d = self.dest(dest, ty)?;
-        let sources = |lower: &mut Self, ty| -> Lowered<Vec<Src>> { parts.iter().map(|p| lower.source(p, ty)).collect() };
+        let sources = |lower: &mut Self, ty| -> Lowered<Vec<Src>> {
+            parts.iter().map(|p| lower.source(p, ty)).collect()
+        };
         match (parts.len(), ty.bytes()) {
             (2, 4) => {
                 let s = sources(self, Ty::B16)?;
@@ -357,9 +371,14 @@ impl<'t> Lower<'t> {
         let to_value = op.name == "set";
         let ty = *op.types.last().ok_or("expected a type")?;
         let flush = op.take("ftz");
-        let combine = op.pick(|m| ["and", "or", "xor"].iter().position(|k| *k == m)).map_or(0, |p| p as i64 + 1);
-        let word = op.pick(|m| COMPARISONS.contains(&m).then(|| m.to_owned())).ok_or("expected a comparison")?;
+        let combine =
+            op.pick(|m| ["and", "or", "xor"].iter().position(|k| *k == m)).map_or(0, |p| p as i64 + 1);
+        let word =
+            op.pick(|m| COMPARISONS.contains(&m).then(|| m.to_owned())).ok_or("expected a comparison")?;
         self.arity(op, if combine != 0 { 4 } else { 3 })?;
+        if matches!(ty, Ty::F16x2 | Ty::Bf16x2) {
+            return self.compare_halves(op, ty, &word, combine != 0);
+        }
         let (exec, swap, negate) = comparison(&word, ty, flush)?;
         let (a, b) = (self.source(&op.args[1], ty)?, self.source(&op.args[2], ty)?);
         let (a, b) = if swap { (b, a) } else { (a, b) };
@@ -376,41 +395,77 @@ impl<'t> Lower<'t> {
         self.pre.push(pre);
         if to_value {
             let to = op.types[0];
-            let (one, zero) = (if to == Ty::F32 { 0x3f80_0000 } else { u32::MAX }, 0);
-            let (one, zero) = (self.word(one), self.word(zero));
+            let one = match to {
+                Ty::F32 => 0x3f80_0000,
+                Ty::F16 => 0x3c00,
+                Ty::Bf16 => 0x3f80,
+                _ => u32::MAX,
+            };
+            let (one, zero) = (self.word(one), self.word(0));
             let d = self.dest(&op.args[0], to)?;
             self.select(d, to, (one, zero), (yes, false));
+        }
+        Ok(())
+    }
+
+    /// `set` and `setp` of two packed halves.
+    fn compare_halves(&mut self, op: &Op<'t>, ty: Ty, word: &str, combined: bool) -> Lowered<()> {
+        if combined {
+            return Err("packed comparisons combined with a predicate are not supported".to_owned());
+        }
+        let half = if ty == Ty::F16x2 { Ty::F16 } else { Ty::Bf16 };
+        let (_, swap, negate) = comparison(word, half, false)?;
+        let (a, b) = (self.source(&op.args[1], ty)?, self.source(&op.args[2], ty)?);
+        let (a, b) = if swap { (b, a) } else { (a, b) };
+        if op.name == "set" {
+            let yes = match op.types[0] {
+                Ty::F16x2 => 0x3c00,
+                Ty::Bf16x2 => 0x3f80,
+                _ => 0xffff,
+            };
+            let base = base_comparison(word, true).map_or("num", |found| found.0);
+            macro_rules! halves {
+                ($t:ty) => {
+                    match base {
+                        "eq" => lane2::<flt::SetTwo<flt::Eq<$t>>>(),
+                        "lt" => lane2::<flt::SetTwo<flt::Lt<$t>>>(),
+                        "le" => lane2::<flt::SetTwo<flt::Le<$t>>>(),
+                        "lg" => lane2::<flt::SetTwo<flt::Unequal<$t>>>(),
+                        _ => lane2::<flt::SetTwo<flt::Num<$t>>>(),
+                    }
+                };
+            }
+            let exec = if half == Ty::F16 { halves!(F16) } else { halves!(Bf16) };
+            let d = self.dest(&op.args[0], Ty::B32)?;
+            self.emit(exec, Class::Float16, d, &[a, b], yes | i64::from(negate) << 16);
+            return Ok(());
+        }
+        let Operand::Pair(low, high) = &op.args[0] else {
+            return Err("expected two predicates".to_owned());
+        };
+        for (target, bit) in [(low, 0), (high, 16)] {
+            let (x, y) = (self.temporary(RegClass::Word), self.temporary(RegClass::Word));
+            self.emit(lane1::<Half>(), Class::Internal, x, &[a], bit);
+            self.emit(lane1::<Half>(), Class::Internal, y, &[b], bit);
+            let mut pre = self.blank(comparison(word, half, false)?.0, Class::Predicate);
+            (pre.s[0], pre.s[1]) = (Some(Src::Reg(x)), Some(Src::Reg(y)));
+            pre.p[0] = self.predicate_dest(target)?;
+            pre.imm = i64::from(negate);
+            self.pre.push(pre);
         }
         Ok(())
     }
 }
 
 const COMPARISONS: [&str; 18] = [
-    "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan",
+    "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu",
+    "num", "nan",
 ];
 
 /// Driver of a comparison, whether its operands are swapped, whether its result is negated.
 pub(super) fn comparison(word: &str, ty: Ty, flush: bool) -> Lowered<(Exec, bool, bool)> {
-    // Float comparisons ending in u are true for NaN: the negation of the opposite ordered one.
-    let (base, swap, negate) = match (word, ty.float()) {
-        ("eq", _) => ("eq", false, false),
-        ("ne", false) => ("eq", false, true),
-        // Ordered inequality: handled as "num and not eq" below.
-        ("ne", true) => ("lg", false, false),
-        ("lt" | "lo", _) => ("lt", false, false),
-        ("le" | "ls", _) => ("le", false, false),
-        ("gt" | "hi", _) => ("lt", true, false),
-        ("ge" | "hs", _) => ("le", true, false),
-        ("equ", true) => ("lg", false, true),
-        ("neu", true) => ("eq", false, true),
-        ("ltu", true) => ("le", true, true),
-        ("leu", true) => ("lt", true, true),
-        ("gtu", true) => ("le", false, true),
-        ("geu", true) => ("lt", false, true),
-        ("num", true) => ("num", false, false),
-        ("nan", true) => ("num", false, true),
-        _ => return Err(format!("comparison .{word} does not go with type {ty:?}")),
-    };
+    let (base, swap, negate) = base_comparison(word, ty.float())
+        .ok_or_else(|| format!("comparison .{word} does not go with type {ty:?}"))?;
     macro_rules! float {
         ($t:ty) => {
             match base {
@@ -435,4 +490,28 @@ pub(super) fn comparison(word: &str, ty: Ty, flush: bool) -> Lowered<(Exec, bool
         },
     };
     Ok((exec, swap, negate))
+}
+
+/// The comparison that `word` comes down to, whether its operands are swapped and its result negated. Float comparisons ending in u
+/// are true for NaN: the negation of the opposite ordered one.
+fn base_comparison(word: &str, float: bool) -> Option<(&'static str, bool, bool)> {
+    Some(match (word, float) {
+        ("eq", _) => ("eq", false, false),
+        ("ne", false) => ("eq", false, true),
+        // Ordered and different.
+        ("ne", true) => ("lg", false, false),
+        ("lt" | "lo", _) => ("lt", false, false),
+        ("le" | "ls", _) => ("le", false, false),
+        ("gt" | "hi", _) => ("lt", true, false),
+        ("ge" | "hs", _) => ("le", true, false),
+        ("equ", true) => ("lg", false, true),
+        ("neu", true) => ("eq", false, true),
+        ("ltu", true) => ("le", true, true),
+        ("leu", true) => ("lt", true, true),
+        ("gtu", true) => ("le", false, true),
+        ("geu", true) => ("lt", false, true),
+        ("num", true) => ("num", false, false),
+        ("nan", true) => ("num", false, true),
+        _ => return None,
+    })
 }

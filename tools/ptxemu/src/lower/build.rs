@@ -2,12 +2,13 @@
 
 use super::cfg::Graph;
 use super::layout::Layout;
-use super::registers::{Slots, assign};
+use super::registers::{Slots, assign, touches, undefined};
 use super::{Control, Lower, Pre, Src};
 use crate::exec::control::{exit, join, ret};
+use crate::exec::special::{check_written, mark_written};
 use crate::fault::ParseError;
-use crate::ir::{CONSTANT, Call, Class, Const, Ins, NEVER, Origin, Program};
-use crate::text::ast::{Class as RegClass, Tree};
+use crate::ir::{CONSTANT, Call, Class, Const, Exec, Ins, NEVER, Origin, Program};
+use crate::text::ast::{Class as RegClass, Reg, Tree};
 
 /// One function, decoded.
 struct Piece {
@@ -90,17 +91,66 @@ fn decode(tree: &Tree, layout: &Layout, number: usize, program: &mut Program) ->
         guard: 0,
         stmt: 0,
     };
-    let starts = lower.run()?;
+    let mut starts = lower.run()?;
     // Falling off the end returns.
     lower.guard = 0;
     lower.stmt = (func.body.len() as u32).saturating_sub(1);
     let mut end = lower.blank(if func.entry { exit } else { ret }, Class::Internal);
     end.control = Control::End;
     lower.pre.push(end);
-    let graph = Graph::new(&lower.pre, &starts);
+    let mut graph = Graph::new(&lower.pre, &starts);
+    if func.entry {
+        let undefined = undefined(&lower.pre, &graph, lower.regs.len());
+        if !undefined.is_empty() {
+            starts = instrument(&mut lower, &starts, &undefined, &mut program.names).map_err(|message| {
+                ParseError { line: func.line, column: 1, text: func.name.clone(), message }
+            })?;
+            graph = Graph::new(&lower.pre, &starts);
+        }
+    }
     let slots = assign(&lower.pre, &graph, &lower.regs);
     let predicates = lower.predicates.iter().copied().max().unwrap_or(0);
     Ok(Piece { pre: lower.pre, starts, graph, slots, predicates: u32::from(predicates) })
+}
+
+/// Surrounds the uses of registers that some path leaves unwritten: every write is noted in a predicate, every read checks it.
+/// Returns where each statement starts now.
+fn instrument(
+    lower: &mut Lower,
+    starts: &[usize],
+    undefined: &[Reg],
+    names: &mut Vec<String>,
+) -> Result<Vec<usize>, String> {
+    let mut marks = Vec::new();
+    for &reg in undefined {
+        names.push(lower.func.reg_names.get(reg as usize).cloned().unwrap_or_default());
+        marks.push((reg, lower.new_predicate()?, names.len() as i64 - 1));
+    }
+    let old = std::mem::take(&mut lower.pre);
+    let mut places = Vec::with_capacity(old.len() + 1);
+    for ins in old {
+        places.push(lower.pre.len());
+        let mut after = Vec::new();
+        for &(reg, predicate, name) in &marks {
+            let (reads, writes) = touches(&ins, reg);
+            let extra = |exec: Exec| {
+                let mut pre = lower.blank(exec, Class::Internal);
+                (pre.guard, pre.stmt, pre.imm, pre.p[0]) = (ins.guard, ins.stmt, name, predicate);
+                pre
+            };
+            if writes {
+                after.push(extra(mark_written));
+            }
+            if reads {
+                let check = extra(check_written);
+                lower.pre.push(check);
+            }
+        }
+        lower.pre.push(ins);
+        lower.pre.append(&mut after);
+    }
+    places.push(lower.pre.len());
+    Ok(starts.iter().map(|at| places[*at]).collect())
 }
 
 /// Emits one function's code.
@@ -145,8 +195,12 @@ impl Emit<'_> {
         for (b, block) in graph.blocks.iter().enumerate() {
             if meets[b] {
                 let ins = Ins { exec: join, d: 0, a: 0, b: 0, c: 0, imm: 0, guard: 0, x: 0, y: 0, p: [0; 3] };
-                let origin =
-                    Origin { function: self.number, stmt: pre[block.start].stmt, class: Class::Internal, macs: 0 };
+                let origin = Origin {
+                    function: self.number,
+                    stmt: pre[block.start].stmt,
+                    class: Class::Internal,
+                    macs: 0,
+                };
                 program.code.push(ins);
                 program.origins.push(origin);
                 program.reconverge.push(NEVER);

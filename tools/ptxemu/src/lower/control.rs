@@ -24,7 +24,8 @@ impl<'t> Lower<'t> {
                 }
                 op.take("uni");
                 let name = self.symbol_name(op, 1)?;
-                let table = self.func.table(stmt.scope, name).ok_or_else(|| format!("no jump table `{name}`"))?;
+                let table =
+                    self.func.table(stmt.scope, name).ok_or_else(|| format!("no jump table `{name}`"))?;
                 let table: Option<Vec<usize>> = table.into_iter().collect();
                 let mut pre = self.blank(run::branch_table, Class::Control);
                 pre.control = Control::Table(table.ok_or("the jump table names a missing label")?);
@@ -46,9 +47,10 @@ impl<'t> Lower<'t> {
             "call" => self.call(op)?,
             "bar" | "barrier" => self.barrier(op)?,
             "membar" | "fence" => {
-                for word in
-                    ["gl", "cta", "sys", "gpu", "cluster", "sc", "acq_rel", "acquire", "release", "proxy", "async"]
-                {
+                for word in [
+                    "gl", "cta", "sys", "gpu", "cluster", "sc", "acq_rel", "acquire", "release", "proxy",
+                    "async",
+                ] {
                     op.take(word);
                 }
                 op.pick(|m| (m.starts_with("sync_restrict") || m.contains("::")).then_some(()));
@@ -72,8 +74,8 @@ impl<'t> Lower<'t> {
                 self.emit(exchange::elect, Class::Exchange, d, &[mask], 0);
                 self.last().p[0] = p;
             }
-            "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" | "griddepcontrol" | "setmaxnreg"
-            | "pmevent" => {
+            "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" | "griddepcontrol"
+            | "setmaxnreg" | "pmevent" => {
                 op.mods.clear();
                 let pre = self.blank(run::nothing, Class::Control);
                 self.pre.push(pre);
@@ -115,7 +117,8 @@ impl<'t> Lower<'t> {
         }
         let number = self.layout.number(self.tree, name).ok_or_else(|| format!("no function `{name}`"))?;
         let (params, returns) = self.layout.formals(self.tree, number);
-        let mut lists = op.args.iter().filter_map(|a| if let Operand::List(items) = a { Some(items) } else { None });
+        let mut lists =
+            op.args.iter().filter_map(|a| if let Operand::List(items) = a { Some(items) } else { None });
         let first_is_list = matches!(op.args.first(), Some(Operand::List(_)));
         let empty = Vec::new();
         let results = if first_is_list { lists.next().unwrap_or(&empty) } else { &empty };
@@ -129,21 +132,26 @@ impl<'t> Lower<'t> {
                 results.len()
             ));
         }
-        let place = |operand: &Operand| -> Lowered<u32> {
+        let end = self.layout.local_bytes;
+        let place = |operand: &Operand, size: u32| -> Lowered<u32> {
             match operand {
                 Operand::Symbol(symbol, _) => match self.layout.place(self.tree, self.number, symbol)? {
-                    super::layout::Place::Local(at) => Ok(at),
-                    _ => Err("call arguments must be .param variables".to_owned()),
+                    super::layout::Place::Local(at)
+                        if at.checked_add(size).is_some_and(|last| last <= end) =>
+                    {
+                        Ok(at)
+                    }
+                    _ => Err("call arguments must be .param variables of the parameters' size".to_owned()),
                 },
-                _ => Err("call arguments must be .param variables".to_owned()),
+                _ => Err("call arguments must be .param variables of the parameters' size".to_owned()),
             }
         };
         let mut copies = (Vec::new(), Vec::new());
         for (argument, (to, size)) in arguments.iter().zip(params) {
-            copies.0.push((place(argument)?, to, size));
+            copies.0.push((place(argument, size)?, to, size));
         }
         for (result, (from, size)) in results.iter().zip(returns) {
-            copies.1.push((from, place(result)?, size));
+            copies.1.push((from, place(result, size)?, size));
         }
         let mut pre = self.blank(run::call, Class::Control);
         pre.control = Control::Call { callee: number, arguments: copies.0, results: copies.1 };

@@ -39,7 +39,9 @@ impl<'t> Lower<'t> {
         match to {
             Ty::F16x2 | Ty::Bf16x2 => {
                 let exec = match (to, round) {
-                    (_, Some(Round::Near)) if from != Ty::F32 => return Err("expected f32 sources".to_owned()),
+                    (_, Some(Round::Near)) if from != Ty::F32 => {
+                        return Err("expected f32 sources".to_owned());
+                    }
                     (Ty::F16x2, Some(Round::Near)) => lane2::<PackF16>(),
                     (Ty::F16x2, Some(Round::Zero)) => lane2::<PackF16Zero>(),
                     (_, Some(Round::Near)) => lane2::<PackBf16>(),
@@ -83,7 +85,9 @@ impl<'t> Lower<'t> {
         let plain = natural && !saturate && !relu && !flush;
         let fast = if plain { fast(to, from, round) } else { None };
         let fast = match (to, from) {
-            (Ty::F32, Ty::F32) if natural && saturate && round.is_none() && !flush => Some((lane1::<F32Sat>(), 0)),
+            (Ty::F32, Ty::F32) if natural && saturate && round.is_none() && !flush => {
+                Some((lane1::<F32Sat>(), 0))
+            }
             _ => fast,
         };
         let class = if to == from { Class::Move } else { Class::Convert };

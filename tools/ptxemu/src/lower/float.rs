@@ -51,8 +51,8 @@ impl<'t> Lower<'t> {
             return Ok(false);
         }
         let known = [
-            "add", "sub", "mul", "fma", "mad", "div", "min", "max", "neg", "abs", "sqrt", "rsqrt", "rcp", "ex2", "lg2",
-            "sin", "cos", "tanh", "copysign", "testp",
+            "add", "sub", "mul", "fma", "mad", "div", "min", "max", "neg", "abs", "sqrt", "rsqrt", "rcp",
+            "ex2", "lg2", "sin", "cos", "tanh", "copysign", "testp",
         ];
         if !known.contains(&op.name) {
             return Ok(false);

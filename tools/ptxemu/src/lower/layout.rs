@@ -5,6 +5,9 @@
 use crate::fault::ParseError;
 use crate::text::ast::{Base, Formal, Func, Operand, Space, Symbol, Tree};
 
+/// Local memory a thread may have: the hardware's limit.
+const MAX_LOCAL: u32 = 512 << 10;
+
 /// Where a symbol lies, in its own space.
 pub(crate) enum Place {
     /// A module variable in device memory.
@@ -93,6 +96,18 @@ impl Layout {
             }
             layout.local_bytes = layout.local_bytes.max(base + sizes[number]);
         }
+        if layout.local_bytes > MAX_LOCAL {
+            let func = &tree.functions[entry];
+            return Err(ParseError {
+                line: func.line,
+                column: 1,
+                text: func.name.clone(),
+                message: format!(
+                    "{} bytes of local memory a thread; {MAX_LOCAL} are there",
+                    layout.local_bytes
+                ),
+            });
+        }
         layout.local_bytes = layout.local_bytes.next_multiple_of(16);
         layout.place_shared(tree);
         Ok(layout)
@@ -109,8 +124,9 @@ impl Layout {
                 top = at.saturating_add(size.min(1 << 24) as u32);
                 at
             };
-            let mut formals =
-                |list: &[Formal]| -> Vec<u32> { list.iter().map(|f| place(u64::from(f.size), f.align)).collect() };
+            let mut formals = |list: &[Formal]| -> Vec<u32> {
+                list.iter().map(|f| place(u64::from(f.size), f.align)).collect()
+            };
             let params = formals(&func.params);
             let returns = formals(&func.returns);
             if func.entry {
@@ -208,7 +224,9 @@ impl Layout {
                     return Ok(Place::Shared(*at));
                 }
                 match tree.vars.iter().find(|v| v.name == *name) {
-                    Some(var) if matches!(var.space, Space::Global | Space::Const) => Ok(Place::Global(name.clone())),
+                    Some(var) if matches!(var.space, Space::Global | Space::Const) => {
+                        Ok(Place::Global(name.clone()))
+                    }
                     _ => Err(format!("`{name}` is not defined (addresses of functions are not supported)")),
                 }
             }
@@ -234,7 +252,9 @@ impl Layout {
 fn uses(func: &Func, name: &str) -> bool {
     fn mentions(operand: &Operand, name: &str) -> bool {
         match operand {
-            Operand::Symbol(Symbol::Name(n), _) | Operand::Address(Base::Symbol(Symbol::Name(n)), _) => n == name,
+            Operand::Symbol(Symbol::Name(n), _) | Operand::Address(Base::Symbol(Symbol::Name(n)), _) => {
+                n == name
+            }
             Operand::Vector(items) | Operand::List(items) => items.iter().any(|i| mentions(i, name)),
             _ => false,
         }

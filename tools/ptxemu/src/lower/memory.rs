@@ -2,12 +2,10 @@
 
 use super::{Lower, Lowered, Op, Src, class_for};
 use crate::exec::atomic::{Atomic, atomic, code};
+use crate::exec::exchange::is_space;
 use crate::exec::int::AddImm;
 use crate::exec::lanes::lane1;
-use crate::exec::memory_ops::{
-    LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, load, load_param, store_to,
-};
-use crate::exec::exchange::is_space;
+use crate::exec::memory_ops::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, load, load_param, store_to};
 use crate::ir::{Class, Mem, MemSpace, Strength};
 use crate::text::ast::{Base, Class as RegClass, Operand, Reg, Ty};
 
@@ -38,7 +36,19 @@ pub(super) fn hints(op: &mut Op) {
     let hint = |m: &str| {
         let word = matches!(
             m,
-            "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "nc" | "cta" | "cluster" | "gpu" | "sys" | "gl" | "noftz"
+            "ca" | "cg"
+                | "cs"
+                | "lu"
+                | "cv"
+                | "wb"
+                | "wt"
+                | "nc"
+                | "cta"
+                | "cluster"
+                | "gpu"
+                | "sys"
+                | "gl"
+                | "noftz"
         );
         (word || m.starts_with("L1::") || m.starts_with("L2::")).then_some(())
     };
@@ -179,7 +189,9 @@ impl<'t> Lower<'t> {
             for (e, reg) in list.into_iter().enumerate() {
                 let from = i64::from(at) + offset + e as i64 * i64::from(ty.bytes());
                 if from < 0 || from + i64::from(ty.bytes()) > end {
-                    return Err(format!("parameter offset {from} lies outside the {end} bytes of parameters"));
+                    return Err(format!(
+                        "parameter offset {from} lies outside the {end} bytes of parameters"
+                    ));
                 }
                 let mut pre = self.blank(load_param, Class::Constant);
                 pre.d = Some(reg);

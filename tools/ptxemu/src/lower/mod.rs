@@ -143,7 +143,9 @@ impl<'t> Lower<'t> {
                 message,
             };
             self.guard = match stmt.guard {
-                Some((reg, negated)) => u32::from(self.predicate(reg).map_err(error)?) << 1 | u32::from(negated),
+                Some((reg, negated)) => {
+                    u32::from(self.predicate(reg).map_err(error)?) << 1 | u32::from(negated)
+                }
                 None => 0,
             };
             let mut op = Op::new(stmt);
@@ -240,12 +242,18 @@ impl<'t> Lower<'t> {
 
     /// The argument at `at`.
     pub fn arg<'o>(&self, op: &Op<'o>, at: usize) -> Lowered<&'o Operand> {
-        op.args.get(at).ok_or_else(|| format!("expected at least {} operands, found {}", at + 1, op.args.len()))
+        op.args
+            .get(at)
+            .ok_or_else(|| format!("expected at least {} operands, found {}", at + 1, op.args.len()))
     }
 
     /// Fails unless there are exactly `n` operands.
     pub fn arity(&self, op: &Op, n: usize) -> Lowered<()> {
-        if op.args.len() == n { Ok(()) } else { Err(format!("expected {n} operands, found {}", op.args.len())) }
+        if op.args.len() == n {
+            Ok(())
+        } else {
+            Err(format!("expected {n} operands, found {}", op.args.len()))
+        }
     }
 
     /// Destination register of the class `ty` needs; the sink gets a temporary.
@@ -281,7 +289,8 @@ impl<'t> Lower<'t> {
             Operand::F64(bits) if long => Ok(self.constant(Const::Long(*bits))),
             Operand::F64(bits) => Ok(self.word((f64::from_bits(*bits) as f32).to_bits())),
             Operand::Special(name) => {
-                let sreg = Sreg::parse(name).ok_or_else(|| format!("special register %{name} is not supported"))?;
+                let sreg =
+                    Sreg::parse(name).ok_or_else(|| format!("special register %{name} is not supported"))?;
                 let reg = self.temporary(class_for(ty));
                 self.special(sreg, reg, long);
                 Ok(Src::Reg(reg))
@@ -320,8 +329,12 @@ impl<'t> Lower<'t> {
                 RegClass::Pred => Err("a predicate is no address".to_owned()),
                 class => Ok((Src::Reg(*reg), *offset, class == RegClass::Long)),
             },
-            Operand::Address(Base::Symbol(symbol), offset) => Ok((self.symbol(symbol, *offset, true)?, 0, true)),
-            Operand::Address(Base::Absolute, offset) => Ok((self.constant(Const::Long(*offset as u64)), 0, true)),
+            Operand::Address(Base::Symbol(symbol), offset) => {
+                Ok((self.symbol(symbol, *offset, true)?, 0, true))
+            }
+            Operand::Address(Base::Absolute, offset) => {
+                Ok((self.constant(Const::Long(*offset as u64)), 0, true))
+            }
             _ => Err("expected an address in brackets".to_owned()),
         }
     }

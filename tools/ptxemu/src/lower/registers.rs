@@ -14,7 +14,11 @@ pub(crate) struct Slots {
 }
 
 fn sources(ins: &Pre) -> impl Iterator<Item = Reg> + '_ {
-    ins.s.iter().flatten().chain(&ins.list_s).filter_map(|s| if let Src::Reg(r) = s { Some(*r) } else { None })
+    ins.s
+        .iter()
+        .flatten()
+        .chain(&ins.list_s)
+        .filter_map(|s| if let Src::Reg(r) = s { Some(*r) } else { None })
 }
 
 fn dests(ins: &Pre) -> impl Iterator<Item = Reg> + '_ {
@@ -49,9 +53,14 @@ impl Set {
     }
 }
 
-/// Assigns slots.
-pub(crate) fn assign(pre: &[Pre], graph: &Graph, classes: &[Class]) -> Slots {
-    let n = classes.len();
+/// Registers live at the ends of each block.
+struct Liveness {
+    at_start: Vec<Set>,
+    at_end: Vec<Set>,
+}
+
+fn liveness(pre: &[Pre], graph: &Graph, registers: usize) -> Liveness {
+    let n = registers;
     let blocks = graph.blocks.len();
     let (mut used, mut defined) = (vec![Set::new(n); blocks], vec![Set::new(n); blocks]);
     for (b, block) in graph.blocks.iter().enumerate() {
@@ -67,34 +76,51 @@ pub(crate) fn assign(pre: &[Pre], graph: &Graph, classes: &[Class]) -> Slots {
             }
         }
     }
-    let mut live_in = used.clone();
-    let mut live_out = vec![Set::new(n); blocks];
+    let mut at_start = used.clone();
+    let mut at_end = vec![Set::new(n); blocks];
     let mut changed = true;
     while changed {
         changed = false;
         for b in (0..blocks).rev() {
             let mut out = Set::new(n);
             for &s in &graph.blocks[b].successors {
-                out.0.iter_mut().zip(&live_in[s].0).for_each(|(o, i)| *o |= i);
+                out.0.iter_mut().zip(&at_start[s].0).for_each(|(o, i)| *o |= i);
             }
             let mut changed_here = false;
             for w in 0..out.0.len() {
                 let new = used[b].0[w] | out.0[w] & !defined[b].0[w];
-                changed_here |= new != live_in[b].0[w];
-                live_in[b].0[w] = new;
+                changed_here |= new != at_start[b].0[w];
+                at_start[b].0[w] = new;
             }
-            live_out[b] = out;
+            at_end[b] = out;
             changed |= changed_here;
         }
     }
+    Liveness { at_start, at_end }
+}
+
+/// Registers that some path reads before it writes them.
+pub(crate) fn undefined(pre: &[Pre], graph: &Graph, registers: usize) -> Vec<Reg> {
+    liveness(pre, graph, registers).at_start[0].iter().collect()
+}
+
+/// Whether the instruction reads, and whether it writes the register.
+pub(crate) fn touches(ins: &Pre, reg: Reg) -> (bool, bool) {
+    (sources(ins).any(|r| r == reg), dests(ins).any(|r| r == reg))
+}
+
+/// Assigns slots.
+pub(crate) fn assign(pre: &[Pre], graph: &Graph, classes: &[Class]) -> Slots {
+    let n = classes.len();
+    let live = liveness(pre, graph, n);
     let mut spans = vec![(usize::MAX, 0); n];
     let mut extend = |r: Reg, at: usize| {
         let span = &mut spans[r as usize];
         *span = (span.0.min(at), span.1.max(at));
     };
     for (b, block) in graph.blocks.iter().enumerate() {
-        live_in[b].iter().for_each(|r| extend(r, 2 * block.start));
-        live_out[b].iter().for_each(|r| extend(r, 2 * block.end - 1));
+        live.at_start[b].iter().for_each(|r| extend(r, 2 * block.start));
+        live.at_end[b].iter().for_each(|r| extend(r, 2 * block.end - 1));
         for (at, ins) in pre.iter().enumerate().take(block.end).skip(block.start) {
             sources(ins).for_each(|r| extend(r, 2 * at));
             dests(ins).for_each(|r| {
@@ -119,7 +145,8 @@ pub(crate) fn assign(pre: &[Pre], graph: &Graph, classes: &[Class]) -> Slots {
 
 /// Linear scan over the registers that `wanted` picks; returns the number of places used.
 fn scan(spans: &[(usize, usize)], wanted: impl Fn(usize) -> bool, place: &mut [u32]) -> u32 {
-    let mut order: Vec<usize> = (0..spans.len()).filter(|r| wanted(*r) && spans[*r].0 != usize::MAX).collect();
+    let mut order: Vec<usize> =
+        (0..spans.len()).filter(|r| wanted(*r) && spans[*r].0 != usize::MAX).collect();
     order.sort_unstable_by_key(|r| spans[*r]);
     let mut busy = std::collections::BinaryHeap::new();
     let mut free: Vec<u32> = Vec::new();

@@ -61,7 +61,8 @@ impl<'t> Lower<'t> {
             (Ty::F32, Ty::Tf32, Ty::Tf32, Ty::F32, 8) => (mma::Element::Tf32, true, 4, 0),
             (Ty::F32, Ty::Tf32, Ty::Tf32, Ty::F32, 4) => (mma::Element::Tf32, false, 4, 0),
             (Ty::S32, Ty::S8 | Ty::U8, Ty::S8 | Ty::U8, Ty::S32, 16 | 32) => {
-                let flags = i64::from(a == Ty::S8) << 1 | i64::from(b == Ty::S8) << 2 | i64::from(saturate) << 3;
+                let flags =
+                    i64::from(a == Ty::S8) << 1 | i64::from(b == Ty::S8) << 2 | i64::from(saturate) << 3;
                 (mma::Element::Int, k == 32, 4, flags)
             }
             _ => return Err(format!("mma.m16n8k{k} of these types is not supported")),
@@ -152,7 +153,9 @@ impl<'t> Lower<'t> {
             return Ok(());
         }
         if op.take("wait_group") {
-            let Operand::Int(groups) = self.arg(op, 0)? else { return Err("expected a number of groups".to_owned()) };
+            let Operand::Int(groups) = self.arg(op, 0)? else {
+                return Err("expected a number of groups".to_owned());
+            };
             let mut pre = self.blank(async_copy::wait, Class::AsyncCopy);
             pre.imm = i64::try_from(*groups).map_err(|_| "too many groups")?;
             self.pre.push(pre);
@@ -160,10 +163,13 @@ impl<'t> Lower<'t> {
         }
         let bypass = op.take("cg");
         hints(op);
-        if !(op.take("shared") || op.take("shared::cta") || op.take("shared::cluster")) || !op.take("global") {
+        if !(op.take("shared") || op.take("shared::cta") || op.take("shared::cluster")) || !op.take("global")
+        {
             return Err("only cp.async.{ca,cg}.shared.global is supported".to_owned());
         }
-        let Operand::Int(size) = *self.arg(op, 2)? else { return Err("the copy's size must be a number".to_owned()) };
+        let Operand::Int(size) = *self.arg(op, 2)? else {
+            return Err("the copy's size must be a number".to_owned());
+        };
         if !matches!(size, 4 | 8 | 16) || bypass && size != 16 {
             return Err(format!("cp.async copies 4, 8 or 16 bytes (.cg: 16), not {size}"));
         }

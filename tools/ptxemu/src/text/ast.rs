@@ -247,7 +247,8 @@ impl Func {
 
     /// Targets of a `.branchtargets` table seen from `scope`, as statement indices.
     pub fn table(&self, scope: usize, name: &str) -> Option<Vec<Option<usize>>> {
-        let labels = self.scoped(scope, |s| self.tables.iter().find(|t| t.0 == s && t.1 == name).map(|t| &t.2))?;
+        let labels =
+            self.scoped(scope, |s| self.tables.iter().find(|t| t.0 == s && t.1 == name).map(|t| &t.2))?;
         Some(labels.iter().map(|l| self.label(scope, l)).collect())
     }
 }

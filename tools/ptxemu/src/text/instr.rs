@@ -54,7 +54,9 @@ pub(super) fn operand(p: &mut Parser, scopes: &mut Scopes) -> Result<Operand, Pa
         Kind::Punct('!') => {
             let name = p.word("a predicate")?;
             match scopes.lookup(name.text) {
-                Some(Named::Reg(reg)) if scopes.func.regs[reg as usize] == Class::Pred => Ok(Operand::Not(reg)),
+                Some(Named::Reg(reg)) if scopes.func.regs[reg as usize] == Class::Pred => {
+                    Ok(Operand::Not(reg))
+                }
                 _ => Err(name.error("expected a predicate register")),
             }
         }

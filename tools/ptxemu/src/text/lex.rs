@@ -30,7 +30,12 @@ impl Token<'_> {
     }
 
     pub fn error(&self, message: impl Into<String>) -> ParseError {
-        ParseError { line: self.line, column: self.column, text: self.text.to_owned(), message: message.into() }
+        ParseError {
+            line: self.line,
+            column: self.column,
+            text: self.text.to_owned(),
+            message: message.into(),
+        }
     }
 }
 
@@ -65,7 +70,8 @@ pub(crate) fn lex(source: &str) -> Result<Vec<Token<'_>>, ParseError> {
                 at += len + 2;
             }
             b'"' => {
-                let Some(len) = source[at + 1..].find(['"', '\n']).filter(|l| bytes[at + 1 + l] == b'"') else {
+                let Some(len) = source[at + 1..].find(['"', '\n']).filter(|l| bytes[at + 1 + l] == b'"')
+                else {
                     return Err(token(Kind::Text, "\"").error("the string is never closed"));
                 };
                 tokens.push(token(Kind::Text, &source[at + 1..at + 1 + len]));
@@ -73,7 +79,8 @@ pub(crate) fn lex(source: &str) -> Result<Vec<Token<'_>>, ParseError> {
             }
             b if word(b) => {
                 while at < bytes.len() {
-                    let colons = bytes[at..].starts_with(b"::") && bytes.get(at + 2).is_some_and(|b| word(*b));
+                    let colons =
+                        bytes[at..].starts_with(b"::") && bytes.get(at + 2).is_some_and(|b| word(*b));
                     if colons {
                         at += 2;
                     } else if word(bytes[at]) {

@@ -10,7 +10,13 @@ use crate::fault::ParseError;
 pub(crate) fn parse(source: &str) -> Result<Tree, ParseError> {
     let tokens = lex(source)?;
     let lines = source.lines().count() as u32;
-    let end = Token { kind: Kind::Punct('\0'), text: "end of text", line: lines.max(1), column: 1, start: source.len() };
+    let end = Token {
+        kind: Kind::Punct('\0'),
+        text: "end of text",
+        line: lines.max(1),
+        column: 1,
+        start: source.len(),
+    };
     let mut parser = Parser { tokens, at: 0, end, tree: Tree::default(), loc: None };
     while !parser.done() {
         parser.top_level()?;
@@ -182,7 +188,8 @@ impl<'t> Parser<'t> {
                 }
             }
             let init = if self.accept('=') { self.initialiser(ty)? } else { Vec::new() };
-            let given: u64 = init.iter().map(|i| if let Init::Bytes(b) = i { b.len() as u64 } else { 8 }).sum();
+            let given: u64 =
+                init.iter().map(|i| if let Init::Bytes(b) = i { b.len() as u64 } else { 8 }).sum();
             let size = count.map_or(given, |c| c.saturating_mul(u64::from(ty.bytes())));
             if given > size {
                 return Err(name.error("the initial value is larger than the variable"));
@@ -273,7 +280,12 @@ impl<'t> Parser<'t> {
                 ".param" => None,
                 _ => return Err(space.error("expected .param or .reg")),
             };
-            formals.push(Formal { name: name.text.to_owned(), size, align: align.unwrap_or(ty.bytes()).max(1), reg });
+            formals.push(Formal {
+                name: name.text.to_owned(),
+                size,
+                align: align.unwrap_or(ty.bytes()).max(1),
+                reg,
+            });
             if !self.accept(',') {
                 self.expect(')')?;
                 break;
@@ -314,8 +326,11 @@ impl<'t> Parser<'t> {
                             *dim = self.int()? as u32;
                         }
                     }
-                    let slot =
-                        if token.text == ".reqntid" { &mut scopes.func.reqntid } else { &mut scopes.func.maxntid };
+                    let slot = if token.text == ".reqntid" {
+                        &mut scopes.func.reqntid
+                    } else {
+                        &mut scopes.func.maxntid
+                    };
                     *slot = Some(dims);
                 }
                 ".minnctapersm" | ".maxnreg" | ".maxnctapersm" | ".maxclusterrank" => {
@@ -471,7 +486,9 @@ impl<'t> Parser<'t> {
             let negated = self.accept('!');
             let name = self.word("a predicate")?;
             match scopes.lookup(name.text) {
-                Some(Named::Reg(reg)) if scopes.func.regs[reg as usize] == Class::Pred => guard = Some((reg, negated)),
+                Some(Named::Reg(reg)) if scopes.func.regs[reg as usize] == Class::Pred => {
+                    guard = Some((reg, negated))
+                }
                 _ => return Err(name.error("expected a predicate register")),
             }
         }

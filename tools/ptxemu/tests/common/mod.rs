@@ -1,9 +1,10 @@
 //! What the tests share: NVRTC through dlopen, and a small bench of memory and launches.
 #![allow(dead_code)] // every test binary uses its part
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use libloading::Library;
 use ptxemu::{Config, Fault, Instance, Launch, Memory, Module, Options, Report, launch};
@@ -67,8 +68,17 @@ impl Nvrtc {
 pub fn ptx_for(name: &str, arch: &str, options: &[&str]) -> String {
     let file = format!("{name}.cu");
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cuda").join(&file);
+    // Tests of one binary share what is compiled: NVRTC takes longer than most of them.
+    static COMPILED: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+    let key = format!("{file} {arch} {options:?}");
+    let mut compiled = COMPILED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(ptx) = compiled.get(&key) {
+        return ptx.clone();
+    }
     let source = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    compile(&source, &file, arch, options)
+    let ptx = compile(&source, &file, arch, options);
+    compiled.insert(key, ptx.clone());
+    ptx
 }
 
 /// PTX of a source text.
@@ -107,7 +117,11 @@ pub struct Bench {
 impl Bench {
     /// Loads PTX text.
     pub fn new(ptx: &str) -> Bench {
-        let module = Module::parse(ptx).unwrap_or_else(|e| panic!("{e}"));
+        Bench::of(Module::parse(ptx).unwrap_or_else(|e| panic!("{e}")))
+    }
+
+    /// Puts a module into a memory.
+    pub fn of(module: Module) -> Bench {
         let memory = Memory::new(Options { address_space: 4 << 30, limit: 2 << 30, ..Options::default() })
             .expect("address space");
         let instance = Instance::new(Arc::new(module), &memory).expect("module variables");

@@ -191,7 +191,7 @@ fn a_fault_shows_at_the_next_wait_and_stays() {
         assert_eq!(stream.clone_dtoh(&numbers).unwrap(), [1; 64], "a new context starts afresh");
     });
     let Some(run) = run else { return };
-    assert!(run.says("OutOfBounds in past_the_end") && run.says("test.cu:15"), "{}", run.stderr);
+    assert!(run.says("OutOfBounds in past_the_end") && run.says("test.cu:14"), "{}", run.stderr);
 }
 
 #[test]

@@ -1,0 +1,101 @@
+// Writes a warp's tile of a convolution, [pixels, filters] in y, through the epilogue.
+//
+// On tensor cores a lane holds pairs of neighbours, which would be stored four bytes at a time. So the warp puts down its tile
+// in shared memory, a band of 16 rows after the other, and takes it up again in chunks of 16 bytes of y. No barrier of the block is needed;
+// the shared memory must be free when `write` begins.
+//
+// Defines: WHOLE_CHUNKS (the filters are a multiple of a chunk; else elements are stored one by one).
+#pragma once
+#include "common/async_copy.cuh"
+#include "common/epilogue.cuh"
+#include "common/warp_tile.cuh"
+
+template <typename Tile, typename T, int activation> struct Writer {
+    Epilogue<T> epilogue;
+    // The tile's place in y, and where y ends for it.
+    u32 first_row, first_column, pixels, filters;
+
+    // Words of a row of a band: eight more than the tile's, so that four rows of pairs fall into different banks.
+    static constexpr u32 PITCH = Tile::columns + 8;
+
+    // `bands`: 16 * PITCH words of shared memory for each warp.
+    __device__ inline void write(const Tile& tile, u8* bands, u32 lane) const {
+        float* band = reinterpret_cast<float*>(bands) + threadIdx.x / 32 * 16 * PITCH;
+        const u32 address = shared_address(band);
+        const auto put = [&](float left, float right, u32 row, u32 column) {
+            store_shared_pair(address + (row * PITCH + column) * 4, left, right);
+        };
+#if WHOLE_CHUNKS
+        // A lane keeps its columns, and so its bias; the residual is on its way while the band is put down.
+        constexpr u32 COUNT = Lanes<T>::count, PER_ROW = Tile::columns / COUNT, ROWS = 32 / PER_ROW;
+        const u32 row = lane / PER_ROW, column = lane % PER_ROW * COUNT, n = first_column + column;
+        float bias[COUNT] = {};
+        if (n < filters) epilogue.load_bias(bias, n);
+#pragma unroll
+        for (int i = 0; i < Tile::rows / 16; ++i) {
+            Chunk residual[16 / ROWS];
+#pragma unroll
+            for (u32 j = 0; j < 16 / ROWS; ++j) {
+                const u32 m = first_row + i * 16 + j * ROWS + row;
+                residual[j] = Chunk{};
+                if (epilogue.residual && m < pixels && n < filters) residual[j] = load_chunk(epilogue.residual + u64(m) * filters + n);
+            }
+            tile.for_pairs(i, lane, put);
+            __syncwarp();
+#pragma unroll
+            for (u32 j = 0; j < 16 / ROWS; ++j) {
+                const u32 m = first_row + i * 16 + j * ROWS + row;
+                float x[COUNT];
+                take(x, band + (j * ROWS + row) * PITCH + column, lane);
+                if (m < pixels && n < filters)
+                    epilogue.template store_chunk_with<activation>(x, bias, residual[j], u64(m) * filters + n);
+            }
+            __syncwarp();
+        }
+#else
+#pragma unroll
+        for (int i = 0; i < Tile::rows / 16; ++i) {
+            tile.for_pairs(i, lane, put);
+            __syncwarp();
+            for (u32 j = lane; j < 16 * Tile::columns; j += 32)
+                element(band[j / Tile::columns * PITCH + j % Tile::columns], i * 16 + j / Tile::columns, j % Tile::columns);
+            __syncwarp();
+        }
+#endif
+    }
+
+    __device__ inline void element(float value, u32 row, u32 column) const {
+        const u32 m = first_row + row, n = first_column + column;
+        if (m < pixels && n < filters) epilogue.template store<activation>(value, u64(m) * filters + n, n);
+    }
+
+private:
+    __device__ static inline void take(float (&x)[4], const float* from, u32) { load_vector(from, x); }
+
+    // Every other group of four lanes takes its halves in the other order: no two of eight lanes meet in a bank.
+    __device__ static inline void take(float (&x)[8], const float* from, u32 lane) {
+        const u32 swap = lane / 4 % 2 * 4;
+        float first[4], second[4];
+        load_vector(from + swap, first);
+        load_vector(from + (4 - swap), second);
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) {
+            x[j] = swap ? second[j] : first[j];
+            x[j + 4] = swap ? first[j] : second[j];
+        }
+    }
+};
+
+// f32 lanes hold what fills sectors of 32 bytes, and store it as it is.
+template <int rows, int columns, int chunks, typename T, int activation>
+struct Writer<WarpTileF32<rows, columns, chunks>, T, activation> {
+    Epilogue<T> epilogue;
+    u32 first_row, first_column, pixels, filters;
+
+    __device__ inline void write(const WarpTileF32<rows, columns, chunks>& tile, u8*, u32 lane) const {
+        tile.for_each(lane, [&](float value, u32 row, u32 column) {
+            const u32 m = first_row + row, n = first_column + column;
+            if (m < pixels && n < filters) epilogue.template store<activation>(value, u64(m) * filters + n, n);
+        });
+    }
+};

@@ -1,0 +1,92 @@
+use super::CudaOp;
+use super::activation::number;
+use crate::ops::FusedLinear;
+use crate::ops::fused_linear::Prologue;
+use crate::plan::Site;
+use crate::plan::launch::{Arg, Launch, Precision, Program, Target};
+use crate::plan::select::rows::Layers;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    rows: u32,
+    terms: u32,
+    columns: [u32; FusedLinear::MAX_LAYERS],
+    eps: f32,
+}
+
+/// Operands of rows that a prologue may have.
+const MAX_OPERANDS: usize = 4;
+
+impl FusedLinear {
+    /// Pointers to the operands of the prologue: rows, gamma and beta of each.
+    fn operands(&self) -> Vec<Arg> {
+        let step = if self.prologue.has_norms() { 1 } else { 3 };
+        let mut args = vec![Arg::Null; 3 * MAX_OPERANDS];
+        for input in 0..self.prologue.operands() {
+            args[input * step] = Arg::Input(input);
+        }
+        args
+    }
+}
+
+impl CudaOp for FusedLinear {
+    fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
+        let x = site.inputs[0].shape;
+        let layers = Layers {
+            rows: x.len() / x.last(),
+            columns: self.layers().map(|(weight, _)| site.inputs[weight].shape[0]).collect(),
+            terms: x.last(),
+            operands: match self.prologue {
+                Prologue::Rows | Prologue::Norm { .. } => 1,
+                Prologue::Product => 2,
+                Prologue::Gates { .. } => MAX_OPERANDS,
+            },
+            tensor_cores: target.precision != Precision::F32,
+        };
+        let tile = layers.choose(&target.caps);
+        let (prologue, eps, row_activation) = match self.prologue {
+            Prologue::Rows => (0, 0.0, None),
+            Prologue::Norm { eps, activation } => (1, eps, activation),
+            Prologue::Product => (2, 0.0, None),
+            Prologue::Gates { eps } => (3, eps, None),
+        };
+        let mut columns = [0; FusedLinear::MAX_LAYERS];
+        columns.iter_mut().zip(&layers.columns).for_each(|(to, &from)| *to = from as u32);
+        let params = Params { rows: layers.rows as u32, terms: layers.terms as u32, columns, eps };
+
+        let mut args = self.operands();
+        args.push(if self.keep { Arg::Output(self.biases.len()) } else { Arg::Null });
+        for (layer, (weight, bias)) in self.layers().enumerate() {
+            args.extend([Arg::Input(weight), bias.map_or(Arg::Null, Arg::Input), Arg::Output(layer)]);
+        }
+        let missing = FusedLinear::MAX_LAYERS - self.biases.len();
+        args.extend(std::iter::repeat_n(Arg::Null, 3 * missing));
+        args.push(Arg::of(&params));
+
+        let [warps_m, warps_n, warps_k] = tile.warps;
+        let launch = Launch {
+            source: "rows/fused.cu",
+            entry: "fused_linear",
+            defines: vec![
+                ("MATH", i64::from(layers.tensor_cores)),
+                ("BM", tile.rows as i64),
+                ("BN", tile.columns as i64),
+                ("WARPS_M", warps_m as i64),
+                ("WARPS_N", warps_n as i64),
+                ("WARPS_K", warps_k as i64),
+                ("SLABS", layers.terms.div_ceil(32) as i64),
+                ("PROLOGUE", prologue),
+                ("ROW_ACTIVATION", number(row_activation)),
+                ("ACTIVATION", number(self.activation)),
+            ],
+            grid: [layers.column_tiles(&tile) as u32, layers.rows.div_ceil(tile.rows) as u32, 1],
+            block: [tile.threads() as u32, 1, 1],
+            shared: tile.resident(layers.terms) as u32,
+            args,
+        };
+        let math = if layers.tensor_cores { "tf32" } else { "f32" };
+        let kernel = format!("{math} {}x{}", tile.rows, tile.columns);
+        Ok(Program { kernel, launches: vec![launch], ..Program::default() })
+    }
+}

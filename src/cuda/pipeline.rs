@@ -1,0 +1,207 @@
+//! From the bytes of a photo to masks or a panoptic assignment in one captured graph: copy in, pre-processing, the network,
+//! post-processing, copies out; one wait.
+
+use super::executor::Executor;
+use super::memory::{DeviceBuffer, Pinned};
+use super::post::{self, Extent, MaskLogits};
+use super::pre::{PixelFormat, Preprocess};
+use super::recording::{Bound, capture, copy_in, copy_out, replay};
+use super::runtime::Runtime;
+use crate::error::{Error, Result};
+use crate::plan::Operand;
+use crate::plan::launch::{Arg, Program};
+use cudarc::driver::CudaGraph;
+
+/// What a pipeline does around the network.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ends {
+    /// From the photo to the network input.
+    pub preprocess: Preprocess,
+    /// Height and width of results: the photo's, or what it was before someone else resized it.
+    pub original: (usize, usize),
+    /// Results at the size of the photo.
+    pub results: Results,
+}
+
+/// What comes out of a pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Results {
+    /// A bit mask of every object.
+    Masks,
+    /// An object for every pixel; of `proposals` things and one for each of `stuff` classes.
+    Assignment {
+        /// Objects that are things.
+        proposals: usize,
+        /// Thing classes.
+        things: usize,
+        /// Stuff classes.
+        stuff: usize,
+    },
+}
+
+/// The ends of an executor for photos of one size. Several may share one executor, as runs do not overlap.
+pub struct Pipeline {
+    image: Pinned,
+    class_logits: Pinned,
+    /// The results of post-processing, in the order of its program.
+    results: Vec<Pinned>,
+    logits: MaskLogits,
+    graph: CudaGraph,
+    _memory: Vec<DeviceBuffer>,
+    _bound: Vec<Bound>,
+}
+
+// SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method does.
+unsafe impl Send for Pipeline {}
+
+impl Pipeline {
+    /// Binds pre- and post-processing around `executor`, whose results `cls_score` and `mask_preds` are those of these
+    /// positions, and captures all of it.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] for sizes that the kernels do not take, memory that does not suffice, and as the driver says.
+    pub fn new(
+        executor: &Executor,
+        runtime: &Runtime,
+        ends: &Ends,
+        [cls_score, mask_preds]: [usize; 2],
+    ) -> Result<Pipeline> {
+        let device = executor.device();
+        let plan = executor.plan();
+        let (input, scores, masks) =
+            (&plan.inputs[0].1, &plan.outputs[cls_score].1, &plan.outputs[mask_preds].1);
+        let Ends { preprocess, original, results } = ends;
+        let shape = masks.ty.shape;
+        let logits = MaskLogits {
+            objects: shape[1],
+            size: (shape[2], shape[3]),
+            dtype: masks.ty.dtype,
+            padded: preprocess.padded,
+            resized: preprocess.resized,
+            original: *original,
+        };
+        let (program, sizes) = program(&logits, results)?;
+        let prepare = preprocess.launch(input.ty.dtype).map_err(Error::Cuda)?;
+        runtime.load(&program.launches.iter().chain([&prepare]).collect::<Vec<_>>())?;
+
+        let (rows, chroma_rows) = match preprocess.format {
+            PixelFormat::Nv12(_) => (preprocess.source.0, preprocess.source.0.div_ceil(2)),
+            PixelFormat::Rgb8 | PixelFormat::Bgr8 => (preprocess.source.0, 0),
+        };
+        let image = Pinned::new(device, preprocess.pitch * (rows + chroma_rows))?;
+        let pixels = DeviceBuffer::new(device, image.len(), "the photo")?;
+        let chroma = pixels.pointer() + (preprocess.pitch * rows) as u64;
+        let network_input = executor.address(input)?;
+        let prepare = Bound::new(runtime, &prepare, |arg| {
+            Ok(match arg {
+                Arg::Input(0) => pixels.pointer(),
+                Arg::Input(_) => chroma,
+                _ => network_input,
+            })
+        })?;
+
+        let identity: Vec<u8> = (0..logits.objects as u32).flat_map(u32::to_le_bytes).collect();
+        let objects = DeviceBuffer::of(device, &identity, "object numbers")?;
+        let on_device = sizes
+            .iter()
+            .map(|&bytes| DeviceBuffer::new(device, bytes, "results at the size of the photo"))
+            .collect::<Result<Vec<_>>>()?;
+        let on_host = sizes.iter().map(|&bytes| Pinned::new(device, bytes)).collect::<Result<Vec<_>>>()?;
+        let (mask_logits, score_logits) = (executor.address(masks)?, executor.address(scores)?);
+        let second = match results {
+            Results::Masks => objects.pointer(),
+            Results::Assignment { .. } => score_logits,
+        };
+        let mut bound = Vec::new();
+        for launch in &program.launches {
+            bound.push(Bound::new(runtime, launch, |arg| {
+                Ok(match arg {
+                    Arg::Input(0) => mask_logits,
+                    Arg::Input(_) => second,
+                    Arg::Output(i) => on_device[*i].pointer(),
+                    _ => return Err(Error::Cuda(format!("{launch} has a workspace"))),
+                })
+            })?);
+        }
+        let class_logits = Pinned::new(device, float_bytes(scores)?)?;
+        let graph = capture(device, || {
+            copy_in(device, &image, pixels.pointer())?;
+            prepare.launch(device)?;
+            executor.record()?;
+            copy_out(device, score_logits, &class_logits)?;
+            bound.iter().try_for_each(|launch| launch.launch(device))?;
+            on_device.iter().zip(&on_host).try_for_each(|(from, to)| copy_out(device, from.pointer(), to))
+        })?;
+        bound.push(prepare);
+        let mut memory = on_device;
+        memory.extend([pixels, objects]);
+        Ok(Pipeline { image, class_logits, results: on_host, logits, graph, _memory: memory, _bound: bound })
+    }
+
+    /// The photo's bytes, to be filled before every [`Pipeline::run`]: as many as rows and pitch say.
+    pub fn image_mut(&mut self) -> &mut [u8] {
+        self.image.as_mut_slice()
+    }
+
+    /// Runs everything: one graph launch, one wait.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] as the driver says.
+    pub fn run(&mut self, executor: &mut Executor) -> Result<()> {
+        replay(executor.device(), &self.graph)
+    }
+
+    /// Class logits `[N, C]` of the last run.
+    pub fn class_logits(&self) -> &[f32] {
+        self.class_logits.as_slice()
+    }
+
+    /// Of [`Results::Masks`]: number of objects, their bit masks and the bytes from one to the next.
+    pub fn masks(&self) -> (usize, &[u8], usize) {
+        (self.logits.objects, self.results[0].as_slice(), self.logits.mask_bytes())
+    }
+
+    /// Of [`Results::Masks`]: what each band of each mask covers, `[N, bands]`; an object's parts are put together by
+    /// [`Extent::join`].
+    pub fn extents(&self) -> &[Extent] {
+        self.results[1].as_slice()
+    }
+
+    /// Of [`Results::Assignment`]: the object of each pixel.
+    pub fn assignment(&self) -> &[u16] {
+        self.results[0].as_slice()
+    }
+
+    /// Of [`Results::Assignment`]: the pixels that each object wins, and those of its own mask.
+    pub fn areas(&self) -> (&[u32], &[u32]) {
+        self.results[1].as_slice().split_at(self.logits.objects)
+    }
+
+    /// Of [`Results::Assignment`]: score and class of each object.
+    pub fn classified(&self) -> (&[f32], &[u32]) {
+        (self.results[2].as_slice(), self.results[3].as_slice())
+    }
+}
+
+/// Post-processing, and the bytes of each of its results.
+fn program(logits: &MaskLogits, results: &Results) -> Result<(Program, Vec<usize>)> {
+    let (n, pixels) = (logits.objects, logits.original.0 * logits.original.1);
+    let (program, sizes) = match *results {
+        Results::Masks => (
+            post::instance_masks(logits, n),
+            vec![n * logits.mask_bytes(), n * logits.bands() * size_of::<Extent>()],
+        ),
+        Results::Assignment { proposals, things, stuff } => {
+            (post::panoptic(logits, proposals, things, stuff), vec![2 * pixels, 8 * n, 4 * n, 4 * n])
+        }
+    };
+    Ok((program.map_err(Error::Cuda)?, sizes))
+}
+
+/// Bytes of class logits, which are rows of objects and so f32.
+fn float_bytes(scores: &Operand) -> Result<usize> {
+    match scores.ty.dtype.size() {
+        4 => Ok(scores.ty.bytes()),
+        _ => Err(Error::Graph(format!("class logits are {}, not f32", scores.ty))),
+    }
+}

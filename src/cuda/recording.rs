@@ -1,0 +1,135 @@
+//! Launches and copies bound to memory, and their capture as a graph.
+
+use super::device::{Device, fault};
+use super::memory::Pinned;
+use super::runtime::{Function, Runtime};
+use crate::error::{Error, Result};
+use crate::plan::launch::{Arg, Launch};
+use cudarc::driver::{CudaGraph, result, sys};
+use std::ffi::c_void;
+
+/// Most parameters of a kernel of ours.
+const MAX_ARGUMENTS: usize = 16;
+
+/// A launch with its arguments in place.
+pub(super) struct Bound {
+    function: Function,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    /// Values of the kernel's parameters, each at the place that `arguments` says.
+    values: Vec<u64>,
+    arguments: Vec<usize>,
+    /// What it is, for errors.
+    what: String,
+}
+
+impl Bound {
+    /// Binds `launch`; `address` gives the device address of each pointer argument.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the kernel is not loaded, the device cannot run it, or `address` fails.
+    pub(super) fn new(
+        runtime: &Runtime,
+        launch: &Launch,
+        mut address: impl FnMut(&Arg) -> Result<sys::CUdeviceptr>,
+    ) -> Result<Bound> {
+        launch.check(runtime.device().caps()).map_err(Error::Cuda)?;
+        let count = launch.args.len();
+        if count > MAX_ARGUMENTS {
+            return Err(Error::Cuda(format!("{launch}: {count} arguments, at most {MAX_ARGUMENTS}")));
+        }
+        let (mut values, mut arguments) = (Vec::new(), Vec::new());
+        for arg in &launch.args {
+            arguments.push(values.len());
+            match arg {
+                Arg::Struct(bytes) => values.extend(bytes.chunks(8).map(|chunk| {
+                    let mut word = [0; 8];
+                    word[..chunk.len()].copy_from_slice(chunk);
+                    u64::from_ne_bytes(word)
+                })),
+                Arg::Null => values.push(0),
+                pointer => values.push(address(pointer)?),
+            }
+        }
+        Ok(Bound {
+            function: runtime.function(launch)?,
+            grid: launch.grid,
+            block: launch.block,
+            shared: launch.shared,
+            values,
+            arguments,
+            what: launch.to_string(),
+        })
+    }
+
+    /// Sends the launch to the device's stream.
+    pub(super) fn launch(&self, device: &Device) -> Result<()> {
+        let mut arguments = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
+        for (argument, &offset) in arguments.iter_mut().zip(&self.arguments) {
+            *argument = self.values[offset..].as_ptr().cast_mut().cast();
+        }
+        let ([gx, gy, gz], [bx, by, bz]) = (self.grid, self.block);
+        // SAFETY: a loaded kernel; its program gave as many arguments as it has parameters, of their sizes, with pointers
+        // into memory that outlives the plan's use of it.
+        unsafe {
+            result::launch_kernel(
+                self.function.handle(),
+                (gx, gy, gz),
+                (bx, by, bz),
+                self.shared,
+                device.stream().cu_stream(),
+                &mut arguments[..self.arguments.len()],
+            )
+        }
+        .map_err(|e| fault(&format!("cannot launch {}", self.what), e))
+    }
+}
+
+/// Sends a copy from page-locked memory to the device's stream.
+pub(super) fn copy_in(device: &Device, from: &Pinned, to: sys::CUdeviceptr) -> Result<()> {
+    if from.len() == 0 {
+        return Ok(());
+    }
+    let stream = device.stream().cu_stream();
+    // SAFETY: page-locked memory that lives as long as what was captured; the target holds as many bytes.
+    unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.address(), from.len(), stream) }
+        .result()
+        .map_err(|e| fault("cannot copy an input", e))
+}
+
+/// Sends a copy to page-locked memory to the device's stream.
+pub(super) fn copy_out(device: &Device, from: sys::CUdeviceptr, to: &Pinned) -> Result<()> {
+    if to.len() == 0 {
+        return Ok(());
+    }
+    let stream = device.stream().cu_stream();
+    // SAFETY: as above; the memory is read only after the stream was waited for.
+    unsafe { sys::cuMemcpyDtoHAsync_v2(to.address(), from, to.len(), stream) }
+        .result()
+        .map_err(|e| fault("cannot copy a result", e))
+}
+
+/// Records what `work` sends to the stream as a graph, ready to launch.
+pub(super) fn capture(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+    device.bind()?;
+    let stream = device.stream();
+    stream
+        .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        .map_err(|e| fault("cannot capture a graph", e))?;
+    let outcome = work();
+    // The capture ends whatever came of the work, so that the stream can be used again.
+    let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).map_err(|e| fault("cannot instantiate the graph", e));
+    outcome?;
+    let graph = graph?.ok_or_else(|| Error::Cuda("the captured graph is empty".into()))?;
+    graph.upload().map_err(|e| fault("cannot upload the graph", e))?;
+    device.synchronize()?;
+    Ok(graph)
+}
+
+/// Launches a captured graph and waits for it.
+pub(super) fn replay(device: &Device, graph: &CudaGraph) -> Result<()> {
+    graph.launch().map_err(|e| fault("cannot launch the graph", e))?;
+    device.synchronize()
+}
