@@ -218,6 +218,32 @@ impl MaskLogits {
     }
 }
 
+/// Bit masks of some objects. Operands: 0 the mask logits, 1 `u32 [slots]`, the object of each slot ([`u32::MAX`]: none,
+/// and nothing is written). Results: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask`
+/// (`src/image/bitmask.rs`); 1 `[slots, bands]` of [`Extent`].
+///
+/// # Errors
+/// A sentence, if sizes do not fit each other.
+pub fn instance_masks(logits: &MaskLogits, slots: usize) -> Result<Program, String> {
+    let sampler = logits.sampler(BAND)?;
+    if slots == 0 {
+        return Ok(Program { kernel: "nothing".into(), ..Program::default() });
+    }
+    let mask_words = (logits.mask_bytes() / 4) as u32;
+    let params = InstanceParams { sampler, objects: logits.objects as u32, mask_words };
+    let width = logits.original.1;
+    let launch = Launch {
+        source: "postprocess_instance.cu",
+        entry: "postprocess_instance",
+        defines: vec![storage(logits.dtype)],
+        grid: [logits.bands() as u32, slots as u32, 1],
+        block: [THREADS as u32, 1, 1],
+        shared: (sampler.shared() + 16 * width.div_ceil(TILE_W) + 4 * width) as u32,
+        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::Output(1), Arg::of(&params)],
+    };
+    Ok(Program { kernel: "bands of masks".into(), launches: vec![launch], ..Program::default() })
+}
+
 /// What counts as an instance, as in `src/image/instance.rs`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ranking {
@@ -246,9 +272,9 @@ pub struct Ranking {
 /// # Errors
 /// A sentence, if sizes or numbers do not fit each other.
 pub fn instances(logits: &MaskLogits, ranking: &Ranking, target: &Target) -> Result<Program, String> {
-    let sampler = logits.sampler(BAND)?;
     let pairs = logits.objects * ranking.classes;
     let k = ranking.instances.min(pairs);
+    let masks = instance_masks(logits, k)?;
     if k == 0 {
         return Ok(Program { kernel: "nothing".into(), ..Program::default() });
     }
@@ -276,21 +302,12 @@ pub fn instances(logits: &MaskLogits, ranking: &Ranking, target: &Target) -> Res
         shared: (k * 4) as u32,
         args: vec![Arg::Output(2), Arg::Output(3), Arg::Output(4), places.clone(), Arg::of(&slots)],
     });
-    let mask_words = (logits.mask_bytes() / 4) as u32;
-    let params = InstanceParams { sampler, objects: logits.objects as u32, mask_words };
-    let width = logits.original.1;
-    let shared = sampler.shared() + 16 * width.div_ceil(TILE_W) + 4 * width;
-    launches.push(Launch {
-        source: "postprocess_instance.cu",
-        entry: "postprocess_instance",
-        defines: vec![storage(logits.dtype)],
-        grid: [logits.bands() as u32, k as u32, 1],
-        block: [THREADS as u32, 1, 1],
-        shared: shared as u32,
-        args: vec![Arg::Input(0), places, Arg::Output(0), Arg::Output(1), Arg::of(&params)],
-    });
+    launches.extend(masks.launches.into_iter().map(|launch| {
+        let place = |arg| if arg == Arg::Input(1) { places.clone() } else { arg };
+        Launch { args: launch.args.into_iter().map(place).collect(), ..launch }
+    }));
     let workspace = scores_bytes + ranked.workspace;
-    Ok(Program { kernel: "bands of masks".into(), launches, workspace, ..Program::default() })
+    Ok(Program { kernel: "ranked, bands of masks".into(), launches, workspace, ..Program::default() })
 }
 
 fn rank_defines(logits: &MaskLogits, ranking: &Ranking) -> Vec<(&'static str, i64)> {
