@@ -9,7 +9,7 @@
 // Reads the logits once (strips and bands overlap by a pixel or two, in L2): slots * h8 * w8 * sizeof(storage_t) bytes;
 // writes slots * H * W / 8. About 10 FLOPs a pixel and 60 a stride-4 sample, of strips that are not empty.
 //
-// Defines: STORAGE. Dynamic shared memory: 4 words a strip, 1 a column, probabilities, wide rows.
+// Defines: STORAGE. Dynamic shared memory: 16 bytes a stride-4 row, column and strip, probabilities, wide rows, a word a column.
 #include "common/mask_sampler.cuh"
 
 #define BAND 32
@@ -30,8 +30,8 @@ struct Summary {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     postprocess_instance(const storage_t* __restrict__ logits, const u32* __restrict__ objects, u32* __restrict__ masks,
                          Summary* __restrict__ summaries, const Params p) {
-    // What the strips draw on, words of the band, probabilities, wide rows.
-    extern __shared__ Span spans[];
+    // Taps of stride-4 rows and columns, what the strips draw on, probabilities, wide rows, words of the band.
+    extern __shared__ Blend stride4_rows[];
     __shared__ Taps row_table[BAND];
     __shared__ Summary summary;
     const u32 thread = threadIdx.x, lane = thread % WARP;
@@ -44,12 +44,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const i32 y0 = blockIdx.x * BAND, height = min(BAND, vertical.original - y0);
     const u32 words = (height * photo_width + 31) / 32;
     const i32 strips = (photo_width + TILE_W - 1) / TILE_W;
-    u32* bits = reinterpret_cast<u32*>(spans + strips);
-    float* probability = reinterpret_cast<float*>(bits + photo_width);
-    float* wide = probability + p.sampler.probabilities;
+    Blend* stride4_columns = stride4_rows + p.sampler.wide_rows;
+    Span* spans = reinterpret_cast<Span*>(stride4_columns + p.sampler.wide_columns);
+    float* probability = reinterpret_cast<float*>(spans + strips);
+    float* wide = probability + p.sampler.batch_rows * p.sampler.wide_columns;
+    u32* bits = reinterpret_cast<u32*>(wide + p.sampler.wide_rows * TILE_W);
 
     for (u32 i = thread; i < words; i += THREADS) bits[i] = 0;
     const Span rows = span(y0, y0 + height, vertical);
+    tabulate_rows(p.sampler, rows, stride4_rows);
     if (thread < height) row_table[thread] = row_taps(y0 + thread, vertical, rows.first);
     for (i32 i = thread; i < strips; i += THREADS) {
         spans[i] = span(i * TILE_W, min((i + 1) * TILE_W, photo_width), horizontal);
@@ -64,14 +67,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (i32 i = thread; i < rows.logit_count * columns.logit_count; i += THREADS) {
             const i32 row = rows.logit_first + i / columns.logit_count;
             const i32 column = columns.logit_first + i % columns.logit_count;
-            // NaN is no reason to stay away either.
-            if (!(to_f32(mask[u64(row) * horizontal.logits + column]) <= 0.0f)) matters = true;
+            // NaN is no reason to pass over it.
+            if (!(to_f32(mask[row * horizontal.logits + column]) <= 0.0f)) matters = true;
         }
         if (!__syncthreads_or(matters)) continue;
 
         const i32 x = min(x0 + i32(thread % TILE_W), photo_width - 1);
         const Taps column = taps(x, horizontal, true);
-        prepare_tile(mask, p.sampler, rows, columns, column, probability, wide);
+        tabulate_columns(p.sampler, columns, stride4_columns);
+        __syncthreads();
+        prepare_tile(mask, p.sampler, rows, columns, column, stride4_rows, stride4_columns, probability, wide);
         for (i32 row = thread / TILE_W; row < height; row += ROW_STEP) {
             const bool inside = thread % TILE_W < width && tile_value(row_table[row], wide + thread % TILE_W) > 0.5f;
             const u32 ballot = __ballot_sync(FULL_MASK, inside);

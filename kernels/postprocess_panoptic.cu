@@ -13,11 +13,13 @@
 // Reads the logits once, N * h8 * w8 * sizeof(storage_t) bytes (tiles overlap in L2); writes 2 bytes a pixel. About 15 FLOPs a
 // pixel and 60 a stride-4 sample for each object that contends.
 //
-// Defines: STORAGE. Dynamic shared memory of panoptic_assign: probabilities, wide rows, then 4 words an object.
+// Defines: STORAGE. Dynamic shared memory of panoptic_assign: 16 bytes a stride-4 row and column,
+// probabilities, wide rows, then 4 words an object.
 #include "common/mask_sampler.cuh"
 
 #define TILE_H 16
 #define TILE_ROWS (TILE_H / ROW_STEP)
+#define PEEK 4
 
 struct ClassParams {
     u32 objects, classes;
@@ -60,21 +62,24 @@ extern "C" __global__ void panoptic_classify(const float* __restrict__ logits, f
     }
 }
 
+// NaN may be any number.
+__device__ inline float or_infinity(float x) { return x == x ? x : __int_as_float(0x7f800000); }
+
 struct Params {
     Sampler sampler;
     u32 objects;
-    u32 wide_rows;
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     panoptic_assign(const storage_t* __restrict__ logits, const float* __restrict__ scores, u16* __restrict__ ids,
                     u32* __restrict__ areas, const Params p) {
-    extern __shared__ float shared[];
+    extern __shared__ Blend stride4_rows[];
     __shared__ Taps row_table[TILE_H];
     __shared__ float floors[WARPS];
-    float* probability = shared;
-    float* wide = probability + p.sampler.probabilities;
-    float* peaks = wide + p.wide_rows * TILE_W;
+    Blend* stride4_columns = stride4_rows + p.sampler.wide_rows;
+    float* probability = reinterpret_cast<float*>(stride4_columns + p.sampler.wide_columns);
+    float* wide = probability + p.sampler.batch_rows * p.sampler.wide_columns;
+    float* peaks = wide + p.sampler.wide_rows * TILE_W;
     float* all_scores = peaks + p.objects;
     u32* won = reinterpret_cast<u32*>(all_scores + p.objects);
     u32* own = won + p.objects;
@@ -87,14 +92,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const i32 width = min(TILE_W, horizontal.original - x0), height = min(TILE_H, vertical.original - y0);
     const Span rows = span(y0, y0 + height, vertical), columns = span(x0, x0 + width, horizontal);
 
+    tabulate_rows(p.sampler, rows, stride4_rows);
+    tabulate_columns(p.sampler, columns, stride4_columns);
     if (thread < height) row_table[thread] = row_taps(y0 + thread, vertical, rows.first);
+    // Most tiles lie over at most PEEK * WARP logits, whose places are the same in every mask.
+    const i32 logits_under = rows.logit_count * columns.logit_count;
+    i32 place[PEEK];
+#pragma unroll
+    for (int k = 0; k < PEEK; ++k) {
+        const i32 i = lane + k * WARP;
+        place[k] = i < logits_under ? i / columns.logit_count * horizontal.logits + i % columns.logit_count : 0;
+    }
     for (u32 object = warp; object < p.objects; object += WARPS) {
         const storage_t* window = logits + object * mask_size + u64(rows.logit_first) * horizontal.logits + columns.logit_first;
         float peak = -__int_as_float(0x7f800000);
-        for (i32 i = lane; i < rows.logit_count * columns.logit_count; i += WARP) {
-            const i32 row = i / columns.logit_count, column = i % columns.logit_count;
-            const float x = to_f32(window[u64(row) * horizontal.logits + column]);
-            peak = fmaxf(peak, x == x ? x : __int_as_float(0x7f800000));
+#pragma unroll
+        for (int k = 0; k < PEEK; ++k) peak = fmaxf(peak, or_infinity(to_f32(window[place[k]])));
+        for (i32 i = lane + PEEK * WARP; i < logits_under; i += WARP) {
+            const i32 at = i / columns.logit_count * horizontal.logits + i % columns.logit_count;
+            peak = fmaxf(peak, or_infinity(to_f32(window[at])));
         }
         peak = warp_max(peak);
         if (lane == 0) {
@@ -119,7 +135,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (u32 object = 0; object < p.objects; ++object) {
         const float score = all_scores[object], peak = peaks[object];
         if (peak < 0.4999f && peak * score * 1.0001f < floor) continue;
-        prepare_tile(logits + object * mask_size, p.sampler, rows, columns, column, probability, wide);
+        prepare_tile(logits + object * mask_size, p.sampler, rows, columns, column, stride4_rows, stride4_columns,
+                     probability, wide);
         float lowest = __int_as_float(0x7f800000);
         u32 inside = 0;
 #pragma unroll

@@ -329,11 +329,15 @@ fn panoptic_pixels_go_to_the_cpu_s_objects() {
     for (index, (geometry, stride)) in chains().into_iter().enumerate() {
         let dtype = STORAGE[(index + 1) % 3];
         let described = described(geometry, stride, objects, dtype);
-        let logits = mask_logits(objects, described.size, dtype, 40 + index as u64);
+        let mut logits = mask_logits(objects, described.size, dtype, 40 + index as u64);
+        // Two objects that are equal in everything: the first wins.
+        let pixels = described.size.0 * described.size.1;
+        logits.data_mut().copy_within(0..pixels, 2 * pixels);
         let mut state = index as u64;
         let mut class_logits: Vec<f32> =
             (0..objects * classes).map(|_| (random(&mut state) % 33) as f32 * 0.25 - 6.0).collect();
         class_logits[7] = f32::NAN;
+        class_logits.copy_within(0..classes, 2 * classes);
         let head = HeadOutput {
             objects,
             classes,

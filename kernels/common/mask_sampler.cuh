@@ -28,12 +28,12 @@ struct Direction {
 
 struct Sampler {
     Direction vertical, horizontal;
-    i32 batch_rows;   // stride-4 rows whose probabilities are held at a time
-    i32 probabilities;  // floats that takes
+    i32 wide_rows, wide_columns;  // most stride-4 rows and columns under a tile
+    i32 batch_rows;               // rows whose probabilities are held at a time
 };
 
 // Two taps of one output position.
-struct Blend {
+struct alignas(16) Blend {
     i32 low, high;
     float low_weight, high_weight;
 };
@@ -88,28 +88,44 @@ __device__ inline Span span(i32 from, i32 to, const Direction& d) {
     return Span{first, last + 1 - first, logit_first, upsampled(last, d).high + 1 - logit_first};
 }
 
-template <typename T>
-__device__ inline float mask_probability(const T* logits, const Blend& row, const Blend& column, i32 width) {
-    const T* upper = logits + u64(row.low) * width;
-    const T* lower = logits + u64(row.high) * width;
-    const float u = mix(column.low_weight, to_f32(upper[column.low]), column.high_weight, to_f32(upper[column.high]));
-    const float l = mix(column.low_weight, to_f32(lower[column.low]), column.high_weight, to_f32(lower[column.high]));
+// Tabulates the taps of a tile's stride-4 rows (as places in a mask of logits) and columns. The caller puts a barrier before
+// their use.
+__device__ inline void tabulate_rows(const Sampler& s, const Span& rows, Blend* row_table) {
+    for (i32 r = threadIdx.x; r < rows.count; r += THREADS) {
+        Blend v = upsampled(rows.first + r, s.vertical);
+        v.low *= s.horizontal.logits;
+        v.high *= s.horizontal.logits;
+        row_table[r] = v;
+    }
+}
+__device__ inline void tabulate_columns(const Sampler& s, const Span& columns, Blend* column_table) {
+    for (i32 c = threadIdx.x; c < columns.count; c += THREADS) {
+        column_table[c] = upsampled(columns.first + c, s.horizontal);
+    }
+}
+
+template <typename T> __device__ inline float mask_probability(const T* logits, const Blend& row, const Blend& column) {
+    const float u = mix(column.low_weight, to_f32(logits[row.low + column.low]), column.high_weight,
+                        to_f32(logits[row.low + column.high]));
+    const float l = mix(column.low_weight, to_f32(logits[row.high + column.low]), column.high_weight,
+                        to_f32(logits[row.high + column.high]));
     return exact_sigmoid(mix(row.low_weight, u, row.high_weight, l));
 }
 
-// Fills wide[rows.count][TILE_W] for one mask. `column` are the taps of the thread's own output column. Ends with a barrier;
-// what was read of `wide` before the call may be overwritten only because every thread passes the first barrier.
+// Fills wide[rows.count][TILE_W] for one mask, given the tables of the tile. `column` are the taps of the thread's own output
+// column. Ends with a barrier; what was read of `wide` before the call may be overwritten only because every thread passes the
+// first barrier.
 template <typename T>
 __device__ inline void prepare_tile(const T* logits, const Sampler& s, const Span& rows, const Span& columns,
-                                    const Taps& column, float* probability, float* wide) {
+                                    const Taps& column, const Blend* row_table, const Blend* column_table,
+                                    float* probability, float* wide) {
     const i32 thread = threadIdx.x;
     for (i32 base = 0; base < rows.count; base += s.batch_rows) {
         const i32 count = min(s.batch_rows, rows.count - base);
         for (i32 r = thread / WARP; r < count; r += WARPS) {
-            const Blend v = upsampled(rows.first + base + r, s.vertical);
+            const Blend v = row_table[base + r];
             for (i32 c = thread % WARP; c < columns.count; c += WARP) {
-                const Blend h = upsampled(columns.first + c, s.horizontal);
-                probability[r * columns.count + c] = mask_probability(logits, v, h, s.horizontal.logits);
+                probability[r * columns.count + c] = mask_probability(logits, v, column_table[c]);
             }
         }
         __syncthreads();

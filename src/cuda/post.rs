@@ -130,8 +130,17 @@ impl Direction {
 struct Sampler {
     vertical: Direction,
     horizontal: Direction,
+    wide_rows: i32,
+    wide_columns: i32,
     batch_rows: i32,
-    probabilities: i32,
+}
+
+impl Sampler {
+    /// Bytes of shared memory: taps, probabilities and rows of a tile.
+    fn shared(&self) -> usize {
+        let [rows, columns, batch] = [self.wide_rows, self.wide_columns, self.batch_rows].map(|n| n as usize);
+        16 * (rows + columns) + 4 * (batch * columns + rows * TILE_W)
+    }
 }
 
 #[repr(C)]
@@ -174,7 +183,6 @@ struct ClassParams {
 struct PanopticParams {
     sampler: Sampler,
     objects: u32,
-    wide_rows: u32,
 }
 
 impl MaskLogits {
@@ -188,8 +196,8 @@ impl MaskLogits {
         self.original.0.div_ceil(BAND)
     }
 
-    /// The numbers of the kernels for tiles of `rows` rows, and the most stride-4 rows under such a tile.
-    fn sampler(&self, rows: usize) -> Result<(Sampler, usize), String> {
+    /// The numbers of the kernels for tiles of `tile_rows` rows.
+    fn sampler(&self, tile_rows: usize) -> Result<Sampler, String> {
         let MaskLogits { size, padded, resized, original, .. } = *self;
         let at_stride = |s: usize| padded == (size.0 * s, size.1 * s);
         let sound = resized.0 * resized.1 > 0 && resized.0 <= padded.0 && resized.1 <= padded.1;
@@ -203,11 +211,37 @@ impl MaskLogits {
         }
         let vertical = Direction::new(size.0, padded.0, resized.0, original.0);
         let horizontal = Direction::new(size.1, padded.1, resized.1, original.1);
-        let (wide_rows, columns) = (vertical.widest(rows), horizontal.widest(TILE_W));
-        let batch_rows = (PROBABILITIES / columns).clamp(1, wide_rows);
-        let probabilities = (batch_rows * columns) as i32;
-        Ok((Sampler { vertical, horizontal, batch_rows: batch_rows as i32, probabilities }, wide_rows))
+        let (rows, columns) = (vertical.widest(tile_rows), horizontal.widest(TILE_W));
+        let batch_rows = (PROBABILITIES / columns).clamp(1, rows);
+        let [wide_rows, wide_columns, batch_rows] = [rows, columns, batch_rows].map(|n| n as i32);
+        Ok(Sampler { vertical, horizontal, wide_rows, wide_columns, batch_rows })
     }
+}
+
+/// Bit masks of some objects. Operands: 0 the mask logits, 1 `u32 [slots]`, the object of each slot ([`u32::MAX`]: none,
+/// and nothing is written). Results: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask`
+/// (`src/image/bitmask.rs`); 1 `[slots, bands]` of [`Extent`].
+///
+/// # Errors
+/// A sentence, if sizes do not fit each other.
+pub fn instance_masks(logits: &MaskLogits, slots: usize) -> Result<Program, String> {
+    let sampler = logits.sampler(BAND)?;
+    if slots == 0 {
+        return Ok(Program { kernel: "nothing".into(), ..Program::default() });
+    }
+    let mask_words = (logits.mask_bytes() / 4) as u32;
+    let params = InstanceParams { sampler, objects: logits.objects as u32, mask_words };
+    let width = logits.original.1;
+    let launch = Launch {
+        source: "postprocess_instance.cu",
+        entry: "postprocess_instance",
+        defines: vec![storage(logits.dtype)],
+        grid: [logits.bands() as u32, slots as u32, 1],
+        block: [THREADS as u32, 1, 1],
+        shared: (sampler.shared() + 16 * width.div_ceil(TILE_W) + 4 * width) as u32,
+        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::Output(1), Arg::of(&params)],
+    };
+    Ok(Program { kernel: "bands of masks".into(), launches: vec![launch], ..Program::default() })
 }
 
 /// What counts as an instance, as in `src/image/instance.rs`.
@@ -238,9 +272,9 @@ pub struct Ranking {
 /// # Errors
 /// A sentence, if sizes or numbers do not fit each other.
 pub fn instances(logits: &MaskLogits, ranking: &Ranking, target: &Target) -> Result<Program, String> {
-    let (sampler, wide_rows) = logits.sampler(BAND)?;
     let pairs = logits.objects * ranking.classes;
     let k = ranking.instances.min(pairs);
+    let masks = instance_masks(logits, k)?;
     if k == 0 {
         return Ok(Program { kernel: "nothing".into(), ..Program::default() });
     }
@@ -268,21 +302,12 @@ pub fn instances(logits: &MaskLogits, ranking: &Ranking, target: &Target) -> Res
         shared: (k * 4) as u32,
         args: vec![Arg::Output(2), Arg::Output(3), Arg::Output(4), places.clone(), Arg::of(&slots)],
     });
-    let mask_words = (logits.mask_bytes() / 4) as u32;
-    let params = InstanceParams { sampler, objects: logits.objects as u32, mask_words };
-    let width = logits.original.1;
-    let words = 4 * width.div_ceil(TILE_W) + width + sampler.probabilities as usize + wide_rows * TILE_W;
-    launches.push(Launch {
-        source: "postprocess_instance.cu",
-        entry: "postprocess_instance",
-        defines: vec![storage(logits.dtype)],
-        grid: [logits.bands() as u32, k as u32, 1],
-        block: [THREADS as u32, 1, 1],
-        shared: (words * 4) as u32,
-        args: vec![Arg::Input(0), places, Arg::Output(0), Arg::Output(1), Arg::of(&params)],
-    });
+    launches.extend(masks.launches.into_iter().map(|launch| {
+        let place = |arg| if arg == Arg::Input(1) { places.clone() } else { arg };
+        Launch { args: launch.args.into_iter().map(place).collect(), ..launch }
+    }));
     let workspace = scores_bytes + ranked.workspace;
-    Ok(Program { kernel: "bands of masks".into(), launches, workspace, ..Program::default() })
+    Ok(Program { kernel: "ranked, bands of masks".into(), launches, workspace, ..Program::default() })
 }
 
 fn rank_defines(logits: &MaskLogits, ranking: &Ranking) -> Vec<(&'static str, i64)> {
@@ -334,7 +359,7 @@ pub fn panoptic(
     things: usize,
     stuff: usize,
 ) -> Result<Program, String> {
-    let (sampler, wide_rows) = logits.sampler(TILE_H)?;
+    let sampler = logits.sampler(TILE_H)?;
     let (objects, classes) = (logits.objects, things + stuff);
     if objects != proposals + stuff || classes == 0 || objects == 0 || objects > MAX_OBJECTS {
         return Err(format!(
@@ -358,7 +383,7 @@ pub fn panoptic(
             Arg::of(&ClassParams { objects, classes, proposals, things }),
         ],
     };
-    let words = sampler.probabilities as usize + wide_rows * TILE_W + 4 * objects as usize;
+    let shared = sampler.shared() + 16 * objects as usize;
     let (height, width) = logits.original;
     let assign = Launch {
         source: "postprocess_panoptic.cu",
@@ -366,13 +391,13 @@ pub fn panoptic(
         defines: vec![storage(logits.dtype)],
         grid: [width.div_ceil(TILE_W) as u32, height.div_ceil(TILE_H) as u32, 1],
         block: [THREADS as u32, 1, 1],
-        shared: (words * 4) as u32,
+        shared: shared as u32,
         args: vec![
             Arg::Input(0),
             Arg::Output(2),
             Arg::Output(0),
             Arg::Output(1),
-            Arg::of(&PanopticParams { sampler, objects, wide_rows: wide_rows as u32 }),
+            Arg::of(&PanopticParams { sampler, objects }),
         ],
     };
     Ok(Program { kernel: "tiles of pixels".into(), launches: vec![classify, assign], ..Program::default() })

@@ -109,7 +109,7 @@ pub(crate) fn copy_ranges(
     // The largest unit that divides everything: 16 bytes, or a smaller power of two down to one element.
     let size = y.dtype.size();
     let places = ranges.iter().flat_map(|r| [r.width, r.from_stride, r.from_start, r.to_start]);
-    let bits = places.chain([to_stride]).fold(16, |bits, elements| bits | elements * size);
+    let bits = places.chain([to_stride]).fold(16, |bits, elements| bits | (elements * size));
     let unit = 1 << bits.trailing_zeros();
     let units = |elements: usize| u32::try_from(elements * size / unit).map_err(|_| "rows are too long");
     let mut params = Params { rows: rows as u32, to_stride: units(to_stride)?, range: Default::default() };
