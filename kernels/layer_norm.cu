@@ -45,7 +45,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP)
     x += u64(row) * p.channels;
     y += u64(row) * p.channels;
 #if HELD > 0
-    float held[HELD][PIECE];
+    // Zero where the row ends: a value that is never looked at, but that the compiler may carry along.
+    float held[HELD][PIECE] = {};
 #pragma unroll
     for (u32 i = 0; i < HELD; ++i) {
         const u32 c = (i * WARP + lane) * PIECE;

@@ -9,7 +9,7 @@ use cudarc::driver::{CudaGraph, result, sys};
 use std::ffi::c_void;
 
 /// Most parameters of a kernel of ours.
-const MAX_ARGUMENTS: usize = 16;
+const MAX_ARGUMENTS: usize = 32;
 
 /// A launch with its arguments in place.
 pub(super) struct Bound {
