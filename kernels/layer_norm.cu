@@ -8,7 +8,7 @@
 // Bytes: x and y once, gamma and beta from L2. About 8 operations an element. gamma and beta are f32.
 // Defines: STORAGE, ACTIVATION, PIECE (1 or 16 / sizeof(storage_t)), HELD, WARPS (rows a block).
 #include "common/activation.cuh"
-#include "common/vector.cuh"
+#include "common/elements.cuh"
 #include "rows/standardise.cuh"
 
 struct Params {
@@ -16,25 +16,12 @@ struct Params {
     float eps;
 };
 
-__device__ inline void load_piece(const storage_t* p, float (&x)[PIECE]) {
-#if PIECE == 1
-    x[0] = to_f32(*p);
-#else
-    load_vector(p, x);
-#endif
-}
-
-__device__ inline void store_piece(storage_t* p, const float (&x)[PIECE]) {
-#if PIECE == 1
-    *p = from_f32<storage_t>(x[0]);
-#else
-    store_vector(p, x);
-#endif
-}
-
 __device__ inline void scale_and_shift(float (&x)[PIECE], const float* gamma, const float* beta) {
+    float scale[PIECE], shift[PIECE];
+    load_elements(gamma, scale);
+    load_elements(beta, shift);
 #pragma unroll
-    for (int i = 0; i < PIECE; ++i) x[i] = activate<ACTIVATION>(x[i] * gamma[i] + beta[i]);
+    for (int i = 0; i < PIECE; ++i) x[i] = activate<ACTIVATION>(x[i] * scale[i] + shift[i]);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP)
@@ -50,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP)
 #pragma unroll
     for (u32 i = 0; i < HELD; ++i) {
         const u32 c = (i * WARP + lane) * PIECE;
-        if (c < p.channels) load_piece(x + c, held[i]);
+        if (c < p.channels) load_elements(x + c, held[i]);
     }
     standardise(held, p.channels, p.eps);
 #pragma unroll
@@ -58,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP)
         const u32 c = (i * WARP + lane) * PIECE;
         if (c < p.channels) {
             scale_and_shift(held[i], gamma + c, beta + c);
-            store_piece(y + c, held[i]);
+            store_elements(y + c, held[i]);
         }
     }
 #else
@@ -66,13 +53,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP)
     float sum = 0.0f, deviations = 0.0f, squares = 0.0f;
     float piece[PIECE];
     for (u32 c = lane * PIECE; c < p.channels; c += WARP * PIECE) {
-        load_piece(x + c, piece);
+        load_elements(x + c, piece);
 #pragma unroll
         for (int i = 0; i < PIECE; ++i) sum += piece[i];
     }
     const float mean = warp_sum(sum) / count;
     for (u32 c = lane * PIECE; c < p.channels; c += WARP * PIECE) {
-        load_piece(x + c, piece);
+        load_elements(x + c, piece);
 #pragma unroll
         for (int i = 0; i < PIECE; ++i) {
             deviations += piece[i] - mean;
@@ -81,11 +68,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP)
     }
     const Standard standard(mean, warp_sum(deviations), warp_sum(squares), count, p.eps);
     for (u32 c = lane * PIECE; c < p.channels; c += WARP * PIECE) {
-        load_piece(x + c, piece);
+        load_elements(x + c, piece);
 #pragma unroll
         for (int i = 0; i < PIECE; ++i) piece[i] = standard.of(piece[i]);
         scale_and_shift(piece, gamma + c, beta + c);
-        store_piece(y + c, piece);
+        store_elements(y + c, piece);
     }
 #endif
 }

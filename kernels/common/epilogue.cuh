@@ -4,7 +4,7 @@
 // once, when y is stored.
 #pragma once
 #include "common/activation.cuh"
-#include "common/vector.cuh"
+#include "common/elements.cuh"
 
 template <typename T> struct Epilogue {
     const float* bias;
@@ -48,6 +48,6 @@ template <typename T> struct Epilogue {
         }
 #pragma unroll
         for (int i = 0; i < Lanes<T>::count; ++i) x[i] = activate<activation>(x[i]);
-        store_vector(y + at, x);
+        store_global_chunk(y + at, pack(x, T{}));
     }
 };

@@ -15,6 +15,7 @@
 // Grid: pixel tiles, object tiles, images. Block: 256 threads. Shared memory: 128 * (KEPT * 32 * BANDS + STAGES * 128)
 // bytes.
 // Defines: STORAGE, BANDS (1 to 5), KEPT, STAGES, X_WIDE (C a multiple of 8), Y_WIDE (P a multiple of 8).
+#include "common/elements.cuh"
 #include "common/warp_tile.cuh"
 #include "mask/tile.cuh"
 
@@ -110,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const unsigned char* from = shared + row * PITCH + column * 2;
         storage_t* to = y + u64(row) * p.pixels + column;
 #if Y_WIDE
-        store_chunk(to, load_chunk(from));
+        store_global_chunk(to, load_chunk(from));
 #else
         *to = *reinterpret_cast<const storage_t*>(from);
 #endif

@@ -121,10 +121,10 @@ __device__ inline void make_rows(const Operand (&operands)[4], float* kept, u32 
         for (u32 i = 0; i < PIECES; ++i) {
             const u32 term = first_term(i);
             if (term < 32 * SLABS) {
-                store_vector(reinterpret_cast<float*>(shared + term / 32 * SLAB_BYTES + swizzled<8>(r, term % 32 / 4)),
-                             row[i]);
+                store_shared_floats(
+                    reinterpret_cast<float*>(shared + term / 32 * SLAB_BYTES + swizzled<8>(r, term % 32 / 4)), row[i]);
             }
-            if (kept && first + r < p.rows && term < p.terms) store_vector(kept + u64(first + r) * p.terms + term, row[i]);
+            if (kept && first + r < p.rows && term < p.terms) store_elements(kept + u64(first + r) * p.terms + term, row[i]);
         }
     }
 }
