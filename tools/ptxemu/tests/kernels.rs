@@ -99,6 +99,7 @@ fn speed() {
     let half: Vec<f16> = noise(1, m * k).into_iter().map(f16::from_f32).collect();
     let single = noise(1, m * k);
     let (pa, pb, pc) = (bench.put("a", &half), bench.put("b", &half), bench.room::<f32>("c", m * n));
+    let (big, other) = (bench.put("x", &vec![1_f32; 1 << 22]), bench.room::<f32>("y", 1 << 22));
     let (sa, sb) = (bench.put("a", &single), bench.put("b", &single));
     let sizes = |p: Params| p.arg(pc).arg(m as i32).arg(n as i32).arg(k as i32);
     let config = Config { threads: 1, ..Config::default() };
@@ -115,5 +116,12 @@ fn speed() {
             rate(middle - start),
             rate(cpu() - middle)
         );
+        let before = cpu();
+        let count = 1 << 22;
+        let params = Params::new().arg(big).arg(other).arg(count / 4);
+        bench
+            .run_with("relu", ([count as u32 / 1024, 1, 1], [256, 1, 1], 0), &params, &config)
+            .expect("runs");
+        println!("one thread: float4 in and out {:.2} GB/s", f64::from(count) * 8.0 / (cpu() - before) / 1e9);
     }
 }
