@@ -14,7 +14,7 @@ fn allocations_are_aligned_and_apart() {
     let memory = small();
     let a = memory.alloc(100, "a").expect("memory");
     let b = memory.alloc(0, "b").expect("memory");
-    assert!(a % 256 == 0 && b % 256 == 0 && a >= BASE && b >= a + 100 + 256);
+    assert!(a.is_multiple_of(256) && b.is_multiple_of(256) && a >= BASE && b >= a + 100 + 256);
     assert_eq!(
         memory.allocation(a + 99).map(|m| (m.address, m.bytes, m.label)),
         Some((a, 100, "a".to_owned()))
