@@ -14,6 +14,7 @@ struct P {
     k: [i32; 4],
 }
 
+/// A kernel with a bit of everything: reduction, call, switch, constants, libdevice functions, f64 and 64-bit division.
 #[test]
 fn basic() {
     for arch in ["compute_80", "compute_100"] {
@@ -23,11 +24,34 @@ fn basic() {
         let py = bench.put("y", &vec![0_f32; 2048]);
         let p = P { n: 200, s: 0.5, k: [1, 2, 3, 4] };
         let params = Params::new().arg(pa).arg(py).arg(p);
-        let report = bench.run_with("k1", ([2, 1, 1], [128, 1, 1], 1024), &params, &Default::default());
-        println!("{}", report.unwrap_or_else(|e| panic!("{e}")));
+        let run = bench.run_with("k1", ([2, 1, 1], [128, 1, 1], 1024), &params, &Config::default());
+        run.unwrap_or_else(|e| panic!("{e}"));
         let y: Vec<f32> = bench.get(py, 2048);
-        println!("{:?}", &y[..4]);
-        println!("{:?}", &y[512..520]);
+        let v = |i: usize| if i < 200 { f64::from(a[i]) } else { 0.0 };
+        let w = |i: usize| {
+            let x = v(i);
+            v(i ^ 1) + x.tanh() + x / 0.5 + x.sqrt() + x.exp() + x.ln() + x.sin()
+        };
+        // Single precision, and a reduction over 128 values.
+        let close = |got: f32, want: f64| {
+            let same = got.is_nan() && want.is_nan() || f64::from(got) == want;
+            assert!(
+                same || (f64::from(got) - want).abs() < 1e-4 * want.abs().max(1.0),
+                "{arch}: {got}, not {want}"
+            );
+        };
+        for block in 0..2 {
+            let sum = (0..128).map(|t| v(block * 128 + t)).sum::<f64>() * 0.5;
+            close(y[block], sum + sum.exp() + 1.0);
+        }
+        for i in 0..256 {
+            let warp = i / 32 * 32;
+            let stored = (warp..warp + 32).any(|j| w(j) > 3.0);
+            close(y[512 + i], if stored { w(i) } else { 0.0 });
+            close(y[1024 + i], 2.0 * w(i ^ 1) + (200 * i / 7) as f64 + (i % 200) as f64);
+        }
+        let counter = bench.instance.global("counter").expect("a variable").address;
+        assert_eq!(bench.get::<i32>(counter, 1), [2]);
     }
 }
 
@@ -43,9 +67,7 @@ fn gemm(
     let (pa, pb, pc) = (bench.put("a", &a), bench.put("b", &b), bench.room::<f32>("c", m * n));
     let params = Params::new().arg(pa).arg(pb).arg(pc).arg(m as i32).arg(n as i32).arg(k as i32);
     let grid = [(n / 128) as u32, (m / 128) as u32, 1];
-    let start = std::time::Instant::now();
     let report = bench.run_with("gemm", (grid, [256, 1, 1], 3 * 16384), &params, config)?;
-    println!("mma: {:.2} GMAC/s", (m * n * k) as f64 / start.elapsed().as_secs_f64() / 1e9);
     let c: Vec<f32> = bench.get(pc, m * n);
     let mut worst = 0_f64;
     for row in (0..m).step_by(7) {
@@ -60,8 +82,10 @@ fn gemm(
 #[test]
 fn fp16_gemm() {
     let (worst, report) = gemm(&[], &Config::default(), (512, 512, 512)).unwrap_or_else(|e| panic!("{e}"));
-    println!("{report}");
     assert!(worst < 1e-4, "{worst}");
+    assert_eq!(report.mma_macs, 512 * 512 * 512);
+    assert_eq!((report.matrix_load.conflict(), report.async_store.conflict()), (1.0, 1.0));
+    assert_eq!(report.global_load.sectors_per_request(), 4.0);
 }
 
 #[test]
@@ -71,10 +95,8 @@ fn f32_gemm() {
     let (a, b) = (noise(1, m * k), noise(2, n * k));
     let (pa, pb, pc) = (bench.put("a", &a), bench.put("b", &b), bench.room::<f32>("c", m * n));
     let params = Params::new().arg(pa).arg(pb).arg(pc).arg(m as i32).arg(n as i32).arg(k as i32);
-    let start = std::time::Instant::now();
     let report = bench.run("sgemm", [8, 8, 1], [64, 1, 1], &params).unwrap_or_else(|e| panic!("{e}"));
-    println!("f32: {:.2} GMAC/s", (m * n * k) as f64 / start.elapsed().as_secs_f64() / 1e9);
-    println!("{report}");
+    assert_eq!(report.scalar_macs, (m * n * k) as u64);
     let c: Vec<f32> = bench.get(pc, m * n);
     for row in (0..m).step_by(7) {
         for col in (0..n).step_by(5) {
@@ -99,6 +121,7 @@ fn speed() {
     let half: Vec<f16> = noise(1, m * k).into_iter().map(f16::from_f32).collect();
     let single = noise(1, m * k);
     let (pa, pb, pc) = (bench.put("a", &half), bench.put("b", &half), bench.room::<f32>("c", m * n));
+    let (big, other) = (bench.put("x", &vec![1_f32; 1 << 22]), bench.room::<f32>("y", 1 << 22));
     let (sa, sb) = (bench.put("a", &single), bench.put("b", &single));
     let sizes = |p: Params| p.arg(pc).arg(m as i32).arg(n as i32).arg(k as i32);
     let config = Config { threads: 1, ..Config::default() };
@@ -115,5 +138,12 @@ fn speed() {
             rate(middle - start),
             rate(cpu() - middle)
         );
+        let before = cpu();
+        let count = 1 << 22;
+        let params = Params::new().arg(big).arg(other).arg(count / 4);
+        bench
+            .run_with("relu", ([count as u32 / 1024, 1, 1], [256, 1, 1], 0), &params, &config)
+            .expect("runs");
+        println!("one thread: float4 in and out {:.2} GB/s", f64::from(count) * 8.0 / (cpu() - before) / 1e9);
     }
 }

@@ -78,6 +78,22 @@ fn unwritten_registers() {
         "{fault}"
     );
     assert!(fault.message.contains("%r1"), "{fault}");
+    // Computing with the value is no mistake where a selection throws it away.
+    let selected = source.replace(
+        "\nst.global.u32 [%rd1], %r1;",
+        "\nadd.s32 %r2, %r1, 5; setp.gt.s32 %p2, %r2, 3; selp.b32 %r3, %r2, 1, %p1; st.global.u32 [%rd1], %r3;",
+    );
+    assert_ne!(selected, source);
+    let bench = Bench::new(&selected);
+    let out = Params::new().arg(bench.room::<u32>("out", 32));
+    bench.run("k", [1; 3], [32, 1, 1], &out).unwrap_or_else(|e| panic!("{e}"));
+    // But not as a condition.
+    let branch = Bench::new(&selected.replace("selp.b32 %r3, %r2, 1, %p1", "selp.b32 %r3, 2, 1, %p2"));
+    let out = Params::new().arg(branch.room::<u32>("out", 32));
+    let fault = branch.run("k", [1; 3], [32, 1, 1], &out).expect_err("the predicate is undefined");
+    assert_eq!((fault.kind, fault.lane), (FaultKind::UninitialisedRegister, Some(20)), "{fault}");
+    let (bench, out) = (Bench::new(&source), Params::new());
+    let out = out.arg(bench.room::<u32>("out", 32));
     let lax = Config { check_registers: false, ..Config::default() };
     bench.run_with("k", ([1; 3], [32, 1, 1], 0), &out, &lax).unwrap_or_else(|e| panic!("{e}"));
 }

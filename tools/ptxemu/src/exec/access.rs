@@ -222,12 +222,13 @@ impl Plan {
         }
     }
 
-    /// Wavefronts: 32, 16 or 8 lanes go together by width; within them, words of one bank go one after the other.
+    /// Wavefronts: as many lanes go together as make 128 bytes; within them, words of one bank go one after the other.
     fn count_waves(&mut self, access: &Access) {
         let group = match access.width {
             0..=4 => 32,
             5..=8 => 16,
-            _ => 8,
+            9..=16 => 8,
+            _ => 4,
         };
         for first in (0..32).step_by(group) {
             let lanes = (first..first + group).filter(|l| self.mask >> l & 1 != 0);

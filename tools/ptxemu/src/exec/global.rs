@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::access::{Access, Plan};
 use super::{Machine, Trouble};
@@ -23,6 +23,8 @@ pub(crate) const EPOCHS: u32 = 255;
 /// Releases of a launch: per atomic's address, the blocks (with all they had acquired) that released there.
 #[derive(Default)]
 pub(crate) struct Order {
+    /// Whether anything was released.
+    any: AtomicBool,
     releases: Mutex<HashMap<u64, Vec<u64>>>,
 }
 
@@ -152,6 +154,10 @@ impl Machine<'_> {
 
     /// An atomic at `address`: orders this block after those that released there, and releases what it has fenced.
     pub fn synchronise(&mut self, address: u64, acquire: bool, release: bool) {
+        if !release && !self.env.order.any.load(Relaxed) {
+            return;
+        }
+        self.env.order.any.store(true, Relaxed);
         let mut releases = self.env.order.releases.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if acquire && let Some(blocks) = releases.get(&address) {
             self.acquired.extend(blocks.iter().filter(|b| **b != self.block_id));
@@ -174,33 +180,45 @@ fn words(at: u64, len: u64) -> impl Iterator<Item = (u64, u32)> {
     let (first, last) = (at / 4, (at + len - 1) / 4);
     let head = 15 << (at & 3) & 15;
     let tail = 15 >> (3 - ((at + len - 1) & 3));
-    (first..=last).map(move |w| {
-        (w, (if w == first { head } else { 15 } & if w == last { tail } else { 15 }) << BYTES_SHIFT)
-    })
+    let bytes = move |w| if w == first { head } else { 15 } & if w == last { tail } else { 15 };
+    (first..=last).map(move |w| (w, bytes(w) << BYTES_SHIFT))
 }
 
 const ALL_BYTES: u32 = 15 << BYTES_SHIFT;
+
+/// Both words of a pair.
+#[inline(always)]
+fn twice(word: u32) -> u64 {
+    u64::from(word) << 32 | u64::from(word)
+}
+
+/// Whether neither record of the pair is of the epoch in `mine`.
+#[inline(always)]
+fn stale(pair: u64, mine: u64) -> bool {
+    let differs = (pair ^ mine) & twice(0xff << EPOCH_SHIFT);
+    differs as u32 != 0 && differs >> 32 != 0
+}
 
 impl Memory {
     /// Whether every byte of an in-bounds range has all of `bits`.
     #[inline(always)]
     pub(crate) fn all_states(&self, at: u64, len: u64, bits: u8) -> bool {
         let mut all = u64::MAX;
-        let (mut p, end) = (at, at + len);
-        // SAFETY: the caller has checked that the range lies inside the mapping; 8-byte cells are read at multiples of 8.
+        let (mut left, mut p) = (len, self.state_ptr().wrapping_add(at as usize).cast_mut());
+        // SAFETY: the caller has checked that the range lies inside the mapping, which is page-aligned; 8-byte cells are read at
+        // multiples of 8.
         unsafe {
-            let state = self.state_ptr();
-            while p < end && !p.is_multiple_of(8) {
-                all &= u64::from((*state.add(p as usize).cast::<AtomicU8>()).load(Relaxed)) | !0xff;
-                p += 1;
+            while left > 0 && p.addr() & 7 != 0 {
+                all &= u64::from(AtomicU8::from_ptr(p).load(Relaxed)) | !0xff;
+                (p, left) = (p.wrapping_add(1), left - 1);
             }
-            while end - p >= 8 {
-                all &= (*state.add(p as usize).cast::<AtomicU64>()).load(Relaxed);
-                p += 8;
+            while left >= 8 {
+                all &= AtomicU64::from_ptr(p.cast()).load(Relaxed);
+                (p, left) = (p.wrapping_add(8), left - 8);
             }
-            while p < end {
-                all &= u64::from((*state.add(p as usize).cast::<AtomicU8>()).load(Relaxed)) | !0xff;
-                p += 1;
+            while left > 0 {
+                all &= u64::from(AtomicU8::from_ptr(p).load(Relaxed)) | !0xff;
+                (p, left) = (p.wrapping_add(1), left - 1);
             }
         }
         let want = u64::from(bits) * 0x0101_0101_0101_0101;
@@ -211,53 +229,86 @@ impl Memory {
     #[inline(always)]
     pub(crate) fn mark_written(&self, at: u64, len: u64) {
         const WRITTEN: u8 = ALLOCATED | INITIALISED | WRITABLE;
-        let (mut p, end) = (at, at + len);
+        let (mut left, mut p) = (len, self.state_ptr().wrapping_add(at as usize).cast_mut());
         // SAFETY: as in `all_states`.
         unsafe {
-            let state = self.state_ptr();
-            while p < end {
-                if p.is_multiple_of(8) && end - p >= 8 {
-                    (*state.add(p as usize).cast::<AtomicU64>())
-                        .store(u64::from(WRITTEN) * 0x0101_0101_0101_0101, Relaxed);
-                    p += 8;
+            while left > 0 {
+                if p.addr() & 7 == 0 && left >= 8 {
+                    AtomicU64::from_ptr(p.cast()).store(u64::from(WRITTEN) * 0x0101_0101_0101_0101, Relaxed);
+                    (p, left) = (p.wrapping_add(8), left - 8);
                 } else {
-                    (*state.add(p as usize).cast::<AtomicU8>()).store(WRITTEN, Relaxed);
-                    p += 1;
+                    AtomicU8::from_ptr(p).store(WRITTEN, Relaxed);
+                    (p, left) = (p.wrapping_add(1), left - 1);
                 }
             }
         }
     }
 
+    /// The records of a word, or of it and the next one (for even words).
+    #[inline(always)]
+    fn pairs(&self, word: u64) -> (&AtomicU64, &AtomicU64) {
+        let at = |base: *const u8| base.wrapping_add(word as usize * 4).cast_mut().cast();
+        // SAFETY: callers pass even words inside the mappings, which are page-aligned.
+        unsafe {
+            (AtomicU64::from_ptr(at(self.readers_base())), AtomicU64::from_ptr(at(self.writers_base())))
+        }
+    }
+
+    #[inline(always)]
+    fn records(&self, word: u64) -> (&AtomicU32, &AtomicU32) {
+        let at = |base: *const u8| base.wrapping_add(word as usize * 4).cast_mut().cast();
+        // SAFETY: callers pass words inside the mappings.
+        unsafe {
+            (AtomicU32::from_ptr(at(self.readers_base())), AtomicU32::from_ptr(at(self.writers_base())))
+        }
+    }
+
     fn reader(&self, word: u64) -> u32 {
-        // SAFETY: words reported by `note_write` lie inside the mapping.
-        unsafe { (*self.readers_ptr().add(word as usize)).load(Relaxed) }
+        self.records(word).0.load(Relaxed)
     }
 
     fn writer(&self, word: u64) -> u32 {
-        // SAFETY: words reported by `note_read` and `note_write` lie inside the mapping.
-        unsafe { (*self.writers_ptr().add(word as usize)).load(Relaxed) }
+        self.records(word).1.load(Relaxed)
     }
 
     /// Notes a read by `me` (epoch and block) of an in-bounds range; the word of a conflicting write, if any.
     #[inline(always)]
     fn note_read(&self, at: u64, len: u64, me: u32) -> Result<(), u64> {
-        let (readers, writers) = (self.readers_ptr(), self.writers_ptr());
-        let many = me | MANY;
-        for (word, bytes) in words(at, len) {
-            // SAFETY: the caller has checked the range.
-            let (reader, writer) = unsafe { (&*readers.add(word as usize), &*writers.add(word as usize)) };
-            let wrote = writer.load(Relaxed);
-            if (wrote ^ me) >> EPOCH_SHIFT == 0 && (wrote ^ me) & MANY != 0 && wrote & bytes != 0 {
-                return Err(word);
+        if (at | len) & 7 != 0 {
+            return words(at, len).try_for_each(|(word, bytes)| self.note_word_read(word, bytes, me));
+        }
+        let mine = twice(me | ALL_BYTES);
+        let many = twice(me | MANY | ALL_BYTES);
+        let (mut word, end) = (at / 4, (at + len) / 4);
+        while word < end {
+            let (readers, writers) = self.pairs(word);
+            let old = readers.load(Relaxed);
+            let unwritten = stale(writers.load(Relaxed), mine);
+            if unwritten && stale(old, mine) {
+                readers.store(mine, Relaxed);
+            } else if !unwritten || old != mine && old != many {
+                self.note_word_read(word, ALL_BYTES, me)?;
+                self.note_word_read(word + 1, ALL_BYTES, me)?;
             }
-            let old = reader.load(Relaxed);
-            if (old ^ me) >> EPOCH_SHIFT != 0 {
-                reader.store(me | bytes, Relaxed);
-            } else if old & MANY != MANY && (old ^ me) & MANY != 0 {
-                reader.store(many | old & ALL_BYTES | bytes, Relaxed);
-            } else if old & bytes != bytes {
-                reader.store(old | bytes, Relaxed);
-            }
+            word += 2;
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn note_word_read(&self, word: u64, bytes: u32, me: u32) -> Result<(), u64> {
+        let (reader, writer) = self.records(word);
+        let wrote = writer.load(Relaxed);
+        if (wrote ^ me) >> EPOCH_SHIFT == 0 && (wrote ^ me) & MANY != 0 && wrote & bytes != 0 {
+            return Err(word);
+        }
+        let old = reader.load(Relaxed);
+        if (old ^ me) >> EPOCH_SHIFT != 0 {
+            reader.store(me | bytes, Relaxed);
+        } else if old & MANY != MANY && (old ^ me) & MANY != 0 {
+            reader.store(me | MANY | old & ALL_BYTES | bytes, Relaxed);
+        } else if old & bytes != bytes {
+            reader.store(old | bytes, Relaxed);
         }
         Ok(())
     }
@@ -265,21 +316,37 @@ impl Memory {
     /// Notes a write; a conflicting word, and whether it was read (or else written) by another block.
     #[inline(always)]
     fn note_write(&self, at: u64, len: u64, me: u32) -> Result<(), (u64, bool)> {
-        let (readers, writers) = (self.readers_ptr(), self.writers_ptr());
-        for (word, bytes) in words(at, len) {
-            // SAFETY: the caller has checked the range.
-            let (reader, writer) = unsafe { (&*readers.add(word as usize), &*writers.add(word as usize)) };
-            let (wrote, read) = (writer.load(Relaxed), reader.load(Relaxed));
-            let conflict = |r: u32| (r ^ me) >> EPOCH_SHIFT == 0 && (r ^ me) & MANY != 0 && r & bytes != 0;
-            if conflict(wrote) {
-                return Err((word, false));
-            }
-            if conflict(read) {
-                return Err((word, true));
-            }
-            let same = (wrote ^ me) & !ALL_BYTES == 0;
-            writer.store(if same { wrote | bytes } else { me | bytes }, Relaxed);
+        if (at | len) & 7 != 0 {
+            return words(at, len).try_for_each(|(word, bytes)| self.note_word_write(word, bytes, me));
         }
+        let mine = twice(me | ALL_BYTES);
+        let (mut word, end) = (at / 4, (at + len) / 4);
+        while word < end {
+            let (readers, writers) = self.pairs(word);
+            if stale(readers.load(Relaxed), mine) && stale(writers.load(Relaxed), mine) {
+                writers.store(mine, Relaxed);
+            } else {
+                self.note_word_write(word, ALL_BYTES, me)?;
+                self.note_word_write(word + 1, ALL_BYTES, me)?;
+            }
+            word += 2;
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn note_word_write(&self, word: u64, bytes: u32, me: u32) -> Result<(), (u64, bool)> {
+        let (reader, writer) = self.records(word);
+        let (wrote, read) = (writer.load(Relaxed), reader.load(Relaxed));
+        let conflict = |r: u32| (r ^ me) >> EPOCH_SHIFT == 0 && (r ^ me) & MANY != 0 && r & bytes != 0;
+        if conflict(wrote) {
+            return Err((word, false));
+        }
+        if conflict(read) {
+            return Err((word, true));
+        }
+        let same = (wrote ^ me) & !ALL_BYTES == 0;
+        writer.store(if same { wrote | bytes } else { me | bytes }, Relaxed);
         Ok(())
     }
 
@@ -287,19 +354,9 @@ impl Memory {
     #[cold]
     fn force_write(&self, at: u64, len: u64, me: u32) {
         for (word, bytes) in words(at, len) {
-            // SAFETY: the caller has checked the range.
-            unsafe {
-                (*self.writers_ptr().add(word as usize)).store(me | bytes, Relaxed);
-                (*self.readers_ptr().add(word as usize)).store(0, Relaxed);
-            }
+            let (reader, writer) = self.records(word);
+            writer.store(me | bytes, Relaxed);
+            reader.store(0, Relaxed);
         }
-    }
-
-    fn readers_ptr(&self) -> *const AtomicU32 {
-        self.readers_base().cast()
-    }
-
-    fn writers_ptr(&self) -> *const AtomicU32 {
-        self.writers_base().cast()
     }
 }

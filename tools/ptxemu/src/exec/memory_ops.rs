@@ -81,6 +81,12 @@ impl<'a> Machine<'a> {
         Checks { uninit: self.env.config.check_uninit, races: self.env.config.check_races }
     }
 
+    /// Checks of an access of that strength: atomic ones (`.volatile`, `.relaxed`) do not race.
+    fn checks_for(&self, strength: Strength) -> Checks {
+        let all = self.checks();
+        Checks { races: all.races && strength == Strength::Weak, ..all }
+    }
+
     #[inline(always)]
     fn pointers(&mut self, access: &Access, base: *mut u8, subtract: u64) -> Pointers {
         let idle: *mut u8 = (&raw mut self.scratch).cast();
@@ -99,7 +105,7 @@ impl<'a> Machine<'a> {
         access.aligned(access.width.min(32), "load")?;
         match space {
             MemSpace::Shared => {
-                let on = self.checks();
+                let on = self.checks_for(mem.strength);
                 let plan = self.plans[mem.plan as usize].find(access)?;
                 self.shared.read(self.warp, access, plan, access.base(), on)?;
                 self.counts.shared_load.add(plan);
@@ -137,7 +143,7 @@ impl<'a> Machine<'a> {
         access.aligned(access.width.min(32), "store")?;
         match space {
             MemSpace::Shared => {
-                let on = self.checks();
+                let on = self.checks_for(mem.strength);
                 let plan = self.plans[mem.plan as usize].find(access)?;
                 self.shared.write(self.warp, access, plan, access.base(), (on, WRITTEN))?;
                 self.counts.shared_store.add(plan);
@@ -218,7 +224,7 @@ macro_rules! gather {
     ($atomic:ty, $pointers:expr, $at:expr, $to:ty) => {{
         let mut out = [0 as $to; 32];
         for l in 0..32 {
-            out[l] = (*$pointers[l].add($at).cast::<$atomic>()).load(Relaxed) as $to;
+            out[l] = <$atomic>::from_ptr($pointers[l].wrapping_add($at).cast()).load(Relaxed) as $to;
         }
         out
     }};
@@ -286,7 +292,7 @@ unsafe fn store_body(m: &mut Machine, i: &Ins) -> Flow {
             if mem.element == 8 {
                 let from = &*m.slot::<u64>(slot);
                 for l in 0..32 {
-                    (*pointers[l].add(at).cast::<AtomicU64>()).store(from[l], Relaxed);
+                    AtomicU64::from_ptr(pointers[l].wrapping_add(at).cast()).store(from[l], Relaxed);
                 }
                 continue;
             }
@@ -302,17 +308,19 @@ unsafe fn store_body(m: &mut Machine, i: &Ins) -> Flow {
             match mem.element {
                 4 => {
                     for l in 0..32 {
-                        (*pointers[l].add(at).cast::<AtomicU32>()).store(value[l], Relaxed);
+                        AtomicU32::from_ptr(pointers[l].wrapping_add(at).cast()).store(value[l], Relaxed);
                     }
                 }
                 2 => {
                     for l in 0..32 {
-                        (*pointers[l].add(at).cast::<AtomicU16>()).store(value[l] as u16, Relaxed);
+                        AtomicU16::from_ptr(pointers[l].wrapping_add(at).cast())
+                            .store(value[l] as u16, Relaxed);
                     }
                 }
                 _ => {
                     for l in 0..32 {
-                        (*pointers[l].add(at).cast::<AtomicU8>()).store(value[l] as u8, Relaxed);
+                        AtomicU8::from_ptr(pointers[l].wrapping_add(at).cast())
+                            .store(value[l] as u8, Relaxed);
                     }
                 }
             }

@@ -145,22 +145,49 @@ pub(crate) unsafe fn predicate_logic(m: &mut Machine, i: &Ins) -> Flow {
     Flow::Next
 }
 
-/// Notes in predicate `p[0]` that a register was written.
-pub(crate) unsafe fn mark_written(m: &mut Machine, i: &Ins) -> Flow {
+/// Definedness mask `p[0]`: everything is.
+pub(crate) unsafe fn defined(m: &mut Machine, i: &Ins) -> Flow {
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
     unsafe { m.set_predicate(i.p[0], u32::MAX) };
     Flow::Next
 }
 
-/// Faults if a lane reads a register, named by `imm`, that it has not written.
-pub(crate) unsafe fn check_written(m: &mut Machine, i: &Ins) -> Flow {
+/// Definedness mask `p[0]` of a lane-wise result: where all sources' masks (list: count, numbers) are set.
+pub(crate) unsafe fn derive_defined(m: &mut Machine, i: &Ins) -> Flow {
+    let list = &m.env.program.lists[i.x as usize..];
+    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`), and so do the predicates in its list.
+    unsafe {
+        let mut all = u32::MAX;
+        for mask in &list[1..=list[0] as usize] {
+            all &= m.predicate(*mask as u16);
+        }
+        m.set_predicate(i.p[0], all);
+    }
+    Flow::Next
+}
+
+/// Definedness mask `p[0]` of a selection. List: the predicate, its mask, the masks of both sides; `imm` 1 negates the predicate.
+pub(crate) unsafe fn select_defined(m: &mut Machine, i: &Ins) -> Flow {
+    let list = &m.env.program.lists[i.x as usize..][..4];
+    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`), and so do the predicates in its list.
+    unsafe {
+        let [p, chooser, a, b] = std::array::from_fn(|at| m.predicate(list[at] as u16));
+        let p = if i.imm & 1 != 0 { !p } else { p };
+        m.set_predicate(i.p[0], chooser & (p & a | !p & b));
+    }
+    Flow::Next
+}
+
+/// Faults where the definedness mask `p[0]` is clear; `imm` names the register.
+pub(crate) unsafe fn check_defined(m: &mut Machine, i: &Ins) -> Flow {
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
     let missing = m.mask & !unsafe { m.predicate(i.p[0]) };
     if missing == 0 || !m.env.config.check_registers {
         return Flow::Next;
     }
     let name = &m.env.program.names[i.imm as usize];
-    let message = format!("read of register {name}, which no instruction on this path has written");
+    let message =
+        format!("the value of {name} depends on a register that no instruction on this path has written");
     m.fail(FaultKind::UninitialisedRegister, Some(missing.trailing_zeros()), message)
 }
 

@@ -1,6 +1,6 @@
 //! Integer, bit, predicate, selection and move instructions.
 
-use super::{Lower, Lowered, Op, Src, class_for};
+use super::{Lower, Lowered, Op, Predicates, Src, class_for};
 use crate::exec::int::*;
 use crate::exec::lanes::{lane1, lane2, lane3};
 use crate::exec::special::{Sreg, extended, extended_mad, predicate_logic, select32, select64};
@@ -192,6 +192,7 @@ impl<'t> Lower<'t> {
         let exec = if class_for(ty) == RegClass::Long { select64() } else { select32() };
         self.emit(exec, Class::Predicate, d, &[a, b], i64::from(negated));
         self.last().p[0] = p;
+        self.last().predicates = Predicates::Select;
     }
 
     fn logic(&mut self, op: &mut Op<'t>) -> Lowered<bool> {
@@ -210,6 +211,7 @@ impl<'t> Lower<'t> {
         let d = self.predicate_dest(&op.args[0])?;
         let mut pre = self.blank(predicate_logic, Class::Predicate);
         pre.p = [d, a, b];
+        pre.predicates = Predicates::Logic;
         pre.imm = kind | i64::from(not_a) << 4 | i64::from(not_b) << 5 | i64::from(invert) << 6;
         self.pre.push(pre);
         Ok(true)

@@ -1,14 +1,14 @@
 //! Puts an entry's functions together: slots, predicates, branch targets, reconvergence points.
 
 use super::cfg::Graph;
+use super::definedness::instrument;
 use super::layout::Layout;
-use super::registers::{Slots, assign, touches, undefined};
+use super::registers::{Slots, assign};
 use super::{Control, Lower, Pre, Src};
 use crate::exec::control::{exit, join, ret};
-use crate::exec::special::{check_written, mark_written};
 use crate::fault::ParseError;
-use crate::ir::{CONSTANT, Call, Class, Const, Exec, Ins, NEVER, Origin, Program};
-use crate::text::ast::{Class as RegClass, Reg, Tree};
+use crate::ir::{CONSTANT, Call, Class, Const, Ins, NEVER, Origin, Program};
+use crate::text::ast::{Class as RegClass, Tree};
 
 /// One function, decoded.
 struct Piece {
@@ -100,57 +100,13 @@ fn decode(tree: &Tree, layout: &Layout, number: usize, program: &mut Program) ->
     lower.pre.push(end);
     let mut graph = Graph::new(&lower.pre, &starts);
     if func.entry {
-        let undefined = undefined(&lower.pre, &graph, lower.regs.len());
-        if !undefined.is_empty() {
-            starts = instrument(&mut lower, &starts, &undefined, &mut program.names).map_err(|message| {
-                ParseError { line: func.line, column: 1, text: func.name.clone(), message }
-            })?;
-            graph = Graph::new(&lower.pre, &starts);
-        }
+        starts = instrument(&mut lower, starts, &graph, &mut program.names)
+            .map_err(|message| ParseError { line: func.line, column: 1, text: func.name.clone(), message })?;
+        graph = Graph::new(&lower.pre, &starts);
     }
     let slots = assign(&lower.pre, &graph, &lower.regs);
     let predicates = lower.predicates.iter().copied().max().unwrap_or(0);
     Ok(Piece { pre: lower.pre, starts, graph, slots, predicates: u32::from(predicates) })
-}
-
-/// Surrounds the uses of registers that some path leaves unwritten: every write is noted in a predicate, every read checks it.
-/// Returns where each statement starts now.
-fn instrument(
-    lower: &mut Lower,
-    starts: &[usize],
-    undefined: &[Reg],
-    names: &mut Vec<String>,
-) -> Result<Vec<usize>, String> {
-    let mut marks = Vec::new();
-    for &reg in undefined {
-        names.push(lower.func.reg_names.get(reg as usize).cloned().unwrap_or_default());
-        marks.push((reg, lower.new_predicate()?, names.len() as i64 - 1));
-    }
-    let old = std::mem::take(&mut lower.pre);
-    let mut places = Vec::with_capacity(old.len() + 1);
-    for ins in old {
-        places.push(lower.pre.len());
-        let mut after = Vec::new();
-        for &(reg, predicate, name) in &marks {
-            let (reads, writes) = touches(&ins, reg);
-            let extra = |exec: Exec| {
-                let mut pre = lower.blank(exec, Class::Internal);
-                (pre.guard, pre.stmt, pre.imm, pre.p[0]) = (ins.guard, ins.stmt, name, predicate);
-                pre
-            };
-            if writes {
-                after.push(extra(mark_written));
-            }
-            if reads {
-                let check = extra(check_written);
-                lower.pre.push(check);
-            }
-        }
-        lower.pre.push(ins);
-        lower.pre.append(&mut after);
-    }
-    places.push(lower.pre.len());
-    Ok(starts.iter().map(|at| places[*at]).collect())
 }
 
 /// Emits one function's code.

@@ -1,7 +1,7 @@
 //! `setp` and `set`: comparisons into predicates and registers.
 
 use super::arith::by_int;
-use super::{Lower, Lowered, Op, Src};
+use super::{Lower, Lowered, Op, Predicates, Src};
 use crate::exec::float as flt;
 use crate::exec::int::{Eq, Half, Le, Lt};
 use crate::exec::lanes::{lane_compare, lane1, lane2};
@@ -35,6 +35,7 @@ impl<'t> Lower<'t> {
         let mut pre = self.blank(exec, Class::Predicate);
         (pre.s[0], pre.s[1]) = (Some(a), Some(b));
         pre.p = [yes, no, third.0];
+        pre.predicates = Predicates::Compare;
         pre.imm = i64::from(negate) | combine << 1 | i64::from(third.1) << 3;
         self.pre.push(pre);
         if to_value {
@@ -94,6 +95,7 @@ impl<'t> Lower<'t> {
             let mut pre = self.blank(comparison(word, half, false)?.0, Class::Predicate);
             (pre.s[0], pre.s[1]) = (Some(Src::Reg(x)), Some(Src::Reg(y)));
             pre.p[0] = self.predicate_dest(target)?;
+            pre.predicates = Predicates::Compare;
             pre.imm = i64::from(negate);
             self.pre.push(pre);
         }

@@ -1,7 +1,7 @@
 //! Branches, calls, barriers, votes and shuffles; instructions without effect.
 
 use super::layout::{builtin, callee};
-use super::{Control, Lower, Lowered, Op};
+use super::{Control, Lower, Lowered, Op, Predicates};
 use crate::exec::{barrier, control as run, exchange};
 use crate::ir::Class;
 use crate::text::ast::{Operand, Stmt, Symbol, Ty};
@@ -73,6 +73,7 @@ impl<'t> Lower<'t> {
                 let d = self.dest(d, Ty::B32)?;
                 self.emit(exchange::elect, Class::Exchange, d, &[mask], 0);
                 self.last().p[0] = p;
+                self.last().predicates = Predicates::Result(0);
             }
             "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep" | "griddepcontrol"
             | "setmaxnreg" | "pmevent" => {
@@ -184,6 +185,7 @@ impl<'t> Lower<'t> {
                 pre.d = Some(self.dest(self.arg(op, 0)?, Ty::U32)?);
             } else {
                 pre.p[1] = self.predicate_dest(self.arg(op, 0)?)?;
+                pre.predicates = Predicates::Result(1);
             }
             op.types.clear();
             first = 1;
@@ -217,6 +219,7 @@ impl<'t> Lower<'t> {
             pre.d = Some(self.dest(&op.args[0], Ty::B32)?);
         } else {
             pre.p[0] = self.predicate_dest(&op.args[0])?;
+            pre.predicates = Predicates::Result(0);
         }
         pre.p[1] = p;
         pre.imm = kind as i64 | i64::from(negated) << 4;
@@ -236,6 +239,7 @@ impl<'t> Lower<'t> {
         let mut pre = self.blank(exchange::shuffle(), Class::Exchange);
         pre.d = Some(self.dest(d, Ty::B32)?);
         pre.p[0] = p;
+        pre.predicates = Predicates::Result(0);
         for at in 0..3 {
             pre.s[at] = Some(self.source(&op.args[at + 1], Ty::B32)?);
         }
@@ -260,6 +264,7 @@ impl<'t> Lower<'t> {
         let imm = i64::from(all) | i64::from(ty.bytes() == 8) << 1;
         self.emit(exchange::match_sync, Class::Exchange, d, &[value, mask], imm);
         self.last().p[0] = p;
+        self.last().predicates = Predicates::Result(0);
         Ok(())
     }
 

@@ -173,6 +173,7 @@ impl<'t> Lower<'t> {
         let mut pre = self.blank(exec, Class::Predicate);
         (pre.s[0], pre.s[1]) = (Some(super::Src::Reg(magnitude)), Some(infinity));
         (pre.p[0], pre.imm) = (p, i64::from(negate));
+        pre.predicates = super::Predicates::Compare;
         self.pre.push(pre);
         Ok(true)
     }

@@ -77,6 +77,7 @@ impl<'t> Lower<'t> {
                 let mut pre = self.blank(is_space, Class::Predicate);
                 pre.s[0] = Some(address);
                 (pre.imm, pre.p[0]) = (window, p);
+                pre.predicates = super::Predicates::Compare;
                 self.pre.push(pre);
             }
             "createpolicy" => {

@@ -6,6 +6,7 @@ mod cfg;
 mod compare;
 mod control;
 mod convert;
+mod definedness;
 mod float;
 mod layout;
 mod memory;
@@ -46,6 +47,20 @@ pub(crate) enum Control {
     },
 }
 
+/// The part that the predicate operands `Pre::p` play.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Predicates {
+    None,
+    /// 0 and 1 are written, 2 is read.
+    Compare,
+    /// 0 is written, 1 and 2 are read.
+    Logic,
+    /// 0 chooses between the first two sources.
+    Select,
+    /// This one is written, by something that is not lane-wise.
+    Result(usize),
+}
+
 /// An instruction over virtual registers.
 #[derive(Clone, Debug)]
 pub(crate) struct Pre {
@@ -61,6 +76,7 @@ pub(crate) struct Pre {
     pub imm: i64,
     pub y: u32,
     pub p: [u16; 3],
+    pub predicates: Predicates,
     pub guard: u32,
     pub control: Control,
     pub class: Class,
@@ -182,6 +198,7 @@ impl<'t> Lower<'t> {
             imm: 0,
             y: 0,
             p: [0; 3],
+            predicates: Predicates::None,
             guard: self.guard,
             control: Control::Next,
             class,

@@ -13,7 +13,8 @@ pub(crate) struct Slots {
     pub count: u32,
 }
 
-fn sources(ins: &Pre) -> impl Iterator<Item = Reg> + '_ {
+/// Registers an instruction reads.
+pub(crate) fn sources(ins: &Pre) -> impl Iterator<Item = Reg> + '_ {
     ins.s
         .iter()
         .flatten()
@@ -21,7 +22,8 @@ fn sources(ins: &Pre) -> impl Iterator<Item = Reg> + '_ {
         .filter_map(|s| if let Src::Reg(r) = s { Some(*r) } else { None })
 }
 
-fn dests(ins: &Pre) -> impl Iterator<Item = Reg> + '_ {
+/// Registers an instruction writes.
+pub(crate) fn dests(ins: &Pre) -> impl Iterator<Item = Reg> + '_ {
     ins.d.iter().chain(&ins.list_d).copied()
 }
 
@@ -102,11 +104,6 @@ fn liveness(pre: &[Pre], graph: &Graph, registers: usize) -> Liveness {
 /// Registers that some path reads before it writes them.
 pub(crate) fn undefined(pre: &[Pre], graph: &Graph, registers: usize) -> Vec<Reg> {
     liveness(pre, graph, registers).at_start[0].iter().collect()
-}
-
-/// Whether the instruction reads, and whether it writes the register.
-pub(crate) fn touches(ins: &Pre, reg: Reg) -> (bool, bool) {
-    (sources(ins).any(|r| r == reg), dests(ins).any(|r| r == reg))
 }
 
 /// Assigns slots.
