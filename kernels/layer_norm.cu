@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
     x += u64(row) * p.channels;
     y += u64(row) * p.channels;
 #if HELD > 0
-    float held[HELD][PIECE];
+    float held[HELD][PIECE] = {};
 #pragma unroll
     for (u32 i = 0; i < HELD; ++i) {
         const u32 c = (i * WARP + lane) * PIECE;
