@@ -24,7 +24,7 @@ __device__ inline void scale_and_shift(float (&x)[PIECE], const float* gamma, co
     for (int i = 0; i < PIECE; ++i) x[i] = activate<ACTIVATION>(x[i] * scale[i] + shift[i]);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP)
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
     layer_norm(const storage_t* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta,
                storage_t* __restrict__ y, const Params p) {
     const u32 lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP;
@@ -32,7 +32,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP)
     x += u64(row) * p.channels;
     y += u64(row) * p.channels;
 #if HELD > 0
-    // Zero where the row ends: a value that is never looked at, but that the compiler may carry along.
     float held[HELD][PIECE] = {};
 #pragma unroll
     for (u32 i = 0; i < HELD; ++i) {
