@@ -27,6 +27,7 @@ mod launch;
 mod lower;
 mod memory;
 mod module;
+mod records;
 mod report;
 mod text;
 
