@@ -1,7 +1,7 @@
 //! Runs the PTX that NVRTC emits on the CPU, and checks every access.
 //!
 //! A PTX text is parsed and decoded once ([`Module::parse`]), given memory for its variables ([`Instance::new`]), and launched over a
-//! grid ([`launch`]). Warps run in lock-step over 32 lanes; blocks run in parallel on host threads. What goes wrong ends the launch
+//! grid ([`launch()`]). Warps run in lock-step over 32 lanes; blocks run in parallel on host threads. What goes wrong ends the launch
 //! with a [`Fault`] that names the kernel, the line of CUDA source (compile with `-lineinfo`), the PTX instruction, the thread, and
 //! what happened:
 //!
@@ -27,6 +27,7 @@ mod launch;
 mod lower;
 mod memory;
 mod module;
+mod records;
 mod report;
 mod text;
 

@@ -1,10 +1,9 @@
 //! The simulated device's global memory.
 //!
-//! One large address range is reserved (not committed) from the system, with three shadows of the same size: a state byte per
-//! byte (allocated, initialised, writable, freed) and, per 4-byte word, the last reader and the last writer of the running launch
-//! ([`crate::race`]). Device addresses are [`BASE`] + offset. Every allocation lies between red zones that are never
-//! accessible, and addresses are handed out in ascending order: a freed range comes back only once the whole range is used up, so
-//! that a stale pointer hits freed memory, not somebody else's.
+//! One large address range is reserved (not committed) from the system, with a shadow of one state byte per byte (allocated,
+//! initialised, writable, freed) and records of who uses what during a launch ([`crate::records`]). Device addresses are [`BASE`] +
+//! offset. Every allocation lies between red zones that are never accessible, and addresses are handed out in ascending order: a freed
+//! range comes back only once the whole range is used up, so that a stale pointer hits freed memory, not somebody else's.
 //!
 //! The emulated blocks share this memory between host threads, as real blocks share theirs. Device accesses are therefore relaxed
 //! atomics; host accesses must not overlap a launch (the driver runs one after the other).
@@ -16,6 +15,7 @@ use std::sync::{Mutex, MutexGuard};
 use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
 
 use crate::fault::{Fault, FaultKind};
+use crate::records::{EPOCHS, Records};
 
 /// Device address of the first byte of the range.
 pub const BASE: u64 = 0x0a_0000_0000;
@@ -78,8 +78,8 @@ struct Table {
 pub struct Memory {
     data: MmapMut,
     state: MmapMut,
-    readers: MmapMut,
-    writers: MmapMut,
+    /// Uses of the running launch.
+    pub(crate) records: Records,
     size: u64,
     options: Options,
     table: Mutex<Table>,
@@ -102,15 +102,14 @@ impl Memory {
                 let len = usize::try_from(size).map_err(std::io::Error::other)?;
                 MmapOptions::new().len(len).no_reserve_swap().map_anon()
             };
-            match (map(), map(), map(), map()) {
-                (Ok(data), Ok(state), Ok(readers), Ok(writers)) => {
+            match (map(), map(), Records::new(size)) {
+                (Ok(data), Ok(state), Ok(records)) => {
                     let table = Mutex::new(Table { top: red_zone, ..Table::default() });
                     let options = Options { red_zone, address_space: size, limit: options.limit.min(size) };
                     return Ok(Memory {
                         data,
                         state,
-                        readers,
-                        writers,
+                        records,
                         size,
                         options,
                         table,
@@ -118,7 +117,7 @@ impl Memory {
                         turn: Mutex::new(()),
                     });
                 }
-                (Err(e), ..) | (_, Err(e), ..) | (_, _, Err(e), _) | (.., Err(e)) if size <= 256 << 20 => {
+                (Err(e), ..) | (_, Err(e), _) | (.., Err(e)) if size <= 256 << 20 => {
                     let message = format!("cannot reserve {size} bytes of address space: {e}");
                     return Err(Fault::host(FaultKind::OutOfMemory, message));
                 }
@@ -444,16 +443,6 @@ impl Memory {
         self.state.as_ptr()
     }
 
-    /// Readers of each 4-byte word: a quarter of [`Memory::size`] records of 4 bytes.
-    pub(crate) fn readers_base(&self) -> *const u8 {
-        self.readers.as_ptr()
-    }
-
-    /// Writers of each word, as [`Memory::readers_base`].
-    pub(crate) fn writers_base(&self) -> *const u8 {
-        self.writers.as_ptr()
-    }
-
     /// Waits until no launch runs; none starts while the guard lives.
     pub(crate) fn launch_turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -462,13 +451,8 @@ impl Memory {
     /// Starts a launch: returns its epoch for the race records, clearing them when the numbers are used up.
     pub(crate) fn next_epoch(&self) -> u32 {
         let epoch = self.epoch.load(Relaxed) + 1;
-        let epoch = if epoch > crate::exec::global::EPOCHS {
-            for map in [&self.readers, &self.writers] {
-                // SAFETY: no launch runs between epochs, so nobody looks at the records; they read as zero from here on.
-                let advice = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
-                // Stale records could only bring false alarms, which the epoch in them makes 255 launches old.
-                drop(advice);
-            }
+        let epoch = if epoch > EPOCHS {
+            self.records.clear();
             1
         } else {
             epoch

@@ -145,5 +145,12 @@ fn speed() {
             .run_with("relu", ([count as u32 / 1024, 1, 1], [256, 1, 1], 0), &params, &config)
             .expect("runs");
         println!("one thread: float4 in and out {:.2} GB/s", f64::from(count) * 8.0 / (cpu() - before) / 1e9);
+        let both = Config { threads: 2, ..Config::default() };
+        let (start, params) = (std::time::Instant::now(), sizes(Params::new().arg(pa).arg(pb)));
+        bench.run_with("gemm", ([4, 4, 1], [256, 1, 1], 3 * 16384), &params, &both).expect("runs");
+        let (middle, params) = (std::time::Instant::now(), sizes(Params::new().arg(sa).arg(sb)));
+        bench.run_with("sgemm", ([8, 8, 1], [64, 1, 1], 0), &params, &both).expect("runs");
+        let (half, single) = ((middle - start).as_secs_f64(), middle.elapsed().as_secs_f64());
+        println!("two threads, wall clock: mma {:.2} GMAC/s, f32 {:.2} GMAC/s", rate(half), rate(single));
     }
 }

@@ -3,6 +3,8 @@
 //! A copy reads its source when it is issued and owns its destination bytes until its thread waits for the copy's group; only then
 //! the data lands. With `Config::late_async` off it lands at once.
 
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+
 use super::access::Access;
 use super::lanes::{BITS, multiversion};
 use super::shared::{PENDING, WRITTEN};
@@ -147,14 +149,16 @@ fn read_source(
     let base = m.env.memory.data_ptr(0);
     for l in (0..32).filter(|l| lanes >> l & 1 != 0) {
         let p = base.wrapping_add(from.address[l].wrapping_sub(BASE) as usize);
-        // SAFETY: `global_read` has checked `size` bytes there. A racing block's store makes the value, not the read, undefined; a
-        // volatile read keeps the compiler from assuming otherwise.
+        // SAFETY: `global_read` has checked `size` bytes there, and whole words are read where they are aligned.
         unsafe {
-            if size == 16 {
-                data[l] = p.cast::<[u8; 16]>().read_volatile();
+            if size.is_multiple_of(4) && p.addr() & 3 == 0 {
+                for (w, word) in data[l][..size as usize].chunks_exact_mut(4).enumerate() {
+                    let value = AtomicU32::from_ptr(p.wrapping_add(4 * w).cast()).load(Relaxed);
+                    word.copy_from_slice(&value.to_le_bytes());
+                }
             } else {
                 for (b, byte) in data[l][..size as usize].iter_mut().enumerate() {
-                    *byte = p.add(b).read_volatile();
+                    *byte = AtomicU8::from_ptr(p.wrapping_add(b)).load(Relaxed);
                 }
             }
         }

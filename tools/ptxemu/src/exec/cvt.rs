@@ -56,7 +56,7 @@ plain! {2:
     };
 }
 
-/// How to convert: packed into `Ins::imm` by [`Plan::pack`].
+/// How to convert: packed into `Ins::imm` by [`Conversion::pack`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Conversion {
     pub from: Ty,

@@ -1,24 +1,17 @@
 //! Global memory seen from kernels: bounds, initialisation, and races between blocks.
 //!
-//! Per 4-byte word of device memory two records tell which block last wrote and last read it in the running launch
-//! (epoch << 24 | bytes << 20 | block). Another block's conflicting access is a race unless an atomic orders the two: a block that
+//! Another block's conflicting access in the same launch ([`crate::records`]) is a race unless an atomic orders the two: a block that
 //! fences and then performs an atomic releases what it did; one that performs an atomic on the same word afterwards acquires it.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use super::access::{Access, Plan};
 use super::{Machine, Trouble};
 use crate::fault::FaultKind;
 use crate::memory::{ALLOCATED, BASE, FREED, INITIALISED, Memory, WRITABLE};
-
-/// Block number that stands for several readers.
-const MANY: u32 = (1 << 20) - 1;
-const BYTES_SHIFT: u32 = 20;
-const EPOCH_SHIFT: u32 = 24;
-/// Launches between clearings of the records.
-pub(crate) const EPOCHS: u32 = 255;
+use crate::records::{Conflict, MANY, Party, tag};
 
 /// Releases of a launch: per atomic's address, the blocks (with all they had acquired) that released there.
 #[derive(Default)]
@@ -26,11 +19,6 @@ pub(crate) struct Order {
     /// Whether anything was released.
     any: AtomicBool,
     releases: Mutex<HashMap<u64, Vec<u64>>>,
-}
-
-/// The number a block is recorded by: wraps for launches of more than a million blocks, whose races may then be missed.
-fn tag(block: u64) -> u32 {
-    (block % u64::from(MANY)) as u32
 }
 
 impl Machine<'_> {
@@ -46,9 +34,9 @@ impl Machine<'_> {
                 return Err(self.bad_global(access, at, len, need, "read"));
             }
             if record && self.env.config.check_races {
-                let me = self.env.epoch << EPOCH_SHIFT | tag(self.block_id);
-                if let Err(word) = memory.note_read(at, len, me) {
-                    self.global_race(access, word, "read", "written", memory.writer(word))?;
+                let me = Party::new(self.env.epoch, self.block_id);
+                if let Err(conflict) = memory.records.read(at, len, me) {
+                    self.global_race(access, "read", &conflict)?;
                 }
             }
         }
@@ -69,12 +57,10 @@ impl Machine<'_> {
             }
             memory.mark_written(at, len);
             if self.env.config.check_races {
-                let me = self.env.epoch << EPOCH_SHIFT | tag(self.block_id);
-                if let Err((word, read)) = memory.note_write(at, len, me) {
-                    let (other, who) =
-                        if read { ("read", memory.reader(word)) } else { ("written", memory.writer(word)) };
-                    self.global_race(access, word, "write", other, who)?;
-                    memory.force_write(at, len, me);
+                let me = Party::new(self.env.epoch, self.block_id);
+                if let Err(conflict) = memory.records.write(at, len, me) {
+                    self.global_race(access, "write", &conflict)?;
+                    memory.records.force_write(at, len, me);
                 }
             }
         }
@@ -124,15 +110,8 @@ impl Machine<'_> {
 
     /// A conflict with another block, unless an atomic has ordered the two.
     #[cold]
-    fn global_race(
-        &self,
-        access: &Access,
-        word: u64,
-        what: &str,
-        other: &str,
-        record: u32,
-    ) -> Result<(), Trouble> {
-        let block = record & MANY;
+    fn global_race(&self, access: &Access, what: &str, conflict: &Conflict) -> Result<(), Trouble> {
+        let block = conflict.block;
         if self.acquired.iter().any(|b| block == MANY || tag(*b) == block) {
             return Ok(());
         }
@@ -144,7 +123,8 @@ impl Machine<'_> {
                 format!("block ({},{},{})", id % x, id / x % y, id / (x * y))
             }
         };
-        let address = BASE + word * 4;
+        let address = BASE + conflict.at;
+        let other = if conflict.read { "read" } else { "written" };
         let message = format!(
             "{what} of {}, {other} by {who} in the same launch with no atomic in between",
             self.env.memory.describe(address)
@@ -172,31 +152,6 @@ impl Machine<'_> {
             blocks.dedup();
         }
     }
-}
-
-/// Words of the range, with the bytes of each that it covers.
-#[inline(always)]
-fn words(at: u64, len: u64) -> impl Iterator<Item = (u64, u32)> {
-    let (first, last) = (at / 4, (at + len - 1) / 4);
-    let head = 15 << (at & 3) & 15;
-    let tail = 15 >> (3 - ((at + len - 1) & 3));
-    let bytes = move |w| if w == first { head } else { 15 } & if w == last { tail } else { 15 };
-    (first..=last).map(move |w| (w, bytes(w) << BYTES_SHIFT))
-}
-
-const ALL_BYTES: u32 = 15 << BYTES_SHIFT;
-
-/// Both words of a pair.
-#[inline(always)]
-fn twice(word: u32) -> u64 {
-    u64::from(word) << 32 | u64::from(word)
-}
-
-/// Whether neither record of the pair is of the epoch in `mine`.
-#[inline(always)]
-fn stale(pair: u64, mine: u64) -> bool {
-    let differs = (pair ^ mine) & twice(0xff << EPOCH_SHIFT);
-    differs as u32 != 0 && differs >> 32 != 0
 }
 
 impl Memory {
@@ -241,122 +196,6 @@ impl Memory {
                     (p, left) = (p.wrapping_add(1), left - 1);
                 }
             }
-        }
-    }
-
-    /// The records of a word, or of it and the next one (for even words).
-    #[inline(always)]
-    fn pairs(&self, word: u64) -> (&AtomicU64, &AtomicU64) {
-        let at = |base: *const u8| base.wrapping_add(word as usize * 4).cast_mut().cast();
-        // SAFETY: callers pass even words inside the mappings, which are page-aligned.
-        unsafe {
-            (AtomicU64::from_ptr(at(self.readers_base())), AtomicU64::from_ptr(at(self.writers_base())))
-        }
-    }
-
-    #[inline(always)]
-    fn records(&self, word: u64) -> (&AtomicU32, &AtomicU32) {
-        let at = |base: *const u8| base.wrapping_add(word as usize * 4).cast_mut().cast();
-        // SAFETY: callers pass words inside the mappings.
-        unsafe {
-            (AtomicU32::from_ptr(at(self.readers_base())), AtomicU32::from_ptr(at(self.writers_base())))
-        }
-    }
-
-    fn reader(&self, word: u64) -> u32 {
-        self.records(word).0.load(Relaxed)
-    }
-
-    fn writer(&self, word: u64) -> u32 {
-        self.records(word).1.load(Relaxed)
-    }
-
-    /// Notes a read by `me` (epoch and block) of an in-bounds range; the word of a conflicting write, if any.
-    #[inline(always)]
-    fn note_read(&self, at: u64, len: u64, me: u32) -> Result<(), u64> {
-        if (at | len) & 7 != 0 {
-            return words(at, len).try_for_each(|(word, bytes)| self.note_word_read(word, bytes, me));
-        }
-        let mine = twice(me | ALL_BYTES);
-        let many = twice(me | MANY | ALL_BYTES);
-        let (mut word, end) = (at / 4, (at + len) / 4);
-        while word < end {
-            let (readers, writers) = self.pairs(word);
-            let old = readers.load(Relaxed);
-            let unwritten = stale(writers.load(Relaxed), mine);
-            if unwritten && stale(old, mine) {
-                readers.store(mine, Relaxed);
-            } else if !unwritten || old != mine && old != many {
-                self.note_word_read(word, ALL_BYTES, me)?;
-                self.note_word_read(word + 1, ALL_BYTES, me)?;
-            }
-            word += 2;
-        }
-        Ok(())
-    }
-
-    #[inline(never)]
-    fn note_word_read(&self, word: u64, bytes: u32, me: u32) -> Result<(), u64> {
-        let (reader, writer) = self.records(word);
-        let wrote = writer.load(Relaxed);
-        if (wrote ^ me) >> EPOCH_SHIFT == 0 && (wrote ^ me) & MANY != 0 && wrote & bytes != 0 {
-            return Err(word);
-        }
-        let old = reader.load(Relaxed);
-        if (old ^ me) >> EPOCH_SHIFT != 0 {
-            reader.store(me | bytes, Relaxed);
-        } else if old & MANY != MANY && (old ^ me) & MANY != 0 {
-            reader.store(me | MANY | old & ALL_BYTES | bytes, Relaxed);
-        } else if old & bytes != bytes {
-            reader.store(old | bytes, Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Notes a write; a conflicting word, and whether it was read (or else written) by another block.
-    #[inline(always)]
-    fn note_write(&self, at: u64, len: u64, me: u32) -> Result<(), (u64, bool)> {
-        if (at | len) & 7 != 0 {
-            return words(at, len).try_for_each(|(word, bytes)| self.note_word_write(word, bytes, me));
-        }
-        let mine = twice(me | ALL_BYTES);
-        let (mut word, end) = (at / 4, (at + len) / 4);
-        while word < end {
-            let (readers, writers) = self.pairs(word);
-            if stale(readers.load(Relaxed), mine) && stale(writers.load(Relaxed), mine) {
-                writers.store(mine, Relaxed);
-            } else {
-                self.note_word_write(word, ALL_BYTES, me)?;
-                self.note_word_write(word + 1, ALL_BYTES, me)?;
-            }
-            word += 2;
-        }
-        Ok(())
-    }
-
-    #[inline(never)]
-    fn note_word_write(&self, word: u64, bytes: u32, me: u32) -> Result<(), (u64, bool)> {
-        let (reader, writer) = self.records(word);
-        let (wrote, read) = (writer.load(Relaxed), reader.load(Relaxed));
-        let conflict = |r: u32| (r ^ me) >> EPOCH_SHIFT == 0 && (r ^ me) & MANY != 0 && r & bytes != 0;
-        if conflict(wrote) {
-            return Err((word, false));
-        }
-        if conflict(read) {
-            return Err((word, true));
-        }
-        let same = (wrote ^ me) & !ALL_BYTES == 0;
-        writer.store(if same { wrote | bytes } else { me | bytes }, Relaxed);
-        Ok(())
-    }
-
-    /// Notes a write that an atomic has ordered after others' accesses.
-    #[cold]
-    fn force_write(&self, at: u64, len: u64, me: u32) {
-        for (word, bytes) in words(at, len) {
-            let (reader, writer) = self.records(word);
-            writer.store(me | bytes, Relaxed);
-            reader.store(0, Relaxed);
         }
     }
 }
