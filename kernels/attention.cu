@@ -38,7 +38,7 @@ __device__ inline void copy_rows(float* to, u32 pitch, const float* from, u32 st
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP)
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
     attention(const float* __restrict__ qkv, float* __restrict__ y, const Params p) {
     __shared__ alignas(16) float keys[KEYS * PITCH];
     __shared__ alignas(16) float values[KEYS * PADDED];

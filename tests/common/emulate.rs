@@ -240,17 +240,19 @@ pub struct Variant {
     pub threads: u32,
     /// Most dynamic shared memory it is launched with.
     pub shared: u32,
+    /// Whether a model asks for it, not only a case.
+    pub of_model: bool,
 }
 
 /// Every kernel variant that the cases of the operators, the models, pre- and post-processing ask for, in every precision,
 /// once each.
 pub fn variants() -> Vec<Variant> {
     let mut found = BTreeMap::new();
-    let mut add = |launch: &Launch| {
+    let mut add = |launch: &Launch, model: bool| {
         let key = (launch.source, launch.entry, launch.defines.clone());
         let threads = launch.block.iter().product();
-        let most: &mut (u32, u32) = found.entry(key).or_default();
-        *most = (most.0.max(threads), most.1.max(launch.shared));
+        let most: &mut (u32, u32, bool) = found.entry(key).or_default();
+        *most = (most.0.max(threads), most.1.max(launch.shared), most.2 || model);
     };
     let targets = [CAPS, Caps::H100]
         .into_iter()
@@ -265,7 +267,7 @@ pub fn variants() -> Vec<Variant> {
                 let outputs: Vec<ValueType> = outputs.iter().map(|&ty| stored(target)(ty)).collect();
                 let site = Site { op: &case.op, inputs: &inputs, constant: &constant, outputs: &outputs };
                 let Ok(program) = ops::program(&site, &target) else { continue };
-                program.launches.iter().for_each(&mut add);
+                program.launches.iter().for_each(|launch| add(launch, false));
             }
         }
         for (name, size) in MODELS {
@@ -274,15 +276,21 @@ pub fn variants() -> Vec<Variant> {
             let graph = optimize(network.graph).expect("a sound graph");
             let plan = knet::cuda::plan(&graph, target).expect("a plan");
             for step in &plan.steps {
-                program(step, target).launches.iter().for_each(&mut add);
+                program(step, target).launches.iter().for_each(|launch| add(launch, true));
             }
         }
     }
     for dtype in Precision::ALL.map(Precision::storage) {
-        image_launches(dtype).iter().for_each(&mut add);
+        image_launches(dtype).iter().for_each(|launch| add(launch, true));
     }
-    let variant =
-        |((source, entry, defines), (threads, shared))| Variant { source, entry, defines, threads, shared };
+    let variant = |((source, entry, defines), (threads, shared, of_model))| Variant {
+        source,
+        entry,
+        defines,
+        threads,
+        shared,
+        of_model,
+    };
     found.into_iter().map(variant).collect()
 }
 
