@@ -23,7 +23,7 @@ struct Params {
 /// Most keys of `d` channels that are in shared memory at once: a multiple of 32.
 fn most_keys(d: usize) -> usize {
     let padded = d.next_multiple_of(4);
-    let pitch = 4 * (padded / 4 | 1);
+    let pitch = 4 * ((padded / 4) | 1);
     let queries = WARPS * QUERIES * padded * 4;
     let weights = WARPS * 32 * QUERIES * 4;
     SHARED.saturating_sub(queries + weights) / (4 * (pitch + padded)) / 32 * 32
