@@ -21,7 +21,8 @@
 //! (`Conv2dInputGrad`, ...) are operators like all others: reference, cases, a CPU kernel. `tests/gradients.rs` holds
 //! every `backward` against finite differences over the operator's own cases.
 //!
-//! `launch(shapes, dtype, caps)`, which will give a CUDA launch as plain data, is left out until something calls it.
+//! What an operator launches on a GPU is said in `src/cuda/ops/<name>.rs`, by a pure function of shapes, types and the
+//! device's capabilities; operators of training have none.
 
 pub mod case;
 pub mod epilogue;

@@ -1,0 +1,134 @@
+//! The program on the emulator's stand-in driver, through `tools/with-ptxemu` as a person would run it: what its calls to the
+//! driver are, and what it says when something is wrong.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+struct Emulated {
+    folder: tempfile::TempDir,
+}
+
+impl Emulated {
+    /// A folder with three photos of one size.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.png", "b.png", "c.png"] {
+            let shift = u32::from(name.as_bytes()[0]);
+            let photo = image::RgbImage::from_fn(96, 64, |x, y| {
+                image::Rgb([(x * shift) as u8, (y * 3) as u8, (x * y) as u8])
+            });
+            photo.save(folder.path().join(name)).unwrap();
+        }
+        Emulated { folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/with-ptxemu"));
+        command.arg(env!("CARGO_BIN_EXE_knet")).args(arguments).current_dir(self.path());
+        command.env("KNET_CACHE", self.path().join("cache"));
+        command
+    }
+
+    #[track_caller]
+    fn succeed(&self, command: &mut Command) -> Output {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// A run that must fail with this exit code; what it printed.
+    #[track_caller]
+    fn fail(&self, command: &mut Command, code: i32) -> String {
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{command:?}: {text}");
+        assert!(!text.contains("panicked"), "{text}");
+        text
+    }
+}
+
+const SEGMENT: [&str; 9] =
+    ["segment", "a.png", "b.png", "c.png", "--device", "cuda", "--size", "64,96", "--format=json"];
+
+/// Between the second and the third photo of a size: copies into page-locked memory by the host, one graph launch, one wait.
+#[test]
+fn a_run_launches_one_graph_and_waits_once_and_allocates_nothing() {
+    let emulated = Emulated::new();
+    let log = emulated.path().join("calls.log");
+    emulated.succeed(emulated.command(&SEGMENT).env("PTXEMU_LOG", &log));
+    let log = std::fs::read_to_string(log).unwrap();
+    // Lines with `#` are work as the stand-in runs it.
+    let calls: Vec<&str> = log.lines().filter(|line| !line.starts_with('#')).collect();
+    let launches: Vec<usize> = (0..calls.len()).filter(|&i| calls[i].contains("cuGraphLaunch")).collect();
+    assert_eq!(launches.len(), 3, "one graph launch a photo");
+    for pair in launches.windows(2) {
+        let between = &calls[pair[0] + 1..pair[1]];
+        let names: Vec<&str> = between
+            .iter()
+            .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("cu")))
+            .collect();
+        let count = |name: &str| names.iter().filter(|found| found.starts_with(name)).count();
+        assert_eq!(count("cuStreamSynchronize"), 1, "{names:?}");
+        // Making the context current is all else that is asked of the driver.
+        let other: Vec<&&str> = names
+            .iter()
+            .filter(|name| {
+                !["cuStreamSynchronize", "cuCtxSetCurrent", "cuCtxGetCurrent"]
+                    .iter()
+                    .any(|known| name.starts_with(known))
+            })
+            .collect();
+        assert!(other.is_empty(), "{other:?}");
+    }
+}
+
+/// Damaged entries of the kernel cache are compiled again, and two programs may fill one cache at once.
+#[test]
+fn the_kernel_cache_survives_damage_and_company() {
+    let emulated = Emulated::new();
+    let one = ["segment", "a.png", "--device", "cuda", "--size", "64,96", "--format=json"];
+    let mut first = emulated.command(&one).args(["--out", "first"]).spawn().unwrap();
+    let mut second = emulated.command(&one).args(["--out", "second"]).spawn().unwrap();
+    assert!(first.wait().unwrap().success() && second.wait().unwrap().success());
+    let entries: Vec<_> = std::fs::read_dir(emulated.path().join("cache"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(entries.len() > 10);
+    for (i, entry) in entries.iter().enumerate() {
+        let mut bytes = std::fs::read(entry).unwrap();
+        if i % 2 == 0 {
+            bytes.truncate(bytes.len() / 2);
+        } else {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        }
+        std::fs::write(entry, bytes).unwrap();
+    }
+    emulated.succeed(emulated.command(&one).args(["--out", "third"]));
+    let result = |folder: &str| std::fs::read(emulated.path().join(folder).join("a.json")).unwrap();
+    assert!(result("first") == result("second") && result("first") == result("third"));
+}
+
+#[test]
+fn what_a_gpu_cannot_do_is_said() {
+    let emulated = Emulated::new();
+    let one = ["segment", "a.png", "--device", "cuda", "--size", "64,96"];
+    let text = emulated.fail(emulated.command(&one).env("PTXEMU_FREE_MEMORY", "3000000"), 10);
+    assert!(text.contains("out of device memory") && text.contains("MiB, free:"), "{text}");
+    let text = emulated.fail(&mut emulated.command(&["segment", "a.png", "--device", "cuda:7"]), 10);
+    assert!(text.contains("cannot open device 7"), "{text}");
+    let text = emulated.fail(emulated.command(&one).env("PTXEMU_CC", "7.5"), 10);
+    assert!(text.contains("compute capability 7.5") && text.contains("8.0"), "{text}");
+    let text = emulated.fail(emulated.command(&one).env("KNET_NVRTC", "/nowhere/libnvrtc.so"), 10);
+    assert!(
+        text.contains("NVRTC") && text.contains("/nowhere/libnvrtc.so") && text.contains("tools/setup-cuda"),
+        "{text}"
+    );
+    let text = emulated.fail(&mut emulated.command(&["bench", "--device", "cuda", "--size", "64x96"]), 2);
+    assert!(text.contains("emulator"), "{text}");
+}
