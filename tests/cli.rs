@@ -216,24 +216,6 @@ fn what_cannot_be_done_is_said() {
     assert_eq!(after, before);
 }
 
-/// Holds where there is no GPU, and has nothing to say where there is one.
-#[test]
-fn without_a_gpu_a_named_one_is_an_error_and_auto_takes_the_cpu() {
-    if knet::cuda::Device::open(0).is_ok() {
-        return;
-    }
-    let folder = folder_with_photo();
-    let refused = knet(folder.path(), &["segment", "a.png", "--device", "cuda"]);
-    assert_eq!(refused.code, 10, "{}", refused.stderr);
-    assert!(refused.stderr.contains("error: cuda: "), "{}", refused.stderr);
-    let auto = succeed(folder.path(), &["segment", "a.png", "--device", "auto", "--size", "64,96"]);
-    let notes: Vec<&str> = auto.stderr.lines().filter(|line| line.contains("CPU")).collect();
-    assert_eq!(notes.len(), 1, "{}", auto.stderr);
-    assert!(notes[0].starts_with("note: computing on the CPU: cuda: "), "{}", auto.stderr);
-    let default = succeed(folder.path(), &["segment", "a.png", "--size", "64,96"]);
-    assert!(!default.stderr.contains("CPU"), "{}", default.stderr);
-}
-
 #[test]
 fn one_bad_photo_does_not_stop_the_others() {
     let folder = folder_with_photo();

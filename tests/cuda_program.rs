@@ -1,5 +1,5 @@
 //! The program on the emulator's stand-in driver, through `tools/with-ptxemu` as a person would run it: what its calls to the
-//! driver are, and what it says when something is wrong.
+//! driver are, and what it says when something is wrong or when there is no driver at all.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -131,4 +131,29 @@ fn what_a_gpu_cannot_do_is_said() {
     );
     let text = emulated.fail(&mut emulated.command(&["bench", "--device", "cuda", "--size", "64x96"]), 2);
     assert!(text.contains("emulator"), "{text}");
+}
+
+/// Holds where there is no GPU, and has nothing to say where there is one.
+#[test]
+fn without_a_gpu_a_named_one_is_an_error_and_auto_takes_the_cpu() {
+    if knet::cuda::Device::open(0).is_ok() {
+        return;
+    }
+    let photos = Emulated::new();
+    let bare = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_knet"));
+        command.args(arguments).current_dir(photos.path());
+        command
+    };
+    let refused = photos.fail(&mut bare(&["segment", "a.png", "--device", "cuda"]), 10);
+    assert!(refused.contains("error: cuda: "), "{refused}");
+    let said = |arguments: &[&str]| {
+        String::from_utf8_lossy(&photos.succeed(&mut bare(arguments)).stderr).into_owned()
+    };
+    let auto = said(&["segment", "a.png", "--device", "auto", "--size", "64,96"]);
+    let notes: Vec<&str> = auto.lines().filter(|line| line.contains("CPU")).collect();
+    assert_eq!(notes.len(), 1, "{auto}");
+    assert!(notes[0].starts_with("note: computing on the CPU: cuda: "), "{auto}");
+    let default = said(&["segment", "a.png", "--size", "64,96"]);
+    assert!(!default.contains("CPU"), "{default}");
 }

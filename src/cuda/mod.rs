@@ -1,8 +1,8 @@
 //! CUDA back end: what each operator launches, the compiler of the kernels, and the executor that replays a plan as one
 //! CUDA graph.
 //!
-//! Only what the programs of [`ops`] say is compiled and launched; they are pure functions, so all of it but the executor
-//! is tested where there is no GPU.
+//! Only what the programs of [`ops`] say is compiled and launched; they are pure functions, tested where there is no GPU as is
+//! the executor, on the stand-in driver of `tools/ptxemu`.
 
 pub mod cache;
 pub mod device;

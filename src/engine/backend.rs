@@ -31,13 +31,12 @@ impl FromStr for Device {
 
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     fn from_str(text: &str) -> Result<Device> {
-        match text.split_once(':') {
-            None if text == "auto" => Ok(Device::Auto),
-            None if text == "cpu" => Ok(Device::Cpu),
-            None if text == "cuda" => Ok(Device::Cuda(0)),
-            Some(("cuda", number)) if number.parse::<u8>().is_ok() => {
-                Ok(Device::Cuda(number.parse().unwrap_or_default()))
-            }
+        let ordinal = || text.strip_prefix("cuda:")?.parse::<u8>().ok();
+        match (text, ordinal()) {
+            ("auto", _) => Ok(Device::Auto),
+            ("cpu", _) => Ok(Device::Cpu),
+            ("cuda", _) => Ok(Device::Cuda(0)),
+            (_, Some(number)) => Ok(Device::Cuda(number.into())),
             _ => Err(Error::usage(format!("`{text}` is no device; takes auto, cpu, cuda or cuda:N"))),
         }
     }
