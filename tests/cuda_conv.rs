@@ -9,13 +9,13 @@ mod cuda_case;
 mod emulate;
 
 use emulate::{CAPS, rounded, run_program};
-use knet::cuda::ops::conv2d;
+use knet::cuda::ops::{conv2d, fused_conv2d};
 use knet::cuda::pack::{pack, unpack};
 use knet::cuda::stored;
 use knet::ops::activation::Activation;
 use knet::ops::case::{Case, relative_l2};
 use knet::ops::epilogue::Epilogue;
-use knet::ops::{Conv2d, Op, Operator, ValueType};
+use knet::ops::{Conv2d, FusedConv2d, Op, Operator, ValueType};
 use knet::plan::Site;
 use knet::plan::launch::{Packing, Precision, Target};
 use knet::plan::select::conv::{self, Addressing, ConvChoice, Tile};
@@ -23,14 +23,17 @@ use ptxemu::{Config, Memory, Options, Report};
 
 /// Runs a convolution by this choice and compares it with the reference.
 fn check(case: &Case, precision: Precision, choice: ConvChoice) -> Result<Report, String> {
-    let Op::Conv2d(op) = &case.op else { panic!("{} is no convolution", case.name) };
     let target = Target { caps: CAPS, precision };
     let constant: Vec<bool> = (0..case.inputs.len()).map(|i| i == 1 || i == 2).collect();
     let place = |(i, &ty): (usize, &ValueType)| if constant[i] { ty } else { stored(target)(ty) };
     let types: Vec<ValueType> = case.inputs.iter().enumerate().map(place).collect();
     let outputs: Vec<ValueType> = case.op.infer(&case.inputs)?.iter().map(|&ty| stored(target)(ty)).collect();
     let site = Site { op: &case.op, inputs: &types, constant: &constant, outputs: &outputs };
-    let program = conv2d::program(op, &site, &choice)?;
+    let program = match &case.op {
+        Op::Conv2d(op) => conv2d::program(op, &site, &choice)?,
+        Op::FusedConv2d(op) => fused_conv2d::program(op, &site, &choice)?,
+        other => panic!("{} is no convolution", other.name()),
+    };
 
     let memory = Memory::new(Options::default()).map_err(|e| e.to_string())?;
     let (mut addresses, mut seen) = (Vec::new(), Vec::new());
@@ -42,18 +45,21 @@ fn check(case: &Case, precision: Precision, choice: ConvChoice) -> Result<Report
         addresses.push(address);
         seen.push(rounded(&tensor, packing.dtype).to_f64());
     }
-    let mut bytes = vec![0; outputs[0].bytes()];
-    let y = memory.alloc(bytes.len() as u64, "result").map_err(|e| e.to_string())?;
+    let alloc = |ty: &ValueType| memory.alloc(ty.bytes() as u64, "result").map_err(|e| e.to_string());
+    let results = outputs.iter().map(alloc).collect::<Result<Vec<u64>, String>>()?;
     let config = Config { seed: 5, late_async: true, ..Config::default() };
-    let report = run_program(&program, &addresses, &[y], &memory, &config)?;
-    memory.read(y, &mut bytes).map_err(|e| e.to_string())?;
+    let report = run_program(&program, &addresses, &results, &memory, &config)?;
 
-    let found: Vec<f64> = unpack(&bytes, outputs[0].dtype).into_iter().map(f64::from).collect();
-    let wanted = &op.reference(&seen.iter().collect::<Vec<_>>())[0];
-    let error = relative_l2(&found, wanted.data());
-    let bound = cuda_case::bound(case, precision, outputs[0].dtype);
-    if error.is_nan() || error > bound {
-        return Err(format!("{}: {error:.3e} relative L2, at most {bound:.1e}", program.kernel));
+    let wanted = case.op.reference(&seen.iter().collect::<Vec<_>>());
+    for ((ty, &address), wanted) in outputs.iter().zip(&results).zip(&wanted) {
+        let mut bytes = vec![0; ty.bytes()];
+        memory.read(address, &mut bytes).map_err(|e| e.to_string())?;
+        let found: Vec<f64> = unpack(&bytes, ty.dtype).into_iter().map(f64::from).collect();
+        let error = relative_l2(&found, wanted.data());
+        let bound = cuda_case::bound(case, precision, ty.dtype);
+        if error.is_nan() || error > bound {
+            return Err(format!("{}: {error:.3e} relative L2, at most {bound:.1e}", program.kernel));
+        }
     }
     Ok(report)
 }
@@ -134,6 +140,26 @@ fn every_f32_tile() {
     check_all(conv::F32_TILES, Addressing::Taps, Precision::F32, &taps());
     check_all(conv::F32_TILES, Addressing::Pointwise, Precision::F32, &pointwise());
     check_all(conv::F32_ELEMENT_TILES, Addressing::Elements, Precision::F32, &elements());
+}
+
+/// Tails of every tile: the residual of half the size, and the moments, whether with the result or by a sweep of their own.
+#[test]
+fn every_tensor_tile_with_tails() {
+    let tailed = |x: [usize; 4], w: [usize; 4], upsampled, groups| {
+        let epilogue = Epilogue { bias: true, residual: upsampled, activation: None };
+        let op = FusedConv2d { conv: Conv2d { epilogue, ..Conv2d::with(1, w[1] / 2) }, upsampled, groups };
+        let residual = [x[0], x[1] / 2, x[2] / 2, w[0]];
+        let shapes: &[&[usize]] = &[&x, &w, &w[..1], &residual];
+        Case::new("tailed", op, &shapes[..3 + usize::from(upsampled)])
+    };
+    let cases = [
+        tailed([1, 22, 18, 72], [136, 1, 1, 72], true, Some(17)),
+        tailed([1, 13, 21, 24], [72, 3, 3, 24], false, Some(9)),
+        tailed([2, 8, 24, 40], [40, 1, 1, 40], true, Some(5)),
+        tailed([2, 9, 11, 40], [64, 1, 1, 40], false, Some(8)),
+    ];
+    check_all(conv::TENSOR_TILES, Addressing::Taps, Precision::F16, &cases);
+    check_all(conv::F32_TILES, Addressing::Taps, Precision::F32, &cases);
 }
 
 /// What the memory pipes do for it: no two lanes meet in a bank, and every sector that comes or goes is used whole.

@@ -7,12 +7,13 @@ mod run;
 #[path = "common/shared.rs"]
 mod shared;
 
-use knet::checkpoint::Checkpoint;
+use knet::checkpoint::{Checkpoint, seeded};
 use knet::cpu::Weights;
 use knet::engine::source::{is_bookkeeping, parameters};
+use knet::graph::maps::fuse_maps;
 use knet::graph::passes::optimize;
 use knet::graph::rows::fuse_rows;
-use knet::graph::{Builder, Graph, Node, Source};
+use knet::graph::{Builder, Graph, Node, Param, Source};
 use knet::isa::Isa;
 use knet::model::config::MODEL_NAMES;
 use knet::model::{Config, Objects, TapMode, build, kernel_update_head, kernel_updator};
@@ -97,6 +98,26 @@ fn a_stage_of_fused_steps_has_a_third_of_them() {
         "mask_conv",
     ];
     assert_eq!(stage(&graph), wanted);
+}
+
+/// The map passes of GPUs on a whole model of few channels; the bound is that of a stage, over three of them and a backbone.
+#[test]
+fn a_model_of_fused_maps_computes_the_same() {
+    let mut config = Config::named("knet_s3_r50_fpn").unwrap();
+    (config.channels, config.norm_groups, config.feedforward_channels) = (32, 4, 64);
+    let graph = optimize(build(&config, 1, [64, 96], TapMode::Off).unwrap().graph).unwrap();
+    let mut fused = graph.clone();
+    fuse_maps(&mut fused).unwrap();
+    assert!(fused.nodes().iter().any(|node| matches!(node.op, Op::NormSum(_))));
+    let image = Tensor::from_fn([1, 64, 96, 3], |i| ((i[1] * 7 + i[2] * 5 + i[3]) as f32 / 9.0).sin());
+    let results = [&graph, &fused].map(|graph| {
+        let load = |p: &Param| seeded::tensor(&p.key, &p.upstream_shape, 0);
+        Machine::new(graph, &Weights::new(Box::new(load)), Isa::detect(), 2).unwrap().run(&[image.clone()])
+    });
+    for (plain, fused) in results[0].iter().zip(&results[1]) {
+        let error = relative_l2(&fused.to_f64(), &plain.to_f64());
+        assert!(error <= 1e-5, "relative L2 {error:.2e}");
+    }
 }
 
 #[test]

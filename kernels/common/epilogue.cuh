@@ -11,18 +11,22 @@ template <typename T> struct Epilogue {
     const T* residual;
     T* y;
 
-    // One element, at `at` of y, of channel `n`.
-    template <int activation> __device__ inline void store(float x, u64 at, u32 n) const {
+    // One element, at `at` of y, of channel `n`; its residual lies at `from`.
+    template <int activation> __device__ inline void store(float x, u64 at, u32 n, u64 from) const {
         if (bias) x += bias[n];
-        if (residual) x += to_f32(residual[at]);
+        if (residual) x += to_f32(residual[from]);
         y[at] = from_f32<T>(activate<activation>(x));
     }
+    template <int activation> __device__ inline void store(float x, u64 at, u32 n) const { store<activation>(x, at, n, at); }
 
     // A chunk of neighbouring channels from `n`, a multiple of its length; rows of y are whole chunks.
-    template <int activation> __device__ inline void store_chunk_of(float (&x)[Lanes<T>::count], u64 at, u32 n) const {
+    template <int activation> __device__ inline void store_chunk_of(float (&x)[Lanes<T>::count], u64 at, u32 n, u64 from) const {
         float b[Lanes<T>::count];
         load_bias(b, n);
-        store_chunk_with<activation>(x, b, residual ? load_chunk(residual + at) : Chunk{}, at);
+        store_chunk_with<activation>(x, b, residual ? load_chunk(residual + from) : Chunk{}, at);
+    }
+    template <int activation> __device__ inline void store_chunk_of(float (&x)[Lanes<T>::count], u64 at, u32 n) const {
+        store_chunk_of<activation>(x, at, n, at);
     }
 
     // The bias of that chunk, zero if there is none.

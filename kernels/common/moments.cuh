@@ -8,6 +8,9 @@
 #pragma once
 #include "common/reduce.cuh"
 
+// Pixels of a part where moments are a result of their own, as in src/ops/fused_conv2d.rs.
+constexpr u32 PART_PIXELS = 64;
+
 struct alignas(8) Moments {
     float mean;
     float m2;

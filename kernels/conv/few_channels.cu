@@ -111,5 +111,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const u32 row = image * p.out_height + first_p + warp;
     const u32 end = first_p + warp < p.out_height ? (row + 1) * p.out_width : 0;
     const Epilogue<storage_t> epilogue{bias, residual, y};
-    Writer<Tile, storage_t, ACTIVATION>{epilogue, row * p.out_width + first_q, first_filter, end, p.filters}.write(tile, shared, lane);
+    Writer<Tile, storage_t, ACTIVATION, PlainTail>{epilogue, PlainTail{}, row * p.out_width + first_q, first_filter, end, p.filters}.write(tile, shared, lane);
 }

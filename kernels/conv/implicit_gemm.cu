@@ -15,16 +15,19 @@
 //   TAPS       any geometry, channels a multiple of a chunk; SHALLOW: channels may be fewer than a step takes.
 //   ELEMENTS   any geometry, any channels, element by element through registers (the stem's three channels).
 // WHOLE_CHUNKS: K is a multiple of a chunk, and y is written in chunks, staged by each warp in shared memory.
+// UPSAMPLED, MOMENTS: see tail.cuh.
 // SPLIT: block z takes `slice` steps of k and writes its sums as they are, f32, to y[z]; split_k.cu adds them.
 //
 // A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64 FMAs a byte
 // for f16 with 128 x 128, 43 with 128 x 64, 32 with 64 x 64.
 //
 // Defines: STORAGE, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a multiprocessor, that
-// registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS, SPLIT.
+// registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS, UPSAMPLED,
+// MOMENTS, SPLIT.
 #include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
+#include "conv/tail.cuh"
 #include "conv/window.cuh"
 #include "conv/writer.cuh"
 
@@ -158,7 +161,7 @@ __device__ inline void multiply(Tile& tile, u32 stage, u32 warp, u32 lane) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     implicit_gemm(const storage_t* __restrict__ x, const storage_t* __restrict__ w, const float* __restrict__ bias,
-                  const storage_t* __restrict__ residual, out_t* __restrict__ y, const Params p) {
+                  const storage_t* __restrict__ residual, out_t* __restrict__ y, Moments* __restrict__ moments, const Params p) {
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 tile_m = blockIdx.x / p.by_tiles_n;
     const u32 first_pixel = tile_m * TILE_M, first_filter = (blockIdx.x - tile_m * p.tiles_n) * TILE_N;
@@ -217,8 +220,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const u32 row = first_pixel + warp / WARPS_N * Tile::rows, column = first_filter + warp % WARPS_N * Tile::columns;
 #if SPLIT
     const Epilogue<float> epilogue{nullptr, nullptr, y + u64(blockIdx.z) * p.pixels * p.filters};
+    Writer<Tile, float, ACTIVATION_NONE, PlainTail>{epilogue, PlainTail{}, row, column, p.pixels, p.filters}.write(tile, shared, lane);
 #else
     const Epilogue<storage_t> epilogue{bias, residual, y};
+    Writer<Tile, storage_t, ACTIVATION, FusedTail>{epilogue, FusedTail{p, moments}, row, column, p.pixels, p.filters}.write(tile, shared, lane);
 #endif
-    Writer<Tile, out_t, SPLIT ? ACTIVATION_NONE : ACTIVATION>{epilogue, row, column, p.pixels, p.filters}.write(tile, shared, lane);
 }

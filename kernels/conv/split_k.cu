@@ -2,17 +2,30 @@
 // that the bits do not depend on which block came last.
 //
 // i runs over pixels times filters, filters fastest; partial is f32. One thread takes one chunk of 16 bytes of y
-// (WHOLE_CHUNKS: the filters are whole chunks), or one element. Reads splits * 4 bytes an element and writes one; the
+// (WHOLE_CHUNKS: the filters are whole chunks), or one element. UPSAMPLED: the residual has half the size, see tail.cuh. Reads splits * 4 bytes an element and writes one; the
 // partial sums were written just before and come from L2.
 //
-// Defines: STORAGE, ACTIVATION, WHOLE_CHUNKS.
+// Defines: STORAGE, ACTIVATION, WHOLE_CHUNKS, UPSAMPLED.
+#include "common/divisor.cuh"
 #include "common/epilogue.cuh"
 
 struct Params {
     u32 count;    // threads that have work: elements or chunks of y
     u32 filters;
     u32 splits;
+    u32 out_width;
+    Divisor by_filters, by_out_width;
 };
+
+// Where the residual of element `at` of y lies, of channel `n`.
+__device__ inline u64 residual_of(const Params& p, u64 at, u32 n) {
+#if UPSAMPLED
+    const u32 m = u32(at) / p.by_filters, line = m / p.by_out_width, column = m - line * p.out_width;
+    return u64(line / 2 * (p.out_width / 2) + column / 2) * p.filters + n;
+#else
+    return at;
+#endif
+}
 
 extern "C" __global__ void __launch_bounds__(256)
     add_partials(const float* __restrict__ partial, const float* __restrict__ bias, const storage_t* __restrict__ residual,
@@ -33,10 +46,12 @@ extern "C" __global__ void __launch_bounds__(256)
             for (u32 e = 0; e < 4; ++e) sum[j + e] += x[e];
         }
     }
-    epilogue.store_chunk_of<ACTIVATION>(sum, at, u32(at % p.filters));
+    const u32 n = u32(at) - u32(at) / p.by_filters * p.filters;
+    epilogue.store_chunk_of<ACTIVATION>(sum, at, n, residual_of(p, at, n));
 #else
     float sum = 0.0f;
     for (u32 z = 0; z < p.splits; ++z) sum += partial[u64(z) * p.count + i];
-    epilogue.store<ACTIVATION>(sum, i, i % p.filters);
+    const u32 n = i - i / p.by_filters * p.filters;
+    epilogue.store<ACTIVATION>(sum, i, n, residual_of(p, i, n));
 #endif
 }

@@ -10,8 +10,20 @@
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
 
-template <typename Tile, typename T, int activation> struct Writer {
+struct NoMoments {
+    template <int N> __device__ inline void add(const float (&)[N]) {}
+};
+
+// A tile that is written and nothing else: the residual has its rows. tail.cuh has the other kind.
+struct PlainTail {
+    typedef NoMoments Lane;
+    __device__ inline u32 residual_row(u32 m) const { return m; }
+    template <u32 tile_rows, int chunk> __device__ inline void finish(const Lane&, u32, u32, u32, u32) const {}
+};
+
+template <typename Tile, typename T, int activation, typename Tail> struct Writer {
     Epilogue<T> epilogue;
+    Tail tail;
     // The tile's place in y, and where y ends for it.
     u32 first_row, first_column, pixels, filters;
 
@@ -31,6 +43,7 @@ template <typename Tile, typename T, int activation> struct Writer {
         const u32 row = lane / PER_ROW, column = lane % PER_ROW * COUNT, n = first_column + column;
         float bias[COUNT] = {};
         if (n < filters) epilogue.load_bias(bias, n);
+        typename Tail::Lane sums;
 #pragma unroll
         for (int i = 0; i < Tile::rows / 16; ++i) {
             Chunk residual[16 / ROWS];
@@ -38,7 +51,8 @@ template <typename Tile, typename T, int activation> struct Writer {
             for (u32 j = 0; j < 16 / ROWS; ++j) {
                 const u32 m = first_row + i * 16 + j * ROWS + row;
                 residual[j] = Chunk{};
-                if (epilogue.residual && m < pixels && n < filters) residual[j] = load_chunk(epilogue.residual + u64(m) * filters + n);
+                if (epilogue.residual && m < pixels && n < filters) 
+                    residual[j] = load_chunk(epilogue.residual + u64(tail.residual_row(m)) * filters + n);
             }
             tile.for_pairs(i, lane, put);
             __syncwarp();
@@ -47,11 +61,14 @@ template <typename Tile, typename T, int activation> struct Writer {
                 const u32 m = first_row + i * 16 + j * ROWS + row;
                 float x[COUNT];
                 take(x, band + (j * ROWS + row) * PITCH + column, lane);
-                if (m < pixels && n < filters)
+                if (m < pixels && n < filters) {
                     epilogue.template store_chunk_with<activation>(x, bias, residual[j], u64(m) * filters + n);
+                    sums.add(x);
+                }
             }
             __syncwarp();
         }
+        tail.template finish<Tile::rows, COUNT>(sums, first_row, n, lane, PER_ROW);
 #else
 #pragma unroll
         for (int i = 0; i < Tile::rows / 16; ++i) {
@@ -66,7 +83,8 @@ template <typename Tile, typename T, int activation> struct Writer {
 
     __device__ inline void element(float value, u32 row, u32 column) const {
         const u32 m = first_row + row, n = first_column + column;
-        if (m < pixels && n < filters) epilogue.template store<activation>(value, u64(m) * filters + n, n);
+        if (m < pixels && n < filters)
+            epilogue.template store<activation>(value, u64(m) * filters + n, n, u64(tail.residual_row(m)) * filters + n);
     }
 
 private:
@@ -87,15 +105,17 @@ private:
 };
 
 // f32 lanes hold what fills sectors of 32 bytes, and store it as it is.
-template <int rows, int columns, int chunks, typename T, int activation>
-struct Writer<WarpTileF32<rows, columns, chunks>, T, activation> {
+template <int rows, int columns, int chunks, typename T, int activation, typename Tail>
+struct Writer<WarpTileF32<rows, columns, chunks>, T, activation, Tail> {
     Epilogue<T> epilogue;
+    Tail tail;
     u32 first_row, first_column, pixels, filters;
 
     __device__ inline void write(const WarpTileF32<rows, columns, chunks>& tile, u8*, u32 lane) const {
         tile.for_each(lane, [&](float value, u32 row, u32 column) {
             const u32 m = first_row + row, n = first_column + column;
-            if (m < pixels && n < filters) epilogue.template store<activation>(value, u64(m) * filters + n, n);
+            if (m < pixels && n < filters)
+                epilogue.template store<activation>(value, u64(m) * filters + n, n, u64(tail.residual_row(m)) * filters + n);
         });
     }
 };

@@ -25,20 +25,25 @@ pub use runtime::Runtime;
 
 use crate::error::Result;
 use crate::graph::Graph;
+use crate::graph::maps::fuse_maps;
 use crate::graph::rows::fuse_rows;
 use crate::ops::ValueType;
-use crate::plan::launch::Target;
+use crate::plan::launch::{Precision, Target};
 use crate::plan::{Choice, Plan, Site};
 use crate::tensor::DType;
 
 /// The plan of an optimised graph of inference: steps over rows of objects are fused first, because each costs less than its
-/// launch.
+/// launch, and in 16-bit types so are norms and sums of maps. In f32, which is for parity, a norm takes its moments relative to an
+/// element of the map, as the CPU does.
 ///
 /// # Errors
 /// As [`Plan::build_stored`].
 pub fn plan(graph: &Graph, target: Target) -> Result<Plan> {
     let mut graph = graph.clone();
     fuse_rows(&mut graph)?;
+    if target.precision != Precision::F32 {
+        fuse_maps(&mut graph)?;
+    }
     Plan::build_stored(&graph, stored(target), select(target))
 }
 

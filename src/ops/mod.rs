@@ -165,6 +165,7 @@ macro_rules! for_each_op {
             Fill in fill;
             FocalLoss, FocalLossGrad in focal_loss;
             FoldBatchNorm, FoldBatchNormGrad in fold_batch_norm;
+            FusedConv2d in fused_conv2d;
             FusedLinear in fused_linear;
             GlobalAvgPool in global_avg_pool;
             GroupNorm, GroupNormGrad in group_norm;
@@ -176,6 +177,7 @@ macro_rules! for_each_op {
             MaskCost, ClassCost in matching_cost;
             MatMul in matmul;
             MaxPool2d, MaxPool2dGrad in max_pool2d;
+            NormSum in norm_sum;
             ReduceSum in reduce_sum;
             Reshape in reshape;
             Resize, ResizeGrad in resize;

@@ -3,9 +3,11 @@
 use super::CudaOp;
 use super::activation::number;
 use super::divisor::divisor;
-use super::launches::{per_element, storage};
+use super::launches::{elements, per_element, storage, vector};
 use crate::ops::Conv2d;
+use crate::ops::ValueType;
 use crate::ops::epilogue::Epilogue;
+use crate::ops::fused_conv2d::PART_PIXELS;
 use crate::plan::Site;
 use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
 use crate::plan::select::conv::{self, Addressing, ConvChoice, ConvShape, Tile};
@@ -53,6 +55,9 @@ struct SplitParams {
     count: u32,
     filters: u32,
     splits: u32,
+    out_width: u32,
+    by_filters: [u32; 2],
+    by_out_width: [u32; 2],
 }
 
 /// `Params` of `kernels/conv/depthwise.cu`.
@@ -98,6 +103,15 @@ impl CudaOp for Conv2d {
     }
 }
 
+/// What the kernels of `kernels/conv/tail.cuh` do besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Tail {
+    /// The residual is half as large as the result.
+    pub upsampled: bool,
+    /// The moments of this many groups of channels are the second result.
+    pub groups: Option<usize>,
+}
+
 /// The convolution of a site, as kernels see it.
 pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvShape {
     let (x, w, y) = (site.inputs[0].shape, site.inputs[1].shape, site.outputs[0].shape);
@@ -120,16 +134,32 @@ pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvShape {
 /// # Errors
 /// A sentence if the filter is no constant: it is packed once.
 pub fn program(op: &Conv2d, site: &Site<'_>, choice: &ConvChoice) -> Result<Program, String> {
+    with_tail(op, site, choice, Tail::default())
+}
+
+/// As [`program`], with a tail.
+///
+/// # Errors
+/// As [`program`], and if the kernel has no such tail.
+pub(super) fn with_tail(
+    op: &Conv2d,
+    site: &Site<'_>,
+    choice: &ConvChoice,
+    tail: Tail,
+) -> Result<Program, String> {
     if !site.constant[1] {
         return Err("the filter of a convolution must be a constant".into());
     }
     let dtype = site.outputs[0].dtype;
     let lanes = 16 / dtype.size();
-    let conv = Conv { shape: shape(op, site), epilogue: &op.epilogue, dtype, lanes };
+    let conv = Conv { shape: shape(op, site), epilogue: &op.epilogue, dtype, lanes, tail };
     let mut packing = vec![Packing::plain(dtype); 2];
     packing.extend(op.epilogue.bias.then_some(Packing::plain(DType::F32)));
     packing.extend(op.epilogue.residual.then_some(Packing::plain(dtype)));
-    let (launches, workspace) = match *choice {
+    if tail.upsampled && !matches!(choice, ConvChoice::Gemm { .. }) {
+        return Err(format!("`{choice}` has no residual of half the size"));
+    }
+    let (mut launches, workspace) = match *choice {
         ConvChoice::Gemm { addressing, tile, splits, .. } => {
             packing[1] = Packing { row_dims: 3, row_multiple: lanes, ..packing[1] };
             conv.gemm(addressing, tile, splits)
@@ -144,7 +174,52 @@ pub fn program(op: &Conv2d, site: &Site<'_>, choice: &ConvChoice) -> Result<Prog
         }
         ConvChoice::Direct => (vec![conv.direct()], 0),
     };
-    Ok(Program { kernel: choice.to_string(), launches, workspace, packing })
+    let mut kernel = choice.to_string();
+    if let Some(groups) = tail.groups {
+        let with_result =
+            matches!(*choice, ConvChoice::Gemm { tile, splits, .. } if conv.gives_moments(tile, splits));
+        kernel += if with_result { " + moments" } else { ", moments" };
+        if !with_result {
+            launches.push(moments(site.outputs[0], groups)?);
+        }
+    }
+    Ok(Program { kernel, launches, workspace, packing })
+}
+
+/// Moments of a map that has been written: `kernels/group_moments.cu` over the first result, into the second.
+fn moments(map: ValueType, groups: usize) -> Result<Launch, String> {
+    #[repr(C)]
+    #[derive(Clone, Copy, bytemuck::NoUninit)]
+    struct Params {
+        pixels: u32,
+        groups: u32,
+    }
+    const THREADS: usize = 256;
+    elements(map)?;
+    let pixels = map.shape[1] * map.shape[2];
+    if groups > 1024 {
+        return Err(format!("{groups} groups; a block of threads takes up to 1024"));
+    }
+    let rows = (THREADS / groups).clamp(1, PART_PIXELS);
+    let width = map.shape[3] / groups;
+    Ok(Launch {
+        source: "group_moments.cu",
+        entry: "group_moments",
+        defines: vec![
+            storage(map.dtype),
+            ("WIDTH", width as i64),
+            ("VECTOR", vector(map.dtype, width) as i64),
+            ("ROWS", rows as i64),
+        ],
+        grid: [pixels.div_ceil(PART_PIXELS) as u32, map.shape[0] as u32, 1],
+        block: [groups as u32, rows as u32, 1],
+        shared: (rows * groups * 12) as u32,
+        args: vec![
+            Arg::Output(0),
+            Arg::Output(1),
+            Arg::of(&Params { pixels: pixels as u32, groups: groups as u32 }),
+        ],
+    })
 }
 
 /// A convolution to launch.
@@ -154,12 +229,29 @@ struct Conv<'a> {
     dtype: DType,
     /// Elements of a chunk of 16 bytes.
     lanes: usize,
+    tail: Tail,
 }
 
 impl Conv<'_> {
     /// 1 if pixels of the result are whole chunks.
     fn whole_chunks(&self) -> (&'static str, i64) {
         ("WHOLE_CHUNKS", i64::from(self.shape.filters.is_multiple_of(self.lanes)))
+    }
+
+    fn upsampled(&self) -> (&'static str, i64) {
+        ("UPSAMPLED", i64::from(self.tail.upsampled))
+    }
+
+    /// Whether an implicit GEMM gives the moments with its result: a group is a chunk of a 16-bit type, and the tile of a warp is a
+    /// part of one image.
+    fn gives_moments(&self, tile: Tile, splits: usize) -> bool {
+        let Some(groups) = self.tail.groups else { return false };
+        let image = self.shape.out[0] * self.shape.out[1];
+        self.dtype != DType::F32
+            && splits == 1
+            && self.shape.filters == groups * self.lanes
+            && tile.m / tile.warps[0] == PART_PIXELS
+            && (self.shape.batch == 1 || image.is_multiple_of(PART_PIXELS))
     }
 
     fn activation(&self) -> (&'static str, i64) {
@@ -220,12 +312,16 @@ impl Conv<'_> {
             ("FILTER_W", shape.taps[1] as i64),
             // f32 is written one by one whatever the filters.
             if tensor { self.whole_chunks() } else { ("WHOLE_CHUNKS", 0) },
+            // Partial sums are written as they are.
+            ("UPSAMPLED", i64::from(self.tail.upsampled && !split)),
+            ("MOMENTS", i64::from(self.gives_moments(tile, splits))),
             ("SPLIT", i64::from(split)),
         ];
         let mut args = self.args(Arg::of(&params));
         if split {
             args[2..5].clone_from_slice(&[Arg::Null, Arg::Null, Arg::Workspace(0)]);
         }
+        args.insert(5, if self.gives_moments(tile, splits) { Arg::Output(1) } else { Arg::Null });
         let mut launches = vec![Launch {
             source: "conv/implicit_gemm.cu",
             entry: "implicit_gemm",
@@ -246,13 +342,19 @@ impl Conv<'_> {
         let whole = self.whole_chunks();
         let elements = self.shape.pixels() * self.shape.filters;
         let count = if whole.1 == 1 { elements / self.lanes } else { elements };
-        let params =
-            SplitParams { count: count as u32, filters: self.shape.filters as u32, splits: splits as u32 };
+        let params = SplitParams {
+            count: count as u32,
+            filters: self.shape.filters as u32,
+            splits: splits as u32,
+            out_width: self.shape.out[1] as u32,
+            by_filters: divisor(self.shape.filters),
+            by_out_width: divisor(self.shape.out[1]),
+        };
         let [bias, residual] = self.bias_and_residual();
         Launch {
             source: "conv/split_k.cu",
             entry: "add_partials",
-            defines: vec![storage(self.dtype), self.activation(), whole],
+            defines: vec![storage(self.dtype), self.activation(), whole, self.upsampled()],
             args: vec![Arg::Workspace(0), bias, residual, Arg::Output(0), Arg::of(&params)],
             ..per_element(count)
         }

@@ -7,6 +7,7 @@ pub(crate) mod cast;
 mod concat;
 pub mod conv2d;
 mod divisor;
+pub mod fused_conv2d;
 mod fused_linear;
 mod global_avg_pool;
 mod group_norm;
@@ -16,6 +17,7 @@ mod linear;
 mod mask_conv;
 mod mask_pool;
 mod max_pool2d;
+mod norm_sum;
 mod resize;
 mod slice;
 mod softmax;
@@ -49,6 +51,7 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
         Op::Binary(op) => op.program(site, target),
         Op::Concat(op) => op.program(site, target),
         Op::Conv2d(op) => op.program(site, target),
+        Op::FusedConv2d(op) => op.program(site, target),
         Op::FusedLinear(op) => op.program(site, target),
         Op::GlobalAvgPool(op) => op.program(site, target),
         Op::GroupNorm(op) => op.program(site, target),
@@ -57,6 +60,7 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
         Op::MaskConv(op) => op.program(site, target),
         Op::MaskPool(op) => op.program(site, target),
         Op::MaxPool2d(op) => op.program(site, target),
+        Op::NormSum(op) => op.program(site, target),
         Op::Resize(op) => op.program(site, target),
         Op::Slice(op) => op.program(site, target),
         Op::Softmax(op) => op.program(site, target),

@@ -1,0 +1,22 @@
+//! A convolution with tails: as a convolution, with the code of `kernels/conv/tail.cuh`.
+
+use super::CudaOp;
+use super::conv2d::{Tail, shape, with_tail};
+use crate::ops::FusedConv2d;
+use crate::plan::Site;
+use crate::plan::launch::{Program, Target};
+use crate::plan::select::conv::{self, ConvChoice};
+
+impl CudaOp for FusedConv2d {
+    fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
+        program(self, site, &conv::conv(&shape(&self.conv, site), target.precision, &target.caps)?)
+    }
+}
+
+/// As [`conv2d::program`](super::conv2d::program).
+///
+/// # Errors
+/// As there, and if the chosen kernel has no such tail.
+pub fn program(op: &FusedConv2d, site: &Site<'_>, choice: &ConvChoice) -> Result<Program, String> {
+    with_tail(&op.conv, site, choice, Tail { upsampled: op.upsampled, groups: op.groups })
+}
