@@ -3,7 +3,7 @@
 //!
 //! Values that depend on parameters alone are *constants*: they are computed once when an executor is
 //! made, not at every run, and shared between plans by their [`Const::key`]. A reshape is no step: its
-//! result is another name of its operand's memory.
+//! result is another name of its operand's memory. Nor is a concatenation whose operands can be made where they belong.
 
 pub mod arena;
 pub mod constants;
@@ -13,9 +13,9 @@ pub mod roofline;
 pub mod select;
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Param, Source, ValueId};
-use crate::ops::{Op, ValueType};
-use arena::{Interval, Slot};
+use crate::graph::{Graph, Node, Param, Source, ValueId};
+use crate::ops::{Concat, Op, ValueType};
+use arena::{ALIGNMENT, Interval, Slot};
 use std::collections::HashMap;
 
 /// Where an operand lives.
@@ -179,7 +179,14 @@ impl Plan {
     }
 }
 
-/// Working state of [`Plan::build`]. Steps refer to *buffers* until the arena is laid out.
+/// What a value occupies of a buffer, from this byte on.
+#[derive(Clone, Copy)]
+struct Piece {
+    buffer: usize,
+    offset: usize,
+}
+
+/// Working state of [`Plan::build`]. Steps refer to *pieces* until the arena is laid out.
 struct Planner<'a> {
     graph: &'a Graph,
     /// Type of each value in the arena.
@@ -189,11 +196,14 @@ struct Planner<'a> {
     constant: Vec<bool>,
     /// Constant of each value, if it is one that the plan needs.
     constants: Vec<Option<usize>>,
-    /// Buffer of each value, if it lives in the arena; reshapes share their operand's.
-    buffers: Vec<Option<usize>>,
+    /// Piece of each value, if it lives in the arena; reshapes share their operand's.
+    places: Vec<Option<usize>>,
+    pieces: Vec<Piece>,
+    /// For each value that is made inside the result of a concatenation: that result, and the byte in it.
+    joins: Vec<Option<(ValueId, usize)>>,
     /// Life of each buffer.
     intervals: Vec<Interval>,
-    /// Workspace buffer of each step.
+    /// Workspace piece of each step.
     workspaces: Vec<usize>,
 }
 
@@ -206,7 +216,9 @@ impl<'a> Planner<'a> {
             plan: Plan::default(),
             constant: graph.values().iter().map(|v| matches!(v.source, Source::Param(_))).collect(),
             constants: vec![None; values],
-            buffers: vec![None; values],
+            places: vec![None; values],
+            pieces: Vec::new(),
+            joins: vec![None; values],
             intervals: Vec::new(),
             workspaces: Vec::new(),
         }
@@ -257,12 +269,66 @@ impl<'a> Planner<'a> {
         index
     }
 
+    /// Finds the concatenations whose operands can be made where they belong in the result: each is the result of one step, used in
+    /// no other concatenation, and a whole range of the result that begins where slots may.
+    fn place_joins(&mut self) {
+        let graph = self.graph;
+        let joins = |op: &Op| matches!(op, Op::Concat(_) | Op::Reshape(_));
+        for node in graph.nodes() {
+            let Op::Concat(Concat { axis }) = node.op else { continue };
+            let (result, dtype) = (node.outputs[0], self.types[node.outputs[0].index()].dtype);
+            let outer: usize = graph.value(result).ty.shape.dims()[..axis].iter().product();
+            let (mut starts, mut next) = (Vec::new(), 0);
+            let fits = |id: &ValueId| {
+                let place = id.index();
+                starts.push((*id, next));
+                next += self.types[place].bytes();
+                let made = matches!(&graph.value(*id).source, Source::Node { node, .. } if !joins(&graph.nodes()[*node].op));
+                let free = !self.constant[place] && self.joins[place].is_none();
+                let first = starts.iter().filter(|(other, _)| other == id).count() == 1;
+                let aligned = starts[starts.len() - 1].1.is_multiple_of(ALIGNMENT);
+                made && free && first && aligned && self.types[place].dtype == dtype
+            };
+            if outer == 1 && node.inputs.iter().all(fits) {
+                starts.into_iter().for_each(|(id, start)| self.joins[id.index()] = Some((result, start)));
+            }
+        }
+    }
+
+    /// Whether the operands of `node` lie where it would put them.
+    fn is_joined(&self, node: &Node) -> bool {
+        let joined =
+            |id: &ValueId| self.joins[id.index()].is_some_and(|(result, _)| result == node.outputs[0]);
+        matches!(node.op, Op::Concat(_)) && node.inputs.iter().all(joined)
+    }
+
+    /// Gives a result of `step` its memory.
+    fn define(&mut self, id: ValueId, step: usize) {
+        let place = id.index();
+        let piece = match self.joins[place] {
+            None => self.new_buffer(self.types[place].bytes(), step),
+            Some((result, offset)) => {
+                let whole = match self.places[result.index()] {
+                    Some(whole) => whole,
+                    None => self.new_buffer(self.types[result.index()].bytes(), step),
+                };
+                self.places[result.index()] = Some(whole);
+                let Piece { buffer, .. } = self.pieces[whole];
+                self.intervals[buffer].last = step;
+                self.pieces.push(Piece { buffer, offset });
+                self.pieces.len() - 1
+            }
+        };
+        self.places[place] = Some(piece);
+    }
+
     /// Makes the steps, choosing a kernel for each, and records how long every buffer lives.
     fn schedule(&mut self, choose: impl Fn(&Site<'_>) -> std::result::Result<Choice, String>) -> Result<()> {
         let graph = self.graph;
+        self.place_joins();
         for (index, value) in graph.values().iter().enumerate() {
             if matches!(value.source, Source::Input | Source::Variable(_)) {
-                self.buffers[index] = Some(self.new_buffer(self.types[index].bytes(), 0));
+                self.define(ValueId(index as u32), 0);
             }
         }
         for node in graph.nodes() {
@@ -277,7 +343,10 @@ impl<'a> Planner<'a> {
                         "`{name}` views {from} as {to}, which is stored otherwise"
                     )));
                 }
-                self.buffers[node.outputs[0].index()] = self.buffers[node.inputs[0].index()];
+                self.places[node.outputs[0].index()] = self.places[node.inputs[0].index()];
+                continue;
+            }
+            if self.is_joined(node) {
                 continue;
             }
             let step = self.plan.steps.len();
@@ -295,8 +364,7 @@ impl<'a> Planner<'a> {
                 self.extend_life(*input, step);
             }
             for output in &node.outputs {
-                let bytes = self.types[output.index()].bytes();
-                self.buffers[output.index()] = Some(self.new_buffer(bytes, step));
+                self.define(*output, step);
             }
             let workspace = self.new_buffer(choice.workspace, step);
             self.workspaces.push(workspace);
@@ -342,12 +410,13 @@ impl<'a> Planner<'a> {
         let (slots, bytes) = arena::layout(&self.intervals);
         let resolve = |operand: &mut Operand| {
             if let Place::Arena(slot) = &mut operand.place {
-                *slot = slots[slot.offset];
+                let Piece { buffer, offset } = self.pieces[slot.offset];
+                slot.offset = slots[buffer].offset + offset;
             }
         };
         for (step, workspace) in self.plan.steps.iter_mut().zip(&self.workspaces) {
             step.inputs.iter_mut().chain(&mut step.outputs).for_each(resolve);
-            step.workspace = slots[*workspace];
+            step.workspace = slots[self.pieces[*workspace].buffer];
         }
         let ends = self.plan.inputs.iter_mut().chain(&mut self.plan.outputs);
         ends.for_each(|(_, operand)| resolve(operand));
@@ -356,12 +425,12 @@ impl<'a> Planner<'a> {
         self.plan
     }
 
-    /// The operand of a value; until [`Planner::finish`] the slot's offset is a buffer number.
+    /// The operand of a value; until [`Planner::finish`] the slot's offset is the number of a piece.
     fn operand(&self, id: ValueId) -> Result<Operand> {
         let ty = self.value_type(id);
-        let place = match (self.constants[id.index()], self.buffers[id.index()]) {
+        let place = match (self.constants[id.index()], self.places[id.index()]) {
             (Some(constant), _) => Place::Const(constant),
-            (None, Some(buffer)) => Place::Arena(Slot { offset: buffer, bytes: ty.bytes() }),
+            (None, Some(piece)) => Place::Arena(Slot { offset: piece, bytes: ty.bytes() }),
             (None, None) => {
                 let name = &self.graph.value(id).name;
                 return Err(Error::Graph(format!("`{name}` has no place in memory")));
@@ -375,14 +444,16 @@ impl<'a> Planner<'a> {
         if self.constants[id.index()].is_some() { self.graph.value(id).ty } else { self.types[id.index()] }
     }
 
+    /// A buffer of its own: its piece.
     fn new_buffer(&mut self, bytes: usize, step: usize) -> usize {
         self.intervals.push(Interval { bytes, first: step, last: step });
-        self.intervals.len() - 1
+        self.pieces.push(Piece { buffer: self.intervals.len() - 1, offset: 0 });
+        self.pieces.len() - 1
     }
 
     fn extend_life(&mut self, id: ValueId, step: usize) {
-        if let Some(buffer) = self.buffers[id.index()] {
-            self.intervals[buffer].last = step;
+        if let Some(piece) = self.places[id.index()] {
+            self.intervals[self.pieces[piece].buffer].last = step;
         }
     }
 }

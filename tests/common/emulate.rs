@@ -1,6 +1,7 @@
 //! Runs plans for a GPU on the PTX emulator, launch by launch, without a driver: every value in an allocation of its own,
 //! so that a kernel that strays by one byte is caught.
 
+use knet::cuda::cache::Cache;
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::pack::{pack, unpack};
 use knet::cuda::post::{self, MaskLogits, Ranking};
@@ -45,6 +46,11 @@ pub fn program(step: &knet::plan::Step, target: Target) -> Program {
     ops::program(&site, &target).expect("the plan chose it")
 }
 
+/// What NVRTC makes of `job`, which suites share through a cache in `target/tmp`.
+pub fn ptx(job: &Job) -> knet::error::Result<Vec<u8>> {
+    Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels")).compile(Nvrtc::get()?, job)
+}
+
 /// The PTX of a launch's source, compiled and parsed once a process.
 pub fn module(launch: &Launch) -> Result<Arc<Module>, String> {
     type Known = Mutex<HashMap<Job, Arc<Module>>>;
@@ -59,7 +65,7 @@ pub fn module(launch: &Launch) -> Result<Arc<Module>, String> {
     if let Some(module) = known.lock().unwrap().get(&job) {
         return Ok(module.clone());
     }
-    let ptx = Nvrtc::get().and_then(|nvrtc| nvrtc.compile(&job)).map_err(|e| e.to_string())?;
+    let ptx = ptx(&job).map_err(|e| e.to_string())?;
     let text = std::str::from_utf8(&ptx).map_err(|e| e.to_string())?.trim_end_matches('\0');
     let module = Arc::new(Module::parse(text).map_err(|e| format!("{}: {e}", launch.source))?);
     known.lock().unwrap().insert(job, module.clone());
