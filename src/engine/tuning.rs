@@ -102,7 +102,7 @@ impl Engine {
         let runtime = self.tunable()?;
         let (plan, _) = self.plan(size, TapMode::Off)?;
         let tasks = tune::tasks(&plan, &runtime.target(), candidates)?;
-        let mut timer = self.pool.run(|| Timer::new(runtime, &tasks))?;
+        let mut timer = self.pool.run(|| Timer::new(runtime, &tasks, tune::REPEATS))?;
         let mut table = self.tuning().cloned().unwrap_or_else(|| Table::new(runtime.scope()));
         for (index, task) in tasks.iter().enumerate() {
             let outcome = tune::run(task, |task, candidate| timer.measure(task, candidate))?;

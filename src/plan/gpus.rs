@@ -96,9 +96,9 @@ mod tests {
             let caps = &find(name).unwrap().caps;
             for (precision, wanted) in [(Precision::F16, half), (Precision::F32, single)] {
                 let found = peak(caps, precision) / 1e12;
-                // An H100's f32 pipes are sold at 1980 MHz, its tensor cores at 1830.
+                // An H100's f32 pipes are sold at 1980 MHz, its tensor cores at 1830; an L40S's tensor cores at 2490.
                 let tolerance =
-                    if (caps.compute, precision) == ((9, 0), Precision::F32) { 0.08 } else { 0.01 };
+                    if (caps.compute, precision) == ((9, 0), Precision::F32) { 0.08 } else { 0.015 };
                 assert!((found / wanted - 1.0).abs() < tolerance, "{name} {}: {found}", precision.name());
             }
         }

@@ -1,6 +1,6 @@
 //! Times on a device.
 //!
-//! A candidate is captured [`REPEATS`] times in a row into one CUDA graph, as a plan's steps are, and the graph is timed between
+//! A candidate is captured several times in a row into one CUDA graph, as a plan's steps are, and the graph is timed between
 //! two events: no launch from the host and no event falls between the kernels, and what remains of the two events' own time is
 //! divided by the repeats. All repeats read the same maps, which therefore lie in L2 if they fit there, as they do in a plan
 //! whose step before has just written them. Constants (filters) are read once a run of a plan, and by then others have taken their
@@ -19,12 +19,11 @@ use crate::tensor::Tensor;
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
 use std::time::Duration;
 
-/// Runs of a candidate in a graph.
-const REPEATS: usize = 32;
-
 /// Takes times on a device.
 pub struct Timer<'a> {
     runtime: &'a Runtime,
+    /// Runs of a candidate in a graph.
+    repeats: usize,
     marks: [CudaEvent; 2],
     bench: Option<Bench>,
 }
@@ -36,6 +35,7 @@ unsafe impl Send for Timer<'_> {}
 struct Bench {
     /// The site as text.
     site: String,
+    repeats: usize,
     graphs: Vec<Option<Ready>>,
     /// Operands that are no constants, at their positions; empty buffers at those of constants.
     inputs: Vec<DeviceBuffer>,
@@ -52,11 +52,12 @@ struct Ready {
 }
 
 impl<'a> Timer<'a> {
-    /// Compiles, several at a time, whatever `tasks` need.
+    /// Compiles, several at a time, whatever `tasks` need. Each time will be that of one of `repeats` runs in a row;
+    /// [`REPEATS`](super::REPEATS) are enough to make events not count.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) for kernels that do not compile, and as the driver says.
-    pub fn new(runtime: &'a Runtime, tasks: &[Task]) -> Result<Timer<'a>> {
+    pub fn new(runtime: &'a Runtime, tasks: &[Task], repeats: usize) -> Result<Timer<'a>> {
         let programs = tasks.iter().flat_map(|task| &task.candidates);
         runtime.load(&programs.flat_map(|program| &program.launches).collect::<Vec<&Launch>>())?;
         runtime.device().bind()?;
@@ -65,7 +66,7 @@ impl<'a> Timer<'a> {
             let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
             context.new_event(timing).map_err(|e| fault("cannot make an event", e))
         };
-        Ok(Timer { runtime, marks: [event()?, event()?], bench: None })
+        Ok(Timer { runtime, repeats: repeats.max(1), marks: [event()?, event()?], bench: None })
     }
 
     /// The time of candidate `index` of `task`. Operands and graph are made, and run once, the first time; those of a task are
@@ -80,7 +81,7 @@ impl<'a> Timer<'a> {
         }
         let bench = match &mut self.bench {
             Some(bench) => bench,
-            none => none.insert(Bench::new(self.runtime, task, site)?),
+            none => none.insert(Bench::new(self.runtime, task, self.repeats)?),
         };
         let device = self.runtime.device();
         let graph = bench.graph(self.runtime, task, index)?;
@@ -93,12 +94,12 @@ impl<'a> Timer<'a> {
         record(end)?;
         device.synchronize()?;
         let ms = start.elapsed_ms(end).map_err(|e| fault("cannot read a time", e))?;
-        Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3 / REPEATS as f64))
+        Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3 / self.repeats as f64))
     }
 }
 
 impl Bench {
-    fn new(runtime: &Runtime, task: &Task, site: String) -> Result<Bench> {
+    fn new(runtime: &Runtime, task: &Task, repeats: usize) -> Result<Bench> {
         let device = runtime.device();
         let types = task.site.site();
         let input = |(i, &ty): (usize, &ValueType)| match types.constant[i] {
@@ -111,7 +112,8 @@ impl Bench {
         let bytes = task.candidates.iter().map(|program| program.workspace).max().unwrap_or(0);
         let workspace = DeviceBuffer::new(device, bytes, "partial sums")?;
         let graphs = task.candidates.iter().map(|_| None).collect();
-        Ok(Bench { site, graphs, inputs, outputs, workspace, constants: Vec::new() })
+        let site = types.to_string();
+        Ok(Bench { site, repeats, graphs, inputs, outputs, workspace, constants: Vec::new() })
     }
 
     /// The captured candidate, which has run at least once.
@@ -138,7 +140,7 @@ impl Bench {
             });
         }
         let mut bound = Vec::new();
-        for repeat in 0..REPEATS {
+        for repeat in 0..self.repeats {
             for launch in &program.launches {
                 bound.push(Bound::new(runtime, launch, |arg| {
                     Ok(match arg {
@@ -176,7 +178,7 @@ impl Bench {
         let device = runtime.device();
         // Small enough for sums over any filter to stay within f16.
         let bytes = pack(&noise(ty, 1.0 / 16.0), packing);
-        let copies = (2 * device.caps().l2_bytes as usize / bytes.len().max(1)).clamp(1, REPEATS);
+        let copies = (2 * device.caps().l2_bytes as usize / bytes.len().max(1)).clamp(1, self.repeats);
         let copy = |_| DeviceBuffer::of(device, &bytes, "a constant");
         self.constants.push((input, packing, (0..copies).map(copy).collect::<Result<_>>()?));
         Ok(self.constants.len() - 1)

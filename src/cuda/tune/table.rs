@@ -75,7 +75,7 @@ impl Scope {
     }
 
     /// Name of the file that a table of this scope has in the user's cache.
-    fn file_name(&self) -> String {
+    pub fn file_name(&self) -> String {
         let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
         let device: String = self.device.chars().map(plain).collect();
         format!("tuned-{device}-sm{}-{}.json", self.compute.replace('.', ""), self.precision)
