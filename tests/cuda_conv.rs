@@ -120,6 +120,31 @@ fn elements() -> [Case; 2] {
     ]
 }
 
+/// What `knet tune` may choose in place of the model's choice.
+#[test]
+fn every_candidate_gives_the_same_result() {
+    let depthwise = Conv2d { groups: 16, ..Conv2d::with(2, 1) };
+    let cases = [
+        (case(Conv2d::with(1, 1), [1, 5, 7, 40], [24, 3, 3, 40]), 10),
+        (case(depthwise, [1, 9, 11, 16], [16, 3, 3, 1]), 3),
+        (case(Conv2d::with(2, 3), [1, 15, 18, 3], [40, 7, 7, 3]), 2),
+    ];
+    for (case, least) in cases {
+        let Op::Conv2d(op) = &case.op else { panic!("{} is no convolution", case.name) };
+        let outputs = case.op.infer(&case.inputs).unwrap();
+        let constant = vec![false; case.inputs.len()];
+        let site = Site { op: &case.op, inputs: &case.inputs, constant: &constant, outputs: &outputs };
+        for precision in [Precision::F16, Precision::F32] {
+            let choices = conv::candidates(&conv2d::shape(op, &site), precision, &CAPS).unwrap();
+            assert!(choices.len() >= least, "{choices:?}");
+            assert_eq!(choices[0], conv::conv(&conv2d::shape(op, &site), precision, &CAPS).unwrap());
+            for choice in choices {
+                check(&case, precision, choice).unwrap_or_else(|fault| panic!("{choice}: {fault}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn every_tensor_tile_under_taps() {
     check_all(conv::TENSOR_TILES, Addressing::Taps, Precision::F16, &taps());

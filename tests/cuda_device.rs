@@ -15,48 +15,106 @@ mod emulate;
 mod model;
 
 use cuda_case::{HOST_ONLY, Operands, one_node, seen};
+use knet::cuda::tune::{self, Measured, Scope, Table, Timer};
 use knet::cuda::{Device, Executor, Runtime, select, stored};
 use knet::engine::{self, Segmentation};
-use knet::ops::all_cases;
 use knet::ops::case::Case;
+use knet::ops::epilogue::Epilogue;
+use knet::ops::{Conv2d, Linear, all_cases};
 use knet::plan::Plan;
 use knet::plan::launch::Precision;
+use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::collections::HashMap;
 
 /// Operations of the largest case that is run again on the emulator.
 const EMULATED_FLOPS: u64 = 200_000;
 
+fn runtime(ordinal: usize, precision: Precision, params: HashMap<String, Tensor>) -> knet::Result<Runtime> {
+    Runtime::new(Device::open(ordinal)?, precision, Box::new(move |param| Ok(params[&param.key].clone())))
+}
+
+/// The results of a run over `inputs`; indices as numbers.
+fn run(executor: &mut Executor, inputs: &[Tensor]) -> knet::Result<Vec<Vec<f32>>> {
+    for index in 0..executor.plan().inputs.len() {
+        executor.input_mut(index).copy_from_slice(inputs[index].data());
+    }
+    executor.run()?;
+    let floats = |index: usize| match executor.output_type(index).dtype {
+        DType::I32 => executor.output(index).iter().map(|v| v.to_bits() as i32 as f32).collect(),
+        _ => executor.output(index).to_vec(),
+    };
+    Ok((0..executor.plan().outputs.len()).map(floats).collect())
+}
+
 fn check_case(case: &Case, precision: Precision, ordinal: usize) -> Result<(), Failed> {
     let inputs = case.make_inputs(7);
     let (graph, params) = one_node(case, &inputs, Operands::Params);
-    let runtime = Runtime::new(
-        Device::open(ordinal)?,
-        precision,
-        Box::new(move |param| Ok(params[&param.key].clone())),
-    )?;
+    let runtime = runtime(ordinal, precision, params)?;
     let target = runtime.target();
     let plan = Plan::build_stored(&graph, stored(target), select(target))?;
     let inputs = seen(&plan, &inputs, precision);
     let mut executor = Executor::with_floats(plan.clone(), &runtime)?;
-    let mut runs = Vec::new();
-    for _ in 0..2 {
-        for index in 0..plan.inputs.len() {
-            executor.input_mut(index).copy_from_slice(inputs[index].data());
-        }
-        executor.run()?;
-        let outputs = 0..plan.outputs.len();
-        runs.push(outputs.map(|i| executor.output(i).to_vec()).collect::<Vec<_>>());
-    }
+    let runs = [run(&mut executor, &inputs)?, run(&mut executor, &inputs)?];
     let bits = |run: &[Vec<f32>]| run.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
     if bits(&runs[0]) != bits(&runs[1]) {
         return Err("two runs give different bits".into());
     }
-    let floats = |(index, output): (usize, &Vec<f32>)| match executor.output_type(index).dtype {
-        knet::tensor::DType::I32 => output.iter().map(|v| v.to_bits() as i32 as f32).collect(),
-        _ => output.clone(),
-    };
-    let found: Vec<Vec<f32>> = runs[0].iter().enumerate().map(floats).collect();
-    Ok(cuda_case::compare(case, &plan, precision, &inputs, &found)?)
+    Ok(cuda_case::compare(case, &plan, precision, &inputs, &runs[0])?)
+}
+
+/// Times every candidate of a case as `knet tune` does, then runs it as a table would have it.
+fn check_candidates(case: &Case, precision: Precision, ordinal: usize, most: usize) -> Result<(), Failed> {
+    let inputs = case.make_inputs(7);
+    let (graph, params) = one_node(case, &inputs, Operands::Params);
+    let mut runtime = runtime(ordinal, precision, params)?;
+    let target = runtime.target();
+    let modelled = Plan::build_stored(&graph, stored(target), select(target))?;
+    let tasks = tune::tasks(&modelled, &target, most)?;
+    let [task] = &tasks[..] else { return Err(format!("{} tasks", tasks.len()).into()) };
+    let mut timer = Timer::new(&runtime, &tasks, 2)?;
+    for index in (0..task.candidates.len()).chain([0]) {
+        timer.measure(task, index)?;
+    }
+    drop(timer);
+    let inputs = seen(&modelled, &inputs, precision);
+    for program in &task.candidates {
+        let mut table = Table::new(runtime.scope());
+        let (kernel, model) = (program.kernel.clone(), modelled.steps[0].kernel.clone());
+        let measured = Measured { kernel, microseconds: 1.0, model, model_microseconds: 2.0 };
+        table.insert(task.site.site().to_string(), measured);
+        runtime.adopt(table)?;
+        let plan = Plan::build_stored(&graph, stored(target), select(runtime.selection().clone()))?;
+        if plan.steps[0].kernel != program.kernel {
+            return Err(
+                format!("planned as {}, the table says {}", plan.steps[0].kernel, program.kernel).into()
+            );
+        }
+        let mut executor = Executor::with_floats(plan.clone(), &runtime)?;
+        let found = run(&mut executor, &inputs)?;
+        cuda_case::compare(case, &plan, precision, &inputs, &found)
+            .map_err(|fault| format!("{}: {fault}", program.kernel))?;
+    }
+    // The table now asks for the last candidate, and a plan without the table for the first.
+    match Executor::new(modelled, &runtime) {
+        Err(error) if error.to_string().contains("planned as") => {}
+        _ => return Err("a plan of another selection was bound".into()),
+    }
+    let foreign = Table::new(Scope { device: "another".into(), ..runtime.scope() });
+    match runtime.adopt(foreign) {
+        Err(reason) if reason.contains("another") => Ok(()),
+        _ => Err("a table of another device was taken".into()),
+    }
+}
+
+/// Cases of operators with a choice.
+fn choices() -> Vec<Case> {
+    vec![
+        Case::new("taps", Conv2d::with(1, 1), &[&[1, 5, 7, 16], &[24, 3, 3, 16]]),
+        Case::new("stem", Conv2d::with(2, 3), &[&[1, 11, 14, 3], &[24, 7, 7, 3]]),
+        Case::new("depthwise", Conv2d { groups: 8, ..Conv2d::with(1, 1) }, &[&[1, 6, 7, 8], &[8, 3, 3, 1]]),
+        Case::new("linear", Linear { epilogue: Epilogue::BIAS }, &[&[1, 5, 260], &[12, 260], &[12]]),
+    ]
 }
 
 /// The same photo many times, alternating with another of another size: the same masks each time.
@@ -92,6 +150,13 @@ fn main() {
                 let case = case.clone();
                 trials.push(Trial::test(name, move || check_case(&case, precision, ordinal)));
             }
+        }
+        for (case, precision) in
+            choices().into_iter().flat_map(|case| Precision::ALL.map(|p| (case.clone(), p)))
+        {
+            let name = format!("tuning/{}/{}", case.name, precision.name());
+            let most = if emulated { 4 } else { 1000 };
+            trials.push(Trial::test(name, move || check_candidates(&case, precision, ordinal, most)));
         }
         for name in ["knet_s3_lite0_fpn", "knet_s3_r50_fpn_panoptic"] {
             trials

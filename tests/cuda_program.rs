@@ -1,6 +1,8 @@
 //! The program on the emulator's stand-in driver, through `tools/with-ptxemu` as a person would run it: what its calls to the
 //! driver are, and what it says when something is wrong or when there is no driver at all.
 
+use knet::cuda::sources;
+use knet::cuda::tune::{Scope, Table};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -29,7 +31,7 @@ impl Emulated {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/with-ptxemu"));
         command.arg(env!("CARGO_BIN_EXE_knet")).args(arguments).current_dir(self.path());
-        command.env("KNET_CACHE", self.path().join("cache"));
+        command.env("KNET_CACHE", self.path().join("cache")).env_remove("KNET_TUNED");
         command
     }
 
@@ -131,6 +133,53 @@ fn what_a_gpu_cannot_do_is_said() {
     );
     let text = emulated.fail(&mut emulated.command(&["bench", "--device", "cuda", "--size", "64x96"]), 2);
     assert!(text.contains("emulator"), "{text}");
+}
+
+/// A table that was named must be sound; one that does not hold is not followed, and a line says why.
+#[test]
+fn tuning_tables_that_do_not_hold_are_not_followed() {
+    let emulated = Emulated::new();
+    let refused = emulated.fail(&mut emulated.command(&["tune", "--device", "cuda", "--size", "64x96"]), 2);
+    assert!(refused.contains("is an emulator: no time it takes means anything"), "{refused}");
+    let scope = Scope {
+        device: "ptxemu (PTX emulator, no GPU)".into(),
+        compute: "8.0".into(),
+        precision: "f16".into(),
+        kernels: sources::fingerprint(),
+    };
+    let stale = Scope { kernels: "0123".into(), ..scope.clone() };
+    let other = Scope { device: "NVIDIA L4".into(), ..scope.clone() };
+    let write =
+        |name: &str, scope: &Scope| Table::new(scope.clone()).write(&emulated.path().join(name)).unwrap();
+    write("other.json", &other);
+    std::fs::write(emulated.path().join("cut.json"), "{\"format\": \"knet tuned 1\"").unwrap();
+
+    // The photo is missing: engines are made before photos are read.
+    let segment = ["segment", "none.png", "--device", "cuda"];
+    let run = |table: Option<&str>, code: i32| {
+        let mut command = emulated.command(&segment);
+        command.envs(table.map(|name| ("KNET_TUNED", name)));
+        emulated.fail(&mut command, code)
+    };
+    let text = run(Some("cut.json"), 2);
+    assert!(text.contains("error: cut.json: no tuning table: "), "{text}");
+    let text = run(Some("missing.json"), 3);
+    assert!(text.contains("missing.json"), "{text}");
+    let note = "note: tuning table not followed: ";
+    let text = run(Some("other.json"), 3);
+    assert!(text.contains(note) && text.contains("other.json: it was measured on NVIDIA L4"), "{text}");
+
+    let user = format!("cache/{}", scope.file_name());
+    assert!(!run(None, 3).contains("note: tuning"), "no table, no note");
+    write(&user, &stale);
+    let text = run(None, 3);
+    assert!(text.contains(note) && text.contains("other kernels") && text.contains("knet tune"), "{text}");
+    assert!(!run(Some(""), 3).contains(note), "none was asked for");
+    std::fs::write(emulated.path().join(&user), "junk").unwrap();
+    let text = run(None, 3);
+    assert!(text.contains(note) && text.contains("no tuning table"), "{text}");
+    write(&user, &scope);
+    assert!(!run(None, 3).contains(note));
 }
 
 /// Holds where there is no GPU, and has nothing to say where there is one.

@@ -25,12 +25,19 @@ const SMALL: Caps = Caps { compute: (8, 9), multiprocessors: 128, shared_per_blo
 
 /// Runs a case of all inputs, and gives the kernel that was chosen.
 fn check(case: &Case, target: Target) -> Result<String, String> {
+    check_candidate(case, target, 0).map(|(kernel, _)| kernel)
+}
+
+/// Runs a case of all inputs by one of its candidates, and gives its kernel and how many there are.
+fn check_candidate(case: &Case, target: Target, index: usize) -> Result<(String, usize), String> {
     let types: Vec<ValueType> = case.inputs.iter().map(|&ty| stored(target)(ty)).collect();
     let outputs: Vec<ValueType> = case.op.infer(&case.inputs)?.iter().map(|&ty| stored(target)(ty)).collect();
     let constant = vec![false; types.len()];
     let site = Site { op: &case.op, inputs: &types, constant: &constant, outputs: &outputs };
-    let program = ops::program(&site, &target)?;
-    program.launches.iter().try_for_each(|launch| launch.check(&target.caps))?;
+    let candidates = ops::candidates(&site, &target)?;
+    assert_eq!(candidates[0], ops::program(&site, &target)?, "the model's choice comes first");
+    let program = &candidates[index];
+    program.check(&target.caps)?;
 
     let memory = Memory::new(Options::default()).map_err(|e| e.to_string())?;
     let alloc = |bytes: usize| memory.alloc(bytes as u64, "operand").map_err(|e| e.to_string());
@@ -44,7 +51,7 @@ fn check(case: &Case, target: Target) -> Result<String, String> {
     }
     let results = outputs.iter().map(|ty| alloc(ty.bytes())).collect::<Result<Vec<_>, _>>()?;
     let config = Config { seed: 5, late_async: true, ..Config::default() };
-    run_program(&program, &addresses, &results, &memory, &config)?;
+    run_program(program, &addresses, &results, &memory, &config)?;
     let wanted = case.op.reference(&seen.iter().collect::<Vec<_>>());
     for ((ty, &address), wanted) in outputs.iter().zip(&results).zip(&wanted) {
         let mut bytes = vec![0; ty.bytes()];
@@ -56,7 +63,22 @@ fn check(case: &Case, target: Target) -> Result<String, String> {
             return Err(format!("{}: {error:.3e} relative L2, at most {bound:.1e}", program.kernel));
         }
     }
-    Ok(program.kernel)
+    Ok((program.kernel.clone(), candidates.len()))
+}
+
+/// Checks every candidate of a case; their kernels.
+fn check_candidates(case: &Case, target: Target) -> Vec<String> {
+    let (mut kernels, mut count) = (Vec::new(), 1);
+    while kernels.len() < count {
+        match check_candidate(case, target, kernels.len()) {
+            Ok((kernel, all)) => {
+                kernels.push(kernel);
+                count = all;
+            }
+            Err(fault) => panic!("{} in {}: {fault}", case.full_name(), target.precision.name()),
+        }
+    }
+    kernels
 }
 
 /// Checks `cases` and that they meet exactly these kernels.
@@ -127,8 +149,15 @@ fn tiles_of_mask_convolutions() {
         case("many_objects", 330, 96, [8, 9]),
         case("few", 7, 64, [20, 17]),
     ];
-    let kernels = ["mma 128x128", "mma 160x128", "mma 64x128", "mma 128x128", "mma 32x128"];
+    let mut kernels = [
+        "mma 128x128 kept 4 x4",
+        "mma 160x128 kept 4 x4",
+        "mma 64x128 kept 4 x4",
+        "mma 128x128 kept 2 x2",
+        "mma 32x128 kept 1 x2",
+    ];
     check_all(&cases, Caps::H100, TENSOR, &kernels);
+    (kernels[0], kernels[1]) = ("mma 128x128 kept 4 x2", "mma 160x128 kept 2 x3");
     check_all(&cases, SMALL, TENSOR, &kernels);
 }
 
@@ -149,4 +178,30 @@ fn tiles_of_mask_poolings() {
     check_all(&cases, SMALL, TENSOR, &kernels);
     let f32 = ["f32 split 7", "f32 split 4", "f32 split 12", "f32 split 5"];
     check_all(&cases, SMALL, &[Precision::F32], &f32);
+}
+
+/// What `knet tune` may choose in place of the model's choice.
+#[test]
+fn every_candidate_gives_the_same_result() {
+    let mask_conv = |objects: usize, channels: usize| {
+        Case::new(
+            "candidates",
+            MaskConv { bias: true },
+            &[&[1, objects, channels], &[1, 5, 9, channels], &[objects]],
+        )
+    };
+    let mask_pool = Case::new("candidates", MaskPool, &[&[1, 33, 20, 24], &[1, 20, 24, 40]]);
+    let cases = [
+        (linear("candidates", 20, 40, 520), 12, 12),
+        (mask_conv(40, 200), 6, 4),
+        (mask_pool.fill(0, Fill::Uniform(-2.0, 1.0)), 2, 2),
+    ];
+    for (case, tensor, f32) in cases {
+        for (precision, least) in [(Precision::F16, tensor), (Precision::F32, f32)] {
+            let kernels = check_candidates(&case, Target { caps: Caps::H100, precision });
+            let different: std::collections::HashSet<&String> = kernels.iter().collect();
+            assert_eq!(different.len(), kernels.len(), "{kernels:?}");
+            assert!(kernels.len() >= least, "{}: {kernels:?}", case.full_name());
+        }
+    }
 }

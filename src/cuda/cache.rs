@@ -41,6 +41,11 @@ impl Cache {
         Cache { folder: Some(folder.into()) }
     }
 
+    /// The folder, if there is one.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// The code of `job`, compiled unless it is here. A cache that cannot be read or written costs time, not the result.
     ///
     /// # Errors
@@ -76,7 +81,7 @@ pub fn key(job: &Job, compiler: (u32, u32)) -> String {
     }
     part(&format!("{:?}", job.code));
     job.options().iter().for_each(|option| part(option));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    sources::hex(&hash.finalize())
 }
 
 /// An entry: magic, checksum, length, code.

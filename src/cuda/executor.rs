@@ -2,13 +2,13 @@
 
 use super::device::{Device, fault};
 use super::memory::{DeviceBuffer, Pinned};
-use super::ops::{self, cast};
+use super::ops::cast;
 use super::recording::{Bound, capture, copy_in, copy_out, replay};
 use super::runtime::Runtime;
 use crate::error::{Error, Result};
 use crate::ops::ValueType;
 use crate::plan::launch::{Arg, Packing, Program};
-use crate::plan::{Operand, Place, Plan, Site, Step};
+use crate::plan::{Operand, Place, Plan, Step};
 use crate::tensor::DType;
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
 use std::sync::Arc;
@@ -48,20 +48,18 @@ struct Staging {
 
 /// What a step runs.
 fn program(step: &Step, runtime: &Runtime) -> Result<Program> {
-    let types = |operands: &[Operand]| operands.iter().map(|o| o.ty).collect::<Vec<ValueType>>();
-    let constant: Vec<bool> = step.inputs.iter().map(|o| matches!(o.place, Place::Const(_))).collect();
-    let (inputs, outputs) = (types(&step.inputs), types(&step.outputs));
-    let site = Site { op: &step.op, inputs: &inputs, constant: &constant, outputs: &outputs };
-    ops::program(&site, &runtime.target()).map_err(|reason| Error::Shape {
-        op: step.op.name(),
-        value: step.name.clone(),
-        reason,
-    })
+    let fault = |reason| Error::Shape { op: step.op.name(), value: step.name.clone(), reason };
+    let program = runtime.selection().program(&step.site().site()).map_err(fault)?;
+    if program.kernel != step.kernel || program.workspace > step.workspace.bytes {
+        let (planned, chosen) = (&step.kernel, &program.kernel);
+        return Err(fault(format!("planned as `{planned}`, and the runtime's selection is `{chosen}`")));
+    }
+    Ok(program)
 }
 
 impl Executor {
     /// Compiles and loads the kernels of `plan`, copies its constants to the device and allocates the arena. The plan must
-    /// come from [`select`](super::select) for the runtime's target.
+    /// come from [`select`](super::select) for the runtime's [selection](Runtime::selection).
     ///
     /// # Errors
     /// [`Error::Cuda`] for kernels that do not compile and memory that does not suffice; whatever the source of parameters

@@ -16,12 +16,15 @@ pub mod post;
 pub mod pre;
 mod recording;
 pub mod runtime;
+pub mod selection;
 pub mod sources;
+pub mod tune;
 
 pub use device::Device;
 pub use executor::Executor;
 pub use pipeline::Pipeline;
 pub use runtime::Runtime;
+pub use selection::Selection;
 
 use crate::error::Result;
 use crate::graph::Graph;
@@ -38,13 +41,14 @@ use crate::tensor::DType;
 ///
 /// # Errors
 /// As [`Plan::build_stored`].
-pub fn plan(graph: &Graph, target: Target) -> Result<Plan> {
+pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
+    let selection = selection.into();
     let mut graph = graph.clone();
     fuse_rows(&mut graph)?;
-    if target.precision != Precision::F32 {
+    if selection.target().precision != Precision::F32 {
         fuse_maps(&mut graph)?;
     }
-    Plan::build_stored(&graph, stored(target), select(target))
+    Plan::build_stored(&graph, stored(selection.target()), select(selection))
 }
 
 /// Type in device memory of a value that the graph knows as `ty`: feature maps and mask logits (rank 4) take the
@@ -57,10 +61,7 @@ pub fn stored(target: Target) -> impl Fn(ValueType) -> ValueType {
 }
 
 /// The GPU's kernel selection, for [`Plan::build_stored`](crate::plan::Plan::build_stored).
-pub fn select(target: Target) -> impl Fn(&Site<'_>) -> std::result::Result<Choice, String> {
-    move |site| {
-        let program = ops::program(site, &target)?;
-        program.launches.iter().try_for_each(|launch| launch.check(&target.caps))?;
-        Ok(Choice { kernel: program.kernel, workspace: program.workspace })
-    }
+pub fn select(selection: impl Into<Selection>) -> impl Fn(&Site<'_>) -> std::result::Result<Choice, String> {
+    let selection = selection.into();
+    move |site| selection.choose(site)
 }

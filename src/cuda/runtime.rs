@@ -5,6 +5,8 @@ use super::device::{Device, fault};
 use super::memory::DeviceBuffer;
 use super::nvrtc::{Code, Job, Nvrtc};
 use super::pack::pack;
+use super::selection::Selection;
+use super::tune::{Scope, Table};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::plan::constants::{Constants, Loader};
@@ -21,7 +23,7 @@ const SHARED_WITHOUT_OPT_IN: u32 = 48 << 10;
 /// A device with the kernels and constants that plans have asked for so far.
 pub struct Runtime {
     device: Arc<Device>,
-    precision: Precision,
+    selection: Selection,
     code: Code,
     cache: Cache,
     constants: Constants,
@@ -80,8 +82,8 @@ impl Runtime {
         };
         Nvrtc::get()?;
         Ok(Runtime {
+            selection: Target { caps: *device.caps(), precision }.into(),
             device: Arc::new(device),
-            precision,
             code,
             cache: Cache::user(),
             constants: Constants::new(load),
@@ -97,7 +99,27 @@ impl Runtime {
 
     /// What kernels are chosen for.
     pub fn target(&self) -> Target {
-        Target { caps: *self.device.caps(), precision: self.precision }
+        self.selection.target()
+    }
+
+    /// How kernels are chosen.
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// What a tuning table must hold for to be of use here.
+    pub fn scope(&self) -> Scope {
+        Scope::new(self.device.name(), &self.target())
+    }
+
+    /// Chooses kernels by a table from now on: plans made before are not for this runtime any more.
+    ///
+    /// # Errors
+    /// A sentence if it was measured elsewhere, in another precision or with other kernels; it is then not used.
+    pub fn adopt(&mut self, table: Table) -> std::result::Result<(), String> {
+        table.check(&self.scope())?;
+        self.selection = Selection::tuned(self.target(), Arc::new(table));
+        Ok(())
     }
 
     /// As [`Constants::trim`].

@@ -1,5 +1,6 @@
 //! The CUDA C++ sources, part of the library.
 
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 macro_rules! sources {
@@ -83,6 +84,21 @@ pub fn headers(path: &str) -> BTreeMap<&'static str, &'static str> {
         }
     }
     found
+}
+
+/// A hash over all sources.
+pub fn fingerprint() -> String {
+    let mut hash = Sha256::new();
+    for text in SOURCES.iter().flat_map(|(path, text)| [path, text]) {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    }
+    hex(&hash.finalize())
+}
+
+/// Bytes in lower-case hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Where the network runs: the CPU or a GPU behind one face.
 
 use super::gpu::Gpu;
+use super::tuning::Tuning;
 use crate::cpu::{self, Pool, Weights};
 use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
@@ -67,32 +68,42 @@ pub(super) enum Executor {
     Gpu(Box<Gpu>),
 }
 
+/// What a person may want to know of how a back end came about.
+pub(super) struct Notes {
+    /// Why the CPU computes.
+    pub device: Option<String>,
+    /// Why a tuning table is not followed.
+    pub tuning: Option<String>,
+}
+
 impl Backend {
-    /// The back end for `device`, and why it is not the GPU if it might have been.
+    /// The back end for `device`, and why it is not the GPU if it might have been, or does not follow the tuning table.
     pub(super) fn new(
         device: Device,
         precision: Precision,
+        tuning: &Tuning,
         load: Box<Loader>,
-    ) -> Result<(Backend, Option<String>)> {
+    ) -> Result<(Backend, Notes)> {
         let ready = |ordinal| -> Result<cuda::Device> {
             let device = cuda::Device::open(ordinal)?;
             cuda::nvrtc::Nvrtc::get()?;
             Ok(device)
         };
-        let note = match device {
-            Device::Cpu => None,
-            Device::Cuda(ordinal) => {
-                let runtime = Runtime::new(ready(ordinal)?, precision, load)?;
-                return Ok((Backend::Cuda(Box::new(runtime)), None));
-            }
+        let (gpu, device) = match device {
+            Device::Cpu => (None, None),
+            Device::Cuda(ordinal) => (Some(ready(ordinal)?), None),
             Device::Auto => match ready(0) {
-                Ok(device) => {
-                    return Ok((Backend::Cuda(Box::new(Runtime::new(device, precision, load)?)), None));
-                }
-                Err(reason) => Some(reason.to_string()),
+                Ok(gpu) => (Some(gpu), None),
+                Err(reason) => (None, Some(reason.to_string())),
             },
         };
-        Ok((Backend::Cpu { isa: Isa::detect(), weights: Weights::new(load) }, note))
+        let Some(gpu) = gpu else {
+            let backend = Backend::Cpu { isa: Isa::detect(), weights: Weights::new(load) };
+            return Ok((backend, Notes { device, tuning: None }));
+        };
+        let mut runtime = Runtime::new(gpu, precision, load)?;
+        let tuning = tuning.apply(&mut runtime)?;
+        Ok((Backend::Cuda(Box::new(runtime)), Notes { device: None, tuning }))
     }
 
     /// The device, for people.
@@ -121,7 +132,7 @@ impl Backend {
     pub(super) fn plan(&self, graph: &Graph, pool: &Pool) -> Result<Plan> {
         match self {
             Backend::Cpu { isa, .. } => Plan::build(graph, cpu::select(*isa, pool.threads())),
-            Backend::Cuda(runtime) => cuda::plan(graph, runtime.target()),
+            Backend::Cuda(runtime) => cuda::plan(graph, runtime.selection().clone()),
         }
     }
 

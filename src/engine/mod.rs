@@ -5,10 +5,12 @@ pub mod convert;
 mod gpu;
 mod segmentation;
 pub mod source;
+mod tuning;
 
 pub use backend::Device;
 pub use segmentation::Segmentation;
 pub use source::WeightSource;
+pub use tuning::Tuning;
 
 use crate::cpu::Pool;
 use crate::cuda::pipeline::Results;
@@ -45,6 +47,7 @@ pub struct Engine {
     pool: Pool,
     backend: Backend,
     device_note: Option<String>,
+    tuning_note: Option<String>,
     preprocessor: Preprocessor,
     instance: InstanceConfig,
     panoptic: PanopticConfig,
@@ -101,6 +104,7 @@ pub struct EngineBuilder {
     min_score: Option<f64>,
     device: Device,
     precision: Precision,
+    tuning: Tuning,
 }
 
 impl EngineBuilder {
@@ -155,10 +159,17 @@ impl EngineBuilder {
         self
     }
 
+    /// Chooses a GPU's kernels by this table where it knows them. The default is [`Tuning::User`].
+    pub fn tuning(mut self, tuning: Tuning) -> Self {
+        self.tuning = tuning;
+        self
+    }
+
     /// Loads the model.
     ///
     /// # Errors
-    /// [`Error::Cuda`] if a GPU was named and cannot be used; as [`source::open`]; [`Error::Usage`] for a size without pixels or a task the model cannot do.
+    /// [`Error::Cuda`] if a GPU was named and cannot be used; as [`source::open`]; [`Error::Usage`] for a size without pixels,
+    /// a task the model cannot do or a damaged tuning table that was named, [`Error::Io`] for one that cannot be read.
     pub fn build(self) -> Result<Engine> {
         let (config, load) = source::open(&self.weights, self.model.as_deref())?;
         let task = self.task.unwrap_or(config.task);
@@ -185,12 +196,13 @@ impl EngineBuilder {
             score_threshold: self.min_score.unwrap_or(config.instance_score_threshold),
             overlap_threshold: config.overlap_threshold,
         };
-        let (backend, device_note) = Backend::new(self.device, self.precision, load)?;
+        let (backend, notes) = Backend::new(self.device, self.precision, &self.tuning, load)?;
         Ok(Engine {
             task,
             pool: Pool::new(self.threads)?,
             backend,
-            device_note,
+            device_note: notes.device,
+            tuning_note: notes.tuning,
             preprocessor: Preprocessor::new(preprocess)?,
             instance,
             panoptic,
@@ -214,6 +226,7 @@ impl Engine {
             min_score: None,
             device: Device::default(),
             precision: Precision::default(),
+            tuning: Tuning::default(),
         }
     }
 

@@ -195,6 +195,14 @@ pub struct Program {
 }
 
 impl Program {
+    /// Checks all launches against the device's limits.
+    ///
+    /// # Errors
+    /// As [`Launch::check`].
+    pub fn check(&self, caps: &Caps) -> Result<(), String> {
+        self.launches.iter().try_for_each(|launch| launch.check(caps))
+    }
+
     /// Packing of operand `input`, if it is a constant.
     pub fn packing_of(&self, input: usize) -> Packing {
         self.packing.get(input).copied().unwrap_or(Packing::plain(DType::F32))

@@ -8,9 +8,13 @@
 pub mod arena;
 pub mod constants;
 mod dump;
+pub mod gpus;
 pub mod launch;
 pub mod roofline;
 pub mod select;
+mod site;
+
+pub use site::{OwnedSite, Site};
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Param, Source, ValueId};
@@ -70,19 +74,6 @@ pub struct Choice {
     pub kernel: String,
     /// Scratch bytes needed while the step runs.
     pub workspace: usize,
-}
-
-/// What a back end may look at when it chooses a kernel: a pure function of this makes plans printable.
-#[derive(Clone, Copy, Debug)]
-pub struct Site<'a> {
-    /// Operator and attributes.
-    pub op: &'a Op,
-    /// Operand types.
-    pub inputs: &'a [ValueType],
-    /// Which operands are constants (their packing is done once; their types are the graph's).
-    pub constant: &'a [bool],
-    /// Result types.
-    pub outputs: &'a [ValueType],
 }
 
 /// One kernel call.

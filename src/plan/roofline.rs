@@ -12,10 +12,10 @@ pub fn peak(caps: &Caps, precision: Precision) -> f64 {
     let per_clock = match (caps.compute, precision) {
         ((8, 0), Precision::F32) => 128.0,
         (_, Precision::F32) => 256.0,
-        ((8, 0), _) => 2048.0,
+        ((8, 0 | 7), _) => 2048.0,
         ((9, 0), _) => 4096.0,
         ((10 | 11, _), _) => 8192.0,
-        // GeForce, workstation and embedded parts of Ampere, Ada and Blackwell.
+        // Smaller parts of Ampere, Ada and Blackwell. GeForce reaches half of it with f32 accumulation.
         _ => 1024.0,
     };
     per_clock * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz) * 1e6

@@ -61,12 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let [height, width] = arguments.size;
     let mut engine = arguments.model.build(arguments.model.engine().size(None))?;
-    if engine.is_emulated() {
-        return Err(Error::usage(format!(
-            "{} is an emulator: no time it takes means anything",
-            engine.device()
-        )));
-    }
+    engine.check_clock()?;
     let image = synthetic(height, width)?;
     let mut result = Segmentation::default();
     engine.segment_into(&image, &mut result)?;

@@ -1,19 +1,24 @@
 //! `knet inspect`
 
-use crate::{parse_size, print};
+use crate::{PrecisionArgument, parse_size, print};
 use clap::Args;
+use gpu::GpuPlan;
 use knet::checkpoint::Checkpoint;
-use knet::engine::{WeightSource, source};
+use knet::engine::{Device, WeightSource, source};
 use knet::graph::Param;
 use knet::model::TapMode;
 use knet::plan::Place;
+use knet::plan::gpus::Gpu;
 use knet::{Engine, Result};
 use serde_json::{Value, json};
+
+mod gpu;
 
 /// Show what a checkpoint holds and what running it costs
 ///
 /// Prints model, task, parameters and one line a step: kernel, shape, operations, bytes moved, place in the
-/// arena.
+/// arena. With --gpu, the steps are those of a CUDA plan for a GPU that need not be here: what each launches, its least
+/// time by the data sheet's rates, and what the cost model of convolutions thinks it takes.
 #[derive(Args)]
 pub struct Arguments {
     /// Checkpoint (.safetensors), or `seeded:N`
@@ -31,6 +36,14 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     threads: u16,
 
+    /// Plan for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin
+    #[arg(long, value_name = "NAME", value_parser = gpu::parse)]
+    gpu: Option<&'static Gpu>,
+
+    /// How the GPU stores and multiplies feature maps
+    #[arg(long, value_enum, default_value = "f16", requires = "gpu")]
+    precision: PrecisionArgument,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -42,9 +55,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(name) = &arguments.model {
         builder = builder.model(name);
     }
+    if arguments.gpu.is_some() {
+        builder = builder.device(Device::Cpu);
+    }
     let engine = builder.build()?;
     let size = arguments.size.map(|s| s.next_multiple_of(knet::model::SIZE_DIVISOR));
-    let (plan, _) = engine.plan((size[0], size[1]), TapMode::Off)?;
+    let gpu = match arguments.gpu {
+        Some(gpu) => Some(GpuPlan::new(engine.config(), size, gpu, arguments.precision.into())?),
+        None => None,
+    };
+    let plan = match &gpu {
+        Some(gpu) => gpu.plan.clone(),
+        None => engine.plan((size[0], size[1]), TapMode::Off)?.0,
+    };
     let tensors = source::parameters(engine.config())?;
     let size_of = |p: &Param| p.upstream_shape.iter().product::<usize>();
     let values: usize = tensors.iter().map(size_of).sum();
@@ -57,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         WeightSource::Seeded(_) => 4 * values,
     };
     if arguments.json {
-        let report = json!({
+        let mut report = json!({
             "weights": arguments.file.to_string(),
             "config": engine.config(),
             "parameters": parameters,
@@ -68,11 +91,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "arena_bytes": plan.arena_bytes,
             "steps": plan.steps.iter().map(step_json).collect::<Vec<_>>(),
         });
+        if let Some(gpu) = &gpu {
+            report["gpu"] = gpu.totals();
+            for index in 0..plan.steps.len() {
+                report["steps"][index]["gpu"] = gpu.step_json(index);
+            }
+        }
         return print(&format!("{report:#}\n"));
     }
     let config = engine.config();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-    let rows = [
+    let mut rows = vec![
         ("weights", arguments.file.to_string()),
         ("model", format!("{} ({})", config.name, config.task.name())),
         ("classes", format!("{} things, {} stuff", config.thing_classes, config.stuff_classes)),
@@ -83,8 +112,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("operations", format!("{:.1} GFLOP", plan.flops() as f64 / 1e9)),
         ("arena", format!("{:.1} MiB", mib(plan.arena_bytes))),
     ];
+    rows.extend(gpu.iter().flat_map(GpuPlan::head));
     let head: String = rows.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
-    print(&format!("{head}\n{plan}"))
+    match gpu {
+        Some(gpu) => print(&format!("{head}\n{}", gpu.table())),
+        None => print(&format!("{head}\n{plan}")),
+    }
 }
 
 fn step_json(step: &knet::plan::Step) -> Value {

@@ -6,6 +6,7 @@ mod dump;
 mod eval;
 mod inspect;
 mod segment;
+mod tune;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knet::engine::{Device, EngineBuilder, WeightSource};
@@ -28,7 +29,8 @@ Exit codes:
   10 a GPU, its driver or the kernel compiler is missing or failed
 
 KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use. KNET_NVRTC names the file of
-NVIDIA's kernel compiler, KNET_CACHE the folder for compiled CUDA kernels (empty: none).";
+NVIDIA's kernel compiler, KNET_CACHE the folder for compiled CUDA kernels (empty: none), KNET_TUNED the table of
+measured kernels to follow (empty: none) in place of what `knet tune` left beside that cache.";
 
 /// Segments images with K-Net: instance and panoptic masks, without boxes or NMS.
 #[derive(Parser)]
@@ -44,6 +46,7 @@ enum Command {
     Eval(eval::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
+    Tune(tune::Arguments),
     Dump(dump::Arguments),
     Convert(convert::Arguments),
 }
@@ -78,7 +81,7 @@ struct ModelArguments {
     precision: PrecisionArgument,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum PrecisionArgument {
     /// f32 throughout, for parity with reference data
     F32,
@@ -88,12 +91,26 @@ enum PrecisionArgument {
     Bf16,
 }
 
+impl From<PrecisionArgument> for Precision {
+    fn from(argument: PrecisionArgument) -> Precision {
+        match argument {
+            PrecisionArgument::F32 => Precision::F32,
+            PrecisionArgument::F16 => Precision::F16,
+            PrecisionArgument::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
 impl ModelArguments {
-    /// Builds an engine. If `--device auto` was asked for and took the CPU, a line says why.
+    /// Builds an engine. If `--device auto` was asked for and took the CPU, a line says why; another does if a tuning table is
+    /// not followed.
     fn build(&self, builder: EngineBuilder) -> Result<Engine, Error> {
         let engine = builder.build()?;
         if let (Some(reason), Some(_)) = (engine.device_note(), self.device) {
             eprintln!("note: computing on the CPU: {reason}");
+        }
+        if let Some(reason) = engine.tuning_note() {
+            eprintln!("note: tuning table not followed: {reason}");
         }
         Ok(engine)
     }
@@ -111,12 +128,7 @@ impl ModelArguments {
         if let Some(name) = &self.model {
             builder = builder.model(name);
         }
-        let precision = match self.precision {
-            PrecisionArgument::F32 => Precision::F32,
-            PrecisionArgument::F16 => Precision::F16,
-            PrecisionArgument::Bf16 => Precision::Bf16,
-        };
-        let builder = builder.device(self.device.unwrap_or_default()).precision(precision);
+        let builder = builder.device(self.device.unwrap_or_default()).precision(self.precision.into());
         builder.threads(self.threads.map_or(0, usize::from))
     }
 }
@@ -158,6 +170,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Tune(arguments) => tune::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Dump(arguments) => dump::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Convert(arguments) => convert::run(&arguments).map(|()| ExitCode::SUCCESS),
     };

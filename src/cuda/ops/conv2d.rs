@@ -101,6 +101,11 @@ impl CudaOp for Conv2d {
         let choice = conv::conv(&shape(self, site), target.precision, &target.caps)?;
         program(self, site, &choice)
     }
+
+    fn candidates(&self, site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
+        let choices = conv::candidates(&shape(self, site), target.precision, &target.caps)?;
+        choices.iter().map(|choice| program(self, site, choice)).collect()
+    }
 }
 
 /// What the kernels of `kernels/conv/tail.cuh` do besides.
@@ -129,7 +134,7 @@ pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvShape {
     }
 }
 
-/// What runs at a site for a choice, which need not be [`conv::conv`]'s: measuring and testing force others.
+/// What runs at a site for a choice, which need not be [`conv::conv`]'s: measuring and testing take others.
 ///
 /// # Errors
 /// A sentence if the filter is no constant: it is packed once.

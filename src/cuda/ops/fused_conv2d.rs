@@ -11,6 +11,11 @@ impl CudaOp for FusedConv2d {
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
         program(self, site, &conv::conv(&shape(&self.conv, site), target.precision, &target.caps)?)
     }
+
+    fn candidates(&self, site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
+        let choices = conv::candidates(&shape(&self.conv, site), target.precision, &target.caps)?;
+        choices.iter().map(|choice| program(self, site, choice)).collect()
+    }
 }
 
 /// As [`conv2d::program`](super::conv2d::program).

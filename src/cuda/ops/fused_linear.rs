@@ -4,7 +4,7 @@ use crate::ops::FusedLinear;
 use crate::ops::fused_linear::Prologue;
 use crate::plan::Site;
 use crate::plan::launch::{Arg, Launch, Precision, Program, Target};
-use crate::plan::select::rows::Layers;
+use crate::plan::select::rows::{Layers, Tile};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -30,10 +30,10 @@ impl FusedLinear {
     }
 }
 
-impl CudaOp for FusedLinear {
-    fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
+impl FusedLinear {
+    fn shape(&self, site: &Site<'_>, target: &Target) -> Layers {
         let x = site.inputs[0].shape;
-        let layers = Layers {
+        Layers {
             rows: x.len() / x.last(),
             columns: self.layers().map(|(weight, _)| site.inputs[weight].shape[0]).collect(),
             terms: x.last(),
@@ -43,8 +43,10 @@ impl CudaOp for FusedLinear {
                 Prologue::Gates { .. } => MAX_OPERANDS,
             },
             tensor_cores: target.precision != Precision::F32,
-        };
-        let tile = layers.choose(&target.caps);
+        }
+    }
+
+    fn tiled(&self, layers: &Layers, tile: &Tile) -> Program {
         let (prologue, eps, row_activation) = match self.prologue {
             Prologue::Rows => (0, 0.0, None),
             Prologue::Norm { eps, activation } => (1, eps, activation),
@@ -80,13 +82,25 @@ impl CudaOp for FusedLinear {
                 ("ROW_ACTIVATION", number(row_activation)),
                 ("ACTIVATION", number(self.activation)),
             ],
-            grid: [layers.column_tiles(&tile) as u32, layers.rows.div_ceil(tile.rows) as u32, 1],
+            grid: [layers.column_tiles(tile) as u32, layers.rows.div_ceil(tile.rows) as u32, 1],
             block: [tile.threads() as u32, 1, 1],
             shared: tile.resident(layers.terms) as u32,
             args,
         };
         let math = if layers.tensor_cores { "tf32" } else { "f32" };
         let kernel = format!("{math} {}x{}", tile.rows, tile.columns);
-        Ok(Program { kernel, launches: vec![launch], ..Program::default() })
+        Program { kernel, launches: vec![launch], ..Program::default() }
+    }
+}
+
+impl CudaOp for FusedLinear {
+    fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
+        let layers = self.shape(site, target);
+        Ok(self.tiled(&layers, &layers.choose(&target.caps)))
+    }
+
+    fn candidates(&self, site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
+        let layers = self.shape(site, target);
+        Ok(layers.candidates(&target.caps).iter().map(|tile| self.tiled(&layers, tile)).collect())
     }
 }

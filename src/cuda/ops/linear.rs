@@ -32,15 +32,22 @@ pub(super) struct Rows {
 
 impl Rows {
     pub fn program(&self, target: &Target) -> Program {
-        let plan = rows::choose(&self.product, &target.caps);
+        self.planned(&rows::choose(&self.product, &target.caps))
+    }
+
+    pub fn candidates(&self, target: &Target) -> Vec<Program> {
+        rows::candidates(&self.product, &target.caps).iter().map(|plan| self.planned(plan)).collect()
+    }
+
+    fn planned(&self, plan: &Plan) -> Program {
         let Product { rows, columns, .. } = self.product;
-        let mut program = Program { kernel: self.name(&plan), ..Program::default() };
+        let mut program = Program { kernel: self.name(plan), ..Program::default() };
         if plan.splits == 1 {
-            program.launches.push(self.tiles(&plan, self.epilogue, Arg::Output(0)));
+            program.launches.push(self.tiles(plan, self.epilogue, Arg::Output(0)));
         } else {
             let count = rows * columns;
             program.workspace = plan.splits * count * 4;
-            program.launches.push(self.tiles(&plan, Epilogue::default(), Arg::Workspace(0)));
+            program.launches.push(self.tiles(plan, Epilogue::default(), Arg::Workspace(0)));
             program.launches.push(sum_parts(plan.splits, count, columns, self.epilogue));
         }
         program
@@ -102,21 +109,29 @@ impl Rows {
     }
 }
 
+/// A linear layer as a product of rows.
+fn layer(op: &Linear, site: &Site<'_>, target: &Target) -> Result<Rows, String> {
+    let y = site.outputs[0];
+    if y.dtype != DType::F32 || site.inputs[0].dtype != DType::F32 {
+        return Err(format!("a linear layer over a map stored as {y} is a 1x1 convolution"));
+    }
+    let product = Product {
+        rows: y.shape.len() / y.shape.last(),
+        columns: y.shape.last(),
+        terms: site.inputs[1].shape[1],
+        batch: 1,
+        tensor_cores: target.precision != Precision::F32,
+        may_split: true,
+    };
+    Ok(Rows { product, shared_x: false, row_bias: false, epilogue: op.epilogue })
+}
+
 impl CudaOp for Linear {
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
-        let y = site.outputs[0];
-        if y.dtype != DType::F32 || site.inputs[0].dtype != DType::F32 {
-            return Err(format!("a linear layer over a map stored as {y} is a 1x1 convolution"));
-        }
-        let product = Product {
-            rows: y.shape.len() / y.shape.last(),
-            columns: y.shape.last(),
-            terms: site.inputs[1].shape[1],
-            batch: 1,
-            tensor_cores: target.precision != Precision::F32,
-            may_split: true,
-        };
-        let rows = Rows { product, shared_x: false, row_bias: false, epilogue: self.epilogue };
-        Ok(rows.program(target))
+        Ok(layer(self, site, target)?.program(target))
+    }
+
+    fn candidates(&self, site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
+        Ok(layer(self, site, target)?.candidates(target))
     }
 }

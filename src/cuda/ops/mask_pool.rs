@@ -5,7 +5,7 @@ use crate::ops::MaskPool;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
 use crate::plan::launch::{Arg, Launch, Packing, Precision, Program, Target};
-use crate::plan::select::masks::{Extents, POOL_F32, pool, pool_f32};
+use crate::plan::select::masks::{Extents, POOL_F32, PoolTile, pool_candidates, pool_f32_candidates};
 
 /// Threads of a block.
 const THREADS: u32 = 256;
@@ -33,10 +33,10 @@ struct Variant {
     splits: usize,
 }
 
-fn variant(extents: &Extents, target: &Target) -> Variant {
+/// What fits, the preferred first.
+fn variants(extents: &Extents, target: &Target) -> Vec<Variant> {
     if target.precision == Precision::F32 {
-        let (split, splits) = pool_f32(extents, &target.caps);
-        return Variant {
+        let of = |(split, splits)| Variant {
             source: "mask/pool_f32.cu",
             entry: "mask_pool_f32",
             defines: Vec::new(),
@@ -46,9 +46,9 @@ fn variant(extents: &Extents, target: &Target) -> Variant {
             split,
             splits,
         };
+        return pool_f32_candidates(extents, &target.caps).into_iter().map(of).collect();
     }
-    let tile = pool(extents, &target.caps);
-    Variant {
+    let of = |tile: PoolTile| Variant {
         source: "mask/pool.cu",
         entry: "mask_pool",
         defines: vec![
@@ -63,43 +63,54 @@ fn variant(extents: &Extents, target: &Target) -> Variant {
         channel_tiles: tile.channels,
         split: tile.split,
         splits: tile.splits,
-    }
+    };
+    pool_candidates(extents, &target.caps).into_iter().map(of).collect()
 }
 
 impl CudaOp for MaskPool {
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
+        Ok(self.candidates(site, target)?.remove(0))
+    }
+
+    fn candidates(&self, site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
         let [masks, x] = [site.inputs[0].shape, site.inputs[1].shape];
         let extents = Extents { batch: x[0], objects: masks[1], channels: x[3], pixels: x[1] * x[2] };
-        let variant = variant(&extents, target);
-        let splits = variant.splits;
+        let programs = variants(&extents, target).into_iter().map(|v| v.program(&extents, target.precision));
+        Ok(programs.collect())
+    }
+}
+
+impl Variant {
+    fn program(self, extents: &Extents, precision: Precision) -> Program {
+        let splits = self.splits;
         let count = extents.batch * extents.objects * extents.channels;
         let params = Params {
             objects: extents.objects as u32,
             channels: extents.channels as u32,
             pixels: extents.pixels as u32,
-            split: variant.split as u32,
-            object_tiles: variant.object_tiles as u32,
+            split: self.split as u32,
+            object_tiles: self.object_tiles as u32,
         };
         let to = if splits > 1 { Arg::Workspace(0) } else { Arg::Output(0) };
-        let tiles = variant.object_tiles * variant.channel_tiles;
+        let tiles = self.object_tiles * self.channel_tiles;
         let mut launches = vec![Launch {
-            source: variant.source,
-            entry: variant.entry,
-            defines: variant.defines,
+            source: self.source,
+            entry: self.entry,
+            defines: self.defines,
             grid: [splits as u32, tiles as u32, extents.batch as u32],
             block: [THREADS, 1, 1],
-            shared: variant.shared as u32,
+            shared: self.shared as u32,
             args: vec![Arg::Input(0), Arg::Input(1), to, Arg::of(&params)],
         }];
         if splits > 1 {
             launches.push(sum_parts(splits, count, extents.channels, Epilogue::default()));
         }
-        let math = if target.precision == Precision::F32 { "f32" } else { "mma" };
-        Ok(Program {
+        let math = if precision == Precision::F32 { "f32" } else { "mma" };
+        Program {
             kernel: format!("{math} split {splits}"),
             launches,
             workspace: if splits > 1 { splits * count * 4 } else { 0 },
-            packing: vec![Packing::plain(target.precision.storage()); 2],
-        })
+            packing: vec![Packing::plain(precision.storage()); 2],
+        }
     }
 }

@@ -35,6 +35,37 @@ pub trait CudaOp: Operator {
     /// # Errors
     /// A sentence on what the kernels cannot take.
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String>;
+
+    /// All that could run at this site, what [`CudaOp::program`] gives first; each is called otherwise
+    /// ([`Program::kernel`]).
+    ///
+    /// # Errors
+    /// As [`CudaOp::program`].
+    fn candidates(&self, site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
+        Ok(vec![self.program(site, target)?])
+    }
+}
+
+/// All that could run at a site: what [`program`] gives, then the others that the device can run.
+///
+/// # Errors
+/// As [`program`], and if the device cannot run the first.
+pub fn candidates(site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
+    if site.outputs.iter().all(|output| output.shape.is_empty()) {
+        return Ok(vec![program(site, target)?]);
+    }
+    let mut all = match site.op {
+        Op::Conv2d(op) => op.candidates(site, target)?,
+        Op::FusedConv2d(op) => op.candidates(site, target)?,
+        Op::FusedLinear(op) => op.candidates(site, target)?,
+        Op::Linear(op) => op.candidates(site, target)?,
+        Op::MaskConv(op) => op.candidates(site, target)?,
+        Op::MaskPool(op) => op.candidates(site, target)?,
+        _ => vec![program(site, target)?],
+    };
+    all[0].check(&target.caps)?;
+    all.retain(|program| program.check(&target.caps).is_ok());
+    Ok(all)
 }
 
 /// The program of any operator.

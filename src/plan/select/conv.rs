@@ -159,6 +159,16 @@ pub enum ConvChoice {
     Direct,
 }
 
+impl ConvChoice {
+    /// What the cost model thinks it takes; it knows implicit GEMMs alone.
+    pub fn estimate(&self) -> Option<f64> {
+        match *self {
+            ConvChoice::Gemm { microseconds, .. } => Some(microseconds),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for ConvChoice {
     /// Such as `gemm taps 128x128/2x4 k64B x3 split 4`: the tile of a block, its warps, bytes of a step of the reduction, steps in
     /// shared memory, parts of the reduction.
@@ -190,53 +200,71 @@ const SPLITS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16];
 /// Fewest steps of a part: fewer do not fill the pipeline.
 const MIN_STEPS: usize = 4;
 
-/// The kernel for a convolution.
+/// The kernel for a convolution: the first of [`candidates`].
 ///
 /// # Errors
-/// A sentence if offsets do not fit into 32 bits.
+/// As [`candidates`].
 pub fn conv(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<ConvChoice, String> {
+    Ok(candidates(shape, precision, caps)?.remove(0))
+}
+
+/// Every way to run a convolution that fits the device, one at least, the one thought fastest first. Implicit GEMMs come in the
+/// order of the cost model's estimates.
+///
+/// # Errors
+/// A sentence if offsets do not fit into 32 bits, or no tile into shared memory.
+pub fn candidates(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<Vec<ConvChoice>, String> {
     let elements = shape.batch * shape.map[0] * shape.map[1] * shape.channels;
     let results = shape.pixels() * shape.filters;
     if elements.max(results).max(shape.depth() * shape.filters) > i32::MAX as usize {
         return Err(format!("maps of {elements} and {results} elements; offsets have 31 bits"));
     }
-    let few_taps = shape.taps.iter().all(|&taps| taps <= MAX_TAPS);
     if shape.groups > 1 && shape.groups == shape.channels && shape.filters == shape.channels {
         if shape.taps.iter().all(|&taps| taps <= MAX_DEPTHWISE_TAPS) {
             // Neighbouring pixels share columns of the map only where taps are neighbours.
-            let pixels = match (shape.dilation, shape.stride[1]) {
-                ([_, 1], 1) => 4,
-                ([_, 1], 2) => 2,
-                _ => 1,
+            let pixels: &[usize] = match (shape.dilation, shape.stride[1]) {
+                ([_, 1], 1) => &[4, 2, 1],
+                ([_, 1], 2) => &[2, 4, 1],
+                ([_, 1], _) => &[1, 2, 4],
+                _ => &[1],
             };
-            return Ok(ConvChoice::Depthwise { pixels });
+            return Ok(pixels.iter().map(|&pixels| ConvChoice::Depthwise { pixels }).collect());
         }
-        return Ok(ConvChoice::Direct);
+        return Ok(vec![ConvChoice::Direct]);
     }
+    let few_taps = shape.taps.iter().all(|&taps| taps <= MAX_TAPS);
     if shape.groups != 1 || !few_taps || shape.depth() == 0 {
-        return Ok(ConvChoice::Direct);
+        return Ok(vec![ConvChoice::Direct]);
     }
-    let f32 = precision == Precision::F32;
-    if !f32 && shape.has_few_channels() {
-        return Ok(ConvChoice::FewChannels { filters: if shape.filters > 32 { 64 } else { 32 } });
+    let mut found = Vec::new();
+    if precision != Precision::F32 && shape.has_few_channels() {
+        let filters = if shape.filters > 32 { [64, 32] } else { [32, 64] };
+        found.extend(filters.map(|filters| ConvChoice::FewChannels { filters }));
     }
+    found.extend(gemms(shape, precision, caps));
+    if found.is_empty() {
+        let room = caps.shared_per_block;
+        return Err(format!("no tile of the convolution fits into {room} bytes of shared memory"));
+    }
+    Ok(found)
+}
+
+/// The implicit GEMMs that fit, by rising estimates.
+fn gemms(shape: &ConvShape, precision: Precision, caps: &Caps) -> Vec<ConvChoice> {
     let lanes = 16 / precision.storage().size();
     let addressing = match () {
         _ if !shape.channels.is_multiple_of(lanes) => Addressing::Elements,
         _ if shape.is_pointwise() => Addressing::Pointwise,
         _ => Addressing::Taps,
     };
-    let tiles = match (addressing, f32) {
+    let tiles = match (addressing, precision == Precision::F32) {
         (Addressing::Elements, true) => F32_ELEMENT_TILES,
         (Addressing::Elements, false) => TENSOR_ELEMENT_TILES,
         (_, true) => F32_TILES,
         (_, false) => TENSOR_TILES,
     };
-    let mut best: Option<(f64, Tile, usize)> = None;
-    for &tile in tiles {
-        if tile.shared(addressing) > caps.shared_per_block as usize {
-            continue;
-        }
+    let mut found: Vec<(f64, ConvChoice)> = Vec::new();
+    for &tile in tiles.iter().filter(|tile| tile.shared(addressing) <= caps.shared_per_block as usize) {
         let steps = shape.depth().div_ceil(tile.chunks * lanes);
         for splits in SPLITS {
             // Parts of equal length, the last of at least one step.
@@ -245,20 +273,19 @@ pub fn conv(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<Conv
                 continue;
             }
             let clocks = Model { shape, precision, caps, tile, addressing }.clocks(splits);
-            if best.is_none_or(|(least, ..)| clocks < least) {
-                best = Some((clocks, tile, splits));
-            }
+            let microseconds = clocks / f64::from(caps.clock_mhz);
+            found.push((clocks, ConvChoice::Gemm { addressing, tile, splits, microseconds }));
         }
     }
-    let (clocks, tile, splits) = best.ok_or_else(|| {
-        format!("no tile of the convolution fits into {} bytes of shared memory", caps.shared_per_block)
-    })?;
-    Ok(ConvChoice::Gemm { addressing, tile, splits, microseconds: clocks / f64::from(caps.clock_mhz) })
+    // Of equals, the earlier tile and the fewer parts.
+    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    found.into_iter().map(|(_, choice)| choice).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::gpus::GPUS;
 
     /// Square stride 1 or 2, "same" padding.
     fn square(map: [usize; 2], channels: usize, filters: usize, taps: usize, stride: usize) -> ConvShape {
@@ -305,17 +332,6 @@ mod tests {
         ]
     }
 
-    /// An RTX 4090, from NVIDIA's data sheet.
-    const RTX_4090: Caps = Caps {
-        compute: (8, 9),
-        multiprocessors: 128,
-        shared_per_block: 101_376,
-        shared_per_multiprocessor: 102_400,
-        l2_bytes: 72 << 20,
-        clock_mhz: 2520,
-        bandwidth_gbs: 1008,
-    };
-
     fn gemm(choice: ConvChoice) -> (Addressing, Tile, usize, f64) {
         match choice {
             ConvChoice::Gemm { addressing, tile, splits, microseconds } => {
@@ -335,7 +351,7 @@ mod tests {
 
     #[test]
     fn no_estimate_beats_the_multiplying_units_and_every_part_has_work() {
-        for caps in [Caps::H100, RTX_4090] {
+        for caps in GPUS.map(|gpu| gpu.caps) {
             for precision in Precision::ALL {
                 for (name, shape, _) in heaviest() {
                     let choice = conv(&shape, precision, &caps).unwrap();
@@ -388,6 +404,30 @@ mod tests {
         assert_eq!(choose(ConvShape { filters: 64, ..depthwise }), "direct");
         assert_eq!(choose(ConvShape { groups: 4, ..depthwise }), "direct");
         assert_eq!(choose(ConvShape { taps: [17, 1], groups: 1, ..depthwise }), "direct");
+    }
+
+    #[test]
+    fn candidates_differ_by_name_and_fit_and_come_by_rising_estimate() {
+        let mut shapes: Vec<ConvShape> = heaviest().into_iter().map(|(_, shape, _)| shape).collect();
+        shapes.push(ConvShape { groups: 32, ..square([20, 20], 32, 32, 3, 1) });
+        shapes.push(ConvShape { groups: 4, ..square([20, 20], 32, 32, 3, 1) });
+        for caps in GPUS.map(|gpu| gpu.caps) {
+            for (precision, shape) in Precision::ALL.iter().flat_map(|p| shapes.iter().map(move |s| (*p, s)))
+            {
+                let all = candidates(shape, precision, &caps).unwrap();
+                let names: std::collections::HashSet<String> = all.iter().map(ToString::to_string).collect();
+                assert_eq!(names.len(), all.len(), "{shape:?}");
+                let estimates: Vec<f64> = all.iter().filter_map(ConvChoice::estimate).collect();
+                assert!(estimates.is_sorted(), "{shape:?}: {estimates:?}");
+                for choice in &all {
+                    let ConvChoice::Gemm { addressing, tile, .. } = choice else { continue };
+                    assert!(tile.shared(*addressing) <= caps.shared_per_block as usize, "{choice}");
+                }
+            }
+        }
+        let stem = candidates(&shapes[0], Precision::F16, &Caps::H100).unwrap();
+        assert_eq!(stem[..2], [64, 32].map(|filters| ConvChoice::FewChannels { filters }));
+        assert!(matches!(stem[2], ConvChoice::Gemm { addressing: Addressing::Elements, .. }));
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl Model<'_> {
         match (self.precision, self.caps.compute) {
             (Precision::F32, (8, 0)) => 64.0,
             (Precision::F32, _) => 128.0,
-            (_, (8, 0)) => 1024.0,
+            (_, (8, 0 | 7)) => 1024.0,
             (_, (9..=11, _)) => 1280.0,
             _ => 512.0,
         }

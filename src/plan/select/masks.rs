@@ -59,8 +59,13 @@ impl ConvTile {
     }
 }
 
-/// The layout of a mask convolution: kernels are kept whole where they fit, then as many stages as do.
+/// The layout of a mask convolution: the first of [`conv_candidates`].
 pub fn conv(extents: &Extents, caps: &Caps) -> ConvTile {
+    conv_candidates(extents, caps)[0]
+}
+
+/// Layouts of a mask convolution, one at least: first those that keep kernels whole, then those with more stages.
+pub fn conv_candidates(extents: &Extents, caps: &Caps) -> Vec<ConvTile> {
     let slabs = extents.channels.div_ceil(SLAB);
     let objects = ObjectTiles::of(extents.objects);
     let candidates = [4, 2, 1].into_iter().flat_map(|kept| [4, 3, 2].map(|stages| (kept, stages)));
@@ -69,9 +74,17 @@ pub fn conv(extents: &Extents, caps: &Caps) -> ConvTile {
         kept: kept.min(slabs),
         stages: stages.min(slabs.max(2)),
     });
-    let mut fitting = tiles.filter(|tile| tile.shared() <= caps.shared_per_block as usize);
-    // The smallest needs 52 KiB: less than any device of compute capability 8.0 or later has.
-    fitting.next().unwrap_or(ConvTile { objects, kept: 1, stages: 2 })
+    let mut fitting: Vec<ConvTile> = Vec::new();
+    for tile in tiles.filter(|tile| tile.shared() <= caps.shared_per_block as usize) {
+        if !fitting.contains(&tile) {
+            fitting.push(tile);
+        }
+    }
+    if fitting.is_empty() {
+        // It needs 52 KiB: less than any device of compute capability 8.0 or later has.
+        fitting.push(ConvTile { objects, kept: 1, stages: 2 });
+    }
+    fitting
 }
 
 /// A mask pooling's layout.
@@ -99,31 +112,48 @@ impl PoolTile {
     }
 }
 
-/// Pixels of a block and blocks that share an image's, if `tiles` blocks of `step` pixels a step shall fill the device once.
-fn shares(pixels: usize, step: usize, tiles: usize, caps: &Caps) -> (usize, usize) {
+/// Pixels of a block and blocks that share an image's, if `tiles` blocks of `step` pixels a step shall fill the device once;
+/// then twice, half and three times.
+fn shares(pixels: usize, step: usize, tiles: usize, caps: &Caps) -> Vec<(usize, usize)> {
     let steps = pixels.div_ceil(step);
-    let wanted = (caps.multiprocessors as usize / tiles).clamp(1, steps);
-    let each = steps.div_ceil(wanted);
-    (each * step, steps.div_ceil(each))
+    let mut found = Vec::new();
+    for halves in [2, 4, 1, 6] {
+        let wanted = (halves * caps.multiprocessors as usize / (2 * tiles)).clamp(1, steps);
+        let each = steps.div_ceil(wanted);
+        let share = (each * step, steps.div_ceil(each));
+        if !found.contains(&share) {
+            found.push(share);
+        }
+    }
+    found
 }
 
-/// The layout of a mask pooling on tensor cores.
+/// The layout of a mask pooling on tensor cores: the first of [`pool_candidates`].
 pub fn pool(extents: &Extents, caps: &Caps) -> PoolTile {
+    pool_candidates(extents, caps)[0]
+}
+
+/// Layouts of a mask pooling on tensor cores, one at least; they differ in how many blocks share an image's pixels.
+pub fn pool_candidates(extents: &Extents, caps: &Caps) -> Vec<PoolTile> {
     let objects = ObjectTiles::of(extents.objects);
     let channels = extents.channels.div_ceil(PoolTile::CHANNELS);
-    let (split, splits) = shares(extents.pixels, SLAB, objects.count * channels * extents.batch, caps);
-    let mut tile = PoolTile { objects, channels, stages: split.div_ceil(SLAB).clamp(2, 4), split, splits };
-    while tile.stages > 2 && tile.shared() > caps.shared_per_block as usize {
-        tile.stages -= 1;
-    }
-    tile
+    let tile = |(split, splits): (usize, usize)| {
+        let mut tile =
+            PoolTile { objects, channels, stages: split.div_ceil(SLAB).clamp(2, 4), split, splits };
+        while tile.stages > 2 && tile.shared() > caps.shared_per_block as usize {
+            tile.stages -= 1;
+        }
+        tile
+    };
+    let tiles = objects.count * channels * extents.batch;
+    shares(extents.pixels, SLAB, tiles, caps).into_iter().map(tile).collect()
 }
 
 /// Objects and channels of a tile of mask pooling in f32.
 pub const POOL_F32: usize = 64;
 
-/// Pixels of a block, and blocks that share an image's, of mask pooling in f32.
-pub fn pool_f32(extents: &Extents, caps: &Caps) -> (usize, usize) {
+/// Pixels of a block, and blocks that share an image's, of mask pooling in f32: the preferred first.
+pub fn pool_f32_candidates(extents: &Extents, caps: &Caps) -> Vec<(usize, usize)> {
     let tiles = extents.objects.div_ceil(POOL_F32) * extents.channels.div_ceil(POOL_F32) * extents.batch;
     shares(extents.pixels, 32, tiles, caps)
 }
@@ -150,9 +180,13 @@ mod tests {
         for objects in [1, 32, 33, 100, 153, 160, 161, 400] {
             for channels in [1, 19, 64, 96, 256, 1000] {
                 let extents = Extents { objects, channels, ..KNET };
-                let conv = conv(&extents, &SMALL);
-                let pool = pool(&extents, &SMALL);
-                assert!(conv.shared() <= 101_376 && pool.shared() <= 101_376, "{extents:?}");
+                for conv in conv_candidates(&extents, &SMALL) {
+                    assert!(conv.shared() <= 101_376, "{extents:?}");
+                }
+                for pool in pool_candidates(&extents, &SMALL) {
+                    assert!(pool.shared() <= 101_376, "{extents:?}");
+                }
+                let (conv, pool) = (conv(&extents, &SMALL), pool(&extents, &SMALL));
                 for tiles in [conv.objects, pool.objects] {
                     assert!(tiles.bands <= 5 && tiles.count * tiles.rows() >= objects);
                     assert!((tiles.count - 1) * tiles.rows() < objects, "an empty tile: {extents:?}");
@@ -165,8 +199,10 @@ mod tests {
     fn splits_cover_all_pixels_and_none_is_empty() {
         for pixels in 1..2000 {
             let extents = Extents { pixels, ..KNET };
-            let tile = pool(&extents, &Caps::H100);
-            for (split, splits) in [(tile.split, tile.splits), pool_f32(&extents, &Caps::H100)] {
+            let tensor =
+                pool_candidates(&extents, &Caps::H100).into_iter().map(|tile| (tile.split, tile.splits));
+            let all: Vec<_> = tensor.chain(pool_f32_candidates(&extents, &Caps::H100)).collect();
+            for (split, splits) in all {
                 assert!(split * splits >= pixels && split * (splits - 1) < pixels);
             }
         }

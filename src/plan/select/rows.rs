@@ -134,21 +134,22 @@ fn cycles(product: &Product, plan: &Plan, caps: &Caps) -> usize {
     START + each * copy.max(multiply) + sums
 }
 
-/// The cheapest tile; the smaller, unsplit one of equals.
+/// The cheapest tile: the first of [`candidates`].
 pub fn choose(product: &Product, caps: &Caps) -> Plan {
-    let mut best = Plan { tile: TILES[0], splits: 1 };
-    for tile in TILES {
-        for splits in [1, 2, 4, 8, 16] {
-            let plan = Plan { tile, splits };
-            // No split may be left without terms.
-            let sound = product.terms.div_ceil(plan.split_terms(product.terms)) == splits;
-            let allowed = splits == 1 || (product.may_split && product.batch == 1 && sound);
-            if allowed && cycles(product, &plan, caps) < cycles(product, &best, caps) {
-                best = plan;
-            }
-        }
-    }
-    best
+    candidates(product, caps)[0]
+}
+
+/// Every tile, with every number of splits that leaves none without terms, by rising estimate; the smaller, unsplit one of
+/// equals first.
+pub fn candidates(product: &Product, caps: &Caps) -> Vec<Plan> {
+    let plans = TILES.into_iter().flat_map(|tile| [1, 2, 4, 8, 16].map(|splits| Plan { tile, splits }));
+    let allowed = |plan: &Plan| {
+        let sound = product.terms.div_ceil(plan.split_terms(product.terms)) == plan.splits;
+        plan.splits == 1 || (product.may_split && product.batch == 1 && sound)
+    };
+    let mut plans: Vec<Plan> = plans.filter(allowed).collect();
+    plans.sort_by_key(|plan| cycles(product, plan, caps));
+    plans
 }
 
 /// Layers over the same rows, which a prologue makes: `kernels/rows/fused.cu`.
@@ -183,12 +184,18 @@ impl Layers {
         START + each * (copy.max(multiply) + make)
     }
 
-    /// The cheapest tile that fits the device; the smallest of equals.
+    /// The cheapest tile that fits the device: the first of [`Layers::candidates`].
     pub fn choose(&self, caps: &Caps) -> Tile {
-        let fits = |tile: &&Tile| tile.resident(self.terms) <= caps.shared_per_block as usize;
-        let cheapest = TILES.iter().filter(fits).min_by_key(|tile| self.cycles(tile, caps));
         // The smallest takes 64 KiB at most: less than any device of compute capability 8.0 or later has.
-        *cheapest.unwrap_or(&TILES[0])
+        self.candidates(caps).first().copied().unwrap_or(TILES[0])
+    }
+
+    /// The tiles that fit the device, by rising estimate, the smallest of equals first.
+    pub fn candidates(&self, caps: &Caps) -> Vec<Tile> {
+        let fits = |tile: &Tile| tile.resident(self.terms) <= caps.shared_per_block as usize;
+        let mut tiles: Vec<Tile> = TILES.into_iter().filter(fits).collect();
+        tiles.sort_by_key(|tile| self.cycles(tile, caps));
+        tiles
     }
 }
 

@@ -1,0 +1,142 @@
+//! `knet inspect --gpu`: the plan for a GPU that need not be here.
+
+use knet::Result;
+use knet::cuda::ops::conv2d;
+use knet::cuda::{Selection, plan};
+use knet::error::Error;
+use knet::graph::passes::optimize;
+use knet::model::{Config, TapMode, build};
+use knet::ops::Op;
+use knet::plan::gpus::{GPUS, Gpu};
+use knet::plan::launch::{Precision, Program, Target};
+use knet::plan::select::conv::conv;
+use knet::plan::{Plan, Step, roofline};
+use serde_json::{Value, json};
+
+/// A plan and what each of its steps launches.
+pub struct GpuPlan {
+    gpu: &'static Gpu,
+    target: Target,
+    pub plan: Plan,
+    programs: Vec<Program>,
+}
+
+impl GpuPlan {
+    /// Plans `config` by the cost models.
+    pub fn new(
+        config: &Config,
+        size: [usize; 2],
+        gpu: &'static Gpu,
+        precision: Precision,
+    ) -> Result<GpuPlan> {
+        let target = Target { caps: gpu.caps, precision };
+        let graph = optimize(build(config, 1, size, TapMode::Off)?.graph)?;
+        let selection = Selection::from(target);
+        let plan = plan(&graph, selection.clone())?;
+        let program = |step: &Step| {
+            let fault = |reason| Error::Shape { op: step.op.name(), value: step.name.clone(), reason };
+            selection.program(&step.site().site()).map_err(fault)
+        };
+        let programs = plan.steps.iter().map(program).collect::<Result<_>>()?;
+        Ok(GpuPlan { gpu, target, plan, programs })
+    }
+
+    /// What the cost model thinks a step takes, in microseconds; it knows implicit GEMMs alone.
+    fn estimate(&self, step: &Step) -> Option<f64> {
+        let Op::Conv2d(op) = &step.op else { return None };
+        let shape = conv2d::shape(op, &step.site().site());
+        conv(&shape, self.target.precision, &self.target.caps).ok()?.estimate()
+    }
+
+    /// The least time of a step, in microseconds.
+    fn least(&self, step: &Step) -> f64 {
+        roofline::step(step, &self.target).as_secs_f64() * 1e6
+    }
+
+    fn launches(&self) -> usize {
+        self.programs.iter().map(|program| program.launches.len()).sum()
+    }
+
+    /// Lines for people: device, totals.
+    pub fn head(&self) -> Vec<(&'static str, String)> {
+        let Gpu { title, caps, .. } = self.gpu;
+        let (major, minor) = caps.compute;
+        let (count, clock, bandwidth) = (caps.multiprocessors, caps.clock_mhz, caps.bandwidth_gbs);
+        let least = roofline::plan(&self.plan, &self.target).as_secs_f64() * 1e6;
+        vec![
+            (
+                "gpu",
+                format!(
+                    "{title} ({major}.{minor}), {count} multiprocessors at {clock} MHz, {bandwidth} GB/s"
+                ),
+            ),
+            ("precision", self.target.precision.name().to_string()),
+            ("launches", format!("{} of {} steps", self.launches(), self.plan.steps.len())),
+            ("roofline", format!("{least:.1} µs at least")),
+        ]
+    }
+
+    /// A line a step, and below it one for each of its launches.
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "{:>4}  {:<44} {:<14} {:<34} {:<22} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
+            "step", "value", "op", "kernel", "shape", "MFLOP", "KiB", "roof µs", "model µs", "launches"
+        );
+        for (index, (step, program)) in self.plan.steps.iter().zip(&self.programs).enumerate() {
+            let estimate = self.estimate(step).map_or("-".to_string(), |us| format!("{us:.2}"));
+            text += &format!(
+                "{index:>4}  {:<44} {:<14} {:<34} {:<22} {:>9.2} {:>9} {:>9.2} {estimate:>9} {:>9}\n",
+                step.name,
+                step.op.name(),
+                program.kernel,
+                step.outputs[0].ty.shape.to_string(),
+                step.flops as f64 / 1e6,
+                step.bytes() / 1024,
+                self.least(step),
+                program.launches.len()
+            );
+            for launch in &program.launches {
+                text += &format!("      {launch}\n");
+            }
+        }
+        text
+    }
+
+    /// What [`GpuPlan::head`] says, as JSON.
+    pub fn totals(&self) -> Value {
+        json!({
+            "gpu": self.gpu.name,
+            "precision": self.target.precision.name(),
+            "launches": self.launches(),
+            "roofline_us": roofline::plan(&self.plan, &self.target).as_secs_f64() * 1e6,
+        })
+    }
+
+    /// What a step has besides what every plan has.
+    pub fn step_json(&self, index: usize) -> Value {
+        let (step, program) = (&self.plan.steps[index], &self.programs[index]);
+        let launches = program.launches.iter().map(|launch| {
+            let defines: serde_json::Map<String, Value> =
+                launch.defines.iter().map(|(name, value)| (name.to_string(), (*value).into())).collect();
+            json!({
+                "source": launch.source,
+                "entry": launch.entry,
+                "defines": defines,
+                "grid": launch.grid,
+                "block": launch.block,
+                "shared": launch.shared,
+            })
+        });
+        json!({
+            "roofline_us": self.least(step),
+            "model_us": self.estimate(step),
+            "launches": launches.collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// A GPU by name.
+pub fn parse(name: &str) -> Result<&'static Gpu, String> {
+    let known = || GPUS.map(|gpu| gpu.name).join(", ");
+    knet::plan::gpus::find(name).ok_or_else(|| format!("`{name}` is none of {}", known()))
+}
