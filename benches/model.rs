@@ -2,6 +2,9 @@
 //! parts `network` and `post`; `load` from a safetensors file in the page cache until the first image
 //! can be segmented (weights checked and packed, network planned).
 //!
+//! Where there is a GPU, `segment-cuda` is `segment` there in f16, and `network-cuda` the device's time of the network's steps,
+//! launched one by one.
+//!
 //! Images are synthetic and not resized; masks from seeded weights are noise, whose outlines are longer than those
 //! of trained weights. Throughput of `network` is in operations of direct convolution: Gelem/s are GFLOP/s.
 //!
@@ -17,15 +20,16 @@ use image::{Rgb, RgbImage};
 use knet::checkpoint::{TensorData, TensorOut, seeded, write_safetensors};
 use knet::cpu::{Executor, Pool, Weights, select};
 use knet::engine::source::{self, CONFIG_KEY};
-use knet::engine::{Segmentation, WeightSource};
+use knet::engine::{Device, Segmentation, WeightSource};
 use knet::graph::passes::optimize;
 use knet::image::HeadOutput;
 use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use knet::isa::Isa;
-use knet::model::{CLS_SCORE, Config, MASK_PREDS, TapMode, Task, build};
+use knet::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, TapMode, Task, build};
 use knet::plan::Plan;
+use knet::plan::launch::Precision;
 use knet::{Engine, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -46,7 +50,8 @@ fn photo((height, width): (usize, usize)) -> RgbImage {
 }
 
 fn engine(model: &str, weights: impl Into<WeightSource>) -> Result<Engine> {
-    Engine::builder().weights(weights).model(model).threads(common::threads()).size(None).build()
+    let builder = Engine::builder().weights(weights).model(model).threads(common::threads());
+    builder.device(Device::Cpu).size(None).build()
 }
 
 fn segment(criterion: &mut Criterion) {
@@ -76,6 +81,48 @@ fn segment(criterion: &mut Criterion) {
             print_yardsticks(model, size, &mut seconds);
         }
     }
+}
+
+fn segment_cuda(criterion: &mut Criterion, ordinal: usize) {
+    let mut group = criterion.benchmark_group("segment-cuda");
+    for (model, size) in cases() {
+        let mut ready: Option<(Engine, RgbImage, Segmentation)> = None;
+        group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
+            let (engine, photo, result) = ready.get_or_insert_with(|| {
+                let mut engine = engine_on_gpu(model, ordinal).expect("a model");
+                let mut result = Segmentation::default();
+                engine.segment_into(&photo(size), &mut result).expect("a result");
+                (engine, photo(size), result)
+            });
+            bencher.iter(|| engine.segment_into(photo, result).expect("a result"));
+        });
+    }
+}
+
+fn network_cuda(criterion: &mut Criterion, ordinal: usize) {
+    let mut group = criterion.benchmark_group("network-cuda");
+    for (model, size) in cases() {
+        let padded = (size.0.next_multiple_of(SIZE_DIVISOR), size.1.next_multiple_of(SIZE_DIVISOR));
+        group.throughput(Throughput::Elements(planned_flops(model, size).expect("a plan")));
+        let mut ready = None;
+        group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
+            let engine = ready.get_or_insert_with(|| engine_on_gpu(model, ordinal).expect("a model"));
+            bencher.iter_custom(|runs| {
+                let (_, times) = engine.profile(padded, runs as usize).expect("times");
+                times.iter().flatten().sum()
+            });
+        });
+    }
+}
+
+fn engine_on_gpu(model: &str, ordinal: usize) -> Result<Engine> {
+    let builder = Engine::builder().model(model).threads(common::threads()).size(None);
+    builder.device(Device::Cuda(ordinal)).precision(Precision::F16).build()
+}
+
+/// Every model at every size.
+fn cases() -> impl Iterator<Item = (&'static str, (usize, usize))> {
+    MODELS.into_iter().flat_map(|model| SIZES.map(|size| (model, size)))
 }
 
 /// Prints how the median of `seconds` compares with recorded times of PyTorch, if there are any.
@@ -166,7 +213,7 @@ fn network(criterion: &mut Criterion) {
 }
 
 fn planned_flops(model: &str, (height, width): (usize, usize)) -> Result<u64> {
-    let padded = [height, width].map(|side| side.next_multiple_of(knet::model::SIZE_DIVISOR));
+    let padded = [height, width].map(|side| side.next_multiple_of(SIZE_DIVISOR));
     let graph = optimize(build(&Config::named(model)?, 1, padded, TapMode::Off)?.graph)?;
     Ok(Plan::build(&graph, select(Isa::detect(), common::threads()))?.flops())
 }
@@ -280,5 +327,9 @@ fn main() {
     network(&mut criterion);
     post(&mut criterion);
     load(&mut criterion);
+    if let Some(ordinal) = common::gpu() {
+        segment_cuda(&mut criterion, ordinal);
+        network_cuda(&mut criterion, ordinal);
+    }
     criterion.final_summary();
 }

@@ -5,6 +5,8 @@
 //! exceed the peak of the machine); operators that compute nothing are measured in bytes read and written. Filters
 //! and norms are constants, as in a model: packing them is not in the time.
 //!
+//! Where there is a GPU, groups that end in `-cuda` are the device's time of the same cases in f16.
+//!
 //! For comparing two commits on one idle machine: `cargo bench --bench ops -- --save-baseline before`, then
 //! `-- --baseline before`. `KNET_THREADS` sets the number of threads (2), `KNET_ISA` lowers the instruction set.
 //! For comparison with PyTorch see `tools/peer`.
@@ -16,11 +18,17 @@ mod run;
 
 use criterion::{Criterion, Throughput};
 use knet::cpu::{Executor, Pool, select};
+use knet::cuda::{self, Runtime};
+use knet::error::Result;
+use knet::graph::Param;
 use knet::isa::Isa;
 use knet::ops::case::Case;
 use knet::ops::{Op, all_cases};
 use knet::plan::Plan;
+use knet::plan::launch::Precision;
+use knet::tensor::Tensor;
 use run::{Operands, one_node};
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// How the operands reach the operator in a model: weights are known before the first run, activations are not.
@@ -61,6 +69,46 @@ fn ops(criterion: &mut Criterion) {
     }
 }
 
+/// A case on the GPU, by itself.
+fn cuda_case(case: &Case, ordinal: usize) -> Result<cuda::Executor> {
+    let inputs = case.make_inputs(7);
+    let (graph, _) = one_node(&case.op, &inputs, operands(&case.op))?;
+    let names: Vec<String> = (0..inputs.len()).map(|i| format!("operand{i}")).collect();
+    let params: HashMap<String, Tensor> = names.into_iter().zip(inputs.iter().cloned()).collect();
+    let load = Box::new(move |param: &Param| Ok(params[&param.key].clone()));
+    let runtime = Runtime::new(cuda::Device::open(ordinal)?, Precision::F16, load)?;
+    let mut executor = cuda::Executor::with_floats(cuda::plan(&graph, runtime.target())?, &runtime)?;
+    for (index, input) in inputs.iter().enumerate().take(executor.plan().inputs.len()) {
+        executor.input_mut(index).copy_from_slice(input.data());
+    }
+    executor.run()?;
+    Ok(executor)
+}
+
+fn cuda_ops(criterion: &mut Criterion) {
+    let Some(ordinal) = common::gpu() else { return };
+    for case in all_cases().into_iter().filter(|case| case.bench) {
+        // Operators of training have no kernels there.
+        let Ok(mut executor) = cuda_case(&case, ordinal) else { continue };
+        let Some(step) = executor.plan().steps.first() else { continue };
+        let throughput = match step.flops {
+            0 => Throughput::Bytes(step.bytes()),
+            flops => Throughput::Elements(flops),
+        };
+        let mut group = criterion.benchmark_group(format!("{}-cuda", case.op.name()));
+        group.throughput(throughput);
+        group.bench_function(&case.name, |bencher| {
+            bencher.iter_custom(|runs| {
+                let mut total = Duration::ZERO;
+                for _ in 0..runs {
+                    executor.run_timed(|_, time| total += time).expect("a run");
+                }
+                total
+            });
+        });
+    }
+}
+
 fn main() {
     let mut criterion = Criterion::default()
         .sample_size(20)
@@ -68,5 +116,6 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     ops(&mut criterion);
+    cuda_ops(&mut criterion);
     criterion.final_summary();
 }

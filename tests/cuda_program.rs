@@ -1,8 +1,15 @@
 //! The program on the emulator's stand-in driver, through `tools/with-ptxemu` as a person would run it: what its calls to the
 //! driver are, and what it says when something is wrong or when there is no driver at all.
 
+#[path = "common/model.rs"]
+mod model;
+
+use knet::checkpoint::{Checkpoint, StorageType};
 use knet::cuda::sources;
 use knet::cuda::tune::{Scope, Table};
+use knet::model::{BackboneConfig, Config, Task};
+use knet::ops::case::relative_l2;
+use model::{photo, seeded_entries, small_config, write_entries};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -85,6 +92,70 @@ fn a_run_launches_one_graph_and_waits_once_and_allocates_nothing() {
             })
             .collect();
         assert!(other.is_empty(), "{other:?}");
+    }
+}
+
+/// A small model of each kind and each kind of backbone.
+fn small_models() -> [Config; 2] {
+    let instance = small_config();
+    let mut class_names = instance.class_names.clone();
+    class_names.extend(["fog", "mud", "sky"].map(String::from));
+    let panoptic = Config {
+        task: Task::Panoptic,
+        stuff_classes: 3,
+        backbone: BackboneConfig::EfficientNetLite { variant: 0 },
+        class_names,
+        ..small_config()
+    };
+    [instance, panoptic]
+}
+
+/// Whole models in every precision: the same bits in whatever order the emulator runs warps and a graph's nodes, and what the
+/// CPU computes. In 16 bits this holds up to the first masks: with random weights, the hard threshold on them then turns
+/// rounding errors into pixels (`tests/cuda_half.rs` compares the parts that follow, each by itself).
+#[test]
+fn results_depend_on_the_photo_alone() {
+    let emulated = Emulated::new();
+    photo(64, 96).save(emulated.path().join("photo.png")).unwrap();
+    // Relative errors allowed up to the first masks, in unit roundoffs: there are some 150 roundings on the way, whose squares
+    // add. The bottlenecks of the other backbone end in sums without an activation, which amplify; f32 is as far off.
+    for ((number, config), roundoffs) in small_models().iter().enumerate().zip([12.0, 80.0]) {
+        let weights = format!("{number}.safetensors");
+        let entries = seeded_entries(config, 7);
+        write_entries(&emulated.path().join(&weights), &entries, Some(&config.to_json()), StorageType::F32);
+        let dump = |device: &str, precision: &str, seed: &str| {
+            let out = format!("{number}-{device}-{precision}-{seed}.safetensors");
+            let fixed = ["dump", "--no-resize", "--image", "photo.png", "--weights", &weights, "--out", &out];
+            let mut command = emulated.command(&fixed);
+            command.args(["--device", device, "--precision", precision]).env("PTXEMU_SEED", seed);
+            emulated.succeed(&mut command);
+            emulated.path().join(out)
+        };
+        let cpu = Checkpoint::open(dump("cpu", "f32", "0")).unwrap();
+        // In f32 as in tests/model.rs.
+        let (f16, bf16) = (roundoffs * 2f64.powi(-11), roundoffs * 2f64.powi(-8));
+        for (precision, tolerance, seeds) in
+            [("f32", 1e-5, &["1"][..]), ("f16", f16, &["1", "7"]), ("bf16", bf16, &["7"])]
+        {
+            let first = dump("cuda", precision, "0");
+            for seed in seeds {
+                let other = std::fs::read(dump("cuda", precision, seed)).unwrap();
+                assert!(std::fs::read(&first).unwrap() == other, "{}: {precision}, seed {seed}", config.name);
+            }
+            let gpu = Checkpoint::open(first).unwrap();
+            let compared = |name: &&str| {
+                let before = ["backbone.", "fpn.", "rpn."].iter().any(|part| name.starts_with(part));
+                before || precision == "f32" && !name.starts_with("final.")
+            };
+            let mut worst = 0.0f64;
+            for name in cpu.names().filter(compared) {
+                let values = |file: &Checkpoint| file.load_f32(name).unwrap().to_f64().into_data();
+                let error = relative_l2(&values(&gpu), &values(&cpu));
+                println!("model {number} {precision} {name:<22} {error:.2e} of {tolerance:.1e}");
+                worst = worst.max(error);
+            }
+            assert!(worst > 0.0 && worst <= tolerance, "model {number} in {precision}: {worst:.2e}");
+        }
     }
 }
 

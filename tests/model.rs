@@ -3,14 +3,13 @@
 
 #[path = "common/device.rs"]
 mod device;
+#[path = "common/model_golden.rs"]
+mod model_golden;
 
-use image::RgbImage;
 use knet::Engine;
-use knet::checkpoint::Checkpoint;
-use knet::image::decode::{Limits, decode};
+use knet::image::bitmask::BitMask;
 use knet::ops::case::relative_l2;
-use serde_json::Value;
-use std::path::PathBuf;
+use model_golden::Golden;
 
 /// Relative L2 allowed for a tap. The goldens are float32 results of PyTorch, themselves 1e-7 to 5e-6 from float64
 /// (NOTES section 7); two independent float32 evaluations differ by about the sum.
@@ -28,54 +27,6 @@ const MASK_BITS: u32 = 50;
 /// which is the float32 error of the goldens themselves, so that it depends on the order of sums (and on FMA) who
 /// wins. PyTorch 2.15 itself differs from the goldens by two pixels of case b.
 const NEAR_TIE: (&str, [usize; 2]) = ("a", [22, 140]);
-
-struct Golden {
-    model: &'static str,
-    case: &'static str,
-    tensors: Checkpoint,
-    meta: Value,
-}
-
-impl Golden {
-    fn open(model: &'static str, case: &'static str) -> Golden {
-        let folder = goldens().join(model);
-        let meta = std::fs::read_to_string(folder.join("meta.json")).unwrap();
-        let meta: Value = serde_json::from_str(&meta).unwrap();
-        let meta = meta["cases"][case].clone();
-        let file = if case == "a" { "golden.safetensors" } else { "golden_b.safetensors" };
-        Golden { model, case, tensors: Checkpoint::open(folder.join(file)).unwrap(), meta }
-    }
-
-    fn image(&self) -> RgbImage {
-        let path = goldens().join("inputs").join(format!("{}.png", self.case));
-        decode(path, &Limits::default()).unwrap()
-    }
-
-    fn original(&self) -> (usize, usize) {
-        let side = |i: usize| self.meta["ori_shape"][i].as_u64().unwrap() as usize;
-        (side(0), side(1))
-    }
-
-    fn values(&self, name: &str) -> Vec<f32> {
-        self.tensors.load_f32(name).unwrap().into_data()
-    }
-
-    fn indices(&self, name: &str) -> Vec<usize> {
-        self.values(name).into_iter().map(|v| v as usize).collect()
-    }
-
-    /// The stored part of a tap's values: all, or the first 64 and then every `stride`-th.
-    fn sample(&self, name: &str, values: &[f32]) -> Vec<f64> {
-        let entry = &self.meta["tensors"][name];
-        let stride = if entry["stored"] == "sub" { entry["stride"].as_u64().unwrap() as usize } else { 1 };
-        let kept = (0..values.len()).filter(|i| *i < 64 || (i - 64) % stride == 0);
-        kept.map(|i| f64::from(values[i])).collect()
-    }
-}
-
-fn goldens() -> PathBuf {
-    device::root().join("tests/goldens")
-}
 
 fn engine(model: &str) -> Engine {
     device::builder().model(model).size(None).threads(2).build().unwrap()
@@ -113,23 +64,15 @@ fn check_instances(golden: &Golden) {
     for (instance, score) in instances.iter().zip(golden.values("final.scores")) {
         assert!((instance.score - score).abs() < 5e-5, "score {} for {score}", instance.score);
     }
-    let (height, width) = golden.original();
-    assert_eq!(golden.indices("final.masks_shape"), [instances.len(), height, width]);
-    let packed = golden.tensors.bytes("final.masks_packed").unwrap();
-    let pixels = height * width;
-    let mut different = 0;
-    for (n, instance) in instances.iter().enumerate() {
-        let mask = result.mask(instance);
-        let bit = |i: usize| packed[i / 8] & (0x80 >> (i % 8)) != 0;
-        different +=
-            (0..pixels).filter(|&i| mask.get(i / width, i % width) != bit(n * pixels + i)).count() as u32;
-    }
-    println!(
-        "{} {}: {different} of {} mask bits differ",
-        golden.model,
-        golden.case,
-        pixels * instances.len()
-    );
+    assert_eq!(result.size(), golden.original());
+    let masks = golden.masks();
+    assert_eq!(masks.len(), instances.len());
+    let differing = |(instance, wanted): (_, &BitMask)| {
+        let bytes = result.mask(instance).bytes().iter().zip(wanted.bytes());
+        bytes.map(|(a, b)| (a ^ b).count_ones()).sum::<u32>()
+    };
+    let different: u32 = instances.iter().zip(&masks).map(differing).sum();
+    println!("{} {}: {different} mask bits differ", golden.model, golden.case);
     assert!(different <= MASK_BITS, "{different} mask bits differ");
 }
 
