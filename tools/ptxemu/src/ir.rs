@@ -208,7 +208,8 @@ impl Program {
         let mut inside = vec![false; self.code.len()];
         for (at, _) in self.origins.iter().enumerate().filter(|(_, origin)| origin.class == Class::Mma) {
             let holds = |&&(from, to): &&(u32, u32)| (from..=to).contains(&(at as u32));
-            if let Some(&(from, to)) = self.back_edges.iter().filter(holds).min_by_key(|(from, to)| to - from) {
+            if let Some(&(from, to)) = self.back_edges.iter().filter(holds).min_by_key(|(from, to)| to - from)
+            {
                 inside[from as usize..=to as usize].fill(true);
             }
         }
