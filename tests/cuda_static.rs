@@ -6,10 +6,13 @@
 #[path = "common/emulate.rs"]
 #[expect(dead_code, reason = "the emulated suites use the rest")]
 mod emulate;
+#[path = "common/occupancy.rs"]
+mod occupancy;
 
 use emulate::Variant;
 use knet::cuda::nvrtc::{Code, Job};
 use knet::cuda::sources::SOURCES;
+use occupancy::{ARCHITECTURES, Architecture, H100};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -18,28 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// Architectures that kernels are built for: A100, A10 and RTX 30, Orin, L4 and RTX 40, H100, B200, Thor, RTX 50.
-const ARCHITECTURES: [Architecture; 8] = [
-    Architecture { compute: (8, 0), threads: 2048, blocks: 32, shared_kib: 164 },
-    Architecture { compute: (8, 6), threads: 1536, blocks: 16, shared_kib: 100 },
-    Architecture { compute: (8, 7), threads: 1536, blocks: 16, shared_kib: 164 },
-    Architecture { compute: (8, 9), threads: 1536, blocks: 24, shared_kib: 100 },
-    Architecture { compute: (9, 0), threads: 2048, blocks: 32, shared_kib: 228 },
-    Architecture { compute: (10, 0), threads: 2048, blocks: 32, shared_kib: 228 },
-    Architecture { compute: (11, 0), threads: 1536, blocks: 24, shared_kib: 228 },
-    Architecture { compute: (12, 0), threads: 1536, blocks: 24, shared_kib: 100 },
-];
-
 /// Positions of the architectures that variants of cases alone are assembled for.
-const CASES_ON: [usize; 3] = [0, 4, 7];
-
-/// Limits of a multiprocessor (CUDA C++ Programming Guide, compute capabilities). Each has 65536 registers.
-struct Architecture {
-    compute: (u32, u32),
-    threads: u32,
-    blocks: u32,
-    shared_kib: u32,
-}
+const CASES_ON: [usize; 3] = [0, H100, 7];
 
 /// What a variant takes on an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,22 +32,6 @@ struct Usage {
     shared: u32,
     /// Threads that a multiprocessor can hold, in percent of its limit; 0: a block does not fit.
     occupancy: u32,
-}
-
-impl Architecture {
-    fn usage(&self, variant: &Variant, registers: u32, static_shared: u32) -> Usage {
-        let shared = static_shared + variant.shared;
-        let warps = variant.threads.div_ceil(32);
-        // Registers are given out to warps in portions of 256; every block takes 1 KiB of shared memory besides its own.
-        let by_registers = 65_536 / (warps * (32 * registers).next_multiple_of(256)).max(1);
-        let by_shared = self.shared_kib * 1024 / (shared + 1024);
-        let blocks = by_registers.min(by_shared).min(self.threads / (warps * 32)).min(self.blocks);
-        Usage { registers, shared, occupancy: 100 * blocks * warps * 32 / self.threads }
-    }
-
-    fn name(&self) -> String {
-        format!("sm_{}{}", self.compute.0, self.compute.1)
-    }
 }
 
 fn tool(name: &str) -> PathBuf {
@@ -197,7 +164,9 @@ fn no_variant_spills_and_none_takes_more_than_the_table_says() {
         for variant in variants.iter().filter(|v| v.source == *file && text(&v.defines) == *defines) {
             let (registers, shared) = entries[variant.entry];
             let key = [variant.source, variant.entry, defines].join("\t");
-            let usage = architecture.usage(variant, registers, shared);
+            let shared = shared + variant.shared;
+            let occupancy = architecture.occupancy(variant.threads, registers, shared);
+            let usage = Usage { registers, shared, occupancy };
             table.entry(key).or_insert_with(BTreeMap::new).insert(architecture.name(), usage);
         }
     }
@@ -255,7 +224,7 @@ fn the_machine_code_uses_tensor_cores_and_asynchronous_copies() {
         assert!(!variants.is_empty(), "no model runs {file}");
         for (index, ((_, defines), ptx)) in compiled(&variants).iter().enumerate() {
             let cubin = folder.path().join(format!("{index}.cubin"));
-            run_ptxas(ptx, &ARCHITECTURES[4], &cubin).unwrap();
+            run_ptxas(ptx, &ARCHITECTURES[H100], &cubin).unwrap();
             let output = Command::new(tool("cuobjdump"))
                 .arg("-sass")
                 .arg(&cubin)

@@ -45,22 +45,41 @@ typedef WarpTile<storage_t, 2, TILE_N / 16, 8> Tile;
 
 extern __shared__ __align__(128) u8 shared[];
 
-// Filters from `first_filter` as far as there are any, zeros beyond and in the block that pads the last step.
+// Filters from `first_filter` as far as there are any, zeros beyond, in the block that pads the last step and in the chunk
+// that makes rows odd: gapless, so that a copy's lanes meet no bank twice.
 __device__ inline void copy_filters(const storage_t* w, u32 first_filter, u32 filters, u32 to) {
-    for (u32 i = threadIdx.x; i < TILE_N * 2 * STEPS; i += THREADS) {
-        const u32 row = i / (2 * STEPS), block = i % (2 * STEPS), n = first_filter + row;
-        copy_async<16>(to + (row * FILTER_CHUNKS + block) * 16, w + (u64(n) * BLOCKS + block) * 8, block < BLOCKS && n < filters);
+    for (u32 i = threadIdx.x; i < TILE_N * FILTER_CHUNKS; i += THREADS) {
+        const u32 row = i / FILTER_CHUNKS, block = i % FILTER_CHUNKS, n = first_filter + row;
+        copy_async<16>(to + i * 16, w + (u64(n) * BLOCKS + block) * 8, block < BLOCKS && n < filters);
     }
     commit_copies();
 }
 
 // The map from element `first_w` of row `first_h` of an image, zeros outside.
 __device__ inline void load_patch(const Params& p, const storage_t* image, i32 first_h, i32 first_w, storage_t* patch) {
-    const u32 row_length = p.width * CHANNELS;
-#pragma unroll 8
-    for (u32 i = threadIdx.x; i < PATCH_H * PATCH_W; i += THREADS) {
-        const u32 row = i / PATCH_W, h = u32(first_h + i32(row)), w = u32(first_w + i32(i - row * PATCH_W));
-        patch[i] = h < p.height && w < row_length ? image[u64(h) * row_length + w] : storage_t{};
+    // A warp takes every TILE_P-th row, a lane every 32nd element of it: no division, and all loads in flight together.
+    constexpr u32 ROWS = (PATCH_H + TILE_P - 1) / TILE_P, COLUMNS = (PATCH_W + 31) / 32;
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, row_length = p.width * CHANNELS;
+    storage_t held[ROWS][COLUMNS];
+#pragma unroll
+    for (u32 i = 0; i < ROWS; ++i) {
+        const u32 row = warp + i * TILE_P, h = u32(first_h + i32(row)), w = u32(first_w + i32(lane));
+        const bool inside = row < PATCH_H && h < p.height;
+        const storage_t* from = image + i64(i32(h)) * row_length + i32(w);
+#pragma unroll
+        for (u32 j = 0; j < COLUMNS; ++j) {
+            held[i][j] = storage_t{};
+            if (inside && w + j * 32 < row_length) held[i][j] = from[j * 32];
+        }
+    }
+#pragma unroll
+    for (u32 i = 0; i < ROWS; ++i) {
+        const u32 row = warp + i * TILE_P;
+        if (row >= PATCH_H) break;
+#pragma unroll
+        for (u32 j = 0; j < COLUMNS; ++j) {
+            if (lane + j * 32 < PATCH_W) patch[row * PATCH_W + lane + j * 32] = held[i][j];
+        }
     }
 }
 

@@ -27,10 +27,11 @@ extern __shared__ __align__(128) unsigned char shared[];
 typedef WarpTile<float, WM / 16, WN / 16, 8> Sums;
 
 __device__ inline void store_sums(const Sums& sums, float* tile, u32 lane) {
+    const u32 to = shared_address(tile);
 #pragma unroll
     for (int i = 0; i < WM / 16; ++i) {
         sums.for_pairs(i, lane, [=](float left, float right, u32 row, u32 column) {
-            *reinterpret_cast<float2*>(tile + (16 * i + row) * PITCH + column) = make_float2(left, right);
+            store_shared_pair(to + ((16 * i + row) * PITCH + column) * 4, left, right);
         });
     }
 }
@@ -57,6 +58,9 @@ __device__ inline void multiply(Sums& sums, u32 slab, const Place& at) {
     sums.multiply(slab, at.m * WM, slab, BM + at.n * WN, at.lane);
 }
 
+__device__ inline void load_sums(float (&x)[4], const float* from) { load_shared_floats(x, shared_address(from)); }
+__device__ inline void load_sums(float (&x)[1], const float* from) { x[0] = *from; }
+
 // Adds the warps' sums and writes the results from `row`, `column` on of the `rows` x `columns` of `tail.y`, `count`
 // neighbours a thread.
 template <int count>
@@ -64,13 +68,18 @@ __device__ inline void write_tile(const Epilogue<float>& tail, u32 row, u32 colu
     const float* tile = reinterpret_cast<const float*>(shared);
 #pragma unroll 2
     for (u32 i = threadIdx.x; i < BM * BN / count; i += THREADS) {
-        const u32 r = i / (BN / count), c = i % (BN / count) * count;
+        // Where two rows are read at once, every other one: their pitch takes them to different halves of the banks.
+        constexpr bool two_rows = BN / count == 4;
+        const u32 line = i / (BN / count), c = i % (BN / count) * count;
+        const u32 r = two_rows ? line / 4 * 4 + line % 2 * 2 + line / 2 % 2 : line;
         if (row + r >= rows || column + c >= columns) continue;
         float sum[count] = {};
 #pragma unroll
         for (u32 k = 0; k < WARPS_K; ++k) {
+            float part[count];
+            load_sums(part, tile + (k * BM + r) * PITCH + c);
 #pragma unroll
-            for (u32 j = 0; j < count; ++j) sum[j] += tile[(k * BM + r) * PITCH + c + j];
+            for (u32 j = 0; j < count; ++j) sum[j] += part[j];
         }
         Epilogue<float> last = tail;
         if (ROW_BIAS) {

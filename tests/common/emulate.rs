@@ -187,47 +187,65 @@ pub fn run_program(
         0 => None,
         bytes => Some(memory.alloc(bytes as u64, "workspace").map_err(|e| e.to_string())?),
     };
+    let operands = Operands { inputs, outputs, workspace };
     for launch in &program.launches {
         launch.check(&CAPS)?;
-        let module = module(launch)?;
-        let entry = module.entry(launch.entry).ok_or_else(|| format!("no kernel in {launch}"))?.clone();
-        if entry.params.len() != launch.args.len() {
-            let (has, given) = (entry.params.len(), launch.args.len());
-            return Err(format!("{launch}: {has} parameters, {given} arguments"));
-        }
-        let mut params = vec![0u8; entry.param_bytes as usize];
-        for (param, arg) in entry.params.iter().zip(&launch.args) {
-            let bytes = match arg {
-                Arg::Input(i) => inputs[*i].to_le_bytes().to_vec(),
-                Arg::Output(i) => outputs[*i].to_le_bytes().to_vec(),
-                Arg::Workspace(offset) => {
-                    let base = workspace.ok_or_else(|| format!("{launch}: no workspace"))?;
-                    (base + *offset as u64).to_le_bytes().to_vec()
-                }
-                Arg::Null => vec![0; 8],
-                Arg::Struct(bytes) => bytes.clone(),
-            };
-            if bytes.len() != param.size as usize {
-                let (has, given) = (param.size, bytes.len());
-                return Err(format!("{launch}: `{}` has {has} bytes, was given {given}", param.name));
-            }
-            params[param.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
-        }
-        let instance = Instance::new(module, memory).map_err(|e| e.to_string())?;
-        let geometry = ptxemu::Launch {
-            grid: launch.grid,
-            block: launch.block,
-            dynamic_shared: launch.shared,
-            params: &params,
-        };
-        let one = ptxemu::launch(&instance, launch.entry, &geometry, memory, config)
-            .map_err(|e| format!("{launch}: {e}"))?;
-        report.merge(&one);
-        instance.unload(memory).map_err(|e| e.to_string())?;
+        report.merge(&run_launch(launch, &operands, memory, config)?);
     }
     if let Some(address) = workspace {
         memory.free(address).map_err(|e| e.to_string())?;
     }
+    Ok(report)
+}
+
+/// Where a program's operands, results and workspace lie.
+pub struct Operands<'a> {
+    pub inputs: &'a [u64],
+    pub outputs: &'a [u64],
+    pub workspace: Option<u64>,
+}
+
+/// Runs one launch.
+pub fn run_launch(
+    launch: &Launch,
+    operands: &Operands,
+    memory: &Memory,
+    config: &ptxemu::Config,
+) -> Result<Report, String> {
+    let module = module(launch)?;
+    let entry = module.entry(launch.entry).ok_or_else(|| format!("no kernel in {launch}"))?.clone();
+    if entry.params.len() != launch.args.len() {
+        let (has, given) = (entry.params.len(), launch.args.len());
+        return Err(format!("{launch}: {has} parameters, {given} arguments"));
+    }
+    let mut params = vec![0u8; entry.param_bytes as usize];
+    for (param, arg) in entry.params.iter().zip(&launch.args) {
+        let bytes = match arg {
+            Arg::Input(i) => operands.inputs[*i].to_le_bytes().to_vec(),
+            Arg::Output(i) => operands.outputs[*i].to_le_bytes().to_vec(),
+            Arg::Workspace(offset) => {
+                let base = operands.workspace.ok_or_else(|| format!("{launch}: no workspace"))?;
+                (base + *offset as u64).to_le_bytes().to_vec()
+            }
+            Arg::Null => vec![0; 8],
+            Arg::Struct(bytes) => bytes.clone(),
+        };
+        if bytes.len() != param.size as usize {
+            let (has, given) = (param.size, bytes.len());
+            return Err(format!("{launch}: `{}` has {has} bytes, was given {given}", param.name));
+        }
+        params[param.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+    }
+    let instance = Instance::new(module, memory).map_err(|e| e.to_string())?;
+    let geometry = ptxemu::Launch {
+        grid: launch.grid,
+        block: launch.block,
+        dynamic_shared: launch.shared,
+        params: &params,
+    };
+    let report = ptxemu::launch(&instance, launch.entry, &geometry, memory, config)
+        .map_err(|e| format!("{launch}: {e}"))?;
+    instance.unload(memory).map_err(|e| e.to_string())?;
     Ok(report)
 }
 

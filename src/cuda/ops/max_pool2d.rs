@@ -1,4 +1,5 @@
 use super::CudaOp;
+use super::divisor::divisor;
 use super::launches::{elements, per_pixel, storage, vector};
 use crate::ops::MaxPool2d;
 use crate::plan::Site;
@@ -12,6 +13,7 @@ struct Params {
     out_height: u32,
     out_width: u32,
     vectors: u32,
+    by_vectors: [u32; 2],
     stride_h: i32,
     stride_w: i32,
     pad_h: i32,
@@ -29,6 +31,7 @@ impl CudaOp for MaxPool2d {
             out_height: y.shape[1] as u32,
             out_width: y.shape[2] as u32,
             vectors: (y.shape[3] / vector) as u32,
+            by_vectors: divisor(y.shape[3] / vector),
             stride_h: self.stride[0] as i32,
             stride_w: self.stride[1] as i32,
             pad_h: self.padding[0] as i32,

@@ -1,4 +1,5 @@
 use super::CudaOp;
+use super::divisor::divisor;
 use super::launches::{elements, per_pixel, storage, vector};
 use crate::ops::Resize;
 use crate::ops::resize::ResizeMode;
@@ -20,6 +21,7 @@ struct Params {
     vertical: Axis,
     horizontal: Axis,
     vectors: u32,
+    by_vectors: [u32; 2],
     offset: f32,
 }
 
@@ -55,6 +57,7 @@ impl CudaOp for Resize {
             vertical: axis(self, 0, x.shape[1]),
             horizontal: axis(self, 1, x.shape[2]),
             vectors: (y.shape[3] / vector) as u32,
+            by_vectors: divisor(y.shape[3] / vector),
             offset,
         };
         let launch = Launch {

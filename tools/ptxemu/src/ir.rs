@@ -197,9 +197,25 @@ pub(crate) struct Program {
     pub names: Vec<String>,
     /// Reconvergence point of each branch, by instruction.
     pub reconverge: Vec<u32>,
+    /// Branches to themselves or earlier instructions: target, branch.
+    pub back_edges: Vec<(u32, u32)>,
 }
 
 impl Program {
+    /// Which instructions belong to a loop of matrix products: for each `mma`, the shortest stretch between a branch back and its
+    /// target that holds it. Compilers lay the blocks of a loop out side by side.
+    pub fn product_loops(&self) -> Vec<bool> {
+        let mut inside = vec![false; self.code.len()];
+        for (at, _) in self.origins.iter().enumerate().filter(|(_, origin)| origin.class == Class::Mma) {
+            let holds = |&&(from, to): &&(u32, u32)| (from..=to).contains(&(at as u32));
+            if let Some(&(from, to)) = self.back_edges.iter().filter(holds).min_by_key(|(from, to)| to - from)
+            {
+                inside[from as usize..=to as usize].fill(true);
+            }
+        }
+        inside
+    }
+
     /// The syntax function an origin refers to.
     pub fn function<'t>(&self, functions: &'t [Func], origin: &Origin) -> &'t Func {
         &functions[self.functions[origin.function as usize]]

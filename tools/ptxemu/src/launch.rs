@@ -1,6 +1,7 @@
 //! Launching an entry over a grid: argument checks, then blocks in parallel.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -46,6 +47,9 @@ pub struct Config {
     pub max_instructions: Option<u64>,
     /// Shared memory a block may use, static and dynamic together, in bytes.
     pub max_shared: u32,
+    /// Runs these blocks of the grid alone, by linear index (x first, then y, z): what the others would have written is not there,
+    /// and the report counts these. `None` runs them all; a range beyond the grid is refused.
+    pub blocks: Option<Range<u64>>,
 }
 
 impl Default for Config {
@@ -59,6 +63,7 @@ impl Default for Config {
             threads: 0,
             max_instructions: None,
             max_shared: 227 << 10,
+            blocks: None,
         }
     }
 }
@@ -142,6 +147,11 @@ pub fn launch(
             format!("{shared} bytes of shared memory a block; {} are there", config.max_shared),
         ));
     }
+    let grid: u64 = launch.grid.iter().map(|n| u64::from(*n)).product();
+    let chosen = config.blocks.clone().unwrap_or(0..grid);
+    if chosen.is_empty() || chosen.end > grid {
+        return Err(invalid(entry, format!("blocks {chosen:?} of a grid of {grid}")));
+    }
     // Parameters in aligned storage: kernels load them like any other memory.
     let mut aligned = vec![Lanes([0; 32]); launch.params.len().div_ceil(128)];
     // SAFETY: `aligned` holds at least as many bytes, all initialised, and plain words may be seen as bytes.
@@ -167,17 +177,17 @@ pub fn launch(
         budget: AtomicU64::new(config.max_instructions.unwrap_or(u64::MAX)),
         order: Order::default(),
     };
-    let blocks: u64 = launch.grid.iter().map(|n| u64::from(*n)).product();
+    let count = chosen.end - chosen.start;
     let run = Run {
         env: &env,
-        blocks,
+        blocks: chosen,
         next: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         worst: Mutex::new(None),
         report: Mutex::new(Report::default()),
-        stride: stride(blocks, config.seed),
+        stride: stride(count, config.seed),
     };
-    if blocks == 1 || config.threads == 1 {
+    if count == 1 || config.threads == 1 {
         run.work();
     } else {
         // A pool of its own: the caller may be a worker of another one, and would take up strange work while it waits here.
@@ -199,12 +209,13 @@ pub fn launch(
 /// A launch's shared work list.
 struct Run<'a> {
     env: &'a Env<'a>,
-    blocks: u64,
+    /// Blocks of the grid to run.
+    blocks: Range<u64>,
     next: AtomicU64,
     stop: AtomicBool,
     worst: Mutex<Option<(u64, Incident)>>,
     report: Mutex<Report>,
-    /// Block `i` of the work list is block `(i * stride.0 + stride.1) % blocks` of the grid.
+    /// Entry `i` of the work list is block `(i * stride.0 + stride.1) % count` of the `count` in `blocks`.
     stride: (u64, u64),
 }
 
@@ -231,11 +242,12 @@ impl Run<'_> {
         let mut machine = None;
         while !self.stop.load(Relaxed) {
             let at = self.next.fetch_add(1, Relaxed);
-            if at >= self.blocks {
+            let count = self.blocks.end - self.blocks.start;
+            if at >= count {
                 break;
             }
             let wide = u128::from(at) * u128::from(self.stride.0) + u128::from(self.stride.1);
-            let id = (wide % u128::from(self.blocks)) as u64;
+            let id = self.blocks.start + (wide % u128::from(count)) as u64;
             let machine = machine.get_or_insert_with(|| Machine::new(self.env));
             if let Err(incident) = machine.run_block(id) {
                 self.stop.store(true, Relaxed);

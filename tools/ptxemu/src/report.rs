@@ -34,6 +34,11 @@ impl Traffic {
         self.bytes += u64::from(plan.lane_bytes);
     }
 
+    /// Sectors touched for every four that the bytes would fill: 4.0 where every byte fetched is used, whatever lanes took part.
+    pub fn sectors_per_full_request(&self) -> f64 {
+        4.0 * ratio(self.sectors, self.ideal_sectors)
+    }
+
     fn merge(&mut self, other: &Traffic) {
         self.instructions += other.instructions;
         self.requests += other.requests;
@@ -64,6 +69,8 @@ pub(crate) struct Counts {
     pub blocks: u64,
     pub global_load: Traffic,
     pub global_store: Traffic,
+    pub wide_load: Traffic,
+    pub wide_store: Traffic,
     pub shared_load: Traffic,
     pub shared_store: Traffic,
     pub matrix_load: Traffic,
@@ -78,6 +85,8 @@ impl Counts {
             blocks: 0,
             global_load: Traffic::default(),
             global_store: Traffic::default(),
+            wide_load: Traffic::default(),
+            wide_store: Traffic::default(),
             shared_load: Traffic::default(),
             shared_store: Traffic::default(),
             matrix_load: Traffic::default(),
@@ -103,6 +112,8 @@ impl Counts {
             blocks: self.blocks,
             global_load: self.global_load,
             global_store: self.global_store,
+            wide_load: self.wide_load,
+            wide_store: self.wide_store,
             shared_load: self.shared_load,
             shared_store: self.shared_store,
             matrix_load: self.matrix_load,
@@ -110,16 +121,19 @@ impl Counts {
             async_bytes: self.async_bytes,
             ..Report::default()
         };
-        for (origin, &times) in program.origins.iter().zip(&self.executed) {
+        let inside = program.product_loops();
+        for ((origin, &times), inside) in program.origins.iter().zip(&self.executed).zip(inside) {
             if origin.class == Class::Internal || times == 0 {
                 continue;
             }
             report.instructions += times;
             *report.classes.entry(name(origin.class)).or_default() += times;
+            report.loop_instructions += if inside { times } else { 0 };
             let macs = times * u64::from(origin.macs);
             match origin.class {
                 Class::Mma => {
                     report.mma += times;
+                    report.loop_mma += if inside { times } else { 0 };
                     report.mma_macs += macs;
                 }
                 _ => report.scalar_macs += 32 * macs,
@@ -171,12 +185,21 @@ pub struct Report {
     pub mma: u64,
     /// Multiply-accumulates of `mma.sync`.
     pub mma_macs: u64,
+    /// Warp instructions executed in the loops of matrix products, those between the branch back and its target: what it costs to
+    /// feed the tensor cores.
+    pub loop_instructions: u64,
+    /// `mma.sync` instructions among them.
+    pub loop_mma: u64,
     /// Multiply-accumulates of scalar FMA instructions, all 32 lanes counted.
     pub scalar_macs: u64,
     /// Loads from global memory, the sources of asynchronous copies included.
     pub global_load: Traffic,
     /// Stores to global memory.
     pub global_store: Traffic,
+    /// Of the loads from global memory, those of 16 bytes a lane.
+    pub wide_load: Traffic,
+    /// Of the stores to global memory, those of 16 bytes a lane.
+    pub wide_store: Traffic,
     /// Loads from shared memory other than `ldmatrix`.
     pub shared_load: Traffic,
     /// Stores to shared memory, `stmatrix` included.
@@ -200,10 +223,14 @@ impl Report {
         }
         self.mma += other.mma;
         self.mma_macs += other.mma_macs;
+        self.loop_instructions += other.loop_instructions;
+        self.loop_mma += other.loop_mma;
         self.scalar_macs += other.scalar_macs;
         self.async_bytes += other.async_bytes;
         self.global_load.merge(&other.global_load);
         self.global_store.merge(&other.global_store);
+        self.wide_load.merge(&other.wide_load);
+        self.wide_store.merge(&other.wide_store);
         self.shared_load.merge(&other.shared_load);
         self.shared_store.merge(&other.shared_store);
         self.matrix_load.merge(&other.matrix_load);
@@ -249,6 +276,8 @@ impl Report {
             ("blocks", self.blocks),
             ("instructions", self.instructions),
             ("mma_macs", self.mma_macs),
+            ("loop_instructions", self.loop_instructions),
+            ("loop_mma", self.loop_mma),
             ("scalar_macs", self.scalar_macs),
             ("global_load_requests", t[0].requests),
             ("global_load_sectors", t[0].sectors),

@@ -86,6 +86,12 @@ fn fp16_gemm() {
     assert_eq!(report.mma_macs, 512 * 512 * 512);
     assert_eq!((report.matrix_load.conflict(), report.async_store.conflict()), (1.0, 1.0));
     assert_eq!(report.global_load.sectors_per_request(), 4.0);
+    assert_eq!(report.loop_mma, report.mma, "all products are in the main loop");
+    let (_, longer) = gemm(&[], &Config::default(), (512, 512, 544)).unwrap_or_else(|e| panic!("{e}"));
+    // A step more, in each warp: what it costs is the loop's instructions per step, if the last ones copy nothing ahead.
+    let (step, steps) = (longer.instructions - report.instructions, 512 / 32);
+    let average = report.loop_instructions as f64 / f64::from(steps);
+    assert!(average <= step as f64 && average > 0.9 * step as f64, "{average} of {step}");
 }
 
 #[test]

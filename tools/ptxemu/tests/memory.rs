@@ -92,6 +92,9 @@ fn counts() {
     assert_eq!((report.global_store.sectors, report.global_store.bytes), (4, 128));
     assert_eq!((report.shared_load.requests, report.shared_load.waves), (4, 32 + 1 + 2 + 1));
     assert_eq!((report.shared_store.waves, report.shared_store.conflict()), (33, 1.0));
+    assert_eq!((report.wide_load.requests, report.wide_load.sectors), (4, 16));
+    assert_eq!((report.wide_load.sectors_per_full_request(), report.wide_store.instructions), (4.0, 0));
+    assert_eq!((report.loop_instructions, report.loop_mma), (0, 0), "its loop holds no mma");
     let named: std::collections::BTreeMap<_, _> = report.counts().collect();
     assert_eq!(
         (named["global_load_sectors"], named["shared_load_waves"], named["instructions_mma"]),

@@ -99,6 +99,35 @@ fn unwritten_registers() {
 }
 
 /// Damages real PTX in thousands of ways: parsing and running must end in a result or a typed error.
+/// A launch of some of the blocks: they alone write and count, in any order, and a range that is not of the grid is refused.
+#[test]
+fn some_blocks_of_a_grid() {
+    let source = kernel(
+        "ld.param.u64 %rd1, [out]; mov.u32 %r1, %ctaid.x; mov.u32 %r2, %nctaid.x; mov.u32 %r3, %ctaid.y;\n\
+         mad.lo.u32 %r4, %r3, %r2, %r1; mul.wide.u32 %rd2, %r4, 4; add.s64 %rd1, %rd1, %rd2;\n\
+         add.u32 %r4, %r4, 100; st.global.u32 [%rd1], %r4;",
+    );
+    let bench = Bench::new(&source);
+    for (seed, threads) in [(0, 1), (0, 2), (5, 1), (5, 2)] {
+        let out = bench.put("out", &[0_u32; 12]);
+        let run = |blocks| {
+            let config = Config { seed, threads, blocks, ..Config::default() };
+            bench.run_with("k", ([4, 3, 1], [1; 3], 0), &Params::new().arg(out), &config)
+        };
+        let all = run(None).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(bench.get::<u32>(out, 12), (100..112).collect::<Vec<u32>>());
+        bench.memory.fill(out, &[0; 4], 12).expect("in bounds");
+        let some = run(Some(3..8)).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(bench.get::<u32>(out, 12), [0, 0, 0, 103, 104, 105, 106, 107, 0, 0, 0, 0]);
+        assert_eq!((some.blocks, some.global_store.instructions), (5, 5));
+        assert_eq!(some.instructions * 12, all.instructions * 5);
+        for bad in [5..5, 11..13] {
+            let fault = run(Some(bad)).expect_err("not of the grid");
+            assert_eq!(fault.kind, FaultKind::InvalidLaunch, "{fault}");
+        }
+    }
+}
+
 #[test]
 fn damaged_text_never_panics() {
     for (name, entry, threads) in [("basic", "k1", 128), ("warp", "divergence", 64), ("gemm", "gemm", 256)] {

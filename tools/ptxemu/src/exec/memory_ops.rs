@@ -179,6 +179,9 @@ impl<'a> Machine<'a> {
         self.global_read(access, plan, counted && strength == Strength::Weak)?;
         if counted {
             self.counts.global_load.add(plan);
+            if access.width == 16 {
+                self.counts.wide_load.add(plan);
+            }
         }
         Ok(())
     }
@@ -200,6 +203,9 @@ impl<'a> Machine<'a> {
             self.synchronise(access.base(), false, release);
         }
         self.counts.global_store.add(plan);
+        if access.width == 16 {
+            self.counts.wide_store.add(plan);
+        }
         Ok(plan.overlap.is_some() && strength == Strength::Weak)
     }
 

@@ -167,6 +167,10 @@ impl Emit<'_> {
                 match &ins.control {
                     Control::Branch(stmt) => {
                         y = target(*stmt);
+                        let here = program.code.len() as u32;
+                        if y <= here {
+                            program.back_edges.push((y, here));
+                        }
                         reconverge = graph.post[b].map_or(NEVER, |p| entry[p]);
                     }
                     Control::Table(stmts) => {
