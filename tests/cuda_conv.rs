@@ -164,6 +164,8 @@ fn every_tensor_tile_element_by_element() {
 fn every_f32_tile() {
     check_all(conv::F32_TILES, Addressing::Taps, Precision::F32, &taps());
     check_all(conv::F32_TILES, Addressing::Pointwise, Precision::F32, &pointwise());
+    check_all(conv::TF32X3_TILES, Addressing::Taps, Precision::Tf32x3, &taps());
+    check_all(conv::TF32X3_TILES, Addressing::Pointwise, Precision::Tf32x3, &pointwise());
     check_all(conv::F32_ELEMENT_TILES, Addressing::Elements, Precision::F32, &elements());
 }
 
@@ -185,6 +187,7 @@ fn every_tensor_tile_with_tails() {
     ];
     check_all(conv::TENSOR_TILES, Addressing::Taps, Precision::F16, &cases);
     check_all(conv::F32_TILES, Addressing::Taps, Precision::F32, &cases);
+    check_all(conv::TF32X3_TILES, Addressing::Taps, Precision::Tf32x3, &cases);
 }
 
 /// What the memory pipes do for it: no two lanes meet in a bank, and every sector that comes or goes is used whole.

@@ -2,7 +2,7 @@
 //
 // Both operands lie in shared memory row by row along k, in swizzled rows of `chunks` chunks of 16 bytes (swizzle.cuh).
 // A step takes the 16 * chunks bytes of k that are there. `WarpTile` multiplies 16-bit types, and f32 as TF32, on
-// tensor cores; `WarpTileF32` multiplies f32 with FMA. Lanes hold d in different ways, which `for_pairs` and `for_each`
+// tensor cores; `WarpTileTf32x3` multiplies f32 there with almost all its digits, `WarpTileF32` with FMA. Lanes hold d in different ways, which `for_pairs` and `for_each`
 // hide.
 #pragma once
 #include "common/mma.cuh"
@@ -67,6 +67,50 @@ private:
             for (int i = 0; i < 4; ++i) r[i] = to_tf32(r[i]);
         }
     }
+};
+
+// f32 on tensor cores: each factor is the sum of two TF32 numbers, 22 of its 24 bits, and a product that of three, the smallest
+// first; what is left out, the product of both lower parts, is 2^-22 of it. As `WarpTile` else.
+template <int M_TILES, int N_PAIRS, int chunks> struct WarpTileTf32x3 : WarpTile<float, M_TILES, N_PAIRS, chunks> {
+    __device__ inline void multiply(u32 a, u32 a_row, u32 b, u32 b_row, u32 lane) {
+        const u32 a_first = a + swizzled<chunks>(a_row + lane % 16, lane / 16);
+        const u32 b_first = b + swizzled<chunks>(b_row + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+#pragma unroll
+        for (int step = 0; step < chunks / 2; ++step) {
+            Parts fa[M_TILES];
+#pragma unroll
+            for (int i = 0; i < M_TILES; ++i) fa[i].load((a_first ^ (step * 32)) + i * 256 * chunks);
+#pragma unroll
+            for (int j = 0; j < N_PAIRS; ++j) {
+                Parts fb;
+                fb.load((b_first ^ (step * 32)) + j * 256 * chunks);
+#pragma unroll
+                for (int i = 0; i < M_TILES; ++i)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        float(&d)[4] = this->d[i][2 * j + half];
+                        Mma<float>::multiply(d, fa[i].low, fb.high[2 * half], fb.high[2 * half + 1]);
+                        Mma<float>::multiply(d, fa[i].high, fb.low[2 * half], fb.low[2 * half + 1]);
+                        Mma<float>::multiply(d, fa[i].high, fb.high[2 * half], fb.high[2 * half + 1]);
+                    }
+            }
+        }
+    }
+
+private:
+    struct Parts {
+        u32 high[4], low[4];
+
+        __device__ inline void load(u32 shared) {
+            u32 r[4];
+            load_matrices(r, shared);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                high[i] = to_tf32(r[i]);
+                low[i] = to_tf32(__float_as_uint(__uint_as_float(r[i]) - __uint_as_float(high[i])));
+            }
+        }
+    };
 };
 
 // 4 * row_count rows by 8 * column_count columns of true f32. A lane holds row_count by column_count elements: columns

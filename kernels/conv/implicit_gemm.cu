@@ -7,8 +7,8 @@
 // neighbours, so that x is read from L2 but once. Its warps, WARPS_M by WARPS_N of them, share the tile evenly.
 //
 // Along k the block takes CHUNKS * 16 bytes of both operands a step, STAGES - 1 steps ahead, by 16-byte asynchronous
-// copies into swizzled shared memory; halo, ragged ends and the padding of the tile are zero-size copies. 16-bit types
-// are multiplied by tensor cores, f32 by FMA, both accumulated in f32.
+// copies into swizzled shared memory; halo, ragged ends and the padding of the tile are zero-size copies. MATH says how
+// warps multiply (FMA: f32; TENSOR: 16-bit types on tensor cores; TF32X3: f32 on tensor cores); sums are f32.
 //
 // ADDRESSING says how x is read:
 //   POINTWISE  1 x 1, stride 1, no padding: x is the matrix. Chunks, so channels must be whole chunks.
@@ -21,7 +21,7 @@
 // A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64 FMAs a byte
 // for f16 with 128 x 128, 43 with 128 x 64, 32 with 64 x 64.
 //
-// Defines: STORAGE, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a multiprocessor, that
+// Defines: STORAGE, MATH, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a multiprocessor, that
 // registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS, UPSAMPLED,
 // MOMENTS, SPLIT.
 #include "common/async_copy.cuh"
@@ -42,8 +42,14 @@ constexpr u32 STEP = CHUNKS * LANES;
 constexpr u32 A_BYTES = TILE_M * CHUNKS * 16;
 constexpr u32 STAGE_BYTES = A_BYTES + TILE_N * CHUNKS * 16;
 
-#if STORAGE == F32
+#define FMA 0
+#define TENSOR 1
+#define TF32X3 2
+
+#if MATH == FMA
 typedef WarpTileF32<TILE_M / WARPS_M / 4, TILE_N / WARPS_N / 8, CHUNKS> Tile;
+#elif MATH == TF32X3
+typedef WarpTileTf32x3<TILE_M / WARPS_M / 16, TILE_N / WARPS_N / 16, CHUNKS> Tile;
 #else
 typedef WarpTile<storage_t, TILE_M / WARPS_M / 16, TILE_N / WARPS_N / 16, CHUNKS> Tile;
 #endif

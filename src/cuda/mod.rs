@@ -31,7 +31,7 @@ use crate::graph::Graph;
 use crate::graph::maps::fuse_maps;
 use crate::graph::rows::fuse_rows;
 use crate::ops::ValueType;
-use crate::plan::launch::{Precision, Target};
+use crate::plan::launch::Target;
 use crate::plan::{Choice, Plan, Site};
 use crate::tensor::DType;
 
@@ -45,7 +45,7 @@ pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     let selection = selection.into();
     let mut graph = graph.clone();
     fuse_rows(&mut graph)?;
-    if selection.target().precision != Precision::F32 {
+    if selection.target().precision.is_half() {
         fuse_maps(&mut graph)?;
     }
     Plan::build_stored(&graph, stored(selection.target()), select(selection))

@@ -52,6 +52,8 @@ impl Caps {
 pub enum Precision {
     /// f32 storage and f32 multiplication: for parity with reference data.
     F32,
+    /// f32 storage; convolutions on tensor cores, by three TF32 products for each f32 one, which keep 22 bits of each factor.
+    Tf32x3,
     /// f16 maps and filters on tensor cores. Rows of objects are multiplied in TF32.
     #[default]
     F16,
@@ -61,12 +63,12 @@ pub enum Precision {
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Precision; 3] = [Precision::F32, Precision::F16, Precision::Bf16];
+    pub const ALL: [Precision; 4] = [Precision::F32, Precision::Tf32x3, Precision::F16, Precision::Bf16];
 
     /// Element type of feature maps, mask logits and filters.
     pub fn storage(self) -> DType {
         match self {
-            Precision::F32 => DType::F32,
+            Precision::F32 | Precision::Tf32x3 => DType::F32,
             Precision::F16 => DType::F16,
             Precision::Bf16 => DType::BF16,
         }
@@ -74,7 +76,15 @@ impl Precision {
 
     /// Lower-case name.
     pub fn name(self) -> &'static str {
-        self.storage().name()
+        match self {
+            Precision::Tf32x3 => "tf32x3",
+            other => other.storage().name(),
+        }
+    }
+
+    /// Whether feature maps and filters are stored in 16 bits.
+    pub fn is_half(self) -> bool {
+        self.storage() != DType::F32
     }
 }
 

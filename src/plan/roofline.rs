@@ -12,6 +12,8 @@ pub fn peak(caps: &Caps, precision: Precision) -> f64 {
     let per_clock = match (caps.compute, precision) {
         ((8, 0), Precision::F32) => 128.0,
         (_, Precision::F32) => 256.0,
+        // TF32 runs at half the rate of 16-bit types, and takes three products.
+        (_, Precision::Tf32x3) => return peak(caps, Precision::F16) / 6.0,
         ((8, 0 | 7), _) => 2048.0,
         ((9, 0), _) => 4096.0,
         ((10 | 11, _), _) => 8192.0,

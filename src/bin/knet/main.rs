@@ -85,6 +85,9 @@ struct ModelArguments {
 enum PrecisionArgument {
     /// f32 throughout, for parity with reference data
     F32,
+    /// f32, with convolutions on tensor cores by three TF32 products each
+    #[value(name = "tf32x3")]
+    Tf32x3,
     /// f16 on tensor cores
     F16,
     /// bf16 on tensor cores
@@ -95,6 +98,7 @@ impl From<PrecisionArgument> for Precision {
     fn from(argument: PrecisionArgument) -> Precision {
         match argument {
             PrecisionArgument::F32 => Precision::F32,
+            PrecisionArgument::Tf32x3 => Precision::Tf32x3,
             PrecisionArgument::F16 => Precision::F16,
             PrecisionArgument::Bf16 => Precision::Bf16,
         }

@@ -10,7 +10,7 @@ use crate::ops::epilogue::Epilogue;
 use crate::ops::fused_conv2d::PART_PIXELS;
 use crate::plan::Site;
 use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
-use crate::plan::select::conv::{self, Addressing, ConvChoice, ConvShape, Tile};
+use crate::plan::select::conv::{self, Addressing, ConvChoice, ConvShape, Math, Tile};
 use crate::tensor::DType;
 
 /// `Params` of `kernels/conv/window.cuh`.
@@ -299,10 +299,11 @@ impl Conv<'_> {
             by_channels: divisor(shape.channels),
             by_tiles_n: divisor(tiles_n),
         };
-        let (split, tensor) = (splits > 1, self.dtype != DType::F32);
+        let (split, tensor) = (splits > 1, tile.math != Math::Fma);
         let shallow = addressing == Addressing::Taps && shape.channels < step;
         let defines = vec![
             storage(self.dtype),
+            ("MATH", tile.math as i64),
             if split { ("ACTIVATION", number(None)) } else { self.activation() },
             ("TILE_M", tile.m as i64),
             ("TILE_N", tile.n as i64),
@@ -315,7 +316,7 @@ impl Conv<'_> {
             ("SHALLOW", i64::from(shallow)),
             ("FILTER_H", shape.taps[0] as i64),
             ("FILTER_W", shape.taps[1] as i64),
-            // f32 is written one by one whatever the filters.
+            // What FMA makes is written one by one whatever the filters.
             if tensor { self.whole_chunks() } else { ("WHOLE_CHUNKS", 0) },
             // Partial sums are written as they are.
             ("UPSAMPLED", i64::from(self.tail.upsampled && !split)),

@@ -3,7 +3,7 @@ use super::activation::number;
 use crate::ops::FusedLinear;
 use crate::ops::fused_linear::Prologue;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Precision, Program, Target};
+use crate::plan::launch::{Arg, Launch, Program, Target};
 use crate::plan::select::rows::{Layers, Tile};
 
 #[repr(C)]
@@ -42,7 +42,7 @@ impl FusedLinear {
                 Prologue::Product => 2,
                 Prologue::Gates { .. } => MAX_OPERANDS,
             },
-            tensor_cores: target.precision != Precision::F32,
+            tensor_cores: target.precision.is_half(),
         }
     }
 

@@ -4,7 +4,7 @@ use super::sum_parts::sum_parts;
 use crate::ops::Linear;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Precision, Program, Target};
+use crate::plan::launch::{Arg, Launch, Program, Target};
 use crate::plan::select::rows::{self, Plan, Product};
 use crate::tensor::DType;
 
@@ -120,7 +120,7 @@ fn layer(op: &Linear, site: &Site<'_>, target: &Target) -> Result<Rows, String> 
         columns: y.shape.last(),
         terms: site.inputs[1].shape[1],
         batch: 1,
-        tensor_cores: target.precision != Precision::F32,
+        tensor_cores: target.precision.is_half(),
         may_split: true,
     };
     Ok(Rows { product, shared_x: false, row_bias: false, epilogue: op.epilogue })

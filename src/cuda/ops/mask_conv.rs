@@ -4,7 +4,7 @@ use super::linear::Rows;
 use crate::ops::MaskConv;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Packing, Precision, Program, Target};
+use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
 use crate::plan::select::masks::{ConvTile, Extents, conv_candidates};
 use crate::plan::select::rows::Product;
 use crate::tensor::DType;
@@ -33,7 +33,7 @@ fn variant(op: &MaskConv, site: &Site<'_>, target: &Target) -> Variant {
     let [kernels, x] = [site.inputs[0].shape, site.inputs[1].shape];
     let extents = Extents { batch: x[0], objects: kernels[1], channels: x[3], pixels: x[1] * x[2] };
     let shared = kernels[0] != extents.batch;
-    if target.precision != Precision::F32 {
+    if target.precision.is_half() {
         return Variant::Tensor { extents, shared, bias: op.bias, dtype: site.outputs[0].dtype };
     }
     let product = Product {

@@ -35,7 +35,7 @@ struct Variant {
 
 /// What fits, the preferred first.
 fn variants(extents: &Extents, target: &Target) -> Vec<Variant> {
-    if target.precision == Precision::F32 {
+    if !target.precision.is_half() {
         let of = |(split, splits)| Variant {
             source: "mask/pool_f32.cu",
             entry: "mask_pool_f32",
@@ -105,7 +105,7 @@ impl Variant {
         if splits > 1 {
             launches.push(sum_parts(splits, count, extents.channels, Epilogue::default()));
         }
-        let math = if precision == Precision::F32 { "f32" } else { "mma" };
+        let math = if precision.is_half() { "mma" } else { "f32" };
         Program {
             kernel: format!("{math} split {splits}"),
             launches,

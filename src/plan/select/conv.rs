@@ -56,6 +56,17 @@ impl ConvShape {
     }
 }
 
+/// How warps multiply; numbers of `kernels/conv/implicit_gemm.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Math {
+    /// f32 with FMA.
+    Fma,
+    /// 16-bit types on tensor cores.
+    Tensor,
+    /// f32 on tensor cores, by three TF32 products.
+    Tf32x3,
+}
+
 /// The tile of a block of an implicit GEMM (`kernels/conv/implicit_gemm.cu`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
@@ -71,11 +82,18 @@ pub struct Tile {
     pub stages: usize,
     /// Blocks of a multiprocessor that registers leave room for.
     pub blocks: usize,
+    /// How its warps multiply.
+    pub math: Math,
 }
 
 impl Tile {
-    const fn new([m, n]: [usize; 2], warps: [usize; 2], [chunks, stages, blocks]: [usize; 3]) -> Tile {
-        Tile { m, n, warps, chunks, stages, blocks }
+    const fn new(
+        math: Math,
+        [m, n]: [usize; 2],
+        warps: [usize; 2],
+        [chunks, stages, blocks]: [usize; 3],
+    ) -> Tile {
+        Tile { m, n, warps, chunks, stages, blocks, math }
     }
 
     /// Threads of a block.
@@ -99,26 +117,35 @@ impl Tile {
 
 /// Tiles of 16-bit types, on tensor cores, the preferred first.
 pub const TENSOR_TILES: &[Tile] = &[
-    Tile::new([128, 128], [2, 2], [4, 4, 2]),
-    Tile::new([128, 128], [2, 4], [4, 3, 2]),
-    Tile::new([256, 128], [4, 2], [4, 3, 1]),
-    Tile::new([128, 64], [2, 2], [4, 4, 4]),
-    Tile::new([64, 128], [1, 4], [4, 4, 4]),
-    Tile::new([64, 64], [2, 2], [8, 3, 5]),
-    Tile::new([64, 64], [2, 2], [4, 4, 6]),
-    Tile::new([64, 32], [2, 1], [4, 4, 8]),
+    Tile::new(Math::Tensor, [128, 128], [2, 2], [4, 4, 2]),
+    Tile::new(Math::Tensor, [128, 128], [2, 4], [4, 3, 2]),
+    Tile::new(Math::Tensor, [256, 128], [4, 2], [4, 3, 1]),
+    Tile::new(Math::Tensor, [128, 64], [2, 2], [4, 4, 4]),
+    Tile::new(Math::Tensor, [64, 128], [1, 4], [4, 4, 4]),
+    Tile::new(Math::Tensor, [64, 64], [2, 2], [8, 3, 5]),
+    Tile::new(Math::Tensor, [64, 64], [2, 2], [4, 4, 6]),
+    Tile::new(Math::Tensor, [64, 32], [2, 1], [4, 4, 8]),
+];
+
+/// Tiles of f32 on tensor cores.
+pub const TF32X3_TILES: &[Tile] = &[
+    Tile::new(Math::Tf32x3, [128, 64], [2, 2], [4, 4, 2]),
+    Tile::new(Math::Tf32x3, [64, 64], [2, 2], [4, 4, 4]),
+    Tile::new(Math::Tf32x3, [64, 32], [2, 1], [4, 4, 8]),
 ];
 
 /// Tiles of f32.
 pub const F32_TILES: &[Tile] =
-    &[Tile::new([64, 64], [2, 1], [4, 3, 4]), Tile::new([64, 32], [2, 1], [4, 3, 6])];
+    &[Tile::new(Math::Fma, [64, 64], [2, 1], [4, 3, 4]), Tile::new(Math::Fma, [64, 32], [2, 1], [4, 3, 6])];
 
 /// Tiles of 16-bit types read one by one.
-pub const TENSOR_ELEMENT_TILES: &[Tile] =
-    &[Tile::new([128, 64], [4, 2], [4, 2, 2]), Tile::new([64, 32], [2, 1], [4, 2, 7])];
+pub const TENSOR_ELEMENT_TILES: &[Tile] = &[
+    Tile::new(Math::Tensor, [128, 64], [4, 2], [4, 2, 2]),
+    Tile::new(Math::Tensor, [64, 32], [2, 1], [4, 2, 7]),
+];
 
 /// Tiles of f32 read one by one.
-pub const F32_ELEMENT_TILES: &[Tile] = &[Tile::new([64, 32], [2, 1], [4, 2, 6])];
+pub const F32_ELEMENT_TILES: &[Tile] = &[Tile::new(Math::Fma, [64, 32], [2, 1], [4, 2, 6])];
 
 /// How an implicit GEMM reads the map; numbers of `kernels/conv/implicit_gemm.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -181,7 +208,8 @@ impl fmt::Display for ConvChoice {
                     Addressing::Elements => "elements",
                 };
                 let Tile { m, n, warps: [wm, wn], chunks, stages, .. } = tile;
-                write!(f, "gemm {name} {m}x{n}/{wm}x{wn} k{}B x{stages}", chunks * 16)?;
+                let math = if tile.math == Math::Tf32x3 { "tf32x3 " } else { "" };
+                write!(f, "gemm {math}{name} {m}x{n}/{wm}x{wn} k{}B x{stages}", chunks * 16)?;
                 if splits > 1 { write!(f, " split {splits}") } else { Ok(()) }
             }
             ConvChoice::FewChannels { filters } => write!(f, "few channels 8x32x{filters}"),
@@ -237,7 +265,7 @@ pub fn candidates(shape: &ConvShape, precision: Precision, caps: &Caps) -> Resul
         return Ok(vec![ConvChoice::Direct]);
     }
     let mut found = Vec::new();
-    if precision != Precision::F32 && shape.has_few_channels() {
+    if precision.is_half() && shape.has_few_channels() {
         let filters = if shape.filters > 32 { [64, 32] } else { [32, 64] };
         found.extend(filters.map(|filters| ConvChoice::FewChannels { filters }));
     }
@@ -257,11 +285,12 @@ fn gemms(shape: &ConvShape, precision: Precision, caps: &Caps) -> Vec<ConvChoice
         _ if shape.is_pointwise() => Addressing::Pointwise,
         _ => Addressing::Taps,
     };
-    let tiles = match (addressing, precision == Precision::F32) {
-        (Addressing::Elements, true) => F32_ELEMENT_TILES,
-        (Addressing::Elements, false) => TENSOR_ELEMENT_TILES,
-        (_, true) => F32_TILES,
-        (_, false) => TENSOR_TILES,
+    let tiles = match (addressing, precision) {
+        (Addressing::Elements, Precision::F32 | Precision::Tf32x3) => F32_ELEMENT_TILES,
+        (Addressing::Elements, Precision::F16 | Precision::Bf16) => TENSOR_ELEMENT_TILES,
+        (_, Precision::F32) => F32_TILES,
+        (_, Precision::Tf32x3) => TF32X3_TILES,
+        (_, Precision::F16 | Precision::Bf16) => TENSOR_TILES,
     };
     let mut found: Vec<(f64, ConvChoice)> = Vec::new();
     for &tile in tiles.iter().filter(|tile| tile.shared(addressing) <= caps.shared_per_block as usize) {

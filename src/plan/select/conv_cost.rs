@@ -13,7 +13,7 @@
 //!
 //! Rates are the data sheets', and for `mma.sync` on Hopper the 62 % that arXiv 2501.12084 measured.
 
-use super::conv::{Addressing, ConvShape, Tile};
+use super::conv::{Addressing, ConvShape, Math, Tile};
 use crate::plan::launch::{Caps, Precision};
 
 /// Clocks of a step that only other blocks can fill.
@@ -87,12 +87,17 @@ impl Model<'_> {
 
     /// Multiply-adds of a multiprocessor a clock.
     pub fn multiply_rate(&self) -> f64 {
-        match (self.precision, self.caps.compute) {
-            (Precision::F32, (8, 0)) => 64.0,
-            (Precision::F32, _) => 128.0,
-            (_, (8, 0 | 7)) => 1024.0,
-            (_, (9..=11, _)) => 1280.0,
+        let half = match self.caps.compute {
+            (8, 0 | 7) => 1024.0,
+            (9..=11, _) => 1280.0,
             _ => 512.0,
+        };
+        match (self.tile.math, self.caps.compute) {
+            (Math::Fma, (8, 0)) => 64.0,
+            (Math::Fma, _) => 128.0,
+            (Math::Tensor, _) => half,
+            // TF32 runs at half the rate of 16-bit types, and takes three products.
+            (Math::Tf32x3, _) => half / 6.0,
         }
     }
 
