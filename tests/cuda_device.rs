@@ -27,8 +27,15 @@ use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::HashMap;
 
-/// Operations of the largest case that is run again on the emulator.
-const EMULATED_FLOPS: u64 = 200_000;
+/// Operations of the largest case that is run: `KNET_TEST_FLOPS` (compute-sanitizer slows kernels down a hundredfold), else
+/// few on the emulator, and all on a GPU.
+fn most_flops(emulated: bool) -> u64 {
+    match std::env::var("KNET_TEST_FLOPS") {
+        Ok(text) => text.parse().expect("KNET_TEST_FLOPS is a number"),
+        Err(_) if emulated => 200_000,
+        Err(_) => u64::MAX,
+    }
+}
 
 fn runtime(ordinal: usize, precision: Precision, params: HashMap<String, Tensor>) -> knet::Result<Runtime> {
     Runtime::new(Device::open(ordinal)?, precision, Box::new(move |param| Ok(params[&param.key].clone())))
@@ -118,9 +125,9 @@ fn choices() -> Vec<Case> {
 }
 
 /// The same photo many times, alternating with another of another size: the same masks each time.
-fn check_determinism(name: &str, emulated: bool) -> Result<(), Failed> {
+fn check_determinism(name: &str, precision: Precision, emulated: bool) -> Result<(), Failed> {
     let runs = if emulated { 3 } else { 100 };
-    let mut engine = device::builder().model(name).precision(Precision::F16).size(Some((64, 96))).build()?;
+    let mut engine = device::builder().model(name).precision(precision).size(Some((64, 96))).build()?;
     let (photo, other) = (model::photo(96, 128), model::photo(64, 64));
     let first = engine.segment(&photo)?;
     let mut result = Segmentation::default();
@@ -140,9 +147,10 @@ fn main() {
     let mut trials = Vec::new();
     if let engine::Device::Cuda(ordinal) = device::device() {
         let emulated = Device::open(ordinal).expect("the device under test").is_emulated();
+        let most = most_flops(emulated);
         for case in all_cases().into_iter().filter(|case| !HOST_ONLY.contains(&case.op.name())) {
             let outputs = case.op.infer(&case.inputs).expect("cases are sound");
-            if emulated && case.op.flops(&case.inputs, &outputs) > EMULATED_FLOPS {
+            if case.op.flops(&case.inputs, &outputs) > most {
                 continue;
             }
             for precision in Precision::ALL {
@@ -158,9 +166,12 @@ fn main() {
             let most = if emulated { 4 } else { 1000 };
             trials.push(Trial::test(name, move || check_candidates(&case, precision, ordinal, most)));
         }
+        let precisions = if emulated { &[Precision::F16][..] } else { &Precision::ALL };
         for name in ["knet_s3_lite0_fpn", "knet_s3_r50_fpn_panoptic"] {
-            trials
-                .push(Trial::test(format!("determinism/{name}"), move || check_determinism(name, emulated)));
+            for &precision in precisions {
+                let check = move || check_determinism(name, precision, emulated);
+                trials.push(Trial::test(format!("determinism/{name}/{}", precision.name()), check));
+            }
         }
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
