@@ -1,7 +1,8 @@
 //! What the emulator counts of the heaviest layers of K-Net as an H100 would run them, held to the table `kernels/counts.tsv`.
 //! No GPU is asked: these are the numbers that predict speed, not times. The table's header explains its columns.
 //!
-//! A few blocks of each launch run, the first, some in the middle and the last, over noise; counts are theirs.
+//! A few blocks of each launch run, the first, some in the middle and the last; counts are theirs. Results are not looked at, and
+//! nothing but counts is checked: the operators' own tests do that.
 
 #[path = "common/emulate.rs"]
 #[expect(dead_code, reason = "the emulated suites use the rest")]
@@ -17,7 +18,6 @@ use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
 use knet::plan::launch::{Caps, Launch, Packing, Precision, Program, Target};
 use knet::plan::{Operand, Place, Step, roofline};
-use knet::tensor::DType;
 use occupancy::{ARCHITECTURES, H100};
 use ptxemu::{Memory, Options, Report, Traffic};
 use rayon::prelude::*;
@@ -78,29 +78,10 @@ fn packed(operand: &Operand, packing: Packing) -> usize {
     rows * columns.next_multiple_of(packing.row_multiple.max(1)) * packing.dtype.size()
 }
 
-/// An allocation of noise from -1 to 1, or of zeros where indices are.
-fn noise(memory: &Memory, dtype: DType, bytes: usize, label: &str) -> u64 {
-    let mut state = 1_u32;
-    let values = (0..2048).map(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    });
-    let values: Vec<f32> = values.map(|v| if dtype == DType::I32 { 0.0 } else { v }).collect();
-    let pattern = knet::cuda::pack::pack(&knet::tensor::Tensor::new([2048], values), Packing::plain(dtype));
-    let address = memory.alloc(bytes as u64, label).unwrap();
-    let whole = bytes / pattern.len();
-    memory.fill(address, &pattern, whole as u64).unwrap();
-    let rest = bytes % pattern.len();
-    if rest > 0 {
-        memory.write(address + (bytes - rest) as u64, &pattern[..rest]).unwrap();
-    }
-    address
-}
-
 /// The first blocks of a grid, two in the middle, and the last.
 fn sample(blocks: u64) -> Vec<Range<u64>> {
     match blocks {
-        0..=6 => vec![0..blocks],
+        0..=6 => std::iter::once(0..blocks).collect(),
         _ => vec![0..2, blocks / 2..blocks / 2 + 2, blocks - 2..blocks],
     }
 }
@@ -108,24 +89,26 @@ fn sample(blocks: u64) -> Vec<Range<u64>> {
 /// Counts of some blocks of each launch.
 fn count(layer: &Layer) -> Vec<Report> {
     let Layer { step, program, .. } = layer;
+    // Nobody has written it: values do not change what is counted.
     let memory = Memory::new(Options::default()).unwrap();
+    let room = |bytes: usize| memory.alloc(bytes as u64, "operand").unwrap();
     let input = |(index, operand): (usize, &Operand)| match operand.place {
-        Place::Arena(_) => noise(&memory, operand.ty.dtype, operand.ty.bytes(), "operand"),
-        Place::Const(_) => {
-            let packing = program.packing_of(index);
-            noise(&memory, packing.dtype, packed(operand, packing), "constant")
-        }
+        Place::Arena(_) => room(operand.ty.bytes()),
+        Place::Const(_) => room(packed(operand, program.packing_of(index))),
     };
     let inputs: Vec<u64> = step.inputs.iter().enumerate().map(input).collect();
-    let outputs: Vec<u64> =
-        step.outputs.iter().map(|o| noise(&memory, o.ty.dtype, o.ty.bytes(), "result")).collect();
-    let workspace =
-        (program.workspace > 0).then(|| noise(&memory, DType::F32, program.workspace, "workspace"));
+    let outputs: Vec<u64> = step.outputs.iter().map(|o| room(o.ty.bytes())).collect();
+    let workspace = (program.workspace > 0).then(|| room(program.workspace));
     let operands = Operands { inputs: &inputs, outputs: &outputs, workspace };
     let one = |launch: &Launch| {
         let mut report = Report::default();
         for blocks in sample(launch.grid.iter().map(|&n| u64::from(n)).product()) {
-            let config = ptxemu::Config { blocks: Some(blocks), ..ptxemu::Config::default() };
+            let config = ptxemu::Config {
+                blocks: Some(blocks),
+                check_uninit: false,
+                check_races: false,
+                ..ptxemu::Config::default()
+            };
             let part = run_launch(launch, &operands, &memory, &config);
             report.merge(&part.unwrap_or_else(|e| panic!("{}: {e}", step.name)));
         }
@@ -167,8 +150,7 @@ fn defines(launch: &Launch) -> String {
     each.join(" ")
 }
 
-/// Registers and static shared memory of a thread or block, by source, entry and defines, from `kernels/resources.tsv`; its
-/// shared memory is that of the launch that takes most.
+/// Registers of a thread by source, entry and defines, from `kernels/resources.tsv`.
 fn registers() -> BTreeMap<[String; 3], u32> {
     let text = std::fs::read_to_string(root().join("kernels/resources.tsv")).unwrap();
     let name = ARCHITECTURES[H100].name();
@@ -314,9 +296,72 @@ fn number(row: &[String], column: &str) -> Option<f64> {
     row[at].parse().ok()
 }
 
+/// Limits beyond which a kernel is at fault, whatever the table says: kernel, column, least and most, and why they are not
+/// the ideal.
+const EXCEPTIONS: [(&str, &str, f64, &str); 4] = [
+    (
+        "group_norm.cu:group_norm_moments",
+        "conflict",
+        1.30,
+        "a lane puts down the 32 bytes of its eight moments in two stores",
+    ),
+    (
+        "group_norm.cu:group_norm_apply",
+        "load16",
+        5.60,
+        "a lane reads the 32 bytes of its eight scales in two loads",
+    ),
+    (
+        "conv/split_k.cu:add_partials",
+        "load16",
+        8.00,
+        "a lane reads the 32 bytes of its eight sums in two loads",
+    ),
+    (
+        "conv/few_channels.cu:few_channels",
+        "load16",
+        4.40,
+        "filters have rows of 21 chunks, from half a sector on",
+    ),
+];
+
+/// What holds of every launch: shared memory without bank conflicts, whole sectors, memory-bound kernels in 16-byte lanes,
+/// a main loop that leaves issue slots.
+fn check(row: &[String], faults: &mut Vec<String>) {
+    let launch = row[3].split(' ').nth(1).unwrap();
+    let exception = |column: &str| {
+        EXCEPTIONS
+            .iter()
+            .find(|(kernel, of, ..)| *kernel == launch && *of == column)
+            .map(|(.., most, _)| *most)
+    };
+    // Biases and the ragged ends of splits, a few of a hundred requests, cost the rest of the sectors.
+    for (column, most) in [("conflict", 1.01), ("load16", 4.20), ("store16", 4.00)] {
+        let most = exception(column).unwrap_or(most);
+        if number(row, column).is_some_and(|is| is > most + 0.005) {
+            faults.push(format!("{} {launch}: {column} {:?}, at most {most}", row[0], number(row, column)));
+        }
+    }
+    // A multiprocessor of an H100 issues 4 instructions a clock, and `mma.sync` (m16n8k16) takes about 1.6 clocks of it, as it
+    // reaches 63 % of the peak (Luo et al. 2024, "Benchmarking and dissecting the NVIDIA Hopper GPU"): 6.4 slots. TF32's products are half as large and belong to launches that wait for memory.
+    if !launch.starts_with("rows/") && number(row, "loop_sass").is_some_and(|is| is > 6.4) {
+        faults.push(format!(
+            "{} {launch}: {:?} machine instructions a mma",
+            row[0],
+            number(row, "loop_sass")
+        ));
+    }
+}
+
 #[test]
 fn the_heaviest_layers_count_no_worse_than_the_table_says() {
     let rows = table();
+    let mut faults = Vec::new();
+    rows.iter().for_each(|row| check(row, &mut faults));
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    let layers: usize =
+        rows.iter().filter(|row| row[3].starts_with("1 ")).map(|row| row[1].parse::<usize>().unwrap()).sum();
+    assert!(layers >= HEAVIEST, "{layers} layers");
     if std::env::var_os("KNET_UPDATE").is_some() {
         let mut text = HEADER.to_string();
         COLUMNS.iter().for_each(|(name, _, what)| text += &format!("#   {name}: {what}\n"));

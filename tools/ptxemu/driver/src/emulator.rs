@@ -36,6 +36,7 @@ impl Driver {
             check_uninit: settings.checks,
             check_races: settings.checks,
             threads: settings.threads,
+            max_instructions: settings.instructions,
             max_shared: self.device.shared_opt_in(),
             ..Config::default()
         }

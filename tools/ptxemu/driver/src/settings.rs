@@ -18,6 +18,8 @@ pub struct Settings {
     pub late_async: bool,
     /// Whether races and uninitialised reads are looked for.
     pub checks: bool,
+    /// Most warp instructions of a launch; `None` lets it run for ever.
+    pub instructions: Option<u64>,
     /// Bytes of device memory.
     pub memory: u64,
     /// Where the counts go at exit.
@@ -25,6 +27,8 @@ pub struct Settings {
 }
 
 const DEFAULT_MEMORY: u64 = 8 << 30;
+/// Several times what the largest layers of a network take in f32: a launch that needs more does not end.
+const DEFAULT_INSTRUCTIONS: u64 = 1 << 34;
 
 impl Settings {
     /// Reads the environment. `Err` is a line for the user.
@@ -48,6 +52,8 @@ impl Settings {
             threads: number("PTXEMU_THREADS", 0)?,
             late_async: switch("PTXEMU_LATE_ASYNC", true)?,
             checks: switch("PTXEMU_CHECKS", true)?,
+            instructions: Some(number("PTXEMU_MAX_INSTRUCTIONS", DEFAULT_INSTRUCTIONS)?)
+                .filter(|most| *most > 0),
             memory: number("PTXEMU_FREE_MEMORY", DEFAULT_MEMORY)?,
             report: variable("PTXEMU_REPORT").map(PathBuf::from),
         })

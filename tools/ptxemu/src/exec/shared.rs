@@ -154,6 +154,44 @@ impl Shared {
         Trouble::new(FaultKind::OutOfBounds, lane, message)
     }
 
+    /// First word and number of words that `len` bytes from `start` touch.
+    #[inline(always)]
+    fn words_of(start: usize, len: usize) -> (usize, usize) {
+        (start / 4, (start + len).div_ceil(4) - start / 4)
+    }
+
+    /// Checks that `len` bytes from `start` have been written and that no asynchronous copy owns them.
+    #[inline(always)]
+    fn check_states(&self, access: &Access, (start, len): (usize, usize), on: Checks) -> Result<(), Trouble> {
+        let (mut all, mut any) = (0xff, 0);
+        for state in &self.state[start..start + len] {
+            all &= state;
+            any |= state;
+        }
+        if any & PENDING != 0 || on.uninit && all & WRITTEN == 0 {
+            return Err(self.bad_state(access, start, len, on, "read"));
+        }
+        Ok(())
+    }
+
+    /// Checks words (position in the plan, first, count) that warp `w` accesses against the writes of others.
+    #[inline(always)]
+    fn check_writes(
+        &self,
+        w: usize,
+        access: &Access,
+        plan: &Plan,
+        words: (usize, usize, usize),
+        writing: bool,
+    ) -> Result<(), Trouble> {
+        let safe = self.safe[w] << TIME_SHIFT;
+        let mut late = false;
+        for write in &self.writes[words.1..words.1 + words.2] {
+            late |= *write >= safe;
+        }
+        if late { self.race_with_writes(w, access, plan, words, writing) } else { Ok(()) }
+    }
+
     /// Checks a read by warp `w` and notes it.
     #[inline(always)]
     pub fn read(
@@ -168,25 +206,10 @@ impl Shared {
         let mut word = 0;
         for run in &plan.runs {
             let start = base.wrapping_add_signed(run.at) as usize;
-            let states = &self.state[start..start + run.len as usize];
-            let (mut all, mut any) = (0xff, 0);
-            for state in states {
-                all &= state;
-                any |= state;
-            }
-            if any & PENDING != 0 || on.uninit && all & WRITTEN == 0 {
-                return Err(self.bad_state(access, start, run.len as usize, on, "read"));
-            }
+            self.check_states(access, (start, run.len as usize), on)?;
             if on.races {
-                let (first, count) = (start / 4, (start + run.len as usize).div_ceil(4) - start / 4);
-                let safe = self.safe[w] << TIME_SHIFT;
-                let mut late = false;
-                for write in &self.writes[first..first + count] {
-                    late |= *write >= safe;
-                }
-                if late {
-                    self.race_with_writes(w, access, plan, (word, first, count), false)?;
-                }
+                let (first, count) = Self::words_of(start, run.len as usize);
+                self.check_writes(w, access, plan, (word, first, count), false)?;
                 let stamp = self.now << TIME_SHIFT;
                 let reads = &mut self.reads[w * self.words + first..][..count];
                 for (read, code) in reads.iter_mut().zip(&plan.codes[word..word + count]) {
@@ -225,15 +248,9 @@ impl Shared {
                 return Err(self.bad_state(access, start, run.len as usize, on, "write"));
             }
             if on.races {
-                let (first, count) = (start / 4, (start + run.len as usize).div_ceil(4) - start / 4);
+                let (first, count) = Self::words_of(start, run.len as usize);
+                self.check_writes(w, access, plan, (word, first, count), true)?;
                 let safe = self.safe[w] << TIME_SHIFT;
-                let mut late = false;
-                for write in &self.writes[first..first + count] {
-                    late |= *write >= safe;
-                }
-                if late {
-                    self.race_with_writes(w, access, plan, (word, first, count), true)?;
-                }
                 for v in 0..self.warps {
                     let mut late = false;
                     for read in &self.reads[v * self.words + first..][..count] {
@@ -272,13 +289,10 @@ impl Shared {
         let mut word = 0;
         for run in &plan.runs {
             let start = base.wrapping_add_signed(run.at) as usize;
-            let states = &self.state[start..start + run.len as usize];
-            if states.iter().any(|s| s & PENDING != 0 || on.uninit && *s == UNWRITTEN) {
-                return Err(self.bad_state(access, start, run.len as usize, on, "read"));
-            }
-            let (first, count) = (start / 4, (start + run.len as usize).div_ceil(4) - start / 4);
+            self.check_states(access, (start, run.len as usize), on)?;
+            let (first, count) = Self::words_of(start, run.len as usize);
             if on.races {
-                self.race_with_writes(w, access, plan, (word, first, count), false)?;
+                self.check_writes(w, access, plan, (word, first, count), false)?;
             }
             word += count;
             self.state[start..start + run.len as usize].fill(WRITTEN);

@@ -103,6 +103,21 @@ impl<'t> Lower<'t> {
         (self.mems.len() - 1) as u32
     }
 
+    /// The shape of an access to one element of type `ty`, unsigned and in a 32-bit register, with a cache of its own.
+    fn shape(&mut self, (space, strength): (MemSpace, Strength), ty: Ty, long_address: bool) -> Mem {
+        let plan = self.new_plan();
+        Mem {
+            space,
+            element: ty.bytes(),
+            count: 1,
+            strength,
+            signed: false,
+            long_address,
+            long_regs: 0,
+            plan,
+        }
+    }
+
     /// Vector count modifier.
     fn vector_count(op: &mut Op) -> u32 {
         op.pick(|m| match m {
@@ -205,17 +220,8 @@ impl<'t> Lower<'t> {
             return Ok(());
         }
         let (base, offset, long_address) = self.address(&address)?;
-        let plan = self.new_plan();
-        let y = self.new_mem(Mem {
-            space,
-            element: ty.bytes(),
-            count,
-            strength,
-            signed: ty.signed(),
-            long_address,
-            long_regs,
-            plan,
-        });
+        let shape = self.shape((space, strength), ty, long_address);
+        let y = self.new_mem(Mem { count, signed: ty.signed(), long_regs, ..shape });
         let mut pre = self.blank(load(), self.class_of(space, true));
         pre.s[0] = Some(base);
         (pre.imm, pre.y, pre.list_d) = (offset, y, list);
@@ -243,17 +249,8 @@ impl<'t> Lower<'t> {
             list.push(source);
         }
         let (base, offset, long_address) = self.address(&address)?;
-        let plan = self.new_plan();
-        let y = self.new_mem(Mem {
-            space,
-            element: ty.bytes(),
-            count,
-            strength,
-            signed: false,
-            long_address,
-            long_regs,
-            plan,
-        });
+        let shape = self.shape((space, strength), ty, long_address);
+        let y = self.new_mem(Mem { count, long_regs, ..shape });
         let mut pre = self.blank(store_to(), self.class_of(space, false));
         pre.s[0] = Some(base);
         (pre.imm, pre.y, pre.list_s) = (offset, y, list);
@@ -274,17 +271,8 @@ impl<'t> Lower<'t> {
         let b = self.source(self.arg(op, at + 1)?, ty)?;
         let c = if kind == Atomic::Cas { self.source(self.arg(op, at + 2)?, ty)? } else { b };
         let d = if returns { Some(self.dest(self.arg(op, 0)?, ty)?) } else { None };
-        let plan = self.new_plan();
-        let y = self.new_mem(Mem {
-            space,
-            element: ty.bytes(),
-            count: 1,
-            strength,
-            signed: false,
-            long_address,
-            long_regs: 0,
-            plan,
-        });
+        let shape = self.shape((space, strength), ty, long_address);
+        let y = self.new_mem(shape);
         let mut pre = self.blank(atomic, Class::Atomic);
         (pre.d, pre.imm, pre.y) = (d, offset, y);
         pre.s[0] = Some(base);

@@ -224,3 +224,22 @@ fn an_old_driver_refuses_new_ptx() {
         assert_eq!(loaded.unwrap_err().0, Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
     });
 }
+
+#[test]
+fn an_endless_kernel_ends_in_an_error() {
+    let run = run(
+        "launches::an_endless_kernel_ends_in_an_error",
+        &[("PTXEMU_MAX_INSTRUCTIONS", "1000000")],
+        || {
+            let context = context();
+            let stream = context.new_stream().unwrap();
+            let endless = kernels(&context).load_function("endless").unwrap();
+            let mut numbers = stream.alloc_zeros::<i32>(32).unwrap();
+            // SAFETY: the kernel reads what is there.
+            unsafe { stream.launch_builder(&endless).arg(&mut numbers).launch(shape(1, 32, 0)) }.unwrap();
+            assert_eq!(stream.synchronize().unwrap_err().0, Code::CUDA_ERROR_LAUNCH_TIMEOUT);
+        },
+    );
+    let Some(run) = run else { return };
+    assert!(run.says("InstructionLimit in endless"), "{}", run.stderr);
+}

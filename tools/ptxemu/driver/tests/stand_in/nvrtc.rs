@@ -91,6 +91,9 @@ __device__ int offset = 3;
 extern "C" __global__ void add_offset(int* x) {
     x[threadIdx.x] += offset;
 }
+extern "C" __global__ void endless(volatile int* x) {
+    while (x[threadIdx.x] == 0) {}
+}
 "#;
 
 /// [`KERNELS`], loaded.
