@@ -112,7 +112,9 @@ fn a_model_of_fused_maps_computes_the_same() {
     let image = Tensor::from_fn([1, 64, 96, 3], |i| ((i[1] * 7 + i[2] * 5 + i[3]) as f32 / 9.0).sin());
     let results = [&graph, &fused].map(|graph| {
         let load = |p: &Param| seeded::tensor(&p.key, &p.upstream_shape, 0);
-        Machine::new(graph, &Weights::new(Box::new(load)), Isa::detect(), 2).unwrap().run(&[image.clone()])
+        Machine::new(graph, &Weights::new(Box::new(load)), Isa::detect(), 2)
+            .unwrap()
+            .run(std::slice::from_ref(&image))
     });
     for (plain, fused) in results[0].iter().zip(&results[1]) {
         let error = relative_l2(&fused.to_f64(), &plain.to_f64());

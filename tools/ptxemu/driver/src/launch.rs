@@ -178,8 +178,12 @@ impl Driver {
         let Shape { grid, block, shared } = launch.shape;
         let name = &launch.kernel.entry.name;
         let what = ptxemu::Launch { grid, block, dynamic_shared: shared, params: &launch.parameters };
-        let start = Instant::now();
-        let report = ptxemu::launch(instance, name, &what, &self.memory.emulated, &self.config());
+        let (start, emulated) = (Instant::now(), &self.memory.emulated);
+        let report = self.pinned.before_launch(emulated).and_then(|()| {
+            let report = ptxemu::launch(instance, name, &what, emulated, &self.config())?;
+            self.pinned.after_launch(emulated)?;
+            Ok(report)
+        });
         let report = report.map_err(|fault| {
             eprintln!("ptxemu: in the launch {launch}:");
             emulator::report_fault(fault)

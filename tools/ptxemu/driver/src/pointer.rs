@@ -3,7 +3,7 @@
 use crate::context;
 use crate::driver::Driver;
 use crate::error::{CUresult, Outcome};
-use crate::ffi::{Handle, HostPtr, In, Out, entry_points};
+use crate::ffi::{HostPtr, In, Out, entry_points};
 
 const HOST: u32 = 1;
 const DEVICE: u32 = 2;
@@ -71,10 +71,5 @@ entry_points! {
             }
         }
         Ok(())
-    }
-
-    /// Kernels cannot reach host memory here.
-    healthy fn cuMemHostGetDevicePointer_v2(_device: Out<u64>, _memory: Handle, _flags: u32) |call, _| {
-        Err(call.refuse(CUresult::NOT_SUPPORTED, format_args!("the emulator maps no host memory")))
     }
 }
