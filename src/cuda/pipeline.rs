@@ -41,7 +41,7 @@ pub enum Results {
 /// The ends of an executor for photos of one size. Several may share one executor, as runs do not overlap.
 pub struct Pipeline {
     image: Pinned,
-    /// The results of post-processing, in the order of its program.
+    /// The results of post-processing, in the order of its program, but for those that stay on the device.
     results: Vec<Pinned>,
     logits: MaskLogits,
     graph: CudaGraph,
@@ -78,7 +78,7 @@ impl Pipeline {
             resized: preprocess.resized,
             original: *original,
         };
-        let (program, sizes) = program(&logits, results, &runtime.target())?;
+        let PostProcess { program, sizes, copied } = PostProcess::new(&logits, results, &runtime.target())?;
         let prepare = preprocess.launch(input.ty.dtype).map_err(Error::Cuda)?;
         runtime.load(&program.launches.iter().chain([&prepare]).collect::<Vec<_>>())?;
 
@@ -103,7 +103,8 @@ impl Pipeline {
             .iter()
             .map(|&bytes| DeviceBuffer::new(device, bytes, "results at the size of the photo"))
             .collect::<Result<Vec<_>>>()?;
-        let on_host = sizes.iter().map(|&bytes| Pinned::new(device, bytes)).collect::<Result<Vec<_>>>()?;
+        let on_host =
+            sizes[..copied].iter().map(|&bytes| Pinned::new(device, bytes)).collect::<Result<Vec<_>>>()?;
         let (mask_logits, score_logits) = (executor.address(masks)?, executor.address(scores)?);
         let mut bound = Vec::new();
         for launch in &program.launches {
@@ -176,19 +177,30 @@ impl Pipeline {
     }
 }
 
-/// Post-processing, and the bytes of each of its results.
-fn program(logits: &MaskLogits, results: &Results, target: &Target) -> Result<(Program, Vec<usize>)> {
-    let (n, pixels) = (logits.objects, logits.original.0 * logits.original.1);
-    let (program, sizes) = match results {
-        Results::Instances(ranking) => {
-            let k = ranking.instances.min(n * ranking.classes);
-            let extents = logits.bands() * size_of::<Extent>();
-            let sizes = vec![k * logits.mask_bytes(), k * extents, 4 * k, 4 * k, 4 * k, 4 * k];
-            (post::instances(logits, ranking, target), sizes)
-        }
-        &Results::Assignment { proposals, things, stuff } => {
-            (post::panoptic(logits, proposals, things, stuff), vec![2 * pixels, 8 * n, 4 * n, 4 * n])
-        }
-    };
-    Ok((program.map_err(Error::Cuda)?, sizes))
+/// What follows the network.
+struct PostProcess {
+    program: Program,
+    /// Bytes of each result.
+    sizes: Vec<usize>,
+    /// The first so many results go to the host; the others are between its launches.
+    copied: usize,
+}
+
+impl PostProcess {
+    fn new(logits: &MaskLogits, results: &Results, target: &Target) -> Result<Self> {
+        let (n, pixels) = (logits.objects, logits.original.0 * logits.original.1);
+        let (program, sizes, copied) = match results {
+            Results::Instances(ranking) => {
+                let k = ranking.instances.min(n * ranking.classes);
+                let extents = logits.bands() * size_of::<Extent>();
+                let sizes = vec![k * logits.mask_bytes(), k * extents, 4 * k, 4 * k, 4 * k, 4 * k];
+                // The last: the object of each place, which the launch of the masks reads.
+                (post::instances(logits, ranking, target), sizes, 5)
+            }
+            &Results::Assignment { proposals, things, stuff } => {
+                (post::panoptic(logits, proposals, things, stuff), vec![2 * pixels, 8 * n, 4 * n, 4 * n], 4)
+            }
+        };
+        Ok(PostProcess { program: program.map_err(Error::Cuda)?, sizes, copied })
+    }
 }

@@ -13,6 +13,7 @@ pub use source::WeightSource;
 pub use tuning::Tuning;
 
 use crate::cpu::Pool;
+use crate::cuda::Runtime;
 use crate::cuda::pipeline::Results;
 use crate::cuda::post::Ranking;
 use crate::error::{Error, Result};
@@ -75,7 +76,8 @@ struct Adapter {
     panoptic: PanopticPostprocessor,
 }
 
-/// Wall-clock time of the parts of one call.
+/// Wall-clock time of the parts of one call. A GPU does all of it in one go: there `network` is the whole of its work, `pre` and
+/// `post` are the host's before and after.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
     /// Resize, normalise, pad.
@@ -390,64 +392,41 @@ impl Engine {
     fn run(&mut self, image: &RgbImage, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
         let session = self.session(geometry.padded)?;
         let adapter = self.adapter(geometry)?;
-        let Engine { pool, sessions, adapters, timings, task, backend, config, instance: ranked, .. } = self;
-        let session = &mut sessions[session];
-        let Adapter { preprocessor, instance, panoptic, .. } = &mut adapters[adapter];
-        (result.task, result.size) = (*task, geometry.original);
-        let gpu = match (&mut session.executor, backend.runtime()) {
-            (Executor::Gpu(gpu), Some(runtime)) => {
-                let results = match task {
-                    Task::Instance => Results::Instances(Ranking {
-                        classes: config.classes(),
-                        instances: ranked.max_per_image,
-                        min_score: ranked.min_score,
-                        proposals: ranked.proposals,
-                        things: ranked.things,
-                        mask_score: ranked.mask_score,
-                    }),
-                    Task::Panoptic => Results::Assignment {
-                        proposals: config.proposals,
-                        things: config.thing_classes,
-                        stuff: config.stuff_classes,
-                    },
-                };
-                let outputs = [session.cls_score, session.mask_preds];
-                let preprocess = preprocessor.config();
-                Some((gpu, Setting { runtime, preprocess, results, outputs }))
-            }
-            _ => None,
-        };
-        if let Some((gpu, setting)) = gpu {
-            return pool.run(|| {
-                let start = Instant::now();
-                gpu.prepare(&setting, image, geometry)?;
-                let prepared = Instant::now();
-                gpu.run()?;
-                let computed = Instant::now();
-                let outcome = match task {
-                    Task::Panoptic => gpu.panoptic(panoptic, geometry, &mut result.panoptic),
-                    Task::Instance => gpu.instances(config.classes(), geometry, &mut result.instances),
-                };
-                *timings =
-                    Timings { pre: prepared - start, network: computed - prepared, post: computed.elapsed() };
-                outcome
-            });
-        }
+        let results = self.results();
+        let Engine { pool, sessions, adapters, timings, backend, .. } = self;
+        let (session, adapter) = (&mut sessions[session], &mut adapters[adapter]);
+        (result.task, result.size) = (self.task, geometry.original);
         pool.run(|| {
             let start = Instant::now();
-            preprocessor.run(image, session.executor.input_mut(0))?;
+            session.prepare(adapter, backend.runtime(), results, image)?;
             let prepared = Instant::now();
             session.executor.run()?;
             let computed = Instant::now();
-            let head = session.head_output();
-            let outcome = match task {
-                Task::Panoptic => panoptic.run(&head, geometry, &mut result.panoptic),
-                Task::Instance => instance.run(&head, geometry, &mut result.instances),
-            };
+            let outcome = session.finish(adapter, result);
             *timings =
                 Timings { pre: prepared - start, network: computed - prepared, post: computed.elapsed() };
             outcome
         })
+    }
+
+    /// What a GPU is to make of the network's results.
+    fn results(&self) -> Results {
+        let Engine { config, instance, .. } = self;
+        match self.task {
+            Task::Instance => Results::Instances(Ranking {
+                classes: config.classes(),
+                instances: instance.max_per_image,
+                min_score: instance.min_score,
+                proposals: instance.proposals,
+                things: instance.things,
+                mask_score: instance.mask_score,
+            }),
+            Task::Panoptic => Results::Assignment {
+                proposals: config.proposals,
+                things: config.thing_classes,
+                stuff: config.stuff_classes,
+            },
+        }
     }
 
     /// Position of the session of an input size, made if there is none. It becomes the most recent.
@@ -489,6 +468,36 @@ impl Engine {
 }
 
 impl Session {
+    /// Brings a photo to where [`Executor::run`] finds it.
+    fn prepare(
+        &mut self,
+        adapter: &mut Adapter,
+        runtime: Option<&Runtime>,
+        results: Results,
+        image: &RgbImage,
+    ) -> Result<()> {
+        match (&mut self.executor, runtime) {
+            (Executor::Gpu(gpu), Some(runtime)) => {
+                let preprocess = adapter.preprocessor.config();
+                let outputs = [self.cls_score, self.mask_preds];
+                gpu.prepare(&Setting { runtime, preprocess, results, outputs }, image, &adapter.geometry)
+            }
+            (executor, _) => adapter.preprocessor.run(image, executor.input_mut(0)).map(|_| ()),
+        }
+    }
+
+    /// Makes the result of the last [`Executor::run`], of the kind that `result` says.
+    fn finish(&mut self, adapter: &mut Adapter, result: &mut Segmentation) -> Result<()> {
+        let Adapter { geometry, panoptic, instance, .. } = adapter;
+        let classes = self.executor.output_type(self.cls_score).shape[2];
+        match (&mut self.executor, result.task) {
+            (Executor::Gpu(gpu), Task::Panoptic) => gpu.panoptic(panoptic, geometry, &mut result.panoptic),
+            (Executor::Gpu(gpu), Task::Instance) => gpu.instances(classes, geometry, &mut result.instances),
+            (_, Task::Panoptic) => panoptic.run(&self.head_output(), geometry, &mut result.panoptic),
+            (_, Task::Instance) => instance.run(&self.head_output(), geometry, &mut result.instances),
+        }
+    }
+
     fn head_output(&self) -> HeadOutput<'_> {
         let scores = self.executor.output_type(self.cls_score).shape;
         let masks = self.executor.output_type(self.mask_preds).shape;
