@@ -192,7 +192,7 @@ fn every_candidate_gives_the_same_result() {
     };
     let mask_pool = Case::new("candidates", MaskPool, &[&[1, 33, 20, 24], &[1, 20, 24, 40]]);
     let cases = [
-        (linear("candidates", 20, 40, 520), 12, 12),
+        (linear("candidates", 20, 40, 520), 8, 8),
         (mask_conv(40, 200), 6, 4),
         (mask_pool.fill(0, Fill::Uniform(-2.0, 1.0)), 2, 2),
     ];
