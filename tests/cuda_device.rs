@@ -137,7 +137,7 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
         }))
         .collect();
     let (rgb, bgr) = (stream.clone_htod(&bytes)?, stream.clone_htod(&swapped)?);
-    let image = |memory: &CudaSlice<u8>, format| DeviceImage {
+    let on_device = |memory: &CudaSlice<u8>, format| DeviceImage {
         format,
         size: (height, width),
         pixels: DevicePlane { address: memory.device_ptr(&stream).0 + 1, pitch },
@@ -146,7 +146,7 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
     // SAFETY: the stream outlives the engine's work, for which this function waits.
     let external = unsafe { ExternalStream::from_raw(stream.cu_stream().cast()) };
     for (memory, format) in [(&rgb, PixelFormat::Rgb8), (&bgr, PixelFormat::Bgr8)] {
-        let image = image(memory, format);
+        let image = on_device(memory, format);
         // SAFETY: the memory lives until the wait below.
         let results = unsafe { engine.segment_on_device(&image, external) }?;
         stream.synchronize()?;
@@ -170,9 +170,48 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
             }
         }
     }
+    // Runs on two streams follow each other, and the host's image follows both.
+    let second = context.new_stream()?;
+    // SAFETY: as above.
+    let other = unsafe { ExternalStream::from_raw(second.cu_stream().cast()) };
+    let mut scores = Vec::new();
+    for stream in [external, other, external] {
+        // SAFETY: the memory lives until the wait below.
+        let results = unsafe { engine.segment_on_device(&on_device(&rgb, PixelFormat::Rgb8), stream) }?;
+        let (DeviceResults::Instances { scores: all, .. } | DeviceResults::Assignment { scores: all, .. }) =
+            results;
+        scores.push(all);
+    }
     assert!(engine.segment(&photo)? == wanted, "the host's image after the device's");
+    assert!(scores.iter().all(|slice| *slice == scores[0]), "results stay in place");
+    second.synchronize()?;
+    stream.synchronize()?;
+    // NV12: two planes at pitches of their own.
+    let planes =
+        (stream.clone_htod(&vec![120u8; 100 * height])?, stream.clone_htod(&vec![128u8; 104 * height / 2])?);
+    let plane = |memory: &CudaSlice<u8>, pitch| DevicePlane { address: memory.device_ptr(&stream).0, pitch };
+    let grey = DeviceImage {
+        format: PixelFormat::Nv12(YuvMatrix::Bt709),
+        size: (height, width),
+        pixels: plane(&planes.0, 100),
+        chroma: Some(plane(&planes.1, 104)),
+    };
+    // SAFETY: the memory lives until the wait below.
+    let results = unsafe { engine.segment_on_device(&grey, external) }?;
+    stream.synchronize()?;
+    if let DeviceResults::Instances { scores, .. } = results {
+        let found: Vec<f32> = read(scores)?;
+        // Luma 120 of 16 to 235 is 121 of 0 to 255.
+        let flat = engine.segment(&image::RgbImage::from_pixel(
+            width as u32,
+            height as u32,
+            image::Rgb([121; 3]),
+        ))?;
+        let wanted: Vec<f32> = flat.instances().iter().map(|instance| instance.score).collect();
+        assert_eq!(found[..wanted.len()], wanted);
+    }
 
-    let good = image(&rgb, PixelFormat::Rgb8);
+    let good = on_device(&rgb, PixelFormat::Rgb8);
     let at = |address, pitch| DeviceImage { pixels: DevicePlane { address, pitch }, ..good };
     let bad = [
         (at(good.pixels.address, pitch - 6), "overlap"),
@@ -181,6 +220,7 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
         (DeviceImage { chroma: Some(good.pixels), ..good }, "no plane of chroma"),
         (DeviceImage { format: PixelFormat::Nv12(YuvMatrix::Bt601), ..good }, "needs a plane of chroma"),
         (DeviceImage { size: (0, width), ..good }, "no pixels"),
+        (DeviceImage { chroma: Some(plane(&planes.1, 105)), ..grey }, "chroma: 32 rows"),
     ];
     for (image, wanted) in bad {
         // SAFETY: refused before anything is read.
