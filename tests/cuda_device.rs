@@ -222,6 +222,15 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
         (DeviceImage { size: (0, width), ..good }, "no pixels"),
         (DeviceImage { chroma: Some(plane(&planes.1, 105)), ..grey }, "chroma: 32 rows"),
     ];
+    let foreign = CudaContext::new_non_primary(ordinal, 0)?;
+    let stream_of_foreign = foreign.new_stream()?;
+    // SAFETY: the stream lives until the end of this function.
+    let elsewhere = unsafe { ExternalStream::from_raw(stream_of_foreign.cu_stream().cast()) };
+    // SAFETY: refused before anything is read.
+    match unsafe { engine.segment_on_device(&good, elsewhere) } {
+        Err(error) if error.to_string().contains("another context") => {}
+        other => return Err(format!("a stream of another context: {other:?}").into()),
+    }
     for (image, wanted) in bad {
         // SAFETY: refused before anything is read.
         match unsafe { engine.segment_on_device(&image, external) } {
