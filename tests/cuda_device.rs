@@ -15,6 +15,9 @@ mod emulate;
 mod model;
 
 use cuda_case::{HOST_ONLY, Operands, one_node, seen};
+use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, result};
+use knet::cuda::on_device::{DeviceImage, DevicePlane, DeviceResults, DeviceSlice, ExternalStream};
+use knet::cuda::pre::{PixelFormat, YuvMatrix};
 use knet::cuda::tune::{self, Measured, Scope, Table, Timer};
 use knet::cuda::{Device, Executor, Runtime, select, stored};
 use knet::engine::{self, Segmentation};
@@ -114,6 +117,137 @@ fn check_candidates(case: &Case, precision: Precision, ordinal: usize, most: usi
     }
 }
 
+/// Bytes of device memory as elements.
+fn read<T: bytemuck::Pod + Default>(slice: DeviceSlice) -> Result<Vec<T>, Failed> {
+    let mut values = vec![T::default(); slice.bytes / size_of::<T>()];
+    // SAFETY: results of a run that is done.
+    unsafe { result::memcpy_dtoh_sync(&mut values, slice.address) }.map_err(|e| format!("{e:?}"))?;
+    Ok(values)
+}
+
+/// An image in device memory at an odd address and pitch, on a stream of the test's own: the results of the host's image.
+fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
+    let (height, width, pitch) = (64, 96, 3 * 96 + 5);
+    let mut engine = device::builder().model(name).precision(Precision::F16).size(None).build()?;
+    let photo = model::photo(height as u32, width as u32);
+    let wanted = engine.segment(&photo)?;
+    let context = CudaContext::new(ordinal)?;
+    let stream = context.new_stream()?;
+    let mut bytes = vec![99; 1 + pitch * (height - 1) + 3 * width];
+    for (y, row) in photo.as_raw().chunks(3 * width).enumerate() {
+        bytes[1 + y * pitch..][..row.len()].copy_from_slice(row);
+    }
+    let swapped: Vec<u8> = std::iter::once(99)
+        .chain(bytes[1..].chunks(pitch).flat_map(|row| {
+            let (pixels, rest) = row.split_at(3 * width);
+            pixels.chunks(3).flat_map(|p| [p[2], p[1], p[0]]).chain(rest.iter().copied()).collect::<Vec<u8>>()
+        }))
+        .collect();
+    let (rgb, bgr) = (stream.clone_htod(&bytes)?, stream.clone_htod(&swapped)?);
+    let on_device = |memory: &CudaSlice<u8>, format| DeviceImage {
+        format,
+        size: (height, width),
+        pixels: DevicePlane { address: memory.device_ptr(&stream).0 + 1, pitch },
+        chroma: None,
+    };
+    // SAFETY: the stream outlives the engine's work, for which this function waits.
+    let external = unsafe { ExternalStream::from_raw(stream.cu_stream().cast()) };
+    for (memory, format) in [(&rgb, PixelFormat::Rgb8), (&bgr, PixelFormat::Bgr8)] {
+        let image = on_device(memory, format);
+        // SAFETY: the memory lives until the wait below.
+        let results = unsafe { engine.segment_on_device(&image, external) }?;
+        stream.synchronize()?;
+        match results {
+            DeviceResults::Instances { masks, mask_bytes, scores, places, .. } => {
+                let (bits, scores, places): (Vec<u8>, Vec<f32>, Vec<u32>) =
+                    (read(masks)?, read(scores)?, read(places)?);
+                assert!(!wanted.instances().is_empty());
+                for (i, instance) in wanted.instances().iter().enumerate() {
+                    assert_eq!(scores[i].to_bits(), instance.score.to_bits(), "instance {i}");
+                    let mask = &bits[places[i] as usize * mask_bytes..][..(height * width).div_ceil(8)];
+                    assert_eq!(mask, wanted.mask(instance).bytes(), "instance {i}");
+                }
+            }
+            DeviceResults::Assignment { objects, areas, .. } => {
+                let (objects, areas): (Vec<u16>, Vec<u32>) = (read(objects)?, read(areas)?);
+                let mut counted = vec![0; areas.len() / 2];
+                objects.iter().for_each(|&object| counted[usize::from(object)] += 1);
+                assert_eq!(objects.len(), height * width);
+                assert_eq!(counted, areas[..areas.len() / 2]);
+            }
+        }
+    }
+    // Runs on two streams follow each other, and the host's image follows both.
+    let second = context.new_stream()?;
+    // SAFETY: as above.
+    let other = unsafe { ExternalStream::from_raw(second.cu_stream().cast()) };
+    let mut scores = Vec::new();
+    for stream in [external, other, external] {
+        // SAFETY: the memory lives until the wait below.
+        let results = unsafe { engine.segment_on_device(&on_device(&rgb, PixelFormat::Rgb8), stream) }?;
+        let (DeviceResults::Instances { scores: all, .. } | DeviceResults::Assignment { scores: all, .. }) =
+            results;
+        scores.push(all);
+    }
+    assert!(engine.segment(&photo)? == wanted, "the host's image after the device's");
+    assert!(scores.iter().all(|slice| *slice == scores[0]), "results stay in place");
+    second.synchronize()?;
+    stream.synchronize()?;
+    // NV12: two planes at pitches of their own.
+    let planes =
+        (stream.clone_htod(&vec![120u8; 100 * height])?, stream.clone_htod(&vec![128u8; 104 * height / 2])?);
+    let plane = |memory: &CudaSlice<u8>, pitch| DevicePlane { address: memory.device_ptr(&stream).0, pitch };
+    let grey = DeviceImage {
+        format: PixelFormat::Nv12(YuvMatrix::Bt709),
+        size: (height, width),
+        pixels: plane(&planes.0, 100),
+        chroma: Some(plane(&planes.1, 104)),
+    };
+    // SAFETY: the memory lives until the wait below.
+    let results = unsafe { engine.segment_on_device(&grey, external) }?;
+    stream.synchronize()?;
+    if let DeviceResults::Instances { scores, .. } = results {
+        let found: Vec<f32> = read(scores)?;
+        // Luma 120 of 16 to 235 is 121 of 0 to 255.
+        let flat = engine.segment(&image::RgbImage::from_pixel(
+            width as u32,
+            height as u32,
+            image::Rgb([121; 3]),
+        ))?;
+        let wanted: Vec<f32> = flat.instances().iter().map(|instance| instance.score).collect();
+        assert_eq!(found[..wanted.len()], wanted);
+    }
+
+    let good = on_device(&rgb, PixelFormat::Rgb8);
+    let at = |address, pitch| DeviceImage { pixels: DevicePlane { address, pitch }, ..good };
+    let bad = [
+        (at(good.pixels.address, pitch - 6), "overlap"),
+        (at(good.pixels.address + 1, pitch), "behind"),
+        (at(photo.as_raw().as_ptr() as u64, pitch), "is no memory of"),
+        (DeviceImage { chroma: Some(good.pixels), ..good }, "no plane of chroma"),
+        (DeviceImage { format: PixelFormat::Nv12(YuvMatrix::Bt601), ..good }, "needs a plane of chroma"),
+        (DeviceImage { size: (0, width), ..good }, "no pixels"),
+        (DeviceImage { chroma: Some(plane(&planes.1, 105)), ..grey }, "chroma: 32 rows"),
+    ];
+    let foreign = CudaContext::new_non_primary(ordinal, 0)?;
+    let stream_of_foreign = foreign.new_stream()?;
+    // SAFETY: the stream lives until the end of this function.
+    let elsewhere = unsafe { ExternalStream::from_raw(stream_of_foreign.cu_stream().cast()) };
+    // SAFETY: refused before anything is read.
+    match unsafe { engine.segment_on_device(&good, elsewhere) } {
+        Err(error) if error.to_string().contains("another context") => {}
+        other => return Err(format!("a stream of another context: {other:?}").into()),
+    }
+    for (image, wanted) in bad {
+        // SAFETY: refused before anything is read.
+        match unsafe { engine.segment_on_device(&image, external) } {
+            Err(error) if error.kind() == knet::ErrorKind::Usage && error.to_string().contains(wanted) => {}
+            other => return Err(format!("{wanted}: {other:?}").into()),
+        }
+    }
+    Ok(())
+}
+
 /// Cases of operators with a choice.
 fn choices() -> Vec<Case> {
     vec![
@@ -172,6 +306,7 @@ fn main() {
                 let check = move || check_determinism(name, precision, emulated);
                 trials.push(Trial::test(format!("determinism/{name}/{}", precision.name()), check));
             }
+            trials.push(Trial::test(format!("on_device/{name}"), move || check_on_device(name, ordinal)));
         }
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

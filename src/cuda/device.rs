@@ -64,6 +64,11 @@ impl Device {
         &self.name
     }
 
+    /// Its number among the driver's devices.
+    pub(crate) fn ordinal(&self) -> usize {
+        self.context.ordinal()
+    }
+
     /// Whether this is the PTX emulator's stand-in driver: it computes rightly, and no time it takes means anything.
     pub fn is_emulated(&self) -> bool {
         self.name.starts_with("ptxemu")

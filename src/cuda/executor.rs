@@ -22,6 +22,8 @@ pub struct Executor {
     floats: Option<Floats>,
     /// Marks between steps, made when first asked for.
     events: Vec<CudaEvent>,
+    /// The end of the last run on a stream that is not the device's, until one waited for it.
+    elsewhere: Option<Arc<CudaEvent>>,
     device: Arc<Device>,
     arena: DeviceBuffer,
     _constants: Vec<Arc<DeviceBuffer>>,
@@ -29,6 +31,15 @@ pub struct Executor {
 
 // SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method does.
 unsafe impl Send for Executor {}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        if let Some(event) = &self.elsewhere {
+            // The arena goes next. A failure (the context is gone) leaves nothing to wait for.
+            let _ = event.synchronize();
+        }
+    }
+}
 
 /// Inputs and results as f32 on the host.
 struct Floats {
@@ -92,7 +103,16 @@ impl Executor {
             let bound = program.launches.iter().map(|launch| Bound::new(runtime, launch, &mut pointer));
             steps.push(bound.collect::<Result<Vec<_>>>()?);
         }
-        Ok(Executor { plan, steps, floats: None, events: Vec::new(), device, arena, _constants: constants })
+        Ok(Executor {
+            plan,
+            steps,
+            floats: None,
+            events: Vec::new(),
+            elsewhere: None,
+            device,
+            arena,
+            _constants: constants,
+        })
     }
 
     /// As [`Executor::new`], with inputs and results as f32 on the host: [`Executor::run`] is one graph of copies in,
@@ -186,6 +206,27 @@ impl Executor {
         }
     }
 
+    /// Lets what is sent to `stream` come after the last run on another stream.
+    pub(super) fn follow(&self, stream: sys::CUstream) -> Result<()> {
+        let Some(event) = &self.elsewhere else { return Ok(()) };
+        // SAFETY: a live event and a stream of its context.
+        unsafe { sys::cuStreamWaitEvent(stream, event.cu_event(), 0) }
+            .result()
+            .map_err(|e| fault("cannot wait for an event", e))
+    }
+
+    /// Notes that a run on another stream ends with `event`.
+    pub(super) fn leave(&mut self, event: Arc<CudaEvent>) {
+        self.elsewhere = Some(event);
+    }
+
+    /// Lets what is sent to the device's own stream come after the last run on another, and forgets that one: who sends waits.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        self.follow(self.device.stream().cu_stream())?;
+        self.elsewhere = None;
+        Ok(())
+    }
+
     pub(super) fn device(&self) -> &Arc<Device> {
         &self.device
     }
@@ -222,6 +263,7 @@ impl Executor {
     /// [`Error::Graph`] if the executor was made without floats. [`Error::Cuda`] as the driver says; after a fault the
     /// device's context is of no further use.
     pub fn run(&mut self) -> Result<()> {
+        self.settle()?;
         let missing = || Error::Graph("the executor has no inputs and results on the host".into());
         replay(&self.device, &self.floats.as_ref().ok_or_else(missing)?.graph)
     }
@@ -232,6 +274,7 @@ impl Executor {
     /// # Errors
     /// [`Error::Cuda`] as the driver says.
     pub fn run_timed(&mut self, mut report: impl FnMut(usize, Duration)) -> Result<()> {
+        self.settle()?;
         self.device.bind()?;
         let stream = self.device.stream();
         let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);

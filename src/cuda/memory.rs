@@ -51,6 +51,11 @@ impl DeviceBuffer {
         Ok(buffer)
     }
 
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
     /// Its address on the device.
     pub(crate) fn pointer(&self) -> sys::CUdeviceptr {
         self.pointer

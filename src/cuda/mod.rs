@@ -9,6 +9,7 @@ pub mod device;
 pub mod executor;
 mod memory;
 pub mod nvrtc;
+pub mod on_device;
 pub mod ops;
 pub mod pack;
 pub mod pipeline;

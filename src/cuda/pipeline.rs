@@ -3,6 +3,7 @@
 
 use super::executor::Executor;
 use super::memory::{DeviceBuffer, Pinned};
+use super::on_device::{DeviceResults, DeviceSlice, Enqueued};
 use super::post::{self, Extent, MaskLogits, Ranking};
 use super::pre::{PixelFormat, Preprocess};
 use super::recording::{Bound, capture, copy_in, copy_out, replay};
@@ -45,8 +46,13 @@ pub struct Pipeline {
     results: Vec<Pinned>,
     logits: MaskLogits,
     graph: CudaGraph,
-    _memory: Vec<DeviceBuffer>,
-    _bound: Vec<Bound>,
+    pub(super) ends: Ends,
+    /// Dropped before the memory that it works in.
+    pub(super) enqueued: Option<Enqueued>,
+    /// Results, then the image's pixels, then the workspace.
+    memory: Vec<DeviceBuffer>,
+    /// What follows the network, then what goes before it.
+    bound: Vec<Bound>,
 }
 
 // SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method does.
@@ -128,7 +134,7 @@ impl Pipeline {
         bound.push(prepare);
         let mut memory = on_device;
         memory.extend([pixels, workspace]);
-        Ok(Pipeline { image, results: on_host, logits, graph, _memory: memory, _bound: bound })
+        Ok(Pipeline { image, results: on_host, logits, graph, ends: *ends, enqueued: None, memory, bound })
     }
 
     /// The photo's bytes, to be filled before every [`Pipeline::run`]: as many as rows and pitch say.
@@ -141,7 +147,47 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Cuda`] as the driver says.
     pub fn run(&mut self, executor: &mut Executor) -> Result<()> {
+        executor.settle()?;
         replay(executor.device(), &self.graph)
+    }
+
+    /// Sends all between the copies in and out to the device's stream.
+    pub(super) fn record(&self, executor: &Executor) -> Result<()> {
+        let device = executor.device();
+        let (prepare, post) =
+            self.bound.split_last().ok_or_else(|| Error::Cuda("an empty pipeline".into()))?;
+        prepare.launch(device)?;
+        executor.record()?;
+        post.iter().try_for_each(|launch| launch.launch(device))
+    }
+
+    /// Where the image goes on the device.
+    pub(super) fn pixels(&self) -> u64 {
+        self.memory[self.memory.len() - 2].pointer()
+    }
+
+    /// Where the results lie on the device.
+    pub(super) fn on_device(&self) -> DeviceResults {
+        let slice = |index: usize| {
+            let buffer = &self.memory[index];
+            DeviceSlice { address: buffer.pointer(), bytes: buffer.len() }
+        };
+        match self.ends.results {
+            Results::Instances(_) => {
+                let [masks, scores, pairs, places] = [0, 2, 3, 4].map(slice);
+                DeviceResults::Instances {
+                    masks,
+                    mask_bytes: self.logits.mask_bytes(),
+                    scores,
+                    pairs,
+                    places,
+                }
+            }
+            Results::Assignment { .. } => {
+                let [objects, areas, scores, classes] = [0, 1, 2, 3].map(slice);
+                DeviceResults::Assignment { objects, areas, scores, classes }
+            }
+        }
     }
 
     /// Of [`Results::Instances`]: by descending score, the scores, `object * C + class` and the place of the mask

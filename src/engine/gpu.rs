@@ -1,6 +1,7 @@
 //! The network at one input size on a GPU, with the pre- and post-processing of the last few photo sizes.
 
 use super::MAX_PLANS;
+use crate::cuda::on_device::{DeviceImage, DeviceResults, ExternalStream};
 use crate::cuda::pipeline::{Ends, Results};
 use crate::cuda::post::Extent;
 use crate::cuda::pre::{PixelFormat, Preprocess};
@@ -21,6 +22,7 @@ pub(super) struct Gpu {
 /// What a pipeline is made for.
 #[derive(Clone, Copy, PartialEq)]
 struct Site {
+    format: PixelFormat,
     /// Height and width of the image.
     source: (usize, usize),
     geometry: Geometry,
@@ -57,15 +59,42 @@ impl Gpu {
         geometry: &Geometry,
     ) -> Result<()> {
         let source = (image.height() as usize, image.width() as usize);
-        let site = Site { source, geometry: *geometry };
+        self.find(setting, Site { format: PixelFormat::Rgb8, source, geometry: *geometry })?;
+        self.latest()?.image_mut().copy_from_slice(image.as_raw());
+        Ok(())
+    }
+
+    /// Enqueues a run over an image in device memory on the caller's stream. The pipeline of its size and format is made if there
+    /// is none; it becomes the most recent.
+    ///
+    /// # Safety
+    /// As [`Pipeline::enqueue`].
+    pub(super) unsafe fn enqueue(
+        &mut self,
+        setting: &Setting<'_>,
+        image: &DeviceImage,
+        geometry: &Geometry,
+        stream: ExternalStream,
+    ) -> Result<DeviceResults> {
+        self.find(setting, Site { format: image.format, source: image.size, geometry: *geometry })?;
+        let Gpu { pipelines, executor } = self;
+        let (_, pipeline) = pipelines.last_mut().ok_or_else(unprepared)?;
+        // SAFETY: the caller vouches for image and stream.
+        unsafe { pipeline.enqueue(executor, image, stream) }
+    }
+
+    /// Makes the pipeline of `site` the most recent, and makes it if there is none.
+    fn find(&mut self, setting: &Setting<'_>, site: Site) -> Result<()> {
         if let Some(found) = self.pipelines.iter().position(|(known, _)| *known == site) {
             self.pipelines[found..].rotate_left(1);
         } else {
             let PreprocessConfig { mean, std, .. } = *setting.preprocess;
+            let Site { format, source, geometry } = site;
+            let bytes = if matches!(format, PixelFormat::Nv12(_)) { 1 } else { 3 };
             let preprocess = Preprocess {
-                format: PixelFormat::Rgb8,
+                format,
                 source,
-                pitch: 3 * source.1,
+                pitch: bytes * source.1,
                 resized: geometry.resized,
                 padded: geometry.padded,
                 mean,
@@ -78,7 +107,6 @@ impl Gpu {
             let pipeline = Pipeline::new(&self.executor, setting.runtime, &ends, setting.outputs)?;
             self.pipelines.push((site, pipeline));
         }
-        self.latest()?.image_mut().copy_from_slice(image.as_raw());
         Ok(())
     }
 

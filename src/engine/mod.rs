@@ -3,6 +3,7 @@
 mod backend;
 pub mod convert;
 mod gpu;
+mod on_device;
 mod segmentation;
 pub mod source;
 mod tuning;

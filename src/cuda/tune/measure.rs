@@ -12,7 +12,7 @@ use crate::cuda::memory::DeviceBuffer;
 use crate::cuda::pack::pack;
 use crate::cuda::recording::{Bound, capture};
 use crate::cuda::runtime::Runtime;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::ValueType;
 use crate::plan::launch::{Arg, Launch, Packing};
 use crate::tensor::Tensor;
@@ -56,7 +56,7 @@ impl<'a> Timer<'a> {
     /// [`REPEATS`](super::REPEATS) are enough to make events not count.
     ///
     /// # Errors
-    /// [`Error::Cuda`](crate::Error::Cuda) for kernels that do not compile, and as the driver says.
+    /// [`Error::Cuda`] for kernels that do not compile, and as the driver says.
     pub fn new(runtime: &'a Runtime, tasks: &[Task], repeats: usize) -> Result<Timer<'a>> {
         let programs = tasks.iter().flat_map(|task| &task.candidates);
         runtime.load(&programs.flat_map(|program| &program.launches).collect::<Vec<&Launch>>())?;
@@ -73,7 +73,7 @@ impl<'a> Timer<'a> {
     /// dropped when another comes.
     ///
     /// # Errors
-    /// [`Error::Cuda`](crate::Error::Cuda) for memory that does not suffice, and as the driver says.
+    /// [`Error::Cuda`] for memory that does not suffice, and as the driver says.
     pub fn measure(&mut self, task: &Task, index: usize) -> Result<Duration> {
         let site = task.site.site().to_string();
         if self.bench.as_ref().is_none_or(|bench| bench.site != site) {
@@ -125,9 +125,7 @@ impl Bench {
             self.graphs[index] = Some(ready);
         }
         let ready = self.graphs[index].as_ref();
-        ready
-            .map(|ready| &ready.graph)
-            .ok_or_else(|| crate::Error::Graph("a candidate was not captured".into()))
+        ready.map(|ready| &ready.graph).ok_or_else(|| Error::Graph("a candidate was not captured".into()))
     }
 
     fn capture(&mut self, runtime: &Runtime, task: &Task, index: usize) -> Result<Ready> {

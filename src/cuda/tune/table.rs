@@ -185,6 +185,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use crate::plan::launch::{Caps, Precision};
 
     fn scope() -> Scope {
@@ -236,11 +237,11 @@ mod tests {
             std::fs::write(&path, &damaged).unwrap();
             let error = Table::read(&path).unwrap_err();
             let said = error.to_string();
-            assert_eq!(error.kind(), crate::ErrorKind::Usage, "{said}");
+            assert_eq!(error.kind(), ErrorKind::Usage, "{said}");
             assert!(said.contains("tuned.json: no tuning table") && said.contains(wanted), "{said}");
         }
         let missing = Table::read(&folder.path().join("none.json")).unwrap_err();
-        assert_eq!(missing.kind(), crate::ErrorKind::Io);
+        assert_eq!(missing.kind(), ErrorKind::Io);
     }
 
     #[test]

@@ -75,6 +75,8 @@ pub struct Stream {
     pub blocking: bool,
     /// Kept, without effect.
     pub priority: i32,
+    /// The context that it was made in; default streams are of whatever is current.
+    pub context: Option<Handle>,
     /// The capture that it takes part in.
     pub capture: Option<Handle>,
     /// Destroyed with work left: it runs still, but no handle names it.
@@ -94,7 +96,7 @@ impl Stream {
 
     /// An empty stream.
     pub fn new(blocking: bool, priority: i32) -> Stream {
-        Stream { queue: VecDeque::new(), blocking, priority, capture: None, destroyed: false }
+        Stream { queue: VecDeque::new(), blocking, priority, context: None, capture: None, destroyed: false }
     }
 
     /// Whether nothing is left to run.

@@ -21,8 +21,9 @@ fn create(driver: &mut Driver, place: Out<Handle>, flags: u32, priority: i32) ->
         return Err(CUresult::INVALID_VALUE);
     }
     // A priority out of range is clamped, as the API says.
-    place
-        .set(driver.streams.add(Stream::new(flags & NON_BLOCKING == 0, priority.clamp(GREATEST_PRIORITY, 0))))
+    let mut stream = Stream::new(flags & NON_BLOCKING == 0, priority.clamp(GREATEST_PRIORITY, 0));
+    stream.context = Some(context::current(driver)?);
+    place.set(driver.streams.add(stream))
 }
 
 entry_points! {
@@ -111,10 +112,11 @@ entry_points! {
         priority.set(driver.streams.get(stream)?.priority)
     }
 
-    /// The current context.
+    /// The context that the stream was made in; of a default stream, the current one.
     healthy fn cuStreamGetCtx(stream: Handle, context: Out<Handle>) |_, driver| {
-        driver.resolve(stream)?;
-        context.set(context::current(driver)?)
+        let stream = driver.resolve(stream)?;
+        let made_in = driver.streams.get(stream)?.context;
+        context.set(made_in.map_or_else(|| context::current(driver), Ok)?)
     }
 
     /// The stream's handle.
