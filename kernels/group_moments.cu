@@ -8,7 +8,7 @@
 // Reads the map once, which has just been written and comes from L2 where it fits; 3 FLOPs an element. The order of all
 // sums follows from the shape alone.
 //
-// Defines: STORAGE, WIDTH, VECTOR (channels of a load: a chunk, or one), ROWS. Blocks of groups x ROWS threads.
+// Defines: STORAGE, WIDTH, VECTOR (channels of a load: a chunk, or one), ROWS. Blocks of groups x ROWS threads, up to 256.
 #include "common/elements.cuh"
 #include "common/moments.cuh"
 
@@ -17,7 +17,7 @@ struct Params {
     u32 groups;
 };
 
-extern "C" __global__ void __launch_bounds__(1024, 1)
+extern "C" __global__ void __launch_bounds__(256)
     group_moments(const storage_t* __restrict__ x, Moments* __restrict__ moments, const Params p) {
     extern __shared__ float3 rows[];
     const u32 group = threadIdx.x, row = threadIdx.y;

@@ -2,13 +2,14 @@
 // [B, pixels, C]; mean and biased variance of the pixels and the WIDTH channels of a group of an image, from the moments
 // of its parts (conv/tail.cuh, group_moments.cu), which came with x.
 //
-// A block takes a slice of a few vectors of channels, so that it reads the moments of few groups, and ROWS * PIXELS
-// pixels. Thread (vector, row) starts its loads of the first term, then sums every ROWS-th part of its group, relative
+// A block takes a slice of a few vectors of channels, so that it reads the moments of few groups, and ROWS * BATCH * BATCHES
+// pixels. Thread (vector, row) starts its first loads, then sums every ROWS-th part of its group, relative
 // to the first part's mean, which all share: with n_i elements, mean m_i and spread s_i of part i and d_i = m_i - m_0,
 //
 //   n = sum n_i,   mean = m_0 + (sum n_i d_i) / n,   n * variance = sum (s_i + n_i d_i^2) - (sum n_i d_i)^2 / n
 //
-// which subtracts nothing large: the means of parts are close. Lanes, then warps put their sums together in a fixed order.
+// which subtracts nothing large: the means of parts are close. Lanes, then warps put their sums together in a fixed order,
+// and one thread a term and vector leaves scale and shift of its channels in shared memory.
 //
 // Reads every term and writes y once, (TERMS + 1) * B * pixels * C * sizeof(storage_t) bytes; 4 FLOPs an element of a
 // normalised term. Bound by memory.
@@ -21,8 +22,9 @@
 
 constexpr u32 THREADS = 512;
 constexpr u32 ROWS = THREADS / COLUMNS;
-// Pixels of a thread: enough loads in flight to cover the latency of memory.
-constexpr int PIXELS = 8;
+// Pixels that a thread takes at a time (its loads in flight), and how often.
+constexpr int BATCH = 4;
+constexpr int BATCHES = 2;
 constexpr int VECTOR = Lanes<storage_t>::count;
 
 struct Params {
@@ -44,6 +46,11 @@ struct PartSums {
     float weighted, spread;
 };
 
+// y = x * scale + shift of a vector of channels.
+struct Affine {
+    float scale[VECTOR], shift[VECTOR];
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     norm_sum(const storage_t* __restrict__ x0, const Moments* __restrict__ moments0, const float* __restrict__ gamma0,
              const float* __restrict__ beta0, const storage_t* __restrict__ x1, const Moments* __restrict__ moments1,
@@ -52,33 +59,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
              const storage_t* __restrict__ x3, const Moments* __restrict__ moments3, const float* __restrict__ gamma3,
              const float* __restrict__ beta3, storage_t* __restrict__ y, const Params p) {
     __shared__ PartSums warps[TERMS][THREADS / WARP][COLUMNS];
+    __shared__ alignas(16) Affine affine[TERMS][COLUMNS];
     const Term terms[4] = {{x0, moments0, gamma0, beta0}, {x1, moments1, gamma1, beta1}, {x2, moments2, gamma2, beta2}, {x3, moments3, gamma3, beta3}};
     const u32 thread = threadIdx.y * COLUMNS + threadIdx.x, warp = thread / WARP, lane = thread % WARP;
-    const u32 channel = (blockIdx.y * COLUMNS + threadIdx.x) * VECTOR, group = channel / WIDTH, groups = p.channels / WIDTH;
-    const u32 first = blockIdx.x * ROWS * PIXELS + threadIdx.y;
+    const u32 slice = blockIdx.y * COLUMNS * VECTOR, channel = slice + threadIdx.x * VECTOR;
+    const u32 groups = p.channels / WIDTH;
     const u64 image = u64(blockIdx.z) * p.pixels * p.channels + channel;
-    const auto place = [&](int i) { return image + u64(first + i * ROWS) * p.channels; };
+    const auto pixel = [&](int batch, int i) { return (blockIdx.x * BATCHES + batch) * ROWS * BATCH + i * ROWS + threadIdx.y; };
+    const auto place = [&](int batch, int i) { return image + u64(pixel(batch, i)) * p.channels; };
 
-    Chunk chunk[PIXELS];
-    const auto load = [&](const storage_t* x) {
+    Chunk chunk[BATCH];
+    const auto load = [&](int batch, const storage_t* x) {
 #pragma unroll
-        for (int i = 0; i < PIXELS; ++i) {
-            if (first + i * ROWS < p.pixels) chunk[i] = load_chunk(x + place(i));
+        for (int i = 0; i < BATCH; ++i) {
+            if (pixel(batch, i) < p.pixels) chunk[i] = load_chunk(x + place(batch, i));
         }
     };
-    load(terms[0].x);
+    load(0, terms[0].x);
 
     const float full = float(PART_PIXELS * WIDTH), last = float((p.pixels - (p.parts - 1) * PART_PIXELS) * WIDTH);
-    float origin[TERMS];
+    const auto parts_of = [&](int t, u32 group) { return terms[t].moments + u64(blockIdx.z) * p.parts * groups + group; };
 #pragma unroll
     for (int t = 0; t < TERMS; ++t) {
         if (!(NORMS >> t & 1)) continue;
-        const Moments* parts = terms[t].moments + u64(blockIdx.z) * p.parts * groups + group;
-        origin[t] = parts[0].mean;
+        const Moments* parts = parts_of(t, channel / WIDTH);
+        const float origin = parts[0].mean;
         PartSums sums{0.0f, 0.0f};
         for (u32 i = threadIdx.y; i < p.parts; i += ROWS) {
             const Moments part = parts[u64(i) * groups];
-            const float n = i + 1 < p.parts ? full : last, d = part.mean - origin[t];
+            const float n = i + 1 < p.parts ? full : last, d = part.mean - origin;
             sums.weighted += n * d;
             sums.spread += part.m2 + n * d * d;
         }
@@ -91,47 +100,53 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncthreads();
 
-    const float total = float(p.pixels) * float(WIDTH);
-    float sum[PIXELS][VECTOR];
-#pragma unroll
-    for (int i = 0; i < PIXELS; ++i)
-#pragma unroll
-        for (int v = 0; v < VECTOR; ++v) sum[i][v] = 0.0f;
 #pragma unroll
     for (int t = 0; t < TERMS; ++t) {
-        const bool norm = NORMS >> t & 1;
-        if (t > 0) load(terms[t].x);
-        float mean = 0.0f, scale[VECTOR], shift[VECTOR];
-        if (norm) {
-            PartSums all{0.0f, 0.0f};
+        if (!(NORMS >> t & 1) || thread / COLUMNS != t) continue;
+        const u32 column = thread % COLUMNS, first = slice + column * VECTOR;
+        PartSums all{0.0f, 0.0f};
 #pragma unroll 4
-            for (u32 w = 0; w < THREADS / WARP; ++w) {
-                all.weighted += warps[t][w][threadIdx.x].weighted;
-                all.spread += warps[t][w][threadIdx.x].spread;
-            }
-            const float moved = __fdividef(all.weighted, total);
-            const float variance = __fdividef(fmaxf(all.spread - all.weighted * moved, 0.0f), total);
-            const float inverse = inverse_root(variance + p.eps);
-            mean = origin[t] + moved;
-            load_elements(terms[t].gamma + channel, scale);
-            load_elements(terms[t].beta + channel, shift);
-#pragma unroll
-            for (int v = 0; v < VECTOR; ++v) scale[v] *= inverse;
+        for (u32 w = 0; w < THREADS / WARP; ++w) {
+            all.weighted += warps[t][w][column].weighted;
+            all.spread += warps[t][w][column].spread;
         }
-#pragma unroll
-        for (int i = 0; i < PIXELS; ++i) {
-            if (first + i * ROWS >= p.pixels) break;
-            float value[VECTOR];
-            unpack(chunk[i], value, storage_t{});
-#pragma unroll
-            for (int v = 0; v < VECTOR; ++v) {
-                if (norm) value[v] = activate<ACTIVATION>((value[v] - mean) * scale[v] + shift[v]);
-                sum[i][v] += value[v];
-            }
+        const float total = float(p.pixels) * float(WIDTH), moved = __fdividef(all.weighted, total);
+        const float variance = __fdividef(fmaxf(all.spread - all.weighted * moved, 0.0f), total);
+        const float mean = parts_of(t, first / WIDTH)[0].mean + moved, inverse = inverse_root(variance + p.eps);
+        for (int v = 0; v < VECTOR; ++v) {
+            const float scale = terms[t].gamma[first + v] * inverse;
+            affine[t][column].scale[v] = scale;
+            affine[t][column].shift[v] = terms[t].beta[first + v] - mean * scale;
         }
     }
+    __syncthreads();
+
 #pragma unroll
-    for (int i = 0; i < PIXELS; ++i) {
-        if (first + i * ROWS < p.pixels) store_elements(y + place(i), sum[i]);
+    for (int batch = 0; batch < BATCHES; ++batch) {
+        float sum[BATCH][VECTOR];
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i)
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) sum[i][v] = 0.0f;
+#pragma unroll
+        for (int t = 0; t < TERMS; ++t) {
+            if (t > 0 || batch > 0) load(batch, terms[t].x);
+            const Affine own = affine[t][threadIdx.x];
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) {
+                if (pixel(batch, i) >= p.pixels) break;
+                float value[VECTOR];
+                unpack(chunk[i], value, storage_t{});
+#pragma unroll
+                for (int v = 0; v < VECTOR; ++v) {
+                    if (NORMS >> t & 1) value[v] = activate<ACTIVATION>(value[v] * own.scale[v] + own.shift[v]);
+                    sum[i][v] += value[v];
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            if (pixel(batch, i) < p.pixels) store_elements(y + place(batch, i), sum[i]);
+        }
     }
 }

@@ -5,7 +5,9 @@
 // Block (band, slot) makes BAND rows of one mask, strip by strip of TILE_W columns. 32 rows are a whole number of words, so
 // bands share none. A strip under which no logit is positive stays empty at the cost of one look at its logits, since a
 // probability of at most 1/2 everywhere blends to at most 1/2. Bits are collected in shared memory (by integer OR, which
-// knows no order) and written as words; each band also leaves its number of pixels and their extent.
+// knows no order) and written as words; each band also leaves its number of pixels and their extent. `host`, if it is not
+// null, is page-locked memory of the host that takes a second copy of the bands with pixels alone: most bands of most
+// masks have none, and the bus to the host is a hundred times slower than device memory.
 // Reads the logits once (strips and bands overlap by a pixel or two, in L2): slots * h8 * w8 * sizeof(storage_t) bytes;
 // writes slots * H * W / 8. About 10 FLOPs a pixel and 60 a stride-4 sample, of strips that are not empty.
 //
@@ -29,7 +31,7 @@ struct Summary {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     postprocess_instance(const storage_t* __restrict__ logits, const u32* __restrict__ objects, u32* __restrict__ masks,
-                         Summary* __restrict__ summaries, const Params p) {
+                         Summary* __restrict__ summaries, u32* __restrict__ host, const Params p) {
     // Taps of stride-4 rows and columns, what the strips draw on, probabilities, wide rows, words of the band.
     extern __shared__ Blend stride4_rows[];
     __shared__ Taps row_table[BAND];
@@ -94,14 +96,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncthreads();
 
-    u32* out = masks + u64(blockIdx.y) * p.mask_words + u64(blockIdx.x) * photo_width;
+    const u64 place = u64(blockIdx.y) * p.mask_words + u64(blockIdx.x) * photo_width;
+    // First pixel from the lowest bit of the word to the top bit of its first byte.
+    const auto packed = [&](u32 i) { return __byte_perm(__brev(bits[i]), 0, 0x0123); };
     u32 area = 0;
     for (u32 i = thread; i < words; i += THREADS) {
         area += __popc(bits[i]);
-        // First pixel from the lowest bit of the word to the top bit of its first byte.
-        out[i] = __byte_perm(__brev(bits[i]), 0, 0x0123);
+        masks[place + i] = packed(i);
     }
     if (area != 0) atomicAdd(&summary.area, area);
     __syncthreads();
+    if (host && summary.area != 0) {
+        for (u32 i = thread; i < words; i += THREADS) host[place + i] = packed(i);
+    }
     if (thread == 0) summaries[blockIdx.y * gridDim.x + blockIdx.x] = summary;
 }

@@ -241,7 +241,7 @@ fn assert_instances(
     let program = instances(described, &ranking, &target).unwrap();
     let k = max_per_image.min(objects * classes);
     let (mask_bytes, bands) = (described.mask_bytes(), described.bands());
-    let sizes = [k * mask_bytes, k * bands * size_of::<Extent>(), 4 * k, 4 * k, 4 * k, 4 * k];
+    let sizes = [k * mask_bytes, k * bands * size_of::<Extent>(), 4 * k, 4 * k, 4 * k, 4 * k, k * mask_bytes];
     let operands: [&[u8]; 2] =
         [&pack(logits, Packing::plain(described.dtype)), bytemuck::cast_slice(class_logits)];
     let found = run(&program, &operands, &sizes, true);
@@ -263,6 +263,15 @@ fn assert_instances(
         let (mask, tail) = found[0][instance.slot * mask_bytes..][..mask_bytes].split_at(wanted.len());
         assert!(mask == wanted, "{described:?}: mask of object {} differs", instance.mask_index);
         assert!(tail.iter().all(|&byte| byte == 0), "{described:?}");
+        // The host's copy lacks the bands without pixels.
+        let host = found[6][instance.slot * mask_bytes..].chunks(Extent::ROWS * geometry.original.1 / 8);
+        for ((band, host), wanted) in extents[instance.slot * bands..]
+            .iter()
+            .zip(host)
+            .zip(wanted.chunks(Extent::ROWS * geometry.original.1 / 8))
+        {
+            assert!(band.area == 0 || host[..wanted.len()] == *wanted, "{described:?}: the host's copy");
+        }
         let bands = extents[instance.slot * bands..][..bands].iter();
         let extent = bands.fold(Extent::NOTHING, |all, &band| all.join(band));
         assert_eq!(extent.area as usize, instance.area, "{described:?}");

@@ -92,13 +92,27 @@ impl Pinned {
         if bytes > 0 {
             // SAFETY: the context is current; the memory is freed once, when dropped, and zeroed before any use.
             unsafe {
-                pointer = result::malloc_host(bytes, 0)
+                pointer = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP)
                     .map_err(|e| fault(&format!("cannot lock {bytes} bytes of host memory"), e))?
                     .cast::<u8>();
                 pointer.write_bytes(0, bytes);
             }
         }
         Ok(Pinned { device: device.clone(), pointer, bytes })
+    }
+
+    /// Its address for kernels.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the device cannot reach the host's memory.
+    pub(crate) fn on_device(&self) -> Result<sys::CUdeviceptr> {
+        self.device.bind()?;
+        let mut address = 0;
+        // SAFETY: page-locked memory of this value, and a place for the address.
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, self.pointer.cast(), 0) }
+            .result()
+            .map_err(|e| fault("kernels cannot reach page-locked memory", e))?;
+        Ok(address)
     }
 
     /// Its address on the host, for copies by the device.

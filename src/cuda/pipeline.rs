@@ -1,5 +1,6 @@
 //! From the bytes of a photo to masks or a panoptic assignment in one captured graph: copy in, pre-processing, the network,
-//! post-processing, copies out; one wait.
+//! post-processing, copies out; one wait. Bit masks are not copied: post-processing puts what they have of pixels where the host
+//! reads it.
 
 use super::executor::Executor;
 use super::memory::{DeviceBuffer, Pinned};
@@ -42,7 +43,7 @@ pub enum Results {
 /// The ends of an executor for photos of one size. Several may share one executor, as runs do not overlap.
 pub struct Pipeline {
     image: Pinned,
-    /// The results of post-processing, in the order of its program, but for those that stay on the device.
+    /// The results of post-processing, in the order of its program; those that stay on the device are empty.
     results: Vec<Pinned>,
     logits: MaskLogits,
     graph: CudaGraph,
@@ -51,8 +52,11 @@ pub struct Pipeline {
     pub(super) enqueued: Option<Enqueued>,
     /// Results, then the image's pixels, then the workspace.
     memory: Vec<DeviceBuffer>,
-    /// What follows the network, then what goes before it.
-    bound: Vec<Bound>,
+    prepare: Bound,
+    /// What follows the network where results stay on the device.
+    post: Vec<Bound>,
+    /// What follows it where they go to the host.
+    _post_to_host: Vec<Bound>,
 }
 
 // SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method does.
@@ -84,7 +88,7 @@ impl Pipeline {
             resized: preprocess.resized,
             original: *original,
         };
-        let PostProcess { program, sizes, copied } = PostProcess::new(&logits, results, &runtime.target())?;
+        let PostProcess { program, results: kinds } = PostProcess::new(&logits, results, &runtime.target())?;
         let prepare = preprocess.launch(input.ty.dtype).map_err(Error::Cuda)?;
         runtime.load(&program.launches.iter().chain([&prepare]).collect::<Vec<_>>())?;
 
@@ -105,36 +109,52 @@ impl Pipeline {
         })?;
 
         let workspace = DeviceBuffer::new(device, program.workspace, "post-processing")?;
-        let on_device = sizes
-            .iter()
-            .map(|&bytes| DeviceBuffer::new(device, bytes, "results at the size of the photo"))
-            .collect::<Result<Vec<_>>>()?;
-        let on_host =
-            sizes[..copied].iter().map(|&bytes| Pinned::new(device, bytes)).collect::<Result<Vec<_>>>()?;
-        let (mask_logits, score_logits) = (executor.address(masks)?, executor.address(scores)?);
-        let mut bound = Vec::new();
-        for launch in &program.launches {
-            bound.push(Bound::new(runtime, launch, |arg| {
-                Ok(match arg {
-                    Arg::Input(0) => mask_logits,
-                    Arg::Input(_) => score_logits,
-                    Arg::Output(i) => on_device[*i].pointer(),
-                    Arg::Workspace(offset) => workspace.pointer() + *offset as u64,
-                    Arg::Null | Arg::Struct(_) => 0,
-                })
-            })?);
+        let (mut on_device, mut on_host) = (Vec::new(), Vec::new());
+        for &(bytes, kind) in &kinds {
+            let sizes = match kind {
+                Kind::Copied => [bytes, bytes],
+                Kind::Kept => [bytes, 0],
+                Kind::Written => [0, bytes],
+            };
+            on_device.push(DeviceBuffer::new(device, sizes[0], "results at the size of the photo")?);
+            on_host.push(Pinned::new(device, sizes[1])?);
         }
+        let (mask_logits, score_logits) = (executor.address(masks)?, executor.address(scores)?);
+        let bind = |to_host: bool| -> Result<Vec<Bound>> {
+            let address = |arg: &Arg| match arg {
+                Arg::Input(0) => Ok(mask_logits),
+                Arg::Input(_) => Ok(score_logits),
+                Arg::Output(i) if kinds[*i].1 != Kind::Written => Ok(on_device[*i].pointer()),
+                Arg::Output(i) if to_host => on_host[*i].on_device(),
+                Arg::Workspace(offset) => Ok(workspace.pointer() + *offset as u64),
+                Arg::Output(_) | Arg::Null | Arg::Struct(_) => Ok(0),
+            };
+            program.launches.iter().map(|launch| Bound::new(runtime, launch, address)).collect()
+        };
+        let (post, post_to_host) = (bind(false)?, bind(true)?);
         let graph = capture(device, || {
             copy_in(device, &image, pixels.pointer())?;
             prepare.launch(device)?;
             executor.record()?;
-            bound.iter().try_for_each(|launch| launch.launch(device))?;
-            on_device.iter().zip(&on_host).try_for_each(|(from, to)| copy_out(device, from.pointer(), to))
+            post_to_host.iter().try_for_each(|launch| launch.launch(device))?;
+            let copied =
+                on_device.iter().zip(&on_host).zip(&kinds).filter(|(_, (_, kind))| *kind == Kind::Copied);
+            copied.into_iter().try_for_each(|((from, to), _)| copy_out(device, from.pointer(), to))
         })?;
-        bound.push(prepare);
         let mut memory = on_device;
         memory.extend([pixels, workspace]);
-        Ok(Pipeline { image, results: on_host, logits, graph, ends: *ends, enqueued: None, memory, bound })
+        Ok(Pipeline {
+            image,
+            results: on_host,
+            logits,
+            graph,
+            ends: *ends,
+            enqueued: None,
+            memory,
+            prepare,
+            post,
+            _post_to_host: post_to_host,
+        })
     }
 
     /// The photo's bytes, to be filled before every [`Pipeline::run`]: as many as rows and pitch say.
@@ -154,11 +174,9 @@ impl Pipeline {
     /// Sends all between the copies in and out to the device's stream.
     pub(super) fn record(&self, executor: &Executor) -> Result<()> {
         let device = executor.device();
-        let (prepare, post) =
-            self.bound.split_last().ok_or_else(|| Error::Cuda("an empty pipeline".into()))?;
-        prepare.launch(device)?;
+        self.prepare.launch(device)?;
         executor.record()?;
-        post.iter().try_for_each(|launch| launch.launch(device))
+        self.post.iter().try_for_each(|launch| launch.launch(device))
     }
 
     /// Where the image goes on the device.
@@ -196,9 +214,9 @@ impl Pipeline {
         (self.results[2].as_slice(), self.results[3].as_slice(), self.results[4].as_slice())
     }
 
-    /// Of [`Results::Instances`]: the bit masks by place, and the bytes from one to the next.
-    pub fn masks(&self) -> (&[u8], usize) {
-        (self.results[0].as_slice(), self.logits.mask_bytes())
+    /// Of [`Results::Instances`]: the bit masks by place.
+    pub fn masks(&self) -> Masks<'_> {
+        Masks { bits: self.results[6].as_slice(), extents: self.extents(), logits: &self.logits }
     }
 
     /// Of [`Results::Instances`]: what each band of the mask at each place covers, `[places, bands]`; the parts of a mask are
@@ -223,30 +241,79 @@ impl Pipeline {
     }
 }
 
+/// Bit masks of a run by place. Bands without a pixel hold what earlier runs left there.
+#[derive(Clone, Copy)]
+pub struct Masks<'a> {
+    bits: &'a [u8],
+    extents: &'a [Extent],
+    logits: &'a MaskLogits,
+}
+
+impl Masks<'_> {
+    /// Copies the mask at a place, in the layout of `BitMask`, to `mask`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no such place, or `mask` has not the photo's size.
+    pub fn copy(&self, place: usize, mask: &mut [u8]) -> Result<()> {
+        let ((height, width), stride) = (self.logits.original, self.logits.mask_bytes());
+        let Some(bits) =
+            self.bits.chunks(stride).nth(place).filter(|_| mask.len() == (height * width).div_ceil(8))
+        else {
+            let (places, bytes) = (self.bits.len() / stride, mask.len());
+            let reason = format!("place {place} of {places} for a mask of {height}x{width} in {bytes} bytes");
+            return Err(Error::Shape { op: "postprocess", value: "masks".into(), reason });
+        };
+        let (band, extents) = (Extent::ROWS * width / 8, &self.extents[place * self.logits.bands()..]);
+        for ((to, from), extent) in mask.chunks_mut(band).zip(bits.chunks(band)).zip(extents) {
+            match extent.area {
+                0 => to.fill(0),
+                _ => to.copy_from_slice(&from[..to.len()]),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a result of post-processing goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// Made on the device and copied to the host.
+    Copied,
+    /// Made on the device, and not copied.
+    Kept,
+    /// Written to the host by its kernel.
+    Written,
+}
+
 /// What follows the network.
 struct PostProcess {
     program: Program,
-    /// Bytes of each result.
-    sizes: Vec<usize>,
-    /// The first so many results go to the host; the others are between its launches.
-    copied: usize,
+    /// Bytes of each result, and where it goes.
+    results: Vec<(usize, Kind)>,
 }
 
 impl PostProcess {
     fn new(logits: &MaskLogits, results: &Results, target: &Target) -> Result<Self> {
+        use Kind::{Copied, Kept, Written};
         let (n, pixels) = (logits.objects, logits.original.0 * logits.original.1);
-        let (program, sizes, copied) = match results {
+        let (program, results) = match results {
             Results::Instances(ranking) => {
                 let k = ranking.instances.min(n * ranking.classes);
-                let extents = logits.bands() * size_of::<Extent>();
-                let sizes = vec![k * logits.mask_bytes(), k * extents, 4 * k, 4 * k, 4 * k, 4 * k];
-                // The last: the object of each place, which the launch of the masks reads.
-                (post::instances(logits, ranking, target), sizes, 5)
+                let (masks, extents) = (k * logits.mask_bytes(), k * logits.bands() * size_of::<Extent>());
+                let small = (4 * k, Copied);
+                // The objects of places are what the launch of the masks reads.
+                let kinds =
+                    [(masks, Kept), (extents, Copied), small, small, small, (4 * k, Kept), (masks, Written)];
+                (post::instances(logits, ranking, target), kinds.to_vec())
             }
             &Results::Assignment { proposals, things, stuff } => {
-                (post::panoptic(logits, proposals, things, stuff), vec![2 * pixels, 8 * n, 4 * n, 4 * n], 4)
+                let sizes = [2 * pixels, 8 * n, 4 * n, 4 * n];
+                (
+                    post::panoptic(logits, proposals, things, stuff),
+                    sizes.map(|bytes| (bytes, Copied)).to_vec(),
+                )
             }
         };
-        Ok(PostProcess { program: program.map_err(Error::Cuda)?, sizes, copied })
+        Ok(PostProcess { program: program.map_err(Error::Cuda)?, results })
     }
 }

@@ -57,6 +57,9 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// Rows of a band, a whole number of words of a mask.
+    pub const ROWS: usize = BAND;
+
     /// No pixel.
     pub const NOTHING: Extent = Extent { area: 0, left: u32::MAX, right: 0, top: u32::MAX, bottom: 0 };
 
@@ -220,7 +223,7 @@ impl MaskLogits {
 
 /// Bit masks of some objects. Operands: 0 the mask logits, 1 `u32 [slots]`, the object of each slot ([`u32::MAX`]: none,
 /// and nothing is written). Results: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask`
-/// (`src/image/bitmask.rs`); 1 `[slots, bands]` of [`Extent`].
+/// (`src/image/bitmask.rs`); 1 `[slots, bands]` of [`Extent`]; 2 as 0 (or null), of which bands without a pixel are not written.
 ///
 /// # Errors
 /// A sentence, if sizes do not fit each other.
@@ -239,7 +242,14 @@ pub fn instance_masks(logits: &MaskLogits, slots: usize) -> Result<Program, Stri
         grid: [logits.bands() as u32, slots as u32, 1],
         block: [THREADS as u32, 1, 1],
         shared: (sampler.shared() + 16 * width.div_ceil(TILE_W) + 4 * width) as u32,
-        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::Output(1), Arg::of(&params)],
+        args: vec![
+            Arg::Input(0),
+            Arg::Input(1),
+            Arg::Output(0),
+            Arg::Output(1),
+            Arg::Output(2),
+            Arg::of(&params),
+        ],
     };
     Ok(Program { kernel: "bands of masks".into(), launches: vec![launch], ..Program::default() })
 }
@@ -267,7 +277,7 @@ pub struct Ranking {
 /// places for masks: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask` (`src/image/bitmask.rs`);
 /// 1 `[k, bands]` of [`Extent`]; 2 `f32 [k]`, scores; 3 `i32 [k]`, `object * C + class`; 4 `u32 [k]`, the place of its mask
 /// ([`u32::MAX`]: it is dropped, as are all after it); 5 `u32 [k]`, the object of each place ([`u32::MAX`]: none; then its mask
-/// and extents are not written).
+/// and extents are not written); 6 as 0 (or null), of which bands without a pixel are not written.
 ///
 /// # Errors
 /// A sentence, if sizes or numbers do not fit each other.
@@ -303,7 +313,11 @@ pub fn instances(logits: &MaskLogits, ranking: &Ranking, target: &Target) -> Res
         args: vec![Arg::Output(2), Arg::Output(3), Arg::Output(4), places.clone(), Arg::of(&slots)],
     });
     launches.extend(masks.launches.into_iter().map(|launch| {
-        let place = |arg| if arg == Arg::Input(1) { places.clone() } else { arg };
+        let place = |arg| match arg {
+            Arg::Input(1) => places.clone(),
+            Arg::Output(2) => Arg::Output(6),
+            other => other,
+        };
         Launch { args: launch.args.into_iter().map(place).collect(), ..launch }
     }));
     let workspace = scores_bytes + ranked.workspace;

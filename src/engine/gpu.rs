@@ -125,7 +125,7 @@ impl Gpu {
         result: &mut InstanceResult,
     ) -> Result<()> {
         let pipeline = self.latest()?;
-        let ((scores, pairs, places), (bits, stride)) = (pipeline.ranking(), pipeline.masks());
+        let (scores, pairs, places) = pipeline.ranking();
         let extents = pipeline.extents();
         let bands = extents.len() / places.len().max(1);
         let extent = |place: usize| {
@@ -143,7 +143,9 @@ impl Gpu {
             };
             (all.area as usize, bbox)
         };
-        let ranked = Ranked { classes, scores, pairs, places, bits, stride, extent: &extent };
+        let masks = pipeline.masks();
+        let copy_mask = |place: usize, mask: &mut [u8]| masks.copy(place, mask);
+        let ranked = Ranked { classes, scores, pairs, places, copy_mask: &copy_mask, extent: &extent };
         result.assemble(&ranked, geometry.original)
     }
 

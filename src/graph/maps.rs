@@ -73,7 +73,7 @@ fn fuse_moments(graph: &mut Graph) {
         let Value { ty, name, .. } = graph.value(x).clone();
         let Some(producer) = sole_producer(graph, &uses, x) else { continue };
         let Some(op) = convolution(graph, producer) else { continue };
-        if !(ty.shape[3] / groups).is_multiple_of(CHUNK) {
+        if !(ty.shape[3] / groups).is_multiple_of(CHUNK) || groups > FusedConv2d::MAX_GROUPS {
             continue;
         }
         let moments = ValueId(graph.values.len() as u32);

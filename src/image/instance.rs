@@ -118,10 +118,8 @@ pub struct Ranked<'a> {
     pub pairs: &'a [i32],
     /// Place of the mask of each; [`u32::MAX`]: it is dropped, as are all after it.
     pub places: &'a [u32],
-    /// The masks by place, each laid out as [`BitMask::bytes`].
-    pub bits: &'a [u8],
-    /// Bytes from one mask to the next.
-    pub stride: usize,
+    /// Copies the mask at a place, laid out as [`BitMask::bytes`].
+    pub copy_mask: &'a (dyn Fn(usize, &mut [u8]) -> Result<()> + Sync),
     /// Area and box of the mask at a place.
     pub extent: &'a (dyn Fn(usize) -> (usize, PixelBox) + Sync),
 }
@@ -132,9 +130,6 @@ impl InstanceResult {
     /// # Errors
     /// [`Error::Shape`] if the parts do not fit each other.
     pub fn assemble(&mut self, ranked: &Ranked<'_>, (height, width): (usize, usize)) -> Result<()> {
-        let bytes = (height * width).div_ceil(8);
-        let fits =
-            |place: usize| place < ranked.places.len() && (place + 1) * ranked.stride <= ranked.bits.len();
         self.instances.clear();
         self.used = 0;
         for ((&score, &pair), &place) in ranked.scores.iter().zip(ranked.pairs).zip(ranked.places) {
@@ -142,12 +137,8 @@ impl InstanceResult {
                 break;
             }
             let (slot, pair) = (place as usize, pair.max(0) as usize);
-            if !fits(slot) || ranked.stride < bytes || slot > self.used || ranked.classes == 0 {
-                let reason = format!(
-                    "place {place} of {} for a mask of {height}x{width} in {} bytes",
-                    ranked.places.len(),
-                    ranked.bits.len()
-                );
+            if slot >= ranked.places.len() || slot > self.used || ranked.classes == 0 {
+                let reason = format!("place {place} of {} after {}", ranked.places.len(), self.used);
                 return Err(Error::Shape { op: "postprocess", value: "masks".into(), reason });
             }
             if slot == self.used {
@@ -162,10 +153,10 @@ impl InstanceResult {
             let (mask_index, label) = (pair / ranked.classes, pair % ranked.classes);
             self.instances.push(Instance { label, score, mask_index, slot, ..Instance::default() });
         }
-        self.masks[..self.used].par_iter_mut().enumerate().for_each(|(place, slot)| {
-            slot.mask.bytes_mut().copy_from_slice(&ranked.bits[place * ranked.stride..][..bytes]);
+        self.masks[..self.used].par_iter_mut().enumerate().try_for_each(|(place, slot)| {
             (slot.area, slot.bbox) = (ranked.extent)(place);
-        });
+            (ranked.copy_mask)(place, slot.mask.bytes_mut())
+        })?;
         self.measure();
         Ok(())
     }

@@ -49,6 +49,9 @@ pub fn moments(map: &Tensor<f64>, groups: usize) -> Tensor<f64> {
 }
 
 impl FusedConv2d {
+    /// Most groups: threads of a block that takes a part.
+    pub const MAX_GROUPS: usize = 256;
+
     /// The convolution without its residual, if that has half the size.
     fn plain(&self) -> Conv2d {
         let residual = self.conv.epilogue.residual && !self.upsampled;
@@ -73,8 +76,11 @@ impl Operator for FusedConv2d {
             }
         }
         if let Some(groups) = self.groups {
-            if groups == 0 || !y[3].is_multiple_of(groups) {
-                return Err(format!("{groups} groups do not divide the channels of {y}"));
+            if groups == 0 || groups > FusedConv2d::MAX_GROUPS || !y[3].is_multiple_of(groups) {
+                let most = FusedConv2d::MAX_GROUPS;
+                return Err(format!(
+                    "{groups} groups do not divide the channels of {y}, or are above {most}"
+                ));
             }
             outputs.push(ValueType::f32(moments_shape(y, groups)));
         }

@@ -5,6 +5,7 @@ use super::activation::number;
 use super::divisor::divisor;
 use super::launches::{elements, per_element, storage, vector};
 use crate::ops::Conv2d;
+use crate::ops::FusedConv2d;
 use crate::ops::ValueType;
 use crate::ops::epilogue::Epilogue;
 use crate::ops::fused_conv2d::PART_PIXELS;
@@ -199,13 +200,9 @@ fn moments(map: ValueType, groups: usize) -> Result<Launch, String> {
         pixels: u32,
         groups: u32,
     }
-    const THREADS: usize = 256;
     elements(map)?;
     let pixels = map.shape[1] * map.shape[2];
-    if groups > 1024 {
-        return Err(format!("{groups} groups; a block of threads takes up to 1024"));
-    }
-    let rows = (THREADS / groups).clamp(1, PART_PIXELS);
+    let rows = (FusedConv2d::MAX_GROUPS / groups).clamp(1, PART_PIXELS);
     let width = map.shape[3] / groups;
     Ok(Launch {
         source: "group_moments.cu",

@@ -81,9 +81,9 @@ impl PinnedMemory {
         let (start, mut range) = self.around(address).ok_or(CUresult::INVALID_VALUE)?;
         let copy = match range.on_device {
             Some(copy) => copy,
-            None => emulated
-                .alloc(range.bytes as u64, "mapped host memory")
-                .map_err(emulator::report_fault)?,
+            None => {
+                emulated.alloc(range.bytes as u64, "mapped host memory").map_err(emulator::report_fault)?
+            }
         };
         range.on_device = Some(copy);
         self.0.insert(start, range);
