@@ -14,6 +14,37 @@ fn shape(grid: u32, block: u32, shared: u32) -> LaunchConfig {
 }
 
 #[test]
+fn kernels_reach_page_locked_memory() {
+    run("launches::kernels_reach_page_locked_memory", &[], || {
+        let context = context();
+        let stream = context.new_stream().unwrap();
+        let axpy = kernels(&context).load_function("axpy").unwrap();
+        let n = 100_i32;
+        let x = stream.clone_htod(&(0..n).map(|i| i as f32).collect::<Vec<_>>()).unwrap();
+        // SAFETY: n floats, initialised before they are read, reached by one side at a time.
+        unsafe {
+            let host = result::malloc_host(400, sys::CU_MEMHOSTALLOC_DEVICEMAP).unwrap().cast::<f32>();
+            let values = std::slice::from_raw_parts_mut(host, n as usize);
+            let mut y: sys::CUdeviceptr = 0;
+            for (round, first) in [1.0, -3.0].into_iter().enumerate() {
+                values.fill(first);
+                sys::cuMemHostGetDevicePointer_v2(&mut y, host.cast(), 0).result().unwrap();
+                let mut launch = stream.launch_builder(&axpy);
+                launch.arg(&0.5_f32).arg(&x).arg(&y).arg(&n);
+                launch.launch(LaunchConfig::for_num_elems(n as u32)).unwrap();
+                stream.synchronize().unwrap();
+                let expected: Vec<f32> = (0..n).map(|i| first + 0.5 * i as f32).collect();
+                assert_eq!(values, expected, "round {round}");
+            }
+            let elsewhere = [0_u8; 8];
+            let refused = sys::cuMemHostGetDevicePointer_v2(&mut y, elsewhere.as_ptr().cast_mut().cast(), 0);
+            assert_eq!(refused, Code::CUDA_ERROR_INVALID_VALUE);
+            result::free_host(host.cast()).unwrap();
+        }
+    });
+}
+
+#[test]
 fn kernels_compute() {
     const NAME: &str = "launches::kernels_compute";
     for seed in ["0", "7"] {
