@@ -17,6 +17,7 @@
 // Defines: STORAGE, ACTIVATION, WIDTH (a multiple of a chunk), TERMS, NORMS (bit t: term t is normalised), COLUMNS (vectors of a
 // slice, a power of two up to 8). Blocks of COLUMNS x ROWS = THREADS threads.
 #include "common/activation.cuh"
+#include "common/async_copy.cuh"
 #include "common/elements.cuh"
 #include "common/moments.cuh"
 
@@ -46,11 +47,6 @@ struct PartSums {
     float weighted, spread;
 };
 
-// y = x * scale + shift of a vector of channels.
-struct Affine {
-    float scale[VECTOR], shift[VECTOR];
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     norm_sum(const storage_t* __restrict__ x0, const Moments* __restrict__ moments0, const float* __restrict__ gamma0,
              const float* __restrict__ beta0, const storage_t* __restrict__ x1, const Moments* __restrict__ moments1,
@@ -59,7 +55,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
              const storage_t* __restrict__ x3, const Moments* __restrict__ moments3, const float* __restrict__ gamma3,
              const float* __restrict__ beta3, storage_t* __restrict__ y, const Params p) {
     __shared__ PartSums warps[TERMS][THREADS / WARP][COLUMNS];
-    __shared__ alignas(16) Affine affine[TERMS][COLUMNS];
+    // Scale and shift by four channels, those of neighbouring vectors side by side, so that lanes meet in no bank.
+    __shared__ alignas(16) float affine[TERMS][2][VECTOR / 4][COLUMNS][4];
     const Term terms[4] = {{x0, moments0, gamma0, beta0}, {x1, moments1, gamma1, beta1}, {x2, moments2, gamma2, beta2}, {x3, moments3, gamma3, beta3}};
     const u32 thread = threadIdx.y * COLUMNS + threadIdx.x, warp = thread / WARP, lane = thread % WARP;
     const u32 slice = blockIdx.y * COLUMNS * VECTOR, channel = slice + threadIdx.x * VECTOR;
@@ -115,8 +112,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const float mean = parts_of(t, first / WIDTH)[0].mean + moved, inverse = inverse_root(variance + p.eps);
         for (int v = 0; v < VECTOR; ++v) {
             const float scale = terms[t].gamma[first + v] * inverse;
-            affine[t][column].scale[v] = scale;
-            affine[t][column].shift[v] = terms[t].beta[first + v] - mean * scale;
+            affine[t][0][v / 4][column][v % 4] = scale;
+            affine[t][1][v / 4][column][v % 4] = terms[t].beta[first + v] - mean * scale;
         }
     }
     __syncthreads();
@@ -131,7 +128,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
         for (int t = 0; t < TERMS; ++t) {
             if (t > 0 || batch > 0) load(batch, terms[t].x);
-            const Affine own = affine[t][threadIdx.x];
+            float scale[VECTOR], shift[VECTOR];
+#pragma unroll
+            for (int v = 0; v < VECTOR && (NORMS >> t & 1); v += 4) {
+                load_shared_floats(*reinterpret_cast<float(*)[4]>(scale + v), shared_address(affine[t][0][v / 4][threadIdx.x]));
+                load_shared_floats(*reinterpret_cast<float(*)[4]>(shift + v), shared_address(affine[t][1][v / 4][threadIdx.x]));
+            }
 #pragma unroll
             for (int i = 0; i < BATCH; ++i) {
                 if (pixel(batch, i) >= p.pixels) break;
@@ -139,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 unpack(chunk[i], value, storage_t{});
 #pragma unroll
                 for (int v = 0; v < VECTOR; ++v) {
-                    if (NORMS >> t & 1) value[v] = activate<ACTIVATION>(value[v] * own.scale[v] + own.shift[v]);
+                    if (NORMS >> t & 1) value[v] = activate<ACTIVATION>(value[v] * scale[v] + shift[v]);
                     sum[i][v] += value[v];
                 }
             }
