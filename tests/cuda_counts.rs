@@ -298,19 +298,7 @@ fn number(row: &[String], column: &str) -> Option<f64> {
 
 /// Limits beyond which a kernel is at fault, whatever the table says: kernel, column, least and most, and why they are not
 /// the ideal.
-const EXCEPTIONS: [(&str, &str, f64, &str); 4] = [
-    (
-        "group_norm.cu:group_norm_moments",
-        "conflict",
-        1.30,
-        "a lane puts down the 32 bytes of its eight moments in two stores",
-    ),
-    (
-        "group_norm.cu:group_norm_apply",
-        "load16",
-        5.60,
-        "a lane reads the 32 bytes of its eight scales in two loads",
-    ),
+const EXCEPTIONS: [(&str, &str, f64, &str); 2] = [
     (
         "conv/split_k.cu:add_partials",
         "load16",
