@@ -9,7 +9,7 @@ use crate::tensor::{Shape, Tensor};
 /// group norm needs come with the result. [`fuse_maps`](crate::graph::maps::fuse_maps) makes these, for GPUs alone.
 ///
 /// Inputs: those of the convolution; its residual is `[B, P / 2, Q / 2, K]` if `upsampled`. Outputs: `[B, P, Q, K]`; if `groups`,
-/// the [moments](moments) of each group of channels, `[B, ceil(P * Q / 64), 2 * groups]`.
+/// the [moments] of each group of channels, `[B, ceil(P * Q / 64), 2 * groups]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FusedConv2d {
     /// The convolution.

@@ -2,7 +2,9 @@
 //! whichever is longer (Williams, Waterman, Patterson 2009).
 
 use super::launch::{Caps, Precision, Target};
-use super::{Plan, Step};
+use super::{Operand, Place, Plan, Step};
+use crate::ops::ValueType;
+use crate::tensor::DType;
 use std::time::Duration;
 
 /// Peak of dense multiply-adds with f32 accumulation, in operations a second (a multiply-add counts two). From NVIDIA's
@@ -23,11 +25,27 @@ pub fn peak(caps: &Caps, precision: Precision) -> f64 {
     per_clock * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz) * 1e6
 }
 
+/// Bytes of a step's operands and results on the device, each counted once. Filters and other maps among the constants, which
+/// plans know by the graph's type, take the precision's.
+pub fn bytes(step: &Step, target: &Target) -> u64 {
+    let stored = |operand: &Operand| match (operand.place, operand.ty) {
+        (Place::Const(_), ValueType { shape, dtype: DType::F32 }) if shape.rank() == 4 => {
+            shape.len() * target.precision.storage().size()
+        }
+        (_, ty) => ty.bytes(),
+    };
+    step.inputs.iter().chain(&step.outputs).map(|operand| stored(operand) as u64).sum()
+}
+
+/// The least time of so many operations.
+pub fn compute(flops: u64, target: &Target) -> Duration {
+    Duration::from_secs_f64(flops as f64 / peak(&target.caps, target.precision))
+}
+
 /// The least time of a step.
 pub fn step(step: &Step, target: &Target) -> Duration {
-    let compute = step.flops as f64 / peak(&target.caps, target.precision);
-    let memory = step.bytes() as f64 / (f64::from(target.caps.bandwidth_gbs) * 1e9);
-    Duration::from_secs_f64(compute.max(memory))
+    let memory = bytes(step, target) as f64 / (f64::from(target.caps.bandwidth_gbs) * 1e9);
+    compute(step.flops, target).max(Duration::from_secs_f64(memory))
 }
 
 /// The least time of a plan whose steps run one after the other.

@@ -4,7 +4,7 @@ use crate::{ModelArguments, parse_size, print};
 use clap::Args;
 use knet::engine::{Device, Segmentation, Timings};
 use knet::plan::launch::Target;
-use knet::plan::{Plan, roofline};
+use knet::plan::{Plan, Step, roofline};
 use knet::{Error, Result};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -102,6 +102,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         for (name, p) in &parts {
             report[*name] = p.to_json();
         }
+        if let Some(target) = engine.target() {
+            let [least, operations] = least_times(&plan, &target);
+            (report["roofline_ms"], report["operations_ms"]) = (least.into(), operations.into());
+        }
         report["steps"] = steps_json(&plan, &medians, engine.target().as_ref());
         return print(&format!("{report:#}\n"));
     }
@@ -124,8 +128,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (gflop, rate) = (plan.flops() as f64 / 1e9, gflops(plan.flops(), parts[1].1.p50));
     text += &format!("\nnetwork: {gflop:.1} GFLOP, {rate:.1} GFLOP/s (direct-convolution operations)\n");
     if let Some(target) = engine.target() {
-        let least = roofline::plan(&plan, &target).as_secs_f64() * 1e3;
-        text += &format!("roofline: {least:.3} ms, {:.1} % reached\n", 100.0 * least / parts[1].1.p50);
+        let [least, operations] = least_times(&plan, &target);
+        let share = |ms: f64| 100.0 * ms / parts[1].1.p50;
+        text += &format!("roofline: {least:.3} ms, step by step, {:.1} % reached; ", share(least));
+        text += &format!("operations alone: {operations:.3} ms, {:.1} %\n", share(operations));
     }
     text += &steps_table(&plan, &medians, engine.target().as_ref());
     print(&text)
@@ -135,10 +141,21 @@ fn gflops(flops: u64, ms: f64) -> f64 {
     if ms > 0.0 { flops as f64 / ms / 1e6 } else { 0.0 }
 }
 
+/// The roofline of a plan, and the time of its operations at the device's peak, in milliseconds.
+fn least_times(plan: &Plan, target: &Target) -> [f64; 2] {
+    [roofline::plan(plan, target), roofline::compute(plan.flops(), target)]
+        .map(|time| time.as_secs_f64() * 1e3)
+}
+
+/// Bytes that a step moves at least, on a GPU or the CPU.
+fn bytes(step: &Step, target: Option<&Target>) -> u64 {
+    target.map_or(step.bytes(), |target| roofline::bytes(step, target))
+}
+
 /// Every step with its median milliseconds; nothing if there are none.
 fn steps_json(plan: &Plan, medians: &[f64], target: Option<&Target>) -> Value {
     let rows = plan.steps.iter().zip(medians).map(|(step, ms)| {
-        let mut row = json!({"name": step.name, "op": step.op.name(), "kernel": step.kernel, "ms": ms, "gflops": gflops(step.flops, *ms), "bytes": step.bytes()});
+        let mut row = json!({"name": step.name, "op": step.op.name(), "kernel": step.kernel, "ms": ms, "gflops": gflops(step.flops, *ms), "bytes": bytes(step, target)});
         if let Some(target) = target {
             row["roofline_ms"] = (roofline::step(step, target).as_secs_f64() * 1e3).into();
         }
@@ -169,7 +186,7 @@ fn steps_table(plan: &Plan, medians: &[f64], target: Option<&Target>) -> String 
     for (step, ms) in plan.steps.iter().zip(medians) {
         let (share, rate) = (100.0 * ms / total, gflops(step.flops, *ms));
         let (name, op, kernel) = (&step.name, step.op.name(), &step.kernel);
-        let bandwidth = gflops(step.bytes(), *ms);
+        let bandwidth = gflops(bytes(step, target), *ms);
         text += &format!(
             "{name:<56} {op:<20} {kernel:<24} {:>9.1} {share:>7.1}% {rate:>9.1} {bandwidth:>8.1}",
             1e3 * ms

@@ -43,7 +43,11 @@ impl GpuPlan {
 
     /// What the cost model thinks a step takes, in microseconds; it knows implicit GEMMs alone.
     fn estimate(&self, step: &Step) -> Option<f64> {
-        let Op::Conv2d(op) = &step.op else { return None };
+        let op = match &step.op {
+            Op::Conv2d(op) => op,
+            Op::FusedConv2d(fused) => &fused.conv,
+            _ => return None,
+        };
         let shape = conv2d::shape(op, &step.site().site());
         conv(&shape, self.target.precision, &self.target.caps).ok()?.estimate()
     }
@@ -63,6 +67,8 @@ impl GpuPlan {
         let (major, minor) = caps.compute;
         let (count, clock, bandwidth) = (caps.multiprocessors, caps.clock_mhz, caps.bandwidth_gbs);
         let least = roofline::plan(&self.plan, &self.target).as_secs_f64() * 1e6;
+        let operations = roofline::compute(self.plan.flops(), &self.target).as_secs_f64() * 1e6;
+        let estimates: f64 = self.plan.steps.iter().filter_map(|step| self.estimate(step)).sum();
         vec![
             (
                 "gpu",
@@ -72,7 +78,8 @@ impl GpuPlan {
             ),
             ("precision", self.target.precision.name().to_string()),
             ("launches", format!("{} of {} steps", self.launches(), self.plan.steps.len())),
-            ("roofline", format!("{least:.1} µs at least")),
+            ("roofline", format!("{least:.1} µs step by step, {operations:.1} µs for the operations alone")),
+            ("model", format!("{estimates:.1} µs for implicit GEMMs")),
         ]
     }
 
@@ -91,7 +98,7 @@ impl GpuPlan {
                 program.kernel,
                 step.outputs[0].ty.shape.to_string(),
                 step.flops as f64 / 1e6,
-                step.bytes() / 1024,
+                roofline::bytes(step, &self.target) / 1024,
                 self.least(step),
                 program.launches.len()
             );
