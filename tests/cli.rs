@@ -146,7 +146,7 @@ fn what_cannot_be_done_is_said() {
         (&["segment", "a.png", "--score", "NaN"], 2, &["NaN", "score"]),
         (&["segment", "a.png", "--threads", "0"], 2, &["--threads"]),
         (&["segment", "a.png", "--device", "gpu"], 2, &["gpu", "auto, cpu, cuda or cuda:N"]),
-        (&["segment", "a.png", "--precision", "int4"], 2, &["int4", "f32, f16, bf16"]),
+        (&["segment", "a.png", "--precision", "int4"], 2, &["int4", "f32, tf32x3, f16, bf16"]),
         (&["bench", "--train", "--device", "cuda"], 2, &["cuda:0", "training steps run on the CPU"]),
         (&["segment", "a.png", "--weights", "seeded:x"], 2, &["seed", "`x`"]),
         (&["segment", "a.png", "--task", "semantic"], 2, &["semantic", "instance, panoptic"]),

@@ -62,11 +62,8 @@ fn a_plan_for_a_gpu_shows_every_launch() {
     assert!((sum / total - 1.0).abs() < 1e-3, "{sum} {total}");
     let estimated = steps.iter().filter(|step| step["gpu"]["model_us"].is_f64());
     assert!(estimated.clone().count() > 50);
-    assert!(
-        estimated
-            .into_iter()
-            .all(|step| step["op"] == "conv2d" && step["kernel"].as_str().unwrap().starts_with("gemm"))
-    );
+    assert!(estimated.into_iter().all(|step| step["op"].as_str().unwrap().ends_with("conv2d")
+        && step["kernel"].as_str().unwrap().starts_with("gemm")));
 }
 
 #[test]

@@ -32,7 +32,9 @@ const NO_GRADIENT: &[&str] = &[
     "sine_positional_encoding", // no operands
     "mask_cost",                // matching is no function to differentiate
     "class_cost",               // as above
-    "fused_linear",             // made of operators that have one, for inference
+    "fused_conv2d",             // made of operators that have one, for inference
+    "fused_linear",             // as above
+    "norm_sum",                 // as above
     "global_avg_pool",          // classifiers are not trained here
 ];
 
