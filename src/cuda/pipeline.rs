@@ -317,3 +317,41 @@ impl PostProcess {
         Ok(PostProcess { program: program.map_err(Error::Cuda)?, results })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::DType;
+
+    /// Photos of 70 x 12 pixels: bands of 32, 32 and 6 rows, 48, 48 and 9 bytes.
+    const LOGITS: MaskLogits = MaskLogits {
+        objects: 2,
+        size: (10, 4),
+        dtype: DType::F16,
+        padded: (80, 32),
+        resized: (70, 12),
+        original: (70, 12),
+    };
+
+    #[test]
+    fn bands_without_pixels_are_empty_whatever_was_left_there() {
+        let stride = LOGITS.mask_bytes();
+        let bits: Vec<u8> = (0..2 * stride).map(|i| i as u8 | 1).collect();
+        let filled = Extent { area: 7, left: 0, right: 3, top: 0, bottom: 1 };
+        let extents = [Extent::NOTHING, filled, Extent::NOTHING, filled, Extent::NOTHING, filled];
+        let masks = Masks { bits: &bits, extents: &extents, logits: &LOGITS };
+        for place in 0..2 {
+            let mut mask = vec![0xff; 105];
+            masks.copy(place, &mut mask).unwrap();
+            for (i, &byte) in mask.iter().enumerate() {
+                let band = i / 48;
+                let wanted = if extents[3 * place + band].area > 0 { bits[place * stride + i] } else { 0 };
+                assert_eq!(byte, wanted, "byte {i} of mask {place}");
+            }
+        }
+        let fault = masks.copy(2, &mut [0; 105]).unwrap_err().to_string();
+        assert!(fault.contains("place 2 of 2"), "{fault}");
+        let fault = masks.copy(0, &mut [0; 104]).unwrap_err().to_string();
+        assert!(fault.contains("70x12 in 104 bytes"), "{fault}");
+    }
+}
