@@ -8,18 +8,18 @@ mod cuda_case;
 #[expect(dead_code, reason = "the operator suites use the rest")]
 mod emulate;
 
-use emulate::{CAPS, rounded, run_program};
+use cuda_case::check_program;
+use emulate::CAPS;
 use knet::cuda::ops::{conv2d, fused_conv2d};
-use knet::cuda::pack::{pack, unpack};
 use knet::cuda::stored;
 use knet::ops::activation::Activation;
-use knet::ops::case::{Case, relative_l2};
+use knet::ops::case::Case;
 use knet::ops::epilogue::Epilogue;
 use knet::ops::{Conv2d, FusedConv2d, Op, Operator, ValueType};
 use knet::plan::Site;
-use knet::plan::launch::{Packing, Precision, Target};
+use knet::plan::launch::{Precision, Target};
 use knet::plan::select::conv::{self, Addressing, ConvChoice, Tile};
-use ptxemu::{Config, Memory, Options, Report};
+use ptxemu::Report;
 
 /// Runs a convolution by this choice and compares it with the reference.
 fn check(case: &Case, precision: Precision, choice: ConvChoice) -> Result<Report, String> {
@@ -34,34 +34,7 @@ fn check(case: &Case, precision: Precision, choice: ConvChoice) -> Result<Report
         Op::FusedConv2d(op) => fused_conv2d::program(op, &site, &choice)?,
         other => panic!("{} is no convolution", other.name()),
     };
-
-    let memory = Memory::new(Options::default()).map_err(|e| e.to_string())?;
-    let (mut addresses, mut seen) = (Vec::new(), Vec::new());
-    for (i, tensor) in case.make_inputs(3).into_iter().enumerate() {
-        let packing = if constant[i] { program.packing_of(i) } else { Packing::plain(types[i].dtype) };
-        let bytes = pack(&tensor, packing);
-        let address = memory.alloc(bytes.len() as u64, "operand").map_err(|e| e.to_string())?;
-        memory.write(address, &bytes).map_err(|e| e.to_string())?;
-        addresses.push(address);
-        seen.push(rounded(&tensor, packing.dtype).to_f64());
-    }
-    let alloc = |ty: &ValueType| memory.alloc(ty.bytes() as u64, "result").map_err(|e| e.to_string());
-    let results = outputs.iter().map(alloc).collect::<Result<Vec<u64>, String>>()?;
-    let config = Config { seed: 5, late_async: true, ..Config::default() };
-    let report = run_program(&program, &addresses, &results, &memory, &config)?;
-
-    let wanted = case.op.reference(&seen.iter().collect::<Vec<_>>());
-    for ((ty, &address), wanted) in outputs.iter().zip(&results).zip(&wanted) {
-        let mut bytes = vec![0; ty.bytes()];
-        memory.read(address, &mut bytes).map_err(|e| e.to_string())?;
-        let found: Vec<f64> = unpack(&bytes, ty.dtype).into_iter().map(f64::from).collect();
-        let error = relative_l2(&found, wanted.data());
-        let bound = cuda_case::bound(case, precision, ty.dtype);
-        if error.is_nan() || error > bound {
-            return Err(format!("{}: {error:.3e} relative L2, at most {bound:.1e}", program.kernel));
-        }
-    }
-    Ok(report)
+    check_program(case, &site, &program, precision)
 }
 
 /// A convolution with bias, residual and ReLU.

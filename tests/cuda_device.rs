@@ -3,6 +3,7 @@
 //! only the small cases are run again, as `tests/cuda_ops.rs` has emulated all of them.
 
 #[path = "common/cuda_case.rs"]
+#[expect(dead_code, reason = "the suites of forced choices use the rest")]
 mod cuda_case;
 #[path = "common/device.rs"]
 #[expect(dead_code, reason = "other suites read files")]

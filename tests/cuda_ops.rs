@@ -2,6 +2,7 @@
 //! with all checks on, against the reference, in every precision. Walks the registry: a new operator needs no line here.
 
 #[path = "common/cuda_case.rs"]
+#[expect(dead_code, reason = "the suites of forced choices use the rest")]
 mod cuda_case;
 #[path = "common/emulate.rs"]
 #[expect(dead_code, reason = "the static gates use the rest")]

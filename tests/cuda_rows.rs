@@ -8,17 +8,15 @@ mod cuda_case;
 #[expect(dead_code, reason = "the operator suites use the rest")]
 mod emulate;
 
-use emulate::{rounded, run_program};
-use knet::cuda::pack::{pack, unpack};
+use cuda_case::check_program;
 use knet::cuda::{ops, stored};
 use knet::ops::activation::Activation;
-use knet::ops::case::{Case, Fill, relative_l2};
+use knet::ops::case::{Case, Fill};
 use knet::ops::epilogue::Epilogue;
 use knet::ops::fused_linear::Prologue;
 use knet::ops::{FusedLinear, Linear, MaskConv, MaskPool, Op, ValueType};
 use knet::plan::Site;
-use knet::plan::launch::{Caps, Packing, Precision, Target};
-use ptxemu::{Config, Memory, Options};
+use knet::plan::launch::{Caps, Precision, Target};
 
 /// A GPU with little shared memory, as an RTX 4090 has.
 const SMALL: Caps = Caps { compute: (8, 9), multiprocessors: 128, shared_per_block: 101_376, ..Caps::H100 };
@@ -38,31 +36,7 @@ fn check_candidate(case: &Case, target: Target, index: usize) -> Result<(String,
     assert_eq!(candidates[0], ops::program(&site, &target)?, "the model's choice comes first");
     let program = &candidates[index];
     program.check(&target.caps)?;
-
-    let memory = Memory::new(Options::default()).map_err(|e| e.to_string())?;
-    let alloc = |bytes: usize| memory.alloc(bytes as u64, "operand").map_err(|e| e.to_string());
-    let (mut addresses, mut seen) = (Vec::new(), Vec::new());
-    for (tensor, ty) in case.make_inputs(3).into_iter().zip(&types) {
-        let bytes = pack(&tensor, Packing::plain(ty.dtype));
-        let address = alloc(bytes.len())?;
-        memory.write(address, &bytes).map_err(|e| e.to_string())?;
-        addresses.push(address);
-        seen.push(rounded(&tensor, ty.dtype).to_f64());
-    }
-    let results = outputs.iter().map(|ty| alloc(ty.bytes())).collect::<Result<Vec<_>, _>>()?;
-    let config = Config { seed: 5, late_async: true, ..Config::default() };
-    run_program(program, &addresses, &results, &memory, &config)?;
-    let wanted = case.op.reference(&seen.iter().collect::<Vec<_>>());
-    for ((ty, &address), wanted) in outputs.iter().zip(&results).zip(&wanted) {
-        let mut bytes = vec![0; ty.bytes()];
-        memory.read(address, &mut bytes).map_err(|e| e.to_string())?;
-        let found: Vec<f64> = unpack(&bytes, ty.dtype).into_iter().map(f64::from).collect();
-        let error = relative_l2(&found, wanted.data());
-        let bound = cuda_case::bound(case, target.precision, ty.dtype);
-        if error.is_nan() || error > bound {
-            return Err(format!("{}: {error:.3e} relative L2, at most {bound:.1e}", program.kernel));
-        }
-    }
+    check_program(case, &site, program, target.precision)?;
     Ok((program.kernel.clone(), candidates.len()))
 }
 

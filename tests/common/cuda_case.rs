@@ -1,11 +1,14 @@
 //! Cases of operators on the CUDA back end: what the kernels see of the operands, and how far results may be off.
 
-use crate::emulate::{CAPS, program, rounded};
+use crate::emulate::{CAPS, program, rounded, run_program};
+use knet::cuda::pack::{pack, unpack};
 use knet::graph::{Builder, Graph, Layout};
+use knet::ops::ValueType;
 use knet::ops::case::{Case, relative_l2};
-use knet::plan::launch::{Precision, Target};
-use knet::plan::{Place, Plan};
+use knet::plan::launch::{Packing, Precision, Program, Target};
+use knet::plan::{Place, Plan, Site};
 use knet::tensor::{DType, Tensor};
+use ptxemu::{Config, Memory, Options, Report};
 use std::collections::HashMap;
 
 /// Operators without CUDA kernels: those of training, those that only ever act on parameters (or that the passes turn into
@@ -112,15 +115,61 @@ pub fn compare(
     seen: &[Tensor],
     found: &[Vec<f32>],
 ) -> Result<(), String> {
+    let types: Vec<ValueType> = plan.outputs.iter().map(|(_, operand)| operand.ty).collect();
+    compare_stored(case, &types, precision, seen, found)
+}
+
+/// As [`compare`], for results of these types in memory.
+fn compare_stored(
+    case: &Case,
+    types: &[ValueType],
+    precision: Precision,
+    seen: &[Tensor],
+    found: &[Vec<f32>],
+) -> Result<(), String> {
     let doubles: Vec<Tensor<f64>> = seen.iter().map(Tensor::to_f64).collect();
     let wanted = case.op.reference(&doubles.iter().collect::<Vec<_>>());
     for (index, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
         let found: Vec<f64> = found.iter().map(|&v| f64::from(v)).collect();
         let error = relative_l2(&found, wanted.data());
-        let bound = bound(case, precision, plan.outputs[index].1.ty.dtype);
+        let bound = bound(case, precision, types[index].dtype);
         if error.is_nan() || error > bound {
             return Err(format!("result {index} is off by {error:.3e} relative L2, at most {bound:.1e}"));
         }
     }
     Ok(())
+}
+
+/// Runs a program that need not be the planned one at the site of a case, without a plan, and compares its results with the
+/// reference.
+pub fn check_program(
+    case: &Case,
+    site: &Site<'_>,
+    program: &Program,
+    precision: Precision,
+) -> Result<Report, String> {
+    let memory = Memory::new(Options::default()).map_err(|e| e.to_string())?;
+    let alloc = |bytes: usize| memory.alloc(bytes as u64, "operand").map_err(|e| e.to_string());
+    let (mut addresses, mut seen) = (Vec::new(), Vec::new());
+    for (i, tensor) in case.make_inputs(3).into_iter().enumerate() {
+        let stored = Packing::plain(site.inputs[i].dtype);
+        let packing = if site.constant[i] { program.packing_of(i) } else { stored };
+        let bytes = pack(&tensor, packing);
+        let address = alloc(bytes.len())?;
+        memory.write(address, &bytes).map_err(|e| e.to_string())?;
+        addresses.push(address);
+        seen.push(rounded(&tensor, packing.dtype));
+    }
+    let results = site.outputs.iter().map(|ty| alloc(ty.bytes())).collect::<Result<Vec<u64>, String>>()?;
+    let config = Config { seed: 5, late_async: true, ..Config::default() };
+    let report = run_program(program, &addresses, &results, &memory, &config)?;
+    let read = |(ty, &address): (&ValueType, &u64)| {
+        let mut bytes = vec![0; ty.bytes()];
+        memory.read(address, &mut bytes).map_err(|e| e.to_string())?;
+        Ok(unpack(&bytes, ty.dtype))
+    };
+    let found = site.outputs.iter().zip(&results).map(read).collect::<Result<Vec<_>, String>>()?;
+    compare_stored(case, site.outputs, precision, &seen, &found)
+        .map_err(|fault| format!("{}: {fault}", program.kernel))?;
+    Ok(report)
 }
