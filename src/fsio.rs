@@ -84,6 +84,26 @@ fn create_beside(folder: &Path, name: &std::ffi::OsStr) -> io::Result<(File, Tem
     }
 }
 
+/// Removes from `folder` what writers of `names` that were killed have left. No writer of them may be alive.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be read or a file cannot be removed.
+pub fn sweep(folder: &Path, names: &[&str]) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let entry = entry.map_err(|e| Error::io(folder, e))?;
+        let file = entry.file_name().to_string_lossy().into_owned();
+        // As create_beside names them: .NAME.PROCESS-NUMBER.tmp
+        let numbers = |name: &&str| {
+            let rest = file.strip_prefix('.')?.strip_prefix(*name)?.strip_prefix('.')?;
+            rest.strip_suffix(".tmp")?.split_once('-').map(|(a, b)| a.parse::<u32>().and(b.parse::<u64>()))
+        };
+        if names.iter().filter_map(numbers).any(|numbers| numbers.is_ok()) {
+            std::fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(unix)]
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
@@ -137,6 +157,21 @@ mod tests {
         let outcome = std::panic::catch_unwind(|| atomic_write(&path, |_| panic!("writer gave up")));
         assert!(outcome.is_err());
         assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn what_dead_writers_left_is_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = ["last.state", ".last.state.tmp", ".last.state.1-x.tmp", ".other.1-2.tmp", "last.state.1-2.tmp"];
+        for name in kept.iter().chain(&[".last.state.17-3.tmp", ".a b.4-0.tmp"]) {
+            std::fs::write(folder.path().join(name), b"x").unwrap();
+        }
+        sweep(folder.path(), &["last.state", "a b"]).unwrap();
+        let mut left = names(folder.path());
+        left.sort();
+        let mut kept = kept.map(String::from);
+        kept.sort();
+        assert_eq!(left, kept);
     }
 
     #[test]

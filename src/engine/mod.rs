@@ -1,6 +1,7 @@
 //! The public API: weights in, photos in, masks out.
 
 mod backend;
+mod classes;
 pub mod convert;
 mod gpu;
 mod on_device;
@@ -9,6 +10,7 @@ pub mod source;
 mod tuning;
 
 pub use backend::Device;
+pub use classes::{class_list, known_names, knows_ids};
 pub use segmentation::Segmentation;
 pub use source::WeightSource;
 pub use tuning::Tuning;
@@ -20,7 +22,7 @@ use crate::cuda::post::Ranking;
 use crate::error::{Error, Result};
 use crate::graph::passes::optimize;
 use crate::image::HeadOutput;
-use crate::image::classes::{self, Class};
+use crate::image::classes::Class;
 use crate::image::instance::{InstanceConfig, InstancePostprocessor};
 use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
 use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
@@ -258,23 +260,9 @@ impl Engine {
         &self.config
     }
 
-    /// The classes, in the order of the class indices in results: COCO's ids and colours if the model has COCO's
-    /// classes, else numbered from 0 under the names the checkpoint gives.
+    /// The classes, in the order of the class indices in results; see [`class_list`].
     pub fn classes(&self) -> Vec<Class> {
-        let (count, things) = (self.config.classes(), self.config.thing_classes);
-        let names = &self.config.class_names;
-        let coco = classes::coco();
-        let of_coco = things == 80
-            && (count == 80 || count == coco.len())
-            && names.iter().zip(coco).all(|(name, class)| *name == class.name);
-        if of_coco {
-            return coco[..count].to_vec();
-        }
-        let mut classes = classes::numbered(count, things);
-        for (class, name) in classes.iter_mut().zip(names) {
-            class.name = name.clone().into();
-        }
-        classes
+        class_list(&self.config)
     }
 
     /// The kind of result this engine gives.

@@ -42,6 +42,14 @@ impl Default for Limits {
 /// empty, of an unknown format, damaged, cut short, of floating-point samples, or beyond `limits`.
 pub fn decode(path: impl AsRef<Path>, limits: &Limits) -> Result<RgbImage> {
     let path = path.as_ref();
+    decode_bytes(path, &read_file(path, limits)?, limits)
+}
+
+/// The bytes of an image file.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read; [`Error::Image`] if it is no regular file or too large.
+pub(crate) fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
     let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !meta.is_file() {
         return Err(Error::image(path, "not a regular file"));
@@ -50,8 +58,7 @@ pub fn decode(path: impl AsRef<Path>, limits: &Limits) -> Result<RgbImage> {
         let (len, max) = (meta.len(), limits.max_file_bytes);
         return Err(Error::image(path, format!("the file has {len} bytes, more than the limit of {max}")));
     }
-    let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-    decode_bytes(path, &bytes, limits)
+    fs::read(path).map_err(|e| Error::io(path, e))
 }
 
 /// As [`decode`], from memory. `name` stands for the file in errors.

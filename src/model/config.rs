@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
 /// What a model predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +142,10 @@ pub struct Config {
     /// Names of all classes, things first. Empty stands for COCO's names if the counts are COCO's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
+    /// Category ids of all classes in the data set they were learnt from, things first; results carry them. Empty stands for
+    /// COCO's if the names are COCO's, else for the class indices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_ids: Vec<u32>,
 }
 
 fn default_channels() -> usize {
@@ -227,6 +232,7 @@ impl Config {
             instance_score_threshold: default_instance_score_threshold(),
             overlap_threshold: default_overlap_threshold(),
             class_names: Vec::new(),
+            class_ids: Vec::new(),
         };
         Ok(match backbone {
             BackboneConfig::ResNet { .. } => official,
@@ -321,6 +327,11 @@ impl Config {
         check(
             names == 0 || names == self.classes(),
             format!("{names} class names for {} classes", self.classes()),
+        )?;
+        let (ids, distinct) = (&self.class_ids, self.class_ids.iter().collect::<HashSet<_>>().len());
+        check(
+            ids.is_empty() || (ids.len() == self.classes() && distinct == ids.len()),
+            format!("{} class ids, {distinct} of them distinct, for {} classes", ids.len(), self.classes()),
         )?;
         let thresholds = [self.instance_score_threshold, self.overlap_threshold];
         check(

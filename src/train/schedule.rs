@@ -1,5 +1,6 @@
 //! Learning-rate schedules, by iteration.
 
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate falls after the warm-up.
@@ -66,6 +67,26 @@ impl Default for Schedule {
 }
 
 impl Schedule {
+    /// Checks the ranges: no factor may be negative or not finite.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let unit = |v: f64| (0.0..=1.0).contains(&v);
+        let (field, ok) = match &self.decay {
+            _ if !unit(self.warmup_ratio) => ("warmup_ratio", false),
+            Decay::Constant => ("decay", true),
+            Decay::Step { gamma, .. } if !(unit(*gamma) && *gamma > 0.0) => ("decay.gamma", false),
+            Decay::Step { at, .. } => ("decay.at", at.iter().all(|&at| unit(at))),
+            Decay::Poly { power, .. } if !(power.is_finite() && *power >= 0.0) => ("decay.power", false),
+            Decay::Poly { floor, .. } | Decay::Cosine { floor } => ("decay.floor", unit(*floor)),
+        };
+        match ok {
+            true => Ok(()),
+            false => Err(Error::usage(format!("schedule: {field} is out of range (0 to 1, a power 0 or more)"))),
+        }
+    }
+
     /// Factor on the base learning rate at `iteration` of `total`. The warm-up multiplies what the decay gives
     /// (mmcv's `LrUpdaterHook`).
     pub fn factor(&self, iteration: u64, total: u64) -> f64 {
@@ -111,6 +132,23 @@ mod tests {
         for (iteration, wanted) in table {
             let found = 1e-4 * schedule.factor(iteration, total);
             assert!((found - wanted).abs() < 1e-9 * 1e-4 + 1e-6 * wanted, "{iteration}: {found} {wanted}");
+        }
+    }
+
+    #[test]
+    fn factors_that_mean_nothing_are_refused() {
+        let with = |warmup_ratio: f64, decay: Decay| Schedule { warmup: 3, warmup_ratio, decay }.validate();
+        assert!(with(0.0, Decay::Step { at: vec![0.0, 1.0], gamma: 1.0 }).is_ok());
+        for (ratio, decay, field) in [
+            (f64::NAN, Decay::Constant, "warmup_ratio"),
+            (-1.0, Decay::Constant, "warmup_ratio"),
+            (0.1, Decay::Cosine { floor: 1e300 }, "decay.floor"),
+            (0.1, Decay::Poly { power: 1.0, floor: -5.0 }, "decay.floor"),
+            (0.1, Decay::Poly { power: f64::INFINITY, floor: 0.0 }, "decay.power"),
+            (0.1, Decay::Step { at: vec![0.5, 1.5], gamma: 0.1 }, "decay.at"),
+            (0.1, Decay::Step { at: vec![0.5], gamma: f64::NAN }, "decay.gamma"),
+        ] {
+            assert!(with(ratio, decay).unwrap_err().to_string().contains(field), "{field}");
         }
     }
 

@@ -1,15 +1,18 @@
 //! COCO instance annotations: polygons and run lengths, compressed or not.
+//!
+//! Polygons become pixels as COCO's own tools do it (`rleFrPoly`, by the crate hotcoco), so that training and evaluation
+//! speak of the same pixels.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use super::dataset::{Dataset, Entry, Label, ObjectRuns, Warnings};
-use super::json::{self, ListedImage, Lists};
-use super::{mask, polygon};
+use super::dataset::{Dataset, Entry, Label, ObjectRuns};
+use super::json::{self, CocoFile, Record};
+use super::mask;
+use super::warning::{Warnings, list};
 use crate::error::{Error, Result};
 use crate::image::classes::Class;
 use crate::image::{palette, rle};
@@ -18,17 +21,6 @@ use crate::image::{palette, rle};
 const MAX_COORDINATE: f64 = 1e6;
 /// Polygons may leave the image by this much without a warning: annotators click on the border.
 const BORDER: f64 = 1.0;
-
-#[derive(Deserialize)]
-struct Annotation<'a> {
-    id: Option<u64>,
-    image_id: u64,
-    category_id: u32,
-    #[serde(default)]
-    iscrowd: u8,
-    #[serde(borrow)]
-    segmentation: Option<&'a RawValue>,
-}
 
 #[derive(Deserialize)]
 struct Rle {
@@ -46,158 +38,180 @@ enum Counts {
 /// One annotation after rasterisation.
 struct Parsed {
     image: usize,
+    name: String,
+    id: Option<u64>,
+    /// `None` if it is of no wanted class or has no pixel.
     object: Option<ObjectRuns>,
-    outside: bool,
+    oddities: Vec<&'static str>,
 }
 
-/// Opens an annotation file. `wanted` names the categories that become classes, in this order; all by ascending id if
-/// `None`.
-pub(super) fn open(annotations: &Path, images: &Path, wanted: Option<&[String]>) -> Result<Dataset> {
-    let path = annotations;
+/// Reads an annotation file. `wanted` names the categories that become classes, in this order; all by ascending id if
+/// `None`. With `strict` a polygon without an area is an error.
+pub(in crate::train) fn read(path: &Path, wanted: Option<&[String]>, strict: bool) -> Result<Dataset> {
     let text = json::read(path)?;
-    let lists: Lists = json::parse(path, &text)?;
-    let categories = json::categories(path, &lists.categories)?;
-    let (listed, places) = json::images(path, &lists.images, images)?;
-    let chosen: Vec<&json::Category> = match wanted {
-        None => categories.iter().collect(),
-        Some(names) => names
-            .iter()
-            .map(|name| {
-                categories.iter().find(|c| c.name == *name).ok_or_else(|| {
-                    let known: Vec<&str> = categories.iter().map(|c| c.name.as_str()).collect();
-                    Error::data(path, format!("no category `{name}` (there are: {})", known.join(", ")))
-                })
-            })
-            .collect::<Result<_>>()?,
-    };
-    if chosen.is_empty() {
-        return Err(Error::data(path, "the list of wanted classes is empty"));
-    }
-    let known: HashSet<u32> = categories.iter().map(|c| c.id).collect();
-    let class_of: HashMap<u32, usize> = chosen.iter().enumerate().map(|(i, c)| (c.id, i)).collect();
+    let file = CocoFile::new(path, &text)?;
+    let chosen = chosen(&file, wanted)?;
+    let class_of: HashMap<usize, usize> = chosen.iter().enumerate().map(|(i, &c)| (c, i)).collect();
     if class_of.len() < chosen.len() {
         return Err(Error::data(path, "the list of wanted classes names a class twice"));
     }
-    let reader = Reader { path, listed: &listed, places: &places, known: &known, class_of: &class_of };
+    let reader = Reader { file: &file, class_of: &class_of, strict };
 
     let mut warnings = Warnings::default();
-    let mut objects: Vec<Vec<ObjectRuns>> = listed.iter().map(|_| Vec::new()).collect();
+    let mut objects: Vec<Vec<ObjectRuns>> = file.images.iter().map(|_| Vec::new()).collect();
     let mut ids = HashSet::new();
     // Parsed in parallel, judged in order: the first bad record is the one reported.
-    let parsed: Vec<_> =
-        lists.annotations.par_iter().enumerate().map(|(i, raw)| reader.parse(i, raw)).collect();
+    let parsed: Vec<_> = (0..file.annotations.len()).into_par_iter().map(|i| reader.parse(i)).collect();
     for outcome in parsed {
-        let (name, id, parsed) = outcome?;
-        if let Some(id) = id {
-            json::unique(&mut ids, path, "annotation", id)?;
+        let parsed = outcome?;
+        if parsed.id.is_some_and(|id| !ids.insert(id)) {
+            warnings.add("ids of annotations occur twice, and are not used", &parsed.name);
         }
-        let Some(parsed) = parsed else { continue };
-        if parsed.outside {
-            warnings.add("masks partly outside their image were clipped", &name);
+        for what in parsed.oddities {
+            warnings.add(what, &parsed.name);
         }
-        match parsed.object {
-            Some(object) => objects[parsed.image].push(object),
-            None => warnings.add("annotations that cover no pixel were dropped", &name),
-        }
+        objects[parsed.image].extend(parsed.object);
     }
-    if objects.iter().all(Vec::is_empty) {
-        warnings.add("no object of the wanted classes in the whole file", &path.display().to_string());
-    }
-    let entries = listed
-        .into_iter()
-        .zip(objects)
-        .map(|(image, objects)| Entry {
-            id: image.id,
-            image: image.file,
-            size: Some(image.size),
-            label: Label::Objects(objects),
-        })
-        .collect();
     let classes: Vec<Class> = chosen
         .iter()
         .enumerate()
-        .map(|(i, c)| Class {
-            id: c.id,
-            name: c.name.clone().into(),
+        .map(|(i, &c)| Class {
+            id: file.categories[c].id,
+            name: file.categories[c].name.clone().into(),
             is_thing: true,
             colour: palette::distinct(i),
         })
         .collect();
-    Ok(Dataset { source: path.to_path_buf(), things: classes.len(), classes, entries, warnings })
+    let mut present = vec![false; classes.len()];
+    objects.iter().flatten().filter(|o| !o.crowd).for_each(|o| present[o.class] = true);
+    let absent = classes.iter().zip(&present).filter(|(_, present)| !**present);
+    warnings.classes("classes without an object", absent.map(|(class, _)| &*class.name));
+    let entries = file.images.into_iter().zip(objects);
+    let entries = entries.map(|(image, objects)| Entry::listed(image, Label::Objects(objects))).collect();
+    let things = classes.len();
+    Ok(Dataset { source: path.to_path_buf(), things, classes, entries, labels: None, warnings })
+}
+
+/// Positions of the categories that become classes.
+fn chosen(file: &CocoFile, wanted: Option<&[String]>) -> Result<Vec<usize>> {
+    let Some(names) = wanted else { return Ok((0..file.categories.len()).collect()) };
+    if names.is_empty() {
+        return Err(Error::data(file.path, "the list of wanted classes is empty"));
+    }
+    let position = |name: &String| {
+        file.categories.iter().position(|c| c.name == *name).ok_or_else(|| {
+            let known: Vec<&str> = file.categories.iter().map(|c| c.name.as_str()).collect();
+            Error::data(file.path, format!("no category `{name}` (there are: {})", list(&known)))
+        })
+    };
+    names.iter().map(position).collect()
 }
 
 struct Reader<'a> {
-    path: &'a Path,
-    listed: &'a [ListedImage],
-    places: &'a HashMap<u64, usize>,
-    known: &'a HashSet<u32>,
-    class_of: &'a HashMap<u32, usize>,
+    file: &'a CocoFile<'a>,
+    class_of: &'a HashMap<usize, usize>,
+    strict: bool,
 }
 
 impl Reader<'_> {
-    /// The record's name for messages, its id, and what it holds unless it is a crowd or of no wanted class.
-    fn parse(&self, index: usize, raw: &RawValue) -> Result<(String, Option<u64>, Option<Parsed>)> {
-        let annotation: Annotation = json::record(self.path, "annotations", index, raw)?;
-        let name = match annotation.id {
-            Some(id) => format!("annotation {id} (image {})", annotation.image_id),
-            None => format!("annotations[{index}] (image {})", annotation.image_id),
-        };
-        let refuse = |reason: String| Error::record(self.path, name.clone(), reason);
-        let Some(&image) = self.places.get(&annotation.image_id) else {
-            return Err(refuse("names an image that is not in the list `images`".into()));
-        };
-        if !self.known.contains(&annotation.category_id) {
-            return Err(refuse(format!(
-                "category id {} is not in the list `categories`",
-                annotation.category_id
-            )));
-        }
-        let (height, width) = self.listed[image].size;
-        let segmentation = annotation.segmentation.map_or("null", RawValue::get);
-        let (runs, outside) = if segmentation.starts_with('[') {
-            let polygons: Vec<Vec<f64>> = serde_json::from_str(segmentation)
-                .map_err(|_| refuse("the polygons are not lists of numbers".into()))?;
-            polygon_runs(&polygons, height, width).map_err(refuse)?
-        } else if segmentation.starts_with('{') {
-            let rle: Rle = serde_json::from_str(segmentation)
-                .map_err(|_| refuse("the run lengths need `size` [height, width] and `counts`".into()))?;
-            (rle_runs(rle, height, width).map_err(refuse)?, false)
-        } else {
-            return Err(refuse("has no segmentation: masks are needed, boxes alone do not do".into()));
-        };
-        // Crowds are checked like everything else, but the losses of K-Net have no use for them.
-        let Some(&class) = self.class_of.get(&annotation.category_id).filter(|_| annotation.iscrowd == 0)
-        else {
-            return Ok((name, annotation.id, None));
-        };
-        let object = (mask::area(&runs) > 0).then(|| ObjectRuns { class, runs: runs.into_boxed_slice() });
-        Ok((name, annotation.id, Some(Parsed { image, object, outside })))
-    }
-}
-
-/// The union of the polygons of one object, and whether one leaves the image.
-fn polygon_runs(polygons: &[Vec<f64>], height: usize, width: usize) -> Result<(Vec<u32>, bool), String> {
-    if polygons.is_empty() {
-        return Err("the segmentation is empty: masks are needed, boxes alone do not do".into());
-    }
-    let mut outside = false;
-    let mut parts = Vec::with_capacity(polygons.len());
-    for (i, xy) in polygons.iter().enumerate() {
-        if xy.len() < 6 || xy.len() % 2 != 0 {
-            return Err(format!(
-                "polygon {i} has {} coordinates: at least three points (x, y) are needed",
-                xy.len()
+    fn parse(&self, index: usize) -> Result<Parsed> {
+        let (image, record) = self.file.annotation(index)?;
+        if record.optional("segments_info").is_some() {
+            return Err(record.refuse_for(
+                "has `segments_info`: this is a panoptic file, which needs its folder of PNGs (--panoptic-dir, or format \
+                 coco_panoptic)",
             ));
         }
-        if let Some(v) = xy.iter().find(|v| v.abs() > MAX_COORDINATE) {
-            return Err(format!("polygon {i} has the coordinate {v}, far outside any image"));
+        let category = self.file.category(&record, "category_id")?;
+        let crowd = record.flag("iscrowd")?.unwrap_or(false);
+        let id = record.optional("id").map(|_| record.whole("id")).transpose()?;
+        let (height, width) = (self.file.images[image].height, self.file.images[image].width);
+        let mut oddities = Vec::new();
+        let runs = self.runs(&record, height, width, &mut oddities)?;
+        let mut parsed = Parsed { image, id, object: None, oddities, name: record.name.clone() };
+        // Crowds and what is of no wanted class are checked like everything else.
+        let Some(&class) = self.class_of.get(&category) else { return Ok(parsed) };
+        let pixels = mask::area(&runs);
+        if crowd {
+            parsed.oddities.push("crowds are not learnt, and neither hit nor missed");
+        } else if pixels == 0 {
+            parsed.oddities.push("annotations that cover no pixel were dropped");
+            return Ok(parsed);
+        }
+        // Area and box decide nothing about the mask: what is odd about them costs no annotation.
+        let number = |text: &str| text.parse::<f64>().ok().filter(|v| v.is_finite());
+        let area = record.optional("area").and_then(number);
+        let bbox = record.optional("bbox").and_then(|text| serde_json::from_str(text).ok());
+        let area = area.unwrap_or(pixels as f64);
+        parsed.object = Some(ObjectRuns { class, crowd, area, bbox, runs: runs.into_boxed_slice() });
+        Ok(parsed)
+    }
+
+    /// Column-major run lengths of a record's mask.
+    fn runs(
+        &self,
+        record: &Record,
+        height: usize,
+        width: usize,
+        oddities: &mut Vec<&'static str>,
+    ) -> Result<Vec<u32>> {
+        const NEEDED: &str = "masks are needed, boxes alone do not do";
+        let Some(text) = record.optional("segmentation") else {
+            return Err(record.refuse_for(format!("has no `segmentation`: {NEEDED}")));
+        };
+        let runs = if text.starts_with('[') {
+            let shape = "a list of polygons, each a list x, y, x, y, ... of numbers,";
+            let polygons: Vec<Vec<f64>> = serde_json::from_str(text).map_err(|_| {
+                let flat = serde_json::from_str::<Vec<f64>>(text).is_ok();
+                let hint = " (this is one polygon without the list around it)";
+                record.refuse("segmentation", &format!("{shape}{}", if flat { hint } else { "" }))
+            })?;
+            if polygons.is_empty() {
+                return Err(record.refuse_for(format!("`segmentation` is an empty list: {NEEDED}")));
+            }
+            self.polygon_runs(polygons, height, width, oddities)
+        } else if text.starts_with('{') {
+            let rle: Rle = serde_json::from_str(text).map_err(|_| {
+                record.refuse("segmentation", "run lengths with `size` [height, width] and `counts`")
+            })?;
+            rle_runs(rle, height, width)
+        } else {
+            return Err(record.refuse("segmentation", "a list of polygons, or run lengths,"));
+        };
+        runs.map_err(|reason| record.refuse_for(format!("`segmentation`: {reason}")))
+    }
+
+    /// The union of the polygons of one object.
+    fn polygon_runs(
+        &self,
+        mut polygons: Vec<Vec<f64>>,
+        height: usize,
+        width: usize,
+        oddities: &mut Vec<&'static str>,
+    ) -> Result<Vec<u32>, String> {
+        for (i, xy) in polygons.iter().enumerate() {
+            let few = xy.len() < 6;
+            if xy.len() % 2 != 0 || (few && self.strict) {
+                let needed = "an even number, and at least three points, are needed";
+                return Err(format!("polygon {i} has {} coordinates: {needed}", xy.len()));
+            }
+            if let Some(v) = xy.iter().find(|v| v.abs() > MAX_COORDINATE) {
+                return Err(format!("polygon {i} has the coordinate {v}, far outside any image"));
+            }
+        }
+        let all = polygons.len();
+        polygons.retain(|xy| xy.len() >= 6);
+        if polygons.len() < all {
+            oddities.push("polygons of one or two points were dropped (strict refuses them)");
         }
         let beyond = |v: f64, side: usize| v < -BORDER || v > side as f64 + BORDER;
-        outside |= xy.as_chunks::<2>().0.iter().any(|&[x, y]| beyond(x, width) || beyond(y, height));
-        parts.push(polygon::run_lengths(xy, height, width));
+        let outside = |&[x, y]: &[f64; 2]| beyond(x, width) || beyond(y, height);
+        if polygons.iter().any(|xy| xy.as_chunks::<2>().0.iter().any(outside)) {
+            oddities.push("masks partly outside their image were clipped");
+        }
+        let rle = hotcoco::mask::fr_polys(&polygons, height as u32, width as u32);
+        rle.map(|rle| rle.counts).map_err(|e| e.to_string())
     }
-    let runs = if parts.len() == 1 { parts.remove(0) } else { mask::union(&parts, height * width) };
-    Ok((runs, outside))
 }
 
 fn rle_runs(rle: Rle, height: usize, width: usize) -> Result<Vec<u32>, String> {

@@ -1,15 +1,17 @@
 //! Data sets: what is annotated where, checked when opened; one image with its masks, when asked for.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use image::{GrayImage, RgbImage};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::json::ImageRecord;
 use super::mask::Mask;
 use super::panoptic::{self, Segment};
-use super::{coco, semantic};
+use super::semantic::{self, ClassList};
+use super::warning::{Warning, Warnings};
+use super::{coco, verify};
 use crate::error::{Error, Result};
 use crate::image::classes::Class;
 use crate::image::decode::{Limits, decode};
@@ -118,103 +120,139 @@ impl DataConfig {
     }
 }
 
-/// One kind of harmless oddity, counted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Warning {
-    /// What was found and what was done about it.
-    pub what: String,
-    /// How often.
-    pub count: usize,
-    /// The first record it was found in.
-    pub first: String,
+/// How strictly a data set is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Every photo is decoded and every label image read when the set is opened, so that nothing is left to be found hours
+    /// later.
+    pub verify: bool,
+    /// Photos that cannot be decoded are left out and counted, instead of being an error. Needs `verify`.
+    pub skip_damaged: bool,
+    /// Polygons of fewer than three points are an error, instead of being dropped and counted.
+    pub strict: bool,
 }
 
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({} times; first: {})", self.what, self.count, self.first)
+impl Default for Reading {
+    /// All files are looked at; a damaged photo is an error, a polygon without an area is not.
+    fn default() -> Self {
+        Reading { verify: true, skip_damaged: false, strict: false }
     }
 }
 
-/// The oddities of a data set.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Warnings(Vec<Warning>);
-
-impl Warnings {
-    pub(super) fn add(&mut self, what: &str, record: &str) {
-        match self.0.iter_mut().find(|w| w.what == what) {
-            Some(warning) => warning.count += 1,
-            None => self.0.push(Warning { what: what.into(), count: 1, first: record.into() }),
-        }
-    }
-}
-
-/// One object of an index: column-major run lengths, which are far smaller than pixels.
+/// One object of an index.
 #[derive(Clone, Debug)]
-pub(super) struct ObjectRuns {
+pub(in crate::train) struct ObjectRuns {
     pub class: usize,
+    /// Not learnt, and neither hit nor missed.
+    pub crowd: bool,
+    /// What the file says, else the number of pixels.
+    pub area: f64,
+    /// Left, top, width, height, if the file says.
+    pub bbox: Option<[f64; 4]>,
+    /// Column-major run lengths, which are far smaller than pixels.
     pub runs: Box<[u32]>,
 }
 
 /// What is known of the labels of an image before it is loaded.
 #[derive(Clone, Debug)]
-pub(super) enum Label {
+pub(in crate::train) enum Label {
     Objects(Vec<ObjectRuns>),
     Panoptic { png: PathBuf, segments: Vec<Segment> },
-    Semantic { png: PathBuf, ignore: u8 },
+    Semantic { png: PathBuf },
 }
 
-/// One image of a data set. `size` is what the annotations say, (height, width).
+/// One image of a data set.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(in crate::train) struct Entry {
     pub id: u64,
+    /// The id, if the file has texts for ids.
+    pub text_id: Option<String>,
+    /// What the annotations call the photo.
+    pub file_name: String,
+    /// The photo.
     pub image: PathBuf,
+    /// What the annotations say, (height, width).
     pub size: Option<(usize, usize)>,
     pub label: Label,
 }
 
-/// An opened data set: an index whose records have been checked.
+impl Entry {
+    /// An image of an annotation file.
+    pub(super) fn listed(image: ImageRecord, label: Label) -> Entry {
+        let ImageRecord { id, text_id, file_name, height, width } = image;
+        let image = PathBuf::from(&file_name);
+        Entry { id, text_id, file_name, image, size: Some((height, width)), label }
+    }
+
+    /// The image, if its annotations say how large it is.
+    pub(in crate::train) fn record(&self) -> Option<ImageRecord> {
+        let (height, width) = self.size?;
+        let (id, text_id, file_name) = (self.id, self.text_id.clone(), self.file_name.clone());
+        Some(ImageRecord { id, text_id, file_name, height, width })
+    }
+}
+
+/// An opened data set: an index whose records have been checked. Training, validation and evaluation all read it.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The annotation file, or the folder of masks.
-    pub(super) source: PathBuf,
-    pub(super) classes: Vec<Class>,
+    pub(in crate::train) source: PathBuf,
+    pub(in crate::train) classes: Vec<Class>,
     /// Number of thing classes, which come first.
-    pub(super) things: usize,
-    pub(super) entries: Vec<Entry>,
+    pub(in crate::train) things: usize,
+    pub(in crate::train) entries: Vec<Entry>,
+    /// What the values of semantic masks mean.
+    pub(in crate::train) labels: Option<Arc<ClassList>>,
     pub(super) warnings: Warnings,
 }
 
 impl Dataset {
-    /// Opens a data set and checks its records. With `verify` every image header and every mask PNG is read as
-    /// well (in parallel), so that nothing is left to be found hours later.
+    /// Opens a data set and checks its records and, as `reading` says, its files.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Data`] naming the file and the record.
-    pub fn open(config: &DataConfig, verify: bool) -> Result<Dataset> {
+    /// [`Error::Io`], [`Error::Image`] or [`Error::Data`] naming the file, the record, the field and its value.
+    pub fn open(config: &DataConfig, reading: &Reading) -> Result<Dataset> {
         let mut dataset = match config {
             DataConfig::CocoInstance { annotations, images, classes, .. } => {
-                coco::open(annotations, images, classes.as_deref())?
+                let dataset = coco::read(annotations, classes.as_deref(), reading.strict)?;
+                dataset.located(images)?
             }
             DataConfig::CocoPanoptic { annotations, images, masks, .. } => {
-                panoptic::open(annotations, images, masks)?
+                panoptic::read(annotations, masks)?.located(images)?
             }
             DataConfig::Semantic { images, masks, classes, field, list, .. } => {
-                semantic::open(images, masks, classes, field, list.as_deref())?
+                semantic::read(&semantic::Source { images, masks, classes, field, list: list.as_deref() })?
             }
         };
         if dataset.classes.len() > usize::from(IGNORE) {
             let count = dataset.classes.len();
             return Err(Error::data(&dataset.source, format!("{count} classes: at most 255 are accepted")));
         }
-        if verify {
-            let outcomes: Vec<_> = dataset.entries.par_iter().map(|entry| dataset.verify(entry)).collect();
-            for outcome in outcomes {
-                for (what, record) in outcome? {
-                    dataset.warnings.add(what, &record);
-                }
-            }
+        if reading.verify {
+            verify::files(&mut dataset, reading.skip_damaged)?;
         }
         Ok(dataset)
+    }
+
+    /// Looks for the photos in the folder `images`, and for the label images.
+    fn located(mut self, images: &std::path::Path) -> Result<Dataset> {
+        if !images.is_dir() {
+            return Err(Error::data(images, "the folder of images does not exist"));
+        }
+        for entry in &mut self.entries {
+            entry.image = images.join(&entry.file_name);
+        }
+        let mut missing = Vec::new();
+        for entry in &self.entries {
+            missing.extend((!entry.image.is_file()).then_some((entry.id, "image file", &entry.image)));
+            if let Label::Panoptic { png, .. } = &entry.label {
+                missing.extend((!png.is_file()).then_some((entry.id, "mask file", png)));
+            }
+        }
+        let Some((id, what, file)) = missing.first() else { return Ok(self) };
+        let (file, count, all) = (file.display(), missing.len(), self.entries.len());
+        let reason = format!("the {what} {file} does not exist ({count} files of {all} images are missing)");
+        Err(Error::record(&self.source, format!("image {id}"), reason))
     }
 
     /// The classes, things first.
@@ -237,7 +275,7 @@ impl Dataset {
         self.entries.is_empty()
     }
 
-    /// Harmless oddities found when it was opened.
+    /// Harmless oddities found when it was opened, and what was left out.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings.0
     }
@@ -245,7 +283,7 @@ impl Dataset {
     /// Number of labelled objects of an image, crowds left out; a semantic mask counts as one.
     pub fn objects(&self, index: usize) -> usize {
         match &self.entries[index].label {
-            Label::Objects(objects) => objects.len(),
+            Label::Objects(objects) => objects.iter().filter(|o| !o.crowd).count(),
             Label::Panoptic { segments, .. } => segments.iter().filter(|s| !s.crowd).count(),
             Label::Semantic { .. } => 1,
         }
@@ -254,7 +292,7 @@ impl Dataset {
     /// Number of countable objects of an image, crowds left out.
     pub fn countable(&self, index: usize) -> usize {
         match &self.entries[index].label {
-            Label::Objects(objects) => objects.len(),
+            Label::Objects(objects) => objects.iter().filter(|o| !o.crowd).count(),
             Label::Panoptic { segments, .. } => {
                 segments.iter().filter(|s| !s.crowd && s.class < self.things).count()
             }
@@ -277,171 +315,37 @@ impl Dataset {
         let (objects, semantic) = match &entry.label {
             Label::Objects(objects) => {
                 let mask = |o: &ObjectRuns| Object { class: o.class, mask: Mask::from_runs(&o.runs, size.0) };
-                (objects.iter().map(mask).collect(), None)
+                (objects.iter().filter(|o| !o.crowd).map(mask).collect(), None)
             }
             Label::Panoptic { png, segments } => {
                 let labels = panoptic::load(png, segments, size, self.things)?;
                 (labels.objects, Some(labels.semantic))
             }
-            Label::Semantic { png, ignore } => {
-                (Vec::new(), Some(semantic::load(png, size, self.classes.len(), *ignore)?))
-            }
+            Label::Semantic { png } => (Vec::new(), Some(semantic::load(self.class_list()?, png, size)?)),
         };
         Ok(Sample { id: entry.id, file: entry.image.clone(), image, objects, semantic })
     }
 
-    fn check_size(&self, entry: &Entry, (height, width): (usize, usize)) -> Result<()> {
-        match entry.size.filter(|&size| size != (height, width)) {
-            None => Ok(()),
-            Some((h, w)) => Err(Error::record(
-                &self.source,
-                format!("image {}", entry.id),
-                format!(
-                    "is said to be {w} x {h} pixels, but {} is {width} x {height}",
-                    entry.image.display()
-                ),
-            )),
-        }
+    /// What the values of semantic masks mean.
+    pub(super) fn class_list(&self) -> Result<&ClassList> {
+        self.labels.as_deref().ok_or_else(|| Error::data(&self.source, "has masks but no class list"))
     }
 
-    /// Checks the files of one image and returns warnings: what, and in which record.
-    fn verify(&self, entry: &Entry) -> Result<Vec<(&'static str, String)>> {
-        let size = header_size(&entry.image)?;
-        self.check_size(entry, size)?;
-        match &entry.label {
-            Label::Objects(_) => Ok(Vec::new()),
-            Label::Panoptic { png, segments } => {
-                let labels = panoptic::load(png, segments, size, self.things)?;
-                let record = |id: u32| format!("{}: segment {id}", png.display());
-                let what = "segments without a pixel in their PNG were dropped";
-                Ok(labels.empty.into_iter().map(|id| (what, record(id))).collect())
-            }
-            Label::Semantic { png, ignore } => {
-                semantic::load(png, size, self.classes.len(), *ignore)?;
-                Ok(Vec::new())
-            }
-        }
-    }
-}
-
-/// Height and width of an image once upright, from its header.
-fn header_size(path: &Path) -> Result<(usize, usize)> {
-    use image::ImageDecoder;
-    let damaged = |e: image::ImageError| Error::image(path, format!("damaged: {e}"));
-    let reader = image::ImageReader::open(path).and_then(|r| r.with_guessed_format());
-    let mut decoder = reader.map_err(|e| Error::io(path, e))?.into_decoder().map_err(damaged)?;
-    let (width, height) = decoder.dimensions();
-    let (width, height) = (width as usize, height as usize);
-    // The EXIF values from 5 on turn the image by a quarter.
-    let turned = decoder.orientation().is_ok_and(|o| o.to_exif() >= 5);
-    Ok(if turned { (width, height) } else { (height, width) })
-}
-
-/// Several data sets seen as one.
-#[derive(Clone, Debug)]
-pub struct Mix {
-    sets: Vec<Dataset>,
-    /// Set and place in it of each image.
-    places: Vec<(usize, usize)>,
-    /// `repeat` of each set.
-    repeats: Vec<f64>,
-}
-
-impl Mix {
-    /// Opens all sets; see [`Dataset::open`].
-    ///
-    /// # Errors
-    /// As [`Dataset::open`]; [`Error::Usage`] if there is no set, a `repeat` is not positive and finite, or the classes of
-    /// two sets disagree; [`Error::Data`] if no image of any set has an object.
-    pub fn open(configs: &[DataConfig], verify: bool) -> Result<Mix> {
-        let sets = configs.iter().map(|config| Dataset::open(config, verify)).collect::<Result<Vec<_>>>()?;
-        Mix::of(sets, configs.iter().map(DataConfig::repeat).collect())
-    }
-
-    fn of(sets: Vec<Dataset>, repeats: Vec<f64>) -> Result<Mix> {
-        let Some(first) = sets.first() else {
-            return Err(Error::usage("no data set is given"));
+    /// Refuses a photo of another size (height, width) than the annotations say.
+    pub(in crate::train) fn check_size(&self, entry: &Entry, (height, width): (usize, usize)) -> Result<()> {
+        let Some((h, w)) = entry.size.filter(|&size| size != (height, width)) else { return Ok(()) };
+        let turned = if (w, h) == (height, width) {
+            ": was it annotated as stored, and its EXIF orientation turns it? Store the photo upright, without that entry"
+        } else {
+            ""
         };
-        if let Some(repeat) = repeats.iter().find(|r| !(r.is_finite() && **r > 0.0 && **r <= 1000.0)) {
-            return Err(Error::usage(format!("repeat = {repeat} must be above 0 and at most 1000")));
-        }
-        let names = |set: &Dataset| set.classes.iter().map(|c| c.name.to_string()).collect::<Vec<_>>();
-        for set in &sets[1..] {
-            if set.things != first.things || names(set) != names(first) {
-                return Err(Error::usage(format!(
-                    "the classes of {} ({}) are not those of {} ({})",
-                    set.source.display(),
-                    names(set).join(", "),
-                    first.source.display(),
-                    names(first).join(", ")
-                )));
-            }
-        }
-        if sets.iter().all(|set| (0..set.len()).all(|i| set.objects(i) == 0)) {
-            return Err(Error::data(&first.source, "no image has an object of the wanted classes"));
-        }
-        let places =
-            sets.iter().enumerate().flat_map(|(s, set)| (0..set.len()).map(move |i| (s, i))).collect();
-        Ok(Mix { sets, places, repeats })
-    }
-
-    /// The data sets.
-    pub fn sets(&self) -> &[Dataset] {
-        &self.sets
-    }
-
-    /// The classes, things first.
-    pub fn classes(&self) -> &[Class] {
-        self.sets[0].classes()
-    }
-
-    /// Number of thing classes, which come first.
-    pub fn things(&self) -> usize {
-        self.sets[0].things()
-    }
-
-    /// Number of different images.
-    pub fn len(&self) -> usize {
-        self.places.len()
-    }
-
-    /// True if there are no images, which [`Mix::open`] refuses.
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
-    /// [`Dataset::objects`] of an image.
-    pub fn objects(&self, index: usize) -> usize {
-        let (set, image) = self.places[index];
-        self.sets[set].objects(image)
-    }
-
-    /// [`Dataset::countable`] of an image.
-    pub fn countable(&self, index: usize) -> usize {
-        let (set, image) = self.places[index];
-        self.sets[set].countable(image)
-    }
-
-    /// The file of an image, for messages.
-    pub(super) fn name(&self, index: usize) -> String {
-        let (set, image) = self.places[index];
-        self.sets[set].entries[image].image.display().to_string()
-    }
-
-    /// [`DataConfig::repeat`] of the set an image belongs to.
-    pub fn repeat(&self, index: usize) -> f64 {
-        self.repeats[self.places[index].0]
-    }
-
-    /// Reads one image with its masks.
-    ///
-    /// # Errors
-    /// As [`Dataset::load`].
-    ///
-    /// # Panics
-    /// If `index` is not below [`Mix::len`].
-    pub fn load(&self, index: usize) -> Result<Sample> {
-        let (set, image) = self.places[index];
-        self.sets[set].load(image)
+        Err(Error::record(
+            &self.source,
+            format!("image {}", entry.id),
+            format!(
+                "is said to be {w} x {h} pixels, but {} is {width} x {height}{turned}",
+                entry.image.display()
+            ),
+        ))
     }
 }

@@ -1,7 +1,12 @@
-//! Annotation files as lists of records that are parsed one by one, so that an error names its record.
+//! Annotation files as lists of records that are read one by one and field by field, so that an error names file, record, field
+//! and value.
+//!
+//! What other tools write and read without harm is read here too: a byte order mark, `NaN` in fields that nothing needs,
+//! whole numbers with a decimal point, and truth values as words or numbers.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -9,128 +14,319 @@ use serde_json::value::RawValue;
 use crate::error::{Error, Result};
 use crate::image::rle::MAX_PIXELS;
 
-/// The three lists of a COCO annotation file.
-#[derive(Deserialize)]
-pub(super) struct Lists<'a> {
-    #[serde(borrow)]
-    pub images: Vec<&'a RawValue>,
-    #[serde(borrow)]
-    pub annotations: Vec<&'a RawValue>,
-    #[serde(borrow)]
-    pub categories: Vec<&'a RawValue>,
+/// The text of a JSON file. Bare `NaN` and `Infinity`, which Python writes, become strings: they are no JSON, and a field
+/// that needs a number then says what it found.
+pub(super) fn read(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(Error::data(path, "is UTF-16 text, not UTF-8: save it as UTF-8"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| Error::data(path, "not JSON text: it is not UTF-8"))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    Ok(quote_words(text).into_owned())
 }
 
-/// An image of an annotation file.
+/// Puts quotes around `NaN`, `Infinity` and `-Infinity` outside of strings.
+fn quote_words(text: &str) -> Cow<'_, str> {
+    const WORDS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+    if !WORDS.iter().any(|word| text.contains(word)) {
+        return Cow::Borrowed(text);
+    }
+    let bytes = text.as_bytes();
+    let mut out = String::with_capacity(text.len() + 64);
+    let (mut at, mut copied, mut inside) = (0, 0, false);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' if inside => at += 1,
+            b'"' => inside = !inside,
+            _ if inside => {}
+            _ => {
+                if let Some(word) = WORDS.iter().find(|word| bytes[at..].starts_with(word.as_bytes())) {
+                    out.push_str(&text[copied..at]);
+                    out.extend(["\"", word, "\""]);
+                    at += word.len();
+                    copied = at;
+                    continue;
+                }
+            }
+        }
+        at += 1;
+    }
+    out.push_str(&text[copied..]);
+    Cow::Owned(out)
+}
+
+/// Reads a whole file, which has to be an object; `what` names what it should hold.
+pub(super) fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a str, what: &str) -> Result<T> {
+    let refuse = |reason: String| Error::data(path, format!("not {what}: {reason}"));
+    if text.trim_start().starts_with('[') {
+        return Err(refuse("it is a list, an object is expected at the top".into()));
+    }
+    serde_json::from_str(text).map_err(|e| refuse(e.to_string()))
+}
+
+/// The lists of a COCO file, each record still text.
 #[derive(Deserialize)]
-pub(super) struct ImageRecord {
+struct Lists<'a> {
+    #[serde(borrow)]
+    images: Option<Vec<&'a RawValue>>,
+    #[serde(borrow)]
+    annotations: Option<Vec<&'a RawValue>>,
+    #[serde(borrow)]
+    categories: Option<Vec<&'a RawValue>>,
+}
+
+/// A COCO file whose images and categories are known to be sound.
+pub(super) struct CocoFile<'a> {
+    pub path: &'a Path,
+    pub images: Vec<ImageRecord>,
+    places: HashMap<ImageKey, usize>,
+    /// Ascending by id.
+    pub categories: Vec<Category>,
+    pub annotations: Vec<&'a RawValue>,
+}
+
+/// One entry of `images`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageRecord {
+    /// Number of the image; its place in the list if the file has texts for ids.
     pub id: u64,
+    /// The id as text, if the file (Cityscapes') has such.
+    pub text_id: Option<String>,
+    /// File name of the photo, relative to the folder of images.
     pub file_name: String,
+    /// Rows of the photo and of every mask.
     pub height: usize,
+    /// Columns of the photo and of every mask.
     pub width: usize,
 }
 
 /// A category of an annotation file.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Debug)]
 pub(super) struct Category {
     pub id: u32,
     pub name: String,
-    pub isthing: Option<u8>,
+    pub is_thing: Option<bool>,
 }
 
-/// The text of an annotation file.
-pub(super) fn read(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    String::from_utf8(bytes).map_err(|_| Error::data(path, "not a JSON file: the bytes are not UTF-8"))
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum ImageKey {
+    Number(u64),
+    Text(String),
 }
 
-/// Parses a whole file.
-pub(super) fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a str) -> Result<T> {
-    serde_json::from_str(text).map_err(|e| Error::data(path, format!("not the JSON expected: {e}")))
+impl<'a> CocoFile<'a> {
+    /// Reads the lists of the file at `path`, whose text is `text`.
+    pub fn new(path: &'a Path, text: &'a str) -> Result<Self> {
+        let what = "a COCO annotation file (an object with the lists `images`, `annotations`, `categories`)";
+        let lists: Lists = parse(path, text, what)?;
+        let need = |name: &str, list: Option<Vec<&'a RawValue>>| match list {
+            Some(list) if list.is_empty() => Err(Error::data(path, format!("the list `{name}` is empty"))),
+            Some(list) => Ok(list),
+            None => Err(Error::data(path, format!("not {what}: there is no list `{name}`"))),
+        };
+        let categories = categories(path, &need("categories", lists.categories)?)?;
+        let (images, places) = images(path, &need("images", lists.images)?)?;
+        // A file without annotations is sound: photos to learn from that nothing is on.
+        let annotations = lists.annotations.ok_or_else(|| need("annotations", None).unwrap_err())?;
+        Ok(CocoFile { path, images, places, categories, annotations })
+    }
+
+    /// The annotation at `index`, its place in `images`, and its fields.
+    pub fn annotation(&self, index: usize) -> Result<(usize, Record<'a>)> {
+        let mut record = Record::new(self.path, "annotations", index, self.annotations[index])?;
+        let key = record.image_key("image_id")?;
+        let image = match &key {
+            ImageKey::Number(id) => id.to_string(),
+            ImageKey::Text(id) => id.clone(),
+        };
+        record.name = match record.optional("id").and_then(whole) {
+            Some(id) => format!("annotation {id} (image {image})"),
+            None => format!("annotations[{index}] (image {image})"),
+        };
+        let place = self.places.get(&key).copied();
+        let place = place.ok_or_else(|| {
+            record.refuse("image_id", "an image that is in the list `images` (it is not there)")
+        })?;
+        Ok((place, record))
+    }
+
+    /// Position of the category that a field of `record` names.
+    pub fn category(&self, record: &Record, field: &str) -> Result<usize> {
+        let id = record.whole(field)?;
+        self.categories
+            .binary_search_by_key(&id, |c| u64::from(c.id))
+            .map_err(|_| record.refuse(field, "a category that is in the list `categories` (it is not there)"))
+    }
 }
 
-/// Parses entry `index` of the list `list`.
-pub(super) fn record<'a, T: Deserialize<'a>>(
-    path: &Path,
-    list: &str,
-    index: usize,
-    raw: &'a RawValue,
-) -> Result<T> {
-    serde_json::from_str(raw.get()).map_err(|e| {
-        // The position within the record says little; the reason comes first in serde's message.
-        let reason = e.to_string();
-        let reason = reason.split(" at line ").next().unwrap_or_default();
-        Error::record(path, format!("{list}[{index}]"), reason)
-    })
+/// The fields of one record, each still text.
+pub(super) struct Record<'a> {
+    path: &'a Path,
+    /// What messages call it.
+    pub name: String,
+    fields: BTreeMap<String, &'a RawValue>,
+}
+
+impl<'a> Record<'a> {
+    /// Entry `index` of the list `list`.
+    pub fn new(path: &'a Path, list: &str, index: usize, raw: &'a RawValue) -> Result<Self> {
+        let name = format!("{list}[{index}]");
+        let fields = serde_json::from_str(raw.get());
+        let fields = fields.map_err(|_| {
+            Error::record(path, &name, format!("is {}: an object is expected", shown(raw.get())))
+        })?;
+        Ok(Record { path, name, fields })
+    }
+
+    /// The text of a field; `None` if it is absent or null.
+    pub fn optional(&self, field: &str) -> Option<&'a str> {
+        self.fields.get(field).map(|raw| raw.get()).filter(|text| *text != "null")
+    }
+
+    /// The text of a field that has to be there.
+    pub fn need(&self, field: &str) -> Result<&'a str> {
+        let missing = || Error::record(self.path, &self.name, format!("missing field `{field}`"));
+        self.optional(field).ok_or_else(missing)
+    }
+
+    /// A whole number that is not negative.
+    pub fn whole(&self, field: &str) -> Result<u64> {
+        whole(self.need(field)?).ok_or_else(|| self.refuse(field, "a whole number"))
+    }
+
+    /// A text that is not empty.
+    pub fn text(&self, field: &str) -> Result<String> {
+        let text = serde_json::from_str::<String>(self.need(field)?).ok().filter(|text| !text.is_empty());
+        text.ok_or_else(|| self.refuse(field, "a text that is not empty"))
+    }
+
+    /// A truth value; `None` if it is absent.
+    pub fn flag(&self, field: &str) -> Result<Option<bool>> {
+        let Some(text) = self.optional(field) else { return Ok(None) };
+        let value = match text {
+            "true" => Some(true),
+            "false" => Some(false),
+            text => whole(text).map(|number| number != 0),
+        };
+        value.map(Some).ok_or_else(|| self.refuse(field, "0, 1, false or true"))
+    }
+
+    /// The error of a field whose value is not `accepted`.
+    pub fn refuse(&self, field: &str, accepted: &str) -> Error {
+        let value = self.fields.get(field).map_or("absent".into(), |raw| shown(raw.get()));
+        self.refuse_for(format!("`{field}` is {value}: {accepted} is expected"))
+    }
+
+    /// An error about the record.
+    pub fn refuse_for(&self, reason: impl Into<String>) -> Error {
+        Error::record(self.path, &self.name, reason)
+    }
+
+    fn image_key(&self, field: &str) -> Result<ImageKey> {
+        let text = self.need(field)?;
+        let key = match whole(text) {
+            Some(number) => Some(ImageKey::Number(number)),
+            None => serde_json::from_str(text).ok().map(ImageKey::Text),
+        };
+        key.ok_or_else(|| self.refuse(field, "a whole number or a text"))
+    }
+}
+
+/// A whole number that is not negative, perhaps written with a decimal point.
+fn whole(text: &str) -> Option<u64> {
+    // Beyond 2^53 a float no longer says which whole number is meant.
+    let float = || text.parse::<f64>().ok().filter(|v| v.fract() == 0.0 && (0.0..9.1e15).contains(v));
+    text.parse().ok().or_else(|| float().map(|v| v as u64))
+}
+
+/// The beginning of a value, for messages.
+fn shown(value: &str) -> String {
+    const LENGTH: usize = 60;
+    let start: String = value.chars().take(LENGTH).flat_map(char::escape_debug).collect();
+    let start = start.replace("\\\"", "\"");
+    if value.chars().nth(LENGTH).is_some() { format!("{start}...") } else { start }
 }
 
 /// The categories, ascending by id, ids and names checked to be unique.
-pub(super) fn categories(path: &Path, list: &[&RawValue]) -> Result<Vec<Category>> {
+fn categories(path: &Path, list: &[&RawValue]) -> Result<Vec<Category>> {
     let mut categories: Vec<Category> = Vec::with_capacity(list.len());
+    let mut names = HashMap::new();
+    let mut ids = HashMap::new();
     for (i, raw) in list.iter().enumerate() {
-        let category: Category = record(path, "categories", i, raw)?;
-        if let Some(twin) = categories.iter().find(|c| c.id == category.id || c.name == category.name) {
-            return Err(Error::record(
-                path,
-                format!("category {} `{}`", category.id, category.name),
-                format!("id or name occurs twice (also category {} `{}`)", twin.id, twin.name),
-            ));
+        let mut record = Record::new(path, "categories", i, raw)?;
+        let (id, name) = (record.whole("id")?, record.text("name")?);
+        let id = u32::try_from(id).map_err(|_| record.refuse("id", "a number below 4294967296"))?;
+        record.name = format!("category {id} `{name}`");
+        let twin = ids.insert(id, i).or(names.insert(name.clone(), i));
+        if let Some(twin) = twin.map(|twin| &categories[twin]) {
+            let reason = format!("id or name occurs twice (also category {} `{}`)", twin.id, twin.name);
+            return Err(record.refuse_for(reason));
         }
-        categories.push(category);
-    }
-    if categories.is_empty() {
-        return Err(Error::data(path, "the list `categories` is empty"));
+        categories.push(Category { id, name, is_thing: record.flag("isthing")? });
     }
     categories.sort_by_key(|c| c.id);
     Ok(categories)
 }
 
-/// An image that exists on disk.
-pub(super) struct ListedImage {
-    pub id: u64,
-    pub file: PathBuf,
-    pub size: (usize, usize),
-}
-
-/// The images in file order, with their places by id; ids unique, sizes sensible, files present in `folder`.
-pub(super) fn images(
-    path: &Path,
-    list: &[&RawValue],
-    folder: &Path,
-) -> Result<(Vec<ListedImage>, HashMap<u64, usize>)> {
-    if !folder.is_dir() {
-        return Err(Error::data(folder, "the folder of images does not exist"));
-    }
+/// The images in file order, with their places by id; ids unique and of one kind, sizes sensible.
+fn images(path: &Path, list: &[&RawValue]) -> Result<(Vec<ImageRecord>, HashMap<ImageKey, usize>)> {
     let mut images = Vec::with_capacity(list.len());
     let mut places = HashMap::with_capacity(list.len());
     for (i, raw) in list.iter().enumerate() {
-        let image: ImageRecord = record(path, "images", i, raw)?;
-        let refuse = |reason: String| Err(Error::record(path, format!("image {}", image.id), reason));
-        if places.insert(image.id, i).is_some() {
-            return refuse("this id occurs twice in `images`".into());
+        let mut record = Record::new(path, "images", i, raw)?;
+        let (id, text_id) = match record.image_key("id")? {
+            ImageKey::Number(id) => (id, None),
+            ImageKey::Text(text) => (i as u64, Some(text)),
+        };
+        record.name = text_id.as_ref().map_or_else(|| format!("image {id}"), |text| format!("image {text}"));
+        let file_name = record.text("file_name")?;
+        let side = |field: &str| record.whole(field).map(|v| usize::try_from(v).unwrap_or(usize::MAX));
+        let (height, width) = (side("height")?, side("width")?);
+        if height.checked_mul(width).is_none_or(|pixels| !(1..=MAX_PIXELS).contains(&pixels)) {
+            let reason = format!("a size of {width} x {height} pixels (width x height) is not accepted");
+            return Err(record.refuse_for(reason));
         }
-        let pixels = image.height.checked_mul(image.width).filter(|p| (1..=MAX_PIXELS).contains(p));
-        if pixels.is_none() {
-            return refuse(format!(
-                "a size of {} x {} pixels (width x height) is not accepted",
-                image.width, image.height
-            ));
+        let image = ImageRecord { id, text_id, file_name, height, width };
+        if images.last().is_some_and(|last: &ImageRecord| last.text_id.is_some() != image.text_id.is_some()) {
+            return Err(record.refuse("id", "one kind of id, all numbers or all texts,"));
         }
-        let file = folder.join(&image.file_name);
-        if !file.is_file() {
-            return refuse(format!("the image file {} does not exist", file.display()));
+        let key = image.text_id.clone().map_or(ImageKey::Number(id), ImageKey::Text);
+        if places.insert(key, i).is_some() {
+            return Err(record.refuse_for("this id occurs twice in `images`"));
         }
-        images.push(ListedImage { id: image.id, file, size: (image.height, image.width) });
-    }
-    if images.is_empty() {
-        return Err(Error::data(path, "the list `images` is empty"));
+        images.push(image);
     }
     Ok((images, places))
 }
 
-/// Refuses an id that occurs twice.
-pub(super) fn unique(seen: &mut HashSet<u64>, path: &Path, what: &str, id: u64) -> Result<()> {
-    if seen.insert(id) {
-        return Ok(());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_that_are_no_json_are_quoted_outside_of_strings() {
+        assert!(matches!(quote_words(r#"{"a": 1}"#), Cow::Borrowed(_)));
+        assert_eq!(
+            quote_words(r#"{"NaN \" NaN": [NaN, -Infinity,Infinity], "ü": "Infinity"}"#),
+            r#"{"NaN \" NaN": ["NaN", "-Infinity","Infinity"], "ü": "Infinity"}"#
+        );
     }
-    Err(Error::record(path, format!("{what} {id}"), "this id occurs twice"))
+
+    #[test]
+    fn whole_numbers_in_all_spellings() {
+        for (text, wanted) in [
+            ("7", Some(7)),
+            ("7.0", Some(7)),
+            ("7e2", Some(700)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("7.5", None),
+            ("-1", None),
+            ("1e300", None),
+            ("\"7\"", None),
+            ("true", None),
+        ] {
+            assert_eq!(whole(text), wanted, "{text}");
+        }
+    }
 }

@@ -12,7 +12,8 @@ use std::thread::JoinHandle;
 
 use super::augment::{Augment, Workspace};
 use super::batch::{Batch, Labelling, Normalise};
-use super::dataset::{Mix, Sample};
+use super::dataset::Sample;
+use super::mix::Mix;
 use super::random::{Draw, Purpose};
 use super::sampler::{Cursor, Position, Sampler, Sampling};
 use crate::error::{Error, Result};
@@ -231,7 +232,15 @@ impl Loader {
 
     /// Number of samples in an epoch; with fractional weights it varies from epoch to epoch.
     pub fn epoch_len(&self, epoch: u64) -> u64 {
-        self.sampler.order(epoch).len() as u64
+        self.sampler.len(epoch)
+    }
+
+    /// Number of samples from [`Loader::position`] to the end of epoch `epochs - 1`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if that is more than any run can see.
+    pub fn left(&self, epochs: u64) -> Result<u64> {
+        self.sampler.left(self.position, epochs)
     }
 
     /// What it was started with.

@@ -10,22 +10,27 @@
 
 pub mod augment;
 pub mod batch;
-mod coco;
+pub(super) mod coco;
 pub mod colour;
 pub mod dataset;
 mod frame;
 mod json;
+pub mod labels;
 pub mod loader;
 pub mod mask;
-mod panoptic;
-mod polygon;
+pub mod mix;
+pub(super) mod panoptic;
 pub(super) mod random;
 pub mod sampler;
-mod semantic;
+pub(super) mod semantic;
+mod verify;
+pub(super) mod warning;
 
 pub use augment::Augment;
 pub use batch::Batch;
-pub use dataset::{DataConfig, Dataset, Mix, Object, Sample};
+pub use dataset::{DataConfig, Dataset, Object, Reading, Sample};
+pub use json::ImageRecord;
 pub use loader::{Loader, LoaderConfig};
+pub use mix::Mix;
 pub use sampler::{Position, Sampling};
-pub(super) use semantic::read_stems;
+pub use warning::Warning;

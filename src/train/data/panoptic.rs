@@ -1,37 +1,27 @@
-//! COCO panoptic annotations: a JSON list of segments, and a PNG whose pixels hold their ids (R + 256 G + 65536 B, 0 = void).
+//! COCO panoptic annotations: a JSON list of segments, and a PNG whose pixels hold their ids (0 = void; see
+//! [`labels::ids`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use image::GrayImage;
-use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::dataset::{Dataset, Entry, IGNORE, Label, Object, Warnings};
-use super::json::{self, Lists};
+use super::dataset::{Dataset, Entry, IGNORE, Label, Object};
+use super::json::{self, CocoFile, Record};
+use super::labels;
 use super::mask::Mask;
+use super::warning::Warnings;
 use crate::error::{Error, Result};
 use crate::image::classes::Class;
-use crate::image::decode::{Limits, decode};
 use crate::image::palette;
 
-#[derive(Deserialize)]
-struct Annotation {
-    image_id: u64,
-    file_name: String,
-    segments_info: Vec<SegmentRecord>,
-}
-
-#[derive(Deserialize)]
-struct SegmentRecord {
-    id: u32,
-    category_id: u32,
-    #[serde(default)]
-    iscrowd: u8,
-}
+/// Largest id that a PNG can hold.
+const MAX_ID: u64 = (1 << 24) - 1;
 
 /// A segment of one image.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Segment {
+pub(in crate::train) struct Segment {
     /// Its pixel value.
     pub id: u32,
     /// Its class index.
@@ -39,121 +29,141 @@ pub(super) struct Segment {
     pub crowd: bool,
 }
 
-/// Opens an annotation file.
-pub(super) fn open(annotations: &Path, images: &Path, masks: &Path) -> Result<Dataset> {
-    let path = annotations;
+/// Reads an annotation file whose PNGs lie in `masks`.
+pub(in crate::train) fn read(path: &Path, masks: &Path) -> Result<Dataset> {
     let text = json::read(path)?;
-    let lists: Lists = json::parse(path, &text)?;
-    let (classes, things) = classes(path, json::categories(path, &lists.categories)?)?;
-    let class_of: HashMap<u32, usize> = classes.iter().enumerate().map(|(i, c)| (c.id, i)).collect();
-    let (listed, places) = json::images(path, &lists.images, images)?;
-
-    let mut labels: Vec<Option<(PathBuf, Vec<Segment>)>> = listed.iter().map(|_| None).collect();
-    for (i, raw) in lists.annotations.iter().enumerate() {
-        let annotation: Annotation = json::record(path, "annotations", i, raw)?;
-        let refuse = |reason: String| {
-            Err(Error::record(path, format!("annotation of image {}", annotation.image_id), reason))
-        };
-        let Some(&place) = places.get(&annotation.image_id) else {
-            return refuse("names an image that is not in the list `images`".into());
-        };
+    let file = CocoFile::new(path, &text)?;
+    let (classes, things, class_of) = classes(&file)?;
+    let mut warnings = Warnings::default();
+    let mut labels: Vec<Option<(PathBuf, Vec<Segment>)>> = file.images.iter().map(|_| None).collect();
+    for i in 0..file.annotations.len() {
+        let (place, record) = file.annotation(i)?;
         if labels[place].is_some() {
-            return refuse("the image has two annotations".into());
+            return Err(record.refuse_for("the image has two annotations"));
         }
-        let png = masks.join(&annotation.file_name);
-        if !png.is_file() {
-            return refuse(format!("the mask file {} does not exist", png.display()));
+        if record.optional("segments_info").is_none() {
+            return Err(record.refuse_for("missing field `segments_info`: this is no panoptic file"));
         }
-        let mut segments = Vec::with_capacity(annotation.segments_info.len());
-        let mut ids = HashSet::new();
-        for segment in &annotation.segments_info {
-            let Some(&class) = class_of.get(&segment.category_id) else {
-                return refuse(format!(
-                    "segment {}: category id {} is not in the list `categories`",
-                    segment.id, segment.category_id
-                ));
-            };
-            if segment.id == 0 || segment.id >= 1 << 24 {
-                return refuse(format!("segment {}: ids lie between 1 and 16777215", segment.id));
-            }
-            if !ids.insert(segment.id) {
-                return refuse(format!("segment {}: this id occurs twice", segment.id));
-            }
-            segments.push(Segment { id: segment.id, class, crowd: segment.iscrowd != 0 });
-        }
-        segments.sort_by_key(|s| s.id);
+        let png = masks.join(record.text("file_name")?);
+        let segments = segments(&file, &record, &class_of, &mut warnings)?;
         labels[place] = Some((png, segments));
     }
-    let mut warnings = Warnings::default();
-    let mut entries = Vec::with_capacity(listed.len());
-    for (image, label) in listed.into_iter().zip(labels) {
+    let mut entries = Vec::with_capacity(file.images.len());
+    for (image, label) in file.images.into_iter().zip(labels) {
         let Some((png, segments)) = label else {
             warnings.add("images without an annotation were left out", &format!("image {}", image.id));
             continue;
         };
-        let label = Label::Panoptic { png, segments };
-        entries.push(Entry { id: image.id, image: image.file, size: Some(image.size), label });
+        entries.push(Entry::listed(image, Label::Panoptic { png, segments }));
     }
     if entries.is_empty() {
         return Err(Error::data(path, "no image has an annotation"));
     }
-    Ok(Dataset { source: path.to_path_buf(), classes, things, entries, warnings })
+    Ok(Dataset { source: path.to_path_buf(), classes, things, entries, labels: None, warnings })
 }
 
-/// Things by ascending id, then stuff by ascending id, and the number of things.
-fn classes(path: &Path, categories: Vec<json::Category>) -> Result<(Vec<Class>, usize)> {
-    let mut classes = Vec::with_capacity(categories.len());
-    for c in categories {
-        let Some(thing) = c.isthing else {
+/// The segments of an annotation, ascending by id.
+fn segments(
+    file: &CocoFile,
+    record: &Record,
+    class_of: &[usize],
+    warnings: &mut Warnings,
+) -> Result<Vec<Segment>> {
+    let list: Vec<&RawValue> = serde_json::from_str(record.need("segments_info")?)
+        .map_err(|_| record.refuse("segments_info", "a list of segments"))?;
+    let (mut segments, mut ids) = (Vec::with_capacity(list.len()), HashSet::new());
+    for (i, raw) in list.into_iter().enumerate() {
+        let mut segment = Record::new(file.path, "segments_info", i, raw)?;
+        segment.name = format!("{}: segments_info[{i}]", record.name);
+        let id = segment.whole("id")?;
+        if id == 0 || id > MAX_ID {
+            return Err(segment.refuse("id", "a number from 1 to 16777215 (0 is void)"));
+        }
+        segment.name = format!("{}: segment {id}", record.name);
+        if !ids.insert(id) {
+            return Err(segment.refuse_for("this id occurs twice"));
+        }
+        let class = class_of[file.category(&segment, "category_id")?];
+        let crowd = segment.flag("iscrowd")?.unwrap_or(false);
+        if crowd {
+            warnings.add("crowds are not learnt, and neither hit nor missed", &segment.name);
+        }
+        segments.push(Segment { id: id as u32, class, crowd });
+    }
+    segments.sort_by_key(|s| s.id);
+    Ok(segments)
+}
+
+/// Things by ascending id, then stuff by ascending id; the number of things; and the class of each category of the file.
+fn classes(file: &CocoFile) -> Result<(Vec<Class>, usize, Vec<usize>)> {
+    let mut order: Vec<(usize, bool)> = Vec::with_capacity(file.categories.len());
+    for (i, c) in file.categories.iter().enumerate() {
+        let Some(thing) = c.is_thing else {
             let name = format!("category {} `{}`", c.id, c.name);
-            return Err(Error::record(path, name, "missing field `isthing`"));
+            return Err(Error::record(file.path, name, "missing field `isthing`"));
         };
-        classes.push(Class { id: c.id, name: c.name.into(), is_thing: thing != 0, colour: [0; 3] });
+        order.push((i, thing));
     }
-    classes.sort_by_key(|c| !c.is_thing);
-    for (i, class) in classes.iter_mut().enumerate() {
-        class.colour = palette::distinct(i);
-    }
+    order.sort_by_key(|&(_, thing)| !thing);
+    let mut class_of = vec![0; order.len()];
+    let class = |(index, &(category, is_thing)): (usize, &(usize, bool))| {
+        class_of[category] = index;
+        let category = &file.categories[category];
+        let (id, name) = (category.id, category.name.clone().into());
+        Class { id, name, is_thing, colour: palette::distinct(index) }
+    };
+    let classes: Vec<Class> = order.iter().enumerate().map(class).collect();
     let things = classes.iter().filter(|c| c.is_thing).count();
-    Ok((classes, things))
+    Ok((classes, things, class_of))
+}
+
+/// The segment ids of the PNG of an image of `size` (height, width), row by row.
+///
+/// # Errors
+/// As [`labels::ids`]; [`Error::Data`] if it has another size, or holds an id that is no segment's. `segments` ascend by id.
+pub(in crate::train) fn ids(png: &Path, segments: &[Segment], size: (usize, usize)) -> Result<Vec<u32>> {
+    let map = labels::ids(png)?;
+    check_size(png, (map.height, map.width), size)?;
+    let mut last = 0;
+    for (at, &id) in map.values.iter().enumerate() {
+        if id != last && id != 0 && segments.binary_search_by_key(&id, |s| s.id).is_err() {
+            let count = map.values.iter().filter(|&&other| other == id).count();
+            let place = format!("pixel ({}, {})", at % map.width, at / map.width);
+            let reason = format!("segment id {id} ({count} pixels) is not in the annotation");
+            return Err(Error::record(png, place, reason));
+        }
+        last = id;
+    }
+    Ok(map.values)
+}
+
+/// Refuses a label image that is not as large as its photo; sizes are (height, width).
+pub(in crate::train) fn check_size(png: &Path, found: (usize, usize), size: (usize, usize)) -> Result<()> {
+    if found == size {
+        return Ok(());
+    }
+    let reason = format!("is {} x {} pixels, but its photo is {} x {}", found.1, found.0, size.1, size.0);
+    Err(Error::data(png, reason))
 }
 
 /// The labels of one image.
 pub(super) struct Labels {
     pub objects: Vec<Object>,
     pub semantic: GrayImage,
-    /// Ids of segments that have no pixel.
-    pub empty: Vec<u32>,
 }
 
 /// Reads the PNG of an image of `size` (height, width). `segments` ascend by id.
 pub(super) fn load(png: &Path, segments: &[Segment], size: (usize, usize), things: usize) -> Result<Labels> {
-    let ids = decode(png, &Limits::default())?;
-    let (height, width) = (ids.height() as usize, ids.width() as usize);
-    if (height, width) != size {
-        let reason = format!("is {width} x {height} pixels, but its photo is {} x {}", size.1, size.0);
-        return Err(Error::data(png, reason));
-    }
+    let (height, width) = size;
+    let ids = ids(png, segments, size)?;
     // One box a segment: left, top, right, bottom.
     let mut boxes = vec![[usize::MAX, usize::MAX, 0, 0]; segments.len()];
     let mut semantic = vec![IGNORE; height * width];
     let mut owner: Vec<Option<u32>> = vec![None; height * width];
     let (mut last_id, mut last) = (0, None);
-    for (at, pixel) in ids.pixels().enumerate() {
-        let id = u32::from_le_bytes([pixel[0], pixel[1], pixel[2], 0]);
+    for (at, &id) in ids.iter().enumerate() {
         if id != last_id {
-            last = match segments.binary_search_by_key(&id, |s| s.id) {
-                Ok(found) => Some(found),
-                Err(_) if id == 0 => None,
-                Err(_) => {
-                    let place = format!("pixel ({}, {})", at % width, at / width);
-                    return Err(Error::record(
-                        png,
-                        place,
-                        format!("segment id {id} is not in the annotation"),
-                    ));
-                }
-            };
+            last = segments.binary_search_by_key(&id, |s| s.id).ok();
             last_id = id;
         }
         let Some(segment) = last else { continue };
@@ -166,11 +176,8 @@ pub(super) fn load(png: &Path, segments: &[Segment], size: (usize, usize), thing
         }
     }
     let mut objects = Vec::new();
-    let mut empty = Vec::new();
     for (i, (segment, [left, top, right, bottom])) in segments.iter().zip(boxes).enumerate() {
-        if right == 0 {
-            empty.push(segment.id);
-        } else if segment.class < things && !segment.crowd {
+        if right > 0 && segment.class < things && !segment.crowd {
             let mut mask = Mask::zeros(left..right, top..bottom);
             for (row, out) in mask.data.chunks_exact_mut(right - left).enumerate() {
                 let owners = &owner[(top + row) * width + left..];
@@ -182,5 +189,5 @@ pub(super) fn load(png: &Path, segments: &[Segment], size: (usize, usize), thing
         }
     }
     let semantic = GrayImage::from_raw(width as u32, height as u32, semantic).expect("one byte a pixel");
-    Ok(Labels { objects, semantic, empty })
+    Ok(Labels { objects, semantic })
 }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::dataset::Mix;
+use super::mix::Mix;
 use super::random::{Draw, Purpose};
 use crate::error::{Error, Result};
 
@@ -80,12 +80,48 @@ impl Sampler {
         self.weighted.iter().map(|&(image, _)| image)
     }
 
+    /// How often each image is seen in an epoch.
+    fn copies<'a>(&'a self, draw: &'a mut Draw) -> impl Iterator<Item = (u32, usize)> + 'a {
+        let copies =
+            |weight: f64, draw: &mut Draw| weight.floor() as usize + usize::from(draw.chance(weight.fract()));
+        self.weighted.iter().map(move |&(image, weight)| (image, copies(weight, draw)))
+    }
+
+    /// Number of samples in an epoch: of [`Sampler::order`], without ordering them.
+    pub(super) fn len(&self, epoch: u64) -> u64 {
+        let mut draw = Draw::new(Purpose::Order, self.seed, epoch, 0);
+        let samples: usize = self.copies(&mut draw).map(|(_, copies)| copies).sum();
+        if samples == 0 { self.weighted.len() as u64 } else { samples as u64 }
+    }
+
+    /// Number of samples from `start` to the end of epoch `epochs - 1`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if that is more than any run can see.
+    pub(super) fn left(&self, start: Position, epochs: u64) -> Result<u64> {
+        const MOST: u64 = 1 << 40;
+        let refuse = || {
+            let images = self.weighted.len();
+            Error::usage(format!("schedule.epochs = {epochs} of {images} images is more than any run can see"))
+        };
+        let ahead = epochs.saturating_sub(start.epoch);
+        let all = if self.weighted.iter().all(|&(_, weight)| weight.fract() == 0.0) {
+            // Every epoch has as many.
+            ahead.checked_mul(self.len(start.epoch))
+        } else if ahead.saturating_mul(self.weighted.len() as u64) <= 1 << 32 {
+            (start.epoch..epochs).try_fold(0u64, |sum, epoch| sum.checked_add(self.len(epoch)))
+        } else {
+            None
+        };
+        let all = all.filter(|&samples| samples <= MOST).ok_or_else(refuse)?;
+        Ok(all.saturating_sub(start.index))
+    }
+
     /// The images of an epoch in order; never empty.
     pub(super) fn order(&self, epoch: u64) -> Vec<u32> {
         let mut draw = Draw::new(Purpose::Order, self.seed, epoch, 0);
         let mut order = Vec::with_capacity(self.weighted.len());
-        for &(image, weight) in &self.weighted {
-            let copies = weight.floor() as usize + usize::from(draw.chance(weight.fract()));
+        for (image, copies) in self.copies(&mut draw) {
             order.extend(std::iter::repeat_n(image, copies));
         }
         if order.is_empty() {

@@ -1,16 +1,18 @@
 //! COCO average precision of instance masks (or boxes), as pycocotools computes it: IoU 0.50:0.05:0.95, 101 recall
 //! points, at most 1 / 10 / 100 detections an image, areas below 32^2, up to 96^2, above, crowds neither hit nor
-//! missed. Matching and averaging are the crate hotcoco's; reading and checking the annotations is done here.
+//! missed. Matching and averaging are the crate hotcoco's; annotations are read as training reads them.
 
 use super::class_match::{ClassMatch, ClassPolicy};
-use super::coco_json::{CocoFile, Flag, ImageRecord};
 use crate::error::{Error, Result};
 use crate::image::bitmask::BitMask;
 use crate::image::rle;
+use crate::train::data::coco;
+use crate::train::data::dataset::{Dataset, Label, ObjectRuns};
+use crate::train::data::ImageRecord;
 use hotcoco::params::IouType;
 use hotcoco::{Annotation, Category, EvalMode, Image, Params, Segmentation, StreamingEval};
-use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use serde::Serialize;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// What is compared.
@@ -116,74 +118,44 @@ struct ImageTruth {
     done: bool,
 }
 
-#[derive(Deserialize)]
-struct InstanceRecord {
-    id: Option<u64>,
-    image_id: u64,
-    category_id: Option<u64>,
-    segmentation: Option<Outline>,
-    bbox: Option<[f64; 4]>,
-    area: Option<f64>,
-    #[serde(default)]
-    iscrowd: Flag,
-    /// Only panoptic files have it.
-    segments_info: Option<serde::de::IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "`segmentation` is neither a list of polygons nor run lengths with `size` and `counts`"
-)]
-enum Outline {
-    Polygons(Vec<Vec<f64>>),
-    Rle { size: [usize; 2], counts: Counts },
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Counts {
-    Text(String),
-    Runs(Vec<u32>),
-}
-
 impl Evaluator {
     /// Reads a COCO instance file for a model whose classes have these names.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; [`Error::Data`] naming the record if it is no such file, contradicts itself,
-    /// holds an unsound mask or no object of an evaluated class; as [`ClassMatch::new`].
+    /// As [`Dataset::open`] for the records; as [`Evaluator::of`].
     pub fn open(path: &Path, classes: &[String], policy: ClassPolicy, overlap: Overlap) -> Result<Self> {
-        let file: CocoFile<InstanceRecord> = CocoFile::read(path)?;
-        let names: Vec<String> = file.categories.iter().map(|c| c.name.clone()).collect();
-        let classes = ClassMatch::new(path, classes, &names, policy)?;
-        let position: HashMap<u64, usize> =
-            file.categories.iter().enumerate().map(|(i, c)| (c.id, i)).collect();
-        let truth =
-            |record: &ImageRecord| ImageTruth { record: record.clone(), objects: vec![], done: false };
-        let mut images: Vec<ImageTruth> = file.images.iter().map(truth).collect();
-        for (i, record) in file.annotations.iter().enumerate() {
-            let name =
-                || record.id.map_or_else(|| format!("annotations[{i}]"), |id| format!("annotation {id}"));
-            let refuse = |reason: String| Error::record(path, name(), reason);
-            if record.segments_info.is_some() {
-                let reason = "this is a panoptic annotation: it needs the folder of PNGs (--panoptic-dir)";
-                return Err(refuse(reason.into()));
+        Evaluator::of(&coco::read(path, None, false)?, classes, policy, overlap)
+    }
+
+    /// Takes the objects of a COCO instance set for a model whose classes have these names.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if no object is of an evaluated class, or one has no box where boxes are compared; as
+    /// [`ClassMatch::new`].
+    pub fn of(data: &Dataset, classes: &[String], policy: ClassPolicy, overlap: Overlap) -> Result<Self> {
+        let path = data.source.clone();
+        let names: Vec<String> = data.classes.iter().map(|c| c.name.to_string()).collect();
+        let classes = ClassMatch::new(&path, classes, &names, policy)?;
+        let mut images: Vec<ImageTruth> = Vec::with_capacity(data.entries.len());
+        for entry in &data.entries {
+            let (Some(record), Label::Objects(listed)) = (entry.record(), &entry.label) else {
+                return Err(Error::data(&path, "is no COCO instance set"));
+            };
+            let mut objects = Vec::with_capacity(listed.len());
+            for (i, listed) in listed.iter().enumerate() {
+                let Some(slot) = classes.slot_of_category[listed.class] else { continue };
+                let name = || format!("image {}, object {i}", record.id);
+                let object = object(listed, &record, overlap).map_err(|r| Error::record(&path, name(), r))?;
+                objects.push(Annotation { category_id: slot as u64, ..object });
             }
-            let image = &mut images[file.image(record.image_id, name)?];
-            let id = record.category_id.ok_or_else(|| refuse("there is no `category_id`".into()))?;
-            let unknown = || refuse(format!("there is no category {id}"));
-            let category = *position.get(&id).ok_or_else(unknown)?;
-            let object = object(record, &image.record, overlap).map_err(refuse)?;
-            if let Some(slot) = classes.slot_of_category[category] {
-                image.objects.push(Annotation { category_id: slot as u64, ..object });
-            }
+            images.push(ImageTruth { record, objects, done: false });
         }
+        let index = images.iter().enumerate().map(|(i, image)| (image.record.id, i)).collect();
         let stream = stream(overlap, &classes)?;
-        let evaluator =
-            Evaluator { path: path.to_path_buf(), overlap, classes, images, index: file.image_index, stream };
+        let evaluator = Evaluator { path, overlap, classes, images, index, stream };
         if evaluator.objects().next().is_none() {
-            return Err(Error::data(path, "no annotation (other than crowds) of an evaluated class"));
+            let reason = "no annotation (other than crowds) of an evaluated class";
+            return Err(Error::data(&evaluator.path, reason));
         }
         Ok(evaluator)
     }
@@ -272,9 +244,14 @@ impl Evaluator {
     /// # Errors
     /// None that sound settings can give.
     pub fn summarize(&self) -> Result<ApReport> {
+        self.report(true)
+    }
+
+    /// As [`Evaluator::summarize`], over `all` images or over those that [`Evaluator::add`] was called for.
+    pub(super) fn report(&self, all: bool) -> Result<ApReport> {
         let fault = |e: hotcoco::Error| Error::data(&self.path, e.to_string());
         let mut stream = self.stream.clone();
-        for image in self.images.iter().filter(|image| !image.done) {
+        for image in self.images.iter().filter(|image| all && !image.done) {
             let record = &image.record;
             let (height, width) = (record.height as u32, record.width as u32);
             let record = Image { id: record.id, height, width, ..Image::default() };
@@ -284,6 +261,8 @@ impl Evaluator {
         evaluation.accumulate();
         let _lines = evaluation.summarize_lines();
         let stats = evaluation.stats().unwrap_or_default().to_vec();
+        let done: HashSet<u64> = self.images.iter().filter(|i| i.done).map(|i| i.record.id).collect();
+        let counted = |object: &Annotation| all || done.contains(&object.image_id);
         let stat = |i: usize| stats.get(i).copied().filter(|&v| v >= 0.0);
         let mean = |i: usize| stat(i).unwrap_or(0.0);
         Ok(ApReport {
@@ -299,9 +278,9 @@ impl Evaluator {
             ar_small: stat(9),
             ar_medium: stat(10),
             ar_large: stat(11),
-            images: self.images.len(),
-            objects: self.objects().count(),
-            per_class: self.per_class(&evaluation),
+            images: self.images.iter().filter(|image| all || image.done).count(),
+            objects: self.objects().filter(|object| counted(object)).count(),
+            per_class: self.per_class(&evaluation, counted),
         })
     }
 
@@ -310,9 +289,13 @@ impl Evaluator {
         self.images.iter().flat_map(|image| &image.objects).filter(|object| !object.iscrowd)
     }
 
-    fn per_class(&self, evaluation: &hotcoco::COCOeval) -> Vec<ClassAp> {
+    fn per_class(
+        &self,
+        evaluation: &hotcoco::COCOeval,
+        counted: impl Fn(&Annotation) -> bool,
+    ) -> Vec<ClassAp> {
         let mut objects = vec![0; self.classes.len()];
-        for object in self.objects() {
+        for object in self.objects().filter(|object| counted(object)) {
             objects[object.category_id as usize] += 1;
         }
         let params = &evaluation.params;
@@ -368,54 +351,21 @@ fn stream(overlap: Overlap, classes: &ClassMatch) -> Result<StreamingEval> {
     StreamingEval::new(Params::new(kind), EvalMode::Coco, categories).map_err(|e| Error::usage(e.to_string()))
 }
 
-/// An annotation in hotcoco's terms, its mask turned into run lengths once; the category is left open.
-fn object(record: &InstanceRecord, image: &ImageRecord, overlap: Overlap) -> Result<Annotation, String> {
+/// An object in hotcoco's terms; the category is left open.
+fn object(object: &ObjectRuns, image: &ImageRecord, overlap: Overlap) -> Result<Annotation, String> {
     let size = [image.height, image.width];
     let (segmentation, bbox) = match overlap {
-        Overlap::Boxes => (None, Some(record.bbox.ok_or("there is no `bbox`")?)),
-        Overlap::Masks => (Some(uncompressed(outline_runs(record, size)?, size)), None),
+        Overlap::Boxes => (None, Some(object.bbox.ok_or("has no `bbox` of four numbers")?)),
+        Overlap::Masks => (Some(uncompressed(object.runs.to_vec(), size)), None),
     };
     Ok(Annotation {
         image_id: image.id,
         segmentation,
         bbox,
-        area: record.area,
-        iscrowd: record.iscrowd.0,
+        area: Some(object.area),
+        iscrowd: object.crowd,
         ..Annotation::default()
     })
-}
-
-/// Column-major run lengths of an annotation's mask.
-fn outline_runs(record: &InstanceRecord, size: [usize; 2]) -> Result<Vec<u32>, String> {
-    match &record.segmentation {
-        None => Err("there is no `segmentation`".into()),
-        Some(Outline::Polygons(polygons)) => {
-            if polygons.is_empty() {
-                return Err("`segmentation` is an empty list".into());
-            }
-            if let Some((i, polygon)) =
-                polygons.iter().enumerate().find(|(_, p)| p.len() < 6 || p.len() % 2 == 1)
-            {
-                let n = polygon.len();
-                return Err(format!("polygon {i} has {n} numbers, not an even number of at least 6"));
-            }
-            let far = |v: &&f64| v.abs() > 1e6;
-            if let Some(value) = polygons.iter().flatten().find(far) {
-                return Err(format!("a polygon has the coordinate {value}"));
-            }
-            hotcoco::mask::fr_polys(polygons, size[0] as u32, size[1] as u32)
-                .map(|rle| rle.counts)
-                .map_err(|e| e.to_string())
-        }
-        Some(Outline::Rle { size: found, counts }) => {
-            check_size(*found, size)?;
-            let runs = match counts {
-                Counts::Runs(runs) => runs.clone(),
-                Counts::Text(text) => rle::decompress(text).map_err(|e| e.to_string())?,
-            };
-            checked_runs(runs, size)
-        }
-    }
 }
 
 fn check_size(found: [usize; 2], image: [usize; 2]) -> Result<(), String> {

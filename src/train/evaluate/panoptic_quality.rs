@@ -9,18 +9,19 @@
 //!
 //! of each class over all images, then the mean over the classes that occur. Predictions that lie for more than half on
 //! void or on a crowd of their class are not counted. Overlaps, matching and means are the crate hotcoco's (its
-//! functions, not its evaluator, which reads predictions from files); reading and checking the ground truth is done here.
+//! functions, not its evaluator, which reads predictions from files); ground truth is read as training reads it.
 //!
 //! The same pixels give the mean IoU of the panoptic map read as a semantic one, crowds included.
 
 use super::class_match::{ClassMatch, ClassPolicy};
-use super::coco_json::{CocoFile, Flag, ImageRecord};
 use super::semantic_iou::{Confusion, IouReport};
 use crate::error::{Error, Result};
-use crate::image::decode::{Limits, decode};
+use crate::train::data::ImageRecord;
+use crate::train::data::dataset::{Dataset, Label};
+use crate::train::data::panoptic::{self, Segment as TrueSegment};
 use hotcoco::metrics::panoptic::{PqCounts, pq_average};
 use hotcoco::primitives::panoptic::{Overlaps, Segment, VOID, match_segments};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -93,7 +94,6 @@ pub struct ClassPq {
 #[derive(Debug)]
 pub struct Evaluator {
     path: PathBuf,
-    folder: PathBuf,
     classes: ClassMatch,
     is_thing: Vec<bool>,
     images: Vec<ImageTruth>,
@@ -106,31 +106,9 @@ pub struct Evaluator {
 #[derive(Debug)]
 struct ImageTruth {
     record: ImageRecord,
-    png: String,
+    png: PathBuf,
+    /// Ascending by id.
     segments: Vec<TrueSegment>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct TrueSegment {
-    id: u32,
-    category: usize,
-    is_crowd: bool,
-}
-
-#[derive(Deserialize)]
-struct PanopticRecord {
-    image_id: u64,
-    #[serde(default)]
-    file_name: String,
-    segments_info: Option<Vec<SegmentRecord>>,
-}
-
-#[derive(Deserialize)]
-struct SegmentRecord {
-    id: u32,
-    category_id: u64,
-    #[serde(default)]
-    iscrowd: Flag,
 }
 
 impl Evaluator {
@@ -138,58 +116,34 @@ impl Evaluator {
     /// as in panopticapi.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; [`Error::Data`] naming the record if it is no such file or contradicts
-    /// itself; as [`ClassMatch::new`].
+    /// As [`Dataset::open`] for the records; as [`Evaluator::of`].
     pub fn open(path: &Path, folder: &Path, classes: &[String], policy: ClassPolicy) -> Result<Self> {
-        let file: CocoFile<PanopticRecord> = CocoFile::read(path)?;
-        let names: Vec<String> = file.categories.iter().map(|c| c.name.clone()).collect();
-        let classes = ClassMatch::new(path, classes, &names, policy)?;
-        let mut is_thing = Vec::with_capacity(file.categories.len());
-        for category in &file.categories {
-            let record = || format!("category {} (`{}`)", category.id, category.name);
-            let flag =
-                category.isthing.ok_or_else(|| Error::record(path, record(), "there is no `isthing`"))?;
-            is_thing.push(flag.0);
-        }
-        let position: HashMap<u64, usize> =
-            file.categories.iter().enumerate().map(|(i, c)| (c.id, i)).collect();
-        let mut images: Vec<ImageTruth> = Vec::with_capacity(file.annotations.len());
-        let mut index = HashMap::new();
-        for annotation in &file.annotations {
-            let name = || format!("annotation of image {}", annotation.image_id);
-            let refuse = |reason: String| Error::record(path, name(), reason);
-            let record = file.images[file.image(annotation.image_id, name)?].clone();
-            let Some(segments) = &annotation.segments_info else {
-                return Err(refuse("there is no `segments_info`: this is no panoptic file".into()));
-            };
-            if annotation.file_name.is_empty() {
-                return Err(refuse("there is no `file_name` of a PNG".into()));
-            }
-            if index.insert(record.id, images.len()).is_some() {
-                return Err(refuse("the image has two annotations".into()));
-            }
-            let mut truth = ImageTruth { record, png: annotation.file_name.clone(), segments: vec![] };
-            for segment in segments {
-                let Some(&category) = position.get(&segment.category_id) else {
-                    let reason =
-                        format!("segment {}: there is no category {}", segment.id, segment.category_id);
-                    return Err(refuse(reason));
-                };
-                if segment.id == VOID || truth.segments.iter().any(|other| other.id == segment.id) {
-                    let why = if segment.id == VOID { "0 means void" } else { "this id occurs twice" };
-                    return Err(refuse(format!("segment {}: {why}", segment.id)));
-                }
-                truth.segments.push(TrueSegment { id: segment.id, category, is_crowd: segment.iscrowd.0 });
-            }
-            images.push(truth);
-        }
-        let counts = vec![PqCounts::default(); file.categories.len()];
-        let (path, folder) = (file.path, folder.to_path_buf());
-        let confusion = Confusion::new(&classes);
-        Ok(Evaluator { path, folder, classes, is_thing, images, index, counts, confusion, done: 0 })
+        Evaluator::of(&panoptic::read(path, folder)?, classes, policy)
     }
 
-    /// The images that have an annotation, in the order of the annotations.
+    /// Takes the segments of a COCO panoptic set for a model whose classes have these names.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if it is another kind of set; as [`ClassMatch::new`].
+    pub fn of(data: &Dataset, classes: &[String], policy: ClassPolicy) -> Result<Self> {
+        let path = data.source.clone();
+        let names: Vec<String> = data.classes.iter().map(|c| c.name.to_string()).collect();
+        let classes = ClassMatch::new(&path, classes, &names, policy)?;
+        let is_thing: Vec<bool> = data.classes.iter().map(|c| c.is_thing).collect();
+        let mut images: Vec<ImageTruth> = Vec::with_capacity(data.entries.len());
+        for entry in &data.entries {
+            let (Some(record), Label::Panoptic { png, segments }) = (entry.record(), &entry.label) else {
+                return Err(Error::data(&path, "is no COCO panoptic set"));
+            };
+            images.push(ImageTruth { record, png: png.clone(), segments: segments.clone() });
+        }
+        let index = images.iter().enumerate().map(|(i, image)| (image.record.id, i)).collect();
+        let counts = vec![PqCounts::default(); names.len()];
+        let confusion = Confusion::new(&classes);
+        Ok(Evaluator { path, classes, is_thing, images, index, counts, confusion, done: 0 })
+    }
+
+    /// The images that have an annotation, in the order of the file's images.
     pub fn images(&self) -> impl ExactSizeIterator<Item = &ImageRecord> {
         self.images.iter().map(|image| &image.record)
     }
@@ -209,9 +163,9 @@ impl Evaluator {
     /// Compares the map of one image. Segments of classes that are not evaluated count as void.
     ///
     /// # Errors
-    /// [`Error::Data`] for an image that is not in the file, and naming the PNG if its size differs from the file's, it
-    /// has an id that is no segment's, or a segment has no pixel; as [`decode`] for the PNG; [`Error::Usage`] for a map
-    /// that does not fit the image or its own list of segments.
+    /// [`Error::Data`] for an image that is not in the file, and naming the PNG if its size differs from the file's or it
+    /// has an id that is no segment's; [`Error::Image`] for a damaged PNG; [`Error::Usage`] for a map that does not fit the
+    /// image or its own list of segments.
     pub fn add(&mut self, image_id: u64, prediction: &PanopticMap) -> Result<()> {
         let unknown =
             || Error::data(&self.path, format!("there is no panoptic annotation of image {image_id}"));
@@ -222,11 +176,10 @@ impl Evaluator {
             let (h, w) = (prediction.height, prediction.width);
             return Err(refuse(format!("the prediction is {h} x {w}, the image {height} x {width}")));
         }
-        let truth = self.read_png(image)?;
+        let truth = panoptic::ids(&image.png, &image.segments, (height, width))?;
         let (predicted, classes) = labels(prediction, &self.classes).map_err(refuse)?;
         let overlaps = Overlaps::compute(&truth, &predicted);
-        let png = self.folder.join(&image.png);
-        let true_segments = true_segments(image, &overlaps).map_err(|r| Error::data(&png, r))?;
+        let true_segments = true_segments(image, &overlaps);
         let areas: HashMap<u32, u64> = overlaps.pred_areas().into_iter().collect();
         let mut predicted_segments = Vec::with_capacity(classes.len());
         for (label, slot) in (1..).zip(&classes) {
@@ -249,7 +202,7 @@ impl Evaluator {
             self.counts[predicted_segments[prediction].category_id as usize].fp += 1;
         }
         let category: HashMap<u32, usize> =
-            image.segments.iter().map(|segment| (segment.id, segment.category)).collect();
+            image.segments.iter().map(|segment| (segment.id, segment.class)).collect();
         for (truth, prediction, pixels) in overlaps.iter().filter(|&(truth, ..)| truth != VOID) {
             let truth = self.classes.slot_of_category[category[&truth]];
             let prediction = (prediction as usize).checked_sub(1).and_then(|i| classes[i]);
@@ -297,47 +250,17 @@ impl Evaluator {
     pub fn semantic(&self) -> IouReport {
         self.confusion.report()
     }
-
-    /// Segment ids of the pixels of an image.
-    fn read_png(&self, image: &ImageTruth) -> Result<Vec<u32>> {
-        let path = self.folder.join(&image.png);
-        let picture = decode(&path, &Limits::default())?;
-        let (found, wanted) =
-            ((picture.height(), picture.width()), (image.record.height, image.record.width));
-        if (found.0 as usize, found.1 as usize) != wanted {
-            let (listed, file) = (format!("{} x {}", wanted.0, wanted.1), self.path.display());
-            let reason = format!("the PNG is {} x {}, {file} says {listed}", found.0, found.1);
-            return Err(Error::data(&path, reason));
-        }
-        Ok(picture.pixels().map(|p| u32::from_le_bytes([p.0[0], p.0[1], p.0[2], 0])).collect())
-    }
 }
 
-/// The true segments with the areas that their PNG gives them; the category is the position in the list.
-fn true_segments(image: &ImageTruth, overlaps: &Overlaps) -> Result<Vec<Segment>, String> {
+/// The true segments that have pixels, with the areas that their PNG gives them; the category is the class of the set.
+fn true_segments(image: &ImageTruth, overlaps: &Overlaps) -> Vec<Segment> {
     let areas: HashMap<u32, u64> = overlaps.gt_areas().into_iter().collect();
-    let stray = overlaps
-        .gt_areas()
-        .into_iter()
-        .map(|(id, _)| id)
-        .find(|&id| id != VOID && !image.segments.iter().any(|segment| segment.id == id));
-    if let Some(id) = stray {
-        let count = areas[&id];
-        return Err(format!(
-            "{count} pixels have the id {id}, which is no segment of image {}",
-            image.record.id
-        ));
-    }
     let with_area = |segment: &TrueSegment| {
-        let missing = || format!("segment {} of image {} has no pixel", segment.id, image.record.id);
-        Ok(Segment {
-            label: segment.id,
-            category_id: segment.category as u64,
-            area: *areas.get(&segment.id).ok_or_else(missing)?,
-            iscrowd: segment.is_crowd,
-        })
+        let area = *areas.get(&segment.id)?;
+        let (label, category_id) = (segment.id, segment.class as u64);
+        Some(Segment { label, category_id, area, iscrowd: segment.crowd })
     };
-    image.segments.iter().map(with_area).collect()
+    image.segments.iter().filter_map(with_area).collect()
 }
 
 /// The map with labels: 0 for void, `i + 1` for the `i`-th segment; and the evaluated class of each segment.

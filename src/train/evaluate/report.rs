@@ -3,6 +3,7 @@
 use super::coco_ap::ApReport;
 use super::panoptic_quality::{PqMean, PqReport};
 use super::semantic_iou::IouReport;
+use crate::error::ErrorKind;
 use serde::Serialize;
 use std::fmt;
 
@@ -28,11 +29,31 @@ pub struct Report {
     /// Classes of the data set that were not evaluated.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub only_in_data: Vec<String>,
+    /// Where the evaluation ended, if that was before the last image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partial: Option<Partial>,
+}
+
+/// An evaluation that ended early: all numbers are of the images that were done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Partial {
+    /// Images done.
+    pub images: usize,
+    /// Images of the set.
+    pub of: usize,
+    /// What ended it.
+    pub reason: String,
+    /// The class of the error that ended it; `None` if it was asked to stop.
+    #[serde(skip)]
+    pub kind: Option<ErrorKind>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} on {} images", self.model, self.images)?;
+        if let Some(Partial { images, of, reason, .. }) = &self.partial {
+            writeln!(f, "PARTIAL, {images} of {of} images: {reason}")?;
+        }
         for (side, names) in [("model", &self.only_in_model), ("data set", &self.only_in_data)] {
             if !names.is_empty() {
                 writeln!(f, "left out, only in the {side}: {} classes", names.len())?;

@@ -5,12 +5,12 @@
 //! predicted as no evaluated class: the former are wrong for the predicted class, the latter missed for the true one.
 
 use super::class_match::{ClassMatch, ClassPolicy};
-use super::index_png;
 use crate::error::{Error, Result};
+use crate::train::data::semantic::{ClassList, Meaning};
 use hotcoco::metrics::semantic::{PixelConfusion, semantic_scores};
-use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use serde::Serialize;
+use std::path::Path;
+use std::sync::Arc;
 
 /// A predicted class for each pixel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,36 +118,11 @@ impl Confusion {
 /// Compares class maps with PNGs of class indices.
 #[derive(Debug)]
 pub struct Evaluator {
-    classes_file: PathBuf,
+    labels: Arc<ClassList>,
     classes: ClassMatch,
-    /// For each index of the PNGs: evaluated class, other class, to be ignored, or unknown.
+    /// Of each value of the PNGs.
     meaning: Vec<Meaning>,
     confusion: Confusion,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Meaning {
-    Unknown,
-    Ignored,
-    Class(Option<usize>),
-}
-
-#[derive(Deserialize)]
-struct ClassFile {
-    #[serde(default = "ignore_255")]
-    ignore_index: Option<u16>,
-    #[serde(flatten)]
-    lists: serde_json::Map<String, serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct ClassRecord {
-    index: u16,
-    name: String,
-}
-
-fn ignore_255() -> Option<u16> {
-    Some(255)
 }
 
 impl Evaluator {
@@ -158,34 +133,20 @@ impl Evaluator {
     /// [`Error::Io`] if it cannot be read; [`Error::Data`] if it is no such list or an index or name occurs twice; as
     /// [`ClassMatch::new`].
     pub fn open(path: &Path, field: &str, classes: &[String], policy: ClassPolicy) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let refuse = |reason: String| Error::data(path, format!("not a class list: {reason}"));
-        let mut file: ClassFile = serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))?;
-        let list = file.lists.remove(field).ok_or_else(|| refuse(format!("missing field `{field}`")))?;
-        let list: Vec<ClassRecord> = serde_json::from_value(list).map_err(|e| refuse(e.to_string()))?;
-        if list.is_empty() {
-            return Err(Error::data(path, format!("the list `{field}` is empty")));
-        }
-        let (mut indices, mut known) = (HashSet::new(), HashSet::new());
-        for class in &list {
-            let twice = !indices.insert(class.index) || !known.insert(class.name.as_str());
-            if twice || file.ignore_index == Some(class.index) {
-                let reason =
-                    if twice { "this index or name occurs twice" } else { "this index is `ignore_index`" };
-                return Err(Error::record(path, format!("class {} (`{}`)", class.index, class.name), reason));
-            }
-        }
-        let names: Vec<String> = list.iter().map(|c| c.name.clone()).collect();
+        Evaluator::of(path, Arc::new(ClassList::read(path, field)?), classes, policy)
+    }
+
+    /// Compares by this class list, which the file at `path` holds.
+    pub(super) fn of(
+        path: &Path,
+        labels: Arc<ClassList>,
+        classes: &[String],
+        policy: ClassPolicy,
+    ) -> Result<Self> {
+        let names: Vec<String> = labels.classes.iter().map(|(_, name)| name.clone()).collect();
         let classes = ClassMatch::new(path, classes, &names, policy)?;
-        let mut meaning = vec![Meaning::Unknown; usize::from(u16::MAX) + 1];
-        for (class, slot) in list.iter().zip(&classes.slot_of_category) {
-            meaning[usize::from(class.index)] = Meaning::Class(*slot);
-        }
-        if let Some(index) = file.ignore_index {
-            meaning[usize::from(index)] = Meaning::Ignored;
-        }
-        let confusion = Confusion::new(&classes);
-        Ok(Evaluator { classes_file: path.to_path_buf(), classes, meaning, confusion })
+        let (meaning, confusion) = (labels.meaning(), Confusion::new(&classes));
+        Ok(Evaluator { labels, classes, meaning, confusion })
     }
 
     /// The evaluated classes.
@@ -201,35 +162,21 @@ impl Evaluator {
     /// Compares a prediction with the PNG at `mask`.
     ///
     /// # Errors
-    /// As [`index_png::read`]; [`Error::Data`] naming the PNG if it holds an index that is not in the class list;
-    /// [`Error::Usage`] if the sizes differ.
+    /// As [`labels::indices`](crate::train::data::labels::indices); [`Error::Data`] naming the PNG if it holds an index that
+    /// is not in the class list or the sizes differ; [`Error::Usage`] if the prediction contradicts itself.
     pub fn add(&mut self, mask: &Path, prediction: &ClassMap) -> Result<()> {
-        let truth = index_png::read(mask)?;
         let ClassMap { height, width, classes } = *prediction;
-        if (truth.height, truth.width) != (height, width) || classes.len() != height * width {
-            let reason = format!(
-                "the mask is {} x {}, the prediction {height} x {width} ({} pixels)",
-                truth.height,
-                truth.width,
-                classes.len()
-            );
-            return Err(Error::data(mask, reason));
+        if classes.len() != height * width {
+            let reason = format!("a prediction of {} pixels is not {height} x {width}", classes.len());
+            return Err(Error::usage(reason));
         }
         let other = self.confusion.other() as u32;
-        let mut rows = Vec::with_capacity(truth.values.len());
-        for (at, &index) in truth.values.iter().enumerate() {
-            rows.push(match self.meaning[usize::from(index)] {
-                Meaning::Class(slot) => slot.map_or(other, |slot| slot as u32),
-                Meaning::Ignored => Confusion::IGNORED,
-                Meaning::Unknown => {
-                    let (y, x) = (at / width, at % width);
-                    let list = self.classes_file.display();
-                    let reason =
-                        format!("pixel ({y}, {x}) has the class index {index}, which {list} does not list");
-                    return Err(Error::data(mask, reason));
-                }
-            });
-        }
+        let row = |meaning: Meaning| match meaning {
+            Meaning::Class(at) => self.classes.slot_of_category[at].map_or(other, |slot| slot as u32),
+            Meaning::Ignored | Meaning::Unknown => Confusion::IGNORED,
+        };
+        let truth = self.labels.load(mask, &self.meaning, (height, width))?;
+        let rows: Vec<u32> = truth.into_iter().map(row).collect();
         let slots = &self.classes.slot_of_class;
         let column =
             |&class: &u32| slots.get(class as usize).copied().flatten().map_or(other, |slot| slot as u32);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::validate::Metric;
 use crate::error::{Error, Result};
 use crate::model::{BackboneConfig, Config, Normalization, Task};
-use crate::train::data::{Augment, DataConfig, LoaderConfig, Mix, Sampling};
+use crate::train::data::{Augment, DataConfig, LoaderConfig, Mix, Reading, Sampling};
 use crate::train::network::LossWeights;
 use crate::train::optimizer::AdamWConfig;
 use crate::train::schedule::{Decay, Schedule};
@@ -122,11 +122,15 @@ pub struct StartConfig {
     pub reset: Vec<String>,
     /// Standard deviation of the initial instance kernels.
     pub kernel_init_std: f64,
+    /// Names of the classes of `weights`, in its order, for a file that does not name them (or names them otherwise than the
+    /// data). Rows of the class heads follow names; classes that the file does not have are drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
 }
 
 impl Default for StartConfig {
     fn default() -> Self {
-        StartConfig { weights: None, reset: Vec::new(), kernel_init_std: 0.01 }
+        StartConfig { weights: None, reset: Vec::new(), kernel_init_std: 0.01, classes: None }
     }
 }
 
@@ -157,9 +161,15 @@ pub struct DataSection {
     /// Decoded images are kept in memory up to this many MiB.
     #[serde(default = "default_cache")]
     pub cache_mib: usize,
-    /// All files are looked at before the run begins.
+    /// All files are looked at before the run begins: [`Reading::verify`].
     #[serde(default = "default_verify")]
     pub verify: bool,
+    /// [`Reading::skip_damaged`].
+    #[serde(default)]
+    pub skip_damaged: bool,
+    /// [`Reading::strict`].
+    #[serde(default)]
+    pub strict: bool,
     /// Which images are seen how often.
     #[serde(default)]
     pub sampling: Sampling,
@@ -318,6 +328,11 @@ impl RunConfig {
             lengths.iter().flatten().all(|n| (1..=1 << 40).contains(n)),
             "schedule: epochs and iterations must be at least 1",
         )?;
+        self.schedule.schedule().validate()?;
+        check(
+            self.data.verify || !self.data.skip_damaged,
+            "data.skip_damaged needs data.verify: damaged photos are found by looking at all",
+        )?;
         let std = self.start.kernel_init_std;
         check(std.is_finite() && std >= 0.0, "start.kernel_init_std must not be negative")?;
         let run = &self.run;
@@ -360,9 +375,16 @@ impl RunConfig {
             instance_score_threshold: m.instance_score_threshold.unwrap_or(base.instance_score_threshold),
             overlap_threshold: m.overlap_threshold.unwrap_or(base.overlap_threshold),
             class_names: mix.classes().iter().map(|class| class.name.to_string()).collect(),
+            class_ids: mix.classes().iter().map(|class| class.id).collect(),
         };
         config.validate()?;
         Ok(config)
+    }
+
+    /// How strictly data sets are read.
+    pub fn reading(&self) -> Reading {
+        let DataSection { verify, skip_damaged, strict, .. } = self.data;
+        Reading { verify, skip_damaged, strict }
     }
 
     /// The loader's settings.

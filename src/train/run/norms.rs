@@ -41,6 +41,11 @@ impl RunningStatistics {
         Ok(RunningStatistics(found))
     }
 
+    /// Whether no norm is trained.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Follows the last batch of `step`.
     pub fn update(&self, step: &TrainStep, values: &mut Values) {
         for Statistic { key, output, factor } in &self.0 {

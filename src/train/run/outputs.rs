@@ -1,15 +1,18 @@
 //! What a run shows for itself: log, event file, curves, validation, sample photos.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::config::{OutputConfig, RunConfig};
 use super::log::{LineHead, Log, Meter, line, read, validation_line};
 use super::overlay::Samples;
 use super::tensorboard::EventFile;
-use super::validate::{Score, Validator, check, engine, judge};
-use super::{Observer, curves};
+use super::state::Progress;
+use super::validate::{self, Score, Validator, engine, judge};
+use super::{Observer, curves, describe};
 use crate::error::{Error, Result};
+use crate::model::Config;
 use crate::train::data::Mix;
 
 /// The log.
@@ -19,42 +22,53 @@ pub const CURVES_FILE: &str = "curves.png";
 /// Folder of the sample photos.
 pub const OVERLAY_FOLDER: &str = "overlays";
 
+/// A validation that went through to its end, and the number it is judged by if its sets give the metric.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judged(pub Option<f64>);
+
 /// All that a run writes beside its checkpoints.
 pub struct Outputs {
     config: OutputConfig,
     threads: usize,
     log: Log,
     events: EventFile,
-    validator: Validator,
+    validator: Option<Validator>,
     samples: Samples,
-    validated: Instant,
-    validated_epoch: u64,
     drawn: Instant,
 }
 
 impl Outputs {
-    /// Opens the files of a run that goes on at `iteration` in `epoch`, and checks the validation sets.
+    /// Opens the validation sets, and the files of a run that goes on at `iteration`.
     ///
     /// # Errors
-    /// [`Error::Io`]; as [`check`].
-    pub fn open(config: &RunConfig, train: &Mix, iteration: u64, epoch: u64) -> Result<Outputs> {
+    /// [`Error::Io`]; as [`validate::open`] and [`Validator::open`].
+    pub fn open(
+        config: &RunConfig,
+        train: &Mix,
+        model: &Config,
+        iteration: u64,
+        observer: &mut dyn Observer,
+    ) -> Result<Outputs> {
         let run = &config.run;
         let val = &config.data.val;
-        let mix = (!val.is_empty()).then(|| check(val, config.data.verify, train)).transpose()?;
+        let mix = match val.is_empty() {
+            true => None,
+            false => Some(validate::open(val, &config.reading(), train)?),
+        };
+        let validator = mix.as_ref().map(|mix| Validator::open(val, mix, model)).transpose()?;
+        if let Some(mix) = &mix {
+            describe::data(mix, "val", observer);
+        }
         let photos = if run.overlay_minutes > 0.0 { run.overlay_photos } else { 0 };
         let samples = Samples::load(mix.as_ref().unwrap_or(train), photos)?;
-        std::fs::create_dir_all(&run.out).map_err(|e| Error::io(&run.out, e))?;
-        let now = Instant::now();
         Ok(Outputs {
             log: Log::open(&run.out.join(LOG_FILE), iteration)?,
             events: EventFile::create(&run.out)?,
-            validator: Validator::new(val),
+            validator,
             samples,
             threads: config.threads,
             config: run.clone(),
-            validated: now,
-            validated_epoch: epoch,
-            drawn: now,
+            drawn: Instant::now(),
         })
     }
 
@@ -81,12 +95,13 @@ impl Outputs {
         self.events.scalars(head.iteration, terms.chain(rest))
     }
 
-    /// Whether it is time to validate.
-    pub fn validation_is_due(&self, epoch: u64) -> bool {
+    /// Whether it is time to validate: by what was trained since the last time, in whatever processes.
+    pub fn validation_is_due(&self, progress: &Progress) -> bool {
         let OutputConfig { validate_minutes: minutes, validate_epochs: epochs, .. } = self.config;
-        let by_time = minutes > 0.0 && self.validated.elapsed().as_secs_f64() >= 60.0 * minutes;
-        let by_epoch = epochs > 0 && epoch >= self.validated_epoch + epochs;
-        !self.validator.is_empty() && (by_time || by_epoch)
+        let (last_epoch, last_seconds) = progress.validated;
+        let by_time = minutes > 0.0 && progress.seconds - last_seconds >= 60.0 * minutes;
+        let by_epoch = epochs > 0 && progress.position.epoch >= last_epoch + epochs;
+        self.validator.is_some() && (by_time || by_epoch)
     }
 
     /// Whether it is time for a sheet of sample photos.
@@ -95,7 +110,8 @@ impl Outputs {
         minutes > 0.0 && self.drawn.elapsed().as_secs_f64() >= 60.0 * minutes
     }
 
-    /// Validates the checkpoint at `weights` and logs it. Gives what it is judged by, if there are validation sets.
+    /// Validates the checkpoint at `weights` and logs it. Gives what it is judged by; `None` if there is nothing to validate
+    /// on, or `stop` was set meanwhile.
     ///
     /// # Errors
     /// As [`Validator::run`]; [`Error::Io`].
@@ -103,13 +119,12 @@ impl Outputs {
         &mut self,
         weights: &Path,
         (iteration, epoch): (u64, u64),
+        stop: &AtomicBool,
         observer: &mut dyn Observer,
-    ) -> Result<Option<f64>> {
-        if self.validator.is_empty() {
-            return Ok(None);
-        }
+    ) -> Result<Option<Judged>> {
+        let Some(validator) = &mut self.validator else { return Ok(None) };
         let start = Instant::now();
-        let scores = self.validator.run(&mut engine(weights, self.threads)?)?;
+        let Some(scores) = validator.run(&mut engine(weights, self.threads)?, stop)? else { return Ok(None) };
         let judged = judge(&scores, self.config.best);
         self.log.write(&validation_line(iteration, epoch, &scores, judged))?;
         for Score { set, metrics } in &scores {
@@ -123,9 +138,7 @@ impl Outputs {
             observer.note(&format!("iteration {iteration}: {set}: {}", text.join(", ")));
         }
         observer.note(&format!("validated in {:.1} s", start.elapsed().as_secs_f64()));
-        self.validated = Instant::now();
-        self.validated_epoch = epoch;
-        Ok(judged)
+        Ok(Some(Judged(judged)))
     }
 
     /// Draws the sample photos with the checkpoint at `weights`.

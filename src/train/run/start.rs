@@ -1,14 +1,15 @@
 //! Initial weights: from a checkpoint, and for what that lacks, drawn as upstream does.
 //!
 //! Every parameter has its own random stream, keyed by seed and name, so that the value of one does not depend on
-//! which others are drawn.
+//! which others are drawn. Rows of class heads belong to classes, and follow their names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::config::StartConfig;
 use crate::checkpoint::seeded::fnv1a;
 use crate::checkpoint::{Checkpoint, first_non_finite};
-use crate::engine::source::{is_bookkeeping, parameters};
+use crate::engine::known_names;
+use crate::engine::source::{CONFIG_KEY, is_bookkeeping, parameters};
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::graph::Param;
 use crate::model::Config;
@@ -31,10 +32,18 @@ pub struct StartReport {
     pub loaded: usize,
     /// Modules (first part of the key) that the file lacks as a whole; their parameters were drawn.
     pub drawn: Vec<String>,
-    /// Parameters drawn because their shape depends on a number of classes or kernels that differs.
+    /// Parameters drawn because their shape depends on a number of kernels that differs.
     pub resized: Vec<ShapeMismatch>,
     /// Parameters drawn because the configuration asks for it.
     pub reset: Vec<String>,
+    /// Classes whose rows of the class heads were taken from the file.
+    pub kept_classes: Vec<String>,
+    /// Classes whose rows were drawn, as the file does not have them.
+    pub new_classes: Vec<String>,
+    /// Classes of the file that the model does not have.
+    pub left_classes: Vec<String>,
+    /// The file does not say what its classes are called, so that its class heads were drawn.
+    pub unnamed: bool,
 }
 
 /// The values that a run of `model` starts from.
@@ -53,6 +62,7 @@ pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<
         return Ok((params.iter().map(|p| (p.key.clone(), draw(p))).collect(), report));
     };
     let file = Checkpoint::open(path)?;
+    let heads = Heads::new(&file, start, &model.class_names);
     let present = modules(file.names());
     let mut faults = WeightReport::default();
     let known = |name: &str| {
@@ -72,13 +82,21 @@ pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<
                 continue;
             }
             None => draw(param),
+            Some(shape) if has_class_rows(key) && shape.get(1..) == param.upstream_shape.get(1..) => {
+                let tensor = file.load_f32(key)?;
+                if first_non_finite(tensor.data()).is_some() {
+                    faults.non_finite.push(key.clone());
+                }
+                report.loaded += usize::from(heads.rows(shape).is_some());
+                heads.fill(draw(param), &tensor)
+            }
             Some(shape) if shape != param.upstream_shape => {
                 let mismatch = ShapeMismatch {
                     name: key.clone(),
                     expected: param.upstream_shape.clone(),
                     found: shape.to_vec(),
                 };
-                if !counts_something(key) || shape.get(1..) != param.upstream_shape.get(1..) {
+                if !key.contains(".init_kernels.") || shape.get(1..) != param.upstream_shape.get(1..) {
                     faults.misshapen.push(mismatch);
                     continue;
                 }
@@ -105,7 +123,66 @@ pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<
     }
     let wanted = modules(params.iter().map(|p| p.key.as_str()));
     report.drawn = wanted.into_iter().filter(|module| !present.contains(module)).collect();
+    // A backbone alone has no classes to speak of.
+    if let Some(shape) = params.iter().filter(|p| has_class_rows(&p.key)).find_map(|p| file.shape(&p.key)) {
+        heads.tell(shape, &model.class_names, &mut report);
+    }
     Ok((values, report))
+}
+
+/// Which rows of a file's class heads belong to which class of the model.
+struct Heads {
+    /// Names of the file's classes, if known.
+    names: Option<Vec<String>>,
+    /// For each class of the model its row in the file.
+    row_of: Vec<Option<usize>>,
+}
+
+impl Heads {
+    /// The names come from `start.classes`, else from the file's own configuration.
+    fn new(file: &Checkpoint, start: &StartConfig, model: &[String]) -> Heads {
+        let own = || {
+            let config = Config::from_json(file.metadata().get(CONFIG_KEY)?).ok()?;
+            known_names(&config)
+        };
+        let names = start.classes.clone().or_else(own);
+        let row = |name: &String| names.as_ref()?.iter().position(|other| other == name);
+        Heads { row_of: model.iter().map(row).collect(), names }
+    }
+
+    /// The names, if they are those of a head of this shape in the file.
+    fn rows(&self, shape: &[usize]) -> Option<&[String]> {
+        self.names.as_deref().filter(|names| shape.first() == Some(&names.len()))
+    }
+
+    /// `drawn` with the rows of the file's classes.
+    fn fill(&self, mut drawn: Tensor, file: &Tensor) -> Tensor {
+        if self.rows(file.shape().dims()).is_none() {
+            return drawn;
+        }
+        let width = file.shape().dims()[1..].iter().product::<usize>();
+        for (row, from) in self.row_of.iter().enumerate() {
+            if let Some(from) = from {
+                drawn.data_mut()[row * width..][..width].copy_from_slice(&file.data()[from * width..][..width]);
+            }
+        }
+        drawn
+    }
+
+    fn tell(&self, shape: &[usize], model: &[String], report: &mut StartReport) {
+        let Some(names) = self.rows(shape) else {
+            report.unnamed = true;
+            report.new_classes = model.to_vec();
+            return;
+        };
+        let of = |kept: bool| {
+            let with = model.iter().zip(&self.row_of).filter(move |(_, row)| row.is_some() == kept);
+            with.map(|(name, _)| name.clone()).collect()
+        };
+        report.kept_classes = of(true);
+        report.new_classes = of(false);
+        report.left_classes = names.iter().filter(|name| !model.contains(name)).cloned().collect();
+    }
 }
 
 fn module_of(key: &str) -> &str {
@@ -118,9 +195,9 @@ fn modules<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<String> {
     found.into_iter().map(str::to_string).collect()
 }
 
-/// Parameters with a row for each class or kernel.
-fn counts_something(key: &str) -> bool {
-    [".fc_cls.", ".conv_seg.", ".init_kernels."].iter().any(|part| key.contains(part))
+/// Parameters with a row for each class.
+fn has_class_rows(key: &str) -> bool {
+    [".fc_cls.", ".conv_seg."].iter().any(|part| key.contains(part))
 }
 
 /// How values are drawn.

@@ -8,8 +8,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::resume::Origin;
 use super::start::Values;
-use crate::checkpoint::{Checkpoint, TensorData, TensorOut, write_safetensors};
+use crate::checkpoint::{Checkpoint, TensorData, TensorOut, first_non_finite, write_safetensors};
 use crate::engine::source::{CONFIG_KEY, parameters};
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::model::Config;
@@ -18,6 +19,8 @@ use crate::train::data::Position;
 
 /// Metadata key of [`Progress`].
 const PROGRESS_KEY: &str = "knet.progress";
+/// Metadata key of the [`Origin`].
+const ORIGIN_KEY: &str = "knet.run";
 /// Metadata key of the iteration in a checkpoint for use.
 const ITERATION_KEY: &str = "knet.iteration";
 /// Version of the format, raised when an older reader would go wrong.
@@ -39,6 +42,9 @@ pub struct Progress {
     pub seconds: f64,
     /// Best validation so far.
     pub best: Option<f64>,
+    /// Epoch and seconds spent training at the last validation, so that when the next is due does not hang on restarts.
+    #[serde(default)]
+    pub validated: (u64, f64),
 }
 
 impl Progress {
@@ -51,6 +57,7 @@ impl Progress {
             seed,
             seconds: 0.0,
             best: None,
+            validated: (0, 0.0),
         }
     }
 }
@@ -75,9 +82,22 @@ pub struct State {
     pub values: Values,
     /// Moments of the trained parameters.
     pub moments: BTreeMap<String, Moments>,
+    /// What the run was started with; older states do not say.
+    pub origin: Option<Origin>,
 }
 
 impl State {
+    /// The first tensor that holds a NaN or an infinity: such a state is of no use, and replaces no other.
+    pub fn non_finite(&self) -> Option<String> {
+        let bad = |tensor: &Tensor| first_non_finite(tensor.data()).is_some();
+        let of_moments = |moments: &Moments| {
+            bad(&moments.first) || bad(&moments.second) || moments.average.as_ref().is_some_and(bad)
+        };
+        let value = self.values.iter().find(|(_, tensor)| bad(tensor)).map(|(key, _)| key);
+        let moment = || self.moments.iter().find(|(_, moments)| of_moments(moments)).map(|(key, _)| key);
+        value.or_else(moment).cloned()
+    }
+
     /// Writes it, all or nothing.
     ///
     /// # Errors
@@ -92,8 +112,11 @@ impl State {
         }
         let progress = serde_json::to_string(&self.progress)
             .map_err(|e| Error::usage(format!("{}: cannot be written: {e}", path.display())))?;
-        let metadata =
+        let mut metadata: BTreeMap<String, String> =
             [(CONFIG_KEY.to_string(), model.to_json()), (PROGRESS_KEY.to_string(), progress)].into();
+        if let Some(text) = self.origin.as_ref().and_then(|origin| serde_json::to_string(origin).ok()) {
+            metadata.insert(ORIGIN_KEY.to_string(), text);
+        }
         write(path, &tensors, false, &metadata)
     }
 
@@ -101,7 +124,8 @@ impl State {
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Checkpoint`] if the file cannot be read or is no state; [`Error::Weights`] listing what does
-    /// not fit the model; [`Error::Usage`] if it was trained on other classes.
+    /// not fit the model; [`Error::Usage`] if it was trained on other classes; [`Error::Checkpoint`] for values that are not
+    /// finite.
     pub fn read(path: &Path, model: &Config) -> Result<State> {
         let file = Checkpoint::open(path)?;
         let metadata = |key: &str| {
@@ -132,7 +156,21 @@ impl State {
             let (first, second) = (file.load_f32(&first)?, file.load_f32(&second)?);
             moments.insert(key.to_string(), Moments { first, second, average });
         }
-        Ok(State { progress, values, moments })
+        let origin = file.metadata().get(ORIGIN_KEY);
+        let origin = origin
+            .map(|text| serde_json::from_str(text))
+            .transpose()
+            .map_err(|e| Error::checkpoint(path, format!("`{ORIGIN_KEY}`: {e}")))?;
+        let state = State { progress, values, moments, origin };
+        match state.non_finite() {
+            None => Ok(state),
+            Some(key) => Err(Error::Checkpoint {
+                path: path.to_path_buf(),
+                key: Some(key),
+                offset: None,
+                reason: "holds a NaN or an infinity: nothing can go on from it".into(),
+            }),
+        }
     }
 
     /// The weights for use: the moving average where there is one.

@@ -6,14 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use rayon::prelude::*;
+
 use super::config::{BatchNormMode, RunConfig};
+use super::describe;
+use super::lock::Lock;
 use super::log::{LineHead, Meter};
 use super::norms::RunningStatistics;
-use super::outputs::Outputs;
-use super::start::{StartReport, Values, initial_values};
+use super::outputs::{CURVES_FILE, Judged, LOG_FILE, Outputs};
+use super::resume::{Origin, total_iterations};
+use super::start::{Values, initial_values};
 use super::state::{Moments, Progress, State};
+use crate::checkpoint::first_non_finite;
 use crate::cpu::Weights;
 use crate::error::{Error, Result};
+use crate::fsio::sweep;
 use crate::graph::Param;
 use crate::isa::Isa;
 use crate::model::Config;
@@ -80,6 +87,7 @@ pub struct Trainer {
     constants: Values,
     statistics: RunningStatistics,
     progress: Progress,
+    origin: Origin,
     outputs: Outputs,
     meter: Meter,
     lr: f64,
@@ -88,6 +96,8 @@ pub struct Trainer {
     seconds_before: f64,
     begun: Instant,
     saved: Instant,
+    /// Keeps other runs out of the folder.
+    _lock: Lock,
 }
 
 impl Trainer {
@@ -95,10 +105,13 @@ impl Trainer {
     /// anew.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the folder holds a run that is not resumed; whatever data, weights and planning say.
+    /// [`Error::Usage`] if the folder holds a run that is not resumed, is in use, or is to go on with a configuration that does
+    /// not fit; whatever data, weights and planning say.
     pub fn new(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Trainer> {
         config.validate()?;
         let out = &config.run.out;
+        let lock = Lock::take(out, observer)?;
+        sweep(out, &[STATE_FILE, LAST_FILE, BEST_FILE, DIVERGED_FILE, LOG_FILE, CURVES_FILE])?;
         let state_path = out.join(STATE_FILE);
         let resume = resume && state_path.exists();
         if !resume && state_path.exists() {
@@ -107,19 +120,28 @@ impl Trainer {
                 out.display()
             )));
         }
-        let mix = Arc::new(Mix::open(&config.data.train, config.data.verify)?);
-        describe(&mix, "train", observer);
+        let mix = Arc::new(Mix::open(&config.data.train, &config.reading())?);
+        describe::data(&mix, "train", observer);
         let model = config.model(&mix)?;
+        let origin = Origin::of(&config, &mix);
+        let mut changes = Vec::new();
         let (values, moments, progress) = if resume {
             let state = State::read(&state_path, &model)?;
             let iteration = state.progress.iteration;
             observer.note(&format!("{}: going on after iteration {iteration}", state_path.display()));
+            match &state.origin {
+                Some(before) => changes = before.changes(&origin)?,
+                None => observer.note("the state is of an older program: it does not say what it was started with"),
+            }
             (state.values, state.moments, state.progress)
         } else {
             let (values, report) = initial_values(&model, &config.start, config.seed)?;
-            describe_start(&config, &report, observer);
+            describe::start(&config, &report, observer);
             (values, BTreeMap::new(), Progress::new(config.seed))
         };
+        for change in changes {
+            observer.note(&format!("changed since: {change}"));
+        }
         if progress.seed != config.seed {
             let (found, wanted) = (progress.seed, config.seed);
             return Err(Error::usage(format!(
@@ -127,8 +149,10 @@ impl Trainer {
             )));
         }
         let loader_config = LoaderConfig { start: progress.position, ..config.loader(&model) };
-        let outputs = Outputs::open(&config, &mix, progress.iteration, progress.position.epoch)?;
-        let loader = Loader::new(mix, loader_config)?;
+        let outputs = Outputs::open(&config, &mix, &model, progress.iteration, observer)?;
+        let loader = Loader::new(Arc::clone(&mix), loader_config)?;
+        let total = total_iterations(&config, &loader, progress.iteration)?;
+        describe::mismatches(&config, &model, &mix, total, observer);
 
         let spec = TrainSpec {
             config: &model,
@@ -155,7 +179,6 @@ impl Trainer {
         if resume {
             restore(&mut optimizer, &step, &moments, progress.iteration, &state_path)?;
         }
-        let total = total_iterations(&config, &loader);
         let now = Instant::now();
         Ok(Trainer {
             schedule: config.schedule.schedule(),
@@ -167,6 +190,7 @@ impl Trainer {
             step,
             seconds_before: progress.seconds,
             progress,
+            origin,
             outputs,
             meter: Meter::default(),
             lr: 0.0,
@@ -175,6 +199,7 @@ impl Trainer {
             saved: now,
             model,
             config,
+            _lock: lock,
         })
     }
 
@@ -193,11 +218,12 @@ impl Trainer {
         self.total
     }
 
-    /// Trains until the end, the time limit, or `stop`, and saves.
+    /// Trains until the end, the time limit, or `stop`, and saves. A validation that fails on the way costs a line, not the run;
+    /// neither do curves and sample photos that cannot be written.
     ///
     /// # Errors
     /// [`Error::Diverged`] after saving the state before the update that went wrong; whatever else stops a step, after saving
-    /// the state; a failed save, which leaves the last good state.
+    /// the state; a failed save, which leaves the last good state; what the last validation says, with everything saved.
     pub fn run(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
         self.begun = Instant::now();
         self.saved = self.begun;
@@ -206,61 +232,91 @@ impl Trainer {
             minutes => 60.0 * minutes,
         };
         loop {
-            let outcome = if self.progress.iteration >= self.total {
-                Some(Outcome::Finished)
-            } else if stop.load(Ordering::Relaxed) {
-                Some(Outcome::Interrupted)
-            } else if self.begun.elapsed().as_secs_f64() >= limit {
-                Some(Outcome::TimeLimit)
-            } else {
-                None
-            };
-            if let Some(outcome) = outcome {
-                if outcome == Outcome::Finished {
-                    self.finish(observer)?;
-                } else {
-                    self.save()?;
-                }
-                self.outputs.curves()?;
-                return Ok(outcome);
+            let over = self.begun.elapsed().as_secs_f64() >= limit;
+            if self.progress.iteration >= self.total {
+                self.save()?;
+                let validated = self.validate(stop, observer);
+                self.show(true, observer);
+                return validated.map(|()| Outcome::Finished);
+            } else if over || stop.load(Ordering::Relaxed) {
+                self.save()?;
+                self.show(false, observer);
+                return Ok(if over { Outcome::TimeLimit } else { Outcome::Interrupted });
             }
-            if let Err(error) = self.iterate() {
+            match self.iterate(stop) {
+                Ok(true) => {}
+                // Asked to stop in the middle of an update, which the next run does over.
+                Ok(false) => continue,
+                Err(error) => {
+                    self.save_after(&error, observer);
+                    return Err(error);
+                }
+            }
+            self.progress.seconds = self.seconds_before + self.begun.elapsed().as_secs_f64();
+            if let Err(error) = self.log(observer) {
                 self.save_after(&error, observer);
                 return Err(error);
             }
-            self.progress.seconds = self.seconds_before + self.begun.elapsed().as_secs_f64();
-            let Progress { iteration, position, .. } = self.progress;
-            let report = Report {
-                iteration,
-                total: self.total,
-                epoch: position.epoch,
-                lr: self.lr,
-                meter: &self.meter,
-            };
-            observer.step(&report);
-            if iteration.is_multiple_of(self.config.run.log_iterations) || iteration == self.total {
-                let head =
-                    LineHead { iteration, epoch: position.epoch, lr: self.lr, grad_norm: self.grad_norm };
-                self.outputs.train(&head, &self.meter)?;
-                self.meter.reset();
-            }
-            if self.outputs.validation_is_due(position.epoch) {
-                self.validate(observer)?;
+            if self.outputs.validation_is_due(&self.progress) {
+                // The state comes first: whatever happens while validating, the run goes on from here.
+                self.save()?;
+                if let Err(error) = self.validate(stop, observer) {
+                    observer.note(&format!("not validated: {error}; the run goes on"));
+                    self.progress.validated = self.place();
+                }
+                self.show(false, observer);
             } else if self.save_is_due() {
                 self.save()?;
             }
             if self.outputs.overlay_is_due() {
                 self.export()?;
-                self.outputs.overlay(&self.path(LAST_FILE), iteration)?;
+                self.show(true, observer);
             }
         }
     }
 
-    /// One update.
-    fn iterate(&mut self) -> Result<()> {
+    /// Epoch and seconds of the run.
+    fn place(&self) -> (u64, f64) {
+        (self.progress.position.epoch, self.progress.seconds)
+    }
+
+    /// Tells the observer and, now and then, the log.
+    fn log(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let Progress { iteration, position, .. } = self.progress;
+        let (total, epoch, lr) = (self.total, position.epoch, self.lr);
+        observer.step(&Report { iteration, total, epoch, lr, meter: &self.meter });
+        if iteration.is_multiple_of(self.config.run.log_iterations) || iteration == total {
+            let head = LineHead { iteration, epoch, lr, grad_norm: self.grad_norm };
+            self.outputs.train(&head, &self.meter)?;
+            self.meter.reset();
+        }
+        Ok(())
+    }
+
+    /// Draws curves, and with `photos` the sample photos. Both are for people alone: a failure is noted.
+    fn show(&mut self, photos: bool, observer: &mut dyn Observer) {
+        let mut drawn = self.outputs.curves();
+        if photos {
+            let photos = self.outputs.overlay(&self.path(LAST_FILE), self.progress.iteration);
+            drawn = drawn.and(photos);
+        }
+        if let Err(error) = drawn {
+            observer.note(&format!("not drawn: {error}; the run goes on"));
+        }
+    }
+
+    /// One update. Gives false if `stop` was set before it was done: then nothing has changed but the loader's place.
+    fn iterate(&mut self, stop: &AtomicBool) -> Result<bool> {
         let start = Instant::now();
+        // Running statistics follow every batch; an update that is broken off must not leave a trace.
+        let several = self.config.data.accumulate > 1;
+        let statistics = (several && !self.statistics.is_empty()).then(|| self.constants.clone());
         self.lr = self.config.optimizer.lr * self.schedule.factor(self.progress.iteration, self.total);
-        for _ in 0..self.config.data.accumulate {
+        for part in 0..self.config.data.accumulate {
+            if part > 0 && stop.load(Ordering::Relaxed) {
+                self.constants = statistics.unwrap_or(std::mem::take(&mut self.constants));
+                return Ok(false);
+            }
             let waiting = Instant::now();
             let batch = self.loader.next_batch()?;
             self.meter.waiting += waiting.elapsed().as_secs_f64();
@@ -272,15 +328,23 @@ impl Trainer {
             let (executor, pool) = self.step.parts_mut();
             if let Some(norm) = self.optimizer.step(executor, pool, self.lr)? {
                 self.grad_norm = norm;
+                let ids = || batch.ids.clone();
                 if !norm.is_finite() {
-                    return Err(Error::Diverged { what: "the gradient".into(), ids: batch.ids.clone() });
+                    return Err(Error::Diverged { what: "the gradient".into(), ids: ids() });
+                }
+                let bad = (0..executor.plan().variables.len())
+                    .into_par_iter()
+                    .find_first(|&variable| first_non_finite(executor.variable(variable)).is_some());
+                if let Some(variable) = bad {
+                    let what = format!("`{}` after the update", executor.plan().variables[variable].0.key);
+                    return Err(Error::Diverged { what, ids: ids() });
                 }
             }
         }
         self.progress.iteration += 1;
         self.progress.position = self.loader.position();
         self.meter.seconds += start.elapsed().as_secs_f64();
-        Ok(())
+        Ok(true)
     }
 
     fn save_is_due(&self) -> bool {
@@ -294,8 +358,14 @@ impl Trainer {
     }
 
     /// Writes the state, then the weights for use.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] for values that are not finite: the last good state stays. As [`State::write`].
     fn save(&mut self) -> Result<()> {
         let state = self.state();
+        if let Some(key) = state.non_finite() {
+            return Err(Error::Diverged { what: format!("`{key}`"), ids: Vec::new() });
+        }
         state.write(&self.path(STATE_FILE), &self.model)?;
         state.export(&self.path(LAST_FILE), &self.model, self.config.run.f16)?;
         self.saved = Instant::now();
@@ -307,31 +377,33 @@ impl Trainer {
         self.state().export(&self.path(LAST_FILE), &self.model, self.config.run.f16)
     }
 
-    /// Validates the weights for use, keeps them if they are the best, and saves.
-    fn validate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        self.export()?;
+    /// Validates the weights that were saved last, and keeps them if they are the best.
+    fn validate(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<()> {
         let last = self.path(LAST_FILE);
         let place = (self.progress.iteration, self.progress.position.epoch);
-        let judged = self.outputs.validate(&last, place, observer)?;
+        let Some(Judged(judged)) = self.outputs.validate(&last, place, stop, observer)? else { return Ok(()) };
+        self.progress.validated = self.place();
         if let Some(value) = judged.filter(|value| self.progress.best.is_none_or(|best| *value > best)) {
             self.progress.best = Some(value);
             self.state().export(&self.path(BEST_FILE), &self.model, self.config.run.f16)?;
         }
-        self.outputs.curves()?;
+        // What is the best, and that this was looked at, belongs to the state.
         self.save()
-    }
-
-    /// The last save of a finished run, with validation and sample photos.
-    fn finish(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        self.validate(observer)?;
-        self.outputs.overlay(&self.path(LAST_FILE), self.progress.iteration)
     }
 
     /// Saves what can be saved when a step has failed; `error` itself is the caller's to report.
     fn save_after(&mut self, error: &Error, observer: &mut dyn Observer) {
         let name = if matches!(error, Error::Diverged { .. }) { DIVERGED_FILE } else { STATE_FILE };
         let path = self.path(name);
-        match self.state().write(&path, &self.model) {
+        let state = self.state();
+        if let Some(key) = state.non_finite() {
+            observer.note(&format!(
+                "stopped in iteration {}; its state is not saved, as `{key}` is not finite: {STATE_FILE} is the last good one",
+                self.progress.iteration + 1
+            ));
+            return;
+        }
+        match state.write(&path, &self.model) {
             Ok(()) => observer.note(&format!(
                 "stopped in iteration {}; the state before it is saved in {}",
                 self.progress.iteration + 1,
@@ -355,7 +427,7 @@ impl Trainer {
             let kept = Moments { first: upstream(&slot.first), second: upstream(&slot.second), average };
             moments.insert(slot.key.clone(), kept);
         }
-        State { progress: self.progress.clone(), values, moments }
+        State { progress: self.progress.clone(), values, moments, origin: Some(self.origin.clone()) }
     }
 }
 
@@ -406,44 +478,4 @@ fn restore(
         }
     }
     Ok(())
-}
-
-fn total_iterations(config: &RunConfig, loader: &Loader) -> u64 {
-    if let Some(iterations) = config.schedule.iterations {
-        return iterations;
-    }
-    let epochs = config.schedule.epochs.unwrap_or(1);
-    let samples: u64 = (0..epochs).map(|epoch| loader.epoch_len(epoch)).sum();
-    samples.div_ceil((config.data.batch * config.data.accumulate) as u64)
-}
-
-fn describe(mix: &Mix, what: &str, observer: &mut dyn Observer) {
-    let objects: usize = (0..mix.len()).map(|i| mix.objects(i)).sum();
-    let names: Vec<&str> = mix.classes().iter().take(12).map(|class| &*class.name).collect();
-    let more = if mix.classes().len() > names.len() { ", .." } else { "" };
-    observer.note(&format!(
-        "{what}: {} images, {objects} objects; {} classes: {}{more}",
-        mix.len(),
-        mix.classes().len(),
-        names.join(", ")
-    ));
-    for warning in mix.sets().iter().flat_map(|set| set.warnings()) {
-        observer.note(&format!("{what}: warning: {warning}"));
-    }
-}
-
-fn describe_start(config: &RunConfig, report: &StartReport, observer: &mut dyn Observer) {
-    if let Some(path) = &config.start.weights {
-        observer.note(&format!("{}: {} tensors taken", path.display(), report.loaded));
-    }
-    if !report.drawn.is_empty() {
-        observer.note(&format!("drawn from seed {}: {}", config.seed, report.drawn.join(", ")));
-    }
-    for m in &report.resized {
-        let (name, found, expected) = (&m.name, &m.found, &m.expected);
-        observer.note(&format!("{name}: {found:?} in the file, {expected:?} here: drawn anew"));
-    }
-    if !report.reset.is_empty() {
-        observer.note(&format!("drawn anew as asked: {}", report.reset.join(", ")));
-    }
 }

@@ -1,14 +1,18 @@
 //! Validation: the weights for use on the validation sets.
 
-use std::path::{Path, PathBuf};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Engine, WeightSource};
 use crate::error::{Error, Result};
-use crate::train::data::{DataConfig, Mix};
+use crate::model::Config;
+use crate::train::data::warning::list;
+use crate::train::data::{DataConfig, Mix, Reading};
 use crate::train::evaluate::class_match::ClassPolicy;
-use crate::train::evaluate::{EvalSpec, Evaluation, Report, SemanticSpec};
+use crate::train::evaluate::{Evaluation, Report};
 
 /// A number that checkpoints are compared by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,18 +49,20 @@ pub struct Score {
     pub metrics: Vec<(Metric, f64)>,
 }
 
-/// The validation sets.
+/// The validation sets, read and checked.
 pub struct Validator {
-    sets: Vec<(String, EvalSpec, Option<Evaluation>)>,
+    sets: Vec<(String, Evaluation)>,
 }
 
 impl Validator {
-    /// Names the sets; they are read when first used.
-    pub fn new(configs: &[DataConfig]) -> Validator {
-        let mut sets: Vec<(String, EvalSpec, Option<Evaluation>)> = Vec::new();
-        for config in configs {
-            let (path, spec) = spec(config);
-            let stem = set_name(&path);
+    /// Names the sets of `mix`, which was opened from `configs`, and takes their ground truth for models like `model`.
+    ///
+    /// # Errors
+    /// As [`Evaluation::of`].
+    pub fn open(configs: &[DataConfig], mix: &Mix, model: &Config) -> Result<Validator> {
+        let mut sets: Vec<(String, Evaluation)> = Vec::new();
+        for (config, data) in configs.iter().zip(mix.sets()) {
+            let stem = set_name(config);
             let taken = |name: &str| sets.iter().any(|(known, ..)| known == name);
             let mut name = stem.clone();
             let mut number = 2;
@@ -64,31 +70,29 @@ impl Validator {
                 name = format!("{stem}-{number}");
                 number += 1;
             }
-            sets.push((name, spec, None));
+            sets.push((name, Evaluation::of(data, model, ClassPolicy::Same)?));
         }
-        Validator { sets }
+        Ok(Validator { sets })
     }
 
-    /// True if there is nothing to validate on.
-    pub fn is_empty(&self) -> bool {
-        self.sets.is_empty()
-    }
-
-    /// Runs a model over all sets.
+    /// Runs a model over all sets; `None` if `stop` was set meanwhile.
     ///
     /// # Errors
-    /// As [`Evaluation::open`] and [`Evaluation::run`].
-    pub fn run(&mut self, engine: &mut Engine) -> Result<Vec<Score>> {
+    /// As [`Evaluation::run`], whichever image it is.
+    pub fn run(&mut self, engine: &mut Engine, stop: &AtomicBool) -> Result<Option<Vec<Score>>> {
         let mut scores = Vec::new();
-        for (name, spec, opened) in &mut self.sets {
-            let evaluation = match opened {
-                Some(evaluation) => evaluation,
-                None => opened.insert(Evaluation::open(spec, engine)?),
-            };
-            let report = evaluation.run(engine, |_, _| ())?;
-            scores.push(Score { set: name.clone(), metrics: metrics(&report) });
+        for (name, evaluation) in &mut self.sets {
+            let report = evaluation.run(engine, |_| match stop.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })?;
+            match report.partial {
+                Some(partial) if partial.kind.is_none() => return Ok(None),
+                Some(partial) => return Err(Error::data(name, partial.reason)),
+                None => scores.push(Score { set: name.clone(), metrics: metrics(&report) }),
+            }
         }
-        Ok(scores)
+        Ok(Some(scores))
     }
 }
 
@@ -111,15 +115,15 @@ pub fn engine(path: &Path, threads: usize) -> Result<Engine> {
     Engine::builder().weights(WeightSource::File(path.to_path_buf())).threads(threads).build()
 }
 
-/// Opens the validation sets as training does, to find their faults before the run, and checks that the classes agree.
+/// Opens the validation sets, and checks that their classes are those of `train`.
 ///
 /// # Errors
-/// As [`Mix::open`]; [`Error::Usage`] if the classes are not those of `train`.
-pub fn check(configs: &[DataConfig], verify: bool, train: &Mix) -> Result<Mix> {
-    let mix = Mix::open(configs, verify)?;
+/// As [`Mix::open`]; [`Error::Usage`] if the classes differ.
+pub fn open(configs: &[DataConfig], reading: &Reading, train: &Mix) -> Result<Mix> {
+    let mix = Mix::open(configs, reading)?;
     let names = |mix: &Mix| mix.classes().iter().map(|c| c.name.to_string()).collect::<Vec<_>>();
-    if names(&mix) != names(train) {
-        let (val, train) = (names(&mix).join(", "), names(train).join(", "));
+    if (names(&mix), mix.things()) != (names(train), train.things()) {
+        let (val, train) = (list(&names(&mix)), list(&names(train)));
         return Err(Error::usage(format!("data.val has the classes {val}; data.train has {train}")));
     }
     Ok(mix)
@@ -135,34 +139,12 @@ fn metrics(report: &Report) -> Vec<(Metric, f64)> {
     metrics
 }
 
-/// What names a set, and how it is evaluated.
-fn spec(config: &DataConfig) -> (PathBuf, EvalSpec) {
-    let none = EvalSpec {
-        images: PathBuf::new(),
-        annotations: None,
-        panoptic_dir: None,
-        semantic: None,
-        classes: ClassPolicy::Same,
-    };
-    match config.clone() {
-        DataConfig::CocoInstance { annotations, images, classes, .. } => {
-            let policy = if classes.is_some() { ClassPolicy::Common } else { ClassPolicy::Same };
-            let annotations_of = Some(annotations.clone());
-            (annotations, EvalSpec { images, annotations: annotations_of, classes: policy, ..none })
-        }
-        DataConfig::CocoPanoptic { annotations, images, masks, .. } => {
-            let annotations_of = Some(annotations.clone());
-            (annotations, EvalSpec { images, annotations: annotations_of, panoptic_dir: Some(masks), ..none })
-        }
-        DataConfig::Semantic { images, masks, classes, field, list, .. } => {
-            let semantic = Some(SemanticSpec { masks: masks.clone(), classes, field, list });
-            (masks, EvalSpec { images, semantic, ..none })
-        }
-    }
-}
-
 /// The folder that a set lies in, without the part that all sets have.
-fn set_name(path: &Path) -> String {
+fn set_name(config: &DataConfig) -> String {
+    let path = match config {
+        DataConfig::CocoInstance { annotations, .. } | DataConfig::CocoPanoptic { annotations, .. } => annotations,
+        DataConfig::Semantic { masks, .. } => masks,
+    };
     let folders = path.ancestors().skip(1).filter_map(|folder| folder.file_name());
     let mut names = folders.map(|name| name.to_string_lossy().into_owned());
     let name = names.find(|name| name != "annotations");

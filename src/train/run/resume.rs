@@ -1,0 +1,156 @@
+//! What of a configuration may change when a run goes on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::train::data::{Loader, Mix};
+
+/// Fields that may change, with what lies below them: length and rate of the run, how it computes, what it writes, and the
+/// settings of the model that only inference reads.
+const FREE: [&str; 21] = [
+    "threads",
+    "data.val",
+    "data.batch",
+    "data.accumulate",
+    "data.max_objects",
+    "data.loader_threads",
+    "data.prefetch",
+    "data.cache_mib",
+    "data.verify",
+    "augment",
+    "optimizer",
+    "schedule",
+    "loss",
+    "run",
+    "model.name",
+    "model.size",
+    "model.max_per_image",
+    "model.mask_score",
+    "model.instance_score_threshold",
+    "model.overlap_threshold",
+    // Where the data lie; the number of images is compared besides.
+    "data.train",
+];
+/// Fields that say nothing of a run that has begun, or nothing of its numbers.
+const IDLE: [&str; 2] = ["start", "run.out"];
+
+/// What a run was started with, as its state keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The configuration.
+    config: Value,
+    /// Images to train on.
+    images: usize,
+}
+
+impl Origin {
+    /// Of a run of this configuration on these images.
+    pub fn of(config: &RunConfig, mix: &Mix) -> Origin {
+        let config = serde_json::to_value(config).unwrap_or_default();
+        Origin { config, images: mix.len() }
+    }
+
+    /// What differs between a run and how it is to go on, for people.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the fields that must not differ, with both values.
+    pub fn changes(&self, now: &Origin) -> Result<Vec<String>> {
+        // Fields that a newer program knows have their defaults in what an older one wrote.
+        let complete = |config: &Value| match serde_json::from_value::<RunConfig>(config.clone()) {
+            Ok(known) => serde_json::to_value(known).unwrap_or_default(),
+            Err(_) => config.clone(),
+        };
+        let (before, after) = (flat(&complete(&self.config)), flat(&complete(&now.config)));
+        let below = |key: &str, fields: &[&str]| {
+            fields.iter().any(|f| key.strip_prefix(f).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        };
+        let (mut free, mut refused) = (Vec::new(), Vec::new());
+        if self.images != now.images {
+            refused.push(format!("images to train on: {} -> {}", self.images, now.images));
+        }
+        let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        for key in keys {
+            let (old, new) = (before.get(key), after.get(key));
+            if old == new || below(key, &IDLE) {
+                continue;
+            }
+            let shown = |value: Option<&Value>| value.map_or("absent".to_string(), Value::to_string);
+            let line = format!("{key}: {} -> {}", shown(old), shown(new));
+            if below(key, &FREE) { free.push(line) } else { refused.push(line) }
+        }
+        if refused.is_empty() {
+            return Ok(free);
+        }
+        Err(Error::usage(format!(
+            "the run cannot go on with another configuration: {}; begin a new one from its weights by start.weights and --out",
+            refused.join("; ")
+        )))
+    }
+}
+
+/// Values by dotted keys. Nulls stand for absent fields.
+fn flat(value: &Value) -> BTreeMap<String, Value> {
+    fn walk(value: &Value, at: String, out: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Null => {}
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    walk(value, if at.is_empty() { key.clone() } else { format!("{at}.{key}") }, out);
+                }
+            }
+            value => {
+                out.insert(at, value.clone());
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk(value, String::new(), &mut out);
+    out
+}
+
+/// Updates of the whole run, `done` of which lie behind: a length in epochs counts epochs, whatever the batch was before.
+///
+/// # Errors
+/// [`Error::Usage`] for a length that no run can have.
+pub fn total_iterations(config: &RunConfig, loader: &Loader, done: u64) -> Result<u64> {
+    if let Some(iterations) = config.schedule.iterations {
+        return Ok(iterations);
+    }
+    let left = loader.left(config.schedule.epochs.unwrap_or(1))?;
+    let update = config.data.batch.saturating_mul(config.data.accumulate) as u64;
+    Ok(done + left.div_ceil(update.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_may_change_is_listed_and_the_rest_refused_with_both_values() {
+        let origin = |config: Value, images| Origin { config, images };
+        let before = json!({"seed": 0, "data": {"batch": 1, "strict": false}, "run": {"out": "a", "f16": false},
+                            "start": {"weights": "x"}, "schedule": {"epochs": 2}});
+        let mut after = before.clone();
+        assert_eq!(origin(before.clone(), 3).changes(&origin(after.clone(), 3)).unwrap(), [""; 0]);
+        after["data"]["batch"] = 2.into();
+        after["schedule"] = json!({"iterations": 9, "epochs": null});
+        after["run"] = json!({"out": "b", "f16": false});
+        after["start"] = json!({});
+        let changes = origin(before.clone(), 3).changes(&origin(after.clone(), 3)).unwrap();
+        assert_eq!(
+            changes,
+            ["data.batch: 1 -> 2", "schedule.epochs: 2 -> absent", "schedule.iterations: absent -> 9"]
+        );
+        after["data"]["strict"] = true.into();
+        after["seed"] = 5.into();
+        let error = origin(before, 3).changes(&origin(after, 4)).unwrap_err().to_string();
+        for part in ["images to train on: 3 -> 4", "data.strict: false -> true", "seed: 0 -> 5"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
