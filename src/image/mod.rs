@@ -15,6 +15,7 @@ pub mod output;
 pub mod overlay;
 pub mod palette;
 pub mod panoptic;
+pub mod picture;
 pub mod preprocess;
 pub mod resize;
 pub mod rle;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bitmask::PixelBox;
 use super::classes::Class;
-use super::instance::InstanceResult;
+use super::instance::{Instance, InstanceResult};
 use super::panoptic::PanopticResult;
 use crate::error::{Error, Result};
 
@@ -46,6 +46,52 @@ pub struct CocoInstance {
     pub segmentation: Rle,
     /// Pixels of the mask.
     pub area: usize,
+}
+
+/// One entry of the list that COCO's tools take (`loadRes` of pycocotools). There is no box: with one, those tools sort objects
+/// into small, medium and large by its area instead of the mask's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CocoResult {
+    /// The image's id in the annotation file: a number, or a text where that has texts.
+    pub image_id: serde_json::Value,
+    /// The category's id in the annotation file.
+    pub category_id: u32,
+    /// The mask.
+    pub segmentation: Rle,
+    /// Class score.
+    pub score: f32,
+}
+
+/// The instances as entries of one image in a list of results, best first. `category_of` gives for each class of the model the
+/// category of the data set; instances of other classes are left out.
+pub fn coco_results(
+    result: &InstanceResult,
+    image_id: &serde_json::Value,
+    category_of: &[Option<u32>],
+) -> Vec<CocoResult> {
+    let entry = |instance: &Instance| {
+        let category_id = category_of.get(instance.label).copied().flatten()?;
+        let mask = result.mask(instance);
+        let segmentation = Rle { size: [mask.height(), mask.width()], counts: mask.to_rle() };
+        Some(CocoResult { image_id: image_id.clone(), category_id, segmentation, score: instance.score })
+    };
+    result.instances().iter().filter_map(entry).collect()
+}
+
+/// The instances as numbers of pixels, row by row: 1 for the best, 2 for the next (their order in [`coco_instances`]), 0 for
+/// none. Where instances overlap, the better one is on top.
+pub fn instance_numbers(result: &InstanceResult, (height, width): (usize, usize)) -> Vec<u16> {
+    let mut numbers = vec![0; height * width];
+    for (index, instance) in result.instances().iter().enumerate().rev() {
+        let (mask, number) = (result.mask(instance), u16::try_from(index + 1).unwrap_or(u16::MAX));
+        let PixelBox { x, y, width: columns, height: rows } = instance.bbox;
+        for row in y..y + rows {
+            for column in (x..x + columns).filter(|&column| mask.get(row, column)) {
+                numbers[row * width + column] = number;
+            }
+        }
+    }
+    numbers
 }
 
 /// The instances of at least `min_score` as COCO results, best first.

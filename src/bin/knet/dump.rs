@@ -1,12 +1,12 @@
 //! `knet dump`
 
-use crate::{ModelArguments, parse_size, print};
+use crate::{ModelArguments, guard, parse_size, print};
 use clap::Args;
 use knet::checkpoint::{StorageType, TensorData, TensorOut, write_safetensors};
-use knet::engine::Segmentation;
+use knet::engine::{Segmentation, WeightSource};
 use knet::image::decode::{Limits, decode};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Write every intermediate tensor of one image, by PyTorch's names and layouts
 ///
@@ -33,9 +33,20 @@ pub struct Arguments {
     /// File to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+
+    /// Replace a file that this command did not make (an input never)
+    #[arg(long)]
+    overwrite: bool,
 }
 
 pub fn run(arguments: &Arguments) -> knet::Result<()> {
+    let weights = match arguments.model.source() {
+        WeightSource::File(path) => Some(path),
+        WeightSource::Embedded { .. } | WeightSource::Seeded(_) => None,
+    };
+    let inputs: Vec<PathBuf> = weights.into_iter().chain([arguments.image.clone()]).collect();
+    let own = |path: &Path| guard::is_checkpoint_with(path, &["model", "image"]);
+    guard::check(&arguments.out, &inputs, own, arguments.overwrite)?;
     let mut builder = arguments.model.engine();
     if arguments.no_resize {
         builder = builder.size(None);

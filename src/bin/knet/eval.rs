@@ -1,14 +1,18 @@
 //! `knet eval`
 
-use crate::{ModelArguments, parse_score, parse_sides, print};
+use crate::{ModelArguments, guard, parse_score, parse_sides, print};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use knet::Result;
 use knet::engine::WeightSource;
 use knet::fsio::atomic_write;
+use knet::image::output::coco_results;
+use knet::train::data::{Catalogue, Reading};
 use knet::train::evaluate::class_match::ClassPolicy;
-use knet::train::evaluate::{EvalSpec, SemanticSpec, evaluate};
-use std::path::PathBuf;
+use knet::train::evaluate::{EvalSpec, Evaluation, SemanticSpec};
+use knet::{Error, Result};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 /// Measure how good a model is on annotated photos
 ///
@@ -63,9 +67,26 @@ pub struct Arguments {
     /// Write all numbers to this file, with all digits
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+
+    /// Write the instances to this file as one list that COCO's tools take, with the image and category ids of the
+    /// annotations
+    #[arg(long, value_name = "FILE", requires = "annotations", conflicts_with = "panoptic_dir")]
+    coco: Option<PathBuf>,
+
+    /// Leave out photos that cannot be decoded, and count them, instead of ending with an error
+    #[arg(long)]
+    skip_damaged: bool,
+
+    /// Refuse polygons of one or two points instead of dropping and counting them
+    #[arg(long)]
+    strict: bool,
+
+    /// Replace files that this command did not make (an input never)
+    #[arg(long)]
+    overwrite: bool,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let semantic = arguments.masks.clone().zip(arguments.classes.clone());
     let spec = EvalSpec {
         images: arguments.images.clone(),
@@ -78,8 +99,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             list: arguments.list.clone(),
         }),
         classes: if arguments.common_classes { ClassPolicy::Common } else { ClassPolicy::Same },
+        reading: Reading {
+            verify: true,
+            skip_damaged: arguments.skip_damaged,
+            strict: arguments.strict,
+        },
     };
-    let mut builder = arguments.model.engine().task(spec.task()?);
+    let task = spec.task()?;
+    check_outputs(arguments)?;
+    let mut builder = arguments.model.engine().task(task);
     if let Some(size) = arguments.size {
         builder = builder.size(Some(size));
     }
@@ -90,16 +118,61 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
         eprintln!("note: {source} are random weights: the scores say nothing");
     }
+    let mut evaluation = Evaluation::open(&spec, &engine)?;
+    for warning in evaluation.warnings() {
+        eprintln!("note: {warning}");
+    }
+    let category_of = match (&arguments.coco, &arguments.annotations) {
+        (Some(_), Some(annotations)) => {
+            Catalogue::read(annotations)?.categories(engine.classes().iter().map(|class| &*class.name))?
+        }
+        _ => Vec::new(),
+    };
+    let mut results = Vec::new();
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {per_sec}  {eta} left");
-    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let report = evaluate(&mut engine, &spec, |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
+    let bar = ProgressBar::new(evaluation.images() as u64);
+    let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let report = evaluation.run(&mut engine, |image| {
+        bar.set_position(image.done as u64);
+        if let (Some(_), Some(record)) = (&arguments.coco, image.image) {
+            results.extend(coco_results(image.found.instance_result(), &record.json_id(), &category_of));
+        }
+        ControlFlow::Continue(())
     });
     bar.finish_and_clear();
     let report = report?;
+    // What took the time comes first: a file that cannot be written must not cost it.
+    print(&report.to_string())?;
     if let Some(path) = &arguments.json {
         atomic_write(path, |out| Ok(serde_json::to_writer_pretty(out, &report)?))?;
     }
-    print(&report.to_string())
+    if let Some(path) = &arguments.coco {
+        atomic_write(path, |out| Ok(serde_json::to_writer(out, &results)?))?;
+    }
+    let Some(partial) = report.partial else { return Ok(ExitCode::SUCCESS) };
+    eprintln!("error: {} (the numbers are of {} of {} images)", partial.reason, partial.images, partial.of);
+    Ok(ExitCode::from(partial.kind.map_or(1, |kind| kind.exit_code())))
+}
+
+/// Refuses outputs that would replace an input or a file of someone else, or each other.
+fn check_outputs(arguments: &Arguments) -> Result<()> {
+    let Arguments { annotations, classes, list, json, coco, .. } = arguments;
+    let weights = match arguments.model.source() {
+        WeightSource::File(path) => Some(path),
+        WeightSource::Embedded { .. } | WeightSource::Seeded(_) => None,
+    };
+    let inputs: Vec<PathBuf> =
+        [annotations.clone(), classes.clone(), list.clone(), weights].into_iter().flatten().collect();
+    if json.is_some() && json == coco {
+        return Err(Error::usage("--json and --coco name one file"));
+    }
+    if let Some(path) = json {
+        let own = |path: &Path| guard::is_json_with(path, &["model", "images"]);
+        guard::check(path, &inputs, own, arguments.overwrite)?;
+    }
+    match coco {
+        // A list of results does not say who made it.
+        Some(path) => guard::check(path, &inputs, |_| false, arguments.overwrite),
+        None => Ok(()),
+    }
 }

@@ -4,6 +4,7 @@ mod bench;
 mod convert;
 mod dump;
 mod eval;
+mod guard;
 mod inspect;
 mod segment;
 mod tune;
@@ -171,7 +172,7 @@ fn print(text: &str) -> Result<(), Error> {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Segment(arguments) => segment::run(&arguments),
-        Command::Eval(arguments) => eval::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Tune(arguments) => tune::run(&arguments).map(|()| ExitCode::SUCCESS),

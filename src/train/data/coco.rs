@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::dataset::{Dataset, Entry, Label, ObjectRuns};
 use super::json::{self, CocoFile, Record};
@@ -61,7 +62,8 @@ pub(in crate::train) fn read(path: &Path, wanted: Option<&[String]>, strict: boo
     let mut objects: Vec<Vec<ObjectRuns>> = file.images.iter().map(|_| Vec::new()).collect();
     let mut ids = HashSet::new();
     // Parsed in parallel, judged in order: the first bad record is the one reported.
-    let parsed: Vec<_> = (0..file.annotations.len()).into_par_iter().map(|i| reader.parse(i)).collect();
+    let annotations = file.annotations()?.par_iter().enumerate();
+    let parsed: Vec<_> = annotations.map(|(i, raw)| reader.parse(i, raw)).collect();
     for outcome in parsed {
         let parsed = outcome?;
         if parsed.id.is_some_and(|id| !ids.insert(id)) {
@@ -113,9 +115,9 @@ struct Reader<'a> {
     strict: bool,
 }
 
-impl Reader<'_> {
-    fn parse(&self, index: usize) -> Result<Parsed> {
-        let (image, record) = self.file.annotation(index)?;
+impl<'a> Reader<'a> {
+    fn parse(&self, index: usize, raw: &'a RawValue) -> Result<Parsed> {
+        let (image, record) = self.file.annotation(index, raw)?;
         if record.optional("segments_info").is_some() {
             return Err(record.refuse_for(
                 "has `segments_info`: this is a panoptic file, which needs its folder of PNGs (--panoptic-dir, or format \

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -83,7 +83,7 @@ pub(super) struct CocoFile<'a> {
     places: HashMap<ImageKey, usize>,
     /// Ascending by id.
     pub categories: Vec<Category>,
-    pub annotations: Vec<&'a RawValue>,
+    annotations: Option<Vec<&'a RawValue>>,
 }
 
 /// One entry of `images`.
@@ -115,6 +115,13 @@ enum ImageKey {
     Text(String),
 }
 
+impl ImageRecord {
+    /// The id as the file has it.
+    pub fn json_id(&self) -> serde_json::Value {
+        self.text_id.as_ref().map_or_else(|| self.id.into(), |text| text.as_str().into())
+    }
+}
+
 impl<'a> CocoFile<'a> {
     /// Reads the lists of the file at `path`, whose text is `text`.
     pub fn new(path: &'a Path, text: &'a str) -> Result<Self> {
@@ -127,14 +134,19 @@ impl<'a> CocoFile<'a> {
         };
         let categories = categories(path, &need("categories", lists.categories)?)?;
         let (images, places) = images(path, &need("images", lists.images)?)?;
-        // A file without annotations is sound: photos to learn from that nothing is on.
-        let annotations = lists.annotations.ok_or_else(|| need("annotations", None).unwrap_err())?;
+        let annotations = lists.annotations;
         Ok(CocoFile { path, images, places, categories, annotations })
     }
 
-    /// The annotation at `index`, its place in `images`, and its fields.
-    pub fn annotation(&self, index: usize) -> Result<(usize, Record<'a>)> {
-        let mut record = Record::new(self.path, "annotations", index, self.annotations[index])?;
+    /// The annotations. An empty list is sound: photos to learn from that nothing is on.
+    pub fn annotations(&self) -> Result<&[&'a RawValue]> {
+        let missing = || Error::data(self.path, "there is no list `annotations`");
+        self.annotations.as_deref().ok_or_else(missing)
+    }
+
+    /// The place in `images` of annotation `index`, and its fields.
+    pub fn annotation(&self, index: usize, raw: &'a RawValue) -> Result<(usize, Record<'a>)> {
+        let mut record = Record::new(self.path, "annotations", index, raw)?;
         let key = record.image_key("image_id")?;
         let image = match &key {
             ImageKey::Number(id) => id.to_string(),
@@ -157,6 +169,55 @@ impl<'a> CocoFile<'a> {
         self.categories
             .binary_search_by_key(&id, |c| u64::from(c.id))
             .map_err(|_| record.refuse(field, "a category that is in the list `categories` (it is not there)"))
+    }
+}
+
+/// The images and categories of an annotation file, to give results their ids; it may have no annotations.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    path: PathBuf,
+    images: Vec<ImageRecord>,
+    categories: Vec<(u32, String)>,
+}
+
+impl Catalogue {
+    /// Reads a COCO annotation file of any kind.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Data`] naming the file, the record, the field and its value.
+    pub fn read(path: &Path) -> Result<Catalogue> {
+        let text = read(path)?;
+        let file = CocoFile::new(path, &text)?;
+        let categories = file.categories.into_iter().map(|c| (c.id, c.name)).collect();
+        Ok(Catalogue { path: path.to_path_buf(), images: file.images, categories })
+    }
+
+    /// The image whose file name is the end of `photo`'s path.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if there is none, or more than one.
+    pub fn image(&self, photo: &Path) -> Result<&ImageRecord> {
+        let full = photo.canonicalize();
+        let full = full.as_deref().unwrap_or(photo);
+        let refuse = |what: &str| {
+            Error::data(&self.path, format!("{what} of `images` has a file name that {} ends with", photo.display()))
+        };
+        let mut found = self.images.iter().filter(|image| full.ends_with(&image.file_name));
+        let image = found.next().ok_or_else(|| refuse("no entry"))?;
+        if found.next().is_some() { Err(refuse("more than one entry")) } else { Ok(image) }
+    }
+
+    /// For each name the id of the category that has it.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if no category has any of the names.
+    pub fn categories<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<Vec<Option<u32>>> {
+        let id = |name: &str| self.categories.iter().find(|(_, other)| other == name).map(|(id, _)| *id);
+        let ids: Vec<Option<u32>> = names.map(id).collect();
+        if ids.iter().all(Option::is_none) {
+            return Err(Error::data(&self.path, "no category has the name of a class of the model"));
+        }
+        Ok(ids)
     }
 }
 

@@ -98,31 +98,6 @@ pub(super) fn area(runs: &[u32]) -> usize {
     runs.iter().skip(1).step_by(2).map(|&run| run as usize).sum()
 }
 
-/// The run lengths of the union of masks of `pixels` pixels each.
-pub(super) fn union(parts: &[Vec<u32>], pixels: usize) -> Vec<u32> {
-    let mut inside: Vec<(usize, usize)> = Vec::new();
-    for runs in parts {
-        each_inside(runs, |from, to| inside.push((from, to)));
-    }
-    inside.sort_unstable();
-    let mut merged: Vec<(usize, usize)> = Vec::new();
-    for (from, to) in inside {
-        match merged.last_mut() {
-            Some(last) if from <= last.1 => last.1 = last.1.max(to),
-            _ => merged.push((from, to)),
-        }
-    }
-    let (mut out, mut at) = (Vec::with_capacity(2 * merged.len() + 1), 0);
-    for (from, to) in merged {
-        out.extend([(from - at) as u32, (to - from) as u32]);
-        at = to;
-    }
-    if at < pixels {
-        out.push((pixels - at) as u32);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,14 +111,6 @@ mod tests {
         assert_eq!(mask.area(), area(&[4, 3, 4, 1]));
         assert!(mask.contains(2, 0) && !mask.contains(0, 0) && !mask.contains(9, 9));
         assert_eq!(Mask::from_runs(&[12], 3), Mask::default());
-    }
-
-    #[test]
-    fn unions_join_and_keep_gaps() {
-        let parts = [vec![0, 2, 10], vec![1, 3, 8], vec![6, 2, 4]];
-        assert_eq!(union(&parts, 12), [0, 4, 2, 2, 4]);
-        assert_eq!(union(&[vec![5, 7], vec![12]], 12), [5, 7]);
-        assert_eq!(union(&[vec![12]], 12), [12]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(super) mod warning;
 pub use augment::Augment;
 pub use batch::Batch;
 pub use dataset::{DataConfig, Dataset, Object, Reading, Sample};
-pub use json::ImageRecord;
+pub use json::{Catalogue, ImageRecord};
 pub use loader::{Loader, LoaderConfig};
 pub use mix::Mix;
 pub use sampler::{Position, Sampling};

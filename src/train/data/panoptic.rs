@@ -36,8 +36,8 @@ pub(in crate::train) fn read(path: &Path, masks: &Path) -> Result<Dataset> {
     let (classes, things, class_of) = classes(&file)?;
     let mut warnings = Warnings::default();
     let mut labels: Vec<Option<(PathBuf, Vec<Segment>)>> = file.images.iter().map(|_| None).collect();
-    for i in 0..file.annotations.len() {
-        let (place, record) = file.annotation(i)?;
+    for (i, raw) in file.annotations()?.iter().enumerate() {
+        let (place, record) = file.annotation(i, raw)?;
         if labels[place].is_some() {
             return Err(record.refuse_for("the image has two annotations"));
         }

@@ -6,8 +6,8 @@ use std::path::Path;
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
-use super::overlay::write_png;
 use crate::error::Result;
+use crate::image::picture::write_rgb;
 use crate::image::text;
 
 const WIDTH: u32 = 1100;
@@ -36,7 +36,7 @@ type Series = (String, Vec<(f64, f64)>);
 /// Draws the log's lines and writes `path`.
 ///
 /// # Errors
-/// As [`write_png`].
+/// As [`write_rgb`].
 pub fn write(lines: &[Value], path: &Path) -> Result<()> {
     let of_kind = |kind: &str| lines.iter().filter(move |line| line["kind"] == kind).collect::<Vec<_>>();
     let (train, val) = (of_kind("train"), of_kind("val"));
@@ -51,7 +51,7 @@ pub fn write(lines: &[Value], path: &Path) -> Result<()> {
     let end = lines.iter().filter_map(|line| line["iteration"].as_f64()).fold(1.0, f64::max);
     panel(&mut canvas, 0, "loss (means)", &losses, end);
     panel(&mut canvas, PANEL, title, &below, end);
-    write_png(path, &canvas)
+    write_rgb(path, &canvas)
 }
 
 fn series(lines: &[&Value], name: &str, value: impl Fn(&Value) -> Option<f64>) -> Series {

@@ -1,15 +1,14 @@
 //! What the model sees: a few photos with its masks on one sheet.
 
-use std::io::{Cursor, Write};
 use std::path::Path;
 
+use image::RgbImage;
 use image::imageops::{FilterType, replace, resize};
-use image::{ImageFormat, RgbImage};
 
 use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::fsio::atomic_write;
+use crate::error::Result;
 use crate::image::overlay::{draw, instance_layers, panoptic_layers};
+use crate::image::picture::write_rgb;
 use crate::train::data::Mix;
 
 /// Side of a photo's place on the sheet, pixels.
@@ -41,7 +40,7 @@ impl Samples {
     /// Segments the photos and writes the sheet as PNG.
     ///
     /// # Errors
-    /// As [`Engine::segment`]; [`Error::Io`].
+    /// As [`Engine::segment`] and [`write_rgb`].
     pub fn write(&self, engine: &mut Engine, path: &Path) -> Result<()> {
         let classes = engine.classes();
         let count = self.photos.len() as u32;
@@ -60,18 +59,6 @@ impl Samples {
             let (x, y) = (index % COLUMNS * TILE, index / COLUMNS * TILE);
             replace(&mut sheet, &picture, x.into(), y.into());
         }
-        write_png(path, &sheet)
+        write_rgb(path, &sheet)
     }
-}
-
-/// Writes a PNG, all or nothing.
-///
-/// # Errors
-/// [`Error::Image`] if it cannot be encoded; [`Error::Io`].
-pub fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
-    let mut bytes = Cursor::new(Vec::new());
-    picture
-        .write_to(&mut bytes, ImageFormat::Png)
-        .map_err(|e| Error::image(path, format!("cannot be encoded: {e}")))?;
-    atomic_write(path, |out| out.write_all(bytes.get_ref()))
 }

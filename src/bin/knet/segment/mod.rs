@@ -1,0 +1,270 @@
+//! `knet segment`
+
+mod plan;
+
+use crate::{ModelArguments, parse_score, parse_sides, print};
+use clap::{Args, ValueEnum};
+use image::RgbImage;
+use indicatif::{ProgressBar, ProgressStyle};
+use knet::engine::{Segmentation, WeightSource};
+use knet::fsio::atomic_write;
+use knet::image::classes::Class;
+use knet::image::decode::{Limits, decode};
+use knet::image::output::{CocoResult, ImageRef, coco_instances, coco_panoptic, coco_results, instance_numbers};
+use knet::image::overlay::{draw, instance_layers, panoptic_layers};
+use knet::image::picture::{write_numbers, write_rgb};
+use knet::model::Task;
+use knet::train::data::Catalogue;
+use knet::{Engine, Error, Result};
+use plan::Item;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Find objects (and regions) in photos
+///
+/// For each photo up to three files are written: NAME.overlay.png (the photo with coloured masks and labels),
+/// NAME.json (COCO results: instances with RLE masks, or panoptic segments) and NAME.panoptic.png (COCO
+/// panoptic colours, panoptic results only). A photo that cannot be read is reported at the end; the others
+/// are done all the same. Photos and files that this command did not make are never replaced.
+#[derive(Args)]
+pub struct Arguments {
+    /// Photos, or folders of photos (not searched deeper)
+    #[arg(required = true, value_name = "IMAGE|DIR")]
+    inputs: Vec<PathBuf>,
+
+    #[command(flatten)]
+    model: ModelArguments,
+
+    /// Kind of result
+    #[arg(long, value_enum, default_value = "auto")]
+    task: TaskArgument,
+
+    /// Photos are resized to fit into these sides, in pixels [default: the model's own, 800,1333 for COCO]
+    #[arg(long, value_name = "SHORT,LONG", value_parser = parse_sides)]
+    size: Option<(usize, usize)>,
+
+    /// Leave out instances, and things of a panoptic map, that score lower
+    #[arg(long, value_name = "SCORE", default_value_t = 0.3, value_parser = parse_score)]
+    score: f64,
+
+    /// Folder to write to; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "knet-out")]
+    out: PathBuf,
+
+    /// What to write: `png` is the panoptic map, or for instances NAME.instances.png (16-bit grey: 0 nothing, n the n-th
+    /// entry of `annotations` in NAME.json, the better one on top) [default: overlay,json, and png for panoptic results]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    format: Vec<Format>,
+
+    /// Write the instances of all photos to this file as one list that COCO's tools take, with the image and category ids
+    /// of --annotations
+    #[arg(long, value_name = "FILE", requires = "annotations")]
+    coco: Option<PathBuf>,
+
+    /// COCO file whose `images` and `categories` give the ids for --coco: photos by file name, classes by name
+    #[arg(long, value_name = "JSON", requires = "coco")]
+    annotations: Option<PathBuf>,
+
+    /// Replace files that this command did not make (photos never)
+    #[arg(long)]
+    overwrite: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum TaskArgument {
+    /// What the model was made for
+    Auto,
+    /// Objects with their own masks, which may overlap
+    Instance,
+    /// Every pixel to one object or region
+    Panoptic,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Format {
+    Overlay,
+    Json,
+    Png,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let items = plan::items(arguments)?;
+    let mut builder = arguments.model.engine().min_score(arguments.score);
+    if let Some(size) = arguments.size {
+        builder = builder.size(Some(size));
+    }
+    builder = match arguments.task {
+        TaskArgument::Auto => builder,
+        TaskArgument::Instance => builder.task(Task::Instance),
+        TaskArgument::Panoptic => builder.task(Task::Panoptic),
+    };
+    let engine = arguments.model.build(builder)?;
+    if let source @ WeightSource::Seeded(_) = arguments.model.source() {
+        eprintln!("note: {source} are random weights: the masks show that the engine runs, not what it sees");
+    }
+    let panoptic = engine.task() == Task::Panoptic;
+    let formats = match arguments.format.as_slice() {
+        [] if panoptic => vec![Format::Overlay, Format::Json, Format::Png],
+        [] => vec![Format::Overlay, Format::Json],
+        asked => asked.to_vec(),
+    };
+    plan::check(&items, &formats, panoptic, arguments.overwrite)?;
+    let list = List::open(arguments, &engine, &items)?;
+    std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;
+    let mut job =
+        Job { classes: engine.classes(), engine, formats, list, result: Segmentation::default() };
+    let progress = progress_bar(items.len());
+    let mut failures = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        progress.set_message(item.photo.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        match job.segment(index as u64 + 1, item) {
+            Ok(line) => progress.suspend(|| print(&format!("{line}\n")))?,
+            Err(error) => failures.push(error),
+        }
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    if let Some(list) = &job.list {
+        list.write()?;
+    }
+    let Some(first) = failures.first() else { return Ok(ExitCode::SUCCESS) };
+    for failure in &failures {
+        eprintln!("error: {failure}");
+    }
+    if items.len() == 1 {
+        return Ok(ExitCode::from(first.kind().exit_code()));
+    }
+    eprintln!("{} of {} images failed", failures.len(), items.len());
+    Ok(ExitCode::from(1))
+}
+
+fn progress_bar(images: usize) -> ProgressBar {
+    if images < 2 {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {per_sec}  {eta} left  {wide_msg}");
+    ProgressBar::new(images as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// The results of all photos in the terms of a data set.
+struct List {
+    path: PathBuf,
+    /// Of each photo.
+    image_ids: Vec<Value>,
+    /// Of each class of the model.
+    category_of: Vec<Option<u32>>,
+    results: Vec<CocoResult>,
+}
+
+impl List {
+    /// Finds every photo and the classes in --annotations, if a list is asked for.
+    fn open(arguments: &Arguments, engine: &Engine, items: &[Item]) -> Result<Option<List>> {
+        let (Some(path), Some(annotations)) = (&arguments.coco, &arguments.annotations) else { return Ok(None) };
+        if engine.task() == Task::Panoptic {
+            return Err(Error::usage("--coco lists instances: with a panoptic model add --task instance"));
+        }
+        let mut inputs: Vec<PathBuf> = items.iter().map(|item| item.photo.clone()).collect();
+        inputs.push(annotations.clone());
+        crate::guard::check(path, &inputs, |_| false, arguments.overwrite)?;
+        let catalogue = Catalogue::read(annotations)?;
+        let id = |item: &Item| Ok(catalogue.image(&item.photo)?.json_id());
+        let image_ids = items.iter().map(id).collect::<Result<_>>()?;
+        let classes = engine.classes();
+        let category_of = catalogue.categories(classes.iter().map(|class| &*class.name))?;
+        let left: Vec<&str> = classes
+            .iter()
+            .zip(&category_of)
+            .filter(|(_, id)| id.is_none())
+            .map(|(class, _)| &*class.name)
+            .collect();
+        if let Some(first) = left.first() {
+            let (count, file) = (left.len(), annotations.display());
+            eprintln!("note: {count} classes are no category of {file} and left out of the list (first: {first})");
+        }
+        Ok(Some(List { path: path.clone(), image_ids, category_of, results: Vec::new() }))
+    }
+
+    fn write(&self) -> Result<()> {
+        atomic_write(&self.path, |out| Ok(serde_json::to_writer(out, &self.results)?))?;
+        eprintln!("note: {} results in {}", self.results.len(), self.path.display());
+        Ok(())
+    }
+}
+
+struct Job {
+    engine: Engine,
+    classes: Vec<Class>,
+    formats: Vec<Format>,
+    list: Option<List>,
+    result: Segmentation,
+}
+
+impl Job {
+    /// Segments one photo, writes its files and gives a line for people.
+    fn segment(&mut self, id: u64, item: &Item) -> Result<String> {
+        let photo = decode(&item.photo, &Limits::default())?;
+        self.engine.segment_into(&photo, &mut self.result)?;
+        let file_name = item.photo.file_name().unwrap_or_default().to_string_lossy();
+        let image = ImageRef { id, file_name: &file_name };
+        let panoptic = self.result.panoptic().is_some();
+        let wants = |format| self.formats.contains(&format).then(|| item.target(format, panoptic));
+        let map = item.target(Format::Png, panoptic);
+        let map_name = map.file_name().unwrap_or_default().to_string_lossy();
+        let (report, map) = self.report(image, &map_name)?;
+        if let Some(path) = wants(Format::Overlay) {
+            let layers = match self.result.panoptic() {
+                Some(panoptic) => panoptic_layers(panoptic, &self.classes),
+                None => instance_layers(self.result.instance_result(), &self.classes, 0.0),
+            };
+            write_rgb(&path, &draw(&photo, &layers)?)?;
+        }
+        if let Some(path) = wants(Format::Png) {
+            match map {
+                Some(map) => write_rgb(&path, &map)?,
+                None => {
+                    let numbers = instance_numbers(self.result.instance_result(), self.result.size());
+                    write_numbers(&path, photo.dimensions(), &numbers)?;
+                }
+            }
+        }
+        if let Some(path) = wants(Format::Json) {
+            atomic_write(&path, |out| Ok(serde_json::to_writer(out, &report)?))?;
+        }
+        if let Some(list) = &mut self.list {
+            let image_id = &list.image_ids[id as usize - 1];
+            list.results.extend(coco_results(self.result.instance_result(), image_id, &list.category_of));
+        }
+        let found = match self.result.panoptic() {
+            Some(panoptic) => format!("{} segments", panoptic.segments.len()),
+            None => format!("{} instances", self.result.instances().len()),
+        };
+        let time = self.engine.timings().total();
+        Ok(format!("{}: {found} in {:.0} ms", item.photo.display(), time.as_secs_f64() * 1e3))
+    }
+
+    /// The result as JSON, and the map of a panoptic result.
+    fn report(&self, image: ImageRef, png_name: &str) -> Result<(Value, Option<RgbImage>)> {
+        let encode = |value: serde_json::Result<Value>| {
+            value.map_err(|e| Error::usage(format!("{}: cannot be written as JSON: {e}", image.file_name)))
+        };
+        match self.result.panoptic() {
+            Some(panoptic) => {
+                let (annotation, map) = coco_panoptic(panoptic, image, png_name, &self.classes)?;
+                Ok((encode(serde_json::to_value(annotation))?, Some(map)))
+            }
+            None => {
+                let instances = coco_instances(self.result.instance_result(), image, &self.classes, 0.0)?;
+                let (height, width) = self.result.size();
+                let model = &self.engine.config().name;
+                let instances = encode(serde_json::to_value(instances))?;
+                let report = json!({
+                    "model": model,
+                    "image": {"id": image.id, "file_name": image.file_name, "height": height, "width": width},
+                    "annotations": instances,
+                });
+                Ok((report, None))
+            }
+        }
+    }
+}
