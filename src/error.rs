@@ -31,6 +31,8 @@ pub enum ErrorKind {
     Diverged,
     /// No usable GPU, driver or compiler, or a fault of one.
     Cuda,
+    /// More memory is needed than there is.
+    Memory,
 }
 
 impl ErrorKind {
@@ -46,6 +48,7 @@ impl ErrorKind {
             ErrorKind::Data => 8,
             ErrorKind::Diverged => 9,
             ErrorKind::Cuda => 10,
+            ErrorKind::Memory => 11,
         }
     }
 }
@@ -177,9 +180,24 @@ pub enum Error {
     /// CUDA: no driver, no device, no compiler, a kernel that does not compile, or a fault while running.
     #[error("cuda: {0}")]
     Cuda(String),
+    /// Memory that is not there.
+    #[error("{what} needs {} of memory, {}: choose a smaller size of images, batch or model", gib(*needed), available.map_or("which the system does not give".into(), |bytes| format!("{} are available", gib(bytes))))]
+    Memory {
+        /// What it is for.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes that there are, if the system says.
+        available: Option<u64>,
+    },
     /// A configuration or argument that cannot be served.
     #[error("{0}")]
     Usage(String),
+}
+
+/// Bytes for people.
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
 }
 
 impl Error {
@@ -194,6 +212,7 @@ impl Error {
             Error::Data { .. } => ErrorKind::Data,
             Error::Diverged { .. } => ErrorKind::Diverged,
             Error::Cuda(_) => ErrorKind::Cuda,
+            Error::Memory { .. } => ErrorKind::Memory,
             Error::Usage(_) => ErrorKind::Usage,
         }
     }

@@ -1,9 +1,9 @@
 //! Memory on cache-line boundaries.
 
-use std::alloc::{Layout, handle_alloc_error};
-
 use memmap2::MmapMut;
 
+use super::memory;
+use crate::error::{Error, Result};
 use crate::plan::arena::ALIGNMENT;
 
 /// Floats on a cache-line boundary (a page's, indeed), zero at first, in huge pages where the system has them:
@@ -16,18 +16,24 @@ pub struct AlignedBuffer {
 
 impl AlignedBuffer {
     /// `len` zeros. Memory comes zeroed from the system, so that pages never written are never resident.
-    /// Aborts, like any allocation, if there is no memory.
-    pub fn new(len: usize) -> Self {
-        let map = (len > 0).then(|| {
-            let layout = Layout::array::<f32>(len).expect("a buffer is smaller than the address space");
-            let map = MmapMut::map_anon(layout.size()).unwrap_or_else(|_| handle_alloc_error(layout));
-            // A refusal costs speed alone.
-            #[cfg(target_os = "linux")]
-            let _ = map.advise(memmap2::Advice::HugePage);
-            debug_assert!(map.as_ptr().addr().is_multiple_of(ALIGNMENT));
-            map
-        });
-        AlignedBuffer { map, len }
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the system gives none.
+    pub fn new(len: usize) -> Result<Self> {
+        if len == 0 {
+            return Ok(AlignedBuffer { map: None, len });
+        }
+        let bytes = len.saturating_mul(size_of::<f32>());
+        let map = MmapMut::map_anon(bytes).map_err(|_| Error::Memory {
+            what: "a buffer".into(),
+            needed: bytes as u64,
+            available: memory::available(),
+        })?;
+        // A refusal costs speed alone.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        debug_assert!(map.as_ptr().addr().is_multiple_of(ALIGNMENT));
+        Ok(AlignedBuffer { map: Some(map), len })
     }
 
     /// The floats.

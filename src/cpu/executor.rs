@@ -2,7 +2,7 @@
 
 use super::buffer::AlignedBuffer;
 use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
-use super::{ops, weights::Weights};
+use super::{memory, ops, weights::Weights};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::ops::ValueType;
@@ -80,12 +80,14 @@ impl Executor {
     ///
     /// # Errors
     /// As [`Weights::constant`]; [`Error::Graph`] if a step has too many operands or overlapping memory;
-    /// [`Error::Usage`] if this processor lacks the instruction set.
+    /// [`Error::Usage`] if this processor lacks the instruction set; [`Error::Memory`] if the arena is larger than the memory
+    /// there is.
     pub fn new(plan: Plan, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
         if !isa.is_available() {
             return Err(Error::usage(format!("this processor has no {isa}")));
         }
         plan.steps.iter().try_for_each(check_memory)?;
+        memory::check("the network at this size of images", plan.arena_bytes)?;
         let steps = plan
             .steps
             .par_iter()
@@ -97,7 +99,7 @@ impl Executor {
                 constants[index] = Some(Constant::Plain(weights.constant(&plan, index)?));
             }
         }
-        let arena = AlignedBuffer::new(plan.arena_bytes / 4);
+        let arena = AlignedBuffer::new(plan.arena_bytes / 4)?;
         Ok(Executor { plan, steps, arena, constants })
     }
 

@@ -56,7 +56,7 @@ impl Weights {
         if let Some(known) = store().get(&key) {
             return Ok(known.clone());
         }
-        let mut buffer = AlignedBuffer::new(len);
+        let mut buffer = AlignedBuffer::new(len)?;
         pack(self.constant(plan, index)?.data(), buffer.as_mut_slice());
         let buffer = Arc::new(buffer);
         store().insert(key, buffer.clone());

@@ -175,7 +175,9 @@ pub(super) fn fit<'a>(
     shape: impl Fn(&str) -> Option<&'a [usize]>,
 ) -> WeightReport {
     let wanted: BTreeSet<&str> = params.iter().map(|p| p.key.as_str()).collect();
-    let unexpected = names.filter(|name| !wanted.contains(name) && !is_bookkeeping(name));
+    let averages: BTreeSet<String> = params.iter().map(|p| ema_name(&p.key)).collect();
+    let known = |name: &str| wanted.contains(name) || averages.contains(name) || is_bookkeeping(name);
+    let unexpected = names.filter(|name| !known(name));
     let mut report =
         WeightReport { unexpected: unexpected.map(str::to_string).collect(), ..WeightReport::default() };
     for param in params {
@@ -190,6 +192,11 @@ pub(super) fn fit<'a>(
         }
     }
     report
+}
+
+/// What mmcv's `EMAHook` calls the average of a parameter, which it keeps beside the weights.
+pub(super) fn ema_name(key: &str) -> String {
+    format!("ema_{}", key.replace('.', "_"))
 }
 
 /// Entries of official checkpoints that hold no weights.

@@ -22,7 +22,8 @@ Exit codes:
     6  a checkpoint does not fit the model
     7  internal: a graph breaks a rule
     8  a data set is damaged or inconsistent
-    9  a loss or gradient was NaN or infinite; the state before it is in diverged.state
+    9  a loss, gradient or weight was NaN or infinite; the state before it, if sound, is in diverged.state
+   11  more memory is needed than there is
   130  stopped by Ctrl-C; the state is saved (a second Ctrl-C stops at once, without saving)";
 
 /// Trains K-Net on annotated photos.

@@ -28,6 +28,7 @@ Exit codes:
   7  internal: a graph breaks a rule
   8  a data set is damaged or does not fit the model
   10 a GPU, its driver or the kernel compiler is missing or failed
+  11 more memory is needed than there is
 
 KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use. KNET_NVRTC names the file of
 NVIDIA's kernel compiler, KNET_CACHE the folder for compiled CUDA kernels (empty: none), KNET_TUNED the table of

@@ -177,6 +177,7 @@ impl<'a> CocoFile<'a> {
 pub struct Catalogue {
     path: PathBuf,
     images: Vec<ImageRecord>,
+    /// Things first, each by ascending id.
     categories: Vec<(u32, String)>,
 }
 
@@ -188,7 +189,10 @@ impl Catalogue {
     pub fn read(path: &Path) -> Result<Catalogue> {
         let text = read(path)?;
         let file = CocoFile::new(path, &text)?;
-        let categories = file.categories.into_iter().map(|c| (c.id, c.name)).collect();
+        // Things first, as models have them; a file of instances has nothing else.
+        let mut categories = file.categories;
+        categories.sort_by_key(|c| c.is_thing == Some(false));
+        let categories = categories.into_iter().map(|c| (c.id, c.name)).collect();
         Ok(Catalogue { path: path.to_path_buf(), images: file.images, categories })
     }
 
@@ -205,6 +209,11 @@ impl Catalogue {
         let mut found = self.images.iter().filter(|image| full.ends_with(&image.file_name));
         let image = found.next().ok_or_else(|| refuse("no entry"))?;
         if found.next().is_some() { Err(refuse("more than one entry")) } else { Ok(image) }
+    }
+
+    /// Id and name of the categories: things first, each by ascending id.
+    pub fn classes(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.categories.iter().map(|(id, name)| (*id, name.as_str()))
     }
 
     /// For each name the id of the category that has it.

@@ -1,0 +1,292 @@
+//! Which model a `state_dict` belongs to: what its tensors show, what its training configuration says, and what is left to
+//! assume. Every assumption becomes a note.
+
+use super::python::values;
+use super::{Contents, Options};
+use crate::checkpoint::pth::PthFile;
+use crate::error::{Error, Result};
+use crate::image::classes;
+use crate::model::{BackboneConfig, Config, Normalization, Task};
+use serde_json::Value;
+use std::path::Path;
+
+/// A classifier of the Python package `efficientnet_lite_pytorch`, told by its stem and number of blocks, else a K-Net with a
+/// ResNet. What was assumed is added to `notes`.
+///
+/// # Errors
+/// [`Error::Usage`] if the tensors a K-Net must have are not there, or the file contradicts itself.
+pub(super) fn contents(
+    path: &Path,
+    file: &PthFile,
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<Contents> {
+    let first_dim = |name: &str| {
+        file.tensors.iter().find(|t| t.name == name).map(|t| t.shape.first().copied().unwrap_or(0))
+    };
+    if let (None, Some(_), Some(classes)) =
+        (&options.model, first_dim("_conv_stem.weight"), first_dim("_fc.weight"))
+    {
+        // Lite0 has blocks 0 to 15, Lite2 0 to 22.
+        let variant = if first_dim("_blocks.16._project_conv.weight").is_some() { 2 } else { 0 };
+        return Ok(Contents::Classifier { backbone: BackboneConfig::EfficientNetLite { variant }, classes });
+    }
+    let asked = Asked { path, text: config_text(file) };
+    let mut config = match &options.model {
+        Some(config) => config.clone(),
+        None => of_tensors(path, file, &asked, options, notes)?,
+    };
+    asked.settings(&mut config, options, notes)?;
+    name_classes(&mut config, file, options, notes);
+    let config = options.apply(config)?;
+    config.validate()?;
+    Ok(Contents::Model(config))
+}
+
+/// The training configuration, which mmdetection 2 keeps under `config` and 3 under `cfg`.
+fn config_text(file: &PthFile) -> &str {
+    let text = |key: &str| file.meta.get(key).and_then(Value::as_str);
+    text("config").or_else(|| text("cfg")).unwrap_or_default()
+}
+
+/// The K-Net of these shapes: backbone depth, width, kernels, classes and stages. Things and stuff leave no trace in the shapes.
+fn of_tensors(
+    path: &Path,
+    file: &PthFile,
+    asked: &Asked,
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<Config> {
+    let shape = |name: &str| file.tensors.iter().find(|t| t.name == name).map(|t| t.shape.as_slice());
+    let need = |name: &str| {
+        shape(name).ok_or_else(|| {
+            Error::usage(format!(
+                "{}: not a K-Net detector checkpoint: no tensor `{name}` ({} tensors, first `{}`)",
+                path.display(),
+                file.tensors.len(),
+                file.tensors.first().map_or("none", |t| t.name.as_str())
+            ))
+        })
+    };
+    let first = |dims: &[usize]| dims.first().copied().unwrap_or(0);
+    let kernels = need("rpn_head.init_kernels.weight")?;
+    let classes = first(need("roi_head.mask_head.0.fc_cls.weight")?);
+    let feedforward = first(need("roi_head.mask_head.0.ffn.layers.0.0.weight")?);
+    let stages =
+        (0..).take_while(|i| shape(&format!("roi_head.mask_head.{i}.fc_cls.weight")).is_some()).count();
+    need("backbone.layer1.0.conv1.weight")?;
+    let depth = if shape("backbone.layer3.22.conv1.weight").is_some() { 101 } else { 50 };
+    let stuff = match options.number("stuff_classes")? {
+        Some(stuff) => stuff,
+        None => asked.stuff(classes, notes)?,
+    };
+    let suffix = if stuff > 0 { "_panoptic" } else { "" };
+    let mut config = Config::named(&format!("knet_s3_r{depth}_fpn{suffix}"))?;
+    config.name = format!("knet_s{stages}_r{depth}_fpn{suffix}");
+    config.task = if stuff > 0 { Task::Panoptic } else { Task::Instance };
+    config.backbone = BackboneConfig::ResNet { depth };
+    config.channels = kernels.get(1).copied().unwrap_or(0);
+    config.proposals = first(kernels);
+    config.feedforward_channels = feedforward;
+    config.stages = stages;
+    config.thing_classes = classes.saturating_sub(stuff);
+    config.stuff_classes = stuff;
+    Ok(config)
+}
+
+/// The training configuration of a file.
+struct Asked<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Asked<'_> {
+    /// Number of stuff classes among `classes`.
+    fn stuff(&self, classes: usize, notes: &mut Vec<String>) -> Result<usize> {
+        let counts = |names: &[&str]| -> Vec<usize> {
+            values(self.text, names).iter().filter_map(Value::as_u64).map(|v| v as usize).collect()
+        };
+        let things = counts(&["num_things_classes", "num_thing_classes"]);
+        let stuff = counts(&["num_stuff_classes"]);
+        let mut fitting: Vec<usize> = match (things.as_slice(), stuff.as_slice()) {
+            ([], []) => {
+                let panoptic = classes == 133;
+                notes.push(format!(
+                    "assumed: {}, as the file does not say which of its {classes} classes are things (--set stuff_classes=N)",
+                    if panoptic { "COCO panoptic, 80 things and 53 stuff" } else { "an instance model, all classes are things" }
+                ));
+                return Ok(if panoptic { 53 } else { 0 });
+            }
+            (things, []) => things.iter().filter_map(|t| classes.checked_sub(*t)).collect(),
+            ([], stuff) => stuff.iter().copied().filter(|s| *s <= classes).collect(),
+            (things, stuff) => {
+                let fits = |s: &usize| things.iter().any(|t| t + s == classes);
+                stuff.iter().copied().filter(fits).collect()
+            }
+        };
+        fitting.sort_unstable();
+        fitting.dedup();
+        match fitting.as_slice() {
+            [stuff] => {
+                notes.push(format!("read: {} things and {stuff} stuff classes", classes - stuff));
+                Ok(*stuff)
+            }
+            _ => Err(self.refuse(&format!(
+                "its configuration says {things:?} things and {stuff:?} stuff classes, its heads have {classes} rows: say \
+                 which by --set stuff_classes=N (0 for an instance model)"
+            ))),
+        }
+    }
+
+    /// What else the configuration says. Where it says nothing, the official models' settings stay, with a note.
+    fn settings(&self, config: &mut Config, options: &Options, notes: &mut Vec<String>) -> Result<()> {
+        let mut assumed = Vec::new();
+        let mut whole = |names: &[&str], field: &str, value: &mut usize| -> Result<()> {
+            if options.sets(field) {
+                return Ok(());
+            }
+            let found: Vec<u64> = values(self.text, names).iter().filter_map(Value::as_u64).collect();
+            match found.as_slice() {
+                [] => assumed.push(format!("{field} {value}")),
+                [one] => {
+                    *value = *one as usize;
+                    notes.push(format!("read: {field} {one}"));
+                }
+                several => {
+                    let reason = format!("its configuration says {} {several:?}: say which by --set {field}=N", names[0]);
+                    return Err(self.refuse(&reason));
+                }
+            }
+            Ok(())
+        };
+        whole(&["num_heads"], "heads", &mut config.heads)?;
+        whole(&["num_groups"], "norm_groups", &mut config.norm_groups)?;
+        whole(&["max_per_img"], "max_per_image", &mut config.max_per_image)?;
+        if config.task == Task::Panoptic {
+            for (name, field, value) in [
+                ("instance_score_thr", "instance_score_threshold", &mut config.instance_score_threshold),
+                ("overlap_thr", "overlap_threshold", &mut config.overlap_threshold),
+            ] {
+                match values(self.text, &[name]).as_slice() {
+                    [one] if one.is_number() => *value = one.as_f64().unwrap_or(*value),
+                    _ => assumed.push(format!("{field} {value}")),
+                }
+            }
+        }
+        if !options.sets("normalization") {
+            match self.normalization()? {
+                Some(normalization) => {
+                    let Normalization { mean, std } = normalization;
+                    notes.push(format!("read: normalization by mean {mean:?}, std {std:?}"));
+                    config.normalization = normalization;
+                }
+                None => assumed.push("normalization as ImageNet's".into()),
+            }
+        }
+        if !options.sets("size") {
+            match self.size() {
+                Some(size) => {
+                    notes.push(format!("read: size {},{}", size[0], size[1]));
+                    config.size = size;
+                }
+                None => assumed.push(format!("size {},{}", config.size[0], config.size[1])),
+            }
+        }
+        if !assumed.is_empty() {
+            notes.push(format!("assumed, as the file does not say: {} (--set FIELD=VALUE)", assumed.join(", ")));
+        }
+        if values(self.text, &["style"]).contains(&"caffe".into()) {
+            return Err(self.refuse("its backbone is of style 'caffe' (stride in the first 1x1 convolution), which is not known here"));
+        }
+        if values(self.text, &["to_rgb", "bgr_to_rgb"]).contains(&false.into()) && !options.bgr {
+            notes.push(
+                "assumed: R, G, B in the order of the file's mean and std, though its configuration says to_rgb=False; if the \
+                 network was trained on B, G, R, convert with --bgr"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    fn normalization(&self) -> Result<Option<Normalization>> {
+        let triple = |name: &str| -> Vec<[f32; 3]> {
+            let lists = values(self.text, &[name]);
+            let mut found: Vec<[f32; 3]> =
+                lists.iter().filter_map(|list| serde_json::from_value(list.clone()).ok()).collect();
+            found.dedup();
+            found
+        };
+        match (triple("mean").as_slice(), triple("std").as_slice()) {
+            ([], []) => Ok(None),
+            ([mean], [std]) => Ok(Some(Normalization { mean: *mean, std: *std })),
+            (means, stds) => Err(self.refuse(&format!(
+                "its configuration says mean {means:?} and std {stds:?}: say which by --set \
+                 'normalization={{\"mean\":[..],\"std\":[..]}}'"
+            ))),
+        }
+    }
+
+    /// Short and long side of images in the test pipeline; of the whole configuration if it names just one.
+    fn size(&self) -> Option<[usize; 2]> {
+        let pairs = |text: &str| -> Vec<[usize; 2]> {
+            let pair = |value: &Value| serde_json::from_value::<[usize; 2]>(value.clone()).ok();
+            let mut found: Vec<_> = values(text, &["img_scale", "scale"]).iter().filter_map(pair).collect();
+            found.iter_mut().for_each(|pair| pair.sort_unstable());
+            found.dedup();
+            found
+        };
+        let test = self.text.find("test_pipeline").map_or("", |at| &self.text[at..]);
+        match (pairs(test).as_slice(), pairs(self.text).as_slice()) {
+            ([first, ..], _) | ([], [first]) => Some(*first),
+            _ => None,
+        }
+    }
+
+    fn refuse(&self, reason: &str) -> Error {
+        Error::usage(format!("{}: {reason}", self.path.display()))
+    }
+}
+
+/// Names the classes: by the option, else by the file, else `class 0`, ... COCO's names are taken for a model that was named.
+fn name_classes(config: &mut Config, file: &PthFile, options: &Options, notes: &mut Vec<String>) {
+    let found = file_names(file);
+    let count = config.classes();
+    if let Some(classes) = &options.classes {
+        config.class_names = classes.iter().map(|(_, name)| name.clone()).collect();
+        config.class_ids = classes.iter().filter_map(|(id, _)| *id).collect();
+    } else if found.len() == count {
+        config.class_names = found;
+    } else if options.model.is_some() && config.class_names.is_empty() && super::knows_ids(config) {
+        notes.push(format!("assumed: COCO's class names, as of {}", config.name));
+    } else {
+        let reason = match found.len() {
+            0 => "the file has none".to_string(),
+            names => format!("the file has {names} names for {count} classes"),
+        };
+        let numbered = classes::numbered(count, config.thing_classes);
+        config.class_names = numbered.into_iter().map(|class| class.name.into_owned()).collect();
+        notes.push(format!("class names: {reason}; they are `class 0`, `class 1`, ... (--classes FILE names them)"));
+    }
+    if !super::knows_ids(config) {
+        notes.push(
+            "category ids: the file has none; results carry the class index, from 0 (--classes with a COCO file gives them)".into(),
+        );
+    }
+}
+
+/// The class names of a file in whichever place its writer kept them; one name may be a text by itself.
+fn file_names(file: &PthFile) -> Vec<String> {
+    let dataset = file.meta.get("dataset_meta");
+    let places = [
+        file.meta.get("CLASSES"),
+        dataset.and_then(|meta| meta.get("classes")),
+        dataset.and_then(|meta| meta.get("CLASSES")),
+        file.meta.get("classes"),
+    ];
+    let names = |value: &Value| match value {
+        Value::String(name) => vec![name.clone()],
+        Value::Array(names) => names.iter().filter_map(|v| v.as_str().map(str::to_string)).collect(),
+        _ => Vec::new(),
+    };
+    places.into_iter().flatten().map(names).find(|names| !names.is_empty()).unwrap_or_default()
+}
