@@ -1,7 +1,7 @@
-//! Files that are written whole or not at all.
+//! Files that are written whole or not at all, and read only if they are files: a pipe would be waited for without end.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,6 +20,41 @@ impl Drop for Temporary {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// [`Error::Io`], also for folders, pipes and devices.
+pub fn open_file(path: impl AsRef<Path>) -> Result<File> {
+    let path = path.as_ref();
+    let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.file_type();
+    let reason = if kind.is_dir() { "is a folder, not a file" } else { "is no regular file" };
+    match kind.is_file() {
+        true => File::open(path).map_err(|e| Error::io(path, e)),
+        false => Err(Error::io(path, io::Error::new(io::ErrorKind::InvalidInput, reason))),
+    }
+}
+
+/// The bytes of a regular file.
+///
+/// # Errors
+/// As [`open_file`].
+pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    let mut bytes = Vec::new();
+    open_file(path)?.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    Ok(bytes)
+}
+
+/// The text of a regular file.
+///
+/// # Errors
+/// As [`open_file`]; [`Error::Io`] if it is not UTF-8.
+pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    let invalid = |_| Error::io(path, io::Error::new(io::ErrorKind::InvalidData, "is not UTF-8 text"));
+    String::from_utf8(read_file(path)?).map_err(invalid)
 }
 
 /// Writes `path` through `write` so that a reader sees the old file or the complete new one, never a part.
@@ -157,6 +192,24 @@ mod tests {
         let outcome = std::panic::catch_unwind(|| atomic_write(&path, |_| panic!("writer gave up")));
         assert!(outcome.is_err());
         assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn pipes_are_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [pipe.as_path(), folder.path()] {
+            let error = read_text(path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io);
+            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        }
+        let file = folder.path().join("file");
+        std::fs::write(&file, "text").unwrap();
+        assert_eq!(read_text(&file).unwrap(), "text");
+        std::fs::write(&file, [0xff]).unwrap();
+        assert!(read_text(&file).unwrap_err().to_string().contains("UTF-8"));
     }
 
     #[test]

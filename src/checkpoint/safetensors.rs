@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -18,6 +17,7 @@ use serde::de::{self, MapAccess, Visitor};
 use super::StorageType;
 use super::fault::Fault;
 use crate::error::{Error, Result};
+use crate::fsio::open_file;
 use crate::tensor::{MAX_RANK, Tensor};
 
 /// Largest accepted header, as in the reference implementation.
@@ -161,12 +161,8 @@ impl Checkpoint {
 
 /// Maps a regular file for reading; `None` for an empty one, which cannot be mapped.
 pub(super) fn map_file(path: &Path) -> Result<Option<Mmap>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = open_file(path)?;
     let meta = file.metadata().map_err(|e| Error::io(path, e))?;
-    if meta.is_dir() {
-        let kind = std::io::ErrorKind::IsADirectory;
-        return Err(Error::io(path, std::io::Error::new(kind, "is a folder, not a checkpoint")));
-    }
     if meta.len() == 0 {
         return Ok(None);
     }

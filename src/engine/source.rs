@@ -2,13 +2,13 @@
 
 use crate::checkpoint::{Checkpoint, first_non_finite, seeded};
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
+use crate::fsio::open_file;
 use crate::graph::Param;
 use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
 use crate::plan::constants::Loader;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -103,11 +103,11 @@ fn open_file(file: Checkpoint, name: Option<&str>) -> Result<(Config, Box<Loader
 /// The error of opening `path`, with the way out if the file is one of PyTorch's.
 fn with_hint(path: &Path, error: Error) -> Error {
     let mut start = [0; 4];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    let read = open_file(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok());
     let zip = start == *b"PK\x03\x04";
     // A pickled long of ten bytes: the magic number of the format before PyTorch 1.6.
     let legacy = start[0] == 0x80 && start[2..] == [0x8a, 10];
-    if matches!(error, Error::Checkpoint { .. }) && read.is_ok() && (zip || legacy) {
+    if matches!(error, Error::Checkpoint { .. }) && read && (zip || legacy) {
         let reason =
             format!("a PyTorch checkpoint; run `knet convert {}` and use the result", path.display());
         return Error::checkpoint(path, reason);

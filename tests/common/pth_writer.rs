@@ -97,6 +97,19 @@ pub type Named<'a> = (&'a str, &'a [usize], &'a [f32]);
 /// Writes what mmcv's runner saves: `{'meta': ..., 'state_dict': OrderedDict, 'optimizer': ...}`, with the counters that
 /// batch norms keep. `prefix` goes before every name, as `DataParallel` has it.
 pub fn write_checkpoint(path: &Path, prefix: &str, classes: &[&str], tensors: &[Named]) {
+    let names: Vec<Vec<u8>> = classes.iter().map(|name| text(name)).collect();
+    let meta = dict(&[
+        ("mmdet_version", text("2.17.0")),
+        ("CLASSES", tuple(&names)),
+        ("config", text("model = dict(type='KNet')\n")),
+        ("epoch", int(12)),
+        ("iter", int(87_960)),
+    ]);
+    write_checkpoint_with(path, prefix, meta, tensors);
+}
+
+/// As [`write_checkpoint`], with any `meta`.
+pub fn write_checkpoint_with(path: &Path, prefix: &str, meta: Vec<u8>, tensors: &[Named]) {
     let mut storages: Vec<(String, Vec<u8>)> = Vec::new();
     let mut state: Vec<(String, Vec<u8>)> = Vec::new();
     for (name, shape, values) in tensors {
@@ -129,14 +142,6 @@ pub fn write_checkpoint(path: &Path, prefix: &str, classes: &[&str], tensors: &[
     let by_number = cat(&[b"}(".to_vec(), int(0), of_first, b"u".to_vec()]);
     let optimizer = dict(&[("state", by_number), ("param_groups", list(&[group]))]);
 
-    let names: Vec<Vec<u8>> = classes.iter().map(|name| text(name)).collect();
-    let meta = dict(&[
-        ("mmdet_version", text("2.17.0")),
-        ("CLASSES", tuple(&names)),
-        ("config", text("model = dict(type='KNet')\n")),
-        ("epoch", int(12)),
-        ("iter", int(87_960)),
-    ]);
     let root = pickle(dict(&[("meta", meta), ("state_dict", state_dict), ("optimizer", optimizer)]));
 
     let names: Vec<String> = storages.iter().map(|(key, _)| format!("archive/data/{key}")).collect();

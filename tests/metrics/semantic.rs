@@ -2,7 +2,7 @@
 
 use crate::{agrees, golden, names, read_json, shared};
 use knet::train::evaluate::class_match::ClassPolicy;
-use knet::train::evaluate::index_png;
+use knet::train::data::labels;
 use knet::train::evaluate::semantic_iou::{ClassMap, Evaluator};
 use serde_json::Value;
 use std::path::Path;
@@ -13,8 +13,8 @@ fn check(list: &Path, masks: &Path, predicted: &Path, wanted: &Value) {
     let mut files: Vec<_> = std::fs::read_dir(masks).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     for file in &files {
-        let map = index_png::read(&predicted.join(file.file_name().unwrap())).unwrap();
-        let values: Vec<u32> = map.values.iter().map(|&v| u32::from(v)).collect();
+        let map = labels::indices(&predicted.join(file.file_name().unwrap())).unwrap();
+        let values: Vec<u32> = map.values.clone();
         evaluator.add(file, &ClassMap { height: map.height, width: map.width, classes: &values }).unwrap();
     }
     let report = evaluator.summarize();
@@ -70,15 +70,15 @@ fn indices_of_every_depth() {
     let wanted = [0, 1, 2, 3, 3, 3, 3, 0, 0, 0, 1, 1, 1, 1, 1];
     for color in [ColorType::Indexed, ColorType::Grayscale] {
         write_png(&path, color, BitDepth::Two, &two_bits);
-        let map = index_png::read(&path).unwrap();
+        let map = labels::indices(&path).unwrap();
         assert_eq!((map.height, map.width), (3, 5));
         assert_eq!(map.values, wanted);
-        write_png(&path, color, BitDepth::Eight, &wanted.map(|v| v as u8));
-        assert_eq!(index_png::read(&path).unwrap().values, wanted);
+        write_png(&path, color, BitDepth::Eight, &wanted.map(|v: u32| v as u8));
+        assert_eq!(labels::indices(&path).unwrap().values, wanted);
     }
     let wide: Vec<u8> = (0..15u16).flat_map(|v| (v * 1000).to_be_bytes()).collect();
     write_png(&path, ColorType::Grayscale, BitDepth::Sixteen, &wide);
-    assert_eq!(index_png::read(&path).unwrap().values[14], 14_000);
+    assert_eq!(labels::indices(&path).unwrap().values[14], 14_000);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use knet::ErrorKind;
 use knet::image::preprocess::{PreprocessConfig, Preprocessor};
 use knet::train::data::{
-    Augment, Batch, DataConfig, Loader, LoaderConfig, Mix, Position, Sampling, colour::Colour,
+    Augment, Batch, DataConfig, Loader, LoaderConfig, Mix, Position, Reading, Sampling, colour::Colour,
 };
 use serde_json::json;
 
@@ -30,7 +30,7 @@ fn small(root: &Path, count: usize) -> DataConfig {
 }
 
 fn mix(configs: &[DataConfig]) -> Arc<Mix> {
-    Arc::new(Mix::open(configs, true).unwrap())
+    Arc::new(Mix::open(configs, &Reading::default()).unwrap())
 }
 
 fn config(size: [usize; 2]) -> LoaderConfig {
@@ -180,7 +180,7 @@ fn weights_repeat_and_overfit() {
 
     let DataConfig::CocoInstance { annotations, images, classes, .. } = config else { unreachable!() };
     let thrice = DataConfig::CocoInstance { annotations, images, classes, repeat: 3.0 };
-    let mix = Arc::new(Mix::open(&[thrice], true).unwrap());
+    let mix = Arc::new(Mix::open(&[thrice], &Reading::default()).unwrap());
     assert!(seen(&mix, Sampling::default(), 2).values().all(|&n| n == 6));
 }
 

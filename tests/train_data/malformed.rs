@@ -3,14 +3,14 @@
 use std::fs;
 
 use knet::ErrorKind;
-use knet::train::data::{DataConfig, Dataset, Mix};
+use knet::train::data::{DataConfig, Dataset, Mix, Reading};
 use serde_json::{Value, json};
 
 use crate::data;
 
 /// The error of opening `config`; its class must be data, unless the system refused a file.
 fn refused(config: &DataConfig) -> String {
-    let error = Dataset::open(config, true).map(|set| set.len()).unwrap_err();
+    let error = Dataset::open(config, &Reading::default()).map(|set| set.len()).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Data | ErrorKind::Io | ErrorKind::Image), "{error:?}");
     error.to_string()
 }
@@ -33,26 +33,30 @@ fn instance_records() {
         data::coco_file(root, &[data::square(1, 7, 9), annotation])
     };
     let rle = |size: [usize; 2], counts: Value| json!({"size": size, "counts": counts});
-    let cases: [(&str, Value, &[&str]); 15] = [
-        ("image_id", 8.into(), &["annotation 41 (image 8)", "not in the list `images`"]),
-        ("category_id", 10.into(), &["annotation 41", "category id 10 is not in the list"]),
-        ("image_id", "seven".into(), &["annotations[1]", "invalid type"]),
-        ("id", 1.into(), &["annotation 1", "occurs twice"]),
-        ("segmentation", Value::Null, &["annotation 41", "has no segmentation"]),
-        ("segmentation", json!([]), &["annotation 41", "segmentation is empty"]),
-        ("segmentation", json!([[1, 1, 5, 5]]), &["polygon 0 has 4 coordinates", "three points"]),
+    let cases: Vec<(&str, Value, &[&str])> = vec![
+        ("image_id", 8.into(), &["annotation 41 (image 8)", "`image_id` is 8", "in the list `images`"]),
+        ("category_id", 10.into(), &["annotation 41 (image 7)", "`category_id` is 10", "in the list `categories`"]),
+        ("image_id", "seven".into(), &["annotation 41", "`image_id` is \"seven\"", "in the list `images`"]),
+        ("image_id", 7.5.into(), &["annotations[1]", "`image_id` is 7.5: a whole number"]),
+        ("iscrowd", "no".into(), &["annotation 41", "`iscrowd` is \"no\": 0, 1, false or true"]),
+        ("id", "x".into(), &["annotations[1] (image 7)", "`id` is \"x\": a whole number"]),
+        ("segmentation", Value::Null, &["annotation 41", "has no `segmentation`"]),
+        ("segmentation", json!([]), &["annotation 41", "`segmentation` is an empty list"]),
+        ("segmentation", json!([[1, 1, 5]]), &["polygon 0 has 3 coordinates", "three points"]),
+        ("segmentation", json!([1, 1, 5, 1, 5, 5]), &["annotation 41", "`segmentation` is [1,1,5", "one polygon without the list"]),
+        ("segments_info", json!([]), &["annotation 41", "panoptic file"]),
         (
             "segmentation",
             json!([[1, 1, 5, 5, 9, 1], [1, 2, 3, 4, 5, 6, 7]]),
             &["polygon 1 has 7 coordinates"],
         ),
-        ("segmentation", json!([["a", 1, 5, 5, 9, 1]]), &["annotation 41", "not lists of numbers"]),
+        ("segmentation", json!([["a", 1, 5, 5, 9, 1]]), &["annotation 41", "`segmentation` is [[\"a\"", "a list of polygons"]),
         ("segmentation", json!([[1, 1, 1e12, 5, 9, 1]]), &["annotation 41", "far outside"]),
         ("segmentation", rle([48, 32], "0".into()), &["annotation 41", "size [48, 32]", "[32, 48]"]),
         ("segmentation", rle([32, 48], "o".into()), &["annotation 41", "malformed run lengths"]),
         ("segmentation", rle([32, 48], json!([10, 20])), &["annotation 41", "add up to 30", "1536"]),
-        ("segmentation", rle([32, 48], json!([-1, 20])), &["annotation 41", "need `size`"]),
-        ("segmentation", json!({"size": [32, 48]}), &["annotation 41", "need `size`"]),
+        ("segmentation", rle([32, 48], json!([-1, 20])), &["annotation 41", "`segmentation` is {", "`size` [height, width]"]),
+        ("segmentation", json!({"size": [32, 48]}), &["annotation 41", "`segmentation` is {", "`size` [height, width]"]),
     ];
     for (key, value, wanted) in cases {
         check(&with(key, value), wanted);
@@ -79,7 +83,7 @@ fn instance_files() {
     check(&with("images", json!([])), &["instances.json", "`images` is empty"]);
     check(&with("categories", json!([])), &["`categories` is empty"]);
     check(&with("categories", json!([{"id": 9, "name": "a"}, {"id": 9, "name": "b"}])), &["occurs twice"]);
-    check(&with("images", json!([photo(7, "gone.png", 48)])), &["image 7", "gone.png does not exist"]);
+    check(&with("images", json!([photo(7, "gone.png", 48)])), &["image 7", "gone.png does not exist", "1 files of 1 images"]);
     check(&with("images", json!([photo(7, "a.png", 0)])), &["image 7", "not accepted"]);
     check(&with("images", json!([photo(7, "a.png", u64::MAX)])), &["image 7", "not accepted"]);
     check(
@@ -89,10 +93,12 @@ fn instance_files() {
     check(&with("images", json!([{"id": 7}])), &["images[0]", "missing field `file_name`"]);
     // The polygon is fine for 50 columns, but the photo has 48.
     check(&with("images", json!([photo(7, "a.png", 50)])), &["image 7", "50 x 32", "48 x 32"]);
-    check(&with("annotations", json!({})), &["instances.json", "not the JSON expected"]);
+    check(&with("annotations", json!({})), &["instances.json", "not a COCO annotation file"]);
+    check(&data::coco_text(root, "[{}]"), &["instances.json", "it is a list, an object is expected"]);
+    check(&data::coco_text(root, "{}"), &["instances.json", "no list `categories`"]);
     let text = sound.to_string();
     for cut in [0, 1, text.len() / 2, text.len() - 1] {
-        check(&data::coco_text(root, &text[..cut]), &["instances.json", "not the JSON expected"]);
+        check(&data::coco_text(root, &text[..cut]), &["instances.json", "not a COCO annotation file"]);
     }
     fs::write(root.join("instances.json"), [0xff, 0xfe, 0]).unwrap();
     let config = DataConfig::CocoInstance {
@@ -118,19 +124,19 @@ fn harmless_records_are_counted_and_nothing_to_learn_is_refused() {
     let mut outside = data::square(2, 7, 9);
     outside["segmentation"] = json!([[100, 100, 120, 100, 120, 120]]);
     let config = data::coco_file(folder.path(), &[outside.clone(), data::square(3, 7, 9)]);
-    let set = Dataset::open(&config, true).unwrap();
+    let set = Dataset::open(&config, &Reading::default()).unwrap();
     assert_eq!(set.objects(0), 1);
     let found: Vec<String> = set.warnings().iter().map(|w| w.to_string()).collect();
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found.iter().all(|w| w.contains("first: annotation 2 (image 7)")), "{found:?}");
     for annotations in [vec![], vec![outside]] {
         let config = data::coco_file(folder.path(), &annotations);
-        assert_eq!(Dataset::open(&config, true).unwrap().objects(0), 0);
-        let error = Mix::open(&[config], true).unwrap_err();
+        assert_eq!(Dataset::open(&config, &Reading::default()).unwrap().objects(0), 0);
+        let error = Mix::open(&[config], &Reading::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Data);
         assert!(error.to_string().contains("instances.json: no image has an object"), "{error}");
     }
-    assert_eq!(Mix::open(&[], true).unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(Mix::open(&[], &Reading::default()).unwrap_err().kind(), ErrorKind::Usage);
 }
 
 #[test]
@@ -143,13 +149,14 @@ fn panoptic_files() {
         *file.pointer_mut(at).unwrap() = value;
         data::panoptic_text(root, &file.to_string())
     };
-    check(&with("/annotations/0/image_id", 8.into()), &["annotation of image 8", "not in the list `images`"]);
-    check(&with("/annotations/0/file_name", "gone.png".into()), &["image 7", "gone.png does not exist"]);
+    check(&with("/annotations/0/image_id", 8.into()), &["annotations[0] (image 8)", "in the list `images`"]);
+    check(&with("/annotations/0/file_name", "gone.png".into()), &["image 7", "gone.png does not exist", "1 files of 1 images"]);
     let segment = "/annotations/0/segments_info/1";
-    check(&with(&format!("{segment}/category_id"), 4.into()), &["segment 70000", "category id 4"]);
+    check(&with(&format!("{segment}/category_id"), 4.into()), &["segment 70000", "`category_id` is 4", "in the list `categories`"]);
     check(&with(&format!("{segment}/id"), 300.into()), &["segment 300", "occurs twice"]);
-    check(&with(&format!("{segment}/id"), 0.into()), &["segment 0", "between 1 and"]);
+    check(&with(&format!("{segment}/id"), 0.into()), &["image 7", "segments_info[1]", "`id` is 0: a number from 1 to"]);
     check(&with(&format!("{segment}/id"), 71_000.into()), &["a.png", "pixel (4, 10)", "segment id 70000"]);
+    check(&with(&format!("{segment}/iscrowd"), "no".into()), &["segment 70000", "`iscrowd` is \"no\"", "false or true"]);
     check(&with("/categories/0/isthing", Value::Null), &["category 2 `sky`", "isthing"]);
     let twice = json!([sound["annotations"][0], sound["annotations"][0]]);
     check(&with("/annotations", twice), &["image 7", "two annotations"]);
@@ -157,8 +164,13 @@ fn panoptic_files() {
 
     let mut extra = sound["annotations"][0]["segments_info"].clone();
     extra.as_array_mut().unwrap().push(json!({"id": 1234, "category_id": 3}));
-    let set = Dataset::open(&with("/annotations/0/segments_info", extra), true).unwrap();
-    assert!(set.warnings()[0].to_string().contains("without a pixel"), "{:?}", set.warnings());
+    let set = Dataset::open(&with("/annotations/0/segments_info", extra), &Reading::default()).unwrap();
+    let told = |w: &knet::train::data::Warning| w.to_string().contains("segments without a pixel") && w.first.ends_with("segment 1234");
+    assert!(set.warnings().iter().any(told), "{:?}", set.warnings());
+
+    // A set in which nothing is labelled never trains.
+    image::RgbImage::new(48, 32).save(root.join("masks/a.png")).unwrap();
+    check(&data::panoptic_text(root, &sound.to_string()), &["panoptic.json", "no pixel of any label image"]);
 
     data::panoptic_text(root, &sound.to_string());
     data::ramp(47, 32).save(root.join("masks/a.png")).unwrap();
@@ -172,28 +184,58 @@ fn semantic_files() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let config = data::semantic(root);
-    assert_eq!(Dataset::open(&config, true).unwrap().len(), 2);
+    assert_eq!(Dataset::open(&config, &Reading::default()).unwrap().len(), 2);
     data::grey(&root.join("masks/b.png"), 48, 32, |x, y| if (x, y) == (5, 6) { 3 } else { 0 });
-    check(&config, &["masks/b.png", "pixel (5, 6)", "index 3", "3 classes (0 to 2)"]);
+    check(&config, &["masks/b.png", "pixel (5, 6)", "index 3", "lists 0, 1, 2 and ignores 99"]);
     // Unverified, the same fault is found when the image is loaded.
-    let set = Dataset::open(&config, false).unwrap();
+    let set = Dataset::open(&config, &Reading { verify: false, ..Reading::default() }).unwrap();
     assert!(set.load(0).is_ok());
     assert!(set.load(1).unwrap_err().to_string().contains("pixel (5, 6)"));
     data::ramp(48, 32).save(root.join("masks/b.png")).unwrap();
-    check(&config, &["masks/b.png", "Rgb", "one grey or palette byte"]);
+    check(&config, &["masks/b.png", "Rgb", "one grey or palette sample"]);
     data::grey(&root.join("masks/b.png"), 32, 48, |_, _| 0);
     check(&config, &["masks/b.png", "32 x 48", "48 x 32"]);
     fs::write(root.join("masks/b.png"), b"\x89PNG\r\n\x1a\nrest").unwrap();
     check(&config, &["masks/b.png", "not a readable PNG"]);
     data::grey(&root.join("masks/c.png"), 48, 32, |_, _| 0);
-    check(&config, &["image `c`", "no file of this stem"]);
+    check(&config, &["image `c`", "no photo of this stem"]);
     for (text, wanted) in [
-        (r#"{"classes": []}"#, "no list `classes`"),
-        (r#"{"classes": [{"index": 1, "name": "a"}]}"#, "index 1 where 0"),
-        (r#"{"classes": [{"index": 0, "name": "a"}, {"index": 1, "name": "a"}]}"#, "`a` occurs twice"),
-        (r#"{"ignore_index": 700, "classes": [{"index": 0, "name": "a"}]}"#, "ignore_index 700"),
+        (r#"{"classes": []}"#, "`classes` is empty"),
+        (r#"{"classes": 3}"#, "`classes` is no list"),
+        (r#"[]"#, "it is a list, an object is expected"),
+        (r#"{"classes": [{"index": 70000, "name": "a"}]}"#, "classes[0]: `index` is 70000: a number from 0"),
+        (r#"{"classes": [{"index": 0}]}"#, "classes[0]: missing field `name`"),
+        (r#"{"classes": [{"index": 0, "name": "a"}, {"index": 1, "name": "a"}]}"#, "classes[1] (`a`): the index 1 or the name occurs twice"),
+        (r#"{"ignore_index": -7, "classes": [{"index": 0, "name": "a"}]}"#, "`ignore_index` is -7"),
     ] {
         fs::write(root.join("classes.json"), text).unwrap();
         check(&config, &["classes.json", wanted]);
     }
+}
+
+#[test]
+fn damaged_photos_are_found_at_the_start_or_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    data::photos(root, &["a.png", "b.png"]);
+    let file = json!({
+        "images": [{"id": 7, "file_name": "a.png", "width": 48, "height": 32},
+                   {"id": 8, "file_name": "b.png", "width": 48, "height": 32}],
+        "annotations": [data::square(1, 7, 9), data::square(2, 8, 9)],
+        "categories": [{"id": 9, "name": "dog"}],
+    });
+    let config = data::coco_text(root, &file.to_string());
+    let photo = root.join("images/b.png");
+    let bytes = fs::read(&photo).unwrap();
+    // The header is whole: only decoding tells.
+    fs::write(&photo, &bytes[..bytes.len() / 2]).unwrap();
+    check(&config, &["images/b.png", "damaged"]);
+    let skip = Reading { skip_damaged: true, ..Reading::default() };
+    let set = Dataset::open(&config, &skip).unwrap();
+    assert_eq!((set.len(), set.load(0).unwrap().id), (1, 7));
+    let left_out = set.warnings()[0].to_string();
+    assert!(left_out.contains("left out (1 times; first: ") && left_out.contains("b.png"), "{left_out}");
+    fs::write(root.join("images/a.png"), b"no picture").unwrap();
+    let error = Dataset::open(&config, &skip).unwrap_err().to_string();
+    assert!(error.contains("no photo can be decoded"), "{error}");
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use image::{Rgb, RgbImage};
 use knet::image::palette;
-use knet::train::data::{Augment, Batch, DataConfig, Loader, LoaderConfig, Mix};
+use knet::train::data::{Augment, Batch, DataConfig, Loader, LoaderConfig, Mix, Reading};
 
 use crate::data;
 
@@ -39,7 +39,7 @@ fn contact_sheets() {
         if configs.is_empty() {
             continue;
         }
-        let mix = Arc::new(Mix::open(&configs, false).unwrap());
+        let mix = Arc::new(Mix::open(&configs, &Reading { verify: false, ..Reading::default() }).unwrap());
         let augment = Augment { size: [320, 320], copy_paste: 0.5, ..Augment::default() };
         let settings =
             LoaderConfig { batch: 4, max_objects: 100, augment, prefetch: 1, ..LoaderConfig::default() };

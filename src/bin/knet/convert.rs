@@ -2,10 +2,11 @@
 
 use crate::{guard, print};
 use clap::{Args, ValueEnum};
+use knet::fsio::read_text;
 use knet::engine::convert::{Options, Precision, SOURCE_KEY, convert};
 use knet::model::Config;
 use knet::train::data::Catalogue;
-use knet::{Error, Result};
+use knet::Result;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -74,7 +75,7 @@ fn parse_field(text: &str) -> Result<(String, Value), String> {
 
 /// The classes that a file names.
 fn classes(path: &Path) -> Result<Vec<(Option<u32>, String)>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = read_text(path)?;
     if text.trim_start_matches('\u{feff}').trim_start().starts_with('{') {
         return Ok(Catalogue::read(path)?.classes().map(|(id, name)| (Some(id), name.to_string())).collect());
     }

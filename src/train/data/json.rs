@@ -12,12 +12,13 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
+use crate::fsio::read_file;
 use crate::image::rle::MAX_PIXELS;
 
 /// The text of a JSON file. Bare `NaN` and `Infinity`, which Python writes, become strings: they are no JSON, and a field
 /// that needs a number then says what it found.
 pub(super) fn read(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = read_file(path)?;
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(Error::data(path, "is UTF-16 text, not UTF-8: save it as UTF-8"));
     }

@@ -12,6 +12,7 @@ use super::json::{self, Record};
 use super::warning::Warnings;
 use super::{labels, panoptic};
 use crate::error::{Error, Result};
+use crate::fsio::read_text;
 use crate::image::classes::Class;
 use crate::image::listing::Listing;
 use crate::image::palette;
@@ -24,7 +25,8 @@ const MAX_INDEX: u64 = u16::MAX as u64;
 /// ignores nothing.
 #[derive(Clone, Debug)]
 pub(in crate::train) struct ClassList {
-    path: PathBuf,
+    /// The file it was read from.
+    pub path: PathBuf,
     /// Value and name of each class, in the order of the list, which is the order of the classes.
     pub classes: Vec<(u32, String)>,
     /// Value of pixels that are not compared and not learnt. It wins over a class of the same value.
@@ -117,7 +119,7 @@ impl ClassList {
 
 /// The stems that a list names, one a line.
 fn read_stems(list: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(list).map_err(|e| Error::io(list, e))?;
+    let text = read_text(list)?;
     Ok(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect())
 }
 

@@ -160,7 +160,6 @@ pub struct Found<'a> {
 /// Masks of class indices that a panoptic set is compared with, besides.
 struct Extra {
     masks: PathBuf,
-    classes: PathBuf,
     labels: Arc<ClassList>,
 }
 
@@ -175,7 +174,7 @@ impl Evaluation {
         let data = Dataset::open(&config, &spec.reading)?;
         let extra = extra.map(|extra| -> Result<Extra> {
             let labels = Arc::new(ClassList::read(&extra.classes, &extra.field)?);
-            Ok(Extra { masks: extra.masks.clone(), classes: extra.classes.clone(), labels })
+            Ok(Extra { masks: extra.masks.clone(), labels })
         });
         Evaluation::with(&data, extra.transpose()?, engine.config(), spec.classes)
     }
@@ -202,16 +201,16 @@ impl Evaluation {
             names.truncate(model.thing_classes);
         }
         let (mut instances, mut panoptic) = (None, None);
-        let mut labels = data.labels.clone().map(|labels| (data.source.as_path(), labels));
+        let mut labels = data.labels.clone();
         if task == Task::Instance {
             instances = Some(coco_ap::Evaluator::of(data, &names, policy, Overlap::Masks)?);
         } else if labels.is_none() {
             panoptic = Some(panoptic_quality::Evaluator::of(data, &names, policy)?);
         }
         if let Some(extra) = &extra {
-            labels = Some((&extra.classes, Arc::clone(&extra.labels)));
+            labels = Some(Arc::clone(&extra.labels));
         }
-        let semantic = labels.map(|(path, labels)| semantic_iou::Evaluator::of(path, labels, &names, policy));
+        let semantic = labels.map(|labels| semantic_iou::Evaluator::of(labels, &names, policy));
         let mask = |path: &Path, label: &Label| match (&extra, label) {
             (None, Label::Semantic { png }) => Some(png.clone()),
             // Not `with_extension`: a stem may hold dots.

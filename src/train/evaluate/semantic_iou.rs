@@ -133,18 +133,13 @@ impl Evaluator {
     /// [`Error::Io`] if it cannot be read; [`Error::Data`] if it is no such list or an index or name occurs twice; as
     /// [`ClassMatch::new`].
     pub fn open(path: &Path, field: &str, classes: &[String], policy: ClassPolicy) -> Result<Self> {
-        Evaluator::of(path, Arc::new(ClassList::read(path, field)?), classes, policy)
+        Evaluator::of(Arc::new(ClassList::read(path, field)?), classes, policy)
     }
 
-    /// Compares by this class list, which the file at `path` holds.
-    pub(super) fn of(
-        path: &Path,
-        labels: Arc<ClassList>,
-        classes: &[String],
-        policy: ClassPolicy,
-    ) -> Result<Self> {
+    /// Compares by this class list.
+    pub(super) fn of(labels: Arc<ClassList>, classes: &[String], policy: ClassPolicy) -> Result<Self> {
         let names: Vec<String> = labels.classes.iter().map(|(_, name)| name.clone()).collect();
-        let classes = ClassMatch::new(path, classes, &names, policy)?;
+        let classes = ClassMatch::new(&labels.path, classes, &names, policy)?;
         let (meaning, confusion) = (labels.meaning(), Confusion::new(&classes));
         Ok(Evaluator { labels, classes, meaning, confusion })
     }

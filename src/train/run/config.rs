@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::validate::Metric;
 use crate::error::{Error, Result};
+use crate::fsio::read_text;
 use crate::model::{BackboneConfig, Config, Normalization, Task};
 use crate::train::data::{Augment, DataConfig, LoaderConfig, Mix, Reading, Sampling};
 use crate::train::network::LossWeights;
@@ -286,7 +287,7 @@ impl RunConfig {
     /// # Errors
     /// [`Error::Io`]; [`Error::Usage`] naming file, line and field.
     pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = read_text(path)?;
         let refuse =
             |e: toml::de::Error| Error::usage(format!("{}: {}", path.display(), one_line(&text, &e)));
         let plain = || toml::from_str::<RunConfig>(&text).map_err(refuse);
@@ -423,13 +424,20 @@ fn one_line(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
+/// Most parts of a key of `--set`: no field lies deeper.
+const MAX_DEPTH: usize = 16;
+
 /// Sets one `key=value`.
 fn set(table: &mut toml::Table, item: &str) -> Result<()> {
-    let refuse = |why: &str| Error::usage(format!("--set {item}: {why}"));
+    let shown: String = item.chars().take(80).collect();
+    let refuse = |why: &str| Error::usage(format!("--set {shown}: {why}"));
     let (key, value) = item.split_once('=').ok_or_else(|| refuse("is not KEY=VALUE"))?;
     let value = value.trim();
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"));
     let value = parsed.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| value.into());
+    if key.split('.').count() > MAX_DEPTH {
+        return Err(refuse(&format!("the key has more than {MAX_DEPTH} parts")));
+    }
     let mut table = table;
     let mut parts = key.trim().split('.').peekable();
     while let Some(part) = parts.next() {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::validate::Score;
 use crate::error::{Error, Result};
-use crate::fsio::atomic_write;
+use crate::fsio::{atomic_write, read_file};
 use crate::train::step::Losses;
 
 /// Means over the iterations since the last line.
@@ -146,6 +146,7 @@ impl Log {
 /// # Errors
 /// [`Error::Io`].
 pub fn read(path: &Path) -> Result<Vec<Value>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    let bytes = read_file(path)?;
+    // A cut may lie within a letter.
+    Ok(String::from_utf8_lossy(&bytes).lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }

@@ -1,10 +1,13 @@
 //! The `knet` program: exit codes, messages, and the files it writes or does not write.
 
-#[path = "common/model.rs"]
+#[path = "../common/model.rs"]
 #[expect(dead_code, reason = "other suites write safetensors")]
 mod model;
-#[path = "common/pth_writer.rs"]
+#[path = "../common/pth_writer.rs"]
 mod pth_writer;
+
+mod evaluation;
+mod outputs;
 
 use image::{ImageFormat, RgbImage};
 use knet::checkpoint::Checkpoint;
@@ -447,144 +450,4 @@ fn from_pth_to_masks() {
     assert_eq!(outcome.code, 6);
     assert!(outcome.stderr.contains("missing: ") && outcome.stderr.contains("of the wrong shape: "));
     assert!(!path.join("x.safetensors").exists());
-}
-
-/// A data set of one photo with instances, panoptic segments and class indices; classes are the model's first two.
-fn write_data_set(path: &Path) {
-    let json = |name: &str, value: Value| std::fs::write(path.join(name), value.to_string()).unwrap();
-    let images = serde_json::json!([{"id": 4, "file_name": "a.png", "height": 128, "width": 192}]);
-    let categories = serde_json::json!([
-        {"id": 1, "name": "person", "isthing": 1},
-        {"id": 9, "name": "sky-other-merged", "isthing": 0},
-    ]);
-    let outline = serde_json::json!([[10, 10, 90, 10, 90, 90]]);
-    json(
-        "instances.json",
-        serde_json::json!({"images": images, "categories": categories, "annotations": [
-            {"id": 1, "image_id": 4, "category_id": 1, "iscrowd": 0, "segmentation": outline},
-        ]}),
-    );
-    json(
-        "panoptic.json",
-        serde_json::json!({"images": images, "categories": categories, "annotations": [
-            {"image_id": 4, "file_name": "a.png", "segments_info": [{"id": 7, "category_id": 9, "iscrowd": 0}]},
-        ]}),
-    );
-    json("classes.json", serde_json::json!({"classes": [{"index": 3, "name": "person"}]}));
-    json("none.json", serde_json::json!({"images": images, "categories": categories, "annotations": []}));
-    std::fs::create_dir(path.join("panoptic")).unwrap();
-    std::fs::create_dir(path.join("masks")).unwrap();
-    std::fs::create_dir(path.join("empty")).unwrap();
-    RgbImage::from_pixel(192, 128, image::Rgb([7, 0, 0])).save(path.join("panoptic/a.png")).unwrap();
-    image::GrayImage::from_pixel(192, 128, image::Luma([3])).save(path.join("masks/a.png")).unwrap();
-}
-
-#[test]
-fn evaluation() {
-    let folder = folder_with_photo();
-    let path = folder.path();
-    write_data_set(path);
-    let before = listing(path);
-    let common = ["eval", "--images", ".", "--size", "64,96"];
-    let panoptic = [
-        "--model",
-        "knet_s3_r50_fpn_panoptic",
-        "--annotations",
-        "panoptic.json",
-        "--panoptic-dir",
-        "panoptic",
-    ];
-    let masks = ["--masks", "masks", "--classes", "classes.json"];
-    let cases: [(&[&str], i32, &[&str]); 12] = [
-        (&[], 2, &["--annotations"]),
-        (&["--masks", "masks"], 2, &["--classes"]),
-        (&["--panoptic-dir", "panoptic"], 2, &["--annotations"]),
-        (&["--annotations", "gone.json"], 3, &["gone.json", "No such file"]),
-        (&["--annotations", "none.json"], 8, &["none.json", "`annotations` is empty"]),
-        (
-            &["--annotations", "instances.json"],
-            8,
-            &[
-                "instances.json",
-                "1 names agree",
-                "only in the data set: sky-other-merged",
-                "--common-classes",
-            ],
-        ),
-        (
-            &["--annotations", "instances.json", "--common-classes", "--images", "empty"],
-            3,
-            &["empty/a.png", "1 of 1 photos"],
-        ),
-        (&["--annotations", "panoptic.json", "--common-classes"], 8, &["panoptic.json", "--panoptic-dir"]),
-        (
-            &["--annotations", "instances.json", "--masks", "masks", "--classes", "classes.json"],
-            2,
-            &["different results"],
-        ),
-        (&["--annotations", "instances.json", "--panoptic-dir", "panoptic"], 2, &["instances only"]),
-        (
-            &["--masks", "empty", "--classes", "classes.json", "--model", "knet_s3_r50_fpn_panoptic"],
-            8,
-            &["empty", "no files"],
-        ),
-        (
-            &[
-                "--masks",
-                "masks",
-                "--classes",
-                "classes.json",
-                "--model",
-                "knet_s3_r50_fpn_panoptic",
-                "--images",
-                "masks/..",
-            ],
-            8,
-            &["classes.json", "132 only in the model"],
-        ),
-    ];
-    for (arguments, code, fragments) in cases {
-        // A folder of images that a case names stands for the common one.
-        let common =
-            if arguments.contains(&"--images") { &["eval", "--size", "64,96"][..] } else { &common[..] };
-        let outcome = knet(path, &[common, arguments].concat());
-        assert_eq!(outcome.code, code, "{arguments:?}: {}", outcome.stderr);
-        for fragment in fragments {
-            assert!(
-                outcome.stderr.contains(fragment),
-                "{arguments:?}: no `{fragment}` in: {}",
-                outcome.stderr
-            );
-        }
-    }
-    assert_eq!(listing(path), before);
-
-    let run = |arguments: &[&str]| {
-        let outcome =
-            succeed(path, &[&common[..], &["--common-classes", "--json", "out.json"], arguments].concat());
-        (outcome.stdout, read_json(&path.join("out.json")))
-    };
-    let (table, report) = run(&["--model", "knet_s3_r50_fpn", "--annotations", "instances.json"]);
-    assert!(table.contains("knet_s3_r50_fpn on 1 images") && table.contains("AP50"), "{table}");
-    assert_eq!(report["instances"]["objects"], 1);
-    assert_eq!(report["only_in_data"], serde_json::json!(["sky-other-merged"]));
-    let (table, report) = run(&panoptic);
-    assert!(table.contains("Panoptic quality") && table.contains("mIoU"), "{table}");
-    assert_eq!(report["panoptic"]["images"], 1);
-    assert_eq!(report["semantic"]["pixels"], 128 * 192);
-    assert_eq!(report["semantic"]["per_class"][1]["pixels"], 128 * 192);
-    let (_, report) = run(&[&panoptic[..], &masks].concat());
-    assert_eq!(report["semantic"]["per_class"][0]["name"], "person");
-    let (table, report) = run(&[&masks[..], &panoptic[..2]].concat());
-    assert!(!table.contains("Panoptic quality") && report["panoptic"].is_null(), "{table}");
-    assert_eq!(report["semantic"]["pixels"], 128 * 192);
-
-    // A photo of another size than the annotations say.
-    photo(100, 100).save(path.join("a.png")).unwrap();
-    let outcome =
-        knet(path, &[&common[..], &["--common-classes", "--annotations", "instances.json"]].concat());
-    assert_eq!(outcome.code, 8, "{}", outcome.stderr);
-    for fragment in ["a.png", "image 4", "100 x 100", "128 x 192"] {
-        assert!(outcome.stderr.contains(fragment), "{}", outcome.stderr);
-    }
 }

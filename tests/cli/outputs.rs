@@ -1,0 +1,74 @@
+//! What is written where, and what never is.
+
+use crate::{folder_with_photo, knet, listing, read_json, succeed};
+use image::RgbImage;
+use std::process::Command;
+
+#[test]
+fn photos_and_files_of_others_are_never_replaced() {
+    let folder = folder_with_photo();
+    let path = folder.path();
+    std::fs::create_dir(path.join("p")).unwrap();
+    std::fs::copy(path.join("a.png"), path.join("p/a.png")).unwrap();
+    let own = RgbImage::from_pixel(20, 16, image::Rgb([9, 8, 7]));
+    own.save(path.join("p/a.overlay.png")).unwrap();
+    let segment = ["segment", "p", "--size", "64,96", "--out", "p"];
+    let outcome = knet(path, &segment);
+    assert_eq!(outcome.code, 2, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("p/a.overlay.png: is an input"), "{}", outcome.stderr);
+    let outcome = knet(path, &["segment", "p/a.png", "--size", "64,96", "--out", "p"]);
+    assert_eq!(outcome.code, 2, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("did not make it") && outcome.stderr.contains("--overwrite"), "{}", outcome.stderr);
+    assert_eq!(image::open(path.join("p/a.overlay.png")).unwrap().to_rgb8(), own);
+    assert_eq!(listing(&path.join("p")), ["a.overlay.png", "a.png"]);
+    succeed(path, &["segment", "p/a.png", "--size", "64,96", "--out", "p", "--overwrite"]);
+    // Now it is ours: no photo of the next run, and replaced by it.
+    for _ in 0..2 {
+        let outcome = succeed(path, &segment);
+        assert_eq!(outcome.stdout.lines().count(), 1, "{}", outcome.stdout);
+        assert!(outcome.stderr.contains("1 results of knet segment"), "{}", outcome.stderr);
+        assert_eq!(listing(&path.join("p")), ["a.json", "a.overlay.png", "a.png"]);
+    }
+    std::fs::write(path.join("mine.safetensors"), b"weights of my own").unwrap();
+    let dump = ["dump", "--image", "a.png", "--no-resize", "--out", "mine.safetensors"];
+    let outcome = knet(path, &dump);
+    assert_eq!(outcome.code, 2, "{}", outcome.stderr);
+    assert_eq!(std::fs::read(path.join("mine.safetensors")).unwrap(), b"weights of my own");
+}
+
+#[test]
+fn instances_as_numbers() {
+    let folder = folder_with_photo();
+    let path = folder.path();
+    let segment = ["segment", "a.png", "--size", "64,96", "--score", "0", "--out", "out", "--format", "png,json"];
+    succeed(path, &segment);
+    assert_eq!(listing(&path.join("out")), ["a.instances.png", "a.json"]);
+    let numbers = image::open(path.join("out/a.instances.png")).unwrap();
+    assert_eq!(numbers.color(), image::ColorType::L16);
+    let numbers = numbers.to_luma16();
+    let report = read_json(&path.join("out/a.json"));
+    let masks: Vec<_> = report["annotations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| knet::image::rle::decode(a["segmentation"]["counts"].as_str().unwrap(), 128, 192).unwrap())
+        .collect();
+    assert!(masks.iter().any(|mask| mask.area() > 0));
+    for (x, y, number) in numbers.enumerate_pixels() {
+        let first = masks.iter().position(|mask| mask.get(y as usize, x as usize));
+        assert_eq!(usize::from(number[0]), first.map_or(0, |first| first + 1), "({x}, {y})");
+    }
+}
+
+#[test]
+fn too_large_a_size_is_refused_with_both_numbers() {
+    let folder = folder_with_photo();
+    let script = format!(
+        "ulimit -v 3000000; exec {:?} segment a.png --size 8192,8192 --out out",
+        env!("CARGO_BIN_EXE_knet")
+    );
+    let output = Command::new("bash").args(["-c", &script]).current_dir(folder.path()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(11), "{stderr}");
+    assert!(stderr.contains("GiB of memory") && stderr.contains("GiB are available"), "{stderr}");
+}

@@ -1,0 +1,117 @@
+//! What is kept when something goes wrong, and what may change when a run goes on.
+
+use crate::{Scene, names_in, stderr, wait_for_log};
+use knet::train::run::log::read;
+use std::process::Output;
+
+fn epochs_and_iterations(scene: &Scene, out: &str) -> (u64, u64) {
+    let text = &scene.state(out).metadata()["knet.progress"];
+    let progress: serde_json::Value = serde_json::from_str(text).unwrap();
+    (progress["position"]["epoch"].as_u64().unwrap(), progress["iteration"].as_u64().unwrap())
+}
+
+/// Three photos: an epoch is three updates of one, and one and a half of two.
+fn epochs(scene: &Scene, out: &str, batch: usize, epochs: usize, more: &[&str]) -> Output {
+    let text = scene.text().replace("iterations = 6", &format!("epochs = {epochs}"));
+    std::fs::write(scene.config(), text.replace("batch = 2", &format!("batch = {batch}"))).unwrap();
+    scene.train(out, more)
+}
+
+#[test]
+fn epochs_are_epochs_whatever_the_batch_was() {
+    let scene = Scene::new(&["red", "blue"]);
+    epochs(&scene, "small", 1, 2, &[]);
+    assert_eq!(epochs_and_iterations(&scene, "small"), (2, 6));
+    let notes = stderr(&epochs(&scene, "small", 2, 4, &["--resume"]));
+    assert!(notes.contains("changed since: data.batch: 1 -> 2"), "{notes}");
+    assert!(notes.contains("changed since: schedule.epochs: 2 -> 4"), "{notes}");
+    assert_eq!(epochs_and_iterations(&scene, "small"), (4, 9));
+    let before = scene.losses("small");
+    let rates = |out: &str| -> Vec<f64> {
+        let lines = read(&scene.path(out).join("log.jsonl")).unwrap();
+        lines.iter().filter_map(|line| line["lr"].as_f64()).collect()
+    };
+    // All four epochs are done: a smaller batch makes no more of them.
+    epochs(&scene, "small", 1, 4, &["--resume"]);
+    assert_eq!(scene.losses("small"), before);
+    assert_eq!(epochs_and_iterations(&scene, "small"), (4, 9));
+    assert!(rates("small").windows(2).skip(3).all(|pair| pair[1] <= pair[0] || pair[0] == pair[1]), "{:?}", rates("small"));
+
+    let output = scene.run("small", &["--resume", "--set", "data.sampling.several_weight=2", "--set", "data.strict=true"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    for part in ["data.sampling.several_weight: 1.0 -> 2.0", "data.strict: false -> true", "start.weights"] {
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    }
+    let output = scene.run("hopeless", &["--set", "schedule.epochs=1000000000000"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("more than any run can see"), "{}", stderr(&output));
+}
+
+fn val(scene: &Scene, file: &str, images: &str) -> String {
+    let (file, images) = (scene.path(file), scene.path(images));
+    format!("data.val=[{{format=\"coco_instance\", annotations={file:?}, images={images:?}}}]")
+}
+
+#[test]
+fn a_validation_that_fails_does_not_cost_the_run() {
+    let scene = Scene::new(&["red", "blue"]);
+    std::fs::create_dir(scene.path("val")).unwrap();
+    for id in 1..4 {
+        std::fs::copy(scene.path(&format!("{id}.png")), scene.path(&format!("val/{id}.png"))).unwrap();
+    }
+    // What is wrong with the files is said before the run begins.
+    let text = std::fs::read_to_string(scene.path("data.json")).unwrap();
+    std::fs::write(scene.path("bad.json"), text.replacen("\"iscrowd\":0", "\"iscrowd\":\"no\"", 1)).unwrap();
+    let output = scene.run("run", &["--set", &val(&scene, "bad.json", "val")]);
+    assert_eq!(output.status.code(), Some(8), "{}", stderr(&output));
+    assert!(stderr(&output).contains("bad.json: annotation 1 (image 1): `iscrowd` is \"no\""), "{}", stderr(&output));
+    assert!(!scene.path("run").exists());
+
+    let set = val(&scene, "data.json", "val");
+    let long = ["--set", &set, "--set", "schedule.iterations=60", "--set", "run.validate_epochs=8", "--set", "run.save_iterations=0"];
+    let mut child = scene.command("run", &long).spawn().unwrap();
+    wait_for_log(&scene, "run", &mut child);
+    std::fs::remove_file(scene.path("val/2.png")).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let notes = stderr(&output);
+    // The run went on past the validations on its way; the one at its end is its result.
+    assert_eq!(output.status.code(), Some(8), "{notes}");
+    assert!(notes.contains("not validated: ") && notes.contains("val/2.png") && notes.contains("the run goes on"), "{notes}");
+    assert_eq!(epochs_and_iterations(&scene, "run").1, 60);
+    assert_eq!(scene.losses("run").len(), 60);
+    std::fs::copy(scene.path("2.png"), scene.path("val/2.png")).unwrap();
+    scene.train("run", &[&long[..], &["--resume"]].concat());
+    assert!(scene.path("run/best.safetensors").exists());
+}
+
+#[test]
+fn a_folder_has_one_run_and_is_swept() {
+    let scene = Scene::new(&["red", "blue"]);
+    let long = ["--set", "schedule.iterations=100000", "--set", "run.save_iterations=0"];
+    let mut child = scene.command("run", &long).spawn().unwrap();
+    wait_for_log(&scene, "run", &mut child);
+    for more in [&[][..], &["--resume"]] {
+        let output = scene.run("run", &[&long[..], more].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let pid = format!("process {} on ", child.id());
+        assert!(stderr(&output).contains("in use by another run") && stderr(&output).contains(&pid), "{}", stderr(&output));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    std::fs::write(scene.path("run/.last.state.77-3.tmp"), b"half a state").unwrap();
+    let notes = stderr(&scene.train("run", &["--resume"]));
+    assert!(notes.contains("taken over from a dead run"), "{notes}");
+    let names = names_in(&scene.path("run"));
+    assert!(!names.iter().any(|name| name.ends_with(".tmp") || name == "run.lock"), "{names:?}");
+}
+
+#[test]
+fn what_is_for_people_alone_never_ends_a_run() {
+    let scene = Scene::new(&["red", "blue"]);
+    // Folders where the pictures belong.
+    std::fs::create_dir_all(scene.path("run/curves.png")).unwrap();
+    std::fs::write(scene.path("run/overlays"), b"in the way").unwrap();
+    let notes = stderr(&scene.train("run", &["--set", "run.overlay_minutes=60"]));
+    assert!(notes.contains("not drawn: ") && notes.contains("curves.png"), "{notes}");
+    assert_eq!(epochs_and_iterations(&scene, "run").1, 6);
+}

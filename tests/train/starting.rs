@@ -1,0 +1,105 @@
+//! What a run starts from, and what it says of it.
+
+use crate::{Scene, stderr};
+use knet::checkpoint::Checkpoint;
+use knet::engine::{Engine, WeightSource, class_list};
+use knet::train::data::{Mix, Reading};
+use knet::train::run::RunConfig;
+use knet::train::run::start::{StartReport, Values, initial_values};
+
+/// The values that `scene` starts from with `settings`.
+fn values(scene: &Scene, settings: &[String]) -> (Values, StartReport) {
+    let config = RunConfig::load(&scene.config(), settings).unwrap();
+    let model = config.model(&Mix::open(&config.data.train, &Reading::default()).unwrap()).unwrap();
+    initial_values(&model, &config.start, 7).unwrap()
+}
+
+#[test]
+fn rows_of_class_heads_follow_the_names() {
+    let two = Scene::numbered(&[(4, "red"), (9, "blue")]);
+    two.train("run", &[]);
+    let weights = two.path("run/last.safetensors");
+    let file = Checkpoint::open(&weights).unwrap();
+    let start = format!("start.weights={weights:?}");
+    let heads = ["rpn_head.conv_seg", "roi_head.mask_head.0.fc_cls", "roi_head.mask_head.1.fc_cls"];
+    let row = |values: &Values, key: &str, row: usize| {
+        let tensor = &values[key];
+        let width = tensor.data().len() / tensor.shape().dims()[0];
+        tensor.data()[row * width..][..width].to_vec()
+    };
+    let of_file: Values = file.names().map(|name| (name.to_string(), file.load_f32(name).unwrap())).collect();
+
+    // The data number the classes the other way round: class 0 is blue.
+    let swapped = Scene::numbered(&[(9, "red"), (4, "blue")]);
+    let (values_swapped, report) = values(&swapped, &[start.clone()]);
+    assert_eq!((report.kept_classes, report.new_classes.len()), (vec!["blue".into(), "red".into()], 0));
+    for key in heads.iter().flat_map(|head| [format!("{head}.weight"), format!("{head}.bias")]) {
+        assert_eq!(row(&values_swapped, &key, 0), row(&of_file, &key, 1), "{key}");
+        assert_eq!(row(&values_swapped, &key, 1), row(&of_file, &key, 0), "{key}");
+    }
+    // As many classes, one of them another; and fewer.
+    for (scene, kept, new, left) in [
+        (Scene::new(&["green", "blue"]), "blue", &["green"][..], "red"),
+        (Scene::new(&["blue"]), "blue", &[], "red"),
+    ] {
+        let (found, report) = values(&scene, &[start.clone()]);
+        assert_eq!((&report.kept_classes[..], &report.new_classes[..]), (&[kept.to_string()][..], new));
+        assert_eq!(report.left_classes, [left]);
+        for head in heads {
+            let key = format!("{head}.weight");
+            let place = found[&key].shape().dims()[0] - 1;
+            assert_eq!(row(&found, &key, place), row(&of_file, &key, 1), "{key}");
+            assert!(new.is_empty() || row(&found, &key, 0) != row(&of_file, &key, 0), "{key}");
+        }
+        // All other values are those of the file, bit by bit.
+        let same = found.iter().filter(|(key, value)| {
+            of_file.get(*key).is_some_and(|kept| kept.shape() == value.shape() && kept.data() == value.data())
+        });
+        let classes_differ = 2 * heads.len();
+        assert_eq!(same.count() + classes_differ, found.len());
+    }
+    let output = swapped.train("run", &["--set", &start]);
+    assert!(stderr(&output).contains("class heads: rows taken by name: blue, red"), "{}", stderr(&output));
+
+    // The ids of the data set travel with the weights.
+    let engine = Engine::builder().weights(WeightSource::File(weights.clone())).build().unwrap();
+    let ids: Vec<(u32, String)> = class_list(engine.config()).iter().map(|c| (c.id, c.name.to_string())).collect();
+    assert_eq!(ids, [(4, "red".to_string()), (9, "blue".to_string())]);
+
+    // A file that does not name its classes is not guessed at.
+    let bare = two.path("bare.safetensors");
+    let tensors: Vec<_> = of_file.iter().map(|(key, t)| (key, t.shape(), t)).collect();
+    let tensors = tensors.iter().map(|(key, shape, tensor)| knet::checkpoint::TensorOut {
+        name: key,
+        shape: shape.dims(),
+        data: knet::checkpoint::TensorData::F32(tensor.data()),
+    });
+    knet::checkpoint::write_safetensors(&bare, tensors, &Default::default()).unwrap();
+    let bare = format!("start.weights={bare:?}");
+    let (found, report) = values(&two, &[bare.clone()]);
+    assert!(report.unnamed);
+    assert_ne!(row(&found, "rpn_head.conv_seg.weight", 0), row(&of_file, "rpn_head.conv_seg.weight", 0));
+    let named = "start.classes=[\"red\", \"blue\"]".to_string();
+    let (found, report) = values(&two, &[bare, named]);
+    assert!(!report.unnamed && report.new_classes.is_empty());
+    assert_eq!(found["rpn_head.conv_seg.weight"].data(), of_file["rpn_head.conv_seg.weight"].data());
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_said() {
+    let scene = Scene::new(&["red", "blue"]);
+    let arguments = [
+        "--set", "model.proposals=1", "--set", "model.size=[320, 320]", "--set", "schedule.iterations=3",
+        "--set", "data.max_objects=1", "--set", "model.max_per_image=1",
+    ];
+    let notes = stderr(&scene.train("run", &arguments));
+    for part in [
+        "2 images have more objects (up to 2) than 1 = model.proposals",
+        "than 1 = data.max_objects",
+        "than 1 = model.max_per_image",
+        "augment.size is 64 x 64, but photos are segmented at model.size 320, 320",
+        "schedule.warmup of 3 iterations is more than a third of the run's 3",
+    ] {
+        assert!(notes.contains(part), "no `{part}` in: {notes}");
+    }
+}
