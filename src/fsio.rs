@@ -215,7 +215,8 @@ mod tests {
     #[test]
     fn what_dead_writers_left_is_swept() {
         let folder = tempfile::tempdir().unwrap();
-        let kept = ["last.state", ".last.state.tmp", ".last.state.1-x.tmp", ".other.1-2.tmp", "last.state.1-2.tmp"];
+        let kept =
+            ["last.state", ".last.state.tmp", ".last.state.1-x.tmp", ".other.1-2.tmp", "last.state.1-2.tmp"];
         for name in kept.iter().chain(&[".last.state.17-3.tmp", ".a b.4-0.tmp"]) {
             std::fs::write(folder.path().join(name), b"x").unwrap();
         }

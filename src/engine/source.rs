@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, first_non_finite, seeded};
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
-use crate::fsio::open_file;
+use crate::fsio;
 use crate::graph::Param;
 use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
 use crate::plan::constants::Loader;
@@ -103,7 +103,7 @@ fn open_file(file: Checkpoint, name: Option<&str>) -> Result<(Config, Box<Loader
 /// The error of opening `path`, with the way out if the file is one of PyTorch's.
 fn with_hint(path: &Path, error: Error) -> Error {
     let mut start = [0; 4];
-    let read = open_file(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok());
+    let read = fsio::open_file(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok());
     let zip = start == *b"PK\x03\x04";
     // A pickled long of ten bytes: the magic number of the format before PyTorch 1.6.
     let legacy = start[0] == 0x80 && start[2..] == [0x8a, 10];

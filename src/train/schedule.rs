@@ -83,7 +83,9 @@ impl Schedule {
         };
         match ok {
             true => Ok(()),
-            false => Err(Error::usage(format!("schedule: {field} is out of range (0 to 1, a power 0 or more)"))),
+            false => {
+                Err(Error::usage(format!("schedule: {field} is out of range (0 to 1, a power 0 or more)")))
+            }
         }
     }
 

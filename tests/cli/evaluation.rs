@@ -182,7 +182,11 @@ fn results_carry_the_ids_of_the_data_set() {
     }
     for (arguments, code, fragment) in [
         (vec!["segment", "a.png", "--coco", "x.json"], 2, "--annotations"),
-        (vec!["segment", "out/a.overlay.png", "--coco", "x.json", "--annotations", "test.json"], 8, "no entry"),
+        (
+            vec!["segment", "out/a.overlay.png", "--coco", "x.json", "--annotations", "test.json"],
+            8,
+            "no entry",
+        ),
         ([&eval[..], &["--coco", "eval.json"]].concat(), 2, "--overwrite"),
         ([&eval[..], &["--json", "gt.json", "--overwrite"]].concat(), 2, "is an input"),
     ] {
@@ -212,7 +216,11 @@ fn files_are_looked_at_before_anything_is_computed() {
     assert_eq!(outcome.code, 4, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("b.png") && outcome.stdout.is_empty(), "{}", outcome.stderr);
     let outcome = succeed(path, &[&eval[..], &["--skip-damaged"]].concat());
-    assert!(outcome.stdout.contains("on 1 images") && outcome.stderr.contains("left out (1 times"), "{}", outcome.stderr);
+    assert!(
+        outcome.stdout.contains("on 1 images") && outcome.stderr.contains("left out (1 times"),
+        "{}",
+        outcome.stderr
+    );
     // The result is printed though it cannot be written.
     let outcome = knet(path, &[&eval[..], &["--skip-damaged", "--json", "a.png/x.json"]].concat());
     assert_eq!(outcome.code, 3, "{}", outcome.stderr);

@@ -18,7 +18,11 @@ fn photos_and_files_of_others_are_never_replaced() {
     assert!(outcome.stderr.contains("p/a.overlay.png: is an input"), "{}", outcome.stderr);
     let outcome = knet(path, &["segment", "p/a.png", "--size", "64,96", "--out", "p"]);
     assert_eq!(outcome.code, 2, "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("did not make it") && outcome.stderr.contains("--overwrite"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("did not make it") && outcome.stderr.contains("--overwrite"),
+        "{}",
+        outcome.stderr
+    );
     assert_eq!(image::open(path.join("p/a.overlay.png")).unwrap().to_rgb8(), own);
     assert_eq!(listing(&path.join("p")), ["a.overlay.png", "a.png"]);
     succeed(path, &["segment", "p/a.png", "--size", "64,96", "--out", "p", "--overwrite"]);
@@ -40,7 +44,8 @@ fn photos_and_files_of_others_are_never_replaced() {
 fn instances_as_numbers() {
     let folder = folder_with_photo();
     let path = folder.path();
-    let segment = ["segment", "a.png", "--size", "64,96", "--score", "0", "--out", "out", "--format", "png,json"];
+    let segment =
+        ["segment", "a.png", "--size", "64,96", "--score", "0", "--out", "out", "--format", "png,json"];
     succeed(path, &segment);
     assert_eq!(listing(&path.join("out")), ["a.instances.png", "a.json"]);
     let numbers = image::open(path.join("out/a.instances.png")).unwrap();

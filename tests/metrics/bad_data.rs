@@ -90,11 +90,15 @@ fn instance_files() {
             &["annotation 10", "polygon 0 has 5 coordinates"],
         ),
         ("/annotations/0/segmentation", json!([[1, 1, 2, 2, 3, 1e300]]), &["annotation 10", "coordinate"]),
-        ("/annotations/0/segmentation", json!("mask"), &["annotation 10", "`segmentation` is \"mask\"", "a list of polygons"]),
+        (
+            "/annotations/0/segmentation",
+            json!("mask"),
+            &["annotation 10", "`segmentation` is \"mask\"", "a list of polygons"],
+        ),
         (
             "/annotations/0/segmentation",
             json!({"size": [4, 6], "counts": "~"}),
-            &["annotation 10", "RLE", "0x7e"],
+            &["annotation 10", "malformed run lengths", "0x7e"],
         ),
         (
             "/annotations/0/segmentation",
@@ -107,7 +111,11 @@ fn instance_files() {
             &["annotation 10", "size [6, 4]", "[4, 6]"],
         ),
         ("/annotations/0/segmentation", json!({"size": [4, 6], "counts": [25]}), &["annotation 10", "25"]),
-        ("/annotations/0/segmentation", json!({"size": [4, 6], "counts": [-1]}), &["annotation 10", "`counts`"]),
+        (
+            "/annotations/0/segmentation",
+            json!({"size": [4, 6], "counts": [-1]}),
+            &["annotation 10", "`counts`"],
+        ),
         ("/annotations/0/iscrowd", json!(1), &["no annotation (other than crowds)"]),
         ("/annotations/0/iscrowd", json!("no"), &["annotation 10", "0, 1, false or true"]),
         ("/annotations/0/segments_info", json!([]), &["annotation 10", "--panoptic-dir"]),
@@ -119,9 +127,7 @@ fn instance_files() {
     }
     write(&with(instances(), "/annotations/0/bbox", Value::Null));
     refused(open_instances(&path, Overlap::Boxes), ErrorKind::Data, &["image 1, object 0", "bbox"]);
-    for (text, fragment) in
-        [("", "EOF"), ("[1]", "it is a list"), ("{\"images\": 3}", "a.json")]
-    {
+    for (text, fragment) in [("", "EOF"), ("[1]", "it is a list"), ("{\"images\": 3}", "a.json")] {
         std::fs::write(&path, text).unwrap();
         refused(open_instances(&path, Overlap::Masks), ErrorKind::Data, &[fragment]);
     }
@@ -229,7 +235,11 @@ fn panoptic_files() {
     write_ids(&png, &[300, 300, 0, 0]);
     evaluator.add(1, &good).unwrap();
     let bee = &evaluator.summarize().per_class[1];
-    assert_eq!((bee.true_positives, bee.false_positives, bee.false_negatives), (0, 0, 0), "on void for its whole");
+    assert_eq!(
+        (bee.true_positives, bee.false_positives, bee.false_negatives),
+        (0, 0, 0),
+        "on void for its whole"
+    );
 }
 
 #[test]
@@ -260,11 +270,7 @@ fn class_lists_and_masks() {
         image::GrayImage::from_raw(values.len() as u32, 1, values.to_vec()).unwrap().save(&mask).unwrap();
     };
     grey(&[0, 1, 2, 255]);
-    refused(
-        evaluator.add(&mask, &map),
-        ErrorKind::Data,
-        &["m.png", "pixel (2, 0)", "index 2", "c.json"],
-    );
+    refused(evaluator.add(&mask, &map), ErrorKind::Data, &["m.png", "pixel (2, 0)", "index 2", "c.json"]);
     grey(&[0, 1, 1]);
     refused(evaluator.add(&mask, &map), ErrorKind::Data, &["m.png", "3 x 1", "4 x 1"]);
     write_ids(&mask, &[0, 1, 1, 0]);

@@ -1,8 +1,8 @@
 //! Mean IoU, as a confusion matrix in NumPy gives it.
 
 use crate::{agrees, golden, names, read_json, shared};
-use knet::train::evaluate::class_match::ClassPolicy;
 use knet::train::data::labels;
+use knet::train::evaluate::class_match::ClassPolicy;
 use knet::train::evaluate::semantic_iou::{ClassMap, Evaluator};
 use serde_json::Value;
 use std::path::Path;

@@ -60,8 +60,7 @@ impl Scene {
                 }));
             }
         }
-        let categories: Vec<_> =
-            classes.iter().map(|(id, name)| json!({"id": id, "name": name})).collect();
+        let categories: Vec<_> = classes.iter().map(|(id, name)| json!({"id": id, "name": name})).collect();
         let document = json!({"images": images, "annotations": annotations, "categories": categories});
         std::fs::write(folder.path().join("data.json"), document.to_string()).unwrap();
         let scene = Scene { folder };

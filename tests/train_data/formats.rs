@@ -93,13 +93,16 @@ fn run_lengths_of_both_kinds_and_crowds() {
     };
     let annotations =
         [object(1, 0, rect.to_rle().into()), object(2, 0, runs.clone().into()), object(3, 1, runs.into())];
-    let set = Dataset::open(&data::coco_file(folder.path(), &annotations), true).unwrap();
+    let set = Dataset::open(&data::coco_file(folder.path(), &annotations), &Reading::default()).unwrap();
     let names: Vec<&str> = set.classes().iter().map(|c| c.name.as_ref()).collect();
     assert_eq!(names, ["cat", "dog"], "by ascending id");
     let sample = set.load(0).unwrap();
     assert_eq!((sample.objects.len(), set.objects(0), set.countable(0)), (2, 2, 2), "the crowd is dropped");
     let warnings: Vec<String> = set.warnings().iter().map(|w| w.to_string()).collect();
-    assert!(warnings[0].starts_with("crowds are not learnt") && warnings[0].contains("annotation 3"), "{warnings:?}");
+    assert!(
+        warnings[0].starts_with("crowds are not learnt") && warnings[0].contains("annotation 3"),
+        "{warnings:?}"
+    );
     assert_eq!(sample.objects[0], sample.objects[1]);
     assert_eq!((sample.objects[0].class, rle(&sample, 0)), (1, rect.to_rle()));
 }
@@ -202,7 +205,9 @@ fn segment_ids_are_read_at_full_depth() {
 fn photos_are_pictures_and_never_their_own_masks() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    let DataConfig::Semantic { classes, field, list, repeat, .. } = data::semantic(root) else { unreachable!() };
+    let DataConfig::Semantic { classes, field, list, repeat, .. } = data::semantic(root) else {
+        unreachable!()
+    };
     // Photos and masks of one stem in one folder, with what labelling programs and systems leave beside them.
     let both = root.join("both");
     std::fs::create_dir(&both).unwrap();
@@ -212,13 +217,17 @@ fn photos_are_pictures_and_never_their_own_masks() {
         std::fs::write(both.join(format!("{name}.txt")), "0 .5 .5 1 1").unwrap();
     }
     std::fs::write(both.join("._a.jpg"), "of another system").unwrap();
-    let config = DataConfig::Semantic { images: both.clone(), masks: both.clone(), classes, field, list, repeat };
+    let config =
+        DataConfig::Semantic { images: both.clone(), masks: both.clone(), classes, field, list, repeat };
     let set = Dataset::open(&config, &Reading::default()).unwrap();
     let sample = set.load(0).unwrap();
     assert_eq!((set.len(), sample.file.as_path()), (2, both.join("a.jpg").as_path()));
     assert_eq!([0, 1, 2, 3].map(|x| sample.semantic.as_ref().unwrap().get_pixel(x, 0)[0]), [0, 1, 2, 255]);
     let passed_over = set.warnings()[0].to_string();
-    assert!(passed_over.contains("2 files that are no pictures (first: a.txt), 1 hidden files"), "{passed_over}");
+    assert!(
+        passed_over.contains("2 files that are no pictures (first: a.txt), 1 hidden files"),
+        "{passed_over}"
+    );
     assert_eq!(set.warnings()[1].to_string(), "25.0 % of the pixels are ignored (value 99)");
 
     data::ramp(48, 32).save(both.join("a.bmp")).unwrap();
@@ -286,9 +295,11 @@ fn the_small_real_sets_open_without_a_fault() {
         let set = Dataset::open(&coco(&root, "train", None), &Reading::default()).unwrap();
         let objects: usize = (0..set.len()).map(|i| set.objects(i)).sum();
         assert_eq!((set.len(), set.classes().len(), objects), (124, 80, 1022));
-        let told = |w: &knet::train::data::Warning| w.what.starts_with("crowds") || w.what.starts_with("classes without");
+        let told = |w: &knet::train::data::Warning| {
+            w.what.starts_with("crowds") || w.what.starts_with("classes without")
+        };
         assert!(set.warnings().iter().all(told), "{:?}", set.warnings());
-        let people = Dataset::open(&coco(&root, "train", Some(&["person"])), true).unwrap();
+        let people = Dataset::open(&coco(&root, "train", Some(&["person"])), &Reading::default()).unwrap();
         let with = (0..people.len()).filter(|&i| people.objects(i) > 0).count();
         assert_eq!((people.len(), with), (124, 66), "58 of them are negatives");
         let panoptic = DataConfig::CocoPanoptic {
@@ -328,9 +339,11 @@ fn the_small_real_sets_open_without_a_fault() {
     }
     if let (Some(a), Some(b)) = (data::shared(test, "coco-open"), data::shared(test, "coco-person-open")) {
         let person = Some(&["person"][..]);
-        let mix = Mix::open(&[coco(&a, "train", person), coco(&b, "train", person)], &Reading::default()).unwrap();
+        let mix =
+            Mix::open(&[coco(&a, "train", person), coco(&b, "train", person)], &Reading::default()).unwrap();
         assert_eq!((mix.len(), mix.classes().len()), (325, 1));
-        let error = Mix::open(&[coco(&a, "train", None), coco(&b, "train", None)], &Reading::default()).unwrap_err();
+        let error =
+            Mix::open(&[coco(&a, "train", None), coco(&b, "train", None)], &Reading::default()).unwrap_err();
         assert!(error.to_string().contains("are not those of"), "{error}");
     }
 }

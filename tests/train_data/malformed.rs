@@ -35,7 +35,11 @@ fn instance_records() {
     let rle = |size: [usize; 2], counts: Value| json!({"size": size, "counts": counts});
     let cases: Vec<(&str, Value, &[&str])> = vec![
         ("image_id", 8.into(), &["annotation 41 (image 8)", "`image_id` is 8", "in the list `images`"]),
-        ("category_id", 10.into(), &["annotation 41 (image 7)", "`category_id` is 10", "in the list `categories`"]),
+        (
+            "category_id",
+            10.into(),
+            &["annotation 41 (image 7)", "`category_id` is 10", "in the list `categories`"],
+        ),
         ("image_id", "seven".into(), &["annotation 41", "`image_id` is \"seven\"", "in the list `images`"]),
         ("image_id", 7.5.into(), &["annotations[1]", "`image_id` is 7.5: a whole number"]),
         ("iscrowd", "no".into(), &["annotation 41", "`iscrowd` is \"no\": 0, 1, false or true"]),
@@ -43,20 +47,36 @@ fn instance_records() {
         ("segmentation", Value::Null, &["annotation 41", "has no `segmentation`"]),
         ("segmentation", json!([]), &["annotation 41", "`segmentation` is an empty list"]),
         ("segmentation", json!([[1, 1, 5]]), &["polygon 0 has 3 coordinates", "three points"]),
-        ("segmentation", json!([1, 1, 5, 1, 5, 5]), &["annotation 41", "`segmentation` is [1,1,5", "one polygon without the list"]),
+        (
+            "segmentation",
+            json!([1, 1, 5, 1, 5, 5]),
+            &["annotation 41", "`segmentation` is [1,1,5", "one polygon without the list"],
+        ),
         ("segments_info", json!([]), &["annotation 41", "panoptic file"]),
         (
             "segmentation",
             json!([[1, 1, 5, 5, 9, 1], [1, 2, 3, 4, 5, 6, 7]]),
             &["polygon 1 has 7 coordinates"],
         ),
-        ("segmentation", json!([["a", 1, 5, 5, 9, 1]]), &["annotation 41", "`segmentation` is [[\"a\"", "a list of polygons"]),
+        (
+            "segmentation",
+            json!([["a", 1, 5, 5, 9, 1]]),
+            &["annotation 41", "`segmentation` is [[\"a\"", "a list of polygons"],
+        ),
         ("segmentation", json!([[1, 1, 1e12, 5, 9, 1]]), &["annotation 41", "far outside"]),
         ("segmentation", rle([48, 32], "0".into()), &["annotation 41", "size [48, 32]", "[32, 48]"]),
         ("segmentation", rle([32, 48], "o".into()), &["annotation 41", "malformed run lengths"]),
         ("segmentation", rle([32, 48], json!([10, 20])), &["annotation 41", "add up to 30", "1536"]),
-        ("segmentation", rle([32, 48], json!([-1, 20])), &["annotation 41", "`segmentation` is {", "`size` [height, width]"]),
-        ("segmentation", json!({"size": [32, 48]}), &["annotation 41", "`segmentation` is {", "`size` [height, width]"]),
+        (
+            "segmentation",
+            rle([32, 48], json!([-1, 20])),
+            &["annotation 41", "`segmentation` is {", "`size` [height, width]"],
+        ),
+        (
+            "segmentation",
+            json!({"size": [32, 48]}),
+            &["annotation 41", "`segmentation` is {", "`size` [height, width]"],
+        ),
     ];
     for (key, value, wanted) in cases {
         check(&with(key, value), wanted);
@@ -83,7 +103,10 @@ fn instance_files() {
     check(&with("images", json!([])), &["instances.json", "`images` is empty"]);
     check(&with("categories", json!([])), &["`categories` is empty"]);
     check(&with("categories", json!([{"id": 9, "name": "a"}, {"id": 9, "name": "b"}])), &["occurs twice"]);
-    check(&with("images", json!([photo(7, "gone.png", 48)])), &["image 7", "gone.png does not exist", "1 files of 1 images"]);
+    check(
+        &with("images", json!([photo(7, "gone.png", 48)])),
+        &["image 7", "gone.png does not exist", "1 files of 1 images"],
+    );
     check(&with("images", json!([photo(7, "a.png", 0)])), &["image 7", "not accepted"]);
     check(&with("images", json!([photo(7, "a.png", u64::MAX)])), &["image 7", "not accepted"]);
     check(
@@ -150,13 +173,25 @@ fn panoptic_files() {
         data::panoptic_text(root, &file.to_string())
     };
     check(&with("/annotations/0/image_id", 8.into()), &["annotations[0] (image 8)", "in the list `images`"]);
-    check(&with("/annotations/0/file_name", "gone.png".into()), &["image 7", "gone.png does not exist", "1 files of 1 images"]);
+    check(
+        &with("/annotations/0/file_name", "gone.png".into()),
+        &["image 7", "gone.png does not exist", "1 files of 1 images"],
+    );
     let segment = "/annotations/0/segments_info/1";
-    check(&with(&format!("{segment}/category_id"), 4.into()), &["segment 70000", "`category_id` is 4", "in the list `categories`"]);
+    check(
+        &with(&format!("{segment}/category_id"), 4.into()),
+        &["segment 70000", "`category_id` is 4", "in the list `categories`"],
+    );
     check(&with(&format!("{segment}/id"), 300.into()), &["segment 300", "occurs twice"]);
-    check(&with(&format!("{segment}/id"), 0.into()), &["image 7", "segments_info[1]", "`id` is 0: a number from 1 to"]);
+    check(
+        &with(&format!("{segment}/id"), 0.into()),
+        &["image 7", "segments_info[1]", "`id` is 0: a number from 1 to"],
+    );
     check(&with(&format!("{segment}/id"), 71_000.into()), &["a.png", "pixel (4, 10)", "segment id 70000"]);
-    check(&with(&format!("{segment}/iscrowd"), "no".into()), &["segment 70000", "`iscrowd` is \"no\"", "false or true"]);
+    check(
+        &with(&format!("{segment}/iscrowd"), "no".into()),
+        &["segment 70000", "`iscrowd` is \"no\"", "false or true"],
+    );
     check(&with("/categories/0/isthing", Value::Null), &["category 2 `sky`", "isthing"]);
     let twice = json!([sound["annotations"][0], sound["annotations"][0]]);
     check(&with("/annotations", twice), &["image 7", "two annotations"]);
@@ -165,7 +200,9 @@ fn panoptic_files() {
     let mut extra = sound["annotations"][0]["segments_info"].clone();
     extra.as_array_mut().unwrap().push(json!({"id": 1234, "category_id": 3}));
     let set = Dataset::open(&with("/annotations/0/segments_info", extra), &Reading::default()).unwrap();
-    let told = |w: &knet::train::data::Warning| w.to_string().contains("segments without a pixel") && w.first.ends_with("segment 1234");
+    let told = |w: &knet::train::data::Warning| {
+        w.to_string().contains("segments without a pixel") && w.first.ends_with("segment 1234")
+    };
     assert!(set.warnings().iter().any(told), "{:?}", set.warnings());
 
     // A set in which nothing is labelled never trains.
@@ -205,7 +242,10 @@ fn semantic_files() {
         (r#"[]"#, "it is a list, an object is expected"),
         (r#"{"classes": [{"index": 70000, "name": "a"}]}"#, "classes[0]: `index` is 70000: a number from 0"),
         (r#"{"classes": [{"index": 0}]}"#, "classes[0]: missing field `name`"),
-        (r#"{"classes": [{"index": 0, "name": "a"}, {"index": 1, "name": "a"}]}"#, "classes[1] (`a`): the index 1 or the name occurs twice"),
+        (
+            r#"{"classes": [{"index": 0, "name": "a"}, {"index": 1, "name": "a"}]}"#,
+            "classes[1] (`a`): the index 1 or the name occurs twice",
+        ),
         (r#"{"ignore_index": -7, "classes": [{"index": 0, "name": "a"}]}"#, "`ignore_index` is -7"),
     ] {
         fs::write(root.join("classes.json"), text).unwrap();

@@ -2,11 +2,11 @@
 
 use crate::{guard, print};
 use clap::{Args, ValueEnum};
-use knet::fsio::read_text;
+use knet::Result;
 use knet::engine::convert::{Options, Precision, SOURCE_KEY, convert};
+use knet::fsio::read_text;
 use knet::model::Config;
 use knet::train::data::Catalogue;
-use knet::Result;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

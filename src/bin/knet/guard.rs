@@ -7,12 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Refuses to write to `path` if one of `inputs` lies there, or a file that `is_own` does not know for one that this command
 /// made; the latter unless `overwrite` is set. What is no regular file is left to the write itself.
-pub fn check(
-    path: &Path,
-    inputs: &[PathBuf],
-    is_own: impl Fn(&Path) -> bool,
-    overwrite: bool,
-) -> Result<()> {
+pub fn check(path: &Path, inputs: &[PathBuf], is_own: impl Fn(&Path) -> bool, overwrite: bool) -> Result<()> {
     if !path.is_file() {
         return Ok(());
     }
@@ -23,7 +18,8 @@ pub fn check(
     if overwrite || is_own(path) {
         return Ok(());
     }
-    let reason = "is there already, and this command did not make it: write elsewhere, or allow it by --overwrite";
+    let reason =
+        "is there already, and this command did not make it: write elsewhere, or allow it by --overwrite";
     Err(Error::usage(format!("{}: {reason}", path.display())))
 }
 

@@ -99,7 +99,9 @@ mod tests {
         assert_eq!(values(text, &["scale"]), [json!([[1333, 640], [1333, 800]])]);
         assert_eq!(values(text, &["name"]), [json!("a b")]);
         assert!(values(text, &["other", "head", "cfg"]).is_empty());
-        for broken in ["mean=[1, 2", "mean=[1 2]", "mean='", "mean=", "mean=[[[[[[[[[[1]]]]]]]]]]", "mean={1}"] {
+        for broken in
+            ["mean=[1, 2", "mean=[1 2]", "mean='", "mean=", "mean=[[[[[[[[[[1]]]]]]]]]]", "mean={1}"]
+        {
             assert!(values(broken, &["mean"]).is_empty(), "{broken}");
         }
     }

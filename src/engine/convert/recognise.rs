@@ -153,7 +153,10 @@ impl Asked<'_> {
                     notes.push(format!("read: {field} {one}"));
                 }
                 several => {
-                    let reason = format!("its configuration says {} {several:?}: say which by --set {field}=N", names[0]);
+                    let reason = format!(
+                        "its configuration says {} {several:?}: say which by --set {field}=N",
+                        names[0]
+                    );
                     return Err(self.refuse(&reason));
                 }
             }
@@ -193,7 +196,10 @@ impl Asked<'_> {
             }
         }
         if !assumed.is_empty() {
-            notes.push(format!("assumed, as the file does not say: {} (--set FIELD=VALUE)", assumed.join(", ")));
+            notes.push(format!(
+                "assumed, as the file does not say: {} (--set FIELD=VALUE)",
+                assumed.join(", ")
+            ));
         }
         if values(self.text, &["style"]).contains(&"caffe".into()) {
             return Err(self.refuse("its backbone is of style 'caffe' (stride in the first 1x1 convolution), which is not known here"));
@@ -265,7 +271,9 @@ fn name_classes(config: &mut Config, file: &PthFile, options: &Options, notes: &
         };
         let numbered = classes::numbered(count, config.thing_classes);
         config.class_names = numbered.into_iter().map(|class| class.name.into_owned()).collect();
-        notes.push(format!("class names: {reason}; they are `class 0`, `class 1`, ... (--classes FILE names them)"));
+        notes.push(format!(
+            "class names: {reason}; they are `class 0`, `class 1`, ... (--classes FILE names them)"
+        ));
     }
     if !super::knows_ids(config) {
         notes.push(

@@ -167,9 +167,9 @@ impl<'a> CocoFile<'a> {
     /// Position of the category that a field of `record` names.
     pub fn category(&self, record: &Record, field: &str) -> Result<usize> {
         let id = record.whole(field)?;
-        self.categories
-            .binary_search_by_key(&id, |c| u64::from(c.id))
-            .map_err(|_| record.refuse(field, "a category that is in the list `categories` (it is not there)"))
+        self.categories.binary_search_by_key(&id, |c| u64::from(c.id)).map_err(|_| {
+            record.refuse(field, "a category that is in the list `categories` (it is not there)")
+        })
     }
 }
 
@@ -205,7 +205,10 @@ impl Catalogue {
         let full = photo.canonicalize();
         let full = full.as_deref().unwrap_or(photo);
         let refuse = |what: &str| {
-            Error::data(&self.path, format!("{what} of `images` has a file name that {} ends with", photo.display()))
+            Error::data(
+                &self.path,
+                format!("{what} of `images` has a file name that {} ends with", photo.display()),
+            )
         };
         let mut found = self.images.iter().filter(|image| full.ends_with(&image.file_name));
         let image = found.next().ok_or_else(|| refuse("no entry"))?;

@@ -102,7 +102,9 @@ impl Sampler {
         const MOST: u64 = 1 << 40;
         let refuse = || {
             let images = self.weighted.len();
-            Error::usage(format!("schedule.epochs = {epochs} of {images} images is more than any run can see"))
+            Error::usage(format!(
+                "schedule.epochs = {epochs} of {images} images is more than any run can see"
+            ))
         };
         let ahead = epochs.saturating_sub(start.epoch);
         let all = if self.weighted.iter().all(|&(_, weight)| weight.fract() == 0.0) {

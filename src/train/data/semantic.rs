@@ -56,13 +56,15 @@ impl ClassList {
             Some("null") => None,
             Some(text) => {
                 let value = text.parse().ok().filter(|v| u64::from(*v) <= MAX_INDEX);
-                let reason = format!("`ignore_index` is {text}: a number from 0 to 65535, or null, is expected");
+                let reason =
+                    format!("`ignore_index` is {text}: a number from 0 to 65535, or null, is expected");
                 Some(value.ok_or_else(|| Error::data(path, reason))?)
             }
         };
         let list = root.get(field).ok_or_else(|| refuse(format!("there is no list `{field}`")))?;
-        let list: Vec<&RawValue> = serde_json::from_str(list.get())
-            .map_err(|_| refuse(format!("`{field}` is no list: --classes-field or `field` names the list")))?;
+        let list: Vec<&RawValue> = serde_json::from_str(list.get()).map_err(|_| {
+            refuse(format!("`{field}` is no list: --classes-field or `field` names the list"))
+        })?;
         if list.is_empty() {
             return Err(Error::data(path, format!("the list `{field}` is empty")));
         }
@@ -142,8 +144,12 @@ pub(super) struct Source<'a> {
 pub(super) fn read(source: &Source) -> Result<Dataset> {
     let labels = ClassList::read(source.classes, source.field)?;
     let mut warnings = Warnings::default();
-    let masks: BTreeMap<String, PathBuf> =
-        Listing::of(source.masks)?.pictures.into_iter().filter(|p| is_png(p)).map(|p| (stem(&p), p)).collect();
+    let masks: BTreeMap<String, PathBuf> = Listing::of(source.masks)?
+        .pictures
+        .into_iter()
+        .filter(|p| is_png(p))
+        .map(|p| (stem(&p), p))
+        .collect();
     let stems = match source.list {
         Some(list) => read_stems(list)?,
         None => masks.keys().cloned().collect(),
@@ -182,9 +188,7 @@ pub(super) fn read(source: &Source) -> Result<Dataset> {
             label: Label::Semantic { png },
         });
     }
-    if let Some((index, name)) =
-        labels.classes.iter().find(|(index, _)| Some(*index) == labels.ignore)
-    {
+    if let Some((index, name)) = labels.classes.iter().find(|(index, _)| Some(*index) == labels.ignore) {
         warnings.say(format!("class `{name}` is ignored: its index {index} is the `ignore_index`"));
     }
     let class = |(i, (index, name)): (usize, &(u32, String))| {
@@ -204,13 +208,17 @@ fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The pictures of the folder of photos by stem, and what was passed over. Masks that lie among them are no photos.
-fn photos(source: &Source) -> Result<(HashMap<String, Vec<PathBuf>>, Option<String>)> {
-    let same = |a: &Path, b: &Path| a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b));
+/// Photos by stem.
+type Photos = HashMap<String, Vec<PathBuf>>;
+
+/// The pictures of the folder of photos, and what was passed over. Masks that lie among them are no photos.
+fn photos(source: &Source) -> Result<(Photos, Option<String>)> {
+    let same =
+        |a: &Path, b: &Path| a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b));
     let with_masks = same(source.images, source.masks);
     let listing = Listing::of(source.images)?;
     let passed_over = listing.passed_over();
-    let mut photos: HashMap<String, Vec<PathBuf>> = HashMap::new();
+    let mut photos = Photos::new();
     for path in listing.pictures {
         if !(with_masks && is_png(&path)) {
             photos.entry(stem(&path)).or_default().push(path);

@@ -376,9 +376,7 @@ fn check_masks(photos: &[Photo], labels: &ClassList) -> Result<()> {
     }
     let meaning = labels.meaning();
     photos.par_iter().try_for_each(|photo| match (&photo.mask, &photo.record) {
-        (Some(mask), Some(record)) => {
-            labels.load(mask, &meaning, (record.height, record.width)).map(|_| ())
-        }
+        (Some(mask), Some(record)) => labels.load(mask, &meaning, (record.height, record.width)).map(|_| ()),
         _ => Ok(()),
     })
 }

@@ -93,7 +93,11 @@ impl Lock {
                 return held(&holder.describe(), &way);
             }
             (_, _, Some(holder)) => {
-                observer.note(&format!("{}: taken over from a dead run ({})", out.display(), holder.describe()));
+                observer.note(&format!(
+                    "{}: taken over from a dead run ({})",
+                    out.display(),
+                    holder.describe()
+                ));
             }
             (_, _, None) => {}
         }

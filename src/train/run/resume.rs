@@ -66,7 +66,9 @@ impl Origin {
         };
         let (before, after) = (flat(&complete(&self.config)), flat(&complete(&now.config)));
         let below = |key: &str, fields: &[&str]| {
-            fields.iter().any(|f| key.strip_prefix(f).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+            fields
+                .iter()
+                .any(|f| key.strip_prefix(f).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
         };
         let (mut free, mut refused) = (Vec::new(), Vec::new());
         if self.images != now.images {

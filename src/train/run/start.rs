@@ -163,7 +163,8 @@ impl Heads {
         let width = file.shape().dims()[1..].iter().product::<usize>();
         for (row, from) in self.row_of.iter().enumerate() {
             if let Some(from) = from {
-                drawn.data_mut()[row * width..][..width].copy_from_slice(&file.data()[from * width..][..width]);
+                drawn.data_mut()[row * width..][..width]
+                    .copy_from_slice(&file.data()[from * width..][..width]);
             }
         }
         drawn

@@ -131,7 +131,8 @@ impl Trainer {
             observer.note(&format!("{}: going on after iteration {iteration}", state_path.display()));
             match &state.origin {
                 Some(before) => changes = before.changes(&origin)?,
-                None => observer.note("the state is of an older program: it does not say what it was started with"),
+                None => observer
+                    .note("the state is of an older program: it does not say what it was started with"),
             }
             (state.values, state.moments, state.progress)
         } else {
@@ -381,7 +382,9 @@ impl Trainer {
     fn validate(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<()> {
         let last = self.path(LAST_FILE);
         let place = (self.progress.iteration, self.progress.position.epoch);
-        let Some(Judged(judged)) = self.outputs.validate(&last, place, stop, observer)? else { return Ok(()) };
+        let Some(Judged(judged)) = self.outputs.validate(&last, place, stop, observer)? else {
+            return Ok(());
+        };
         self.progress.validated = self.place();
         if let Some(value) = judged.filter(|value| self.progress.best.is_none_or(|best| *value > best)) {
             self.progress.best = Some(value);

@@ -142,7 +142,9 @@ fn metrics(report: &Report) -> Vec<(Metric, f64)> {
 /// The folder that a set lies in, without the part that all sets have.
 fn set_name(config: &DataConfig) -> String {
     let path = match config {
-        DataConfig::CocoInstance { annotations, .. } | DataConfig::CocoPanoptic { annotations, .. } => annotations,
+        DataConfig::CocoInstance { annotations, .. } | DataConfig::CocoPanoptic { annotations, .. } => {
+            annotations
+        }
         DataConfig::Semantic { masks, .. } => masks,
     };
     let folders = path.ancestors().skip(1).filter_map(|folder| folder.file_name());

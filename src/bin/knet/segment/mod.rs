@@ -10,7 +10,9 @@ use knet::engine::{Segmentation, WeightSource};
 use knet::fsio::atomic_write;
 use knet::image::classes::Class;
 use knet::image::decode::{Limits, decode};
-use knet::image::output::{CocoResult, ImageRef, coco_instances, coco_panoptic, coco_results, instance_numbers};
+use knet::image::output::{
+    CocoResult, ImageRef, coco_instances, coco_panoptic, coco_results, instance_numbers,
+};
 use knet::image::overlay::{draw, instance_layers, panoptic_layers};
 use knet::image::picture::{write_numbers, write_rgb};
 use knet::model::Task;
@@ -112,8 +114,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     plan::check(&items, &formats, panoptic, arguments.overwrite)?;
     let list = List::open(arguments, &engine, &items)?;
     std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;
-    let mut job =
-        Job { classes: engine.classes(), engine, formats, list, result: Segmentation::default() };
+    let mut job = Job { classes: engine.classes(), engine, formats, list, result: Segmentation::default() };
     let progress = progress_bar(items.len());
     let mut failures = Vec::new();
     for (index, item) in items.iter().enumerate() {
@@ -160,7 +161,9 @@ struct List {
 impl List {
     /// Finds every photo and the classes in --annotations, if a list is asked for.
     fn open(arguments: &Arguments, engine: &Engine, items: &[Item]) -> Result<Option<List>> {
-        let (Some(path), Some(annotations)) = (&arguments.coco, &arguments.annotations) else { return Ok(None) };
+        let (Some(path), Some(annotations)) = (&arguments.coco, &arguments.annotations) else {
+            return Ok(None);
+        };
         if engine.task() == Task::Panoptic {
             return Err(Error::usage("--coco lists instances: with a panoptic model add --task instance"));
         }
@@ -180,7 +183,9 @@ impl List {
             .collect();
         if let Some(first) = left.first() {
             let (count, file) = (left.len(), annotations.display());
-            eprintln!("note: {count} classes are no category of {file} and left out of the list (first: {first})");
+            eprintln!(
+                "note: {count} classes are no category of {file} and left out of the list (first: {first})"
+            );
         }
         Ok(Some(List { path: path.clone(), image_ids, category_of, results: Vec::new() }))
     }
