@@ -10,7 +10,8 @@ mod emulate;
 mod occupancy;
 
 use emulate::Variant;
-use knet::cuda::nvrtc::{Code, Job};
+use knet::cuda::cache::Cache;
+use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::sources::SOURCES;
 use occupancy::{ARCHITECTURES, Architecture, H100};
 use rayon::prelude::*;
@@ -172,6 +173,37 @@ fn no_variant_spills_and_none_takes_more_than_the_table_says() {
     }
     assert!(faults.is_empty(), "{} do not pass:\n{}", faults.len(), faults.join("\n"));
     compare(&table);
+}
+
+/// Besides the NVRTC of the other gates: what PyTorch's CUDA 13.0 wheels bring, and the oldest one that is promised.
+#[test]
+fn every_promised_nvrtc_compiles_what_models_run_on_an_h100() {
+    let mut installed = vec![((13, 0), "nvrtc-13.0/nvidia/cu13/lib/libnvrtc.so.13")];
+    // There is no wheel of it for AArch64.
+    if cfg!(target_arch = "x86_64") {
+        installed.push(((12, 0), "nvrtc-12.0/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"));
+    }
+    let variants = emulate::variants();
+    let job = |v: &Variant| {
+        let compute = ARCHITECTURES[H100].compute;
+        Job { source: v.source, defines: v.defines.clone(), compute, code: Code::Cubin }
+    };
+    let mut jobs: Vec<Job> = variants.iter().filter(|v| v.of_model).map(job).collect();
+    jobs.dedup();
+    for (version, file) in installed {
+        let path = root().join("target/cuda").join(file);
+        let nvrtc = Nvrtc::open(&path).unwrap_or_else(|e| panic!("{e}: run tools/setup-cuda"));
+        assert_eq!(nvrtc.version(), version, "{}", path.display());
+        let folder = format!("{}/kernels-{}.{}", env!("CARGO_TARGET_TMPDIR"), version.0, version.1);
+        let cache = Cache::at(folder);
+        let faults: Vec<String> = jobs
+            .par_iter()
+            .filter_map(|job| cache.compile(job, || Ok(&nvrtc)).err())
+            .map(|error| error.to_string())
+            .collect();
+        println!("NVRTC {version:?}: {} kernels", jobs.len());
+        assert!(faults.is_empty(), "{} of {}:\n{}", faults.len(), jobs.len(), faults.join("\n"));
+    }
 }
 
 /// Compares with the recorded table, or records it if `KNET_UPDATE` is set.

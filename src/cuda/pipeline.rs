@@ -6,11 +6,12 @@ use super::executor::Executor;
 use super::memory::{DeviceBuffer, Pinned};
 use super::on_device::{DeviceResults, DeviceSlice, Enqueued};
 use super::post::{self, Extent, MaskLogits, Ranking};
-use super::pre::{PixelFormat, Preprocess};
+use super::pre::{PixelFormat, Preprocess, YuvMatrix};
 use super::recording::{Bound, capture, copy_in, copy_out, replay};
 use super::runtime::Runtime;
 use crate::error::{Error, Result};
-use crate::plan::launch::{Arg, Program, Target};
+use crate::plan::launch::{Arg, Launch, Program, Target};
+use crate::tensor::DType;
 use cudarc::driver::CudaGraph;
 
 /// What a pipeline does around the network.
@@ -241,6 +242,28 @@ impl Pipeline {
     }
 }
 
+/// What pipelines around a network run besides it: pre-processing of every format of image into an input of element type `input`,
+/// and post-processing of these logits. Which kernels these are does not depend on the sizes of photos.
+///
+/// # Errors
+/// As [`Pipeline::new`] for sizes that the kernels do not take.
+pub fn launches(
+    input: DType,
+    logits: &MaskLogits,
+    results: &Results,
+    target: &Target,
+) -> Result<Vec<Launch>> {
+    let PostProcess { program, .. } = PostProcess::new(logits, results, target)?;
+    let (source, resized, padded) = (logits.padded, logits.resized, logits.padded);
+    let (mean, std) = ([0.0; 3], [1.0; 3]);
+    let mut launches = program.launches;
+    for format in [PixelFormat::Rgb8, PixelFormat::Bgr8, PixelFormat::Nv12(YuvMatrix::default())] {
+        let preprocess = Preprocess { format, source, pitch: 3 * source.1, resized, padded, mean, std };
+        launches.push(preprocess.launch(input).map_err(Error::Cuda)?);
+    }
+    Ok(launches)
+}
+
 /// Bit masks of a run by place. Bands without a pixel hold what earlier runs left there.
 #[derive(Clone, Copy)]
 pub struct Masks<'a> {
@@ -321,7 +344,6 @@ impl PostProcess {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::DType;
 
     /// Photos of 70 x 12 pixels: bands of 32, 32 and 6 rows, 48, 48 and 9 bytes.
     const LOGITS: MaskLogits = MaskLogits {

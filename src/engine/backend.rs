@@ -86,7 +86,7 @@ impl Backend {
     ) -> Result<(Backend, Notes)> {
         let ready = |ordinal| -> Result<cuda::Device> {
             let device = cuda::Device::open(ordinal)?;
-            cuda::nvrtc::Nvrtc::get()?;
+            Runtime::check(&device)?;
             Ok(device)
         };
         let (gpu, device) = match device {

@@ -3,6 +3,7 @@
 mod backend;
 pub mod convert;
 mod gpu;
+mod kernels;
 mod on_device;
 mod segmentation;
 pub mod source;
@@ -393,7 +394,7 @@ impl Engine {
     fn run(&mut self, image: &RgbImage, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
         let session = self.session(geometry.padded)?;
         let adapter = self.adapter(geometry)?;
-        let results = self.results();
+        let results = self.results(self.task);
         let Engine { pool, sessions, adapters, timings, backend, .. } = self;
         let (session, adapter) = (&mut sessions[session], &mut adapters[adapter]);
         (result.task, result.size) = (self.task, geometry.original);
@@ -411,9 +412,9 @@ impl Engine {
     }
 
     /// What a GPU is to make of the network's results.
-    fn results(&self) -> Results {
+    fn results(&self, task: Task) -> Results {
         let Engine { config, instance, .. } = self;
-        match self.task {
+        match task {
             Task::Instance => Results::Instances(Ranking {
                 classes: config.classes(),
                 instances: instance.max_per_image,

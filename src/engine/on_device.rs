@@ -31,7 +31,7 @@ impl Engine {
         }
         let geometry = self.preprocessor.geometry(height, width);
         let session = self.session(geometry.padded)?;
-        let results = self.results();
+        let results = self.results(self.task);
         let Session { executor, cls_score, mask_preds, .. } = &mut self.sessions[session];
         let (Executor::Gpu(gpu), Some(runtime)) = (executor, self.backend.runtime()) else {
             return Err(Error::usage(format!("{} has no device memory", self.backend.name())));

@@ -46,9 +46,23 @@ pub fn program(step: &knet::plan::Step, target: Target) -> Program {
     ops::program(&site, &target).expect("the plan chose it")
 }
 
-/// What NVRTC makes of `job`, which suites share through a cache in `target/tmp`.
+/// The compiler of suites: what `KNET_NVRTC` names, else what `tools/setup-cuda` installed, else what a program would find.
+pub fn nvrtc() -> knet::error::Result<&'static Nvrtc> {
+    static INSTALLED: OnceLock<Option<Nvrtc>> = OnceLock::new();
+    let installed = INSTALLED.get_or_init(|| {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/target/cuda/nvidia/cu13/lib/libnvrtc.so.13");
+        let named = std::env::var_os("KNET_NVRTC").is_some_and(|named| !named.is_empty());
+        if named { None } else { Nvrtc::open(path.as_ref()).ok() }
+    });
+    installed.as_ref().map_or_else(Nvrtc::get, Ok)
+}
+
+/// What NVRTC makes of `job`, which suites share through a cache in `target/tmp`, one a version.
 pub fn ptx(job: &Job) -> knet::error::Result<Vec<u8>> {
-    Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels")).compile(Nvrtc::get()?, job)
+    let nvrtc = nvrtc()?;
+    let (major, minor) = nvrtc.version();
+    let cache = Cache::at(format!("{}/kernels-{major}.{minor}", env!("CARGO_TARGET_TMPDIR")));
+    Ok(cache.compile(job, || Ok(nvrtc))?.code)
 }
 
 /// The PTX of a launch's source, compiled and parsed once a process.

@@ -16,6 +16,7 @@
 //!
 //! | variable | meaning |
 //! |---|---|
+//! | `PTXEMU_GPU` | `h100`: multiprocessors, clocks, L2 and compute capability that an H100's driver reports, not those of a small device |
 //! | `PTXEMU_CC` | compute capability, `8.0` by default |
 //! | `PTXEMU_DRIVER_VERSION` | CUDA version of the driver, `13050` by default; newer PTX is refused |
 //! | `PTXEMU_SEED` | order of warps, streams and graph nodes; 0 (default) is program order, as late as possible |
