@@ -348,8 +348,9 @@ fn a_cache_that_others_can_write_to_is_refused() {
         let text = String::from_utf8_lossy(&auto.stderr);
         assert!(text.contains("computing on the CPU") && text.contains(&refusal), "{text}");
         assert!(doctor(10).to_string().contains(&refusal));
-        for action in [&["cache"][..], &["cache", "clear"]] {
-            assert!(emulated.fail(&mut emulated.bare(action), 10).contains(&refusal));
+        assert!(emulated.fail(&mut emulated.bare(&["cache"]), 10).contains(&refusal));
+        if *path == folder {
+            assert!(emulated.fail(&mut emulated.bare(&["cache", "clear"]), 10).contains(&refusal));
         }
         fs::set_permissions(path, before).unwrap();
     }
