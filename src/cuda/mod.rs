@@ -15,9 +15,11 @@ pub mod pipeline;
 pub mod post;
 pub mod pre;
 pub mod probe;
+mod profile;
 mod recording;
 pub mod runtime;
 pub mod selection;
+mod stopwatch;
 pub mod tune;
 
 pub use compile::{cache, nvrtc, sources};

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 use crate::ops::{Activate, Op, ValueType};
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch};
+use crate::plan::launch::{Arg, Launch, Target};
 use cudarc::driver::sys;
 
 /// Numbers of a run.
@@ -28,18 +28,27 @@ fn number(run: usize, i: usize) -> f32 {
     (i * (run + 7) % 1000) as f32 - 500.0
 }
 
+/// The kernel of every probe of devices like this one, which does not depend on the precision.
+///
+/// # Errors
+/// [`Error::Cuda`] if the device cannot run it.
+pub fn launch(target: &Target) -> Result<Launch> {
+    let op = Op::from(Activate { activation: Activation::Relu });
+    let types = [ValueType::f32([1, COUNT])];
+    let site = Site { op: &op, inputs: &types, constant: &[false], outputs: &types };
+    let program = ops::program(&site, target).map_err(Error::Cuda)?;
+    let [launch] = <[Launch; 1]>::try_from(program.launches)
+        .map_err(|launches| Error::Graph(format!("{} launches of an activation", launches.len())))?;
+    Ok(launch)
+}
+
 impl<'a> Probe<'a> {
     /// Compiles the kernel, unless the cache has it, and loads it.
     ///
     /// # Errors
     /// [`Error::Cuda`] if it does not compile, is not loaded, or there is no memory.
     pub fn new(runtime: &'a Runtime) -> Result<Probe<'a>> {
-        let op = Op::from(Activate { activation: Activation::Relu });
-        let types = [ValueType::f32([1, COUNT])];
-        let site = Site { op: &op, inputs: &types, constant: &[false], outputs: &types };
-        let program = ops::program(&site, &runtime.target()).map_err(Error::Cuda)?;
-        let [launch] = <[Launch; 1]>::try_from(program.launches)
-            .map_err(|launches| Error::Graph(format!("{} launches of an activation", launches.len())))?;
+        let launch = launch(&runtime.target())?;
         runtime.load(&[&launch])?;
         let device = runtime.device();
         let buffer = || DeviceBuffer::new(device, 4 * COUNT, "4096 numbers");

@@ -5,13 +5,14 @@ use clap::{Args, Subcommand};
 use knet::cpu::Pool;
 use knet::cuda::cache::{Cache, Item};
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
+use knet::cuda::probe;
 use knet::engine::Device;
 use knet::plan::gpus::Gpu;
-use knet::plan::launch::Target;
+use knet::plan::launch::{Launch, Target};
 use knet::{Engine, Error, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 /// Show, fill or clear the cache of compiled CUDA kernels
@@ -39,7 +40,7 @@ enum Action {
 
 /// Compile all that a model runs on a GPU, which need not be here
 ///
-/// Those are the kernels of `knet segment`, `eval` and `bench` at the given sizes of the network input. Photos of all sizes and
+/// Those are the kernels of `knet segment`, `eval`, `bench` and `doctor` at the given sizes of the network input. Photos of all sizes and
 /// formats share the kernels of pre- and post-processing. What a table of `knet tune` chooses is compiled where it is measured.
 /// KNET_CUDA_CODE=ptx fills the cache with PTX, for GPUs that this NVRTC does not know.
 #[derive(Args)]
@@ -103,15 +104,13 @@ impl Fill {
             (None, None) => return Err(Error::usage("--device cpu runs no CUDA kernels; --gpu names a GPU")),
         };
         let (compute, code) = (selections[0].target().caps.compute, Code::wanted()?);
-        let mut jobs = Vec::new();
+        // What `knet doctor` runs, so that it can say that all is well.
+        let mut launches = vec![probe::launch(&selections[0].target())?];
         for size in self.sizes(&engine) {
-            for launch in engine.launches(size, &selections)? {
-                let job = Job { source: launch.source, defines: launch.defines, compute, code };
-                if !jobs.contains(&job) {
-                    jobs.push(job);
-                }
-            }
+            launches.extend(engine.launches(size, &selections)?);
         }
+        let job = |launch: Launch| Job { source: launch.source, defines: launch.defines, compute, code };
+        let jobs: Vec<Job> = launches.into_iter().map(job).collect::<HashSet<_>>().into_iter().collect();
         let fill = || jobs.par_iter().map(|job| cache.fill(job, Nvrtc::get)).collect::<Result<Vec<_>>>();
         let compiled =
             Pool::new(engine.threads())?.run(fill)?.into_iter().filter(|&compiled| compiled).count();

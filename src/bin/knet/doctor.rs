@@ -64,7 +64,7 @@ struct Report {
 impl Report {
     fn add(&mut self, name: &'static str, state: State, found: impl Into<String>) {
         // Errors list what was tried on lines of their own.
-        let found = found.into().lines().map(str::trim).collect::<Vec<_>>().join("; ");
+        let found = found.into().lines().map(str::trim).collect::<Vec<_>>().join("; ").replace(":; ", ": ");
         self.lines.push(Line { name, state, found });
     }
 
