@@ -71,6 +71,15 @@ def head(packed: Path) -> dict:
     }
 
 
+def claim(cache: Path):
+    """Gives the packed kernel cache to this user alone: knet loads no code that others can write to, and what carried the archive
+    here may have left it other rights."""
+    for path in [cache, *cache.glob("*")] if cache.is_dir() else []:
+        if os.geteuid() == 0:
+            os.chown(path, 0, -1)
+        path.chmod(0o700 if path.is_dir() else 0o600)
+
+
 def run(arguments) -> int:
     out = arguments.out.resolve()
     where = place(out)
@@ -79,6 +88,7 @@ def run(arguments) -> int:
     os.environ.update(environment)
     if "KNET_CACHE" not in os.environ:
         os.environ["KNET_CACHE"] = str(packed / "cache")
+        claim(packed / "cache")
     # A table of an earlier run must not decide what this one finds.
     os.environ.setdefault("KNET_TUNED", "")
     before = read_results(arguments.after)

@@ -47,8 +47,9 @@ def build(profile: str):
 
 
 def fill_cache(gpu: str):
-    """Compiles the kernels that the plans run into the archive's cache."""
-    env = {**os.environ, "KNET_CACHE": str(PACKED / "cache")}
+    """Compiles the kernels that the plans run into the archive's cache, by the oldest compiler of CUDA 13 unless another is named."""
+    nvrtc = REPOSITORY / "target/cuda/nvrtc-13.0/nvidia/cu13/lib/libnvrtc.so.13"
+    env = {"KNET_NVRTC": str(nvrtc), **os.environ, "KNET_CACHE": str(PACKED / "cache")}
     knet = PACKED / "programs" / "knet"
     for model, size, precisions in FILLED:
         weights = REPOSITORY / "weights" / f"{model}.safetensors"
