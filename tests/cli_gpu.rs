@@ -118,7 +118,9 @@ fn a_cache_is_where_the_variables_say() {
     let cache = |variables: &[(&str, &str)], action: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_knet"));
         command.arg("cache").args(action).current_dir(folder.path());
-        ["KNET_CACHE", "XDG_CACHE_HOME", "HOME"].iter().for_each(|name| drop(command.env_remove(name)));
+        for name in ["KNET_CACHE", "XDG_CACHE_HOME", "HOME"] {
+            command.env_remove(name);
+        }
         let output = command.envs(variables.iter().copied()).output().unwrap();
         let [stdout, stderr] =
             [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());

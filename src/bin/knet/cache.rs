@@ -127,8 +127,11 @@ impl Fill {
     }
 }
 
-/// Number and bytes of entries by architecture and compiler, or by what is wrong with them.
-fn groups(items: &[Item]) -> BTreeMap<std::result::Result<(&str, (u32, u32)), &str>, (usize, u64)> {
+/// Architecture and compiler of entries, or what is wrong with them.
+type Group<'a> = std::result::Result<(&'a str, (u32, u32)), &'a str>;
+
+/// Number and bytes of entries.
+fn groups(items: &[Item]) -> BTreeMap<Group<'_>, (usize, u64)> {
     let mut groups = BTreeMap::new();
     for item in items {
         let key =

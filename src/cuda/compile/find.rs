@@ -46,6 +46,9 @@ fn first_that_works(candidates: Vec<PathBuf>) -> Result<Nvrtc, String> {
             Err(reason) => tried += &format!("\n  {}: {reason}", path.display()),
         }
     }
+    if tried.is_empty() {
+        tried = " nothing: no place has such a file, and the loader is not asked, as LD_LIBRARY_PATH has an empty or relative part".into();
+    }
     Err(format!("no NVRTC, the compiler of CUDA kernels, that works: {REMEDY}; tried:{tried}"))
 }
 
@@ -259,5 +262,6 @@ mod tests {
         }
         assert!(said.contains("libc.so.6: ") && said.contains("nvrtcCreateProgram"), "{said}");
         assert!(said.contains("KNET_NVRTC") && said.contains("pip install"), "{said}");
+        assert!(first_that_works(Vec::new()).err().unwrap().contains("tried: nothing"));
     }
 }
