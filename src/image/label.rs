@@ -16,6 +16,9 @@ const MOST_HIDDEN: f32 = 0.3;
 /// Smallest letters, in pixels an em: below them text is not read.
 const LEAST_EM: f32 = 9.0;
 
+/// A label beside a region keeps clear of as much of it as lies within so many ems of its thickest place.
+const NEAR: f32 = 3.0;
+
 /// A label with its place.
 pub(super) struct Label<'a> {
     text: &'a str,
@@ -126,9 +129,12 @@ fn spots(
     let share = (layer.mask.area() as f32).sqrt() / extent;
     let largest = (extent * 0.028 * (share / 0.2).clamp(0.75, 1.0)).max(11.0);
     let anchor = (x as f32 + 0.5, y as f32 + 0.5);
+    // The region's sides, where they are near: a region of scattered parts would have its label far from all of them.
     let bbox = layer.mask.bbox();
-    let (left, top) = (bbox.x as f32, bbox.y as f32);
-    let (right, bottom) = (left + bbox.width as f32, top + bbox.height as f32);
+    let near =
+        |side: usize, anchor: f32| (side as f32).clamp(anchor - NEAR * largest, anchor + NEAR * largest);
+    let (left, top) = (near(bbox.x, anchor.0), near(bbox.y, anchor.1));
+    let (right, bottom) = (near(bbox.x + bbox.width, anchor.0), near(bbox.y + bbox.height, anchor.1));
     let mut spots = Vec::new();
     for em in [largest, 0.8 * largest] {
         // The box adds half an em of padding on either side; a label wider than the image is set smaller.
