@@ -388,6 +388,11 @@ mod tests {
                 assert_eq!(byte, wanted, "byte {i} of mask {place}");
             }
         }
+        // What is known to be empty is not written: the last band of mask 0, if only the first two had pixels before.
+        let mut mask = vec![0xff; 105];
+        masks.copy(0, 0..33, &mut mask).unwrap();
+        assert!(mask[..48].iter().all(|&byte| byte == 0));
+        assert!(mask[48..96] == bits[48..96] && mask[96..].iter().all(|&byte| byte == 0xff));
         let fault = masks.copy(2, 0..0, &mut [0; 105]).unwrap_err().to_string();
         assert!(fault.contains("place 2 of 2"), "{fault}");
         let fault = masks.copy(0, 0..0, &mut [0; 104]).unwrap_err().to_string();
