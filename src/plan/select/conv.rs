@@ -28,6 +28,8 @@ pub struct ConvShape {
     pub dilation: [usize; 2],
     /// Blocks of channels that do not mix.
     pub groups: usize,
+    /// Elements of the map that is added to the result; 0: none.
+    pub residual: usize,
 }
 
 impl ConvShape {
@@ -329,6 +331,7 @@ mod tests {
             padding: [taps / 2; 2],
             dilation: [1; 2],
             groups: 1,
+            residual: 0,
         }
     }
 
