@@ -183,6 +183,21 @@ fn every_f32_tile() {
     check_all(conv::F32_ELEMENT_TILES, Addressing::Elements, Precision::F32, &elements());
 }
 
+/// Sums as long as FPN's in one part: what tensor cores cut of them does not add up.
+#[test]
+fn long_sums_keep_their_digits() {
+    let deep = case(Conv2d::with(1, 1), [1, 4, 5, 256], [8, 3, 3, 256]);
+    let ways = [
+        (Precision::Tf32x3, conv::TF32X3_TILES),
+        (Precision::F16, conv::TENSOR_TILES),
+        (Precision::Bf16, conv::TENSOR_TILES),
+    ];
+    for (precision, tile) in ways.into_iter().flat_map(|(p, tiles)| tiles.iter().map(move |&t| (p, t))) {
+        let choice = ConvChoice::Gemm { addressing: Addressing::Taps, tile, splits: 1, microseconds: 0.0 };
+        check(&deep, precision, choice).unwrap_or_else(|fault| panic!("{}: {fault}", precision.name()));
+    }
+}
+
 /// Tails of every tile: the residual of half the size, and the moments, whether with the result or by a sweep of their own.
 #[test]
 fn every_tensor_tile_with_tails() {

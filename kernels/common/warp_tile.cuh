@@ -78,7 +78,8 @@ template <int M_TILES, int N_PAIRS, int chunks> struct WarpTileTf32x3 : WarpTile
     __device__ inline void multiply(u32 a, u32 a_row, u32 b, u32 b_row, u32 lane) {
         const u32 a_first = a + swizzled<chunks>(a_row + lane % 16, lane / 16);
         const u32 b_first = b + swizzled<chunks>(b_row + lane / 16 * 8 + lane % 8, lane / 8 % 2);
-#pragma unroll
+        // Unrolled, the sums of all steps would be in flight at once, and registers would spill.
+#pragma unroll 1
         for (int step = 0; step < chunks / 2; ++step) {
             Parts fa[M_TILES];
 #pragma unroll

@@ -227,3 +227,24 @@ impl Site<'_> {
         if self.constant[input] { packing.dtype } else { self.inputs[input].dtype }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn static_and_dynamic_shared_memory_share_one_limit() {
+        let launch = Launch {
+            source: "a.cu",
+            entry: "a",
+            defines: Vec::new(),
+            grid: [1; 3],
+            block: [32, 1, 1],
+            shared: 232_000,
+            args: Vec::new(),
+        };
+        assert_eq!(launch.check(&Caps::H100, 448), Ok(()));
+        let fault = launch.check(&Caps::H100, 449).unwrap_err();
+        assert_eq!(fault, "a.cu:a: 232449 bytes of shared memory a block, the device has 232448");
+    }
+}

@@ -137,6 +137,51 @@ fn sums_are_cut_as_on_ampere() {
     }
 }
 
+/// f32 products by three TF32 ones, summed over K = 2304: in one chain of `mma` the cuts add up to a bias far beyond what three
+/// products leave out, and in steps that start from zero and are added in f32 they do not.
+#[test]
+fn long_chains_of_cut_sums_are_biased() {
+    const STEPS: usize = 2304 / 8;
+    let bench = Bench::cuda("matrix", &[]);
+    let (a, b) = (noise(1, 16 * 8 * STEPS), noise(2, 8 * 8 * STEPS));
+    let high = |x: f32| f32::from_bits((x.to_bits() + 0x1000) & !0x1fff);
+    let parts = |values: &[f32]| {
+        let low = values.iter().map(|&x| high(x - high(x))).collect::<Vec<f32>>();
+        (values.iter().map(|&x| high(x)).collect::<Vec<f32>>(), low)
+    };
+    let mut wanted = vec![0.0; 128];
+    let (mut chain, mut steps) = (vec![0.0_f32; 128], vec![0.0_f32; 128]);
+    let product = |a: &[f32], b: &[f32], c: &[f32]| {
+        let d = bench.room::<f32>("d", 128);
+        let operands = [bench.put("a", a), bench.put("b", b), bench.put("c", c), d];
+        let params = operands.iter().fold(Params::new(), |params, &operand| params.arg(operand));
+        bench.run("tf32_k8", [1; 3], [32, 1, 1], &params).unwrap_or_else(|e| panic!("{e}"));
+        let found = bench.get::<f32>(d, 128);
+        operands.iter().for_each(|&operand| bench.memory.free(operand).unwrap());
+        found
+    };
+    for (a, b) in a.chunks(16 * 8).zip(b.chunks(8 * 8)) {
+        for (i, wanted) in wanted.iter_mut().enumerate() {
+            *wanted += (0..8).map(|k| f64::from(a[i / 8 * 8 + k]) * f64::from(b[i % 8 * 8 + k])).sum::<f64>();
+        }
+        let ((a_high, a_low), (b_high, b_low)) = (parts(a), parts(b));
+        let add = |c: &[f32]| {
+            let c = product(&a_low, &b_high, c);
+            product(&a_high, &b_high, &product(&a_high, &b_low, &c))
+        };
+        chain = add(&chain);
+        steps.iter_mut().zip(add(&[0.0; 128])).for_each(|(sum, step)| *sum += step);
+    }
+    let error = |found: &[f32]| {
+        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+        let off = square(&mut found.iter().zip(&wanted).map(|(&x, w)| f64::from(x) - w));
+        (off / square(&mut wanted.iter().copied())).sqrt()
+    };
+    let (chain, steps) = (error(&chain), error(&steps));
+    // The second is what f32 itself may do: sqrt(288) roundings of 6e-8, and 2^-22 of each product that was left out.
+    assert!(chain > 5e-6 && steps < 1.5e-6, "relative L2 {chain:.2e} in a chain, {steps:.2e} in steps");
+}
+
 /// What is not a number, and what overflows, comes out as of plain sums.
 #[test]
 fn infinities_pass_through_sums() {
