@@ -28,10 +28,12 @@ pub mod pack;
 pub mod pipeline;
 pub mod post;
 pub mod pre;
+mod profile;
 mod recording;
 pub mod runtime;
 pub mod selection;
 pub mod sources;
+mod stopwatch;
 pub mod tune;
 
 pub use device::Device;

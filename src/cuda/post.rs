@@ -63,6 +63,16 @@ impl Extent {
     /// No pixel.
     pub const NOTHING: Extent = Extent { area: 0, left: u32::MAX, right: 0, top: u32::MAX, bottom: 0 };
 
+    /// The smallest rectangle around the pixels: left, top, width, height; all zero if there are none.
+    pub fn rectangle(self) -> [usize; 4] {
+        if self.area == 0 {
+            return [0; 4];
+        }
+        let side = |first: u32, last: u32| (last + 1).saturating_sub(first) as usize;
+        let [width, height] = [side(self.left, self.right), side(self.top, self.bottom)];
+        [self.left as usize, self.top as usize, width, height]
+    }
+
     /// Both together.
     pub fn join(self, other: Extent) -> Extent {
         Extent {

@@ -1,7 +1,7 @@
 //! Launches and copies bound to memory, and their capture as a graph.
 
 use super::device::{Device, fault};
-use super::memory::Pinned;
+use super::memory::{DeviceBuffer, Pinned};
 use super::runtime::{Function, Runtime};
 use crate::error::{Error, Result};
 use crate::plan::launch::{Arg, Launch};
@@ -107,6 +107,16 @@ pub(super) fn copy_out(device: &Device, from: sys::CUdeviceptr, to: &Pinned) -> 
     unsafe { sys::cuMemcpyDtoHAsync_v2(to.address(), from, to.len(), stream) }
         .result()
         .map_err(|e| fault("cannot copy a result", e))
+}
+
+/// Sends a copy of all of `from` to the device's stream.
+pub(super) fn copy_within(device: &Device, from: &DeviceBuffer, to: sys::CUdeviceptr) -> Result<()> {
+    if from.len() == 0 {
+        return Ok(());
+    }
+    // SAFETY: as many bytes at both ends, which outlive the stream's work: whoever sends waits for it.
+    unsafe { result::memcpy_dtod_async(to, from.pointer(), from.len(), device.stream().cu_stream()) }
+        .map_err(|e| fault("cannot copy on the device", e))
 }
 
 /// Records what `work` sends to the stream as a graph, ready to launch. Other threads may call the driver meanwhile, but must not wait

@@ -346,8 +346,8 @@ impl Engine {
         Ok((self.backend.plan(&graph, &self.pool)?, taps))
     }
 
-    /// Runs the network alone `runs` times at an input size, on whatever the input holds, and gives for each
-    /// step of the plan its time in every run.
+    /// Runs the network alone `runs` times at an input size, and gives for each step of the plan its time in every run; on a GPU
+    /// that of one of many repeats in a graph of its own ([`cuda::Executor::time_steps`](crate::cuda::Executor::time_steps)).
     ///
     /// # Errors
     /// As [`Engine::plan`].
@@ -356,9 +356,19 @@ impl Engine {
         let executor = &mut self.sessions[session].executor;
         let plan = executor.plan().clone();
         let mut times = vec![Vec::with_capacity(runs); plan.steps.len()];
-        self.pool
-            .run(|| (0..runs).try_for_each(|_| executor.run_timed(|step, time| times[step].push(time))))?;
+        self.pool.run(|| executor.time_steps(runs, |step, time| times[step].push(time)))?;
         Ok((plan, times))
+    }
+
+    /// The time of the network alone in each of `runs` runs at an input size: on a GPU the device's time of one graph, without
+    /// copies and without pre- and post-processing; on the CPU wall-clock time.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`].
+    pub fn time_network(&mut self, size: (usize, usize), runs: usize) -> Result<Vec<Duration>> {
+        let session = self.session(size)?;
+        let executor = &mut self.sessions[session].executor;
+        self.pool.run(|| executor.time_network(runs))
     }
 
     /// Every intermediate value of one image, by the names, shapes and layouts of the reference data.
