@@ -2,9 +2,9 @@
 //! where `KNET_TEST_DEVICE` names a GPU: a real one (`tools/gpu-suite`) or the emulator's (`tools/with-ptxemu`), on which
 //! only the small cases are run again, as `tests/cuda_ops.rs` has emulated all of them.
 //!
-//! An illegal address is the end of its context, and so of every case that follows in the process. For a driver that gives each
-//! group of cases a process of its own, `--groups` lists them (the operators, then `tuning`, `pipeline` and so on), those with most
-//! operations first, and `--group NAME` runs one. One case alone: its name, and `--exact`.
+//! An illegal address is the end of its context, and so of every case that follows in the process: `--shard INDEX/COUNT` runs one of
+//! COUNT parts, each with whole operators and about as many operations, for as many processes. A case by itself: its name, and
+//! `--exact`.
 
 #[path = "common/cuda_case.rs"]
 #[expect(dead_code, reason = "the suites of forced choices use the rest")]
@@ -37,7 +37,6 @@ use knet::plan::launch::Precision;
 use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::{BTreeMap, HashMap};
-use std::process::exit;
 use std::sync::Arc;
 
 /// Operations of the largest case that is run: `KNET_TEST_FLOPS` (compute-sanitizer slows kernels down a hundredfold), else
@@ -342,7 +341,10 @@ fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
         pipeline.run(&mut executor)?;
         let places = pipeline.ranking().2.to_vec();
         let mut wanted = vec![vec![0; height * width / 8]; instances];
-        wanted.iter_mut().enumerate().try_for_each(|(place, mask)| pipeline.masks().copy(place, mask))?;
+        wanted
+            .iter_mut()
+            .enumerate()
+            .try_for_each(|(place, mask)| pipeline.masks().copy(place, 0..0, mask))?;
         assert!(wanted[0].iter().any(|&byte| byte != 0), "{width}: no pixel");
         let pixels = stream.clone_htod(photo.as_raw())?;
         let image = DeviceImage {
@@ -400,7 +402,7 @@ fn check_determinism(name: &str, precision: Precision, emulated: bool) -> Result
     Ok(())
 }
 
-/// All trials by group, with the operations of each group.
+/// All trials by operator, or what else the first part of their names is, with the operations of each group.
 fn groups(ordinal: usize, emulated: bool) -> BTreeMap<String, (u64, Vec<Trial>)> {
     let mut groups: BTreeMap<String, (u64, Vec<Trial>)> = BTreeMap::new();
     let mut add = |group: &str, flops: u64, trial: Trial| {
@@ -439,46 +441,44 @@ fn groups(ordinal: usize, emulated: bool) -> BTreeMap<String, (u64, Vec<Trial>)>
     groups
 }
 
-/// Takes `--groups` and `--group NAME` out of the command line: whether the groups are to be listed, and the one that was named.
-fn options(arguments: &mut Vec<String>) -> Result<(bool, Option<String>), String> {
-    let listing = arguments.iter().position(|argument| argument == "--groups");
-    listing.map(|at| arguments.remove(at));
-    let Some(at) = arguments.iter().position(|argument| argument == "--group") else {
-        return Ok((listing.is_some(), None));
-    };
-    if at + 1 == arguments.len() {
-        return Err("--group needs a name; --groups lists them".into());
+/// Deals groups to as many shards, the largest first and each to the shard that has least: the trials of shard `index`.
+fn shard(groups: BTreeMap<String, (u64, Vec<Trial>)>, (index, count): (usize, usize)) -> Vec<Trial> {
+    let mut groups: Vec<(u64, Vec<Trial>)> = groups.into_values().collect();
+    groups.sort_by_key(|(flops, _)| std::cmp::Reverse(*flops));
+    let mut shards: Vec<(u64, Vec<Trial>)> = (0..count).map(|_| (0, Vec::new())).collect();
+    for (flops, trials) in groups {
+        let least = shards.iter_mut().min_by_key(|(sum, trials)| (*sum, trials.len()));
+        let (sum, all) = least.expect("one shard at least");
+        *sum += flops;
+        all.extend(trials);
     }
-    let named = arguments.drain(at..at + 2).last();
-    Ok((listing.is_some(), named))
+    shards.swap_remove(index).1
+}
+
+/// Takes `--shard INDEX/COUNT` out of the command line; by default all is one shard.
+fn shard_option(arguments: &mut Vec<String>) -> Result<(usize, usize), String> {
+    let Some(at) = arguments.iter().position(|argument| argument == "--shard") else { return Ok((0, 1)) };
+    let text = if at + 1 < arguments.len() { arguments.remove(at + 1) } else { String::new() };
+    arguments.remove(at);
+    let numbers =
+        text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+    numbers
+        .filter(|(index, count)| index < count)
+        .ok_or_else(|| format!("--shard {text}: INDEX/COUNT with an index from 0 to COUNT - 1, such as 0/4"))
 }
 
 fn main() {
-    let refuse = |fault: String| -> ! {
-        eprintln!("error: {fault}");
-        exit(2)
-    };
     let mut arguments: Vec<String> = std::env::args().collect();
-    let (listing, named) = options(&mut arguments).unwrap_or_else(|fault| refuse(fault));
+    let wanted = shard_option(&mut arguments).unwrap_or_else(|fault| {
+        eprintln!("error: {fault}");
+        std::process::exit(2)
+    });
     let mut trials = Vec::new();
     // Held to the end: a device that nobody holds loses its context, and making one anew for each case takes longer than most cases.
     let mut held = None;
     if let engine::Device::Cuda(ordinal) = device::device() {
         let device = held.insert(Device::open(ordinal).expect("the device under test"));
-        let mut groups = groups(ordinal, device.is_emulated());
-        if listing {
-            let mut names: Vec<(u64, &String)> = groups.iter().map(|(name, group)| (group.0, name)).collect();
-            names.sort_by(|a, b| b.cmp(a));
-            names.iter().for_each(|(_, name)| println!("{name}"));
-            return;
-        }
-        trials = match named {
-            None => groups.into_values().flat_map(|(_, trials)| trials).collect(),
-            Some(name) => match groups.remove(&name) {
-                Some((_, trials)) => trials,
-                None => refuse(format!("no group `{name}`; --groups lists them")),
-            },
-        };
+        trials = shard(groups(ordinal, device.is_emulated()), wanted);
     }
     libtest_mimic::run(&Arguments::from_iter(arguments), trials).exit();
 }
