@@ -1,6 +1,6 @@
 //! Static gates on the CUDA kernels, which need no GPU. Every variant that a model asks for is assembled by ptxas for every
 //! architecture we support, and those that only operator cases ask for, odd shapes, for the first and H100's; spills
-//! are errors. Registers, shared memory and occupancy are held to the table `kernels/resources.tsv`; the kernels that matter
+//! and stack frames are errors. Registers, shared memory and occupancy are held to the table `kernels/resources.tsv`; the kernels that matter
 //! use tensor cores and asynchronous copies.
 
 #[path = "common/emulate.rs"]
@@ -70,7 +70,7 @@ fn text(defines: &[(&str, i64)]) -> String {
 }
 
 /// Runs ptxas: its report for each entry (registers, static shared memory), or what it says. What it once said of the same PTX is
-/// kept in `target/tmp`.
+/// kept in `target/tmp`. A stack frame is a fault: an array that is indexed by a variable then lies in local memory, spills or not.
 fn assemble(ptx: &[u8], architecture: &Architecture) -> Result<BTreeMap<String, (u32, u32)>, String> {
     let mut hash = Sha256::new_with_prefix(version());
     hash.update(architecture.name());
@@ -92,6 +92,8 @@ fn assemble(ptx: &[u8], architecture: &Architecture) -> Result<BTreeMap<String, 
     for line in log.lines() {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             entry = rest.split('\'').next().unwrap_or_default().to_string();
+        } else if line.contains("bytes stack frame") && !line.trim().starts_with("0 bytes stack frame") {
+            return Err(format!("{entry}: {}", line.trim()));
         } else if let Some(rest) = line.split("Used ").nth(1) {
             let number = |text: &str| text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
             let shared = rest.split(", ").find(|part| part.ends_with("bytes smem")).map_or(0, number);

@@ -3,6 +3,19 @@
 //!
 //! Only what the programs of [`ops`] say is compiled and launched; they are pure functions, tested where there is no GPU as is
 //! the executor, on the stand-in driver of `tools/ptxemu`.
+//!
+//! # Beside other users of the GPU
+//!
+//! Engines use the device's primary context, which they share with the CUDA runtime and so with PyTorch, and in it streams of their
+//! own. They wait for streams and events, never for the context. Any number of engines may plan and run at once, each in a thread of
+//! its own.
+//!
+//! While an engine plans for a size it has not seen, it records graphs by stream capture, in the mode that leaves other threads alone
+//! (`CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`): they may launch, copy, allocate, free and load modules meanwhile. But CUDA lets nobody
+//! wait for a context in which anything is captured, whatever the mode: `cudaDeviceSynchronize` or `cuCtxSynchronize` in another
+//! thread fails then, and so does the capture, with an error that says so. A program that calls either should let its engines see an
+//! image of each size first, or keep both under one lock. Nor may a thread begin a capture of its own in the global mode while an
+//! engine plans in another: planning allocates, which that mode forbids to every thread.
 
 pub mod compile;
 pub mod device;

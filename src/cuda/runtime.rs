@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Shared memory a block may have without asking, in bytes.
+/// Shared memory a block may have without asking, static and dynamic together, in bytes.
 const SHARED_WITHOUT_OPT_IN: u32 = 48 << 10;
 
 /// A device with the kernels and constants that plans have asked for so far.
@@ -36,6 +36,8 @@ pub struct Runtime {
 struct Module {
     device: Arc<Device>,
     handle: sys::CUmodule,
+    /// Dynamic shared memory that launches of each kernel may have, in bytes, where that was asked for.
+    shared: Mutex<HashMap<&'static str, u32>>,
 }
 
 // SAFETY: a handle of the driver, which may be used from any thread.
@@ -153,8 +155,8 @@ impl Runtime {
             jobs.par_iter().map(|job| self.cache.compile(job, Nvrtc::get)).collect::<Result<_>>()?;
         self.device.bind()?;
         for (job, compiled) in jobs.into_iter().zip(compiled) {
-            let module =
-                Arc::new(Module { device: self.device.clone(), handle: self.module(&job, &compiled)? });
+            let handle = self.module(&job, &compiled)?;
+            let module = Arc::new(Module { device: self.device.clone(), handle, shared: Mutex::default() });
             lock(&self.modules).insert(job, module);
         }
         Ok(())
@@ -194,7 +196,10 @@ impl Runtime {
         fault(&what, error)
     }
 
-    /// The loaded kernel of `launch`.
+    /// The loaded kernel of `launch`, which may be launched with that much shared memory from now on.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the kernel is not loaded or the device cannot run the launch.
     pub(crate) fn function(&self, launch: &Launch) -> Result<Function> {
         let missing = || Error::Cuda(format!("{launch} is not loaded"));
         let module = lock(&self.modules).get(&self.job(launch)).cloned().ok_or_else(missing)?;
@@ -203,13 +208,31 @@ impl Runtime {
         // SAFETY: a loaded module.
         let handle = unsafe { result::module::get_function(module.handle, name) }
             .map_err(|e| fault(&format!("kernels/{} has no kernel `{}`", launch.source, launch.entry), e))?;
-        if launch.shared > SHARED_WITHOUT_OPT_IN {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a function of the loaded module.
+        self.provide_shared(&module, handle, launch)?;
+        Ok(Function { handle, _module: module })
+    }
+
+    /// Checks the launch, and lets it have its shared memory. What launches of a kernel may have is an attribute of the kernel, which
+    /// all of them share: it is raised, and never lowered.
+    fn provide_shared(&self, module: &Module, handle: sys::CUfunction, launch: &Launch) -> Result<()> {
+        use sys::CUfunction_attribute_enum as Attribute;
+        let attribute = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: a function of the loaded module.
+        let declared = unsafe { result::function::get_function_attribute(handle, attribute) }
+            .map_err(|e| fault(&format!("{launch}: its shared memory is not known"), e))?;
+        let declared = declared.max(0) as u32;
+        launch.check(self.device.caps(), declared).map_err(Error::Cuda)?;
+        // Held until the attribute is set: two threads may ask for the same kernel.
+        let mut provided = lock(&module.shared);
+        let provided = provided.entry(launch.entry).or_insert(SHARED_WITHOUT_OPT_IN.saturating_sub(declared));
+        if launch.shared > *provided {
+            let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: as above.
             unsafe { result::function::set_function_attribute(handle, attribute, launch.shared as i32) }
                 .map_err(|e| fault(&format!("{launch}: no {} bytes of shared memory", launch.shared), e))?;
+            *provided = launch.shared;
         }
-        Ok(Function { handle, _module: module })
+        Ok(())
     }
 
     /// Constant `index` of `plan` on the device, copied there once.

@@ -43,7 +43,8 @@ const MAX_PLANS: usize = 4;
 /// A loaded model, ready to segment images.
 ///
 /// An engine is `Send`: move it to the thread that serves. It plans the network when it first sees an input
-/// size and keeps the plans of the last few sizes; after that, [`Engine::segment_into`] allocates nothing.
+/// size and keeps the plans of the last few sizes; after that, [`Engine::segment_into`] allocates nothing. What a program that uses
+/// the same GPU besides must not do while an engine plans: [`cuda`](crate::cuda).
 pub struct Engine {
     config: Config,
     task: Task,

@@ -203,7 +203,6 @@ pub fn run_program(
     };
     let operands = Operands { inputs, outputs, workspace };
     for launch in &program.launches {
-        launch.check(&CAPS)?;
         report.merge(&run_launch(launch, &operands, memory, config)?);
     }
     if let Some(address) = workspace {
@@ -228,6 +227,7 @@ pub fn run_launch(
 ) -> Result<Report, String> {
     let module = module(launch)?;
     let entry = module.entry(launch.entry).ok_or_else(|| format!("no kernel in {launch}"))?.clone();
+    launch.check(&CAPS, entry.static_shared)?;
     if entry.params.len() != launch.args.len() {
         let (has, given) = (entry.params.len(), launch.args.len());
         return Err(format!("{launch}: {has} parameters, {given} arguments"));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::device::Size;
+use ptxemu::MmaSum;
 
 /// The environment's settings, read at `cuInit`.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct Settings {
     pub late_async: bool,
     /// Whether races and uninitialised reads are looked for.
     pub checks: bool,
+    /// How tensor cores sum.
+    pub mma_sum: MmaSum,
     /// Most warp instructions of a launch; `None` lets it run for ever.
     pub instructions: Option<u64>,
     /// Bytes of device memory.
@@ -62,6 +65,11 @@ impl Settings {
             threads: number("PTXEMU_THREADS", 0)?,
             late_async: switch("PTXEMU_LATE_ASYNC", true)?,
             checks: switch("PTXEMU_CHECKS", true)?,
+            mma_sum: match variable("PTXEMU_MMA").as_deref() {
+                None | Some("truncated") => MmaSum::Truncated,
+                Some("nearest") => MmaSum::Nearest,
+                Some(text) => return Err(format!("PTXEMU_MMA={text}: truncated or nearest is expected")),
+            },
             instructions: Some(number("PTXEMU_MAX_INSTRUCTIONS", DEFAULT_INSTRUCTIONS)?)
                 .filter(|most| *most > 0),
             memory: number("PTXEMU_FREE_MEMORY", DEFAULT_MEMORY)?,
