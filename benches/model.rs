@@ -1,9 +1,8 @@
 //! Whole models with seeded weights: `segment` (photo in, masks out, [`Engine::segment_into`]), and its
-//! parts `network` and `post`; `load` from a safetensors file in the page cache until the first image
+//! parts `network` and `post`; `host`, what the host does of a frame that a GPU computes; `load` from a safetensors file in the page cache until the first image
 //! can be segmented (weights checked and packed, network planned).
 //!
-//! Where there is a GPU, `segment-cuda` is `segment` there in f16, and `network-cuda` the device's time of the network's steps,
-//! launched one by one.
+//! Where there is a GPU, `segment-cuda` is `segment` there in f16, and `network-cuda` the device's time of the network as one graph.
 //!
 //! Images are synthetic and not resized; masks from seeded weights are noise, whose outlines are longer than those
 //! of trained weights. Throughput of `network` is in operations of direct convolution: Gelem/s are GFLOP/s.
@@ -19,17 +18,21 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use image::{Rgb, RgbImage};
 use knet::checkpoint::{TensorData, TensorOut, seeded, write_safetensors};
 use knet::cpu::{Executor, Pool, Weights, select};
+use knet::cuda::pipeline::{Masks, copy_photo};
+use knet::cuda::post::{Extent, MaskLogits};
 use knet::engine::source::{self, CONFIG_KEY};
 use knet::engine::{Device, Segmentation, WeightSource};
 use knet::graph::passes::optimize;
 use knet::image::HeadOutput;
-use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
+use knet::image::bitmask::{BitMask, PixelBox};
+use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult, Ranked};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use knet::isa::Isa;
 use knet::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, TapMode, Task, build};
 use knet::plan::Plan;
 use knet::plan::launch::Precision;
+use knet::tensor::DType;
 use knet::{Engine, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -107,10 +110,8 @@ fn network_cuda(criterion: &mut Criterion, ordinal: usize) {
         let mut ready = None;
         group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
             let engine = ready.get_or_insert_with(|| engine_on_gpu(model, ordinal).expect("a model"));
-            bencher.iter_custom(|runs| {
-                let (_, times) = engine.profile(padded, runs as usize).expect("times");
-                times.iter().flatten().sum()
-            });
+            bencher
+                .iter_custom(|runs| engine.time_network(padded, runs as usize).expect("times").iter().sum());
         });
     }
 }
@@ -276,6 +277,90 @@ impl Postprocessor {
     }
 }
 
+/// Ten masks as a GPU leaves them in host memory.
+struct LeftByGpu {
+    logits: MaskLogits,
+    bits: Vec<u8>,
+    extents: Vec<Extent>,
+}
+
+const PLACES: usize = 10;
+
+impl LeftByGpu {
+    fn new((height, width): (usize, usize), inside: impl Fn(usize, usize, usize) -> bool) -> Self {
+        let padded = (height.next_multiple_of(SIZE_DIVISOR), width.next_multiple_of(SIZE_DIVISOR));
+        let logits = MaskLogits {
+            objects: PLACES,
+            size: (padded.0 / 8, padded.1 / 8),
+            dtype: DType::F16,
+            padded,
+            resized: (height, width),
+            original: (height, width),
+        };
+        let (mut bits, mut extents) = (Vec::new(), vec![Extent::NOTHING; PLACES * logits.bands()]);
+        for place in 0..PLACES {
+            let mask = BitMask::from_fn(height, width, |y, x| inside(place, y, x));
+            for (y, x) in mask.pixels() {
+                let extent = &mut extents[place * logits.bands() + y / Extent::ROWS];
+                let [y, x] = [y, x].map(|n| n as u32);
+                *extent = extent.join(Extent { area: 1, left: x, right: x, top: y, bottom: y });
+            }
+            bits.extend_from_slice(mask.bytes());
+            bits.resize((place + 1) * logits.mask_bytes(), 0);
+        }
+        LeftByGpu { logits, bits, extents }
+    }
+
+    /// What an engine does with them.
+    fn assemble(&self, result: &mut InstanceResult) -> Result<()> {
+        let masks = Masks::new(&self.bits, &self.extents, &self.logits);
+        let (pairs, places): (Vec<i32>, Vec<u32>) = (0..PLACES).map(|i| (i as i32, i as u32)).unzip();
+        let ranked = Ranked {
+            classes: 1,
+            scores: &[0.9; PLACES],
+            pairs: &pairs,
+            places: &places,
+            copy_mask: &|place, stale, mask| masks.copy(place, stale, mask),
+            extent: &|place| {
+                let all = masks.extent(place);
+                let [x, y, width, height] = all.rectangle();
+                (all.area as usize, PixelBox { x, y, width, height })
+            },
+        };
+        result.assemble(&ranked, self.logits.original)
+    }
+}
+
+/// The host's part of a GPU's frame at 800x1333: the photo to where the GPU fetches it (`photo`), and ten masks to the caller's memory:
+/// noise, which has pixels in every band, and discs of a sixth of the height, about what the trained model finds.
+fn host(criterion: &mut Criterion) {
+    let size = (800, 1333);
+    let pool = Pool::new(common::threads()).expect("threads");
+    let mut group = criterion.benchmark_group("host");
+    let noise = |place: usize, y: usize, x: usize| {
+        let at = ((place * size.0 + y) * size.1 + x) as u64;
+        at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 1
+    };
+    let disc = |place: usize, y: usize, x: usize| {
+        let (y, x) = (y as f64 - 80.0 * place as f64, x as f64 - 130.0 * place as f64);
+        y.hypot(x) < 67.0
+    };
+    let kinds: [(&str, &dyn Fn(usize, usize, usize) -> bool); 2] = [("noise", &noise), ("discs", &disc)];
+    for (name, inside) in kinds {
+        let mut ready = None;
+        group.bench_function(BenchmarkId::new("masks", name), |bencher| {
+            let (left, result) =
+                ready.get_or_insert_with(|| (LeftByGpu::new(size, inside), InstanceResult::default()));
+            pool.run(|| bencher.iter(|| left.assemble(result).expect("a result")));
+        });
+    }
+    group.bench_function("photo", |bencher| {
+        let photo = photo(size);
+        let mut staged = vec![0u8; photo.as_raw().len()];
+        pool.run(|| bencher.iter(|| copy_photo(photo.as_raw(), &mut staged)));
+    });
+}
+
 fn load(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("load");
     group.sampling_mode(SamplingMode::Flat);
@@ -326,6 +411,7 @@ fn main() {
     segment(&mut criterion);
     network(&mut criterion);
     post(&mut criterion);
+    host(&mut criterion);
     load(&mut criterion);
     if let Some(ordinal) = common::gpu() {
         segment_cuda(&mut criterion, ordinal);

@@ -35,12 +35,28 @@ struct Params {
     float eps;
 };
 
-struct Term {
-    const storage_t* x;
-    const Moments* moments;
-    const float* gamma;
-    const float* beta;
+// A term's number, known to the compiler: an array of terms that is indexed by a variable would lie in local memory.
+template <int t> struct Index {
+    static constexpr int value = t;
+    static constexpr bool normalised = NORMS >> t & 1;
 };
+
+// f(Index<t>) for every term t.
+template <int t = 0, typename F> __device__ inline void for_each_term(F f) {
+    if constexpr (t < TERMS) {
+        f(Index<t>{});
+        for_each_term<t + 1>(f);
+    }
+}
+
+// The operand of term t.
+template <int t, typename T> __device__ inline T of_term(T of0, T of1, T of2, T of3) {
+    static_assert(t < 4, "four terms");
+    if constexpr (t == 0) return of0;
+    if constexpr (t == 1) return of1;
+    if constexpr (t == 2) return of2;
+    if constexpr (t == 3) return of3;
+}
 
 // Sums over parts, relative to the first part's mean.
 struct PartSums {
@@ -57,7 +73,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     __shared__ PartSums warps[TERMS][THREADS / WARP][COLUMNS];
     // Scale and shift by four channels, those of neighbouring vectors side by side, so that lanes meet in no bank.
     __shared__ alignas(16) float affine[TERMS][2][VECTOR / 4][COLUMNS][4];
-    const Term terms[4] = {{x0, moments0, gamma0, beta0}, {x1, moments1, gamma1, beta1}, {x2, moments2, gamma2, beta2}, {x3, moments3, gamma3, beta3}};
     const u32 thread = threadIdx.y * COLUMNS + threadIdx.x, warp = thread / WARP, lane = thread % WARP;
     const u32 slice = blockIdx.y * COLUMNS * VECTOR, channel = slice + threadIdx.x * VECTOR;
     const u32 groups = p.channels / WIDTH;
@@ -72,14 +87,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (pixel(batch, i) < p.pixels) chunk[i] = load_chunk(x + place(batch, i));
         }
     };
-    load(0, terms[0].x);
+    load(0, x0);
 
     const float full = float(PART_PIXELS * WIDTH), last = float((p.pixels - (p.parts - 1) * PART_PIXELS) * WIDTH);
-    const auto parts_of = [&](int t, u32 group) { return terms[t].moments + u64(blockIdx.z) * p.parts * groups + group; };
-#pragma unroll
-    for (int t = 0; t < TERMS; ++t) {
-        if (!(NORMS >> t & 1)) continue;
-        const Moments* parts = parts_of(t, channel / WIDTH);
+    const auto parts_of = [&](auto term, u32 group) {
+        return of_term<term.value>(moments0, moments1, moments2, moments3) + u64(blockIdx.z) * p.parts * groups + group;
+    };
+    for_each_term([&](auto term) {
+        if constexpr (!term.normalised) return;
+        const Moments* parts = parts_of(term, channel / WIDTH);
         const float origin = parts[0].mean;
         PartSums sums{0.0f, 0.0f};
         for (u32 i = threadIdx.y; i < p.parts; i += ROWS) {
@@ -93,13 +109,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             sums.weighted += __shfl_xor_sync(FULL_MASK, sums.weighted, distance);
             sums.spread += __shfl_xor_sync(FULL_MASK, sums.spread, distance);
         }
-        if (lane < COLUMNS) warps[t][warp][lane] = sums;
-    }
+        if (lane < COLUMNS) warps[term.value][warp][lane] = sums;
+    });
     __syncthreads();
 
-#pragma unroll
-    for (int t = 0; t < TERMS; ++t) {
-        if (!(NORMS >> t & 1) || thread / COLUMNS != t) continue;
+    for_each_term([&](auto term) {
+        constexpr int t = term.value;
+        if (!term.normalised || thread / COLUMNS != t) return;
         const u32 column = thread % COLUMNS, first = slice + column * VECTOR;
         PartSums all{0.0f, 0.0f};
 #pragma unroll 4
@@ -109,13 +125,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         const float total = float(p.pixels) * float(WIDTH), moved = __fdividef(all.weighted, total);
         const float variance = __fdividef(fmaxf(all.spread - all.weighted * moved, 0.0f), total);
-        const float mean = parts_of(t, first / WIDTH)[0].mean + moved, inverse = inverse_root(variance + p.eps);
+        const float mean = parts_of(term, first / WIDTH)[0].mean + moved, inverse = inverse_root(variance + p.eps);
+        const float* gamma = of_term<t>(gamma0, gamma1, gamma2, gamma3);
+        const float* beta = of_term<t>(beta0, beta1, beta2, beta3);
         for (int v = 0; v < VECTOR; ++v) {
-            const float scale = terms[t].gamma[first + v] * inverse;
+            const float scale = gamma[first + v] * inverse;
             affine[t][0][v / 4][column][v % 4] = scale;
-            affine[t][1][v / 4][column][v % 4] = terms[t].beta[first + v] - mean * scale;
+            affine[t][1][v / 4][column][v % 4] = beta[first + v] - mean * scale;
         }
-    }
+    });
     __syncthreads();
 
 #pragma unroll
@@ -125,12 +143,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int i = 0; i < BATCH; ++i)
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) sum[i][v] = 0.0f;
-#pragma unroll
-        for (int t = 0; t < TERMS; ++t) {
-            if (t > 0 || batch > 0) load(batch, terms[t].x);
+        for_each_term([&](auto term) {
+            constexpr int t = term.value;
+            if (t > 0 || batch > 0) load(batch, of_term<t>(x0, x1, x2, x3));
             float scale[VECTOR], shift[VECTOR];
 #pragma unroll
-            for (int v = 0; v < VECTOR && (NORMS >> t & 1); v += 4) {
+            for (int v = 0; v < VECTOR && term.normalised; v += 4) {
                 load_shared_floats(*reinterpret_cast<float(*)[4]>(scale + v), shared_address(affine[t][0][v / 4][threadIdx.x]));
                 load_shared_floats(*reinterpret_cast<float(*)[4]>(shift + v), shared_address(affine[t][1][v / 4][threadIdx.x]));
             }
@@ -141,11 +159,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 unpack(chunk[i], value, storage_t{});
 #pragma unroll
                 for (int v = 0; v < VECTOR; ++v) {
-                    if (NORMS >> t & 1) value[v] = activate<ACTIVATION>(value[v] * scale[v] + shift[v]);
+                    if (term.normalised) value[v] = activate<ACTIVATION>(value[v] * scale[v] + shift[v]);
                     sum[i][v] += value[v];
                 }
             }
-        }
+        });
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
             if (pixel(batch, i) < p.pixels) store_elements(y + place(batch, i), sum[i]);

@@ -29,6 +29,8 @@ struct Summary {
     u32 top, bottom;
 };
 
+__device__ inline Summary nothing() { return Summary{0, 0xffffffffu, 0, 0xffffffffu, 0}; }
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     postprocess_instance(const storage_t* __restrict__ logits, const u32* __restrict__ objects, u32* __restrict__ masks,
                          Summary* __restrict__ summaries, u32* __restrict__ host, const Params p) {
@@ -38,7 +40,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     __shared__ Summary summary;
     const u32 thread = threadIdx.x, lane = thread % WARP;
     const u32 object = objects[blockIdx.y];
-    if (object >= p.objects) return;  // an unused slot
+    if (object >= p.objects) {  // an unused slot: a mask that nobody reads, of no pixel
+        if (thread == 0) summaries[blockIdx.y * gridDim.x + blockIdx.x] = nothing();
+        return;
+    }
     const Direction& vertical = p.sampler.vertical;
     const Direction& horizontal = p.sampler.horizontal;
     const storage_t* mask = logits + u64(object) * vertical.logits * horizontal.logits;
@@ -59,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (i32 i = thread; i < strips; i += THREADS) {
         spans[i] = span(i * TILE_W, min((i + 1) * TILE_W, photo_width), horizontal);
     }
-    if (thread == 0) summary = Summary{0, 0xffffffffu, 0, 0xffffffffu, 0};
+    if (thread == 0) summary = nothing();
     __syncthreads();
 
     for (i32 strip = 0; strip < strips; ++strip) {

@@ -1,4 +1,4 @@
-//! `knet` for GPUs where there is none: plans printed for a GPU by name, and what `knet tune` says on a CPU.
+//! `knet` for GPUs where there is none: plans printed for a GPU by name, the cache of kernels, and what `knet tune` says on a CPU.
 
 use serde_json::Value;
 use std::collections::HashSet;
@@ -87,8 +87,8 @@ fn plans_differ_by_gpu_and_precision_and_by_nothing_else() {
 }
 
 #[test]
-fn what_cannot_be_planned_or_tuned_is_said() {
-    let cases: [(&[&str], &[&str]); 5] = [
+fn what_cannot_be_planned_tuned_or_cached_is_said() {
+    let cases: [(&[&str], &[&str]); 8] = [
         (
             &["inspect", "seeded:0", "--gpu", "tpu"],
             &["`tpu`", "h100, h200, a100, a10, l4, l40s, rtx4090, orin"],
@@ -97,6 +97,9 @@ fn what_cannot_be_planned_or_tuned_is_said() {
         (&["tune", "--device", "cpu"], &["cpu", "only a GPU's kernels are chosen by measuring"]),
         (&["tune", "--candidates", "1"], &["--candidates"]),
         (&["tune", "--size", "0x5"], &["0x5"]),
+        (&["cache", "fill", "--gpu", "tpu"], &["`tpu`", "orin"]),
+        (&["cache", "fill", "--gpu", "l4", "--device", "cuda"], &["--gpu", "--device"]),
+        (&["cache", "fill", "--device", "cpu"], &["cpu", "--gpu"]),
     ];
     for (arguments, fragments) in cases {
         let (code, stdout, stderr) = knet(arguments);
@@ -106,4 +109,39 @@ fn what_cannot_be_planned_or_tuned_is_said() {
             assert!(stderr.contains(fragment), "no `{fragment}` in: {stderr}");
         }
     }
+}
+
+/// An empty cache is shown and cleared; where there is none, and where there can be none, that is said.
+#[test]
+fn a_cache_is_where_the_variables_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = |variables: &[(&str, &str)], action: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_knet"));
+        command.arg("cache").args(action).current_dir(folder.path());
+        for name in ["KNET_CACHE", "XDG_CACHE_HOME", "HOME"] {
+            command.env_remove(name);
+        }
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
+        (output.status.code().unwrap(), stdout, stderr)
+    };
+    let home = folder.path().to_str().unwrap();
+    let (code, stdout, stderr) = cache(&[("HOME", home), ("XDG_CACHE_HOME", "relative")], &["--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    let shown: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(
+        (&shown["folder"], &shown["entries"]),
+        (&format!("{home}/.cache/knet/kernels").into(), &0.into())
+    );
+    let (code, stdout, _) = cache(&[("KNET_CACHE", "kernels")], &["clear"]);
+    assert!(code == 0 && stdout.contains("kernels: 0 files removed"), "{stdout}");
+    for variables in [&[("KNET_CACHE", "")][..], &[("HOME", ""), ("XDG_CACHE_HOME", "")], &[("HOME", ".")]] {
+        let (code, _, stderr) = cache(variables, &[]);
+        assert!(code == 2 && stderr.contains("no kernel cache"), "{variables:?}: {stderr}");
+    }
+    std::fs::write(folder.path().join("file"), "no folder").unwrap();
+    let (code, _, stderr) = cache(&[("KNET_CACHE", "file")], &[]);
+    assert!(code == 10 && stderr.contains("file: no folder in the place of the kernel cache"), "{stderr}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was made");
 }

@@ -12,13 +12,16 @@ use cuda_case::check_program;
 use emulate::CAPS;
 use knet::cuda::ops::{conv2d, fused_conv2d};
 use knet::cuda::stored;
+use knet::graph::passes::optimize;
+use knet::model::{Config, TapMode, build};
 use knet::ops::activation::Activation;
 use knet::ops::case::Case;
 use knet::ops::epilogue::Epilogue;
 use knet::ops::{Conv2d, FusedConv2d, Op, Operator, ValueType};
-use knet::plan::Site;
-use knet::plan::launch::{Precision, Target};
+use knet::plan::gpus::GPUS;
+use knet::plan::launch::{Caps, Precision, Target};
 use knet::plan::select::conv::{self, Addressing, ConvChoice, Tile};
+use knet::plan::{Site, roofline};
 use ptxemu::Report;
 
 /// Runs a convolution by this choice and compares it with the reference.
@@ -93,6 +96,44 @@ fn elements() -> [Case; 2] {
     ]
 }
 
+/// Neither the multiplying units nor device memory are thought faster than they are, on any GPU we print plans for.
+#[test]
+fn no_layer_of_a_model_is_thought_faster_than_its_roofline() {
+    let models = [
+        ("knet_s3_r50_fpn", [800, 1344]),
+        ("knet_s3_r50_fpn_panoptic", [128, 192]),
+        ("knet_s3_lite0_fpn", [320, 320]),
+    ];
+    let mut layers = 0;
+    for ((name, size), precision) in models.into_iter().flat_map(|m| Precision::ALL.map(|p| (m, p))) {
+        let network = build(&Config::named(name).unwrap(), 1, size, TapMode::Off).unwrap();
+        let target = Target { caps: Caps::H100, precision };
+        let plan = knet::cuda::plan(&optimize(network.graph).unwrap(), target).unwrap();
+        for step in &plan.steps {
+            let op = match &step.op {
+                Op::Conv2d(op) => op,
+                Op::FusedConv2d(fused) => &fused.conv,
+                _ => continue,
+            };
+            let shape = conv2d::shape(op, &step.site().site());
+            for gpu in GPUS {
+                let target = Target { caps: gpu.caps, precision };
+                let choice = conv::conv(&shape, precision, &gpu.caps).unwrap();
+                let Some(estimate) = choice.estimate() else { continue };
+                let least = roofline::step(step, &target).as_secs_f64() * 1e6;
+                assert!(
+                    estimate >= least,
+                    "{name} {} on {}: {choice}, {estimate} of {least} us",
+                    step.name,
+                    gpu.name
+                );
+                layers += 1;
+            }
+        }
+    }
+    assert!(layers > 1000, "{layers} layers");
+}
+
 /// What `knet tune` may choose in place of the model's choice.
 #[test]
 fn every_candidate_gives_the_same_result() {
@@ -140,6 +181,21 @@ fn every_f32_tile() {
     check_all(conv::TF32X3_TILES, Addressing::Taps, Precision::Tf32x3, &taps());
     check_all(conv::TF32X3_TILES, Addressing::Pointwise, Precision::Tf32x3, &pointwise());
     check_all(conv::F32_ELEMENT_TILES, Addressing::Elements, Precision::F32, &elements());
+}
+
+/// Sums as long as FPN's in one part: what tensor cores cut of them does not add up.
+#[test]
+fn long_sums_keep_their_digits() {
+    let deep = case(Conv2d::with(1, 1), [1, 4, 5, 256], [8, 3, 3, 256]);
+    let ways = [
+        (Precision::Tf32x3, conv::TF32X3_TILES),
+        (Precision::F16, conv::TENSOR_TILES),
+        (Precision::Bf16, conv::TENSOR_TILES),
+    ];
+    for (precision, tile) in ways.into_iter().flat_map(|(p, tiles)| tiles.iter().map(move |&t| (p, t))) {
+        let choice = ConvChoice::Gemm { addressing: Addressing::Taps, tile, splits: 1, microseconds: 0.0 };
+        check(&deep, precision, choice).unwrap_or_else(|fault| panic!("{}: {fault}", precision.name()));
+    }
 }
 
 /// Tails of every tile: the residual of half the size, and the moments, whether with the result or by a sweep of their own.

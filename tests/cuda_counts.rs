@@ -12,8 +12,8 @@ mod occupancy;
 #[path = "common/sass.rs"]
 mod sass;
 
-use emulate::{Operands, program, run_launch};
-use knet::cuda::nvrtc::{Code, Job, Nvrtc};
+use emulate::{Operands, nvrtc, program, run_launch};
+use knet::cuda::nvrtc::{Code, Job};
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
 use knet::plan::launch::{Caps, Launch, Packing, Precision, Program, Target};
@@ -125,7 +125,7 @@ fn machine_loop(launch: &Launch) -> Option<f64> {
         compute: ARCHITECTURES[H100].compute,
         code: Code::Cubin,
     };
-    let cubin = Nvrtc::get().unwrap().compile(&job).unwrap_or_else(|e| panic!("{e}"));
+    let cubin = nvrtc().unwrap().compile(&job).unwrap_or_else(|e| panic!("{e}"));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kernel.cubin");
     std::fs::write(&path, cubin).unwrap();

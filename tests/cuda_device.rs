@@ -1,6 +1,10 @@
 //! The CUDA back end on a device: every case of every operator, whole models, the same bits from run to run. It runs
 //! where `KNET_TEST_DEVICE` names a GPU: a real one (`tools/gpu-suite`) or the emulator's (`tools/with-ptxemu`), on which
 //! only the small cases are run again, as `tests/cuda_ops.rs` has emulated all of them.
+//!
+//! An illegal address is the end of its context, and so of every case that follows in the process: `--shard INDEX/COUNT` runs one of
+//! COUNT parts, each with whole operators and about as many operations, for as many processes. A case by itself: its name, and
+//! `--exact`.
 
 #[path = "common/cuda_case.rs"]
 #[expect(dead_code, reason = "the suites of forced choices use the rest")]
@@ -18,18 +22,22 @@ mod model;
 use cuda_case::{HOST_ONLY, Operands, one_node, seen};
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, result};
 use knet::cuda::on_device::{DeviceImage, DevicePlane, DeviceResults, DeviceSlice, ExternalStream};
-use knet::cuda::pre::{PixelFormat, YuvMatrix};
+use knet::cuda::pipeline::{Ends, Results};
+use knet::cuda::post::{self, MaskLogits, Ranking};
+use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
 use knet::cuda::tune::{self, Measured, Scope, Table, Timer};
-use knet::cuda::{Device, Executor, Runtime, select, stored};
+use knet::cuda::{Device, Executor, Pipeline, Runtime, select, stored};
 use knet::engine::{self, Segmentation};
+use knet::graph::{Builder, Layout};
 use knet::ops::case::Case;
 use knet::ops::epilogue::Epilogue;
-use knet::ops::{Conv2d, Linear, all_cases};
+use knet::ops::{Conv2d, GlobalAvgPool, Linear, Reshape, ValueType, all_cases};
 use knet::plan::Plan;
 use knet::plan::launch::Precision;
 use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// Operations of the largest case that is run: `KNET_TEST_FLOPS` (compute-sanitizer slows kernels down a hundredfold), else
 /// few on the emulator, and all on a GPU.
@@ -126,13 +134,22 @@ fn read<T: bytemuck::Pod + Default>(slice: DeviceSlice) -> Result<Vec<T>, Failed
     Ok(values)
 }
 
+/// The device's context for a test that works beside an engine. Streams are made without waiting for the whole context, which
+/// would break what another test captures meanwhile.
+fn context(ordinal: usize) -> Result<Arc<CudaContext>, Failed> {
+    let context = CudaContext::new(ordinal)?;
+    // SAFETY: the tests wait for their streams.
+    unsafe { context.disable_event_tracking() };
+    Ok(context)
+}
+
 /// An image in device memory at an odd address and pitch, on a stream of the test's own: the results of the host's image.
 fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
     let (height, width, pitch) = (64, 96, 3 * 96 + 5);
     let mut engine = device::builder().model(name).precision(Precision::F16).size(None).build()?;
     let photo = model::photo(height as u32, width as u32);
     let wanted = engine.segment(&photo)?;
-    let context = CudaContext::new(ordinal)?;
+    let context = context(ordinal)?;
     let stream = context.new_stream()?;
     let mut bytes = vec![99; 1 + pitch * (height - 1) + 3 * width];
     for (y, row) in photo.as_raw().chunks(3 * width).enumerate() {
@@ -145,6 +162,7 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
         }))
         .collect();
     let (rgb, bgr) = (stream.clone_htod(&bytes)?, stream.clone_htod(&swapped)?);
+    stream.synchronize()?;
     let on_device = |memory: &CudaSlice<u8>, format| DeviceImage {
         format,
         size: (height, width),
@@ -221,16 +239,21 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
 
     let good = on_device(&rgb, PixelFormat::Rgb8);
     let at = |address, pitch| DeviceImage { pixels: DevicePlane { address, pitch }, ..good };
+    // More than a device has: a driver may call a whole pool one allocation.
+    let far = 1 << 40;
     let bad = [
         (at(good.pixels.address, pitch - 6), "overlap"),
-        (at(good.pixels.address + 1, pitch), "behind"),
+        (at(good.pixels.address, far), "behind"),
+        (at(good.pixels.address, usize::MAX), "more than memory has"),
         (at(photo.as_raw().as_ptr() as u64, pitch), "is no memory of"),
         (DeviceImage { chroma: Some(good.pixels), ..good }, "no plane of chroma"),
         (DeviceImage { format: PixelFormat::Nv12(YuvMatrix::Bt601), ..good }, "needs a plane of chroma"),
         (DeviceImage { size: (0, width), ..good }, "no pixels"),
-        (DeviceImage { chroma: Some(plane(&planes.1, 105)), ..grey }, "chroma: 32 rows"),
+        (DeviceImage { chroma: Some(plane(&planes.1, far)), ..grey }, "chroma: 32 rows"),
     ];
     let foreign = CudaContext::new_non_primary(ordinal, 0)?;
+    // SAFETY: nothing is sent to its stream.
+    unsafe { foreign.disable_event_tracking() };
     let stream_of_foreign = foreign.new_stream()?;
     // SAFETY: the stream lives until the end of this function.
     let elsewhere = unsafe { ExternalStream::from_raw(stream_of_foreign.cu_stream().cast()) };
@@ -244,6 +267,103 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
         match unsafe { engine.segment_on_device(&image, external) } {
             Err(error) if error.kind() == knet::ErrorKind::Usage && error.to_string().contains(wanted) => {}
             other => return Err(format!("{wanted}: {other:?}").into()),
+        }
+    }
+    Ok(())
+}
+
+/// Rows of photos that are wide enough for post-processing to need more shared memory than a kernel may have without asking, by
+/// pipelines of descending width around one network: what an earlier one asked for stays, as its graph for results that stay on
+/// the device is captured when it is first asked for.
+fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
+    const WIDTHS: [usize; 3] = [11_500, 11_300, 10_900];
+    let (height, input, objects, classes) = (32, (32, 352), 4, 2);
+    let mut builder = Builder::new();
+    let image = builder.input("image", ValueType::f32([1, input.0, input.1, 3]));
+    let mut params = HashMap::new();
+    let mut convolve = |name: &str, stride: [usize; 2], filter: [usize; 4]| {
+        let op = Conv2d { stride, ..Conv2d::new() };
+        let weights = Case::new(name, op, &[&filter]).make_inputs(5).remove(0);
+        params.insert(name.to_string(), weights);
+        let filter = builder.param(name, &filter, Layout::Plain)?;
+        builder.node(name, op, &[image, filter])
+    };
+    // Of any result of four dimensions post-processing makes masks: here rows of it are objects, and channels columns.
+    let (rows, columns) = (input.0 / 8, input.1 / 8);
+    let masks = convolve("masks", [8, 88], [columns, 8, 88, 3])?;
+    let features = convolve("features", [8, 8], [objects * classes, 8, 8, 3])?;
+    let pooled = builder.node("pooled", GlobalAvgPool, &[features])?;
+    let scores = builder.node("scores", Reshape { shape: [objects, classes].into() }, &[pooled])?;
+    assert_eq!(builder.shape(masks).dims(), [1, objects, rows, columns]);
+    builder.output("scores", scores);
+    builder.output("masks", masks);
+    let runtime = runtime(ordinal, Precision::F16, params)?;
+    let target = runtime.target();
+    let plan = Plan::build_stored(&builder.finish()?, stored(target), select(target))?;
+    let mut executor = Executor::new(plan, &runtime)?;
+
+    let instances = 2;
+    let wide = |width: usize| {
+        let source = (height, width);
+        let (resized, padded) = (input, input);
+        let (mean, std) = ([120.0; 3], [60.0; 3]);
+        let preprocess =
+            Preprocess { format: PixelFormat::Rgb8, source, pitch: 3 * width, resized, padded, mean, std };
+        let ranking = Ranking {
+            classes,
+            instances,
+            min_score: 0.0,
+            proposals: objects,
+            things: classes,
+            mask_score: false,
+        };
+        Ends { preprocess, original: source, results: Results::Instances(ranking) }
+    };
+    // The last one asks for less than 48 KiB, and has more with what the kernel declares by itself: 32 rows of 48 bytes.
+    let shared = WIDTHS.map(|width| {
+        let (size, dtype) = ((rows, columns), DType::F16);
+        let logits =
+            MaskLogits { objects, size, dtype, padded: input, resized: input, original: (height, width) };
+        post::instance_masks(&logits, instances).expect("sizes fit").launches[0].shared
+    });
+    assert!(shared[0] > shared[1] && shared[1] > 48 << 10, "{shared:?}");
+    assert!(shared[2] <= 48 << 10 && shared[2] + 32 * 48 > 48 << 10, "{shared:?}");
+    let pipeline = |width| Pipeline::new(&executor, &runtime, &wide(width), [0, 1]);
+    let mut pipelines = WIDTHS.map(pipeline).into_iter().collect::<knet::Result<Vec<_>>>()?;
+
+    let context = context(ordinal)?;
+    let stream = context.new_stream()?;
+    // SAFETY: the stream outlives the work, for which this function waits.
+    let external = unsafe { ExternalStream::from_raw(stream.cu_stream().cast()) };
+    for (width, pipeline) in WIDTHS.into_iter().zip(&mut pipelines) {
+        let photo = model::photo(height as u32, width as u32);
+        pipeline.image_mut().copy_from_slice(photo.as_raw());
+        pipeline.run(&mut executor)?;
+        let places = pipeline.ranking().2.to_vec();
+        let mut wanted = vec![vec![0; height * width / 8]; instances];
+        wanted
+            .iter_mut()
+            .enumerate()
+            .try_for_each(|(place, mask)| pipeline.masks().copy(place, 0..0, mask))?;
+        assert!(wanted[0].iter().any(|&byte| byte != 0), "{width}: no pixel");
+        let pixels = stream.clone_htod(photo.as_raw())?;
+        let image = DeviceImage {
+            format: PixelFormat::Rgb8,
+            size: (height, width),
+            pixels: DevicePlane { address: pixels.device_ptr(&stream).0, pitch: 3 * width },
+            chroma: None,
+        };
+        // SAFETY: the memory lives until the wait below.
+        let results = unsafe { pipeline.enqueue(&mut executor, &image, external) }?;
+        stream.synchronize()?;
+        let DeviceResults::Instances { masks, mask_bytes, places: on_device, .. } = results else {
+            return Err("instances were asked for".into());
+        };
+        let (bits, on_device): (Vec<u8>, Vec<u32>) = (read(masks)?, read(on_device)?);
+        assert_eq!(on_device, places, "{width}");
+        for &place in places.iter().filter(|&&place| place != u32::MAX) {
+            let mask = &bits[place as usize * mask_bytes..][..height * width / 8];
+            assert!(mask == wanted[place as usize], "{width}: mask {place}");
         }
     }
     Ok(())
@@ -282,37 +402,83 @@ fn check_determinism(name: &str, precision: Precision, emulated: bool) -> Result
     Ok(())
 }
 
-fn main() {
-    let mut trials = Vec::new();
-    if let engine::Device::Cuda(ordinal) = device::device() {
-        let emulated = Device::open(ordinal).expect("the device under test").is_emulated();
-        let most = most_flops(emulated);
-        for case in all_cases().into_iter().filter(|case| !HOST_ONLY.contains(&case.op.name())) {
-            let outputs = case.op.infer(&case.inputs).expect("cases are sound");
-            if case.op.flops(&case.inputs, &outputs) > most {
-                continue;
-            }
-            for precision in Precision::ALL {
-                let name = format!("{}/{}", case.full_name(), precision.name());
-                let case = case.clone();
-                trials.push(Trial::test(name, move || check_case(&case, precision, ordinal)));
-            }
+/// All trials by operator, or what else the first part of their names is, with the operations of each group.
+fn groups(ordinal: usize, emulated: bool) -> BTreeMap<String, (u64, Vec<Trial>)> {
+    let mut groups: BTreeMap<String, (u64, Vec<Trial>)> = BTreeMap::new();
+    let mut add = |group: &str, flops: u64, trial: Trial| {
+        let (sum, trials) = groups.entry(group.to_string()).or_default();
+        *sum += flops;
+        trials.push(trial);
+    };
+    let most = most_flops(emulated);
+    for case in all_cases().into_iter().filter(|case| !HOST_ONLY.contains(&case.op.name())) {
+        let outputs = case.op.infer(&case.inputs).expect("cases are sound");
+        let flops = case.op.flops(&case.inputs, &outputs);
+        if flops > most {
+            continue;
         }
-        for (case, precision) in
-            choices().into_iter().flat_map(|case| Precision::ALL.map(|p| (case.clone(), p)))
-        {
-            let name = format!("tuning/{}/{}", case.name, precision.name());
-            let most = if emulated { 4 } else { 1000 };
-            trials.push(Trial::test(name, move || check_candidates(&case, precision, ordinal, most)));
-        }
-        let precisions = if emulated { &[Precision::F16][..] } else { &Precision::ALL };
-        for name in ["knet_s3_lite0_fpn", "knet_s3_r50_fpn_panoptic"] {
-            for &precision in precisions {
-                let check = move || check_determinism(name, precision, emulated);
-                trials.push(Trial::test(format!("determinism/{name}/{}", precision.name()), check));
-            }
-            trials.push(Trial::test(format!("on_device/{name}"), move || check_on_device(name, ordinal)));
+        for precision in Precision::ALL {
+            let name = format!("{}/{}", case.full_name(), precision.name());
+            let (operator, case) = (case.op.name(), case.clone());
+            add(operator, flops, Trial::test(name, move || check_case(&case, precision, ordinal)));
         }
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    for (case, precision) in choices().into_iter().flat_map(|case| Precision::ALL.map(|p| (case.clone(), p)))
+    {
+        let name = format!("tuning/{}/{}", case.name, precision.name());
+        let most = if emulated { 4 } else { 1000 };
+        add("tuning", 0, Trial::test(name, move || check_candidates(&case, precision, ordinal, most)));
+    }
+    add("pipeline", 0, Trial::test("pipeline/wide_photos", move || check_wide_photos(ordinal)));
+    let precisions = if emulated { &[Precision::F16][..] } else { &Precision::ALL };
+    for name in ["knet_s3_lite0_fpn", "knet_s3_r50_fpn_panoptic"] {
+        for &precision in precisions {
+            let check = move || check_determinism(name, precision, emulated);
+            add("determinism", 0, Trial::test(format!("determinism/{name}/{}", precision.name()), check));
+        }
+        add("on_device", 0, Trial::test(format!("on_device/{name}"), move || check_on_device(name, ordinal)));
+    }
+    groups
+}
+
+/// Deals groups to as many shards, the largest first and each to the shard that has least: the trials of shard `index`.
+fn shard(groups: BTreeMap<String, (u64, Vec<Trial>)>, (index, count): (usize, usize)) -> Vec<Trial> {
+    let mut groups: Vec<(u64, Vec<Trial>)> = groups.into_values().collect();
+    groups.sort_by_key(|(flops, _)| std::cmp::Reverse(*flops));
+    let mut shards: Vec<(u64, Vec<Trial>)> = (0..count).map(|_| (0, Vec::new())).collect();
+    for (flops, trials) in groups {
+        let least = shards.iter_mut().min_by_key(|(sum, trials)| (*sum, trials.len()));
+        let (sum, all) = least.expect("one shard at least");
+        *sum += flops;
+        all.extend(trials);
+    }
+    shards.swap_remove(index).1
+}
+
+/// Takes `--shard INDEX/COUNT` out of the command line; by default all is one shard.
+fn shard_option(arguments: &mut Vec<String>) -> Result<(usize, usize), String> {
+    let Some(at) = arguments.iter().position(|argument| argument == "--shard") else { return Ok((0, 1)) };
+    let text = if at + 1 < arguments.len() { arguments.remove(at + 1) } else { String::new() };
+    arguments.remove(at);
+    let numbers =
+        text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+    numbers
+        .filter(|(index, count)| index < count)
+        .ok_or_else(|| format!("--shard {text}: INDEX/COUNT with an index from 0 to COUNT - 1, such as 0/4"))
+}
+
+fn main() {
+    let mut arguments: Vec<String> = std::env::args().collect();
+    let wanted = shard_option(&mut arguments).unwrap_or_else(|fault| {
+        eprintln!("error: {fault}");
+        std::process::exit(2)
+    });
+    let mut trials = Vec::new();
+    // Held to the end: a device that nobody holds loses its context, and making one anew for each case takes longer than most cases.
+    let mut held = None;
+    if let engine::Device::Cuda(ordinal) = device::device() {
+        let device = held.insert(Device::open(ordinal).expect("the device under test"));
+        trials = shard(groups(ordinal, device.is_emulated()), wanted);
+    }
+    libtest_mimic::run(&Arguments::from_iter(arguments), trials).exit();
 }

@@ -388,8 +388,11 @@ fn photos(emulated: bool) -> Vec<(String, RgbImage, (usize, usize))> {
 
 fn main() {
     let mut trials = Vec::new();
+    // Held to the end, and with it the device's context.
+    let mut held = None;
     if let engine::Device::Cuda(ordinal) = device::device() {
-        let emulated = cuda::Device::open(ordinal).expect("the device under test").is_emulated();
+        let device = held.insert(cuda::Device::open(ordinal).expect("the device under test"));
+        let emulated = device.is_emulated();
         trials.push(Trial::test("seeded/instance", check_seeded));
         trials.push(Trial::test("seeded/panoptic", check_seeded_panoptic));
         for (name, photo, size) in photos(emulated) {

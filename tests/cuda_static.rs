@@ -1,6 +1,6 @@
 //! Static gates on the CUDA kernels, which need no GPU. Every variant that a model asks for is assembled by ptxas for every
 //! architecture we support, and those that only operator cases ask for, odd shapes, for the first and H100's; spills
-//! are errors. Registers, shared memory and occupancy are held to the table `kernels/resources.tsv`; the kernels that matter
+//! and stack frames are errors. Registers, shared memory and occupancy are held to the table `kernels/resources.tsv`; the kernels that matter
 //! use tensor cores and asynchronous copies.
 
 #[path = "common/emulate.rs"]
@@ -10,7 +10,8 @@ mod emulate;
 mod occupancy;
 
 use emulate::Variant;
-use knet::cuda::nvrtc::{Code, Job};
+use knet::cuda::cache::Cache;
+use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::sources::SOURCES;
 use occupancy::{ARCHITECTURES, Architecture, H100};
 use rayon::prelude::*;
@@ -69,7 +70,7 @@ fn text(defines: &[(&str, i64)]) -> String {
 }
 
 /// Runs ptxas: its report for each entry (registers, static shared memory), or what it says. What it once said of the same PTX is
-/// kept in `target/tmp`.
+/// kept in `target/tmp`. A stack frame is a fault: an array that is indexed by a variable then lies in local memory, spills or not.
 fn assemble(ptx: &[u8], architecture: &Architecture) -> Result<BTreeMap<String, (u32, u32)>, String> {
     let mut hash = Sha256::new_with_prefix(version());
     hash.update(architecture.name());
@@ -91,6 +92,8 @@ fn assemble(ptx: &[u8], architecture: &Architecture) -> Result<BTreeMap<String, 
     for line in log.lines() {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             entry = rest.split('\'').next().unwrap_or_default().to_string();
+        } else if line.contains("bytes stack frame") && !line.trim().starts_with("0 bytes stack frame") {
+            return Err(format!("{entry}: {}", line.trim()));
         } else if let Some(rest) = line.split("Used ").nth(1) {
             let number = |text: &str| text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
             let shared = rest.split(", ").find(|part| part.ends_with("bytes smem")).map_or(0, number);
@@ -172,6 +175,37 @@ fn no_variant_spills_and_none_takes_more_than_the_table_says() {
     }
     assert!(faults.is_empty(), "{} do not pass:\n{}", faults.len(), faults.join("\n"));
     compare(&table);
+}
+
+/// Besides the NVRTC of the other gates: what PyTorch's CUDA 13.0 wheels bring, and the oldest one that is promised.
+#[test]
+fn every_promised_nvrtc_compiles_what_models_run_on_an_h100() {
+    let mut installed = vec![((13, 0), "nvrtc-13.0/nvidia/cu13/lib/libnvrtc.so.13")];
+    // There is no wheel of it for AArch64.
+    if cfg!(target_arch = "x86_64") {
+        installed.push(((12, 0), "nvrtc-12.0/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"));
+    }
+    let variants = emulate::variants();
+    let job = |v: &Variant| {
+        let compute = ARCHITECTURES[H100].compute;
+        Job { source: v.source, defines: v.defines.clone(), compute, code: Code::Cubin }
+    };
+    let mut jobs: Vec<Job> = variants.iter().filter(|v| v.of_model).map(job).collect();
+    jobs.dedup();
+    for (version, file) in installed {
+        let path = root().join("target/cuda").join(file);
+        let nvrtc = Nvrtc::open(&path).unwrap_or_else(|e| panic!("{e}: run tools/setup-cuda"));
+        assert_eq!(nvrtc.version(), version, "{}", path.display());
+        let folder = format!("{}/kernels-{}.{}", env!("CARGO_TARGET_TMPDIR"), version.0, version.1);
+        let cache = Cache::at(folder);
+        let faults: Vec<String> = jobs
+            .par_iter()
+            .filter_map(|job| cache.compile(job, || Ok(&nvrtc)).err())
+            .map(|error| error.to_string())
+            .collect();
+        println!("NVRTC {version:?}: {} kernels", jobs.len());
+        assert!(faults.is_empty(), "{} of {}:\n{}", faults.len(), jobs.len(), faults.join("\n"));
+    }
 }
 
 /// Compares with the recorded table, or records it if `KNET_UPDATE` is set.

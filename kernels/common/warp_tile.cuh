@@ -70,12 +70,16 @@ private:
 };
 
 // f32 on tensor cores: each factor is the sum of two TF32 numbers, 22 of its 24 bits, and a product that of three, the smallest
-// first; what is left out, the product of both lower parts, is 2^-22 of it. As `WarpTile` else.
+// first; what is left out, the product of both lower parts, is 2^-22 of it. Tensor cores cut their sums towards zero, which a long
+// chain turns into a bias of up to 2^-23 of the sum a step. So each step of k starts from zero, where that bias is one of the
+// step's own small sum, and is added with FADD, which rounds to nearest (Ootomo and Yokota 2022, "Recovering single precision
+// accuracy from Tensor Cores"). As `WarpTile` else.
 template <int M_TILES, int N_PAIRS, int chunks> struct WarpTileTf32x3 : WarpTile<float, M_TILES, N_PAIRS, chunks> {
     __device__ inline void multiply(u32 a, u32 a_row, u32 b, u32 b_row, u32 lane) {
         const u32 a_first = a + swizzled<chunks>(a_row + lane % 16, lane / 16);
         const u32 b_first = b + swizzled<chunks>(b_row + lane / 16 * 8 + lane % 8, lane / 8 % 2);
-#pragma unroll
+        // Unrolled, the sums of all steps would be in flight at once, and registers would spill.
+#pragma unroll 1
         for (int step = 0; step < chunks / 2; ++step) {
             Parts fa[M_TILES];
 #pragma unroll
@@ -88,10 +92,12 @@ template <int M_TILES, int N_PAIRS, int chunks> struct WarpTileTf32x3 : WarpTile
                 for (int i = 0; i < M_TILES; ++i)
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
-                        float(&d)[4] = this->d[i][2 * j + half];
-                        Mma<float>::multiply(d, fa[i].low, fb.high[2 * half], fb.high[2 * half + 1]);
-                        Mma<float>::multiply(d, fa[i].high, fb.low[2 * half], fb.low[2 * half + 1]);
-                        Mma<float>::multiply(d, fa[i].high, fb.high[2 * half], fb.high[2 * half + 1]);
+                        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+                        Mma<float>::multiply(sum, fa[i].low, fb.high[2 * half], fb.high[2 * half + 1]);
+                        Mma<float>::multiply(sum, fa[i].high, fb.low[2 * half], fb.low[2 * half + 1]);
+                        Mma<float>::multiply(sum, fa[i].high, fb.high[2 * half], fb.high[2 * half + 1]);
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) this->d[i][2 * j + half][e] += sum[e];
                     }
             }
         }

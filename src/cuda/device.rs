@@ -6,23 +6,66 @@ use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
 use std::sync::Arc;
 
+/// Oldest driver, by the CUDA version it is for, that has all functions the program calls.
+const OLDEST_DRIVER: (u32, u32) = (11, 4);
+
+/// The version of CUDA that the driver is for, such as (13, 0); `None` if there is no driver.
+///
+/// # Errors
+/// [`Error::Cuda`] as the driver says.
+pub fn driver() -> Result<Option<(u32, u32)>> {
+    // SAFETY: this only tries to load the driver's library.
+    if !unsafe { sys::is_culib_present() } {
+        return Ok(None);
+    }
+    let mut version = 0;
+    // SAFETY: a place for the number.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(|e| fault("cannot ask the driver for its version", e))?;
+    let version = version.max(0) as u32;
+    Ok(Some((version / 1000, version % 1000 / 10)))
+}
+
+/// Number of devices that the driver has.
+///
+/// # Errors
+/// [`Error::Cuda`]: no driver, or as it says.
+pub fn count() -> Result<usize> {
+    driver()?.ok_or_else(no_driver)?;
+    match CudaContext::device_count() {
+        Ok(count) => Ok(count.max(0) as usize),
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => Ok(0),
+        Err(error) => Err(fault("cannot count the devices", error)),
+    }
+}
+
+fn no_driver() -> Error {
+    Error::Cuda("no NVIDIA driver: libcuda is not on the loader's path".into())
+}
+
 /// An open device with one stream. All work of an engine goes to that stream, in order.
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     name: String,
     caps: Caps,
+    driver: (u32, u32),
 }
 
 impl Device {
     /// Opens GPU `ordinal`.
     ///
     /// # Errors
-    /// [`Error::Cuda`]: no driver, a driver without a device, no such device, or one older than compute capability 8.0.
+    /// [`Error::Cuda`]: no driver or one for CUDA 11.3 or older, a driver without a device, no such device, or one older than
+    /// compute capability 8.0.
     pub fn open(ordinal: usize) -> Result<Device> {
-        // SAFETY: this only tries to load the driver's library.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::Cuda("no NVIDIA driver: libcuda is not on the loader's path".into()));
+        let driver = driver()?.ok_or_else(no_driver)?;
+        if driver < OLDEST_DRIVER {
+            let ((major, minor), (least_major, least_minor)) = (driver, OLDEST_DRIVER);
+            return Err(Error::Cuda(format!(
+                "the NVIDIA driver is for CUDA {major}.{minor}; update it to one for CUDA {least_major}.{least_minor} or later"
+            )));
         }
         let open = || -> std::result::Result<Device, DriverError> {
             let context = CudaContext::new(ordinal)?;
@@ -46,7 +89,7 @@ impl Device {
                 clock_mhz: number(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? / 1000,
                 bandwidth_gbs: (2 * memory_khz * bus_bits / 8 / 1_000_000) as u32,
             };
-            Ok(Device { name: context.name()?, context, stream, caps })
+            Ok(Device { name: context.name()?, context, stream, caps, driver })
         };
         let device = open().map_err(|e| fault(&format!("cannot open device {ordinal}"), e))?;
         if device.caps.compute < (8, 0) {
@@ -77,6 +120,11 @@ impl Device {
     /// What it can do.
     pub fn caps(&self) -> &Caps {
         &self.caps
+    }
+
+    /// The version of CUDA that its driver is for, such as (13, 0).
+    pub fn driver(&self) -> (u32, u32) {
+        self.driver
     }
 
     /// Free and total device memory, in bytes.

@@ -12,7 +12,6 @@ use crate::plan::{Operand, Place, Plan, Step};
 use crate::tensor::DType;
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A plan bound to memory and kernels. Everything is allocated and compiled when it is made.
 pub struct Executor {
@@ -20,8 +19,6 @@ pub struct Executor {
     steps: Vec<Vec<Bound>>,
     /// The host's side of inputs and results, and the graph that runs between them.
     floats: Option<Floats>,
-    /// Marks between steps, made when first asked for.
-    events: Vec<CudaEvent>,
     /// The end of the last run on a stream that is not the device's, until one waited for it.
     elsewhere: Option<Arc<CudaEvent>>,
     device: Arc<Device>,
@@ -103,16 +100,7 @@ impl Executor {
             let bound = program.launches.iter().map(|launch| Bound::new(runtime, launch, &mut pointer));
             steps.push(bound.collect::<Result<Vec<_>>>()?);
         }
-        Ok(Executor {
-            plan,
-            steps,
-            floats: None,
-            events: Vec::new(),
-            elsewhere: None,
-            device,
-            arena,
-            _constants: constants,
-        })
+        Ok(Executor { plan, steps, floats: None, elsewhere: None, device, arena, _constants: constants })
     }
 
     /// As [`Executor::new`], with inputs and results as f32 on the host: [`Executor::run`] is one graph of copies in,
@@ -195,7 +183,12 @@ impl Executor {
 
     /// Sends all steps to the device's stream, between whatever the caller sends.
     pub(super) fn record(&self) -> Result<()> {
-        self.steps.iter().flatten().try_for_each(|bound| bound.launch(&self.device))
+        (0..self.steps.len()).try_for_each(|step| self.record_step(step))
+    }
+
+    /// Sends one step to the device's stream.
+    pub(super) fn record_step(&self, step: usize) -> Result<()> {
+        self.steps[step].iter().try_for_each(|bound| bound.launch(&self.device))
     }
 
     /// Where an operand of the arena lies on the device.
@@ -266,33 +259,5 @@ impl Executor {
         self.settle()?;
         let missing = || Error::Graph("the executor has no inputs and results on the host".into());
         replay(&self.device, &self.floats.as_ref().ok_or_else(missing)?.graph)
-    }
-
-    /// Runs the steps alone, one by one instead of as a graph, over whatever the inputs hold, and gives the time of each on
-    /// the device.
-    ///
-    /// # Errors
-    /// [`Error::Cuda`] as the driver says.
-    pub fn run_timed(&mut self, mut report: impl FnMut(usize, Duration)) -> Result<()> {
-        self.settle()?;
-        self.device.bind()?;
-        let stream = self.device.stream();
-        let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        while self.events.len() <= self.steps.len() {
-            let event = stream.context().new_event(timing).map_err(|e| fault("cannot make an event", e))?;
-            self.events.push(event);
-        }
-        let record = |event: &CudaEvent| event.record(stream).map_err(|e| fault("cannot record an event", e));
-        record(&self.events[0])?;
-        for (bounds, event) in self.steps.iter().zip(&self.events[1..]) {
-            bounds.iter().try_for_each(|bound| bound.launch(&self.device))?;
-            record(event)?;
-        }
-        self.device.synchronize()?;
-        for (step, pair) in self.events.windows(2).enumerate() {
-            let ms = pair[0].elapsed_ms(&pair[1]).map_err(|e| fault("cannot read a time", e))?;
-            report(step, Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3));
-        }
-        Ok(())
     }
 }

@@ -3,37 +3,52 @@
 //!
 //! Only what the programs of [`ops`] say is compiled and launched; they are pure functions, tested where there is no GPU as is
 //! the executor, on the stand-in driver of `tools/ptxemu`.
+//!
+//! # Beside other users of the GPU
+//!
+//! Engines use the device's primary context, which they share with the CUDA runtime and so with PyTorch, and in it streams of their
+//! own. They wait for streams and events, never for the context. Any number of engines may plan and run at once, each in a thread of
+//! its own.
+//!
+//! While an engine plans for a size it has not seen, it records graphs by stream capture, in the mode that leaves other threads alone
+//! (`CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`): they may launch, copy, allocate, free and load modules meanwhile. But CUDA lets nobody
+//! wait for a context in which anything is captured, whatever the mode: `cudaDeviceSynchronize` or `cuCtxSynchronize` in another
+//! thread fails then, and so does the capture, with an error that says so. A program that calls either should let its engines see an
+//! image of each size first, or keep both under one lock. Nor may a thread begin a capture of its own in the global mode while an
+//! engine plans in another: planning allocates, which that mode forbids to every thread.
 
-pub mod cache;
+pub mod compile;
 pub mod device;
 pub mod executor;
 mod memory;
-pub mod nvrtc;
 pub mod on_device;
 pub mod ops;
 pub mod pack;
 pub mod pipeline;
 pub mod post;
 pub mod pre;
+pub mod probe;
+mod profile;
 mod recording;
 pub mod runtime;
 pub mod selection;
-pub mod sources;
+mod stopwatch;
 pub mod tune;
 
+pub use compile::{cache, nvrtc, sources};
 pub use device::Device;
 pub use executor::Executor;
 pub use pipeline::Pipeline;
 pub use runtime::Runtime;
 pub use selection::Selection;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::graph::maps::fuse_maps;
 use crate::graph::rows::fuse_rows;
 use crate::ops::ValueType;
-use crate::plan::launch::Target;
-use crate::plan::{Choice, Plan, Site};
+use crate::plan::launch::{Program, Target};
+use crate::plan::{Choice, Plan, Site, Step};
 use crate::tensor::DType;
 
 /// The plan of an optimised graph of inference: steps over rows of objects are fused first, because each costs less than its
@@ -50,6 +65,18 @@ pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
         fuse_maps(&mut graph)?;
     }
     Plan::build_stored(&graph, stored(selection.target()), select(selection))
+}
+
+/// What each step of a plan runs, by the selection that it was planned with.
+///
+/// # Errors
+/// [`Error::Shape`] for a step that the selection has no kernel for.
+pub fn programs(plan: &Plan, selection: &Selection) -> Result<Vec<Program>> {
+    let program = |step: &Step| {
+        let fault = |reason| Error::Shape { op: step.op.name(), value: step.name.clone(), reason };
+        selection.program(&step.site().site()).map_err(fault)
+    };
+    plan.steps.iter().map(program).collect()
 }
 
 /// Type in device memory of a value that the graph knows as `ty`: feature maps and mask logits (rank 4) take the

@@ -138,7 +138,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Usage`] for an image of another size or format, rows that overlap, and addresses that are not device memory or
-    /// have too little of it behind them; for a stream of another context. [`Error::Cuda`] as the driver says.
+    /// have too little of it behind them, as far as the driver tells (it may round allocations up, or take a memory pool for one);
+    /// for a stream of another context. [`Error::Cuda`] as the driver says.
     ///
     /// # Safety
     /// The image's memory must hold the image until the work is done, as far as the stream's order goes.
@@ -205,29 +206,55 @@ fn check_stream(device: &Device, stream: sys::CUstream) -> Result<()> {
     Ok(())
 }
 
-/// Whether a plane lies in one allocation of the device.
+/// What the driver knows of an address; all zeros if it is none of its own.
+#[derive(Default)]
+struct Pointed {
+    memory_type: u32,
+    ordinal: i32,
+    /// The allocation.
+    start: u64,
+    bytes: u64,
+}
+
+impl Pointed {
+    /// Asks in the form of the question that takes any address: to `cuPointerGetAttribute` one of the host is an error, of which
+    /// compute-sanitizer would report each.
+    fn at(address: u64) -> Result<Pointed> {
+        use sys::CUpointer_attribute_enum as Attribute;
+        let mut found = Pointed::default();
+        let mut attributes = [
+            Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+            Attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+            Attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR,
+            Attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE,
+        ];
+        let mut values: [*mut c_void; 4] = [
+            (&raw mut found.memory_type).cast(),
+            (&raw mut found.ordinal).cast(),
+            (&raw mut found.start).cast(),
+            (&raw mut found.bytes).cast(),
+        ];
+        let count = attributes.len() as u32;
+        // SAFETY: as many attributes as places, each of its attribute's type; any address may be asked about.
+        unsafe { sys::cuPointerGetAttributes(count, attributes.as_mut_ptr(), values.as_mut_ptr(), address) }
+            .result()
+            .map_err(|e| fault(&format!("the driver does not know {address:#x}"), e))?;
+        Ok(found)
+    }
+}
+
+/// Refuses a plane that does not lie in one allocation of the device, as far as the driver tells: what it calls an allocation may be
+/// rounded up, or be the whole of a memory pool, so a plane that ends a little late may pass.
 fn check_plane(device: &Device, what: &str, plane: &DevicePlane, row: usize, rows: usize) -> Result<()> {
-    use sys::CUpointer_attribute_enum as Attribute;
     let DevicePlane { address, pitch } = *plane;
     if pitch < row {
         return Err(Error::usage(format!("{what}: rows of {row} bytes overlap at a pitch of {pitch}")));
     }
-    let ask = |attribute| {
-        let mut value = 0u64;
-        // SAFETY: each of these attributes takes 8 bytes at most, and any address may be asked about.
-        let outcome = unsafe { sys::cuPointerGetAttribute((&raw mut value).cast(), attribute, address) };
-        outcome.result().ok().map(|()| value)
-    };
-    let on_device = ask(Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE) == Some(2);
-    let here = ask(Attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) == Some(device.ordinal() as u64);
-    if !on_device || !here {
+    let Pointed { memory_type, ordinal, start, bytes } = Pointed::at(address)?;
+    let of_device = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as u32;
+    if memory_type != of_device || ordinal as usize != device.ordinal() {
         return Err(Error::usage(format!("{what}: {address:#x} is no memory of {}", device.name())));
     }
-    let range = ask(Attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR)
-        .zip(ask(Attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE));
-    let Some((start, bytes)) = range else {
-        return Err(Error::usage(format!("{what}: the driver does not know the extent of {address:#x}")));
-    };
     let needed = pitch.checked_mul(rows - 1).and_then(|bytes| bytes.checked_add(row));
     let behind = start.saturating_add(bytes).saturating_sub(address);
     if needed.is_none_or(|needed| needed as u64 > behind) {

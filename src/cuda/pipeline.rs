@@ -6,12 +6,15 @@ use super::executor::Executor;
 use super::memory::{DeviceBuffer, Pinned};
 use super::on_device::{DeviceResults, DeviceSlice, Enqueued};
 use super::post::{self, Extent, MaskLogits, Ranking};
-use super::pre::{PixelFormat, Preprocess};
+use super::pre::{PixelFormat, Preprocess, YuvMatrix};
 use super::recording::{Bound, capture, copy_in, copy_out, replay};
 use super::runtime::Runtime;
 use crate::error::{Error, Result};
-use crate::plan::launch::{Arg, Program, Target};
+use crate::plan::launch::{Arg, Launch, Program, Target};
+use crate::tensor::DType;
 use cudarc::driver::CudaGraph;
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// What a pipeline does around the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -216,13 +219,7 @@ impl Pipeline {
 
     /// Of [`Results::Instances`]: the bit masks by place.
     pub fn masks(&self) -> Masks<'_> {
-        Masks { bits: self.results[6].as_slice(), extents: self.extents(), logits: &self.logits }
-    }
-
-    /// Of [`Results::Instances`]: what each band of the mask at each place covers, `[places, bands]`; the parts of a mask are
-    /// put together by [`Extent::join`].
-    pub fn extents(&self) -> &[Extent] {
-        self.results[1].as_slice()
+        Masks::new(self.results[6].as_slice(), self.results[1].as_slice(), &self.logits)
     }
 
     /// Of [`Results::Assignment`]: the object of each pixel.
@@ -241,6 +238,35 @@ impl Pipeline {
     }
 }
 
+/// What pipelines around a network run besides it: pre-processing of every format of image into an input of element type `input`,
+/// and post-processing of these logits. Which kernels these are does not depend on the sizes of photos.
+///
+/// # Errors
+/// As [`Pipeline::new`] for sizes that the kernels do not take.
+pub fn launches(
+    input: DType,
+    logits: &MaskLogits,
+    results: &Results,
+    target: &Target,
+) -> Result<Vec<Launch>> {
+    let PostProcess { program, .. } = PostProcess::new(logits, results, target)?;
+    let (source, resized, padded) = (logits.padded, logits.resized, logits.padded);
+    let (mean, std) = ([0.0; 3], [1.0; 3]);
+    let mut launches = program.launches;
+    for format in [PixelFormat::Rgb8, PixelFormat::Bgr8, PixelFormat::Nv12(YuvMatrix::default())] {
+        let preprocess = Preprocess { format, source, pitch: 3 * source.1, resized, padded, mean, std };
+        launches.push(preprocess.launch(input).map_err(Error::Cuda)?);
+    }
+    Ok(launches)
+}
+
+/// Copies a photo's bytes, equally many at both ends, on the threads of the pool that it is called in: one thread copies a large
+/// photo more slowly than the bus takes it.
+pub fn copy_photo(from: &[u8], to: &mut [u8]) {
+    const AT_ONCE: usize = 256 << 10;
+    to.par_chunks_mut(AT_ONCE).zip(from.par_chunks(AT_ONCE)).for_each(|(to, from)| to.copy_from_slice(from));
+}
+
 /// Bit masks of a run by place. Bands without a pixel hold what earlier runs left there.
 #[derive(Clone, Copy)]
 pub struct Masks<'a> {
@@ -249,12 +275,24 @@ pub struct Masks<'a> {
     logits: &'a MaskLogits,
 }
 
-impl Masks<'_> {
-    /// Copies the mask at a place, in the layout of `BitMask`, to `mask`.
+impl<'a> Masks<'a> {
+    /// Masks by place, each [`MaskLogits::mask_bytes`] long, and what each of their bands covers, `[places, bands]`.
+    pub fn new(bits: &'a [u8], extents: &'a [Extent], logits: &'a MaskLogits) -> Self {
+        Masks { bits, extents, logits }
+    }
+
+    /// What the mask at a place covers; nothing if there is no such place.
+    pub fn extent(&self, place: usize) -> Extent {
+        let bands = self.extents.chunks(self.logits.bands().max(1)).nth(place).unwrap_or_default();
+        bands.iter().fold(Extent::NOTHING, |all, &part| all.join(part))
+    }
+
+    /// Copies the mask at a place, in the layout of `BitMask`, over a mask that is empty outside of the rows `stale`: bands that have
+    /// pixels neither here nor there are not touched.
     ///
     /// # Errors
     /// [`Error::Shape`] if there is no such place, or `mask` has not the photo's size.
-    pub fn copy(&self, place: usize, mask: &mut [u8]) -> Result<()> {
+    pub fn copy(&self, place: usize, stale: Range<usize>, mask: &mut [u8]) -> Result<()> {
         let ((height, width), stride) = (self.logits.original, self.logits.mask_bytes());
         let Some(bits) =
             self.bits.chunks(stride).nth(place).filter(|_| mask.len() == (height * width).div_ceil(8))
@@ -264,10 +302,12 @@ impl Masks<'_> {
             return Err(Error::Shape { op: "postprocess", value: "masks".into(), reason });
         };
         let (band, extents) = (Extent::ROWS * width / 8, &self.extents[place * self.logits.bands()..]);
-        for ((to, from), extent) in mask.chunks_mut(band).zip(bits.chunks(band)).zip(extents) {
-            match extent.area {
-                0 => to.fill(0),
-                _ => to.copy_from_slice(&from[..to.len()]),
+        let bands = mask.chunks_mut(band).zip(bits.chunks(band)).zip(extents);
+        for (first, ((to, from), extent)) in (0..).step_by(Extent::ROWS).zip(bands) {
+            if extent.area > 0 {
+                to.copy_from_slice(&from[..to.len()]);
+            } else if first < stale.end && stale.start < first + Extent::ROWS {
+                to.fill(0);
             }
         }
         Ok(())
@@ -321,7 +361,6 @@ impl PostProcess {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::DType;
 
     /// Photos of 70 x 12 pixels: bands of 32, 32 and 6 rows, 48, 48 and 9 bytes.
     const LOGITS: MaskLogits = MaskLogits {
@@ -342,16 +381,21 @@ mod tests {
         let masks = Masks { bits: &bits, extents: &extents, logits: &LOGITS };
         for place in 0..2 {
             let mut mask = vec![0xff; 105];
-            masks.copy(place, &mut mask).unwrap();
+            masks.copy(place, 0..70, &mut mask).unwrap();
             for (i, &byte) in mask.iter().enumerate() {
                 let band = i / 48;
                 let wanted = if extents[3 * place + band].area > 0 { bits[place * stride + i] } else { 0 };
                 assert_eq!(byte, wanted, "byte {i} of mask {place}");
             }
         }
-        let fault = masks.copy(2, &mut [0; 105]).unwrap_err().to_string();
+        // What is known to be empty is not written: the last band of mask 0, if only the first two had pixels before.
+        let mut mask = vec![0xff; 105];
+        masks.copy(0, 0..33, &mut mask).unwrap();
+        assert!(mask[..48].iter().all(|&byte| byte == 0));
+        assert!(mask[48..96] == bits[48..96] && mask[96..].iter().all(|&byte| byte == 0xff));
+        let fault = masks.copy(2, 0..0, &mut [0; 105]).unwrap_err().to_string();
         assert!(fault.contains("place 2 of 2"), "{fault}");
-        let fault = masks.copy(0, &mut [0; 104]).unwrap_err().to_string();
+        let fault = masks.copy(0, 0..0, &mut [0; 104]).unwrap_err().to_string();
         assert!(fault.contains("70x12 in 104 bytes"), "{fault}");
     }
 }

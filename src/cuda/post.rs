@@ -63,6 +63,16 @@ impl Extent {
     /// No pixel.
     pub const NOTHING: Extent = Extent { area: 0, left: u32::MAX, right: 0, top: u32::MAX, bottom: 0 };
 
+    /// The smallest rectangle around the pixels: left, top, width, height; all zero if there are none.
+    pub fn rectangle(self) -> [usize; 4] {
+        if self.area == 0 {
+            return [0; 4];
+        }
+        let side = |first: u32, last: u32| (last + 1).saturating_sub(first) as usize;
+        let [width, height] = [side(self.left, self.right), side(self.top, self.bottom)];
+        [self.left as usize, self.top as usize, width, height]
+    }
+
     /// Both together.
     pub fn join(self, other: Extent) -> Extent {
         Extent {
@@ -221,8 +231,8 @@ impl MaskLogits {
     }
 }
 
-/// Bit masks of some objects. Operands: 0 the mask logits, 1 `u32 [slots]`, the object of each slot ([`u32::MAX`]: none,
-/// and nothing is written). Results: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask`
+/// Bit masks of some objects. Operands: 0 the mask logits, 1 `u32 [slots]`, the object of each slot ([`u32::MAX`]: none:
+/// its mask is not written, and it has no pixel). Results: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask`
 /// (`src/image/bitmask.rs`); 1 `[slots, bands]` of [`Extent`]; 2 as 0 (or null), of which bands without a pixel are not written.
 ///
 /// # Errors
@@ -277,7 +287,7 @@ pub struct Ranking {
 /// places for masks: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask` (`src/image/bitmask.rs`);
 /// 1 `[k, bands]` of [`Extent`]; 2 `f32 [k]`, scores; 3 `i32 [k]`, `object * C + class`; 4 `u32 [k]`, the place of its mask
 /// ([`u32::MAX`]: it is dropped, as are all after it); 5 `u32 [k]`, the object of each place ([`u32::MAX`]: none; then its mask
-/// and extents are not written); 6 as 0 (or null), of which bands without a pixel are not written.
+/// is not written, and its extents are [`Extent::NOTHING`]); 6 as 0 (or null), of which bands without a pixel are not written.
 ///
 /// # Errors
 /// A sentence, if sizes or numbers do not fit each other.

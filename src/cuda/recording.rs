@@ -1,7 +1,7 @@
 //! Launches and copies bound to memory, and their capture as a graph.
 
 use super::device::{Device, fault};
-use super::memory::Pinned;
+use super::memory::{DeviceBuffer, Pinned};
 use super::runtime::{Function, Runtime};
 use crate::error::{Error, Result};
 use crate::plan::launch::{Arg, Launch};
@@ -34,7 +34,6 @@ impl Bound {
         launch: &Launch,
         mut address: impl FnMut(&Arg) -> Result<sys::CUdeviceptr>,
     ) -> Result<Bound> {
-        launch.check(runtime.device().caps()).map_err(Error::Cuda)?;
         let count = launch.args.len();
         if count > MAX_ARGUMENTS {
             return Err(Error::Cuda(format!("{launch}: {count} arguments, at most {MAX_ARGUMENTS}")));
@@ -110,7 +109,18 @@ pub(super) fn copy_out(device: &Device, from: sys::CUdeviceptr, to: &Pinned) -> 
         .map_err(|e| fault("cannot copy a result", e))
 }
 
-/// Records what `work` sends to the stream as a graph, ready to launch.
+/// Sends a copy of all of `from` to the device's stream.
+pub(super) fn copy_within(device: &Device, from: &DeviceBuffer, to: sys::CUdeviceptr) -> Result<()> {
+    if from.len() == 0 {
+        return Ok(());
+    }
+    // SAFETY: as many bytes at both ends, which outlive the stream's work: whoever sends waits for it.
+    unsafe { result::memcpy_dtod_async(to, from.pointer(), from.len(), device.stream().cu_stream()) }
+        .map_err(|e| fault("cannot copy on the device", e))
+}
+
+/// Records what `work` sends to the stream as a graph, ready to launch. Other threads may call the driver meanwhile, but must not wait
+/// for the whole context (`super` says more).
 pub(super) fn capture(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
     device.bind()?;
     let stream = device.stream();
@@ -120,7 +130,13 @@ pub(super) fn capture(device: &Device, work: impl FnOnce() -> Result<()>) -> Res
     let outcome = work();
     // The capture ends whatever came of the work, so that the stream can be used again.
     let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    let graph = stream.end_capture(flags).map_err(|e| fault("cannot instantiate the graph", e));
+    let graph = stream.end_capture(flags).map_err(|e| match e.0 {
+        sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => fault(
+            "the capture of a graph was broken: nothing may wait for the context (cudaDeviceSynchronize) while an engine plans",
+            e,
+        ),
+        _ => fault("cannot instantiate the graph", e),
+    });
     outcome?;
     let graph = graph?.ok_or_else(|| Error::Cuda("the captured graph is empty".into()))?;
     graph.upload().map_err(|e| fault("cannot upload the graph", e))?;

@@ -1,9 +1,10 @@
 //! What all plans on one device share: compiled kernels and constants.
 
-use super::cache::Cache;
+use super::compile::cache::{Cache, Compiled};
+use super::compile::nvrtc::Nvrtc;
+use super::compile::{Code, Job};
 use super::device::{Device, fault};
 use super::memory::DeviceBuffer;
-use super::nvrtc::{Code, Job, Nvrtc};
 use super::pack::pack;
 use super::selection::Selection;
 use super::tune::{Scope, Table};
@@ -11,13 +12,13 @@ use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::plan::constants::{Constants, Loader};
 use crate::plan::launch::{Launch, Packing, Precision, Target};
-use cudarc::driver::{result, sys};
+use cudarc::driver::{DriverError, result, sys};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Shared memory a block may have without asking, in bytes.
+/// Shared memory a block may have without asking, static and dynamic together, in bytes.
 const SHARED_WITHOUT_OPT_IN: u32 = 48 << 10;
 
 /// A device with the kernels and constants that plans have asked for so far.
@@ -35,6 +36,8 @@ pub struct Runtime {
 struct Module {
     device: Arc<Device>,
     handle: sys::CUmodule,
+    /// Dynamic shared memory that launches of each kernel may have, in bytes, where that was asked for.
+    shared: Mutex<HashMap<&'static str, u32>>,
 }
 
 // SAFETY: a handle of the driver, which may be used from any thread.
@@ -73,23 +76,31 @@ impl Runtime {
     /// device's own code, for devices that this NVRTC does not know.
     ///
     /// # Errors
-    /// [`Error::Usage`] for another value of the variable; [`Error::Cuda`] if there is no NVRTC.
+    /// As [`Runtime::check`].
     pub fn new(device: Device, precision: Precision, load: Box<Loader>) -> Result<Runtime> {
-        let code = match std::env::var("KNET_CUDA_CODE").as_deref() {
-            Err(_) | Ok("" | "cubin") => Code::Cubin,
-            Ok("ptx") => Code::Ptx,
-            Ok(other) => return Err(Error::usage(format!("KNET_CUDA_CODE={other}: takes cubin or ptx"))),
-        };
-        Nvrtc::get()?;
+        Runtime::check(&device)?;
         Ok(Runtime {
             selection: Target { caps: *device.caps(), precision }.into(),
             device: Arc::new(device),
-            code,
+            code: Code::wanted()?,
             cache: Cache::user(),
             constants: Constants::new(load),
             modules: Mutex::default(),
             packed: Mutex::default(),
         })
+    }
+
+    /// Whether kernels for `device` can come from anywhere. NVRTC is looked for only where the cache has none for it: a cache that
+    /// has all kernels of a plan needs no compiler.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an unknown value of `KNET_CUDA_CODE`; [`Error::Cuda`] for a cache that others can write to, and if
+    /// there is no NVRTC and nothing in the cache for this device.
+    pub fn check(device: &Device) -> Result<()> {
+        if !Cache::user().serves(device.caps().compute, Code::wanted()?)? {
+            Nvrtc::get()?;
+        }
+        Ok(())
     }
 
     /// The device.
@@ -140,21 +151,55 @@ impl Runtime {
             let mut seen = std::collections::HashSet::new();
             jobs.retain(|job| !known.contains_key(job) && seen.insert(job.clone()));
         }
-        let nvrtc = Nvrtc::get()?;
-        let compiled: Vec<Vec<u8>> =
-            jobs.par_iter().map(|job| self.cache.compile(nvrtc, job)).collect::<Result<_>>()?;
+        let compiled: Vec<Compiled> =
+            jobs.par_iter().map(|job| self.cache.compile(job, Nvrtc::get)).collect::<Result<_>>()?;
         self.device.bind()?;
-        for (job, code) in jobs.into_iter().zip(compiled) {
-            // SAFETY: a whole cubin, or PTX text with its final NUL.
-            let handle = unsafe { result::module::load_data(code.as_ptr().cast()) }
-                .map_err(|e| fault(&format!("the driver does not load kernels/{}", job.source), e))?;
-            let module = Arc::new(Module { device: self.device.clone(), handle });
+        for (job, compiled) in jobs.into_iter().zip(compiled) {
+            let handle = self.module(&job, &compiled)?;
+            let module = Arc::new(Module { device: self.device.clone(), handle, shared: Mutex::default() });
             lock(&self.modules).insert(job, module);
         }
         Ok(())
     }
 
-    /// The loaded kernel of `launch`.
+    /// Loads code. What the cache had of a compiler that this driver is too old for is compiled again by the one that is here.
+    fn module(&self, job: &Job, compiled: &Compiled) -> Result<sys::CUmodule> {
+        // SAFETY: a whole cubin, or PTX text with its final NUL, from the compiler or an entry that was checked for it.
+        let load = |code: &[u8]| unsafe { result::module::load_data(code.as_ptr().cast()) };
+        let error = match load(&compiled.code) {
+            Ok(handle) => return Ok(handle),
+            Err(error) => error,
+        };
+        match Nvrtc::get() {
+            Ok(nvrtc) if compiled.entry.is_some() && is_refusal(error) => {
+                let renewed = self.cache.renew(job, nvrtc)?;
+                load(&renewed.code).map_err(|error| self.refused(job, &renewed, error))
+            }
+            _ => Err(self.refused(job, compiled, error)),
+        }
+    }
+
+    /// The driver's refusal of code, and what to do.
+    fn refused(&self, job: &Job, compiled: &Compiled, error: DriverError) -> Error {
+        let (driver, compiler) = (self.device.driver(), compiled.compiler);
+        let from = compiled.entry.as_ref().map_or(String::new(), |path| format!(" from {}", path.display()));
+        let remedy = match (job.code.suits(driver, compiler), &compiled.entry) {
+            (false, _) => "update the driver, or name an NVRTC no newer than it by KNET_NVRTC",
+            (true, Some(_)) => "`knet cache clear` removes it, and NVRTC compiles it again",
+            (true, None) => "KNET_NVRTC names another compiler",
+        };
+        let ((major, minor), (by_major, by_minor)) = (driver, compiler);
+        let what = format!(
+            "the driver, for CUDA {major}.{minor}, does not load {}{from}, compiled by NVRTC {by_major}.{by_minor} ({remedy})",
+            job.title()
+        );
+        fault(&what, error)
+    }
+
+    /// The loaded kernel of `launch`, which may be launched with that much shared memory from now on.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the kernel is not loaded or the device cannot run the launch.
     pub(crate) fn function(&self, launch: &Launch) -> Result<Function> {
         let missing = || Error::Cuda(format!("{launch} is not loaded"));
         let module = lock(&self.modules).get(&self.job(launch)).cloned().ok_or_else(missing)?;
@@ -163,13 +208,31 @@ impl Runtime {
         // SAFETY: a loaded module.
         let handle = unsafe { result::module::get_function(module.handle, name) }
             .map_err(|e| fault(&format!("kernels/{} has no kernel `{}`", launch.source, launch.entry), e))?;
-        if launch.shared > SHARED_WITHOUT_OPT_IN {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a function of the loaded module.
+        self.provide_shared(&module, handle, launch)?;
+        Ok(Function { handle, _module: module })
+    }
+
+    /// Checks the launch, and lets it have its shared memory. What launches of a kernel may have is an attribute of the kernel, which
+    /// all of them share: it is raised, and never lowered.
+    fn provide_shared(&self, module: &Module, handle: sys::CUfunction, launch: &Launch) -> Result<()> {
+        use sys::CUfunction_attribute_enum as Attribute;
+        let attribute = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: a function of the loaded module.
+        let declared = unsafe { result::function::get_function_attribute(handle, attribute) }
+            .map_err(|e| fault(&format!("{launch}: its shared memory is not known"), e))?;
+        let declared = declared.max(0) as u32;
+        launch.check(self.device.caps(), declared).map_err(Error::Cuda)?;
+        // Held until the attribute is set: two threads may ask for the same kernel.
+        let mut provided = lock(&module.shared);
+        let provided = provided.entry(launch.entry).or_insert(SHARED_WITHOUT_OPT_IN.saturating_sub(declared));
+        if launch.shared > *provided {
+            let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: as above.
             unsafe { result::function::set_function_attribute(handle, attribute, launch.shared as i32) }
                 .map_err(|e| fault(&format!("{launch}: no {} bytes of shared memory", launch.shared), e))?;
+            *provided = launch.shared;
         }
-        Ok(Function { handle, _module: module })
+        Ok(())
     }
 
     /// Constant `index` of `plan` on the device, copied there once.
@@ -192,6 +255,19 @@ impl Runtime {
             code: self.code,
         }
     }
+}
+
+/// Whether an error of loading is about the code, not about the device or its context.
+fn is_refusal(error: DriverError) -> bool {
+    use sys::CUresult::*;
+    let of_code = [
+        CUDA_ERROR_INVALID_IMAGE,
+        CUDA_ERROR_INVALID_PTX,
+        CUDA_ERROR_INVALID_SOURCE,
+        CUDA_ERROR_NO_BINARY_FOR_GPU,
+        CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+    ];
+    of_code.contains(&error.0)
 }
 
 /// A poisoned lock only means that another thread panicked between two whole insertions.

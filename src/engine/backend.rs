@@ -13,7 +13,7 @@ use crate::plan::constants::Loader;
 use crate::plan::launch::{Precision, Target};
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where an engine computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Backend {
     ) -> Result<(Backend, Notes)> {
         let ready = |ordinal| -> Result<cuda::Device> {
             let device = cuda::Device::open(ordinal)?;
-            cuda::nvrtc::Nvrtc::get()?;
+            Runtime::check(&device)?;
             Ok(device)
         };
         let (gpu, device) = match device {
@@ -195,11 +195,29 @@ impl Executor {
         Ok(())
     }
 
-    pub(super) fn run_timed(&mut self, report: impl FnMut(usize, Duration)) -> Result<()> {
+    /// The time of the network alone in each of `runs` runs, over whatever its inputs hold: on a GPU by the device's own clock, as
+    /// one graph without copies; on the CPU by the wall's.
+    pub(super) fn time_network(&mut self, runs: usize) -> Result<Vec<Duration>> {
         match self {
-            Executor::Cpu(executor) => executor.run_timed(report),
-            Executor::Cuda(executor) => executor.run_timed(report)?,
-            Executor::Gpu(gpu) => gpu.executor_mut().run_timed(report)?,
+            Executor::Cpu(executor) => Ok((0..runs)
+                .map(|_| {
+                    let start = Instant::now();
+                    executor.run();
+                    start.elapsed()
+                })
+                .collect()),
+            Executor::Cuda(executor) => executor.time_network(runs),
+            Executor::Gpu(gpu) => gpu.executor_mut().time_network(runs),
+        }
+    }
+
+    /// The time of each step in each of `runs` runs: on the CPU in runs of the network, on a GPU as
+    /// [`cuda::Executor::time_steps`] takes it.
+    pub(super) fn time_steps(&mut self, runs: usize, mut report: impl FnMut(usize, Duration)) -> Result<()> {
+        match self {
+            Executor::Cpu(executor) => (0..runs).for_each(|_| executor.run_timed(&mut report)),
+            Executor::Cuda(executor) => executor.time_steps(runs, report)?,
+            Executor::Gpu(gpu) => gpu.executor_mut().time_steps(runs, report)?,
         }
         Ok(())
     }

@@ -2,8 +2,7 @@
 
 use super::MAX_PLANS;
 use crate::cuda::on_device::{DeviceImage, DeviceResults, ExternalStream};
-use crate::cuda::pipeline::{Ends, Results};
-use crate::cuda::post::Extent;
+use crate::cuda::pipeline::{Ends, Results, copy_photo};
 use crate::cuda::pre::{PixelFormat, Preprocess};
 use crate::cuda::{Executor, Pipeline, Runtime};
 use crate::error::{Error, Result};
@@ -12,6 +11,7 @@ use crate::image::instance::{InstanceResult, Ranked};
 use crate::image::panoptic::{Assigned, PanopticPostprocessor, PanopticResult};
 use crate::image::preprocess::{Geometry, PreprocessConfig};
 use ::image::RgbImage;
+use std::ops::Range;
 
 /// An executor and the pipelines around it, most recently used last. They are dropped first: they work in its arena.
 pub(super) struct Gpu {
@@ -60,7 +60,7 @@ impl Gpu {
     ) -> Result<()> {
         let source = (image.height() as usize, image.width() as usize);
         self.find(setting, Site { format: PixelFormat::Rgb8, source, geometry: *geometry })?;
-        self.latest()?.image_mut().copy_from_slice(image.as_raw());
+        copy_photo(image.as_raw(), self.latest()?.image_mut());
         Ok(())
     }
 
@@ -126,25 +126,13 @@ impl Gpu {
     ) -> Result<()> {
         let pipeline = self.latest()?;
         let (scores, pairs, places) = pipeline.ranking();
-        let extents = pipeline.extents();
-        let bands = extents.len() / places.len().max(1);
-        let extent = |place: usize| {
-            let parts = &extents[place * bands..][..bands];
-            let all = parts.iter().fold(Extent::NOTHING, |all, &part| all.join(part));
-            let side = |first: u32, last: u32| (last + 1).saturating_sub(first) as usize;
-            let bbox = match all.area {
-                0 => PixelBox::default(),
-                _ => PixelBox {
-                    x: all.left as usize,
-                    y: all.top as usize,
-                    width: side(all.left, all.right),
-                    height: side(all.top, all.bottom),
-                },
-            };
-            (all.area as usize, bbox)
-        };
         let masks = pipeline.masks();
-        let copy_mask = |place: usize, mask: &mut [u8]| masks.copy(place, mask);
+        let extent = |place: usize| {
+            let all = masks.extent(place);
+            let [x, y, width, height] = all.rectangle();
+            (all.area as usize, PixelBox { x, y, width, height })
+        };
+        let copy_mask = |place: usize, stale: Range<usize>, mask: &mut [u8]| masks.copy(place, stale, mask);
         let ranked = Ranked { classes, scores, pairs, places, copy_mask: &copy_mask, extent: &extent };
         result.assemble(&ranked, geometry.original)
     }

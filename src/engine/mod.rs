@@ -4,6 +4,7 @@ mod backend;
 mod classes;
 pub mod convert;
 mod gpu;
+mod kernels;
 mod on_device;
 mod segmentation;
 pub mod source;
@@ -44,7 +45,8 @@ const MAX_PLANS: usize = 4;
 /// A loaded model, ready to segment images.
 ///
 /// An engine is `Send`: move it to the thread that serves. It plans the network when it first sees an input
-/// size and keeps the plans of the last few sizes; after that, [`Engine::segment_into`] allocates nothing.
+/// size and keeps the plans of the last few sizes; after that, [`Engine::segment_into`] allocates nothing. What a program that uses
+/// the same GPU besides must not do while an engine plans: [`cuda`](crate::cuda).
 pub struct Engine {
     config: Config,
     task: Task,
@@ -333,8 +335,8 @@ impl Engine {
         Ok((self.backend.plan(&graph, &self.pool)?, taps))
     }
 
-    /// Runs the network alone `runs` times at an input size, on whatever the input holds, and gives for each
-    /// step of the plan its time in every run.
+    /// Runs the network alone `runs` times at an input size, and gives for each step of the plan its time in every run; on a GPU
+    /// that of one of many repeats in a graph of its own ([`cuda::Executor::time_steps`](crate::cuda::Executor::time_steps)).
     ///
     /// # Errors
     /// As [`Engine::plan`].
@@ -343,9 +345,19 @@ impl Engine {
         let executor = &mut self.sessions[session].executor;
         let plan = executor.plan().clone();
         let mut times = vec![Vec::with_capacity(runs); plan.steps.len()];
-        self.pool
-            .run(|| (0..runs).try_for_each(|_| executor.run_timed(|step, time| times[step].push(time))))?;
+        self.pool.run(|| executor.time_steps(runs, |step, time| times[step].push(time)))?;
         Ok((plan, times))
+    }
+
+    /// The time of the network alone in each of `runs` runs at an input size: on a GPU the device's time of one graph, without
+    /// copies and without pre- and post-processing; on the CPU wall-clock time.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`].
+    pub fn time_network(&mut self, size: (usize, usize), runs: usize) -> Result<Vec<Duration>> {
+        let session = self.session(size)?;
+        let executor = &mut self.sessions[session].executor;
+        self.pool.run(|| executor.time_network(runs))
     }
 
     /// Every intermediate value of one image, by the names, shapes and layouts of the reference data.
@@ -381,7 +393,7 @@ impl Engine {
     fn run(&mut self, image: &RgbImage, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
         let session = self.session(geometry.padded)?;
         let adapter = self.adapter(geometry)?;
-        let results = self.results();
+        let results = self.results(self.task);
         let Engine { pool, sessions, adapters, timings, backend, .. } = self;
         let (session, adapter) = (&mut sessions[session], &mut adapters[adapter]);
         (result.task, result.size) = (self.task, geometry.original);
@@ -399,9 +411,9 @@ impl Engine {
     }
 
     /// What a GPU is to make of the network's results.
-    fn results(&self) -> Results {
+    fn results(&self, task: Task) -> Results {
         let Engine { config, instance, .. } = self;
-        match self.task {
+        match task {
             Task::Instance => Results::Instances(Ranking {
                 classes: config.classes(),
                 instances: instance.max_per_image,

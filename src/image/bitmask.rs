@@ -51,6 +51,11 @@ impl BitMask {
         self.bits.resize((height * width).div_ceil(8), 0);
     }
 
+    /// Takes all pixels out of these rows, and out of those that share a byte with them.
+    pub(super) fn clear_rows(&mut self, rows: std::ops::Range<usize>) {
+        self.bits[rows.start * self.width / 8..(rows.end * self.width).div_ceil(8)].fill(0);
+    }
+
     /// Number of rows.
     pub fn height(&self) -> usize {
         self.height

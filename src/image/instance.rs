@@ -6,6 +6,7 @@
 //! probability exceeds 0.5.
 
 use rayon::prelude::*;
+use std::ops::Range;
 
 use super::bitmask::{BitMask, PixelBox};
 use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid, sigmoid_scores};
@@ -76,7 +77,21 @@ struct MaskSlot {
     object: usize,
     mask: BitMask,
     area: usize,
+    /// Outside of its rows the mask is empty, whatever becomes of the mask: so little of it has to be cleared for the next photo.
     bbox: PixelBox,
+}
+
+impl MaskSlot {
+    /// Takes the slot for the mask of `object`, of `(height, width)` pixels: it holds none outside of the rows that it gives, and
+    /// within them what an earlier result left.
+    fn claim(&mut self, object: usize, (height, width): (usize, usize)) -> Range<usize> {
+        self.object = object;
+        if (self.mask.height(), self.mask.width()) != (height, width) {
+            self.mask.reset(height, width);
+            self.bbox = PixelBox::default();
+        }
+        self.bbox.y..self.bbox.y + self.bbox.height
+    }
 }
 
 impl InstanceResult {
@@ -118,18 +133,19 @@ pub struct Ranked<'a> {
     pub pairs: &'a [i32],
     /// Place of the mask of each; [`u32::MAX`]: it is dropped, as are all after it.
     pub places: &'a [u32],
-    /// Copies the mask at a place, laid out as [`BitMask::bytes`].
-    pub copy_mask: &'a (dyn Fn(usize, &mut [u8]) -> Result<()> + Sync),
+    /// Copies the mask at a place, laid out as [`BitMask::bytes`], over one that is empty outside of these rows.
+    pub copy_mask: &'a (dyn Fn(usize, Range<usize>, &mut [u8]) -> Result<()> + Sync),
     /// Area and box of the mask at a place.
     pub extent: &'a (dyn Fn(usize) -> (usize, PixelBox) + Sync),
 }
 
 impl InstanceResult {
-    /// Replaces what the result held by ranked instances, reusing its memory; masks are of `(height, width)` pixels.
+    /// Replaces what the result held by ranked instances, reusing its memory; masks are of `size` (height, width).
+    /// Of each mask only rows that have pixels, or had some in the result before, are touched.
     ///
     /// # Errors
     /// [`Error::Shape`] if the parts do not fit each other.
-    pub fn assemble(&mut self, ranked: &Ranked<'_>, (height, width): (usize, usize)) -> Result<()> {
+    pub fn assemble(&mut self, ranked: &Ranked<'_>, size: (usize, usize)) -> Result<()> {
         self.instances.clear();
         self.used = 0;
         for ((&score, &pair), &place) in ranked.scores.iter().zip(ranked.pairs).zip(ranked.places) {
@@ -145,17 +161,17 @@ impl InstanceResult {
                 if self.masks.len() == self.used {
                     self.masks.push(MaskSlot::default());
                 }
-                let mask = &mut self.masks[slot];
-                mask.object = pair / ranked.classes;
-                mask.mask.reset(height, width);
+                self.masks[slot].object = pair / ranked.classes;
                 self.used += 1;
             }
             let (mask_index, label) = (pair / ranked.classes, pair % ranked.classes);
             self.instances.push(Instance { label, score, mask_index, slot, ..Instance::default() });
         }
         self.masks[..self.used].par_iter_mut().enumerate().try_for_each(|(place, slot)| {
+            let stale = slot.claim(slot.object, size);
+            (ranked.copy_mask)(place, stale, slot.mask.bytes_mut())?;
             (slot.area, slot.bbox) = (ranked.extent)(place);
-            (ranked.copy_mask)(place, slot.mask.bytes_mut())
+            Ok(())
         })?;
         self.measure();
         Ok(())
@@ -225,7 +241,6 @@ impl InstancePostprocessor {
     /// Ranks the scores and gives every pair that is kept its place in the result, and every mask one of its own.
     fn select(&mut self, objects: usize, classes: usize, geometry: &Geometry, result: &mut InstanceResult) {
         rank(&self.scores, classes, self.config, &mut self.ranking);
-        let (height, width) = geometry.original;
         self.slot_of.clear();
         self.slot_of.resize(objects, u32::MAX);
         result.instances.clear();
@@ -237,8 +252,8 @@ impl InstancePostprocessor {
                     result.masks.push(MaskSlot::default());
                 }
                 let slot = &mut result.masks[result.used];
-                slot.object = object;
-                slot.mask.reset(height, width);
+                let stale = slot.claim(object, geometry.original);
+                slot.mask.clear_rows(stale);
                 self.slot_of[object] = result.used as u32;
                 result.used += 1;
             }
@@ -311,7 +326,7 @@ fn fill_mask(isa: Isa, sampler: &MaskSampler, logits: &[f32], mask: &mut BitMask
             let rows = group..(group + 8).min(to);
             let count = rows.len() * width;
             if !rows.clone().any(|y| crosses(sampler.peak(y, scratch))) {
-                continue; // the mask was reset to zero
+                continue; // the mask is empty
             }
             for (y, out) in rows.zip(flags.chunks_exact_mut(width)) {
                 if !crosses(sampler.peak(y, scratch)) {

@@ -9,6 +9,7 @@ pub mod bitmask;
 pub mod classes;
 pub mod decode;
 pub mod instance;
+mod label;
 pub mod listing;
 mod mask_resize;
 pub mod output;

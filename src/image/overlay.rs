@@ -8,9 +8,9 @@ use image::RgbImage;
 use super::bitmask::BitMask;
 use super::classes::Class;
 use super::instance::InstanceResult;
-use super::palette::{distinct, ink_on};
+use super::label;
+use super::palette::distinct;
 use super::panoptic::PanopticResult;
-use super::text;
 use crate::error::{Error, Result};
 
 /// Opacity of fills.
@@ -76,8 +76,8 @@ fn name(classes: &[Class], index: usize) -> Cow<'_, str> {
 
 /// Draws layers over a photo: larger regions first, so that small ones stay visible on them.
 ///
-/// Labels sit at the thickest place of their region, or near it if another label is there; a label that finds no free place is left
-/// out (its region keeps its contour).
+/// Labels sit at the thickest place of their region if they hide little of it and of others, else beside it with a line to it; one
+/// that finds no such place is left out, and its region keeps its contour ([`label`](super::label)).
 ///
 /// # Errors
 /// [`Error::Shape`] if a mask is not of the photo's size.
@@ -110,9 +110,13 @@ pub fn draw(photo: &RgbImage, layers: &[Layer]) -> Result<RgbImage> {
     for (_, layer) in &order {
         draw_contour(&mut canvas, layer, (extent * 0.0032).max(0.8));
     }
-    let mut taken = Vec::new();
-    for layer in layers {
-        draw_label(&mut canvas, layer, extent, &mut taken);
+    let labels = label::place(layers, size, extent);
+    // Lines first: none crosses a label.
+    for label in &labels {
+        label::draw_line(&mut canvas, label);
+    }
+    for label in &labels {
+        label::draw(&mut canvas, label);
     }
     Ok(canvas)
 }
@@ -160,96 +164,4 @@ fn draw_contour(canvas: &mut RgbImage, layer: &Layer, thickness: f32) {
             blend(canvas, x as u32, y as u32, layer.colour, alpha);
         }
     }
-}
-
-/// A rectangle of the canvas: left, top, width, height.
-#[derive(Clone, Copy, Debug)]
-struct Rect(f32, f32, f32, f32);
-
-impl Rect {
-    fn overlaps(&self, other: &Rect) -> bool {
-        self.0 < other.0 + other.2
-            && other.0 < self.0 + self.2
-            && self.1 < other.1 + other.3
-            && other.1 < self.1 + self.3
-    }
-}
-
-fn draw_label(canvas: &mut RgbImage, layer: &Layer, extent: f32, taken: &mut Vec<Rect>) {
-    let (width, height) = (canvas.width() as f32, canvas.height() as f32);
-    // Small regions get somewhat smaller labels, so that a crowd stays readable.
-    let share = (layer.mask.area() as f32).sqrt() / extent;
-    let mut em = (extent * 0.028 * (share / 0.2).clamp(0.75, 1.0)).max(11.0);
-    // The box adds half an em of padding on either side; a label wider than the image is set smaller.
-    let lines = |em: f32| text::width(&layer.label, em) + em;
-    em *= (width / lines(em)).min(height / (1.5 * em)).min(1.0);
-    if layer.label.is_empty() || em < 6.0 {
-        return;
-    }
-    let (box_width, box_height) = (lines(em), 1.5 * em);
-    let Some((y, x)) = thickest(&layer.mask) else { return };
-    let place = |dx: f32, dy: f32| {
-        let left = x as f32 + 0.5 - box_width / 2.0 + dx * box_width;
-        let top = y as f32 + 0.5 - box_height / 2.0 + dy * box_height;
-        Rect(
-            left.clamp(0.0, width - box_width).round(),
-            top.clamp(0.0, height - box_height).round(),
-            box_width,
-            box_height,
-        )
-    };
-    // Near places first: straight up and down, then to the sides.
-    let steps = [0.0, -1.1, 1.1, -2.2, 2.2, -3.3, 3.3];
-    let places = [0.0, -0.6, 0.6].into_iter().flat_map(|dx| steps.map(|dy| place(dx, dy)));
-    let Some(spot) = places.into_iter().find(|spot| !taken.iter().any(|other| spot.overlaps(other))) else {
-        return;
-    };
-    taken.push(spot);
-    draw_box(canvas, spot, em * 0.35, layer.colour);
-    let baseline = spot.1 + spot.3 / 2.0 + em * text::CAP_HEIGHT / 2.0;
-    text::draw(canvas, &layer.label, spot.0 + em / 2.0, baseline, em, ink_on(layer.colour));
-}
-
-/// A rectangle with rounded corners.
-fn draw_box(canvas: &mut RgbImage, Rect(left, top, width, height): Rect, radius: f32, colour: [u8; 3]) {
-    let end = |v: f32, limit: u32| (v.ceil() as u32).min(limit);
-    for y in top as u32..end(top + height, canvas.height()) {
-        for x in left as u32..end(left + width, canvas.width()) {
-            // Distance beyond the rectangle shrunk by the radius.
-            let beyond =
-                |v: f32, from: f32, size: f32| (from + radius - v).max(v - (from + size - radius)).max(0.0);
-            let (dx, dy) = (beyond(x as f32 + 0.5, left, width), beyond(y as f32 + 0.5, top, height));
-            let alpha = (radius - dx.hypot(dy) + 0.5).clamp(0.0, 1.0);
-            blend(canvas, x, y, colour, alpha * 0.92);
-        }
-    }
-}
-
-/// The pixel of a mask that is farthest from its outside (city-block distance, which two passes find exactly); of equals the
-/// one nearest to the middle of the box. `None` if the mask is empty.
-fn thickest(mask: &BitMask) -> Option<(usize, usize)> {
-    let area = mask.bbox();
-    let stride = area.width + 2;
-    let mut depth = vec![0u32; stride * (area.height + 2)];
-    for y in 0..area.height {
-        for x in 0..area.width {
-            if mask.get(area.y + y, area.x + x) {
-                let at = (y + 1) * stride + x + 1;
-                depth[at] = depth[at - 1].min(depth[at - stride]) + 1;
-            }
-        }
-    }
-    let mut best: Option<(u32, std::cmp::Reverse<usize>, (usize, usize))> = None;
-    for y in (0..area.height).rev() {
-        for x in (0..area.width).rev() {
-            let at = (y + 1) * stride + x + 1;
-            if depth[at] > 0 {
-                depth[at] = depth[at].min(depth[at + 1].min(depth[at + stride]) + 1);
-                let from_middle = (2 * x).abs_diff(area.width) + (2 * y).abs_diff(area.height);
-                let candidate = (depth[at], std::cmp::Reverse(from_middle), (area.y + y, area.x + x));
-                best = best.max(Some(candidate));
-            }
-        }
-    }
-    best.map(|(_, _, at)| at)
 }

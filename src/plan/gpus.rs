@@ -17,6 +17,17 @@ pub struct Gpu {
     pub caps: Caps,
 }
 
+impl Gpu {
+    /// What a driver may say of this GPU where it differs from the data sheet: the clock, which is the highest it allows (1980 MHz
+    /// of an H100 whose tensor cores are sold at 1830), and the memory's. Kernels are chosen by bandwidth a clock alone of these:
+    /// it is that of the data sheet first, then up to 15 % less and more.
+    pub fn reported(&self) -> Vec<Caps> {
+        let percent = std::iter::once(100).chain((85..=115).filter(|&percent| percent != 100));
+        let caps = |percent| Caps { bandwidth_gbs: self.caps.bandwidth_gbs * percent / 100, ..self.caps };
+        percent.map(caps).collect()
+    }
+}
+
 /// Compute capability, multiprocessors, boost clock in MHz, L2 cache in KiB, bandwidth in GB/s.
 const fn caps(
     compute: (u32, u32),
@@ -102,6 +113,18 @@ mod tests {
                 assert!((found / wanted - 1.0).abs() < tolerance, "{name} {}: {found}", precision.name());
             }
         }
+    }
+
+    #[test]
+    fn what_drivers_report_is_around_the_data_sheet() {
+        let h100 = find("h100").unwrap();
+        let rate = |caps: &Caps| f64::from(caps.bandwidth_gbs) / f64::from(caps.clock_mhz);
+        let rates: Vec<f64> = h100.reported().iter().map(rate).collect();
+        assert_eq!((rates.len(), rates[0]), (31, rate(&h100.caps)));
+        // 2619 MHz of double data rate on 5120 bits, 1980 MHz.
+        let driver = rate(&Caps { clock_mhz: 1980, bandwidth_gbs: 3352, ..Caps::H100 });
+        assert!(rates.iter().any(|rate| (rate / driver - 1.0).abs() < 0.01));
+        assert!(h100.reported().iter().all(|caps| Caps { bandwidth_gbs: 3350, ..*caps } == Caps::H100));
     }
 
     #[test]

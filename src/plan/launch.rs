@@ -130,11 +130,12 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Checks the launch against the device's limits.
+    /// Checks the launch against the device's limits. `static_shared`: bytes of shared memory that the kernel declares by itself, which
+    /// the compiled kernel knows; they and the launch's dynamic ones share one limit.
     ///
     /// # Errors
     /// A sentence with the numbers.
-    pub fn check(&self, caps: &Caps) -> Result<(), String> {
+    pub fn check(&self, caps: &Caps, static_shared: u32) -> Result<(), String> {
         let threads: u64 = self.block.iter().map(|&n| u64::from(n)).product();
         let place = format!("{}:{}", self.source, self.entry);
         if threads == 0 || threads > 1024 {
@@ -152,8 +153,8 @@ impl Launch {
                 self.grid
             ));
         }
-        if self.shared > caps.shared_per_block {
-            let (wanted, limit) = (self.shared, caps.shared_per_block);
+        let (wanted, limit) = (self.shared.saturating_add(static_shared), caps.shared_per_block);
+        if wanted > limit {
             return Err(format!("{place}: {wanted} bytes of shared memory a block, the device has {limit}"));
         }
         Ok(())
@@ -205,12 +206,13 @@ pub struct Program {
 }
 
 impl Program {
-    /// Checks all launches against the device's limits.
+    /// Checks all launches against the device's limits, as far as is known before kernels are compiled: of shared memory the dynamic.
+    /// Kernels of operators have one kind alone, those of post-processing both.
     ///
     /// # Errors
     /// As [`Launch::check`].
     pub fn check(&self, caps: &Caps) -> Result<(), String> {
-        self.launches.iter().try_for_each(|launch| launch.check(caps))
+        self.launches.iter().try_for_each(|launch| launch.check(caps, 0))
     }
 
     /// Packing of operand `input`, if it is a constant.
@@ -223,5 +225,26 @@ impl Site<'_> {
     /// Element type in memory of operand `input`, if the program packs its constants by `packing`.
     pub fn dtype(&self, input: usize, packing: Packing) -> DType {
         if self.constant[input] { packing.dtype } else { self.inputs[input].dtype }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn static_and_dynamic_shared_memory_share_one_limit() {
+        let launch = Launch {
+            source: "a.cu",
+            entry: "a",
+            defines: Vec::new(),
+            grid: [1; 3],
+            block: [32, 1, 1],
+            shared: 232_000,
+            args: Vec::new(),
+        };
+        assert_eq!(launch.check(&Caps::H100, 448), Ok(()));
+        let fault = launch.check(&Caps::H100, 449).unwrap_err();
+        assert_eq!(fault, "a.cu:a: 232449 bytes of shared memory a block, the device has 232448");
     }
 }

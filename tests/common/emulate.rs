@@ -46,9 +46,23 @@ pub fn program(step: &knet::plan::Step, target: Target) -> Program {
     ops::program(&site, &target).expect("the plan chose it")
 }
 
-/// What NVRTC makes of `job`, which suites share through a cache in `target/tmp`.
+/// The compiler of suites: what `KNET_NVRTC` names, else what `tools/setup-cuda` installed, else what a program would find.
+pub fn nvrtc() -> knet::error::Result<&'static Nvrtc> {
+    static INSTALLED: OnceLock<Option<Nvrtc>> = OnceLock::new();
+    let installed = INSTALLED.get_or_init(|| {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/target/cuda/nvidia/cu13/lib/libnvrtc.so.13");
+        let named = std::env::var_os("KNET_NVRTC").is_some_and(|named| !named.is_empty());
+        if named { None } else { Nvrtc::open(path.as_ref()).ok() }
+    });
+    installed.as_ref().map_or_else(Nvrtc::get, Ok)
+}
+
+/// What NVRTC makes of `job`, which suites share through a cache in `target/tmp`, one a version.
 pub fn ptx(job: &Job) -> knet::error::Result<Vec<u8>> {
-    Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels")).compile(Nvrtc::get()?, job)
+    let nvrtc = nvrtc()?;
+    let (major, minor) = nvrtc.version();
+    let cache = Cache::at(format!("{}/kernels-{major}.{minor}", env!("CARGO_TARGET_TMPDIR")));
+    Ok(cache.compile(job, || Ok(nvrtc))?.code)
 }
 
 /// The PTX of a launch's source, compiled and parsed once a process.
@@ -189,7 +203,6 @@ pub fn run_program(
     };
     let operands = Operands { inputs, outputs, workspace };
     for launch in &program.launches {
-        launch.check(&CAPS)?;
         report.merge(&run_launch(launch, &operands, memory, config)?);
     }
     if let Some(address) = workspace {
@@ -214,6 +227,7 @@ pub fn run_launch(
 ) -> Result<Report, String> {
     let module = module(launch)?;
     let entry = module.entry(launch.entry).ok_or_else(|| format!("no kernel in {launch}"))?.clone();
+    launch.check(&CAPS, entry.static_shared)?;
     if entry.params.len() != launch.args.len() {
         let (has, given) = (entry.params.len(), launch.args.len());
         return Err(format!("{launch}: {has} parameters, {given} arguments"));

@@ -1,10 +1,12 @@
 //! Instance and panoptic results against the official PyTorch code, teacher-forced with golden network outputs.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use knet::error::ErrorKind;
 use knet::image::HeadOutput;
-use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
+use knet::image::bitmask::BitMask;
+use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult, Ranked};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::Geometry;
 use serde_json::Value;
@@ -372,6 +374,63 @@ fn probabilities_of_exactly_one_half_are_outside() {
     assert_eq!(panoptic.trace.original_area, [203 * 301; 2]);
     assert_eq!(panoptic.trace.mask_area, [203 * 301, 0], "the first of equals wins every pixel");
     assert_eq!(panoptic.segments.len(), 1);
+}
+
+#[test]
+fn a_reused_result_holds_nothing_of_the_photo_before() {
+    let sizes = [(203, 301), (64, 41)];
+    let mut reused = InstanceResult::default();
+    let mut assembled = InstanceResult::default();
+    // Discs that move and shrink, then nothing, then another photo size and back.
+    for (frame, (size, radius)) in
+        [(0, 9.0), (0, 5.0), (0, 2.0), (0, -1.0), (1, 6.0), (0, 3.0)].into_iter().enumerate()
+    {
+        let original = sizes[size];
+        let geometry = Geometry { original, resized: (121, 180), padded: (128, 192) };
+        let disc = |i: usize| {
+            let (object, y, x) = (i / 384, i % 384 / 24, i % 24);
+            let (y, x) = (y as f32 - (3 * frame + object) as f32, x as f32 - (20 - 3 * frame) as f32);
+            2.0 * (radius - y.hypot(x))
+        };
+        let mask_logits: Vec<f32> = (0..2 * 384).map(disc).collect();
+        let head = HeadOutput {
+            objects: 2,
+            classes: 1,
+            class_logits: &[2.0, 1.0],
+            mask_size: (16, 24),
+            mask_logits: &mask_logits,
+        };
+        let mut post = InstancePostprocessor::new(InstanceConfig::default());
+        let mut fresh = InstanceResult::default();
+        post.run(&head, &geometry, &mut fresh).unwrap();
+        post.run(&head, &geometry, &mut reused).unwrap();
+        assert_eq!(fresh, reused, "frame {frame}");
+
+        // The same masks as a GPU hands them over: only rows that hold pixels, now or before, are written.
+        let masks: Vec<&BitMask> = fresh.masks().collect();
+        let copy_mask = |place: usize, stale: Range<usize>, to: &mut [u8]| {
+            let bbox = fresh.instances()[place].bbox;
+            let rows = if bbox.height == 0 {
+                stale
+            } else {
+                stale.start.min(bbox.y)..stale.end.max(bbox.y + bbox.height)
+            };
+            let bytes = rows.start * original.1 / 8..(rows.end * original.1).div_ceil(8);
+            to[bytes.clone()].copy_from_slice(&masks[place].bytes()[bytes]);
+            Ok(())
+        };
+        let scores: Vec<f32> = fresh.instances().iter().map(|instance| instance.score).collect();
+        let ranked = Ranked {
+            classes: 1,
+            scores: &scores,
+            pairs: &[0, 1],
+            places: &[0, 1],
+            copy_mask: &copy_mask,
+            extent: &|place| (fresh.instances()[place].area, fresh.instances()[place].bbox),
+        };
+        assembled.assemble(&ranked, original).unwrap();
+        assert_eq!(fresh, assembled, "frame {frame}");
+    }
 }
 
 #[test]

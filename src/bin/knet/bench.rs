@@ -5,9 +5,9 @@ use clap::Args;
 use knet::engine::{Device, Segmentation, Timings};
 use knet::plan::launch::Target;
 use knet::plan::{Plan, Step, roofline};
-use knet::{Error, Result};
+use knet::{Engine, Error, Result};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 mod training;
 
@@ -63,28 +63,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut engine = arguments.model.build(arguments.model.engine().size(None))?;
     engine.check_clock()?;
     let image = synthetic(height, width)?;
-    let mut result = Segmentation::default();
-    engine.segment_into(&image, &mut result)?;
-    let mut timings: Vec<Timings> = Vec::new();
-    for _ in 0..arguments.runs {
-        engine.segment_into(&image, &mut result)?;
-        timings.push(engine.timings());
-    }
-    let part = |name: &'static str, get: fn(&Timings) -> Duration| {
-        (name, percentiles(timings.iter().map(get).collect()))
-    };
-    let parts = [
-        part("pre", |t| t.pre),
-        part("network", |t| t.network),
-        part("post", |t| t.post),
-        part("total", Timings::total),
-    ];
     let padded = [height, width].map(|s| s.next_multiple_of(knet::model::SIZE_DIVISOR));
+    let input = (padded[0], padded[1]);
+    let parts = time_parts(&mut engine, &image, input, arguments.runs as usize)?;
     let runs = (arguments.runs as usize).min(10);
     let (plan, steps) = if arguments.no_steps {
-        (engine.plan((padded[0], padded[1]), knet::model::TapMode::Off)?.0, Vec::new())
+        (engine.plan(input, knet::model::TapMode::Off)?.0, Vec::new())
     } else {
-        engine.profile((padded[0], padded[1]), runs)?
+        engine.profile(input, runs)?
     };
     let medians: Vec<f64> = steps.into_iter().map(|times| percentiles(times).p50).collect();
     let config = engine.config();
@@ -99,8 +85,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "runs": arguments.runs,
             "gflop": plan.flops() as f64 / 1e9,
         });
-        for (name, p) in &parts {
-            report[*name] = p.to_json();
+        for part in &parts {
+            report[part.key] = part.times.to_json();
+            report["meaning"][part.key] = part.meaning.into();
         }
         if let Some(target) = engine.target() {
             let [least, operations] = least_times(&plan, &target);
@@ -121,20 +108,79 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     let title = ["p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>9}")).join(" ");
     text += &format!("{:<10} {title}   ms\n", "part");
-    for (name, p) in &parts {
+    for part in &parts {
+        let p = &part.times;
         let row = [p.p50, p.p90, p.p99, p.p999, p.max].map(|ms| format!("{ms:>9.3}")).join(" ");
-        text += &format!("{name:<10} {row}\n");
+        text += &format!("{:<10} {row}   {}\n", part.name, part.meaning);
     }
-    let (gflop, rate) = (plan.flops() as f64 / 1e9, gflops(plan.flops(), parts[1].1.p50));
+    let network = parts.iter().find(|part| part.key == "network").map_or(0.0, |part| part.times.p50);
+    let (gflop, rate) = (plan.flops() as f64 / 1e9, gflops(plan.flops(), network));
     text += &format!("\nnetwork: {gflop:.1} GFLOP, {rate:.1} GFLOP/s (direct-convolution operations)\n");
     if let Some(target) = engine.target() {
         let [least, operations] = least_times(&plan, &target);
-        let share = |ms: f64| 100.0 * ms / parts[1].1.p50;
+        let share = |ms: f64| 100.0 * ms / network;
         text += &format!("roofline: {least:.3} ms, step by step, {:.1} % reached; ", share(least));
         text += &format!("operations alone: {operations:.3} ms, {:.1} %\n", share(operations));
     }
     text += &steps_table(&plan, &medians, engine.target().as_ref());
     print(&text)
+}
+
+/// A row of the table.
+struct Part {
+    /// Its field in JSON.
+    key: &'static str,
+    name: &'static str,
+    /// What was timed, and by which clock.
+    meaning: &'static str,
+    times: Percentiles,
+}
+
+/// Times of the parts of `runs` calls. On a GPU one graph does everything between the host's copies, so the network alone is timed
+/// in runs of its own.
+fn time_parts(
+    engine: &mut Engine,
+    image: &image::RgbImage,
+    input: (usize, usize),
+    runs: usize,
+) -> Result<Vec<Part>> {
+    let mut result = Segmentation::default();
+    engine.segment_into(image, &mut result)?;
+    let (mut timings, mut whole): (Vec<Timings>, Vec<Duration>) = Default::default();
+    for _ in 0..runs {
+        let start = Instant::now();
+        engine.segment_into(image, &mut result)?;
+        whole.push(start.elapsed());
+        timings.push(engine.timings());
+    }
+    let part = |key, name, meaning, times| Part { key, name, meaning, times: percentiles(times) };
+    let timed = |get: fn(&Timings) -> Duration| timings.iter().map(get).collect::<Vec<_>>();
+    let mut parts = if engine.target().is_some() {
+        vec![
+            part("pre", "pre", "host: the image to page-locked memory", timed(|t| t.pre)),
+            part(
+                "pipeline",
+                "pipeline",
+                "host's clock: copy in, resize, network, masks, copies out",
+                timed(|t| t.network),
+            ),
+            part("post", "post", "host: results to the caller's memory", timed(|t| t.post)),
+            part(
+                "network",
+                "network",
+                "device's clock: a graph of the network alone",
+                engine.time_network(input, runs)?,
+            ),
+        ]
+    } else {
+        vec![
+            part("pre", "pre", "resize, normalise, pad", timed(|t| t.pre)),
+            part("network", "network", "the network", timed(|t| t.network)),
+            part("post", "post", "masks or map at the image's size", timed(|t| t.post)),
+        ]
+    };
+    parts.push(part("total", "end to end", "image in host memory to masks in the caller's", whole));
+    Ok(parts)
 }
 
 fn gflops(flops: u64, ms: f64) -> f64 {

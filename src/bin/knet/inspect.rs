@@ -1,6 +1,6 @@
 //! `knet inspect`
 
-use crate::{PrecisionArgument, parse_size, print};
+use crate::{PrecisionArgument, parse_gpu, parse_size, print};
 use clap::Args;
 use gpu::GpuPlan;
 use knet::checkpoint::Checkpoint;
@@ -37,7 +37,7 @@ pub struct Arguments {
     threads: u16,
 
     /// Plan for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin
-    #[arg(long, value_name = "NAME", value_parser = gpu::parse)]
+    #[arg(long, value_name = "NAME", value_parser = parse_gpu)]
     gpu: Option<&'static Gpu>,
 
     /// How the GPU stores and multiplies feature maps

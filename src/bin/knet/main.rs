@@ -1,7 +1,9 @@
 //! The `knet` command.
 
 mod bench;
+mod cache;
 mod convert;
+mod doctor;
 mod dump;
 mod eval;
 mod guard;
@@ -11,6 +13,7 @@ mod tune;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knet::engine::{Device, EngineBuilder, WeightSource};
+use knet::plan::gpus::{GPUS, Gpu};
 use knet::plan::launch::Precision;
 use knet::{Engine, Error};
 use std::io::{self, Write};
@@ -30,9 +33,11 @@ Exit codes:
   10 a GPU, its driver or the kernel compiler is missing or failed
   11 more memory is needed than there is
 
-KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use. KNET_NVRTC names the file of
-NVIDIA's kernel compiler, KNET_CACHE the folder for compiled CUDA kernels (empty: none), KNET_TUNED the table of
-measured kernels to follow (empty: none) in place of what `knet tune` left beside that cache.";
+KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use. KNET_NVRTC names the file (an
+absolute path) of NVIDIA's kernel compiler, which is looked for beside the program, in a CUDA toolkit, in the
+active Python environment and on the loader's path otherwise. KNET_CACHE names the folder for compiled CUDA
+kernels (empty: none), KNET_TUNED the table of measured kernels to follow (empty: none) in place of what
+`knet tune` left beside that cache.";
 
 /// Segments images with K-Net: instance and panoptic masks, without boxes or NMS.
 #[derive(Parser)]
@@ -49,6 +54,8 @@ enum Command {
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Tune(tune::Arguments),
+    Cache(cache::Arguments),
+    Doctor(doctor::Arguments),
     Dump(dump::Arguments),
     Convert(convert::Arguments),
 }
@@ -156,6 +163,12 @@ fn parse_sides(text: &str) -> Result<(usize, usize), String> {
     }
 }
 
+/// A GPU by name.
+fn parse_gpu(name: &str) -> Result<&'static Gpu, String> {
+    let known = || GPUS.map(|gpu| gpu.name).join(", ");
+    knet::plan::gpus::find(name).ok_or_else(|| format!("`{name}` is none of {}", known()))
+}
+
 /// A score from 0 to 1.
 fn parse_score(text: &str) -> Result<f64, String> {
     let score = text.parse().ok().filter(|s| (0.0..=1.0).contains(s));
@@ -177,6 +190,8 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Tune(arguments) => tune::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Cache(arguments) => cache::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Convert(arguments) => convert::run(&arguments).map(|()| ExitCode::SUCCESS),
     };

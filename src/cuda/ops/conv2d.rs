@@ -132,6 +132,7 @@ pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvShape {
         padding: op.padding,
         dilation: op.dilation,
         groups: op.groups,
+        residual: op.epilogue.residual_input().map_or(0, |input| site.inputs[input].shape.len()),
     }
 }
 
@@ -485,7 +486,7 @@ mod tests {
         let target = Target { caps: Caps::H100, precision: Precision::F16 };
         let site = Site { op: &Op::Conv2d(op), inputs: &inputs, constant, outputs: &outputs };
         let program = op.program(&site, &target)?;
-        program.launches.iter().try_for_each(|launch| launch.check(&target.caps))?;
+        program.check(&target.caps)?;
         Ok(program)
     }
 

@@ -1,8 +1,7 @@
 //! Times on a device.
 //!
-//! A candidate is captured several times in a row into one CUDA graph, as a plan's steps are, and the graph is timed between
-//! two events: no launch from the host and no event falls between the kernels, and what remains of the two events' own time is
-//! divided by the repeats. All repeats read the same maps, which therefore lie in L2 if they fit there, as they do in a plan
+//! A candidate is captured several times in a row into one CUDA graph, as a plan's steps are, and what remains of the time of
+//! the two events around it ([`Stopwatch`]) is divided by the repeats. All repeats read the same maps, which therefore lie in L2 if they fit there, as they do in a plan
 //! whose step before has just written them. Constants (filters) are read once a run of a plan, and by then others have taken their
 //! place in L2: each repeat reads another copy, as many as it takes to fill the cache twice.
 
@@ -12,11 +11,11 @@ use crate::cuda::memory::DeviceBuffer;
 use crate::cuda::pack::pack;
 use crate::cuda::recording::{Bound, capture};
 use crate::cuda::runtime::Runtime;
+use crate::cuda::stopwatch::{Stopwatch, noise};
 use crate::error::{Error, Result};
 use crate::ops::ValueType;
 use crate::plan::launch::{Arg, Launch, Packing};
-use crate::tensor::Tensor;
-use cudarc::driver::{CudaEvent, CudaGraph, sys};
+use cudarc::driver::CudaGraph;
 use std::time::Duration;
 
 /// Takes times on a device.
@@ -24,7 +23,7 @@ pub struct Timer<'a> {
     runtime: &'a Runtime,
     /// Runs of a candidate in a graph.
     repeats: usize,
-    marks: [CudaEvent; 2],
+    stopwatch: Stopwatch,
     bench: Option<Bench>,
 }
 
@@ -60,13 +59,8 @@ impl<'a> Timer<'a> {
     pub fn new(runtime: &'a Runtime, tasks: &[Task], repeats: usize) -> Result<Timer<'a>> {
         let programs = tasks.iter().flat_map(|task| &task.candidates);
         runtime.load(&programs.flat_map(|program| &program.launches).collect::<Vec<&Launch>>())?;
-        runtime.device().bind()?;
-        let context = runtime.device().stream().context();
-        let event = || {
-            let timing = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-            context.new_event(timing).map_err(|e| fault("cannot make an event", e))
-        };
-        Ok(Timer { runtime, repeats: repeats.max(1), marks: [event()?, event()?], bench: None })
+        let stopwatch = Stopwatch::new(runtime.device())?;
+        Ok(Timer { runtime, repeats: repeats.max(1), stopwatch, bench: None })
     }
 
     /// The time of candidate `index` of `task`. Operands and graph are made, and run once, the first time; those of a task are
@@ -83,18 +77,8 @@ impl<'a> Timer<'a> {
             Some(bench) => bench,
             none => none.insert(Bench::new(self.runtime, task, self.repeats)?),
         };
-        let device = self.runtime.device();
         let graph = bench.graph(self.runtime, task, index)?;
-        device.bind()?;
-        let [start, end] = &self.marks;
-        let record =
-            |event: &CudaEvent| event.record(device.stream()).map_err(|e| fault("cannot record an event", e));
-        record(start)?;
-        graph.launch().map_err(|e| fault("cannot launch the graph", e))?;
-        record(end)?;
-        device.synchronize()?;
-        let ms = start.elapsed_ms(end).map_err(|e| fault("cannot read a time", e))?;
-        Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3 / self.repeats as f64))
+        Ok(self.stopwatch.time(self.runtime.device(), graph)? / self.repeats as u32)
     }
 }
 
@@ -181,16 +165,4 @@ impl Bench {
         self.constants.push((input, packing, (0..copies).map(copy).collect::<Result<_>>()?));
         Ok(self.constants.len() - 1)
     }
-}
-
-/// Reproducible values between `-scale` and `scale`: what operands hold decides what a device draws and how fast it clocks.
-fn noise(ty: ValueType, scale: f32) -> Tensor {
-    let mut state = 0x9e37_79b9_u32;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        (state as f32 / u32::MAX as f32 - 0.5) * 2.0 * scale
-    };
-    Tensor::new(ty.shape, (0..ty.shape.len()).map(|_| next()).collect())
 }

@@ -1,7 +1,7 @@
 //! Measured choices on disk: JSON, written whole or not at all.
 
-use crate::cuda::cache::Cache;
-use crate::cuda::sources;
+use crate::cuda::compile::cache::Cache;
+use crate::cuda::compile::sources;
 use crate::error::{Error, Result};
 use crate::fsio::atomic_write;
 use crate::plan::launch::Target;

@@ -28,6 +28,8 @@ pub struct ConvShape {
     pub dilation: [usize; 2],
     /// Blocks of channels that do not mix.
     pub groups: usize,
+    /// Elements of the map that is added to the result; 0: none.
+    pub residual: usize,
 }
 
 impl ConvShape {
@@ -329,6 +331,7 @@ mod tests {
             padding: [taps / 2; 2],
             dilation: [1; 2],
             groups: 1,
+            residual: 0,
         }
     }
 
@@ -345,7 +348,7 @@ mod tests {
             ("layer2 3x3 / 2", square(c[0], 128, 128, 3, 2), "gemm taps 128x128/2x2 k64B x4"),
             ("layer2 expand", square(c[1], 128, 512, 1, 1), "gemm pointwise 256x128/4x2 k64B x3"),
             ("layer3 reduce", square(c[2], 1024, 256, 1, 1), "gemm pointwise 128x64/2x2 k64B x4"),
-            ("layer3 3x3", square(c[2], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 2"),
+            ("layer3 3x3", square(c[2], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 4"),
             ("layer3 expand", square(c[2], 256, 1024, 1, 1), "gemm pointwise 128x128/2x2 k64B x4"),
             ("layer4 reduce", square(c[3], 2048, 512, 1, 1), "gemm pointwise 128x128/2x2 k64B x4 split 3"),
             ("layer4 3x3", square(c[3], 512, 512, 3, 1), "gemm taps 256x128/4x2 k64B x3 split 6"),
@@ -355,7 +358,7 @@ mod tests {
             ("fpn lateral 5", square(c[3], 2048, 256, 1, 1), "gemm pointwise 128x128/2x2 k64B x4 split 6"),
             ("fpn out 2", square(c[0], 256, 256, 3, 1), "gemm taps 256x128/4x2 k64B x3"),
             ("fpn out 3", square(c[1], 256, 256, 3, 1), "gemm taps 256x128/4x2 k64B x3"),
-            ("fpn out 4", square(c[2], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 2"),
+            ("fpn out 4", square(c[2], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 4"),
             ("fpn out 5", square(c[3], 256, 256, 3, 1), "gemm taps 128x128/2x2 k64B x4 split 6"),
             ("sem fpn p2", square(c[0], 256, 128, 3, 1), "gemm taps 256x128/4x2 k64B x3"),
         ]
@@ -399,6 +402,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_residual_costs_the_time_that_device_memory_takes_for_it() {
+        let plain = square([200, 336], 64, 256, 1, 1);
+        let added = ConvShape { residual: plain.pixels() * plain.filters, ..plain };
+        let estimate = |shape| gemm(conv(&shape, Precision::F16, &Caps::H100).unwrap()).3;
+        let least = (2 * added.residual) as f64 / (f64::from(Caps::H100.bandwidth_gbs) * 1e3);
+        assert!(estimate(added) - estimate(plain) >= least, "{} us", estimate(added) - estimate(plain));
     }
 
     #[test]

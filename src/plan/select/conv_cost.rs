@@ -5,11 +5,16 @@
 //! - `multiply`: multiply-adds of the step over the multiprocessor's rate;
 //! - `shared`: bytes that copies write and warps read, over 128 bytes a clock;
 //! - `l2`: bytes that come from L2, over the multiprocessor's part of L2's bandwidth;
+//! - `memory`: its part of the map and the filter, each read once, over the multiprocessor's part of device memory's bandwidth;
 //!
 //! and in [`STEP_LATENCY`] more (barrier, first fragments, addresses) unless other resident blocks fill that time. Blocks of a
-//! multiprocessor run in groups of as many as fit; each group also pays for filling the pipeline and for writing its
-//! tiles. A split reduction adds the traffic of its partial sums and a second launch. Tiles that overhang the matrix cost
-//! what they cost, so that wasted work needs no term of its own.
+//! multiprocessor run in groups of as many as fit; each group also pays for filling the pipeline, for reading its part of the
+//! residual and for writing its tiles. A split reduction adds the traffic of its partial sums and a second launch. Tiles that
+//! overhang the matrix cost what they cost, so that wasted work needs no term of its own.
+//!
+//! Maps come from device memory and go there, even where L2 might have kept them from the layer before: what the roofline
+//! (`plan/roofline.rs`) says is then a lower bound of each estimate. Partial sums, which are read at once, go no further than
+//! L2 if half of it holds them.
 //!
 //! Rates are the data sheets', and for `mma.sync` on Hopper the 62 % that arXiv 2501.12084 measured.
 
@@ -40,27 +45,41 @@ impl Model<'_> {
         let Model { shape, caps, tile, .. } = *self;
         let size = self.precision.storage().size();
         let multiprocessors = caps.multiprocessors as usize;
-        let tiles = shape.pixels().div_ceil(tile.m) * shape.filters.div_ceil(tile.n);
+        let blocks = shape.pixels().div_ceil(tile.m) * shape.filters.div_ceil(tile.n) * splits;
         let steps = (shape.depth() * size).div_ceil(tile.chunks * 16).div_ceil(splits);
         // The runtime keeps 1 KiB of each block's shared memory.
         let room = caps.shared_per_multiprocessor as usize / (tile.shared(self.addressing) + 1024);
         let resident = room.min(tile.blocks).max(1);
-        let busiest = (tiles * splits).div_ceil(multiprocessors);
+        let busiest = blocks.div_ceil(multiprocessors);
 
-        let result = if splits > 1 { 4 } else { size };
-        let store = (tile.m * tile.n * result) as f64 / self.memory_bytes();
+        let results = shape.pixels() * shape.filters;
+        let memory = self.memory_bytes(blocks);
+        let map = shape.batch * shape.map[0] * shape.map[1] * shape.channels;
+        let read = ((map + shape.depth() * shape.filters) * size) as f64 / (blocks * steps) as f64 / memory;
+        let partials = splits * 4 * results;
+        let kept = 2 * partials <= caps.l2_bytes as usize;
+        let of_partials = |memory| if kept { self.l2_bytes() } else { memory };
+        // Of a whole reduction, what is written of a tile and read of the residual; of a split one, the second launch does that.
+        let end = match splits {
+            1 => ((tile.m * tile.n) as f64 + shape.residual as f64 / blocks as f64) * size as f64 / memory,
+            _ => (tile.m * tile.n * 4) as f64 / of_partials(memory),
+        };
         let group = |blocks: usize| {
             let blocks = blocks as f64;
-            let step = (blocks * self.step(blocks)).max(self.step(1.0) + STEP_LATENCY);
-            steps as f64 * step + BLOCK_LATENCY + blocks * store
+            let step = |blocks: f64| self.step(blocks).max(read);
+            let steps = steps as f64 * (blocks * step(blocks)).max(step(1.0) + STEP_LATENCY);
+            steps + BLOCK_LATENCY + blocks * end
         };
         let mut clocks = (busiest / resident) as f64 * group(resident);
         if !busiest.is_multiple_of(resident) {
             clocks += group(busiest % resident);
         }
         if splits > 1 {
-            let bytes = (splits * 4 + size) * shape.pixels() * shape.filters;
-            clocks += LAUNCH_LATENCY + bytes as f64 / (self.l2_bytes() * multiprocessors as f64);
+            // All multiprocessors take part, whatever the tiles.
+            let memory = self.memory_bytes(multiprocessors);
+            let maps = ((results + shape.residual) * size) as f64 / memory;
+            let partials = partials as f64 / of_partials(memory);
+            clocks += LAUNCH_LATENCY + (partials + maps) / multiprocessors as f64;
         }
         clocks
     }
@@ -110,9 +129,11 @@ impl Model<'_> {
         }
     }
 
-    /// Bytes of device memory's bandwidth of a multiprocessor a clock.
-    fn memory_bytes(&self) -> f64 {
-        let clocks = f64::from(self.caps.clock_mhz) * 1e6 * f64::from(self.caps.multiprocessors);
-        f64::from(self.caps.bandwidth_gbs) * 1e9 / clocks
+    /// Bytes of device memory's bandwidth of a multiprocessor a clock, where so many blocks share it: few of them leave multiprocessors
+    /// idle, and the others' part is limited by how fast they take bytes from L2.
+    fn memory_bytes(&self, blocks: usize) -> f64 {
+        let sharing = blocks.min(self.caps.multiprocessors as usize) as f64;
+        let clocks = f64::from(self.caps.clock_mhz) * 1e6 * sharing;
+        (f64::from(self.caps.bandwidth_gbs) * 1e9 / clocks).min(self.l2_bytes())
     }
 }

@@ -28,6 +28,20 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
 }
 
+/// How floating-point `mma` sums into f32. NVIDIA documents neither order nor rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MmaSum {
+    /// As measured on Ampere and Ada, the coarsest of the architectures from 8.0 on (Fasi et al. 2021, "Numerical behavior of NVIDIA
+    /// tensor cores"; Xie et al. 2025, "MMA-Sim"): the instruction's k in two halves (8 products of 16-bit types, 4 of TF32), of each
+    /// the exact products and the accumulator aligned to the largest exponent among them, cut to 24 bits below it, added, and
+    /// the sum cut to f32. Everything is cut towards zero, so long chains of sums are biased. Hopper and Blackwell keep one bit
+    /// more and do not halve k.
+    #[default]
+    Truncated,
+    /// One fused multiply-add after the other in ascending k, rounded to nearest: kinder than any hardware, and faster here.
+    Nearest,
+}
+
 /// How to execute a launch. `Config::default()` has every check on.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -47,6 +61,8 @@ pub struct Config {
     pub max_instructions: Option<u64>,
     /// Shared memory a block may use, static and dynamic together, in bytes.
     pub max_shared: u32,
+    /// How `mma` sums.
+    pub mma_sum: MmaSum,
     /// Runs these blocks of the grid alone, by linear index (x first, then y, z): what the others would have written is not there,
     /// and the report counts these. `None` runs them all; a range beyond the grid is refused.
     pub blocks: Option<Range<u64>>,
@@ -63,6 +79,7 @@ impl Default for Config {
             threads: 0,
             max_instructions: None,
             max_shared: 227 << 10,
+            mma_sum: MmaSum::default(),
             blocks: None,
         }
     }

@@ -15,8 +15,8 @@
 //! count, global-memory sectors per request.
 //!
 //! Values are IEEE: sums, products, quotients, roots and conversions round as PTX says. The `.approx` functions are more accurate
-//! than hardware's, and `mma` sums in ascending k in f32, which hardware does not promise; both agree with a GPU to the accuracy it
-//! states, not to the bit. NaN payloads are unspecified.
+//! than hardware's, and `mma` sums as [`MmaSum`] says, which is measured and nowhere promised; both agree with a GPU to the accuracy
+//! it states, not to the bit. NaN payloads are unspecified.
 //!
 //! Not there: `mbarrier`, bulk (TMA) copies, `wgmma`, clusters, textures, dynamic parallelism, recursion, indirect calls.
 
@@ -32,7 +32,7 @@ mod report;
 mod text;
 
 pub use fault::{Details, Fault, FaultKind, ParseError, SourceLine};
-pub use launch::{Config, Launch, launch};
+pub use launch::{Config, Launch, MmaSum, launch};
 pub use memory::{Allocation, BASE, Memory, Options};
 pub use module::{Entry, Global, Instance, Module, Param};
 pub use report::{Report, Traffic};

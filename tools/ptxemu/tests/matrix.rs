@@ -4,7 +4,7 @@ mod common;
 
 use common::{Bench, Params, noise};
 use half::{bf16, f16};
-use ptxemu::Config;
+use ptxemu::{Config, MmaSum};
 
 /// D = A B + C in f64: A [16][k], B [8][k], C [16][8].
 fn product(a: &[f64], b: &[f64], c: &[f64], k: usize) -> Vec<f64> {
@@ -74,6 +74,132 @@ fn tf32_products() {
         let wide = |v: &[f32]| v.iter().map(|x| cut(*x)).collect::<Vec<f64>>();
         let want = product(&wide(&a), &wide(&b), &c.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), k);
         close(&bench.get::<f32>(d, 128), &want, name);
+    }
+}
+
+/// `c` plus products as [`MmaSum::Truncated`] says, in whole numbers: multiples of 2^-200.
+fn truncated(factors: &[(f64, f64)], c: f64) -> f32 {
+    let exponent = |x: f64| if x == 0.0 { -126 } else { x.abs().log2().floor() as i32 };
+    let terms: Vec<(f64, i32)> =
+        factors.iter().map(|&(a, b)| (a * b, exponent(a) + exponent(b))).chain([(c, exponent(c))]).collect();
+    let unit = terms.iter().map(|term| term.1).max().unwrap() - 24;
+    let sum: i64 = terms.iter().map(|term| (term.0 * 2_f64.powi(-unit)).trunc() as i64).sum();
+    let excess = (40 - (sum.unsigned_abs().leading_zeros() as i32)).max(0);
+    let cut = sum.signum() * (sum.abs() >> excess << excess);
+    (cut as f64 * 2_f64.powi(unit)) as f32
+}
+
+#[test]
+fn sums_are_cut_as_on_ampere() {
+    let bench = Bench::cuda("matrix", &[]);
+    // Some of them much larger than the others, some sums that cancel.
+    let spread = |seed, n| -> Vec<f32> {
+        let gains = noise(seed + 10, n);
+        noise(seed, n).into_iter().zip(gains).map(|(x, gain)| x * (12.0 * gain).exp2()).collect()
+    };
+    for (name, k, together) in
+        [("f16_k16", 16, 8), ("f16_k8", 8, 8), ("bf16_k16", 16, 8), ("tf32_k8", 8, 4), ("tf32_k4", 4, 4)]
+    {
+        let (a, b, mut c) = (spread(1, 16 * k), spread(2, 8 * k), spread(3, 128));
+        c[..8].fill(0.0);
+        let d = bench.room::<f32>("d", 128);
+        let operand = |label: &str, values: &[f32]| -> (u64, Vec<f64>) {
+            let half = |bits: fn(f32) -> u16| values.iter().map(|&x| bits(x)).collect::<Vec<u16>>();
+            match &name[..2] {
+                "f1" => {
+                    let bits = half(|x| f16::from_f32(x).to_bits());
+                    (bench.put(label, &bits), bits.iter().map(|&x| f16::from_bits(x).to_f64()).collect())
+                }
+                "bf" => {
+                    let bits = half(|x| bf16::from_f32(x).to_bits());
+                    (bench.put(label, &bits), bits.iter().map(|&x| bf16::from_bits(x).to_f64()).collect())
+                }
+                _ => {
+                    let cut = |x: &f32| f64::from(f32::from_bits((x.to_bits() + 0x1000) & !0x1fff));
+                    (bench.put(label, values), values.iter().map(cut).collect())
+                }
+            }
+        };
+        let ((pa, a), (pb, b)) = (operand("a", &a), operand("b", &b));
+        let params = Params::new().arg(pa).arg(pb).arg(bench.put("c", &c)).arg(d);
+        let run = |mma_sum| {
+            let config = Config { mma_sum, ..Config::default() };
+            bench.run_with(name, ([1; 3], [32, 1, 1], 0), &params, &config).unwrap_or_else(|e| panic!("{e}"));
+            bench.get::<f32>(d, 128)
+        };
+        let (found, nearest) = (run(MmaSum::Truncated), run(MmaSum::Nearest));
+        for i in 0..128 {
+            let factors: Vec<(f64, f64)> = (0..k).map(|j| (a[i / 8 * k + j], b[i % 8 * k + j])).collect();
+            let sum = factors.chunks(together).fold(c[i], |sum, part| truncated(part, f64::from(sum)));
+            assert_eq!(found[i].to_bits(), sum.to_bits(), "{name} element {i}: {}, not {sum}", found[i]);
+        }
+        assert_ne!(found, nearest, "{name}: nothing was cut");
+    }
+}
+
+/// f32 products by three TF32 ones, summed over K = 2304: in one chain of `mma` the cuts add up to a bias far beyond what three
+/// products leave out, and in steps that start from zero and are added in f32 they do not.
+#[test]
+fn long_chains_of_cut_sums_are_biased() {
+    const STEPS: usize = 2304 / 8;
+    let bench = Bench::cuda("matrix", &[]);
+    let (a, b) = (noise(1, 16 * 8 * STEPS), noise(2, 8 * 8 * STEPS));
+    let high = |x: f32| f32::from_bits((x.to_bits() + 0x1000) & !0x1fff);
+    let parts = |values: &[f32]| {
+        let low = values.iter().map(|&x| high(x - high(x))).collect::<Vec<f32>>();
+        (values.iter().map(|&x| high(x)).collect::<Vec<f32>>(), low)
+    };
+    let mut wanted = vec![0.0; 128];
+    let (mut chain, mut steps) = (vec![0.0_f32; 128], vec![0.0_f32; 128]);
+    let product = |a: &[f32], b: &[f32], c: &[f32]| {
+        let d = bench.room::<f32>("d", 128);
+        let operands = [bench.put("a", a), bench.put("b", b), bench.put("c", c), d];
+        let params = operands.iter().fold(Params::new(), |params, &operand| params.arg(operand));
+        bench.run("tf32_k8", [1; 3], [32, 1, 1], &params).unwrap_or_else(|e| panic!("{e}"));
+        let found = bench.get::<f32>(d, 128);
+        operands.iter().for_each(|&operand| bench.memory.free(operand).unwrap());
+        found
+    };
+    for (a, b) in a.chunks(16 * 8).zip(b.chunks(8 * 8)) {
+        for (i, wanted) in wanted.iter_mut().enumerate() {
+            *wanted += (0..8).map(|k| f64::from(a[i / 8 * 8 + k]) * f64::from(b[i % 8 * 8 + k])).sum::<f64>();
+        }
+        let ((a_high, a_low), (b_high, b_low)) = (parts(a), parts(b));
+        let add = |c: &[f32]| {
+            let c = product(&a_low, &b_high, c);
+            product(&a_high, &b_high, &product(&a_high, &b_low, &c))
+        };
+        chain = add(&chain);
+        steps.iter_mut().zip(add(&[0.0; 128])).for_each(|(sum, step)| *sum += step);
+    }
+    let error = |found: &[f32]| {
+        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+        let off = square(&mut found.iter().zip(&wanted).map(|(&x, w)| f64::from(x) - w));
+        (off / square(&mut wanted.iter().copied())).sqrt()
+    };
+    let (chain, steps) = (error(&chain), error(&steps));
+    // The second is what f32 itself may do: sqrt(288) roundings of 6e-8, and 2^-22 of each product that was left out.
+    assert!(chain > 5e-6 && steps < 1.5e-6, "relative L2 {chain:.2e} in a chain, {steps:.2e} in steps");
+}
+
+/// What is not a number, and what overflows, comes out as of plain sums.
+#[test]
+fn infinities_pass_through_sums() {
+    let bench = Bench::cuda("matrix", &[]);
+    let (mut a, b) = ([f16::ONE; 256], [f16::ONE; 128]);
+    (a[0], a[16], a[40]) = (f16::INFINITY, f16::NAN, f16::NEG_INFINITY);
+    let d = bench.room::<f32>("d", 128);
+    let (pa, pb) = (bench.put("a", &a), bench.put("b", &b));
+    let params = Params::new().arg(pa).arg(pb).arg(bench.put("c", &[0.0_f32; 128])).arg(d);
+    bench.run("f16_k16", [1; 3], [32, 1, 1], &params).unwrap_or_else(|e| panic!("{e}"));
+    for (i, found) in bench.get::<f32>(d, 128).into_iter().enumerate() {
+        let right = match i / 8 {
+            0 => found == f32::INFINITY,
+            1 => found.is_nan(),
+            2 => found == f32::NEG_INFINITY,
+            _ => found == 16.0,
+        };
+        assert!(right, "row {}: {found}", i / 8);
     }
 }
 

@@ -2,12 +2,11 @@
 
 use knet::Result;
 use knet::cuda::ops::conv2d;
-use knet::cuda::{Selection, plan};
-use knet::error::Error;
+use knet::cuda::{Selection, plan, programs};
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
 use knet::ops::Op;
-use knet::plan::gpus::{GPUS, Gpu};
+use knet::plan::gpus::Gpu;
 use knet::plan::launch::{Precision, Program, Target};
 use knet::plan::select::conv::conv;
 use knet::plan::{Plan, Step, roofline};
@@ -33,11 +32,7 @@ impl GpuPlan {
         let graph = optimize(build(config, 1, size, TapMode::Off)?.graph)?;
         let selection = Selection::from(target);
         let plan = plan(&graph, selection.clone())?;
-        let program = |step: &Step| {
-            let fault = |reason| Error::Shape { op: step.op.name(), value: step.name.clone(), reason };
-            selection.program(&step.site().site()).map_err(fault)
-        };
-        let programs = plan.steps.iter().map(program).collect::<Result<_>>()?;
+        let programs = programs(&plan, &selection)?;
         Ok(GpuPlan { gpu, target, plan, programs })
     }
 
@@ -140,10 +135,4 @@ impl GpuPlan {
             "launches": launches.collect::<Vec<_>>(),
         })
     }
-}
-
-/// A GPU by name.
-pub fn parse(name: &str) -> Result<&'static Gpu, String> {
-    let known = || GPUS.map(|gpu| gpu.name).join(", ");
-    knet::plan::gpus::find(name).ok_or_else(|| format!("`{name}` is none of {}", known()))
 }

@@ -13,9 +13,39 @@ pub const NAME: &str = "ptxemu (PTX emulator, no GPU)";
 
 const UUID: [u8; 16] = *b"ptxemu-not-a-gpu";
 
-/// The limits of a compute capability.
+/// What devices of one compute capability differ in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    multiprocessors: i32,
+    clock_khz: i32,
+    memory_khz: i32,
+    bus_bits: i32,
+    l2_bytes: i32,
+}
+
+impl Size {
+    /// Four multiprocessors, which small launches fill.
+    pub const SMALL: Size = Size {
+        multiprocessors: 4,
+        clock_khz: 1_000_000,
+        memory_khz: 1_000_000,
+        bus_bits: 256,
+        l2_bytes: 4 << 20,
+    };
+    /// An H100 SXM as its driver describes it: the clock is the highest that it allows.
+    pub const H100: Size = Size {
+        multiprocessors: 132,
+        clock_khz: 1_980_000,
+        memory_khz: 2_619_000,
+        bus_bits: 5120,
+        l2_bytes: 50 << 20,
+    };
+}
+
+/// The limits of a compute capability, and a size.
 pub struct Model {
     capability: (u32, u32),
+    size: Size,
 }
 
 impl Model {
@@ -29,12 +59,15 @@ impl Model {
     pub const SHARED_PER_BLOCK: u32 = 48 << 10;
     /// Threads of a warp.
     pub const WARP: u32 = 32;
-    /// Multiprocessors of the device.
-    pub const MULTIPROCESSORS: i32 = 4;
 
-    /// The limits of `capability`.
-    pub fn new(capability: (u32, u32)) -> Model {
-        Model { capability }
+    /// The limits of `capability`, for a device of this size.
+    pub fn new(capability: (u32, u32), size: Size) -> Model {
+        Model { capability, size }
+    }
+
+    /// Multiprocessors of the device.
+    pub fn multiprocessors(&self) -> i32 {
+        self.size.multiprocessors
     }
 
     /// Compute capability, major and minor.
@@ -99,17 +132,17 @@ impl Model {
             2..=4 => Self::MAX_BLOCK[attribute as usize - 2] as i32,
             5..=7 => Self::MAX_GRID[attribute as usize - 5] as i32,
             8 => Self::SHARED_PER_BLOCK as i32,
-            9 => 65536,                  // constant memory, bytes
-            10 => Self::WARP as i32,     // warp size
-            11 => i32::MAX,              // greatest pitch of a copy
-            12 | 82 => 65536,            // registers per block, per multiprocessor
-            13 => 1_000_000,             // clock, kHz
+            9 => 65536,              // constant memory, bytes
+            10 => Self::WARP as i32, // warp size
+            11 => i32::MAX,          // greatest pitch of a copy
+            12 | 82 => 65536,        // registers per block, per multiprocessor
+            13 => self.size.clock_khz,
             14 | 30 => 512,              // alignment of textures and surfaces
             15 | 31 | 78 | 79 | 80 => 1, // overlap, concurrent kernels, stream priorities, L1 of global and of local memory
-            16 => Self::MULTIPROCESSORS, // multiprocessors
-            36 => 1_000_000,             // memory clock, kHz
-            37 => 256,                   // memory bus, bits
-            38 => 4 << 20,               // L2, bytes
+            16 => self.size.multiprocessors,
+            36 => self.size.memory_khz,
+            37 => self.size.bus_bits,
+            38 => self.size.l2_bytes,
             39 => self.threads_per_multiprocessor() as i32,
             40 => 2,  // copy engines
             41 => 1,  // unified addressing
@@ -255,7 +288,7 @@ mod tests {
             ((10, 0), 227, 2048, 32),
             ((12, 0), 99, 1536, 24),
         ] {
-            let model = Model::new(capability);
+            let model = Model::new(capability, Size::SMALL);
             assert_eq!(model.shared_opt_in(), shared << 10, "{capability:?}");
             assert_eq!(model.threads_per_multiprocessor(), threads, "{capability:?}");
             assert_eq!(model.blocks_per_multiprocessor(), blocks, "{capability:?}");
@@ -264,7 +297,7 @@ mod tests {
 
     #[test]
     fn occupancy_is_the_tightest_of_threads_shared_memory_and_blocks() {
-        let model = Model::new((8, 0));
+        let model = Model::new((8, 0), Size::SMALL);
         assert_eq!(model.resident_blocks(32, 0), 32);
         assert_eq!(model.resident_blocks(1024, 0), 2);
         assert_eq!(model.resident_blocks(33, 0), 32);

@@ -68,7 +68,7 @@ impl Driver {
     /// A device as the settings want it, with nothing on it.
     pub fn new(settings: Settings) -> Driver {
         let mut driver = Driver {
-            device: Model::new(settings.capability),
+            device: Model::new(settings.capability, settings.size),
             contexts: Contexts::default(),
             memory: DeviceMemory::new(settings.memory),
             pinned: PinnedMemory::default(),

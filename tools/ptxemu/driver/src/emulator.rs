@@ -38,6 +38,7 @@ impl Driver {
             threads: settings.threads,
             max_instructions: settings.instructions,
             max_shared: self.device.shared_opt_in(),
+            mma_sum: settings.mma_sum,
             ..Config::default()
         }
     }

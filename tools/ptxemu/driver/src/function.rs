@@ -102,7 +102,7 @@ fn best_block(driver: &Driver, grid: Out<i32>, block: Out<i32>, asked: &BestBloc
         best = best.max((blocks * threads, threads, blocks));
     }
     block.set(best.1)?;
-    grid.set(best.2 * Model::MULTIPROCESSORS)
+    grid.set(best.2 * driver.device.multiprocessors())
 }
 
 entry_points! {

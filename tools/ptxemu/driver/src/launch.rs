@@ -157,7 +157,7 @@ impl Driver {
         let threads = shape.block.iter().product();
         let fit = self.device.resident_blocks(threads, shape.shared + state.kernel.entry.static_shared);
         let blocks: u64 = shape.grid.iter().map(|blocks| u64::from(*blocks)).product();
-        if blocks > u64::from(fit * Model::MULTIPROCESSORS as u32) {
+        if blocks > u64::from(fit * self.device.multiprocessors() as u32) {
             return Err(CUresult::COOPERATIVE_LAUNCH_TOO_LARGE);
         }
         if blocks > 1 {

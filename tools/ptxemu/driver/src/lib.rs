@@ -16,12 +16,14 @@
 //!
 //! | variable | meaning |
 //! |---|---|
+//! | `PTXEMU_GPU` | `h100`: multiprocessors, clocks, L2 and compute capability that an H100's driver reports, not those of a small device |
 //! | `PTXEMU_CC` | compute capability, `8.0` by default |
 //! | `PTXEMU_DRIVER_VERSION` | CUDA version of the driver, `13050` by default; newer PTX is refused |
 //! | `PTXEMU_SEED` | order of warps, streams and graph nodes; 0 (default) is program order, as late as possible |
 //! | `PTXEMU_THREADS` | threads of the emulator; all by default |
 //! | `PTXEMU_LATE_ASYNC` | `1` (default): a kernel's asynchronous copies land as late as its waits allow; `0`: at once |
 //! | `PTXEMU_CHECKS` | `off`: no checks of races and of uninitialised reads |
+//! | `PTXEMU_MMA` | `truncated` (default): tensor cores sum as measured on hardware; `nearest`: as fused multiply-adds, faster |
 //! | `PTXEMU_MAX_INSTRUCTIONS` | most warp instructions of a launch, 2^34 by default, so that an endless kernel ends in an error; 0: no bound |
 //! | `PTXEMU_FREE_MEMORY` | bytes of free device memory at the start, for out-of-memory tests |
 //! | `PTXEMU_LOG` | file to which one line is appended for each driver call, and a `#` line for each piece of work as it runs |

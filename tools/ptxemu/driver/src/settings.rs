@@ -3,11 +3,16 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::device::Size;
+use ptxemu::MmaSum;
+
 /// The environment's settings, read at `cuInit`.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Compute capability, major and minor.
     pub capability: (u32, u32),
+    /// Multiprocessors, clocks, L2.
+    pub size: Size,
     /// CUDA version of the driver: 1000 * major + 10 * minor.
     pub driver_version: u32,
     /// Seed of every order that the API leaves open; 0 is program order, as late as possible.
@@ -18,6 +23,8 @@ pub struct Settings {
     pub late_async: bool,
     /// Whether races and uninitialised reads are looked for.
     pub checks: bool,
+    /// How tensor cores sum.
+    pub mma_sum: MmaSum,
     /// Most warp instructions of a launch; `None` lets it run for ever.
     pub instructions: Option<u64>,
     /// Bytes of device memory.
@@ -33,8 +40,13 @@ const DEFAULT_INSTRUCTIONS: u64 = 1 << 34;
 impl Settings {
     /// Reads the environment. `Err` is a line for the user.
     pub fn from_env() -> Result<Settings, String> {
+        let (own, size) = match variable("PTXEMU_GPU").as_deref() {
+            None => ((8, 0), Size::SMALL),
+            Some("h100") => ((9, 0), Size::H100),
+            Some(text) => return Err(format!("PTXEMU_GPU={text}: h100, or nothing, is expected")),
+        };
         let capability = match variable("PTXEMU_CC") {
-            None => (8, 0),
+            None => own,
             Some(text) => text
                 .split_once('.')
                 .and_then(|(major, minor)| {
@@ -47,11 +59,17 @@ impl Settings {
         };
         Ok(Settings {
             capability,
+            size,
             driver_version: number("PTXEMU_DRIVER_VERSION", 13050)?,
             seed: number("PTXEMU_SEED", 0)?,
             threads: number("PTXEMU_THREADS", 0)?,
             late_async: switch("PTXEMU_LATE_ASYNC", true)?,
             checks: switch("PTXEMU_CHECKS", true)?,
+            mma_sum: match variable("PTXEMU_MMA").as_deref() {
+                None | Some("truncated") => MmaSum::Truncated,
+                Some("nearest") => MmaSum::Nearest,
+                Some(text) => return Err(format!("PTXEMU_MMA={text}: truncated or nearest is expected")),
+            },
             instructions: Some(number("PTXEMU_MAX_INSTRUCTIONS", DEFAULT_INSTRUCTIONS)?)
                 .filter(|most| *most > 0),
             memory: number("PTXEMU_FREE_MEMORY", DEFAULT_MEMORY)?,

@@ -1,9 +1,7 @@
 //! `mma.sync`: dense products of fragments.
 //!
-//! `D = A B + C` with A 16 x K, B K x 8. Products of f16, bf16 and tf32 are exact in f32 (f64 is not needed); each element is summed
-//! in f32 in ascending k, one fused multiply-add at a time, starting from C. Hardware sums in an unspecified order with truncation, so
-//! results agree to a few units of the accumulator's last place, not to the bit. f16 accumulators are rounded once, at the end.
-//! tf32 operands lose their low 13 bits, as on hardware.
+//! `D = A B + C` with A 16 x K, B K x 8. Products of f16, bf16 and tf32 are exact in f32 (f64 is not needed); [`super::mma_sum`] adds
+//! them up. f16 accumulators are summed in f32 and rounded once, at the end. tf32 operands lose their low 13 bits, as on hardware.
 //!
 //! With `g = lane / 4`, `t = lane % 4`, a 16-bit fragment register is an 8x8 block in row-major order (see [`super::matrix`]): A's
 //! registers are the blocks (rows 0-7, k 0-7), (rows 8-15, k 0-7), then the same at k 8-15; B's are blocks of B transposed, (n, k).
@@ -15,8 +13,10 @@ use std::marker::PhantomData;
 use super::Machine;
 use super::lanes::{Isa, isa, store};
 use super::matrix::whole_warp;
+use super::mma_sum;
 use super::number::{bf16_to_f32, f16_to_f32, f32_to_f16};
 use crate::ir::{Exec, Flow, Ins};
+use crate::launch::MmaSum;
 
 /// Element type of A and B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +37,30 @@ trait Widen {
     unsafe fn rows(register: &[u32; 32]) -> [f32; 64];
     /// B's block: k by n, n in the order of [`COLUMNS`].
     unsafe fn turned(register: &[u32; 32]) -> [f32; 64];
-    /// C (8 x 8) += A (8 x 8 per block) times B, one fused multiply-add after the other in ascending k.
-    unsafe fn multiply(a: &[[f32; 64]], b: &[[f32; 64]], c: &mut [[f32; 8]; 8]);
+    /// C (8 x 8) += A (8 x 8) times B, one fused multiply-add after the other in ascending k.
+    unsafe fn multiply(a: &[f32; 64], b: &[f32; 64], c: &mut [[f32; 8]; 8]);
+    /// As [`Widen::multiply`], but [truncated](MmaSum::Truncated): `together` values of k, a divisor of 8, at a time.
+    unsafe fn multiply_truncated(a: &[f32; 64], b: &[f32; 64], together: usize, c: &mut [[f32; 8]; 8]);
+}
+
+/// C (8 x 8) += A (8 x 8 per block) times B, as the launch asks.
+#[inline(always)]
+unsafe fn accumulate<W: Widen>(
+    sum: MmaSum,
+    together: usize,
+    a: &[[f32; 64]],
+    b: &[[f32; 64]],
+    c: &mut [[f32; 8]; 8],
+) {
+    for (a, b) in a.iter().zip(b) {
+        // SAFETY: `W` fits the processor, as the caller says.
+        unsafe {
+            match sum {
+                MmaSum::Truncated => W::multiply_truncated(a, b, together, c),
+                MmaSum::Nearest => W::multiply(a, b, c),
+            }
+        }
+    }
 }
 
 const COLUMNS: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
@@ -90,13 +112,20 @@ impl<H: Half> Widen for Plain<H> {
     }
 
     #[inline(always)]
-    unsafe fn multiply(a: &[[f32; 64]], b: &[[f32; 64]], c: &mut [[f32; 8]; 8]) {
-        for (a, b) in a.iter().zip(b) {
-            for (k, r) in (0..8).flat_map(|k| (0..8).map(move |r| (k, r))) {
-                for n in 0..8 {
-                    c[r][n] = a[8 * r + k].mul_add(b[8 * k + n], c[r][n]);
-                }
+    unsafe fn multiply(a: &[f32; 64], b: &[f32; 64], c: &mut [[f32; 8]; 8]) {
+        for (k, r) in (0..8).flat_map(|k| (0..8).map(move |r| (k, r))) {
+            for n in 0..8 {
+                c[r][n] = a[8 * r + k].mul_add(b[8 * k + n], c[r][n]);
             }
+        }
+    }
+
+    unsafe fn multiply_truncated(a: &[f32; 64], b: &[f32; 64], together: usize, c: &mut [[f32; 8]; 8]) {
+        for (r, n, first) in (0..8)
+            .flat_map(|r| (0..8).flat_map(move |n| (0..8).step_by(together).map(move |first| (r, n, first))))
+        {
+            let factors = (first..first + together).map(|k| (a[8 * r + k], b[8 * k + n]));
+            c[r][n] = mma_sum::truncated(factors, c[r][n]);
         }
     }
 }
@@ -104,7 +133,7 @@ impl<H: Half> Widen for Plain<H> {
 #[cfg(target_arch = "x86_64")]
 mod vector {
     //! The same with AVX2 and F16C. Only instantiated where both were detected.
-    use super::Widen;
+    use super::{Widen, mma_sum};
     use std::arch::x86_64::*;
     use std::marker::PhantomData;
 
@@ -180,22 +209,26 @@ mod vector {
         }
 
         #[inline(always)]
-        unsafe fn multiply(a: &[[f32; 64]], b: &[[f32; 64]], c: &mut [[f32; 8]; 8]) {
+        unsafe fn multiply(a: &[f32; 64], b: &[f32; 64], c: &mut [[f32; 8]; 8]) {
             // SAFETY: AVX2 and FMA were detected; loads and stores stay inside the arrays.
             unsafe {
                 let mut sums: [__m256; 8] = std::array::from_fn(|r| _mm256_loadu_ps(c[r].as_ptr()));
-                for (a, b) in a.iter().zip(b) {
-                    for k in 0..8 {
-                        let row = _mm256_loadu_ps(b.as_ptr().add(8 * k));
-                        for r in 0..8 {
-                            sums[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(&a[8 * r + k]), row, sums[r]);
-                        }
+                for k in 0..8 {
+                    let row = _mm256_loadu_ps(b.as_ptr().add(8 * k));
+                    for r in 0..8 {
+                        sums[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(&a[8 * r + k]), row, sums[r]);
                     }
                 }
                 for r in 0..8 {
                     _mm256_storeu_ps(c[r].as_mut_ptr(), sums[r]);
                 }
             }
+        }
+
+        #[inline(always)]
+        unsafe fn multiply_truncated(a: &[f32; 64], b: &[f32; 64], together: usize, c: &mut [[f32; 8]; 8]) {
+            // SAFETY: AVX2 and FMA were detected.
+            unsafe { mma_sum::vector::truncated(a, b, together, c) }
         }
     }
 }
@@ -233,7 +266,9 @@ unsafe fn half_body<W: Widen>(m: &mut Machine, i: &Ins) -> Flow {
             } else {
                 read_pair(m, &c_list[2 * half..])
             };
-            W::multiply(&a[..blocks], &b[..blocks], &mut c);
+            // Measured of sums in f32 alone.
+            let sum = if narrow { MmaSum::Nearest } else { m.env.config.mma_sum };
+            accumulate::<W>(sum, 8, &a[..blocks], &b[..blocks], &mut c);
             if narrow {
                 let mut out = [0; 32];
                 for l in 0..32 {
@@ -306,7 +341,7 @@ unsafe fn tf32_body<W: Widen>(m: &mut Machine, i: &Ins) -> Flow {
                 }
             }
             let mut c = read_pair(m, &c_list[2 * half..]);
-            W::multiply(&[a], &[b], &mut c);
+            accumulate::<W>(m.env.config.mma_sum, 4, &[a], &[b], &mut c);
             write_pair(m, &list[2 * half..], &c);
         }
     }

@@ -18,6 +18,7 @@ pub(crate) mod lanes;
 pub(crate) mod matrix;
 pub(crate) mod memory_ops;
 pub(crate) mod mma;
+pub(crate) mod mma_sum;
 pub(crate) mod number;
 pub(crate) mod shared;
 pub(crate) mod special;

@@ -7,7 +7,7 @@ use crate::process::{context, run};
 
 #[test]
 fn the_device_names_itself() {
-    run("memory::the_device_names_itself", &[("PTXEMU_CC", "9.0")], || {
+    run("memory::the_device_names_itself", &[("PTXEMU_GPU", "h100")], || {
         let context = context();
         assert_eq!(context.name().unwrap(), "ptxemu (PTX emulator, no GPU)");
         assert_eq!(context.compute_capability().unwrap(), (9, 0));
@@ -15,6 +15,8 @@ fn the_device_names_itself() {
         assert_eq!(attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN), 227 << 10);
         assert_eq!(attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK), 48 << 10);
         assert_eq!(attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK), 1024);
+        assert_eq!(attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT), 132);
+        assert_eq!(attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE), 1_980_000);
         assert_eq!(attribute(Attribute::CU_DEVICE_ATTRIBUTE_WARP_SIZE), 32);
         assert_eq!(context.uuid().unwrap().bytes.map(|byte| byte as u8), *b"ptxemu-not-a-gpu");
         assert_eq!(cudarc::driver::CudaContext::device_count().unwrap(), 1);

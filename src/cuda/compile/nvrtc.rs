@@ -3,59 +3,25 @@
 //! The library is loaded by our own table of a dozen functions that have not changed since CUDA 11.3, so any later NVRTC
 //! serves, whatever version number its file bears.
 
-use super::sources;
+pub use super::{Code, Job};
+
+use super::{find, sources};
 use crate::error::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// What to compile.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Job {
-    /// File under `kernels/`.
-    pub source: &'static str,
-    /// Macros that specialise it.
-    pub defines: Vec<(&'static str, i64)>,
-    /// Compute capability, such as (9, 0).
-    pub compute: (u32, u32),
-    /// Form of the result.
-    pub code: Code,
-}
-
-/// Form of compiled code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Code {
-    /// The device's own code: loads on drivers older than this NVRTC.
-    Cubin,
-    /// Text that the driver compiles: loads on later devices, and on no driver older than this NVRTC.
-    Ptx,
-}
-
-impl Job {
-    /// Options for the compiler, which together with the sources decide the result.
-    pub fn options(&self) -> Vec<String> {
-        let kind = match self.code {
-            Code::Cubin => "sm",
-            Code::Ptx => "compute",
-        };
-        let (major, minor) = self.compute;
-        let mut options = vec![
-            format!("--gpu-architecture={kind}_{major}{minor}"),
-            "--std=c++17".into(),
-            "-default-device".into(),
-            "--generate-line-info".into(),
-        ];
-        options.extend(self.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
-        options
-    }
-}
+/// The least that a library must compile to count as a compiler.
+const EMPTY: &str = "extern \"C\" __global__ void empty() {}\n";
 
 /// The loaded compiler.
 pub struct Nvrtc {
     path: PathBuf,
     version: (u32, u32),
     functions: Functions,
+    /// Headers of its own that it looks for by name.
+    _builtins: Option<Library>,
     /// Keeps the functions' code in place.
     _library: Library,
 }
@@ -99,38 +65,39 @@ impl Drop for OpenProgram<'_> {
 }
 
 impl Nvrtc {
-    /// The process's compiler, found once: the file named by `KNET_NVRTC`, else `tools/setup-cuda`'s folder of the working
-    /// directory or of the source tree, else the CUDA toolkit, else the loader's path.
+    /// The process's compiler, looked for once, when first asked for: the file that `KNET_NVRTC` names and no other, else the
+    /// first that works of those beside the executable, in a CUDA toolkit, in the active Python environment, on the loader's
+    /// path. Nothing in the working directory is ever loaded.
     ///
     /// # Errors
-    /// [`Error::Cuda`] naming every place that was tried.
+    /// [`Error::Cuda`] naming every file that was tried, why it does not serve, and what to do.
     pub fn get() -> Result<&'static Nvrtc> {
         static FOUND: OnceLock<std::result::Result<Nvrtc, String>> = OnceLock::new();
-        FOUND.get_or_init(Nvrtc::find).as_ref().map_err(|reason| Error::Cuda(reason.clone()))
+        FOUND.get_or_init(find::find).as_ref().map_err(|reason| Error::Cuda(reason.clone()))
     }
 
-    fn find() -> std::result::Result<Nvrtc, String> {
-        let mut tried = Vec::new();
-        for path in candidates() {
-            match Nvrtc::load(&path) {
-                Ok(nvrtc) => return Ok(nvrtc),
-                Err(reason) => tried.push(format!("  {}: {reason}", path.display())),
-            }
+    /// The compiler in the file `path`, if it compiles: an absolute path.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] naming the file and what is wrong with it.
+    pub fn open(path: &Path) -> Result<Nvrtc> {
+        Nvrtc::load(path).map_err(|reason| Error::Cuda(format!("{}: {reason}", path.display())))
+    }
+
+    /// As [`Nvrtc::open`]; a bare file name is looked for on the loader's path.
+    pub(super) fn load(path: &Path) -> std::result::Result<Nvrtc, String> {
+        // A loader waits without end for a pipe's other side, and says little of a folder.
+        let file =
+            path.is_absolute().then(|| std::fs::metadata(path).map_err(|e| e.to_string())).transpose()?;
+        if file.is_some_and(|file| !file.is_file()) {
+            return Err("it is no regular file".into());
         }
-        Err(format!(
-            "NVRTC, the compiler of CUDA kernels, was not found (tools/setup-cuda installs it; KNET_NVRTC names the \
-             file); tried:\n{}",
-            tried.join("\n")
-        ))
-    }
-
-    fn load(path: &Path) -> std::result::Result<Nvrtc, String> {
         // SAFETY: loading runs the library's initialisers; it is NVIDIA's, or what the user put in its place.
-        let library = unsafe { Library::new(path) }.map_err(|e| e.to_string())?;
+        let library = unsafe { Library::new(path) }.map_err(|e| reason(&e))?;
         macro_rules! function {
             ($name:literal) => {
                 // SAFETY: the type is that of `nvrtc.h`.
-                *unsafe { library.get(concat!($name, "\0").as_bytes()) }.map_err(|e| e.to_string())?
+                *unsafe { library.get(concat!($name, "\0").as_bytes()) }.map_err(|e| reason(&e))?
             };
         }
         let functions = Functions {
@@ -152,7 +119,21 @@ impl Nvrtc {
             return Err("it does not tell its version".into());
         }
         let version = (major as u32, minor as u32);
-        Ok(Nvrtc { path: path.to_path_buf(), version, functions, _library: library })
+        let nvrtc = Nvrtc {
+            path: path.to_path_buf(),
+            version,
+            functions,
+            _builtins: builtins(path, version),
+            _library: library,
+        };
+        let job = Job { source: "empty.cu", defines: Vec::new(), compute: (8, 0), code: Code::Cubin };
+        match nvrtc.compile_text(EMPTY, &job) {
+            Ok(_) => Ok(nvrtc),
+            Err(Error::Cuda(reason)) => {
+                Err(format!("NVRTC {major}.{minor}, which compiles nothing: {reason}"))
+            }
+            Err(other) => Err(other.to_string()),
+        }
     }
 
     /// Version, such as (13, 5).
@@ -205,10 +186,11 @@ impl Nvrtc {
         if code != 0 {
             let log = self.result(&open, (self.functions.log_size, self.functions.log), job)?;
             let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim().to_string();
+            let (major, minor) = self.version;
             return Err(Error::Cuda(format!(
-                "kernels/{} does not compile ({}):\n{log}",
-                job.source,
-                job.defined()
+                "{} does not compile by NVRTC {major}.{minor} of {}:\n{log}",
+                job.title(),
+                self.path.display()
             )));
         }
         let functions = match job.code {
@@ -235,38 +217,23 @@ impl Nvrtc {
         }
         // SAFETY: the library gives a static NUL-terminated string for any code.
         let reason = unsafe { CStr::from_ptr((self.functions.error)(code)) }.to_string_lossy();
-        Err(Error::Cuda(format!("kernels/{} ({}): {what}: {reason}", job.source, job.defined())))
+        Err(Error::Cuda(format!("{}: {what}: {reason}", job.title())))
     }
 }
 
-impl Job {
-    fn defined(&self) -> String {
-        let defines: Vec<String> =
-            self.defines.iter().map(|(name, value)| format!("-D{name}={value}")).collect();
-        format!("{} for sm_{}{}", defines.join(" "), self.compute.0, self.compute.1)
-    }
+/// The library of built-in declarations beside NVRTC. NVRTC opens it by name when it first compiles, and where it has no RPATH, as
+/// in the wheels of 13.0, it does not look beside itself: what is loaded already is what it finds then. `None` if there is none, as
+/// in NVRTC 11.1 and older, or if the loader has to find it.
+fn builtins(nvrtc: &Path, (major, minor): (u32, u32)) -> Option<Library> {
+    // Toolkits and package managers link to where the files are.
+    let folder = std::fs::canonicalize(nvrtc).ok().filter(|_| nvrtc.is_absolute())?.parent()?.to_path_buf();
+    let path = folder.join(format!("libnvrtc-builtins.so.{major}.{minor}"));
+    // SAFETY: its initialisers are NVIDIA's, as are those of the library beside it.
+    path.is_file().then(|| unsafe { Library::new(&path) }.ok()).flatten()
 }
 
-/// Where NVRTC may be, best first.
-fn candidates() -> Vec<PathBuf> {
-    if let Some(path) = std::env::var_os("KNET_NVRTC") {
-        return vec![path.into()];
-    }
-    let names: &[&str] = if cfg!(windows) {
-        &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll", "nvrtc64_112_0.dll"]
-    } else {
-        &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"]
-    };
-    let mut folders: Vec<PathBuf> = vec![
-        "target/cuda/nvidia/cu13/lib".into(),
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cuda/nvidia/cu13/lib"),
-    ];
-    for variable in ["CUDA_PATH", "CUDA_HOME"] {
-        if let Some(root) = std::env::var_os(variable) {
-            folders.extend(["lib64", "lib", "bin"].map(|folder| Path::new(&root).join(folder)));
-        }
-    }
-    folders.push("/usr/local/cuda/lib64".into());
-    let there = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-    there.filter(|path| path.exists()).chain(names.iter().map(PathBuf::from)).collect()
+/// What the loader says.
+fn reason(error: &libloading::Error) -> String {
+    let said = std::error::Error::source(error).map(|source| source.to_string());
+    said.unwrap_or_else(|| error.to_string())
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 macro_rules! sources {
     ($($path:literal),* $(,)?) => {
         /// Every file under `kernels/`, by its path there.
-        pub const SOURCES: &[(&str, &str)] = &[$(($path, include_str!(concat!("../../kernels/", $path)))),*];
+        pub const SOURCES: &[(&str, &str)] = &[$(($path, include_str!(concat!("../../../kernels/", $path)))),*];
     };
 }
 
@@ -88,17 +88,17 @@ pub fn headers(path: &str) -> BTreeMap<&'static str, &'static str> {
 
 /// A hash over all sources.
 pub fn fingerprint() -> String {
-    let mut hash = Sha256::new();
-    for text in SOURCES.iter().flat_map(|(path, text)| [path, text]) {
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
-    }
-    hex(&hash.finalize())
+    digest(SOURCES.iter().flat_map(|(path, text)| [path.as_bytes(), text.as_bytes()]))
 }
 
-/// Bytes in lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// SHA-256 over a list, in lower-case hexadecimal. Every part is preceded by its length, so that no two lists read alike.
+pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
