@@ -5,6 +5,19 @@
 //!   -> worker threads: load (cached) -> augment -> Batch -> Loader::next
 //! ```
 //!
+//! A [`Dataset`] is the one reader of each format: training, validation and evaluation see the same objects.
+//!
+//! | found | done |
+//! |---|---|
+//! | a byte order mark; `NaN` in a field that nothing needs; `4.0` for 4, `true` for 1; a box or area that is none; ids of annotations that repeat | read |
+//! | texts as image ids (Cityscapes) | read; results carry them |
+//! | polygons of one or two points | dropped and counted ([`Reading::strict`] refuses them) |
+//! | crowds; annotations and segments without a pixel; files that are no pictures; panoptic images without an annotation | left out and counted |
+//! | classes without an object or a pixel; pixels that are void or ignored | counted |
+//! | photos that cannot be decoded | refused, or left out and counted ([`Reading::skip_damaged`]) |
+//! | photos annotated as they are stored, though their EXIF orientation turns them | refused by their size, with the reason: there is no switch, as nothing would tell when a half turn or a mirror image is meant. Store such photos upright |
+//! | anything else | an error that names file, record, field, value and what is accepted |
+//!
 //! Every random choice comes from a stream keyed by (seed, epoch, place in the epoch): batches do not depend on the number of
 //! threads nor on timing, and a [`Position`] is all there is to store for resuming.
 
