@@ -132,7 +132,7 @@ fn what_cannot_be_done_is_said() {
         ("text.safetensors", b"weights, honestly, all of them in here".to_vec()),
         ("hostile.pth", hostile_pth()),
         ("legacy.pth", std::fs::read(inputs().join("../pth/legacy.pth")).unwrap()),
-        ("text.pth", b"hello".to_vec()),
+        ("words.pth", b"hello".to_vec()),
     ];
     for (name, bytes) in files {
         std::fs::write(path.join(name), bytes).unwrap();
@@ -186,9 +186,9 @@ fn what_cannot_be_done_is_said() {
             &["hostile.pth", "`posix.system` is not allowed", "archive/data.pkl", "at byte"],
         ),
         (&["convert", "legacy.pth"], 2, &["legacy.pth", "not a K-Net"]),
-        (&["convert", "text.pth"], 5, &["text.pth", "neither the zip nor the legacy format"]),
+        (&["convert", "words.pth"], 5, &["words.pth", "neither the zip nor the legacy format"]),
         (&["convert", "missing.pth"], 3, &["missing.pth", "No such file"]),
-        (&["convert", "text.pth", "--model", "knet"], 2, &["did you mean"]),
+        (&["convert", "words.pth", "--model", "knet"], 2, &["did you mean"]),
         (&["segment", "empty.png"], 4, &["empty.png", "the file is empty"]),
         (&["segment", "text.jpg"], 4, &["text.jpg", "not a PNG, JPEG"]),
         (&["segment", "cut.jpg"], 4, &["cut.jpg", "truncated JPEG"]),
