@@ -366,7 +366,7 @@ fn what_does_not_fit_is_named() {
             6,
             &["last.state", "neck.lateral_convs.0.conv.weight", "24"],
         ),
-        ("run", &["--resume", "--set", "seed=5"], 2, &["seed 0", "says 5"]),
+        ("run", &["--resume", "--set", "seed=5"], 2, &["seed: 0 -> 5", "start.weights"]),
         (
             "new",
             &["--set", &weights, "--set", "model.feedforward_channels=64"],
