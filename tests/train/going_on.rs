@@ -4,8 +4,8 @@ use crate::{Scene, names_in, stderr, wait_for_log};
 use std::process::Output;
 
 fn epochs_and_iterations(scene: &Scene, out: &str) -> (u64, u64) {
-    let text = &scene.state(out).metadata()["knet.progress"];
-    let progress: serde_json::Value = serde_json::from_str(text).unwrap();
+    let state = scene.state(out);
+    let progress: serde_json::Value = serde_json::from_str(&state.metadata()["knet.progress"]).unwrap();
     (progress["position"]["epoch"].as_u64().unwrap(), progress["iteration"].as_u64().unwrap())
 }
 
