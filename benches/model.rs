@@ -286,8 +286,11 @@ struct LeftByGpu {
 
 const PLACES: usize = 10;
 
+/// Whether a mask, by its place, has the pixel of a row and a column.
+type Inside = dyn Fn(usize, usize, usize) -> bool;
+
 impl LeftByGpu {
-    fn new((height, width): (usize, usize), inside: impl Fn(usize, usize, usize) -> bool) -> Self {
+    fn new((height, width): (usize, usize), inside: &Inside) -> Self {
         let padded = (height.next_multiple_of(SIZE_DIVISOR), width.next_multiple_of(SIZE_DIVISOR));
         let logits = MaskLogits {
             objects: PLACES,
@@ -345,7 +348,7 @@ fn host(criterion: &mut Criterion) {
         let (y, x) = (y as f64 - 80.0 * place as f64, x as f64 - 130.0 * place as f64);
         y.hypot(x) < 67.0
     };
-    let kinds: [(&str, &dyn Fn(usize, usize, usize) -> bool); 2] = [("noise", &noise), ("discs", &disc)];
+    let kinds: [(&str, &Inside); 2] = [("noise", &noise), ("discs", &disc)];
     for (name, inside) in kinds {
         let mut ready = None;
         group.bench_function(BenchmarkId::new("masks", name), |bencher| {
