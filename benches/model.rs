@@ -286,8 +286,11 @@ struct LeftByGpu {
 
 const PLACES: usize = 10;
 
+/// Whether a mask, by its place, has the pixel of a row and a column.
+type Inside = dyn Fn(usize, usize, usize) -> bool;
+
 impl LeftByGpu {
-    fn new((height, width): (usize, usize), inside: impl Fn(usize, usize, usize) -> bool) -> Self {
+    fn new((height, width): (usize, usize), inside: &Inside) -> Self {
         let padded = (height.next_multiple_of(SIZE_DIVISOR), width.next_multiple_of(SIZE_DIVISOR));
         let logits = MaskLogits {
             objects: PLACES,
@@ -334,28 +337,28 @@ impl LeftByGpu {
 /// The host's part of a GPU's frame at 800x1333: the photo to where the GPU fetches it (`photo`), and ten masks to the caller's memory:
 /// noise, which has pixels in every band, and discs of a sixth of the height, about what the trained model finds.
 fn host(criterion: &mut Criterion) {
-    let size = (800, 1333);
+    const SIZE: (usize, usize) = (800, 1333);
     let pool = Pool::new(common::threads()).expect("threads");
     let mut group = criterion.benchmark_group("host");
     let noise = |place: usize, y: usize, x: usize| {
-        let at = ((place * size.0 + y) * size.1 + x) as u64;
+        let at = ((place * SIZE.0 + y) * SIZE.1 + x) as u64;
         at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 1
     };
     let disc = |place: usize, y: usize, x: usize| {
         let (y, x) = (y as f64 - 80.0 * place as f64, x as f64 - 130.0 * place as f64);
         y.hypot(x) < 67.0
     };
-    let kinds: [(&str, &dyn Fn(usize, usize, usize) -> bool); 2] = [("noise", &noise), ("discs", &disc)];
+    let kinds: [(&str, &Inside); 2] = [("noise", &noise), ("discs", &disc)];
     for (name, inside) in kinds {
         let mut ready = None;
         group.bench_function(BenchmarkId::new("masks", name), |bencher| {
             let (left, result) =
-                ready.get_or_insert_with(|| (LeftByGpu::new(size, inside), InstanceResult::default()));
+                ready.get_or_insert_with(|| (LeftByGpu::new(SIZE, inside), InstanceResult::default()));
             pool.run(|| bencher.iter(|| left.assemble(result).expect("a result")));
         });
     }
     group.bench_function("photo", |bencher| {
-        let photo = photo(size);
+        let photo = photo(SIZE);
         let mut staged = vec![0u8; photo.as_raw().len()];
         pool.run(|| bencher.iter(|| copy_photo(photo.as_raw(), &mut staged)));
     });

@@ -123,6 +123,9 @@ impl InstanceResult {
     }
 }
 
+/// Copies the mask at a place, laid out as [`BitMask::bytes`], over one that is empty outside of these rows.
+pub type CopyMask<'a> = dyn Fn(usize, Range<usize>, &mut [u8]) -> Result<()> + Sync + 'a;
+
 /// Instances that a GPU has ranked and whose masks it has made at the size of the photo.
 pub struct Ranked<'a> {
     /// Number of classes C.
@@ -133,8 +136,8 @@ pub struct Ranked<'a> {
     pub pairs: &'a [i32],
     /// Place of the mask of each; [`u32::MAX`]: it is dropped, as are all after it.
     pub places: &'a [u32],
-    /// Copies the mask at a place, laid out as [`BitMask::bytes`], over one that is empty outside of these rows.
-    pub copy_mask: &'a (dyn Fn(usize, Range<usize>, &mut [u8]) -> Result<()> + Sync),
+    /// Where the masks are.
+    pub copy_mask: &'a CopyMask<'a>,
     /// Area and box of the mask at a place.
     pub extent: &'a (dyn Fn(usize) -> (usize, PixelBox) + Sync),
 }

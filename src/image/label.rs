@@ -23,10 +23,30 @@ const NEAR: f32 = 3.0;
 pub(super) struct Label<'a> {
     text: &'a str,
     colour: [u8; 3],
+    spot: Spot,
+}
+
+/// From a label to its region: columns and rows.
+type Line = [(f32, f32); 2];
+
+/// A place for a label.
+#[derive(Clone, Copy)]
+struct Spot {
+    /// Size of the letters.
     em: f32,
-    spot: Rect,
-    /// From the label to its region, if it lies beside it.
-    line: Option<[(f32, f32); 2]>,
+    rect: Rect,
+    /// If it lies beside its region.
+    line: Option<Line>,
+}
+
+impl Spot {
+    /// Whether box or line of one meets the box of the other.
+    fn meets(&self, other: &Spot) -> bool {
+        let crossed = |line: &Option<Line>, rect| line.is_some_and(|[from, to]| crosses(from, to, rect));
+        self.rect.overlaps(&other.rect)
+            || crossed(&self.line, &other.rect)
+            || crossed(&other.line, &self.rect)
+    }
 }
 
 /// A rectangle of the canvas: left, top, width, height.
@@ -94,37 +114,26 @@ pub(super) fn place<'a>(layers: &'a [Layer], (height, width): (usize, usize), ex
     for layer in layers {
         let Some(anchor) = thickest(&layer.mask).filter(|_| !layer.label.is_empty()) else { continue };
         let spots = spots(layer, anchor, canvas, extent);
-        let found = spots.into_iter().find_map(|(em, spot, line)| {
-            let free = placed.iter().all(|other| {
-                let crossed = |line: &Option<[(f32, f32); 2]>, spot: &Rect| {
-                    line.is_some_and(|[from, to]| crosses(from, to, spot))
-                };
-                !spot.overlaps(&other.spot) && !crossed(&line, &other.spot) && !crossed(&other.line, &spot)
-            });
-            // What it would hide of each region that it touches.
-            let hides: Vec<(usize, usize)> = match free {
-                true => regions.iter().map(|r| r.under(&spot)).enumerate().filter(|(_, n)| *n > 0).collect(),
-                false => return None,
-            };
-            let bearable = |&(i, n): &(usize, usize)| {
-                (regions[i].hidden + n) as f32 <= MOST_HIDDEN * regions[i].area as f32
-            };
-            hides.iter().all(bearable).then_some((em, spot, line, hides))
+        let found = spots.into_iter().filter(|spot| !placed.iter().any(|other| spot.meets(&other.spot)));
+        // What it would hide of each region that it touches.
+        let mut found = found.map(|spot| {
+            let hides = regions.iter().map(|region| region.under(&spot.rect)).enumerate();
+            (spot, hides.filter(|(_, pixels)| *pixels > 0).collect::<Vec<(usize, usize)>>())
         });
-        let Some((em, spot, line, hides)) = found else { continue };
-        hides.into_iter().for_each(|(i, n)| regions[i].hidden += n);
-        placed.push(Label { text: &layer.label, colour: layer.colour, em, spot, line });
+        let bearable = |&(region, pixels): &(usize, usize)| {
+            let region: &Region = &regions[region];
+            (region.hidden + pixels) as f32 <= MOST_HIDDEN * region.area as f32
+        };
+        let found = found.find(|(_, hides)| hides.iter().all(bearable));
+        let Some((spot, hides)) = found else { continue };
+        hides.into_iter().for_each(|(region, pixels)| regions[region].hidden += pixels);
+        placed.push(Label { text: &layer.label, colour: layer.colour, spot });
     }
     placed
 }
 
-/// Places for a label, best first: size of letters, rectangle, line.
-fn spots(
-    layer: &Layer,
-    (y, x): (usize, usize),
-    (width, height): (f32, f32),
-    extent: f32,
-) -> Vec<(f32, Rect, Option<[(f32, f32); 2]>)> {
+/// Places for a label, best first.
+fn spots(layer: &Layer, (y, x): (usize, usize), (width, height): (f32, f32), extent: f32) -> Vec<Spot> {
     // Small regions get somewhat smaller labels, so that a crowd stays readable.
     let share = (layer.mask.area() as f32).sqrt() / extent;
     let largest = (extent * 0.028 * (share / 0.2).clamp(0.75, 1.0)).max(11.0);
@@ -162,7 +171,7 @@ fn spots(
                 let (cx, cy) = (spot.0 + spot.2 / 2.0, spot.1 + spot.3 / 2.0);
                 let inside = |v: f32, limit: usize| (v as usize).min(limit - 1);
                 if layer.mask.get(inside(cy, layer.mask.height()), inside(cx, layer.mask.width())) {
-                    spots.push((em, spot, None));
+                    spots.push(Spot { em, rect: spot, line: None });
                 }
             }
         }
@@ -190,7 +199,8 @@ fn spots(
             ] {
                 if x >= 0.0 && y >= 0.0 && x + box_width <= width && y + box_height <= height {
                     let spot = Rect(x.round(), y.round(), box_width, box_height);
-                    spots.push((em, spot, Some([spot.nearest(anchor), anchor])));
+                    let line = Some([spot.nearest(anchor), anchor]);
+                    spots.push(Spot { em, rect: spot, line });
                 }
             }
         }
@@ -210,16 +220,17 @@ fn crosses(from: (f32, f32), to: (f32, f32), rect: &Rect) -> bool {
 
 /// Draws the box and the text.
 pub(super) fn draw(canvas: &mut RgbImage, label: &Label) {
-    let Label { text, colour, em, spot, .. } = *label;
-    draw_box(canvas, spot, em * 0.35, colour);
-    let baseline = spot.1 + spot.3 / 2.0 + em * text::CAP_HEIGHT / 2.0;
-    text::draw(canvas, text, spot.0 + em / 2.0, baseline, em, ink_on(colour));
+    let Label { text, colour, spot: Spot { em, rect, .. } } = *label;
+    draw_box(canvas, rect, em * 0.35, colour);
+    let baseline = rect.1 + rect.3 / 2.0 + em * text::CAP_HEIGHT / 2.0;
+    text::draw(canvas, text, rect.0 + em / 2.0, baseline, em, ink_on(colour));
 }
 
 /// Draws the line to the region, if the label lies beside it, with a dot at its end.
 pub(super) fn draw_line(canvas: &mut RgbImage, label: &Label) {
-    let Some([from, to]) = label.line else { return };
-    let (thickness, dot) = (label.em * 0.06, label.em * 0.16);
+    let Spot { em, line, .. } = label.spot;
+    let Some([from, to]) = line else { return };
+    let (thickness, dot) = (em * 0.06, em * 0.16);
     let (dx, dy) = (to.0 - from.0, to.1 - from.1);
     let length = dx.hypot(dy).max(1e-3);
     let reach = dot.max(thickness) + 1.0;
@@ -312,8 +323,8 @@ mod tests {
         let layers = discs(&[(200, 300, 120.0)]);
         let labels = placed(&layers);
         assert_eq!(labels.len(), 1);
-        assert!(labels[0].line.is_none());
-        let Rect(left, top, width, height) = labels[0].spot;
+        assert!(labels[0].spot.line.is_none());
+        let Rect(left, top, width, height) = labels[0].spot.rect;
         assert!((left + width / 2.0 - 300.0).abs() <= 1.0 && (top + height / 2.0 - 200.0).abs() <= 1.0);
     }
 
@@ -323,9 +334,9 @@ mod tests {
             let layers = discs(&[place]);
             let labels = placed(&layers);
             let [label] = &labels[..] else { panic!("{} labels", labels.len()) };
-            assert!(label.line.is_some(), "{place:?}");
+            assert!(label.spot.line.is_some(), "{place:?}");
             let hidden = layers[0].mask.pixels().filter(|&(y, x)| {
-                let Rect(left, top, width, height) = label.spot;
+                let Rect(left, top, width, height) = label.spot.rect;
                 x as f32 >= left && (x as f32) < left + width && y as f32 >= top && (y as f32) < top + height
             });
             assert_eq!(hidden.count(), 0, "{place:?}");
@@ -340,12 +351,12 @@ mod tests {
         let labels = placed(&layers);
         assert!(labels.len() >= 20, "{} labels", labels.len());
         for (i, label) in labels.iter().enumerate() {
-            assert!(labels[..i].iter().all(|other| !other.spot.overlaps(&label.spot)));
+            assert!(labels[..i].iter().all(|other| !other.spot.rect.overlaps(&label.spot.rect)));
         }
         for layer in &layers {
             let region =
                 Region { mask: &layer.mask, area: layer.mask.area(), bbox: layer.mask.bbox(), hidden: 0 };
-            let hidden: usize = labels.iter().map(|label| region.under(&label.spot)).sum();
+            let hidden: usize = labels.iter().map(|label| region.under(&label.spot.rect)).sum();
             assert!(hidden as f32 <= MOST_HIDDEN * region.area as f32, "{hidden} of {}", region.area);
         }
     }

@@ -31,7 +31,7 @@ fn rows_of_class_heads_follow_the_names() {
 
     // The data number the classes the other way round: class 0 is blue.
     let swapped = Scene::numbered(&[(9, "red"), (4, "blue")]);
-    let (values_swapped, report) = values(&swapped, &[start.clone()]);
+    let (values_swapped, report) = values(&swapped, std::slice::from_ref(&start));
     assert_eq!(report.kept_classes, ["blue", "red"]);
     assert!(report.new_classes.is_empty() && report.left_classes.is_empty());
     for key in heads.iter().flat_map(|head| [format!("{head}.weight"), format!("{head}.bias")]) {
@@ -43,7 +43,7 @@ fn rows_of_class_heads_follow_the_names() {
         (Scene::new(&["green", "blue"]), "blue", &["green"][..], "red"),
         (Scene::new(&["blue"]), "blue", &[], "red"),
     ] {
-        let (found, report) = values(&scene, &[start.clone()]);
+        let (found, report) = values(&scene, std::slice::from_ref(&start));
         assert_eq!(report.kept_classes, [kept]);
         assert_eq!(report.new_classes, new);
         assert_eq!(report.left_classes, [left]);
@@ -79,7 +79,7 @@ fn rows_of_class_heads_follow_the_names() {
     });
     knet::checkpoint::write_safetensors(&bare, tensors, &Default::default()).unwrap();
     let bare = format!("start.weights={bare:?}");
-    let (found, report) = values(&two, &[bare.clone()]);
+    let (found, report) = values(&two, std::slice::from_ref(&bare));
     assert!(report.unnamed);
     assert_ne!(row(&found, "rpn_head.conv_seg.weight", 0), row(&of_file, "rpn_head.conv_seg.weight", 0));
     let named = "start.classes=[\"red\", \"blue\"]".to_string();
