@@ -56,7 +56,11 @@ fn evaluation() {
         (&["--masks", "masks"], 2, &["--classes"]),
         (&["--panoptic-dir", "panoptic"], 2, &["--annotations"]),
         (&["--annotations", "gone.json"], 3, &["gone.json", "No such file"]),
-        (&["--annotations", "none.json", "--common-classes"], 8, &["none.json", "no annotation (other than crowds)"]),
+        (
+            &["--annotations", "none.json", "--common-classes"],
+            8,
+            &["none.json", "no annotation (other than crowds)"],
+        ),
         (
             &["--annotations", "instances.json"],
             8,
