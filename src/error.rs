@@ -4,6 +4,7 @@
 //! operator, and both shapes where two shapes disagree. [`Error::kind`] sorts errors into the few
 //! classes that callers act upon; the command line turns the class into its exit code.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -84,11 +85,36 @@ impl WeightReport {
     }
 }
 
+/// Most names of one kind that a message lists.
+const MOST_LISTED: usize = 40;
+
+/// Text that may hold what a file said, for a terminal: control characters other than the ends of lines and tabs are written as
+/// `\u{..}`, so that no name in a file moves the cursor, changes colours or hides what is printed.
+pub fn escaped(text: &str) -> Cow<'_, str> {
+    let harmless = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    if text.chars().all(harmless) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match harmless(c) {
+            true => escaped.push(c),
+            false => escaped.extend(c.escape_unicode()),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
 impl fmt::Display for WeightReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut list = |what: &str, names: &[String]| -> fmt::Result {
             if !names.is_empty() {
-                write!(f, "\n  {} {what}: {}", names.len(), names.join(", "))?;
+                let more = names.len().saturating_sub(MOST_LISTED);
+                let shown = names[..names.len() - more].join(", ");
+                write!(f, "\n  {} {what}: {shown}", names.len())?;
+                if more > 0 {
+                    write!(f, " and {more} more")?;
+                }
             }
             Ok(())
         };
@@ -250,5 +276,26 @@ impl Error {
     /// An [`Error::Usage`].
     pub fn usage(reason: impl Into<String>) -> Self {
         Error::Usage(reason.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_files_say_reaches_a_terminal_as_text() {
+        assert!(matches!(escaped("a plain line\n\tand another: Ä"), Cow::Borrowed(_)));
+        assert_eq!(escaped("a\u{1b}[2Jb\r\u{7}\u{9b}"), "a\\u{1b}[2Jb\\u{d}\\u{7}\\u{9b}");
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let missing = (0..100_000).map(|i| format!("stage.{i}")).collect();
+        let text = WeightReport { missing, ..WeightReport::default() }.to_string();
+        assert!(
+            text.starts_with("\n  100000 missing: stage.0, ") && text.ends_with("stage.39 and 99960 more"),
+            "{text}"
+        );
     }
 }

@@ -62,7 +62,8 @@ pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
 /// The bytes go to a temporary file in the same folder, which is synced to disk and then renamed over
 /// `path`; the folder is synced last, so that the rename survives a power cut. On any error (disk full,
 /// `write` failing, a panic in `write`) the temporary file is removed and an existing `path` is left as it
-/// was. A symbolic link at `path` is replaced, not followed.
+/// was. A symbolic link at `path` stays, and the file it leads to is replaced. What is there and is no regular file (a device, a
+/// pipe, `/dev/stdout`) is never replaced: it is written into as it is.
 ///
 /// # Errors
 /// [`Error::Io`] on `path` if the folder is missing or not writable, the disk is full or `write` fails;
@@ -72,14 +73,58 @@ pub fn atomic_write(
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
-    let name = path
+    let target = target(path).map_err(|source| Error::io(path, source))?;
+    let Target::File(file) = target else {
+        return write_into(path, write).map_err(|source| Error::io(path, source));
+    };
+    let name = file
         .file_name()
         .ok_or_else(|| Error::usage(format!("cannot write to {}: not a file name", path.display())))?;
-    let folder = match path.parent() {
+    let folder = match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    replace(path, folder, name, write).map_err(|source| Error::io(path, source))
+    replace(&file, folder, name, write).map_err(|source| Error::io(path, source))
+}
+
+/// What a path to write to leads to.
+enum Target {
+    /// A regular file, or nothing yet.
+    File(PathBuf),
+    /// Something that is only to be written into.
+    Stream,
+}
+
+fn target(path: &Path) -> io::Result<Target> {
+    let Ok(metadata) = std::fs::metadata(path) else {
+        // A link to nothing: the file it would be.
+        return Ok(Target::File(std::fs::read_link(path).map_or(
+            path.to_path_buf(),
+            |to| match path.parent() {
+                Some(folder) => folder.join(to),
+                None => to,
+            },
+        )));
+    };
+    if !metadata.is_file() && !metadata.is_dir() {
+        return Ok(Target::Stream);
+    }
+    if !std::fs::symlink_metadata(path)?.is_symlink() {
+        return Ok(Target::File(path.to_path_buf()));
+    }
+    // `/dev/stdout` and its like lead to whatever file the shell has opened, which its other writers keep open.
+    let absolute = std::path::absolute(path)?;
+    match ["/dev", "/proc"].iter().any(|folder| absolute.starts_with(folder)) {
+        true => Ok(Target::Stream),
+        false => Ok(Target::File(path.canonicalize()?)),
+    }
+}
+
+/// Writes into what is there.
+fn write_into(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    let mut writer = BufWriter::with_capacity(1 << 18, OpenOptions::new().append(true).open(path)?);
+    write(&mut writer)?;
+    writer.flush()
 }
 
 fn replace(
@@ -210,6 +255,38 @@ mod tests {
         assert_eq!(read_text(&file).unwrap(), "text");
         std::fs::write(&file, [0xff]).unwrap();
         assert!(read_text(&file).unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn links_stay_and_streams_are_written_into() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("elsewhere")).unwrap();
+        std::fs::write(at("elsewhere/file"), b"old").unwrap();
+        symlink("elsewhere/file", at("link")).unwrap();
+        symlink("elsewhere/later", at("dangling")).unwrap();
+        for (link, file) in [("link", "elsewhere/file"), ("dangling", "elsewhere/later")] {
+            atomic_write(at(link), |w| w.write_all(b"new")).unwrap();
+            assert!(std::fs::symlink_metadata(at(link)).unwrap().is_symlink(), "{link}");
+            assert_eq!(std::fs::read(at(file)).unwrap(), b"new");
+        }
+        assert_eq!(names(&at("elsewhere")).len(), 2);
+
+        let pipe = at("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe).unwrap()
+        });
+        atomic_write(&pipe, |w| w.write_all(b"through a pipe")).unwrap();
+        assert_eq!(reader.join().unwrap(), b"through a pipe");
+        assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+        // A device: a link to one, so that nothing is lost if this fails.
+        symlink("/dev/null", at("null")).unwrap();
+        atomic_write(at("null"), |w| w.write_all(b"gone")).unwrap();
+        assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
     }
 
     #[test]

@@ -189,6 +189,9 @@ pub const MODEL_NAMES: [&str; 6] = [
     "knet_s3_lite2_fpn",
 ];
 
+/// Most stages of a model; the paper's have three.
+const MOST_STAGES: usize = 256;
+
 impl Config {
     /// The COCO model of this name: an official one, or (`lite` in its name) one of ours, smaller and for smaller
     /// images.
@@ -281,11 +284,20 @@ impl Config {
         let check = |ok: bool, reason: String| {
             if ok { Ok(()) } else { Err(Error::usage(format!("model `{}`: {reason}", self.name))) }
         };
+        // Each by itself first: their sum must not wrap.
+        for (field, classes) in [("thing_classes", self.thing_classes), ("stuff_classes", self.stuff_classes)]
+        {
+            check(classes <= 1 << 16, format!("{field} is {classes}, at most 65536"))?;
+        }
+        // A graph grows by as many steps a stage, and planning by their square.
+        check(
+            (1..=MOST_STAGES).contains(&self.stages),
+            format!("stages is {}, must be 1 to {MOST_STAGES}", self.stages),
+        )?;
         let positive = [
             ("channels", self.channels),
             ("proposals", self.proposals),
             ("classes", self.classes()),
-            ("stages", self.stages),
             ("feedforward_channels", self.feedforward_channels),
             ("heads", self.heads),
             ("norm_groups", self.norm_groups),
@@ -295,7 +307,6 @@ impl Config {
         for (field, value) in positive {
             check((1..=1 << 16).contains(&value), format!("{field} is {value}, must be 1 to 65536"))?;
         }
-        check(self.stuff_classes <= 1 << 16, format!("stuff_classes is {}", self.stuff_classes))?;
         for (field, divisor) in [("heads", self.heads), ("norm_groups", self.norm_groups), ("4", 4)] {
             let channels = self.channels;
             check(

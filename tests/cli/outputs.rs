@@ -2,6 +2,8 @@
 
 use crate::{folder_with_photo, knet, listing, read_json, succeed};
 use image::RgbImage;
+use serde_json::Value;
+use std::path::Path;
 use std::process::Command;
 
 #[test]
@@ -76,4 +78,56 @@ fn too_large_a_size_is_refused_with_both_numbers() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(11), "{stderr}");
     assert!(stderr.contains("GiB of memory") && stderr.contains("GiB are available"), "{stderr}");
+}
+
+#[test]
+#[cfg(unix)]
+fn an_error_keeps_its_code_where_nobody_hears_it() {
+    let folder = folder_with_photo();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_knet"));
+    command.args(["inspect", "missing.safetensors"]).current_dir(folder.path()).stderr(full);
+    assert_eq!(command.status().unwrap().code(), Some(3));
+}
+
+#[test]
+#[cfg(unix)]
+fn devices_and_links_are_written_into() {
+    let folder = folder_with_photo();
+    let path = folder.path();
+    let dump = |out: &str| {
+        succeed(path, &["dump", "--image", "a.png", "--no-resize", "--out", out]);
+    };
+    dump("taps.safetensors");
+    let size = path.join("taps.safetensors").metadata().unwrap().len();
+    std::os::unix::fs::symlink("/dev/null", path.join("null")).unwrap();
+    dump("null");
+    std::os::unix::fs::symlink("kept.safetensors", path.join("link")).unwrap();
+    dump("link");
+    assert!(path.join("link").symlink_metadata().unwrap().is_symlink());
+    assert_eq!(path.join("kept.safetensors").metadata().unwrap().len(), size);
+}
+
+#[test]
+fn metadata_cannot_ask_for_more_than_a_model_has() {
+    let folder = folder_with_photo();
+    for (field, value) in [("stages", "65536"), ("thing_classes", "18446744073709551615")] {
+        let path = folder.path().join("model.safetensors");
+        let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/knet_s3_lite0_person.safetensors");
+        let text = std::fs::read(weights).unwrap();
+        let length = u64::from_le_bytes(text[..8].try_into().unwrap()) as usize;
+        let mut header: Value = serde_json::from_slice(&text[8..8 + length]).unwrap();
+        let config = header["__metadata__"]["knet.config"].as_str().unwrap();
+        let mut config: Value = serde_json::from_str(config).unwrap();
+        config[field] = serde_json::from_str(value).unwrap();
+        header["__metadata__"]["knet.config"] = config.to_string().into();
+        let header = header.to_string().into_bytes();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header);
+        bytes.extend(&text[8 + length..]);
+        std::fs::write(&path, bytes).unwrap();
+        let outcome = knet(folder.path(), &["inspect", "model.safetensors"]);
+        assert_eq!(outcome.code, 5, "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(field) && outcome.stderr.len() < 1000, "{}", outcome.stderr);
+    }
 }

@@ -1,7 +1,7 @@
 //! What is kept when something goes wrong, and what may change when a run goes on.
 
 use crate::{Scene, names_in, stderr, wait_for_log};
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 fn epochs_and_iterations(scene: &Scene, out: &str) -> (u64, u64) {
     let state = scene.state(out);
@@ -118,6 +118,26 @@ fn a_folder_has_one_run_and_is_swept() {
     assert!(notes.contains("taken over from a dead run"), "{notes}");
     let names = names_in(&scene.path("run"));
     assert!(!names.iter().any(|name| name.ends_with(".tmp") || name == "run.lock"), "{names:?}");
+}
+
+/// `nohup knet-train ... 2>&1 | tee log` whose terminal goes away, and `tee` with it.
+#[test]
+#[cfg(unix)]
+fn a_run_outlives_its_terminal_and_its_log() {
+    let scene = Scene::new(&["red", "blue"]);
+    let run = scene.command("run", &["--set", "schedule.iterations=60", "--set", "run.save_iterations=0"]);
+    let mut nohup = Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(run.get_program()).args(run.get_args());
+    let mut child = nohup.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_log(&scene, "run", &mut child);
+    drop((child.stdout.take(), child.stderr.take()));
+    assert!(Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(epochs_and_iterations(&scene, "run").1, 60);
+    // A full disk behind standard error: the error's code is its own.
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = scene.command("none", &["--set", "no.such=1"]).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(2));
 }
 
 #[test]

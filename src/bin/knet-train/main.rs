@@ -1,13 +1,26 @@
 //! The `knet-train` command.
 
+/// Prints a line on standard error, escaped. That it is closed or full is no reason to stop, nor to end with another exit code.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let line = format!($($text)*);
+        let _ = std::io::Write::write_all(
+            &mut std::io::stderr(),
+            format!("{}\n", knet::error::escaped(&line)).as_bytes(),
+        );
+    }};
+}
+
 mod progress;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
+use knet::error::escaped;
 use knet::train::run::{Outcome, RunConfig, Trainer};
 use knet::{Error, Result};
 use progress::Console;
@@ -89,7 +102,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             console.finish();
-            eprintln!("error: {error}");
+            say!("error: {error}");
             ExitCode::from(error.kind().exit_code())
         }
     }
@@ -104,19 +117,57 @@ fn run(arguments: &Arguments, console: &mut Console) -> Result<ExitCode> {
         if asked.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step (once more: at once, without saving)");
+        say!("stopping after this step (once more: at once, without saving)");
     };
+    let ignored = ignored_signals();
     ctrlc::set_handler(handler).map_err(|e| Error::usage(format!("Ctrl-C cannot be handled: {e}")))?;
+    ignore(&ignored);
     let mut trainer = Trainer::new(config, arguments.resume, console)?;
     let outcome = trainer.run(&stop, console)?;
     console.finish();
     let (done, total) = (trainer.iteration(), trainer.total());
     let place = out.display();
     match outcome {
-        Outcome::Finished => println!("done: {done} iterations; weights in {place}/last.safetensors"),
+        Outcome::Finished => print(&format!("done: {done} iterations; weights in {place}/last.safetensors")),
         Outcome::TimeLimit | Outcome::Interrupted => {
-            println!("stopped after iteration {done} of {total}, saved; go on with --resume --out {place}");
+            print(&format!(
+                "stopped after iteration {done} of {total}, saved; go on with --resume --out {place}"
+            ));
         }
     }
     Ok(if outcome == Outcome::Interrupted { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
+
+/// Prints a line. The run is over and saved: who does not read it misses nothing else.
+fn print(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{}", escaped(line));
+}
+
+/// Of the signals that ask a run to stop, those that whoever started this program wants it to ignore: `nohup` the end of the terminal,
+/// a shell Ctrl-C for what runs in the background.
+#[cfg(unix)]
+fn ignored_signals() -> Vec<libc::c_int> {
+    let is_ignored = |signal: &libc::c_int| {
+        // SAFETY: asks for the disposition alone; all zeros is a valid `sigaction`.
+        unsafe {
+            let mut now: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(*signal, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
+        }
+    };
+    [libc::SIGHUP, libc::SIGINT, libc::SIGTERM].into_iter().filter(is_ignored).collect()
+}
+
+/// Ignores signals.
+#[cfg(unix)]
+fn ignore(signals: &[libc::c_int]) {
+    for &signal in signals {
+        // SAFETY: no handler is installed, only the default of the parent restored.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+#[cfg(not(unix))]
+fn ignored_signals() {}
+
+#[cfg(not(unix))]
+fn ignore((): &()) {}

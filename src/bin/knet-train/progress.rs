@@ -47,8 +47,8 @@ impl Console {
 impl Observer for Console {
     fn note(&mut self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say!("{text}")),
+            None => say!("{text}"),
         }
     }
 
@@ -65,7 +65,7 @@ impl Observer for Console {
         } else if due || report.iteration == report.total {
             let Report { iteration, total, epoch, lr, .. } = report;
             let text = text(report);
-            eprintln!("{iteration}/{total} epoch {epoch} lr {lr:.2e}  {text}{left}");
+            say!("{iteration}/{total} epoch {epoch} lr {lr:.2e}  {text}{left}");
         }
         if due {
             self.shown = Some(Instant::now());

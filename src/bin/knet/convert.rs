@@ -101,7 +101,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let converted = convert(&arguments.input, &out, &options)?;
     for note in &converted.notes {
-        eprintln!("note: {note}");
+        say!("note: {note}");
     }
     print(&format!(
         "{}: {} ({} tensors, {:.2} M values)\n",

@@ -112,11 +112,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let mut engine = arguments.model.build(builder)?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
-        eprintln!("note: {source} are random weights: the scores say nothing");
+        say!("note: {source} are random weights: the scores say nothing");
     }
     let mut evaluation = Evaluation::open(&spec, &engine)?;
     for warning in evaluation.warnings() {
-        eprintln!("note: {warning}");
+        say!("note: {warning}");
     }
     let category_of = match (&arguments.coco, &arguments.annotations) {
         (Some(_), Some(annotations)) => {
@@ -146,7 +146,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         atomic_write(path, |out| Ok(serde_json::to_writer(out, &results)?))?;
     }
     let Some(partial) = report.partial else { return Ok(ExitCode::SUCCESS) };
-    eprintln!("error: {} (the numbers are of {} of {} images)", partial.reason, partial.images, partial.of);
+    say!("error: {} (the numbers are of {} of {} images)", partial.reason, partial.images, partial.of);
     Ok(ExitCode::from(partial.kind.map_or(1, |kind| kind.exit_code())))
 }
 

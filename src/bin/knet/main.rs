@@ -1,5 +1,16 @@
 //! The `knet` command.
 
+/// Prints a line on standard error, escaped. That it is closed or full is no reason to stop, nor to end with another exit code.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let line = format!($($text)*);
+        let _ = std::io::Write::write_all(
+            &mut std::io::stderr(),
+            format!("{}\n", knet::error::escaped(&line)).as_bytes(),
+        );
+    }};
+}
+
 mod bench;
 mod cache;
 mod convert;
@@ -13,6 +24,7 @@ mod tune;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knet::engine::{Device, EngineBuilder, WeightSource};
+use knet::error::escaped;
 use knet::plan::gpus::{GPUS, Gpu};
 use knet::plan::launch::Precision;
 use knet::{Engine, Error};
@@ -120,10 +132,10 @@ impl ModelArguments {
     fn build(&self, builder: EngineBuilder) -> Result<Engine, Error> {
         let engine = builder.build()?;
         if let (Some(reason), Some(_)) = (engine.device_note(), self.device) {
-            eprintln!("note: computing on the CPU: {reason}");
+            say!("note: computing on the CPU: {reason}");
         }
         if let Some(reason) = engine.tuning_note() {
-            eprintln!("note: tuning table not followed: {reason}");
+            say!("note: tuning table not followed: {reason}");
         }
         Ok(engine)
     }
@@ -175,9 +187,9 @@ fn parse_score(text: &str) -> Result<f64, String> {
     score.ok_or_else(|| format!("`{text}` is not a score from 0 to 1"))
 }
 
-/// Prints text. A reader that stops reading (`knet inspect FILE | head`) is no error.
+/// Prints text, escaped. A reader that stops reading (`knet inspect FILE | head`) is no error.
 fn print(text: &str) -> Result<(), Error> {
-    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+    match io::stdout().write_all(escaped(text).as_bytes()).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("standard output", error)),
         _ => Ok(()),
     }
@@ -199,6 +211,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &Error) -> ExitCode {
-    eprintln!("error: {error}");
+    say!("error: {error}");
     ExitCode::from(error.kind().exit_code())
 }

@@ -103,7 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let engine = arguments.model.build(builder)?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
-        eprintln!("note: {source} are random weights: the masks show that the engine runs, not what it sees");
+        say!("note: {source} are random weights: the masks show that the engine runs, not what it sees");
     }
     let panoptic = engine.task() == Task::Panoptic;
     let formats = match arguments.format.as_slice() {
@@ -131,12 +131,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let Some(first) = failures.first() else { return Ok(ExitCode::SUCCESS) };
     for failure in &failures {
-        eprintln!("error: {failure}");
+        say!("error: {failure}");
     }
     if items.len() == 1 {
         return Ok(ExitCode::from(first.kind().exit_code()));
     }
-    eprintln!("{} of {} images failed", failures.len(), items.len());
+    say!("{} of {} images failed", failures.len(), items.len());
     Ok(ExitCode::from(1))
 }
 
@@ -183,16 +183,14 @@ impl List {
             .collect();
         if let Some(first) = left.first() {
             let (count, file) = (left.len(), annotations.display());
-            eprintln!(
-                "note: {count} classes are no category of {file} and left out of the list (first: {first})"
-            );
+            say!("note: {count} classes are no category of {file} and left out of the list (first: {first})");
         }
         Ok(Some(List { path: path.clone(), image_ids, category_of, results: Vec::new() }))
     }
 
     fn write(&self) -> Result<()> {
         atomic_write(&self.path, |out| Ok(serde_json::to_writer(out, &self.results)?))?;
-        eprintln!("note: {} results in {}", self.results.len(), self.path.display());
+        say!("note: {} results in {}", self.results.len(), self.path.display());
         Ok(())
     }
 }

@@ -76,7 +76,7 @@ fn photos(inputs: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let own = (own > 0).then(|| format!("{own} results of knet segment"));
         let passed_over: Vec<String> = listing.passed_over().into_iter().chain(own).collect();
         if !passed_over.is_empty() {
-            eprintln!("note: {}: passed over {}", input.display(), passed_over.join(", "));
+            say!("note: {}: passed over {}", input.display(), passed_over.join(", "));
         }
         if listing.pictures.is_empty() {
             let endings = ENDINGS.join(", ");
