@@ -77,7 +77,7 @@ fn name(classes: &[Class], index: usize) -> Cow<'_, str> {
 /// Draws layers over a photo: larger regions first, so that small ones stay visible on them.
 ///
 /// Labels sit at the thickest place of their region if they hide little of it and of others, else beside it with a line to it; one
-/// that finds no such place is left out, and its region keeps its contour ([`label`](super::label)).
+/// that finds no such place is left out, and its region keeps its contour (`label.rs`).
 ///
 /// # Errors
 /// [`Error::Shape`] if a mask is not of the photo's size.

@@ -84,8 +84,7 @@ def run(arguments) -> int:
     out = arguments.out.resolve()
     where = place(out)
     packed = where.programs.parent
-    environment = {"KNET_ROOT": str(where.root), "KNET_TEST_DEVICE": "cuda", "CRITERION_HOME": str(out.parent / "criterion")}
-    os.environ.update(environment)
+    os.environ.update(KNET_ROOT=str(where.root), KNET_TEST_DEVICE="cuda")
     if "KNET_CACHE" not in os.environ:
         os.environ["KNET_CACHE"] = str(packed / "cache")
         claim(packed / "cache")

@@ -11,8 +11,7 @@ PACKED = REPOSITORY / "out" / "gpu"
 # It must travel beside whatever else a machine is given.
 MAX_ARCHIVE = 40 << 20
 SUITES = ("cuda_device", "cuda_half", "model")
-BENCHES = ("model", "ops")
-# What suites and benches read, from the repository.
+# What the suites read, from the repository.
 FILES = ("tests/goldens/inputs", "tests/goldens/knet_s3_r50_fpn", "tests/goldens/knet_s3_r50_fpn_panoptic", "assets/photos", "weights")
 # Goldens of training are not read on a GPU.
 LEFT_OUT = ("train.json", "train.safetensors")
@@ -28,10 +27,10 @@ FILLED = (
 
 
 def build(profile: str):
-    """Copies suites, benches and the program to `PACKED`, stripped."""
+    """Copies suites and the program to `PACKED`, stripped. Criterion's benches stay at home: `knet bench` and `knet tune` take the same
+    times."""
     tests = [word for name in SUITES for word in ("--test", name)]
-    benches = [word for name in BENCHES for word in ("--bench", name)]
-    command = ["cargo", "test", "--profile", profile, "--locked", "--no-run", "--message-format=json", *tests, *benches]
+    command = ["cargo", "test", "--profile", profile, "--locked", "--no-run", "--message-format=json", *tests]
     messages = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
     programs = []
     for line in messages.splitlines():
@@ -40,8 +39,7 @@ def build(profile: str):
         # Integration tests bring the programs along, as they are built for them; their own unit tests are not wanted.
         if not path or message["profile"]["test"] and target["kind"] == ["bin"] or target["name"] == "knet-train":
             continue
-        prefix = "bench_" if target["kind"] == ["bench"] else ""
-        programs.append(PACKED / "programs" / (prefix + target["name"]))
+        programs.append(PACKED / "programs" / target["name"])
         shutil.copy(path, programs[-1])
     subprocess.run(["strip", *programs], check=True)
 

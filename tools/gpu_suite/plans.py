@@ -21,7 +21,7 @@ THREADS = 4
 # Failed cases that are run again, each in a process of its own: a fault of one may have made the others fail.
 MOST_AGAIN = 12
 # Trials of the suite of operators that are no operators.
-OTHER_TRIALS = ("determinism", "on_device", "tuning")
+OTHER_TRIALS = ("determinism", "on_device", "pipeline", "tuning")
 # Kernels to look into, by the names of their functions; of those with many launches these, by number.
 KERNELS = "::regex:^(few_channels|max_pool2d|norm_sum|mask_pool|mask_conv|fused_linear|postprocess_instance)$:1"
 CONVOLUTIONS = "::implicit_gemm:1|20|40"
@@ -219,13 +219,12 @@ class Plans:
         more = [
             self.suite("determinism", "cuda_device", "determinism", cap=300),
             self.suite("on-device", "cuda_device", "on_device", cap=120),
+            self.suite("wide-photos", "cuda_device", "pipeline", cap=60),
             self.suite("tuning", "cuda_device", "tuning", cap=120),
             self.suite("goldens-f32-all", "model", cap=400),
             self.suite("half-all", "cuda_half", cap=400),
             self.sanitized("initcheck"),
             self.sanitized("synccheck"),
-            Part("criterion-model", [[self.place.program("bench_model"), "--bench", "cuda/"]], 300),
-            Part("criterion-ops", [[self.place.program("bench_ops"), "--bench", "cuda/"]], 300),
         ]
         for part in [*self.first(), *self.second(before), *more]:
             seen.setdefault(part.name, part)
