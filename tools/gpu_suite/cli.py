@@ -93,7 +93,10 @@ def run(arguments) -> int:
     before = read_results(arguments.after)
     runner = Runner(out, arguments.budget, log=lambda row: print(row, flush=True))
     runner.record({"plan": arguments.plan, "budget": arguments.budget, **head(packed)})
-    runner.run(parts_of(Plans(where), arguments.plan, before, arguments.only))
+    parts = parts_of(Plans(where), arguments.plan, before, arguments.only)
+    for part in parts:
+        part.cap *= arguments.patience
+    runner.run(parts)
     return int(any(outcome.outcome in ("failed", "timed-out") for outcome in runner.outcomes))
 
 
@@ -117,6 +120,7 @@ def main() -> int:
         if name == "run":
             command.add_argument("--budget", type=float, metavar="SECONDS", default=330, help="all of it takes no longer [330]")
             command.add_argument("--out", type=Path, metavar="DIR", required=True, help="results go here, four files at most")
+            command.add_argument("--patience", type=float, metavar="FACTOR", default=1, help="caps so many times as long, for the emulator [1]")
             command.add_argument("--after", metavar="FILE", help="results.jsonl of an earlier run, whose failures `second` repeats")
     arguments = parser.parse_args()
     if arguments.command == "pack":
