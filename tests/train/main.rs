@@ -1,6 +1,9 @@
 //! `knet-train` from end to end on small pictures: learns them, survives being killed, and says clearly what is wrong.
 
 mod going_on;
+mod readme;
+#[path = "../common/shared.rs"]
+mod shared;
 mod starting;
 
 use image::{Rgb, RgbImage};

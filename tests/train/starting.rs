@@ -10,7 +10,8 @@ use knet::train::run::start::{StartReport, Values, initial_values};
 /// The values that `scene` starts from with `settings`.
 fn values(scene: &Scene, settings: &[String]) -> (Values, StartReport) {
     let config = RunConfig::load(&scene.config(), settings).unwrap();
-    let model = config.model(&Mix::open(&config.data.train, &Reading::default()).unwrap()).unwrap();
+    let mix = Mix::open(&config.data.train, &Reading::default()).unwrap();
+    let model = config.model(&mix, config.start.weights.as_deref()).unwrap();
     initial_values(&model, &config.start, 7).unwrap()
 }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::validate::Metric;
+use crate::checkpoint::Checkpoint;
+use crate::engine::source::CONFIG_KEY;
 use crate::error::{Error, Result};
 use crate::fsio::read_text;
 use crate::model::{BackboneConfig, Config, Normalization, Task};
@@ -69,7 +71,8 @@ pub enum BatchNormMode {
 pub struct ModelConfig {
     /// Name of the trained model; `base` too if that is absent.
     pub name: String,
-    /// One of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES), which gives all fields that are absent here.
+    /// One of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES), which gives all fields that are absent here and that the model of
+    /// `start.weights` does not give.
     #[serde(default)]
     pub base: Option<String>,
     /// [`Config::backbone`].
@@ -208,9 +211,9 @@ pub struct ScheduleConfig {
     /// Updates of the weights.
     #[serde(default)]
     pub iterations: Option<u64>,
-    /// [`Schedule::warmup`].
+    /// [`Schedule::warmup`]; a tenth of the run if absent, and never more than a third of it.
     #[serde(default)]
-    pub warmup: u64,
+    pub warmup: Option<u64>,
     /// [`Schedule::warmup_ratio`].
     #[serde(default = "default_warmup_ratio")]
     pub warmup_ratio: f64,
@@ -218,6 +221,9 @@ pub struct ScheduleConfig {
     #[serde(default = "default_decay")]
     pub decay: Decay,
 }
+
+/// Upstream warms up for as many iterations, of 90,000.
+const LONGEST_DEFAULT_WARMUP: u64 = 1000;
 
 fn default_warmup_ratio() -> f64 {
     Schedule::default().warmup_ratio
@@ -227,10 +233,11 @@ fn default_decay() -> Decay {
 }
 
 impl ScheduleConfig {
-    /// The learning rate.
-    pub fn schedule(&self) -> Schedule {
+    /// The learning rate in a run of `total` iterations.
+    pub fn schedule(&self, total: u64) -> Schedule {
         let Self { warmup, warmup_ratio, decay, .. } = self;
-        Schedule { warmup: *warmup, warmup_ratio: *warmup_ratio, decay: decay.clone() }
+        let warmup = warmup.unwrap_or((total / 10).min(LONGEST_DEFAULT_WARMUP)).min(total / 3);
+        Schedule { warmup, warmup_ratio: *warmup_ratio, decay: decay.clone() }
     }
 }
 
@@ -329,7 +336,7 @@ impl RunConfig {
             lengths.iter().flatten().all(|n| (1..=1 << 40).contains(n)),
             "schedule: epochs and iterations must be at least 1",
         )?;
-        self.schedule.schedule().validate()?;
+        self.schedule.schedule(0).validate()?;
         check(
             self.data.verify || !self.data.skip_damaged,
             "data.skip_damaged needs data.verify: damaged photos are found by looking at all",
@@ -349,13 +356,32 @@ impl RunConfig {
         self.optimizer.validate()
     }
 
-    /// The model for the classes of `mix`.
+    /// What the fields of the model are that the configuration does not give: those of the model in `before`, so that a run goes on
+    /// with what it has learnt (its kernels, the size of its images), if that file holds a whole model with the network of
+    /// `model.base`; else those of `model.base`.
+    fn base(&self, before: Option<&Path>) -> Result<Config> {
+        let m = &self.model;
+        let named = Config::named(m.base.as_deref().unwrap_or(&m.name));
+        let Some(started) = before.map(start_config).transpose()?.flatten() else {
+            return named;
+        };
+        let network =
+            |c: &Config| (c.backbone, c.channels, c.stages, c.feedforward_channels, c.heads, c.norm_groups);
+        match named {
+            Ok(named) if network(&named) != network(&started) => Ok(named),
+            Err(error) if m.base.is_some() => Err(error),
+            _ => Ok(started),
+        }
+    }
+
+    /// The model for the classes of `mix`. What the configuration does not say of it is as in `before`, the checkpoint or state that
+    /// training goes on from, or as in `model.base`.
     ///
     /// # Errors
-    /// As [`Config::named`] and [`Config::validate`].
-    pub fn model(&self, mix: &Mix) -> Result<Config> {
+    /// As [`Config::named`] and [`Config::validate`], and whatever opening the file says.
+    pub fn model(&self, mix: &Mix, before: Option<&Path>) -> Result<Config> {
         let m = &self.model;
-        let base = Config::named(m.base.as_deref().unwrap_or(&m.name))?;
+        let base = self.base(before)?;
         let stuff = mix.classes().len() - mix.things();
         let config = Config {
             name: m.name.clone(),
@@ -411,6 +437,13 @@ impl RunConfig {
         self.data.sampling.overfit = Some(count);
         self.augment = Augment::off(self.augment.size);
     }
+}
+
+/// The model in a checkpoint, if it holds a whole one that says which it is.
+fn start_config(path: &Path) -> Result<Option<Config>> {
+    let file = Checkpoint::open(path)?;
+    let text = file.metadata().get(CONFIG_KEY);
+    text.map(|text| Config::from_json(text).map_err(|e| Error::checkpoint(path, e.to_string()))).transpose()
 }
 
 /// A message of the TOML reader with its line instead of an excerpt.

@@ -29,9 +29,13 @@ pub fn data(mix: &Mix, what: &str, observer: &mut dyn Observer) {
 }
 
 /// Where the weights came from.
-pub fn start(config: &RunConfig, report: &StartReport, observer: &mut dyn Observer) {
+pub fn start(config: &RunConfig, model: &Config, report: &StartReport, observer: &mut dyn Observer) {
     if let Some(path) = &config.start.weights {
         observer.note(&format!("{}: {} tensors taken", path.display(), report.loaded));
+        let Config { proposals, size: [short, long], mask_score, .. } = model;
+        observer.note(&format!(
+            "model: {proposals} kernels, photos segmented at {short}, {long}, mask_score {mask_score}"
+        ));
     }
     if !report.drawn.is_empty() {
         observer.note(&format!("drawn from seed {}: {}", config.seed, report.drawn.join(", ")));
@@ -83,8 +87,11 @@ pub fn mismatches(config: &RunConfig, model: &Config, mix: &Mix, total: u64, obs
             "augment.size is {h} x {w}, but photos are segmented at model.size {short}, {long}: objects are of another size there"
         ));
     }
-    let warmup = config.schedule.warmup;
-    if 3 * warmup > total {
-        warn(format!("schedule.warmup of {warmup} iterations is more than a third of the run's {total}"));
+    let warmup = config.schedule.schedule(total).warmup;
+    match config.schedule.warmup {
+        Some(asked) if asked > warmup => warn(format!(
+            "schedule.warmup of {asked} iterations is more than a third of the run's {total}: it warms up for {warmup}"
+        )),
+        _ => {}
     }
 }

@@ -122,7 +122,8 @@ impl Trainer {
         }
         let mix = Arc::new(Mix::open(&config.data.train, &config.reading())?);
         describe::data(&mix, "train", observer);
-        let model = config.model(&mix)?;
+        let before = if resume { Some(state_path.as_path()) } else { config.start.weights.as_deref() };
+        let model = config.model(&mix, before)?;
         let origin = Origin::of(&config, &mix);
         let mut changes = Vec::new();
         let (values, moments, progress) = if resume {
@@ -137,7 +138,7 @@ impl Trainer {
             (state.values, state.moments, state.progress)
         } else {
             let (values, report) = initial_values(&model, &config.start, config.seed)?;
-            describe::start(&config, &report, observer);
+            describe::start(&config, &model, &report, observer);
             (values, BTreeMap::new(), Progress::new(config.seed))
         };
         for change in changes {
@@ -182,7 +183,7 @@ impl Trainer {
         }
         let now = Instant::now();
         Ok(Trainer {
-            schedule: config.schedule.schedule(),
+            schedule: config.schedule.schedule(total),
             total,
             optimizer,
             loader,
