@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Shorthand for results of this crate.
@@ -103,6 +104,12 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(escaped)
+}
+
+/// Prints a line on standard error, escaped. That it is closed or full is no reason to stop, nor to end with another exit code.
+pub fn say(line: fmt::Arguments<'_>) {
+    let line = format!("{}\n", escaped(&line.to_string()));
+    let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
 }
 
 impl fmt::Display for WeightReport {

@@ -133,7 +133,7 @@ class Plans:
         follow = {"KNET_TUNED": str(self.tuned())}
         return [
             self.knet("tune-r50", "tune", "--device", "cuda", "--model", R50, *table, cap=75, least=30),
-            self.bench("bench-r50-tuned", "--model", R50, env=follow),
+            self.bench("bench-r50-tuned", "--model", R50, env=follow, requires=self.tuned()),
         ]
 
     def counters(self) -> list[Part]:

@@ -34,6 +34,8 @@ class Part:
     env: dict[str, str] = field(default_factory=dict)
     # Why it cannot run here, if so.
     missing: str | None = None
+    # What an earlier part has to have made.
+    requires: Path | None = None
     # Numbers for the results, from the output.
     read: Callable[[str], object] | None = None
     # Parts to run next, given the output of one that failed.
@@ -100,6 +102,8 @@ class Runner:
             part = queue.pop(0)
             if part.missing:
                 self.note(Outcome(part.name, "skipped", 0, part.missing))
+            elif part.requires and not part.requires.exists():
+                self.note(Outcome(part.name, "skipped", 0, f"no {part.requires.name}"))
             elif self.left() - GRACE < part.least:
                 self.note(Outcome(part.name, "skipped", 0, f"{max(self.left(), 0):.0f} s left, needs {part.least:.0f}"))
             else:

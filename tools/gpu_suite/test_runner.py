@@ -42,9 +42,10 @@ class RunnerTest(unittest.TestCase):
             Part("unreadable", [python("print('no number')")], 30, read=json_object),
             Part("absent", [["/nonexistent/program"]], 30),
             Part("no tool", [["true"]], 30, missing="no ncu"),
+            Part("no table", [["true"]], 30, requires=self.out / "tuned.json"),
             Part("emulated", [python("print('this is an emulator'); raise SystemExit(2)")], 30),
         ])
-        self.assertEqual([o.outcome for o in outcomes.values()], ["ok", "failed", "failed", "failed", "skipped", "skipped"])
+        self.assertEqual([o.outcome for o in outcomes.values()], ["ok", "failed", "failed", "failed", "skipped", "skipped", "skipped"])
         self.assertEqual(outcomes["good"].numbers, {"ms": 2})
         self.assertEqual(outcomes["bad"].detail, "exit codes [3]. error: no")
         self.assertEqual([line["part"] for line in self.lines()], list(outcomes))

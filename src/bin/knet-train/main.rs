@@ -1,16 +1,5 @@
 //! The `knet-train` command.
 
-/// Prints a line on standard error, escaped. That it is closed or full is no reason to stop, nor to end with another exit code.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        let line = format!($($text)*);
-        let _ = std::io::Write::write_all(
-            &mut std::io::stderr(),
-            format!("{}\n", knet::error::escaped(&line)).as_bytes(),
-        );
-    }};
-}
-
 mod progress;
 
 use std::io::Write;
@@ -20,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
-use knet::error::escaped;
+use knet::error::{escaped, say};
 use knet::train::run::{Outcome, RunConfig, Trainer};
 use knet::{Error, Result};
 use progress::Console;
@@ -102,7 +91,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             console.finish();
-            say!("error: {error}");
+            say(format_args!("error: {error}"));
             ExitCode::from(error.kind().exit_code())
         }
     }
@@ -117,7 +106,7 @@ fn run(arguments: &Arguments, console: &mut Console) -> Result<ExitCode> {
         if asked.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        say!("stopping after this step (once more: at once, without saving)");
+        say(format_args!("stopping after this step (once more: at once, without saving)"));
     };
     let ignored = ignored_signals();
     ctrlc::set_handler(handler).map_err(|e| Error::usage(format!("Ctrl-C cannot be handled: {e}")))?;

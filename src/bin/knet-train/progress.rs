@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use knet::error::say;
 use knet::train::run::{Observer, Report};
 
 /// Seconds between two lines where there is no terminal.
@@ -47,8 +48,8 @@ impl Console {
 impl Observer for Console {
     fn note(&mut self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| say!("{text}")),
-            None => say!("{text}"),
+            Some(bar) => bar.suspend(|| say(format_args!("{text}"))),
+            None => say(format_args!("{text}")),
         }
     }
 
@@ -65,7 +66,7 @@ impl Observer for Console {
         } else if due || report.iteration == report.total {
             let Report { iteration, total, epoch, lr, .. } = report;
             let text = text(report);
-            say!("{iteration}/{total} epoch {epoch} lr {lr:.2e}  {text}{left}");
+            say(format_args!("{iteration}/{total} epoch {epoch} lr {lr:.2e}  {text}{left}"));
         }
         if due {
             self.shown = Some(Instant::now());

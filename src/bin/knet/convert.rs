@@ -4,6 +4,7 @@ use crate::{guard, print};
 use clap::{Args, ValueEnum};
 use knet::Result;
 use knet::engine::convert::{Options, Precision, SOURCE_KEY, convert};
+use knet::error::say;
 use knet::fsio::read_text;
 use knet::model::Config;
 use knet::train::data::Catalogue;
@@ -101,7 +102,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let converted = convert(&arguments.input, &out, &options)?;
     for note in &converted.notes {
-        say!("note: {note}");
+        say(format_args!("note: {note}"));
     }
     print(&format!(
         "{}: {} ({} tensors, {:.2} M values)\n",

@@ -4,6 +4,7 @@ use crate::{ModelArguments, guard, parse_score, parse_sides, print};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use knet::engine::WeightSource;
+use knet::error::say;
 use knet::fsio::atomic_write;
 use knet::image::output::coco_results;
 use knet::train::data::{Catalogue, Reading};
@@ -112,11 +113,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let mut engine = arguments.model.build(builder)?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
-        say!("note: {source} are random weights: the scores say nothing");
+        say(format_args!("note: {source} are random weights: the scores say nothing"));
     }
     let mut evaluation = Evaluation::open(&spec, &engine)?;
     for warning in evaluation.warnings() {
-        say!("note: {warning}");
+        say(format_args!("note: {warning}"));
     }
     let category_of = match (&arguments.coco, &arguments.annotations) {
         (Some(_), Some(annotations)) => {
@@ -146,7 +147,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         atomic_write(path, |out| Ok(serde_json::to_writer(out, &results)?))?;
     }
     let Some(partial) = report.partial else { return Ok(ExitCode::SUCCESS) };
-    say!("error: {} (the numbers are of {} of {} images)", partial.reason, partial.images, partial.of);
+    say(format_args!(
+        "error: {} (the numbers are of {} of {} images)",
+        partial.reason, partial.images, partial.of
+    ));
     Ok(ExitCode::from(partial.kind.map_or(1, |kind| kind.exit_code())))
 }
 

@@ -1,16 +1,5 @@
 //! The `knet` command.
 
-/// Prints a line on standard error, escaped. That it is closed or full is no reason to stop, nor to end with another exit code.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        let line = format!($($text)*);
-        let _ = std::io::Write::write_all(
-            &mut std::io::stderr(),
-            format!("{}\n", knet::error::escaped(&line)).as_bytes(),
-        );
-    }};
-}
-
 mod bench;
 mod cache;
 mod convert;
@@ -24,7 +13,7 @@ mod tune;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knet::engine::{Device, EngineBuilder, WeightSource};
-use knet::error::escaped;
+use knet::error::{escaped, say};
 use knet::plan::gpus::{GPUS, Gpu};
 use knet::plan::launch::Precision;
 use knet::{Engine, Error};
@@ -132,10 +121,10 @@ impl ModelArguments {
     fn build(&self, builder: EngineBuilder) -> Result<Engine, Error> {
         let engine = builder.build()?;
         if let (Some(reason), Some(_)) = (engine.device_note(), self.device) {
-            say!("note: computing on the CPU: {reason}");
+            say(format_args!("note: computing on the CPU: {reason}"));
         }
         if let Some(reason) = engine.tuning_note() {
-            say!("note: tuning table not followed: {reason}");
+            say(format_args!("note: tuning table not followed: {reason}"));
         }
         Ok(engine)
     }
@@ -211,6 +200,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &Error) -> ExitCode {
-    say!("error: {error}");
+    say(format_args!("error: {error}"));
     ExitCode::from(error.kind().exit_code())
 }

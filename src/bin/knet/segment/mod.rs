@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use knet::engine::{Segmentation, WeightSource};
+use knet::error::say;
 use knet::fsio::atomic_write;
 use knet::image::classes::Class;
 use knet::image::decode::{Limits, decode};
@@ -103,7 +104,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let engine = arguments.model.build(builder)?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
-        say!("note: {source} are random weights: the masks show that the engine runs, not what it sees");
+        say(format_args!(
+            "note: {source} are random weights: the masks show that the engine runs, not what it sees"
+        ));
     }
     let panoptic = engine.task() == Task::Panoptic;
     let formats = match arguments.format.as_slice() {
@@ -131,12 +134,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let Some(first) = failures.first() else { return Ok(ExitCode::SUCCESS) };
     for failure in &failures {
-        say!("error: {failure}");
+        say(format_args!("error: {failure}"));
     }
     if items.len() == 1 {
         return Ok(ExitCode::from(first.kind().exit_code()));
     }
-    say!("{} of {} images failed", failures.len(), items.len());
+    say(format_args!("{} of {} images failed", failures.len(), items.len()));
     Ok(ExitCode::from(1))
 }
 
@@ -183,14 +186,16 @@ impl List {
             .collect();
         if let Some(first) = left.first() {
             let (count, file) = (left.len(), annotations.display());
-            say!("note: {count} classes are no category of {file} and left out of the list (first: {first})");
+            say(format_args!(
+                "note: {count} classes are no category of {file} and left out of the list (first: {first})"
+            ));
         }
         Ok(Some(List { path: path.clone(), image_ids, category_of, results: Vec::new() }))
     }
 
     fn write(&self) -> Result<()> {
         atomic_write(&self.path, |out| Ok(serde_json::to_writer(out, &self.results)?))?;
-        say!("note: {} results in {}", self.results.len(), self.path.display());
+        say(format_args!("note: {} results in {}", self.results.len(), self.path.display()));
         Ok(())
     }
 }

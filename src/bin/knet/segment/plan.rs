@@ -2,6 +2,7 @@
 
 use super::{Arguments, Format};
 use crate::guard;
+use knet::error::say;
 use knet::image::listing::{ENDINGS, Listing};
 use knet::image::picture::is_own;
 use knet::{Error, Result};
@@ -76,7 +77,7 @@ fn photos(inputs: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let own = (own > 0).then(|| format!("{own} results of knet segment"));
         let passed_over: Vec<String> = listing.passed_over().into_iter().chain(own).collect();
         if !passed_over.is_empty() {
-            say!("note: {}: passed over {}", input.display(), passed_over.join(", "));
+            say(format_args!("note: {}: passed over {}", input.display(), passed_over.join(", ")));
         }
         if listing.pictures.is_empty() {
             let endings = ENDINGS.join(", ");
