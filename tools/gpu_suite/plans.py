@@ -60,7 +60,7 @@ def trials(output: str) -> dict:
 
 
 def failed_trials(output: str) -> list[str]:
-    """Names of trials that failed, in order: those whose process died with them are among those that never ended."""
+    """Names of trials that failed, in order. What a process that died was running is not among them: it never ended."""
     return list(dict.fromkeys(re.findall(r"^test (\S+)\s+\.\.\. FAILED", output, re.MULTILINE)))
 
 
@@ -206,9 +206,10 @@ class Plans:
         for name in names[:MOST_AGAIN]:
             if name.startswith("again "):
                 trial = name.removeprefix("again ")
-                checked = [[self.sanitizer, "--tool", "memcheck", self.place.program("cuda_device"), "--exact", trial]]
-                parts.append(self.suite(name, "cuda_device", "--exact", trial, cap=20))
+                alone = self.suite(name, "cuda_device", "--exact", trial, cap=20)
+                parts.append(alone)
                 if self.sanitizer:
+                    checked = [[self.sanitizer, "--tool", "memcheck", "--error-exitcode", "99", *alone.commands[0]]]
                     parts.append(Part(f"memcheck {trial}", checked, 40, 10))
             elif name in known:
                 parts.append(known[name])

@@ -3,7 +3,7 @@
 use crate::{ModelArguments, guard, parse_size, print};
 use clap::Args;
 use knet::checkpoint::{StorageType, TensorData, TensorOut, write_safetensors};
-use knet::engine::{Segmentation, WeightSource};
+use knet::engine::Segmentation;
 use knet::image::decode::{Limits, decode};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,10 +40,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> knet::Result<()> {
-    let weights = match arguments.model.source() {
-        WeightSource::File(path) => Some(path),
-        WeightSource::Embedded { .. } | WeightSource::Seeded(_) => None,
-    };
+    let weights = arguments.model.weights_file();
     let inputs: Vec<PathBuf> = weights.into_iter().chain([arguments.image.clone()]).collect();
     let own = |path: &Path| guard::is_checkpoint_with(path, &["model", "image"]);
     guard::check(&arguments.out, &inputs, own, arguments.overwrite)?;

@@ -157,10 +157,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// Refuses outputs that would replace an input or a file of someone else, or each other.
 fn check_outputs(arguments: &Arguments) -> Result<()> {
     let Arguments { annotations, classes, list, json, coco, .. } = arguments;
-    let weights = match arguments.model.source() {
-        WeightSource::File(path) => Some(path),
-        WeightSource::Embedded { .. } | WeightSource::Seeded(_) => None,
-    };
+    let weights = arguments.model.weights_file();
     let inputs: Vec<PathBuf> =
         [annotations.clone(), classes.clone(), list.clone(), weights].into_iter().flatten().collect();
     if json.is_some() && json == coco {

@@ -18,6 +18,7 @@ use knet::plan::gpus::{GPUS, Gpu};
 use knet::plan::launch::Precision;
 use knet::{Engine, Error};
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const AFTER_HELP: &str = "\
@@ -134,6 +135,14 @@ impl ModelArguments {
             (Some(source), _) => source.clone(),
             (None, Some(_)) => WeightSource::Seeded(0),
             (None, None) => WeightSource::Embedded { name: "knet_s3_lite0_person (built in)", bytes: PERSON },
+        }
+    }
+
+    /// The file that the weights are read from, if they are: an input, which no output replaces.
+    fn weights_file(&self) -> Option<PathBuf> {
+        match self.source() {
+            WeightSource::File(path) => Some(path),
+            WeightSource::Embedded { .. } | WeightSource::Seeded(_) => None,
         }
     }
 

@@ -88,10 +88,9 @@ pub fn mismatches(config: &RunConfig, model: &Config, mix: &Mix, total: u64, obs
         ));
     }
     let warmup = config.schedule.schedule(total).warmup;
-    match config.schedule.warmup {
-        Some(asked) if asked > warmup => warn(format!(
+    if let Some(asked) = config.schedule.warmup.filter(|&asked| asked > warmup) {
+        warn(format!(
             "schedule.warmup of {asked} iterations is more than a third of the run's {total}: it warms up for {warmup}"
-        )),
-        _ => {}
+        ));
     }
 }
