@@ -17,7 +17,7 @@ mod common;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use image::{Rgb, RgbImage};
 use knet::checkpoint::{TensorData, TensorOut, seeded, write_safetensors};
-use knet::cpu::{Executor, Pool, Weights, select};
+use knet::cpu::{Executor, Pool, Selection, Weights, select};
 use knet::cuda::pipeline::{Masks, copy_photo};
 use knet::cuda::post::{Extent, MaskLogits};
 use knet::engine::source::{self, CONFIG_KEY};
@@ -169,14 +169,14 @@ impl Network {
     /// Plans it and puts a photo into its input.
     fn new(model: &str, size: (usize, usize)) -> Result<Self> {
         let pool = Pool::new(common::threads())?;
-        let (isa, threads) = (Isa::detect(), pool.threads());
+        let selection = Selection::new(Isa::detect(), pool.threads());
         let mut preprocessor =
             Preprocessor::new(PreprocessConfig { size: None, ..PreprocessConfig::default() })?;
         let geometry = preprocessor.geometry(size.0, size.1);
         let (config, load) = source::open(&WeightSource::Seeded(0), Some(model))?;
         let graph = optimize(build(&config, 1, geometry.padded.into(), TapMode::Off)?.graph)?;
-        let plan = Plan::build(&graph, select(isa, threads))?;
-        let mut executor = pool.run(|| Executor::new(plan, &Weights::new(load), isa, threads))?;
+        let plan = Plan::build(&graph, select(selection))?;
+        let mut executor = pool.run(|| Executor::new(plan, &Weights::new(load), selection))?;
         pool.run(|| preprocessor.run(&photo(size), executor.input_mut(0)))?;
         Ok(Network { config, geometry, executor, pool })
     }
@@ -216,7 +216,7 @@ fn network(criterion: &mut Criterion) {
 fn planned_flops(model: &str, (height, width): (usize, usize)) -> Result<u64> {
     let padded = [height, width].map(|side| side.next_multiple_of(SIZE_DIVISOR));
     let graph = optimize(build(&Config::named(model)?, 1, padded, TapMode::Off)?.graph)?;
-    Ok(Plan::build(&graph, select(Isa::detect(), common::threads()))?.flops())
+    Ok(Plan::build(&graph, select(Selection::new(Isa::detect(), common::threads())))?.flops())
 }
 
 fn post(criterion: &mut Criterion) {

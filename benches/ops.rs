@@ -17,7 +17,7 @@ mod common;
 mod run;
 
 use criterion::{Criterion, Throughput};
-use knet::cpu::{Executor, Pool, select};
+use knet::cpu::{Executor, Pool, Selection, select};
 use knet::cuda::{self, Runtime};
 use knet::error::Result;
 use knet::graph::Param;
@@ -42,17 +42,17 @@ fn operands(op: &Op) -> Operands {
 }
 
 fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
-    let (isa, threads) = (Isa::detect(), pool.threads());
+    let selection = Selection::new(Isa::detect(), pool.threads());
     let inputs = case.make_inputs(7);
     let (graph, weights) = one_node(&case.op, &inputs, operands(&case.op)).expect("a case is valid");
-    let plan = Plan::build(&graph, select(isa, threads)).expect("a case can be planned");
+    let plan = Plan::build(&graph, select(selection)).expect("a case can be planned");
     // An operator without operands is a constant: a model runs it when it is loaded.
     let Some(step) = plan.steps.first() else { return };
     let throughput = match step.flops {
         0 => Throughput::Bytes(step.bytes()),
         flops => Throughput::Elements(flops),
     };
-    let mut executor = pool.run(|| Executor::new(plan, &weights, isa, threads)).expect("an executor");
+    let mut executor = pool.run(|| Executor::new(plan, &weights, selection)).expect("an executor");
     for (index, input) in inputs.iter().enumerate().take(executor.plan().inputs.len()) {
         executor.input_mut(index).copy_from_slice(input.data());
     }

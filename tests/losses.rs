@@ -6,7 +6,7 @@
 mod run;
 
 use knet::checkpoint::Checkpoint;
-use knet::cpu::{Executor, Pool, select};
+use knet::cpu::{Executor, Pool, Selection, select};
 use knet::graph::autodiff::gradients;
 use knet::graph::{Builder, Graph, Layout, ValueId};
 use knet::isa::Isa;
@@ -231,9 +231,9 @@ fn adamw() {
         let mut graph: Graph = b.finish().unwrap();
         graph.make_variables(|_| true);
         let pool = Pool::new(1).unwrap();
-        let isa = Isa::detect();
-        let plan = Plan::build(&graph, select(isa, 1)).unwrap();
-        let mut executor = Executor::new(plan, &run::no_weights(), isa, 1).unwrap();
+        let selection = Selection::new(Isa::detect(), 1);
+        let plan = Plan::build(&graph, select(selection)).unwrap();
+        let mut executor = Executor::new(plan, &run::no_weights(), selection).unwrap();
         for (index, key) in keys.iter().enumerate() {
             executor.variable_mut(index).copy_from_slice(values[*key].data());
         }

@@ -4,7 +4,7 @@
 #[expect(dead_code, reason = "the case suite uses the rest")]
 mod run;
 
-use knet::cpu::select;
+use knet::cpu::{Selection, select};
 use knet::graph::{Builder, Graph, ValueId};
 use knet::isa::Isa;
 use knet::ops::activation::Activation;
@@ -37,7 +37,7 @@ fn concats(graph: &Graph) -> usize {
             assert!(relative_l2(&found.to_f64(), wanted.data()) < 1e-6);
         }
     }
-    let plan = Plan::build(graph, select(Isa::detect(), 2)).unwrap();
+    let plan = Plan::build(graph, select(Selection::new(Isa::detect(), 2))).unwrap();
     plan.steps.iter().filter(|step| step.op.name() == "concat").count()
 }
 

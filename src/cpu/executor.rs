@@ -1,6 +1,7 @@
 //! Walks a plan on the CPU.
 
 use super::buffer::AlignedBuffer;
+use super::conv::Arithmetic;
 use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
 use super::{memory, ops, weights::Weights};
 use crate::error::{Error, Result};
@@ -13,10 +14,33 @@ use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// What the kernels of a plan are chosen by, besides types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// Instruction set.
+    pub isa: Isa,
+    /// Threads of the pool that runs the plan.
+    pub threads: usize,
+    /// How coarsely kernels may round.
+    pub arithmetic: Arithmetic,
+}
+
+impl Selection {
+    /// Fast kernels of an instruction set for so many threads.
+    pub fn new(isa: Isa, threads: usize) -> Selection {
+        Selection { isa, threads, arithmetic: Arithmetic::Fast }
+    }
+
+    fn context<'a>(&self, inputs: &'a [ValueType], outputs: &'a [ValueType]) -> Context<'a> {
+        let Selection { isa, threads, arithmetic } = *self;
+        Context { inputs, outputs, isa, threads, arithmetic }
+    }
+}
+
 /// The CPU's kernel selection, for [`Plan::build`].
-pub fn select(isa: Isa, threads: usize) -> impl Fn(&Site<'_>) -> Choice {
+pub fn select(selection: Selection) -> impl Fn(&Site<'_>) -> Choice {
     move |site| {
-        let context = Context { inputs: site.inputs, outputs: site.outputs, isa, threads };
+        let context = selection.context(site.inputs, site.outputs);
         let kernel = ops::kernel(site.op, &context);
         let packed_at_run = kernel.packing().filter(|p| !site.constant[p.input]).map_or(0, |p| p.len);
         let floats = packed_at_run.next_multiple_of(ALIGNMENT / 4) + kernel.workspace();
@@ -76,22 +100,22 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Allocates the arena and binds constants. `isa` and `threads` must be those of [`select`].
+    /// Allocates the arena and binds constants. `selection` must be that of [`select`].
     ///
     /// # Errors
     /// As [`Weights::constant`]; [`Error::Graph`] if a step has too many operands or overlapping memory;
     /// [`Error::Usage`] if this processor lacks the instruction set; [`Error::Memory`] if the arena is larger than the memory
     /// there is.
-    pub fn new(plan: Plan, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
-        if !isa.is_available() {
-            return Err(Error::usage(format!("this processor has no {isa}")));
+    pub fn new(plan: Plan, weights: &Weights, selection: Selection) -> Result<Self> {
+        if !selection.isa.is_available() {
+            return Err(Error::usage(format!("this processor has no {}", selection.isa)));
         }
         plan.steps.iter().try_for_each(check_memory)?;
         memory::check("the network at this size of images", plan.arena_bytes)?;
         let steps = plan
             .steps
             .par_iter()
-            .map(|step| bind(&plan, step, weights, isa, threads))
+            .map(|step| bind(&plan, step, weights, selection))
             .collect::<Result<Vec<_>>>()?;
         let mut constants = vec![None; plan.consts.len()];
         for (_, operand) in &plan.outputs {
@@ -287,7 +311,7 @@ fn check_memory(step: &Step) -> Result<()> {
     }
 }
 
-fn bind(plan: &Plan, step: &Step, weights: &Weights, isa: Isa, threads: usize) -> Result<Bound> {
+fn bind(plan: &Plan, step: &Step, weights: &Weights, selection: Selection) -> Result<Bound> {
     if step.inputs.len() > MAX_INPUTS || step.outputs.len() > MAX_OUTPUTS {
         return Err(Error::Graph(format!(
             "`{}` has {} operands and {} results, the executor takes {MAX_INPUTS} and {MAX_OUTPUTS}",
@@ -298,7 +322,7 @@ fn bind(plan: &Plan, step: &Step, weights: &Weights, isa: Isa, threads: usize) -
     }
     let types = |operands: &[Operand]| operands.iter().map(|o| o.ty).collect::<Vec<_>>();
     let (inputs, outputs) = (types(&step.inputs), types(&step.outputs));
-    let kernel = ops::kernel(&step.op, &Context { inputs: &inputs, outputs: &outputs, isa, threads });
+    let kernel = ops::kernel(&step.op, &selection.context(&inputs, &outputs));
     let mut packed = Packed::None;
     if let Some(packing) = kernel.packing() {
         packed = match step.inputs[packing.input].place {

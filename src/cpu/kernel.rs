@@ -1,5 +1,6 @@
 //! The contract between the executor and the CPU kernels.
 
+use super::conv::Arithmetic;
 use crate::isa::Isa;
 use crate::ops::{Operator, ValueType};
 
@@ -8,7 +9,7 @@ pub const MAX_INPUTS: usize = 18;
 /// Most results of a step.
 pub const MAX_OUTPUTS: usize = 4;
 
-/// What a kernel is chosen from: operand and result types, instruction set and thread count. Choosing is
+/// What a kernel is chosen from: operand and result types and a [`Selection`](super::Selection). Choosing is
 /// a pure function of these; the thread count may size scratch memory but must not change any result.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
@@ -20,6 +21,8 @@ pub struct Context<'a> {
     pub isa: Isa,
     /// Threads of the pool that will run the kernel.
     pub threads: usize,
+    /// How coarsely the kernel may round.
+    pub arithmetic: Arithmetic,
 }
 
 /// An operator the CPU can run. Implemented in `src/cpu/ops/<name>.rs` for every line of the registry.

@@ -10,6 +10,7 @@ mod ops;
 pub mod pool;
 pub mod weights;
 
-pub use executor::{Executor, select};
+pub use conv::Arithmetic;
+pub use executor::{Executor, Selection, select};
 pub use pool::Pool;
 pub use weights::Weights;

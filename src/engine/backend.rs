@@ -2,11 +2,10 @@
 
 use super::gpu::Gpu;
 use super::tuning::Tuning;
-use crate::cpu::{self, Pool, Weights};
+use crate::cpu::{self, Pool, Selection, Weights};
 use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::isa::Isa;
 use crate::ops::ValueType;
 use crate::plan::Plan;
 use crate::plan::constants::Loader;
@@ -55,7 +54,7 @@ impl fmt::Display for Device {
 
 /// A back end with its constants.
 pub(super) enum Backend {
-    Cpu { isa: Isa, weights: Weights },
+    Cpu { selection: Selection, weights: Weights },
     Cuda(Box<Runtime>),
 }
 
@@ -77,10 +76,11 @@ pub(super) struct Notes {
 }
 
 impl Backend {
-    /// The back end for `device`, and why it is not the GPU if it might have been, or does not follow the tuning table.
+    /// The back end for `device`, with kernels by `selection` on the CPU, and why it is not the GPU if it might have been, or does not follow the tuning table.
     pub(super) fn new(
         device: Device,
         precision: Precision,
+        selection: Selection,
         tuning: &Tuning,
         load: Box<Loader>,
     ) -> Result<(Backend, Notes)> {
@@ -98,7 +98,7 @@ impl Backend {
             },
         };
         let Some(gpu) = gpu else {
-            let backend = Backend::Cpu { isa: Isa::detect(), weights: Weights::new(load) };
+            let backend = Backend::Cpu { selection, weights: Weights::new(load) };
             return Ok((backend, Notes { device, tuning: None }));
         };
         let mut runtime = Runtime::new(gpu, precision, load)?;
@@ -109,7 +109,7 @@ impl Backend {
     /// The device, for people.
     pub(super) fn name(&self) -> String {
         match self {
-            Backend::Cpu { isa, .. } => format!("cpu ({isa})"),
+            Backend::Cpu { selection, .. } => format!("cpu ({})", selection.isa),
             Backend::Cuda(runtime) => {
                 let precision = runtime.target().precision.name();
                 format!("{} ({precision})", runtime.device().name())
@@ -129,9 +129,9 @@ impl Backend {
     }
 
     /// Plans `graph`.
-    pub(super) fn plan(&self, graph: &Graph, pool: &Pool) -> Result<Plan> {
+    pub(super) fn plan(&self, graph: &Graph) -> Result<Plan> {
         match self {
-            Backend::Cpu { isa, .. } => Plan::build(graph, cpu::select(*isa, pool.threads())),
+            Backend::Cpu { selection, .. } => Plan::build(graph, cpu::select(*selection)),
             Backend::Cuda(runtime) => cuda::plan(graph, runtime.selection().clone()),
         }
     }
@@ -155,8 +155,8 @@ impl Backend {
     /// Binds a plan of [`Backend::plan`] to memory and constants.
     pub(super) fn executor(&self, plan: Plan, pool: &Pool) -> Result<Executor> {
         match self {
-            Backend::Cpu { isa, weights } => {
-                let executor = pool.run(|| cpu::Executor::new(plan, weights, *isa, pool.threads()))?;
+            Backend::Cpu { selection, weights } => {
+                let executor = pool.run(|| cpu::Executor::new(plan, weights, *selection))?;
                 weights.trim();
                 Ok(Executor::Cpu(Box::new(executor)))
             }

@@ -1,6 +1,7 @@
 //! The public API: weights in, photos in, masks out.
 
 mod backend;
+mod builder;
 mod classes;
 pub mod convert;
 mod gpu;
@@ -11,6 +12,7 @@ pub mod source;
 mod tuning;
 
 pub use backend::Device;
+pub use builder::EngineBuilder;
 pub use classes::{class_list, known_names, knows_ids};
 pub use segmentation::Segmentation;
 pub use source::WeightSource;
@@ -26,12 +28,10 @@ use crate::image::HeadOutput;
 use crate::image::classes::Class;
 use crate::image::instance::{InstanceConfig, InstancePostprocessor};
 use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
-use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
-use crate::model::{
-    CLS_SCORE, Config, MASK_PREDS, Normalization, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build,
-};
+use crate::image::preprocess::{Geometry, Preprocessor};
+use crate::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build};
 use crate::plan::Plan;
-use crate::plan::launch::{Precision, Target};
+use crate::plan::launch::Target;
 use crate::tensor::{Shape, Tensor};
 use ::image::RgbImage;
 use backend::{Backend, Executor};
@@ -100,143 +100,7 @@ impl Timings {
     }
 }
 
-/// Settings of an [`Engine`].
-#[derive(Clone, Debug)]
-pub struct EngineBuilder {
-    weights: WeightSource,
-    model: Option<String>,
-    task: Option<Task>,
-    threads: usize,
-    size: Option<Option<(usize, usize)>>,
-    min_score: Option<f64>,
-    device: Device,
-    precision: Precision,
-    tuning: Tuning,
-}
-
-impl EngineBuilder {
-    /// Takes weights from here. The default is `seeded:0`.
-    pub fn weights(mut self, source: impl Into<WeightSource>) -> Self {
-        self.weights = source.into();
-        self
-    }
-
-    /// Names the model, for weights that do not.
-    pub fn model(mut self, name: &str) -> Self {
-        self.model = Some(name.to_string());
-        self
-    }
-
-    /// Asks for this kind of result. A panoptic model gives instances too; an instance model gives nothing
-    /// else.
-    pub fn task(mut self, task: Task) -> Self {
-        self.task = Some(task);
-        self
-    }
-
-    /// Uses this many threads; 0, the default, means one per core.
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = threads;
-        self
-    }
-
-    /// Resizes images to fit into (short side, long side) pixels instead of the model's own size; `None`
-    /// leaves them as they are.
-    pub fn size(mut self, size: Option<(usize, usize)>) -> Self {
-        self.size = Some(size);
-        self
-    }
-
-    /// Drops instances, and things of a panoptic map, that score lower. By default an instance result holds
-    /// the best 100 whatever their score, and a panoptic map follows the model's own threshold (0.3).
-    pub fn min_score(mut self, score: f64) -> Self {
-        self.min_score = Some(score);
-        self
-    }
-
-    /// Computes here. The default is [`Device::Auto`].
-    pub fn device(mut self, device: Device) -> Self {
-        self.device = device;
-        self
-    }
-
-    /// Stores and multiplies in this precision on a GPU. The CPU computes in f32 whatever is set here.
-    pub fn precision(mut self, precision: Precision) -> Self {
-        self.precision = precision;
-        self
-    }
-
-    /// Chooses a GPU's kernels by this table where it knows them. The default is [`Tuning::User`].
-    pub fn tuning(mut self, tuning: Tuning) -> Self {
-        self.tuning = tuning;
-        self
-    }
-
-    /// Loads the model.
-    ///
-    /// # Errors
-    /// [`Error::Cuda`] if a GPU was named and cannot be used; as [`source::open`]; [`Error::Usage`] for a size without pixels,
-    /// a task the model cannot do or a damaged tuning table that was named, [`Error::Io`] for one that cannot be read.
-    pub fn build(self) -> Result<Engine> {
-        let (config, load) = source::open(&self.weights, self.model.as_deref())?;
-        let task = self.task.unwrap_or(config.task);
-        if task == Task::Panoptic && config.task != Task::Panoptic {
-            return Err(Error::usage(format!(
-                "model `{}` gives instances only, no panoptic map",
-                config.name
-            )));
-        }
-        let size = self.size.unwrap_or(Some((config.size[0], config.size[1])));
-        let Normalization { mean, std } = config.normalization;
-        let preprocess = PreprocessConfig { size, mean, std, divisor: SIZE_DIVISOR };
-        let instance = InstanceConfig {
-            max_per_image: config.max_per_image,
-            min_score: self.min_score.unwrap_or(0.0) as f32,
-            proposals: config.proposals,
-            things: config.thing_classes,
-            mask_score: config.mask_score,
-        };
-        let panoptic = PanopticConfig {
-            proposals: config.proposals,
-            things: config.thing_classes,
-            stuff: config.stuff_classes,
-            score_threshold: self.min_score.unwrap_or(config.instance_score_threshold),
-            overlap_threshold: config.overlap_threshold,
-        };
-        let (backend, notes) = Backend::new(self.device, self.precision, &self.tuning, load)?;
-        Ok(Engine {
-            task,
-            pool: Pool::new(self.threads)?,
-            backend,
-            device_note: notes.device,
-            tuning_note: notes.tuning,
-            preprocessor: Preprocessor::new(preprocess)?,
-            instance,
-            panoptic,
-            sessions: Vec::new(),
-            adapters: Vec::new(),
-            timings: Timings::default(),
-            config,
-        })
-    }
-}
-
 impl Engine {
-    /// Starts with seeded weights, the model's own size and one thread per core.
-    pub fn builder() -> EngineBuilder {
-        EngineBuilder {
-            weights: WeightSource::Seeded(0),
-            model: None,
-            task: None,
-            threads: 0,
-            size: None,
-            min_score: None,
-            device: Device::default(),
-            precision: Precision::default(),
-            tuning: Tuning::default(),
-        }
-    }
-
     /// Where it computes, for people: the GPU's name and the precision, or the CPU's instruction set.
     pub fn device(&self) -> String {
         self.backend.name()
@@ -332,7 +196,7 @@ impl Engine {
         let network = build(&self.config, 1, [size.0, size.1], taps)?;
         let taps = network.taps;
         let graph = optimize(network.graph)?;
-        Ok((self.backend.plan(&graph, &self.pool)?, taps))
+        Ok((self.backend.plan(&graph)?, taps))
     }
 
     /// Runs the network alone `runs` times at an input size, and gives for each step of the plan its time in every run; on a GPU

@@ -7,7 +7,7 @@
 use super::data::Batch;
 use super::matcher::Matcher;
 use super::network::{self as names, Term, TermKind, TrainNetwork, TrainSpec, build_training};
-use crate::cpu::{Executor, Pool, Weights, select};
+use crate::cpu::{Arithmetic, Executor, Pool, Selection, Weights, select};
 use crate::error::{Error, Result};
 use crate::graph::Param;
 use crate::isa::Isa;
@@ -95,8 +95,10 @@ impl TrainStep {
     pub fn new(spec: &TrainSpec<'_>, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
         let pool = Pool::new(threads)?;
         let network = build_training(spec)?;
-        let plan = Plan::build(&network.graph, select(isa, pool.threads()))?;
-        let mut executor = pool.run(|| Executor::new(plan, weights, isa, pool.threads()))?;
+        // Exact: what a stage pools hangs on which side of 0 a mask logit falls, and a pixel of a small mask is a per cent of it.
+        let selection = Selection { arithmetic: Arithmetic::Exact, ..Selection::new(isa, pool.threads()) };
+        let plan = Plan::build(&network.graph, select(selection))?;
+        let mut executor = pool.run(|| Executor::new(plan, weights, selection))?;
         for index in 0..executor.plan().variables.len() {
             let param = executor.plan().variables[index].0.clone();
             let tensor = param.layout.apply(weights.load(&param)?);

@@ -1,7 +1,7 @@
 //! Runs graphs on the CPU back end and by the operators' references. Shared by the test suites that
 //! compare the two.
 
-use knet::cpu::{Executor, Weights, select};
+use knet::cpu::{Executor, Selection, Weights, select};
 use knet::error::Result;
 use knet::graph::{Builder, Graph, Layout, Param, Source};
 use knet::isa::Isa;
@@ -79,8 +79,9 @@ pub struct Machine {
 impl Machine {
     /// Plans `graph` for this instruction set and number of threads.
     pub fn new(graph: &Graph, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
-        let plan = Plan::build(graph, select(isa, threads))?;
-        Ok(Machine { executor: Executor::new(plan, weights, isa, threads)?, pool: pool(threads) })
+        let selection = Selection::new(isa, threads);
+        let plan = Plan::build(graph, select(selection))?;
+        Ok(Machine { executor: Executor::new(plan, weights, selection)?, pool: pool(threads) })
     }
 
     /// One run over these graph inputs.

@@ -3,6 +3,7 @@
 use crate::{ModelArguments, guard, parse_size, print};
 use clap::Args;
 use knet::checkpoint::{StorageType, TensorData, TensorOut, write_safetensors};
+use knet::cpu::Arithmetic;
 use knet::engine::Segmentation;
 use knet::image::decode::{Limits, decode};
 use std::collections::BTreeMap;
@@ -44,7 +45,8 @@ pub fn run(arguments: &Arguments) -> knet::Result<()> {
     let inputs: Vec<PathBuf> = weights.into_iter().chain([arguments.image.clone()]).collect();
     let own = |path: &Path| guard::is_checkpoint_with(path, &["model", "image"]);
     guard::check(&arguments.out, &inputs, own, arguments.overwrite)?;
-    let mut builder = arguments.model.engine();
+    // What is compared digit by digit is computed exactly, asked for or not.
+    let mut builder = arguments.model.engine().arithmetic(Arithmetic::Exact);
     if arguments.no_resize {
         builder = builder.size(None);
     }

@@ -12,6 +12,7 @@ mod segment;
 mod tune;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use knet::cpu::Arithmetic;
 use knet::engine::{Device, EngineBuilder, WeightSource};
 use knet::error::{escaped, say};
 use knet::plan::gpus::{GPUS, Gpu};
@@ -90,6 +91,11 @@ struct ModelArguments {
     /// How a GPU stores and multiplies feature maps
     #[arg(long, value_enum, default_value = "f16")]
     precision: PrecisionArgument,
+
+    /// Round as little as PyTorch does, for results that agree with it to the last mask: direct convolution or F(2x2) on the
+    /// CPU (about a quarter slower), f32 on a GPU
+    #[arg(long, conflicts_with = "precision")]
+    precise: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -151,7 +157,12 @@ impl ModelArguments {
         if let Some(name) = &self.model {
             builder = builder.model(name);
         }
-        let builder = builder.device(self.device.unwrap_or_default()).precision(self.precision.into());
+        let builder = if self.precise {
+            builder.arithmetic(Arithmetic::Exact).precision(Precision::F32)
+        } else {
+            builder.precision(self.precision.into())
+        };
+        let builder = builder.device(self.device.unwrap_or_default());
         builder.threads(self.threads.map_or(0, usize::from))
     }
 }

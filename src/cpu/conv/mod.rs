@@ -16,7 +16,7 @@ use crate::cpu::gemm::{self, BLayout, Bias, Epilogue, Gemm, Packed, Target, for_
 use crate::isa::Isa;
 
 pub use grad::{FilterGrad, GradShape, InputGrad};
-pub use shape::{ConvKernel, ConvShape, select};
+pub use shape::{Arithmetic, ConvKernel, ConvShape, select};
 use winograd::{F2, F4, Order};
 
 /// A convolution and how it is computed.
@@ -32,8 +32,8 @@ pub struct Conv {
 
 impl Conv {
     /// The convolution with the kernel that [`select`] names.
-    pub fn new(shape: ConvShape, isa: Isa) -> Conv {
-        Conv { shape, kernel: select(&shape), isa }
+    pub fn new(shape: ConvShape, isa: Isa, arithmetic: Arithmetic) -> Conv {
+        Conv { shape, kernel: select(&shape, arithmetic), isa }
     }
 
     /// The matrix product of one group.

@@ -124,15 +124,27 @@ impl ConvKernel {
     }
 }
 
-/// The kernel for `shape`: a function of its argument alone.
+/// How coarsely a convolution may round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// F(4x4) too, where it is faster: relative L2 up to 1e-6 of the result at 256 channels, held by a test.
+    #[default]
+    Fast,
+    /// As exact as direct convolution (3e-7): kernels that round more coarsely are not taken. What a hard threshold follows, as
+    /// in K-Net's mask pooling, then falls on the side that the same network in PyTorch gives.
+    Exact,
+}
+
+/// The kernel for `shape`: a function of its arguments alone.
 ///
 /// Plain 3x3 convolutions take the kernel of least estimated cost, in multiplications a pair of channels:
 /// products; Winograd's transforms, dearer with fewer channels to share them; and streaming the (transformed)
 /// filters, which takes as long as computing with each value some twenty times. Fitted to Zen 5 with AVX-512.
-pub fn select(shape: &ConvShape) -> ConvKernel {
+pub fn select(shape: &ConvShape, arithmetic: Arithmetic) -> ConvKernel {
     const STREAM: f64 = 20.0;
-    // F(4x4) rounds three times as coarsely as F(2x2), which is as exact as direct convolution. Small maps, where
-    // it would save little time in all, keep the finer kernel.
+    // F(4x4) rounds three times as coarsely as F(2x2), which is as exact as direct convolution: its output transform amplifies
+    // the rounding of the products' sums, and neither shorter runs (4.2e-7 at 16 instead of 64 terms) nor other points bring it
+    // to F(2x2)'s 2.2e-7 at less than the difference in time. Small maps, where it would save little, keep the finer kernel.
     const F4_TILES: usize = 192;
     if shape.groups > 1 && ConvKernel::Depthwise.supports(shape) {
         return ConvKernel::Depthwise;
@@ -151,7 +163,7 @@ pub fn select(shape: &ConvShape) -> ConvKernel {
         ((out + 2) * (out + 2)) as f64 * (tiles as f64 * (1.4 + transforms) + STREAM)
     };
     let (two, four) = (winograd(2), winograd(4));
-    if tiles(4) >= F4_TILES && four <= two && four < direct {
+    if arithmetic == Arithmetic::Fast && tiles(4) >= F4_TILES && four <= two && four < direct {
         ConvKernel::Winograd4
     } else if two < direct {
         ConvKernel::Winograd2

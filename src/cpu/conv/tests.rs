@@ -237,7 +237,7 @@ fn nan_passes_through_relu() {
 
 #[test]
 fn choice_is_named() {
-    let of = |shape| select(&shape).to_string();
+    let of = |shape| select(&shape, Arithmetic::Fast).to_string();
     assert_eq!(
         of(ConvShape {
             height: 4,
@@ -258,6 +258,8 @@ fn choice_is_named() {
     );
     let plain = |height, width, c| of(ConvShape { height, width, c_in: c, c_out: c, ..PLAIN });
     assert_eq!(plain(200, 336, 256), "winograd-f4");
+    let large = ConvShape { height: 200, width: 336, c_in: 256, c_out: 256, ..PLAIN };
+    assert_eq!(select(&large, Arithmetic::Exact), ConvKernel::Winograd2);
     assert_eq!(plain(50, 84, 256), "winograd-f4");
     // 77 tiles: too few to round coarsely for.
     assert_eq!(plain(25, 42, 512), "winograd-f2");

@@ -27,7 +27,7 @@ impl CpuOp for Conv2d {
             dilation: self.dilation,
             groups: self.groups,
         };
-        let conv = Conv::new(shape, context.isa);
+        let conv = Conv::new(shape, context.isa, context.arithmetic);
         let workspace = conv.workspace_len();
         Box::new(Convolution { conv, tail: Tail::new(self.epilogue, context.isa), workspace })
     }

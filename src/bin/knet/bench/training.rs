@@ -39,7 +39,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let lr = AdamWConfig::default().lr;
     let losses = step.run(&batch)?.clone();
     let (executor, pool) = step.parts_mut();
-    optimizer.step(executor, pool, lr)?;
+    let grad_norm = optimizer.step(executor, pool, lr)?;
     let mut times = Vec::new();
     for _ in 0..arguments.runs {
         let start = Instant::now();
@@ -76,6 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "arena_mb": plan.arena_bytes as f64 / 1e6,
             "gflop": plan.flops() as f64 / 1e9,
             "losses": terms,
+            "grad_norm": grad_norm,
             "steps": steps_json(&plan, &medians, None),
         });
         return print(&format!("{report:#}\n"));

@@ -13,7 +13,7 @@ use crate::isa::Isa;
 
 use super::super::implicit::Fields;
 use super::super::winograd::Order;
-use super::super::{Conv, ConvKernel, ConvShape};
+use super::super::{Arithmetic, Conv, ConvKernel, ConvShape};
 use super::{GradShape, Phase, depthwise};
 
 /// The gradient of a convolution's map and how it is computed.
@@ -35,7 +35,8 @@ enum How {
 impl InputGrad {
     /// The gradient with the kernel that suits the shape.
     pub fn new(shape: GradShape, isa: Isa) -> InputGrad {
-        let turned = shape.turned().map(|turned| Conv::new(turned, isa)).filter(|conv| {
+        // No threshold hangs on a gradient's last digits, so the fast kernels serve whatever the forward pass takes.
+        let turned = shape.turned().map(|turned| Conv::new(turned, isa, Arithmetic::Fast)).filter(|conv| {
             matches!(conv.kernel, ConvKernel::Winograd2 | ConvKernel::Winograd4 | ConvKernel::Depthwise)
         });
         let how = match turned {
