@@ -5,7 +5,7 @@ use super::source::{self, WeightSource};
 use super::{Engine, Timings, Tuning};
 use crate::cpu::{Arithmetic, Pool, Selection};
 use crate::error::{Error, Result};
-use crate::image::instance::InstanceConfig;
+use crate::image::instance::{FilterMemory, InstanceConfig, InstanceFilter};
 use crate::image::panoptic::PanopticConfig;
 use crate::image::preprocess::{PreprocessConfig, Preprocessor};
 use crate::isa::Isa;
@@ -21,6 +21,7 @@ pub struct EngineBuilder {
     threads: usize,
     size: Option<Option<(usize, usize)>>,
     min_score: Option<f64>,
+    filter: InstanceFilter,
     device: Device,
     precision: Precision,
     arithmetic: Arithmetic,
@@ -67,6 +68,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Decides which instances stay and what of their masks. By default all do, those without a pixel among them. Panoptic maps,
+    /// whose segments all have pixels, are left as they are, and so are results in device memory.
+    pub fn filter(mut self, filter: InstanceFilter) -> Self {
+        self.filter = filter;
+        self
+    }
+
     /// Computes here. The default is [`Device::Auto`].
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
@@ -97,8 +105,9 @@ impl EngineBuilder {
     ///
     /// # Errors
     /// [`Error::Cuda`] if a GPU was named and cannot be used; as [`source::open`]; [`Error::Usage`] for a size without pixels,
-    /// a task the model cannot do or a damaged tuning table that was named, [`Error::Io`] for one that cannot be read.
+    /// a filter's share beyond 0 to 1, a task the model cannot do or a damaged tuning table that was named, [`Error::Io`] for one that cannot be read.
     pub fn build(self) -> Result<Engine> {
+        self.filter.check()?;
         let (config, load) = source::open(&self.weights, self.model.as_deref())?;
         let task = self.task.unwrap_or(config.task);
         if task == Task::Panoptic && config.task != Task::Panoptic {
@@ -137,6 +146,8 @@ impl EngineBuilder {
             preprocessor: Preprocessor::new(preprocess)?,
             instance,
             panoptic,
+            filter: self.filter,
+            filter_memory: FilterMemory::default(),
             sessions: Vec::new(),
             adapters: Vec::new(),
             timings: Timings::default(),
@@ -155,6 +166,7 @@ impl Engine {
             threads: 0,
             size: None,
             min_score: None,
+            filter: InstanceFilter::default(),
             device: Device::default(),
             precision: Precision::default(),
             arithmetic: Arithmetic::default(),

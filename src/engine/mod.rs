@@ -26,10 +26,10 @@ use crate::error::{Error, Result};
 use crate::graph::passes::optimize;
 use crate::image::HeadOutput;
 use crate::image::classes::Class;
-use crate::image::instance::{InstanceConfig, InstancePostprocessor};
+use crate::image::instance::{FilterMemory, InstanceConfig, InstanceFilter, InstancePostprocessor};
 use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
 use crate::image::preprocess::{Geometry, Preprocessor};
-use crate::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build};
+use crate::model::{CLS_SCORE, Config, MASK_PREDS, Tap, TapLayout, TapMode, Task, build};
 use crate::plan::Plan;
 use crate::plan::launch::Target;
 use crate::tensor::{Shape, Tensor};
@@ -57,6 +57,8 @@ pub struct Engine {
     preprocessor: Preprocessor,
     instance: InstanceConfig,
     panoptic: PanopticConfig,
+    filter: InstanceFilter,
+    filter_memory: FilterMemory,
     /// Most recently used last.
     sessions: Vec<Session>,
     /// Most recently used last.
@@ -188,7 +190,8 @@ impl Engine {
         self.session(geometry.padded).map(|_| ())
     }
 
-    /// Plans the network for one input size; both sides multiples of [`SIZE_DIVISOR`].
+    /// Plans the network for one input size; both sides multiples of
+    /// [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR).
     ///
     /// # Errors
     /// As [`build`].
@@ -258,7 +261,7 @@ impl Engine {
         let session = self.session(geometry.padded)?;
         let adapter = self.adapter(geometry)?;
         let results = self.results(self.task);
-        let Engine { pool, sessions, adapters, timings, backend, .. } = self;
+        let Engine { pool, sessions, adapters, timings, backend, filter, filter_memory, .. } = self;
         let (session, adapter) = (&mut sessions[session], &mut adapters[adapter]);
         (result.task, result.size) = (self.task, geometry.original);
         pool.run(|| {
@@ -268,6 +271,9 @@ impl Engine {
             session.executor.run()?;
             let computed = Instant::now();
             let outcome = session.finish(adapter, result);
+            if result.task == Task::Instance && outcome.is_ok() {
+                result.instances.filter(filter, filter_memory);
+            }
             *timings =
                 Timings { pre: prepared - start, network: computed - prepared, post: computed.elapsed() };
             outcome

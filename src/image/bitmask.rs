@@ -56,6 +56,24 @@ impl BitMask {
         self.bits[rows.start * self.width / 8..(rows.end * self.width).div_ceil(8)].fill(0);
     }
 
+    /// Takes the pixels of these columns out of row `y`.
+    pub(super) fn clear(&mut self, y: usize, columns: std::ops::Range<usize>) {
+        for at in y * self.width + columns.start..y * self.width + columns.end {
+            self.bits[at / 8] &= !(0x80 >> (at % 8));
+        }
+    }
+
+    /// Number of pixels that both masks, of one size, have in these rows. Rows that share a byte with them may hold pixels of one
+    /// of the masks, not of both.
+    pub(super) fn common(&self, other: &BitMask, rows: std::ops::Range<usize>) -> usize {
+        let bytes = rows.start * self.width / 8..(rows.end * self.width).div_ceil(8);
+        let (a, b) = (&self.bits[bytes.clone()], &other.bits[bytes]);
+        let ((a, rest), (b, last)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+        let words = a.iter().zip(b).map(|(a, b)| u64::from_ne_bytes(*a) & u64::from_ne_bytes(*b));
+        let bytes = rest.iter().zip(last).map(|(a, b)| u64::from(a & b));
+        words.chain(bytes).map(|both| both.count_ones() as usize).sum()
+    }
+
     /// Number of rows.
     pub fn height(&self) -> usize {
         self.height

@@ -5,6 +5,11 @@
 //! may appear under several labels; it is evaluated once. A pixel belongs to a mask if its twice resized
 //! probability exceeds 0.5.
 
+mod filter;
+
+pub(crate) use filter::FilterMemory;
+pub use filter::InstanceFilter;
+
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -60,7 +65,7 @@ pub struct Instance {
     pub slot: usize,
     /// Pixels of the mask.
     pub area: usize,
-    /// Box of the mask.
+    /// The smallest box that holds every pixel of the mask, or those of its larger parts if [`InstanceFilter::box_parts`] is set.
     pub bbox: PixelBox,
 }
 

@@ -16,6 +16,7 @@ pub mod output;
 pub mod overlay;
 pub mod palette;
 pub mod panoptic;
+mod parts;
 pub mod picture;
 pub mod preprocess;
 pub mod resize;

@@ -38,7 +38,7 @@ pub struct CocoInstance {
     pub category_id: u32,
     /// Class name.
     pub category_name: String,
-    /// Left, top, width, height in pixels.
+    /// Left, top, width, height in pixels, of [`Instance::bbox`].
     pub bbox: [usize; 4],
     /// Class score.
     pub score: f32,
@@ -84,11 +84,8 @@ pub fn instance_numbers(result: &InstanceResult, (height, width): (usize, usize)
     let mut numbers = vec![0; height * width];
     for (index, instance) in result.instances().iter().enumerate().rev() {
         let (mask, number) = (result.mask(instance), u16::try_from(index + 1).unwrap_or(u16::MAX));
-        let PixelBox { x, y, width: columns, height: rows } = instance.bbox;
-        for row in y..y + rows {
-            for column in (x..x + columns).filter(|&column| mask.get(row, column)) {
-                numbers[row * width + column] = number;
-            }
+        for (y, x) in mask.pixels() {
+            numbers[y * width + x] = number;
         }
     }
     numbers
