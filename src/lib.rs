@@ -5,6 +5,7 @@
 //! # In one example
 //!
 //! ```
+//! use knet::image::{RgbImage, image_rs::Rgb}; // of the crate `image`, in the version that this crate takes
 //! use knet::{Engine, engine::WeightSource};
 //!
 //! # fn main() -> knet::Result<()> {
@@ -13,7 +14,7 @@
 //!     .size(Some((96, 160))) // resize photos to fit into 96 x 160 pixels; leave out for the model's own size
 //!     .min_score(0.3)
 //!     .build()?;
-//! let photo = image::RgbImage::from_fn(160, 96, |x, y| image::Rgb([x as u8, y as u8, 90]));
+//! let photo = RgbImage::from_fn(160, 96, |x, y| Rgb([x as u8, y as u8, 90]));
 //! let found = engine.segment(&photo)?;
 //! for instance in found.instances() {
 //!     let mask = found.mask(instance);
@@ -46,6 +47,7 @@
 //! | [`engine`] | the public API that joins them |
 //! | [`train`] | training: data sets, augmentation, losses, matching, optimizer; evaluation by COCO AP, panoptic quality, mIoU |
 //! | [`fsio`], [`isa`] | files written whole or not at all; run-time choice of the instruction set |
+//! | [`variables`] | the environment variables that are known |
 //!
 //! Each imports only what stands above it (`tests/layering.rs` checks). Nothing is allocated, compiled or
 //! looked up after a plan is built; a plan is built once per input size and kept.
@@ -70,6 +72,7 @@ pub mod ops;
 pub mod plan;
 pub mod tensor;
 pub mod train;
+pub mod variables;
 
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Result};

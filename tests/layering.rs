@@ -11,6 +11,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("tensor", &["error"]),
     ("fsio", &["error"]),
     ("isa", &[]),
+    ("variables", &["error"]),
     ("graph", &["error", "tensor", "ops"]),
     ("ops", &["error", "tensor", "graph"]),
     ("plan", &["error", "tensor", "graph", "ops"]),

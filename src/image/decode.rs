@@ -3,6 +3,11 @@
 //! The conventions are those of `cv2.imread`, which the official K-Net pipeline uses: the EXIF
 //! orientation is applied, alpha is dropped (not blended), grey and palette images become RGB, and
 //! 16-bit samples keep their upper 8 bits. The format is recognised by content, never by file name.
+//!
+//! Lossless formats give the pixels of OpenCV and Pillow. JPEGs do not quite: the decoder rounds its inverse transform and
+//! interpolates colour otherwise than libjpeg-turbo 3.2 (Pillow 13.0). Over 1495 photos (COCO and open collections, 4:2:0 but for
+//! eight of 4:4:4), 10.3 % of the values differ, 3.9 % by more than one level, none by more than 8; the mean difference is
+//! 0.14 levels. To compare networks to the last digit, give both sides a PNG.
 
 use std::fs;
 use std::io::Cursor;
@@ -31,6 +36,55 @@ impl Default for Limits {
     fn default() -> Self {
         Limits { max_side: 16_384, max_pixels: 100_000_000, max_file_bytes: 512 << 20, max_alloc: 1 << 30 }
     }
+}
+
+/// A decoded image file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// The image, upright.
+    pub picture: RgbImage,
+    /// What is wrong with the file although it could be decoded, for people.
+    pub fault: Option<&'static str>,
+}
+
+/// As [`decode`], and says whether the data of a JPEG end before its picture does, which decoders fill with grey: an end marker
+/// does not mean that all is there. Looking costs a second decoding, on another thread if one is free.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_checked(path: impl AsRef<Path>, limits: &Limits) -> Result<Decoded> {
+    let path = path.as_ref();
+    decode_bytes_checked(path, &read_file(path, limits)?, limits)
+}
+
+/// As [`decode_checked`], from memory. `name` stands for the file in errors.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_bytes_checked(name: impl AsRef<Path>, bytes: &[u8], limits: &Limits) -> Result<Decoded> {
+    let name = name.as_ref();
+    let longer = match image::guess_format(bytes) {
+        Ok(ImageFormat::Jpeg) => end_of_jpeg(bytes).map(|end| with_more_data(bytes, end)),
+        _ => None,
+    };
+    let Some(longer) = longer else {
+        return Ok(Decoded { picture: decode_bytes(name, bytes, limits)?, fault: None });
+    };
+    let (picture, other) =
+        rayon::join(|| decode_bytes(name, bytes, limits), || decode_bytes(name, &longer, limits));
+    let picture = picture?;
+    let whole = other.is_ok_and(|other| other == picture);
+    let fault = "the JPEG's data end before its picture does: what is missing was filled with grey";
+    Ok(Decoded { picture, fault: (!whole).then_some(fault) })
+}
+
+/// A JPEG with further bytes at the end of its data. A decoder that has the whole picture by then does not look at them; one that
+/// lacks data takes them for it, and the picture changes.
+fn with_more_data(bytes: &[u8], end: usize) -> Vec<u8> {
+    // No byte of ones, which would begin a marker. A one first: where data are missing, decoders read zeros.
+    let more =
+        (0..64u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 25) as u8 | if i == 0 { 0x80 } else { 0 });
+    [&bytes[..end], &more.collect::<Vec<u8>>(), &bytes[end..]].concat()
 }
 
 /// Reads an image file as 8-bit RGB, upright.
@@ -77,7 +131,7 @@ pub fn decode_bytes(name: impl AsRef<Path>, bytes: &[u8], limits: &Limits) -> Re
     let Some(format) = reader.format() else {
         return Err(refuse("not a PNG, JPEG, BMP, WebP or TIFF image".into()));
     };
-    if format == ImageFormat::Jpeg && jpeg_is_cut_short(bytes) {
+    if format == ImageFormat::Jpeg && end_of_jpeg(bytes).is_none() {
         // The decoder would fill the missing part with grey and say nothing.
         return Err(refuse("truncated JPEG: the data ends before the end-of-image marker".into()));
     }
@@ -133,9 +187,9 @@ fn to_rgb8(picture: DynamicImage) -> Result<RgbImage, String> {
     Ok(RgbImage::from_raw(width, height, data).expect("three samples a pixel"))
 }
 
-/// True if a JPEG stream ends before its end-of-image marker. Walks the marker segments and skips over
-/// entropy-coded data, so that markers inside an embedded thumbnail do not count.
-fn jpeg_is_cut_short(bytes: &[u8]) -> bool {
+/// Where the end-of-image marker of a JPEG stream lies; `None` if the stream ends before it. Walks the marker segments and skips
+/// over entropy-coded data, so that markers inside an embedded thumbnail do not count.
+fn end_of_jpeg(bytes: &[u8]) -> Option<usize> {
     let mut at = 2; // after the start-of-image marker, which identified the format
     while at + 1 < bytes.len() {
         if bytes[at] != 0xff {
@@ -143,14 +197,14 @@ fn jpeg_is_cut_short(bytes: &[u8]) -> bool {
             continue;
         }
         match bytes[at + 1] {
-            0xd9 => return false,
+            0xd9 => return Some(at),
             0xff => at += 1,                      // fill byte
             0x00 | 0x01 | 0xd0..=0xd8 => at += 2, // stuffed zero, or a marker without a body
             _ if at + 3 < bytes.len() => {
                 at += 2 + usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]])).max(2);
             }
-            _ => return true,
+            _ => return None,
         }
     }
-    true
+    None
 }

@@ -43,6 +43,31 @@ impl Listing {
         Ok(listing)
     }
 
+    /// As [`Listing::of`] with everything below the folder, folder by folder. Hidden folders are passed over, and links to folders,
+    /// which could lead in a circle.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a folder cannot be read.
+    pub fn below(folder: &Path) -> Result<Listing> {
+        let mut all = Listing::of(folder)?;
+        let mut folders = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+            let entry = entry.map_err(|e| Error::io(folder, e))?;
+            let kind = entry.file_type().map_err(|e| Error::io(entry.path(), e))?;
+            if kind.is_dir() && !entry.file_name().to_string_lossy().starts_with('.') {
+                folders.push(entry.path());
+            }
+        }
+        folders.sort();
+        for below in folders {
+            let Listing { pictures, others, hidden } = Listing::below(&below)?;
+            all.pictures.extend(pictures);
+            all.others.extend(others);
+            all.hidden += hidden;
+        }
+        Ok(all)
+    }
+
     /// What was passed over, for people; `None` if nothing was.
     pub fn passed_over(&self) -> Option<String> {
         let mut parts = Vec::new();

@@ -24,6 +24,10 @@ pub mod rle;
 pub mod text;
 mod worker_pool;
 
+/// The crate `image` in the version whose pictures this crate takes: `knet::image::image_rs::open(path)`.
+pub use ::image as image_rs;
+pub use ::image::{DynamicImage, RgbImage};
+
 use crate::error::{Error, Result};
 use mask_resize::MaskSampler;
 use preprocess::Geometry;

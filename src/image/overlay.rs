@@ -121,6 +121,18 @@ pub fn draw(photo: &RgbImage, layers: &[Layer]) -> Result<RgbImage> {
     Ok(canvas)
 }
 
+/// The regions in their colours on black, without the photo, at the size of `(height, width)`; where they overlap, the first is on
+/// top.
+pub fn flat(layers: &[Layer], (height, width): (usize, usize)) -> RgbImage {
+    let mut canvas = RgbImage::new(width as u32, height as u32);
+    for layer in layers.iter().rev() {
+        for (y, x) in layer.mask.pixels().filter(|&(y, x)| y < height && x < width) {
+            canvas.put_pixel(x as u32, y as u32, image::Rgb(layer.colour));
+        }
+    }
+    canvas
+}
+
 /// Mixes `colour` into a pixel.
 #[inline]
 pub(super) fn blend(canvas: &mut RgbImage, x: u32, y: u32, colour: [u8; 3], alpha: f32) {

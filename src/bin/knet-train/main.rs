@@ -12,7 +12,7 @@ use clap::Parser;
 use knet::error::{escaped, say};
 use knet::train::run::{Outcome, RunConfig, Trainer};
 use knet::{Error, Result};
-use progress::Console;
+use progress::{Console, Lines};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -63,6 +63,14 @@ struct Arguments {
     /// Change a field of the configuration, e.g. `--set optimizer.lr=1e-3`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+
+    /// Say nothing but errors and how the run ended; log.jsonl has the numbers
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// A line for every update instead of a bar
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 impl Arguments {
@@ -86,8 +94,12 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut console = Console::new();
-    match run(&arguments, &mut console) {
+    let mut console = Console::new(match (arguments.quiet, arguments.verbose) {
+        (true, _) => Lines::None,
+        (_, true) => Lines::Every,
+        _ => Lines::Some,
+    });
+    match knet::variables::check().and_then(|()| run(&arguments, &mut console)) {
         Ok(code) => code,
         Err(error) => {
             console.finish();

@@ -12,8 +12,21 @@ const LINE_EVERY: Duration = Duration::from_secs(30);
 /// Time between two texts of the bar.
 const TEXT_EVERY: Duration = Duration::from_millis(500);
 
+/// How much a run says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// Nothing.
+    None,
+    /// Notes; updates by a bar, or now and then by a line.
+    Some,
+    /// Notes, and a line for every update.
+    Every,
+}
+
 /// The console.
 pub struct Console {
+    lines: Lines,
+    /// Whether a bar is shown.
     terminal: bool,
     bar: Option<ProgressBar>,
     shown: Option<Instant>,
@@ -22,8 +35,9 @@ pub struct Console {
 
 impl Console {
     /// Finds out whether standard error is a terminal.
-    pub fn new() -> Self {
-        Console { terminal: std::io::stderr().is_terminal(), bar: None, shown: None, begun: None }
+    pub fn new(lines: Lines) -> Self {
+        let terminal = lines == Lines::Some && std::io::stderr().is_terminal();
+        Console { lines, terminal, bar: None, shown: None, begun: None }
     }
 
     /// Removes the bar.
@@ -48,6 +62,7 @@ impl Console {
 impl Observer for Console {
     fn note(&mut self, text: &str) {
         match &self.bar {
+            _ if self.lines == Lines::None => {}
             Some(bar) => bar.suspend(|| say(format_args!("{text}"))),
             None => say(format_args!("{text}")),
         }
@@ -55,7 +70,12 @@ impl Observer for Console {
 
     fn step(&mut self, report: &Report<'_>) {
         let left = self.left(report);
-        let every = if self.terminal { TEXT_EVERY } else { LINE_EVERY };
+        let every = match (self.lines, self.terminal) {
+            (Lines::None, _) => return,
+            (Lines::Every, _) => Duration::ZERO,
+            (Lines::Some, true) => TEXT_EVERY,
+            (Lines::Some, false) => LINE_EVERY,
+        };
         let due = self.shown.is_none_or(|at| at.elapsed() >= every);
         if self.terminal {
             let bar = self.bar.get_or_insert_with(|| new_bar(report.total));

@@ -1,6 +1,7 @@
 //! `knet bench`
 
-use crate::{ModelArguments, parse_size, print};
+use crate::size::{self, Size};
+use crate::{ModelArguments, print};
 use clap::Args;
 use knet::engine::{Device, Segmentation, Timings};
 use knet::plan::launch::Target;
@@ -21,9 +22,9 @@ pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
 
-    /// Size of the image
-    #[arg(long, value_name = "HxW", default_value = "800x1333", value_parser = parse_size)]
-    size: [usize; 2],
+    /// Size of the image, that of a photo after its resize [default: the model's own, 800x1333 for COCO]
+    #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
+    size: Option<Size>,
 
     /// Time a training step instead: forward, matching, losses, backward, clipping and AdamW
     ///
@@ -59,11 +60,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         return training::run(arguments);
     }
-    let [height, width] = arguments.size;
     let mut engine = arguments.model.build(arguments.model.engine().size(None))?;
     engine.check_clock()?;
+    let size = arguments.size.unwrap_or(Size::of(engine.config()));
+    let (Size { height, width }, padded) = (size, size.padded());
     let image = synthetic(height, width)?;
-    let padded = [height, width].map(|s| s.next_multiple_of(knet::model::SIZE_DIVISOR));
     let input = (padded[0], padded[1]);
     let parts = time_parts(&mut engine, &image, input, arguments.runs as usize)?;
     let runs = (arguments.runs as usize).min(10);
@@ -79,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "model": config.name,
             "weights": arguments.model.source().to_string(),
             "task": engine.task().name(),
-            "size": arguments.size,
+            "size": [height, width],
             "threads": engine.threads(),
             "device": engine.device(),
             "runs": arguments.runs,

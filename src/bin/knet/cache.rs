@@ -1,6 +1,7 @@
 //! `knet cache`
 
-use crate::{ModelArguments, parse_gpu, parse_size, print};
+use crate::size::{self, Size};
+use crate::{ModelArguments, parse_gpu, print};
 use clap::{Args, Subcommand};
 use knet::cpu::Pool;
 use knet::cuda::cache::{Cache, Item};
@@ -53,10 +54,10 @@ struct Fill {
     #[arg(long, value_name = "NAME", value_parser = parse_gpu, conflicts_with = "device")]
     gpu: Option<&'static Gpu>,
 
-    /// Size of the network input, which is that of the resized photo; rounded up to multiples of 32. May be given several times
-    /// [default: the model's own, lying and standing]
-    #[arg(long, value_name = "HxW", value_parser = parse_size)]
-    size: Vec<[usize; 2]>,
+    /// Size of the resized photo, which the network sees rounded up to multiples of 32. May be given several times [default: the
+    /// model's own, lying and standing]
+    #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
+    size: Vec<Size>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -118,12 +119,10 @@ impl Fill {
     }
 
     fn sizes(&self, engine: &Engine) -> BTreeSet<(usize, usize)> {
-        let [short, long] = engine.config().size;
-        let own = [[short, long], [long, short]];
+        let lying = Size::of(engine.config());
+        let own = [lying, Size { height: lying.width, width: lying.height }];
         let sizes = if self.size.is_empty() { &own[..] } else { &self.size };
-        let rounded =
-            |size: &[usize; 2]| size.map(|side| side.next_multiple_of(knet::model::SIZE_DIVISOR)).into();
-        sizes.iter().map(rounded).collect()
+        sizes.iter().map(|size| size.padded().into()).collect()
     }
 }
 

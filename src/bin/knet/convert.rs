@@ -1,10 +1,10 @@
 //! `knet convert`
 
-use crate::{guard, print};
+use crate::guard;
+use crate::voice::{note, tell};
 use clap::{Args, ValueEnum};
 use knet::Result;
 use knet::engine::convert::{Options, Precision, SOURCE_KEY, convert};
-use knet::error::say;
 use knet::fsio::read_text;
 use knet::model::Config;
 use knet::train::data::Catalogue;
@@ -101,11 +101,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         },
     };
     let converted = convert(&arguments.input, &out, &options)?;
-    for note in &converted.notes {
-        say(format_args!("note: {note}"));
+    for line in &converted.notes {
+        note(format_args!("{line}"));
     }
-    print(&format!(
-        "{}: {} ({} tensors, {:.2} M values)\n",
+    tell(format_args!(
+        "{}: {} ({} tensors, {:.2} M values)",
         out.display(),
         converted.contents.name(),
         converted.tensors,

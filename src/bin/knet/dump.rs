@@ -1,11 +1,13 @@
 //! `knet dump`
 
-use crate::{ModelArguments, guard, parse_size, print};
+use crate::size::{self, Size};
+use crate::voice::tell;
+use crate::{ModelArguments, guard, picture};
 use clap::Args;
 use knet::checkpoint::{StorageType, TensorData, TensorOut, write_safetensors};
 use knet::cpu::Arithmetic;
 use knet::engine::Segmentation;
-use knet::image::decode::{Limits, decode};
+use knet::image::decode::{Limits, decode_checked};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -28,8 +30,8 @@ pub struct Arguments {
     no_resize: bool,
 
     /// Size of the original photo, to which masks are brought [default: the image's own]
-    #[arg(long, value_name = "HxW", value_parser = parse_size)]
-    ori_size: Option<[usize; 2]>,
+    #[arg(long, value_name = "HxW", value_parser = size::parse)]
+    ori_size: Option<Size>,
 
     /// File to write
     #[arg(long, value_name = "FILE")]
@@ -51,10 +53,12 @@ pub fn run(arguments: &Arguments) -> knet::Result<()> {
         builder = builder.size(None);
     }
     let mut engine = arguments.model.build(builder)?;
-    let image = decode(&arguments.image, &Limits::default())?;
-    let original = arguments.ori_size.unwrap_or([image.height() as usize, image.width() as usize]);
+    let image = decode_checked(&arguments.image, &Limits::default())?;
+    let image = picture(&arguments.image.display().to_string(), image);
+    let own = || Size { height: image.height() as usize, width: image.width() as usize };
+    let Size { height, width } = arguments.ori_size.unwrap_or_else(own);
     let taps = engine.taps(&image)?;
-    let segmentation = engine.segment_resized(&image, (original[0], original[1]))?;
+    let segmentation = engine.segment_resized(&image, (height, width))?;
     let finals = finals(&segmentation);
     let taps = taps.iter().map(|(name, tensor)| (name.as_str(), tensor.shape(), tensor.data()));
     let taps: Vec<_> = taps.collect();
@@ -70,7 +74,7 @@ pub fn run(arguments: &Arguments) -> knet::Result<()> {
     metadata.insert("model".to_string(), engine.config().name.clone());
     metadata.insert("image".to_string(), arguments.image.display().to_string());
     write_safetensors(&arguments.out, tensors, &metadata)?;
-    print(&format!("{}: {} tensors\n", arguments.out.display(), taps.len() + finals.len()))
+    tell(format_args!("{}: {} tensors", arguments.out.display(), taps.len() + finals.len()))
 }
 
 struct Final {

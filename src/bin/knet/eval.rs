@@ -1,6 +1,8 @@
 //! `knet eval`
 
-use crate::{ModelArguments, guard, parse_score, parse_sides, print};
+use crate::size::{self, Size};
+use crate::voice::{Level, level, note};
+use crate::{ModelArguments, guard, parse_share, print};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use knet::engine::WeightSource;
@@ -56,13 +58,13 @@ pub struct Arguments {
     #[arg(long)]
     common_classes: bool,
 
-    /// Photos are resized to fit into these sides, in pixels [default: the model's own, 800,1333 for COCO]
-    #[arg(long, value_name = "SHORT,LONG", value_parser = parse_sides)]
-    size: Option<(usize, usize)>,
+    /// Size that photos are resized to fit into, whichever way they lie [default: the model's own, 800x1333 for COCO]
+    #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
+    size: Option<Size>,
 
     /// Leave out instances, and things of a panoptic map, that score lower [default: 0 for instances, the model's own
     /// threshold, 0.3 for COCO, for things of a panoptic map]
-    #[arg(long, visible_alias = "min-score", value_name = "SCORE", value_parser = parse_score)]
+    #[arg(long, visible_alias = "min-score", value_name = "SCORE", value_parser = parse_share)]
     score: Option<f64>,
 
     /// Write all numbers to this file, with all digits
@@ -106,18 +108,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     check_outputs(arguments)?;
     let mut builder = arguments.model.engine().task(task);
     if let Some(size) = arguments.size {
-        builder = builder.size(Some(size));
+        builder = builder.size(Some(size.sides()));
     }
     if let Some(score) = arguments.score {
         builder = builder.min_score(score);
     }
     let mut engine = arguments.model.build(builder)?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
-        say(format_args!("note: {source} are random weights: the scores say nothing"));
+        note(format_args!("{source} are random weights: the scores say nothing"));
     }
     let mut evaluation = Evaluation::open(&spec, &engine)?;
     for warning in evaluation.warnings() {
-        say(format_args!("note: {warning}"));
+        note(format_args!("{warning}"));
     }
     let category_of = match (&arguments.coco, &arguments.annotations) {
         (Some(_), Some(annotations)) => {
@@ -127,7 +129,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let mut results = Vec::new();
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {per_sec}  {eta} left");
-    let bar = ProgressBar::new(evaluation.images() as u64);
+    let images = evaluation.images() as u64;
+    let bar = if level() > Level::Quiet { ProgressBar::new(images) } else { ProgressBar::hidden() };
     let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let report = evaluation.run(&mut engine, |image| {
         bar.set_position(image.done as u64);

@@ -1,6 +1,7 @@
 //! `knet inspect`
 
-use crate::{PrecisionArgument, parse_gpu, parse_size, print};
+use crate::size::{self, Size};
+use crate::{PrecisionArgument, parse_gpu, print};
 use clap::Args;
 use gpu::GpuPlan;
 use knet::checkpoint::Checkpoint;
@@ -21,16 +22,18 @@ mod gpu;
 /// time by the data sheet's rates, and what the cost model of convolutions thinks it takes.
 #[derive(Args)]
 pub struct Arguments {
-    /// Checkpoint (.safetensors), or `seeded:N`
-    file: WeightSource,
+    /// Checkpoint (.safetensors), or `seeded:N` [default: the person model that comes with the program; seeded:0 for a model named
+    /// by --model]
+    file: Option<WeightSource>,
 
     /// Model name, for files that do not say
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
 
-    /// Size of the network input; rounded up to multiples of 32
-    #[arg(long, value_name = "HxW", default_value = "800x1344", value_parser = parse_size)]
-    size: [usize; 2],
+    /// Size of the resized photo, which the network sees rounded up to multiples of 32 [default: the model's own, 800x1333 for
+    /// COCO]
+    #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
+    size: Option<Size>,
 
     /// Worker threads the plan is made for [default: one per core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
@@ -50,8 +53,8 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let mut builder =
-        Engine::builder().weights(arguments.file.clone()).threads(usize::from(arguments.threads));
+    let file = crate::source(arguments.file.as_ref(), arguments.model.as_deref());
+    let mut builder = Engine::builder().weights(file.clone()).threads(usize::from(arguments.threads));
     if let Some(name) = &arguments.model {
         builder = builder.model(name);
     }
@@ -59,7 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         builder = builder.device(Device::Cpu);
     }
     let engine = builder.build()?;
-    let size = arguments.size.map(|s| s.next_multiple_of(knet::model::SIZE_DIVISOR));
+    let size = arguments.size.unwrap_or(Size::of(engine.config())).padded();
     let gpu = match arguments.gpu {
         Some(gpu) => Some(GpuPlan::new(engine.config(), size, gpu, arguments.precision.into())?),
         None => None,
@@ -74,14 +77,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     // As PyTorch counts them: what training changes, not the statistics of norms.
     let statistics = |p: &&Param| p.key.ends_with(".running_mean") || p.key.ends_with(".running_var");
     let parameters = values - tensors.iter().filter(statistics).map(size_of).sum::<usize>();
-    let stored = match &arguments.file {
+    let stored = match &file {
         WeightSource::File(path) => Checkpoint::open(path)?.tensors().iter().map(|t| t.bytes).sum(),
         WeightSource::Embedded { bytes, .. } => bytes.len(),
         WeightSource::Seeded(_) => 4 * values,
     };
     if arguments.json {
         let mut report = json!({
-            "weights": arguments.file.to_string(),
+            "weights": file.to_string(),
             "config": engine.config(),
             "parameters": parameters,
             "tensors": tensors.len(),
@@ -102,7 +105,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let config = engine.config();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let mut rows = vec![
-        ("weights", arguments.file.to_string()),
+        ("weights", file.to_string()),
         ("model", format!("{} ({})", config.name, config.task.name())),
         ("classes", format!("{} things, {} stuff", config.thing_classes, config.stuff_classes)),
         ("kernels", format!("{} instance, {} stages", config.proposals, config.stages)),

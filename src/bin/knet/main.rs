@@ -9,18 +9,23 @@ mod eval;
 mod guard;
 mod inspect;
 mod segment;
+mod size;
 mod tune;
+mod voice;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knet::cpu::Arithmetic;
 use knet::engine::{Device, EngineBuilder, WeightSource};
 use knet::error::{escaped, say};
+use knet::image::RgbImage;
+use knet::image::decode::Decoded;
 use knet::plan::gpus::{GPUS, Gpu};
 use knet::plan::launch::Precision;
 use knet::{Engine, Error};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use voice::{Level, detail, note};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -40,7 +45,7 @@ KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use. KN
 absolute path) of NVIDIA's kernel compiler, which is looked for beside the program, in a CUDA toolkit, in the
 active Python environment and on the loader's path otherwise. KNET_CACHE names the folder for compiled CUDA
 kernels (empty: none), KNET_TUNED the table of measured kernels to follow (empty: none) in place of what
-`knet tune` left beside that cache.";
+`knet tune` left beside that cache. Another variable that begins with KNET_ is an error.";
 
 /// Segments images with K-Net: instance and panoptic masks, without boxes or NMS.
 #[derive(Parser)]
@@ -48,6 +53,14 @@ kernels (empty: none), KNET_TUNED the table of measured kernels to follow (empty
 struct Cli {
     #[command(subcommand)]
     command: Command,
+
+    /// Say nothing but results, warnings and errors: no notes, no bar, no line a photo
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Say more: model, device and what each step of the command took
+    #[arg(short, long, global = true)]
+    verbose: bool,
 }
 
 #[derive(Subcommand)]
@@ -98,6 +111,15 @@ struct ModelArguments {
     precise: bool,
 }
 
+/// The weights that were named, else those of the program, else, for a model that was named, random ones.
+fn source(weights: Option<&WeightSource>, model: Option<&str>) -> WeightSource {
+    match (weights, model) {
+        (Some(source), _) => source.clone(),
+        (None, Some(_)) => WeightSource::Seeded(0),
+        (None, None) => WeightSource::Embedded { name: "knet_s3_lite0_person (built in)", bytes: PERSON },
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum PrecisionArgument {
     /// f32 throughout, for parity with reference data
@@ -128,20 +150,23 @@ impl ModelArguments {
     fn build(&self, builder: EngineBuilder) -> Result<Engine, Error> {
         let engine = builder.build()?;
         if let (Some(reason), Some(_)) = (engine.device_note(), self.device) {
-            say(format_args!("note: computing on the CPU: {reason}"));
+            note(format_args!("computing on the CPU: {reason}"));
         }
         if let Some(reason) = engine.tuning_note() {
-            say(format_args!("note: tuning table not followed: {reason}"));
+            note(format_args!("tuning table not followed: {reason}"));
         }
+        let (config, source, device) = (engine.config(), self.source(), engine.device());
+        detail(format_args!(
+            "{} ({}) of {source}, on {device}, {} threads",
+            config.name,
+            engine.task().name(),
+            engine.threads()
+        ));
         Ok(engine)
     }
 
     fn source(&self) -> WeightSource {
-        match (&self.weights, &self.model) {
-            (Some(source), _) => source.clone(),
-            (None, Some(_)) => WeightSource::Seeded(0),
-            (None, None) => WeightSource::Embedded { name: "knet_s3_lite0_person (built in)", bytes: PERSON },
-        }
+        source(self.weights.as_ref(), self.model.as_deref())
     }
 
     /// The file that the weights are read from, if they are: an input, which no output replaces.
@@ -167,33 +192,24 @@ impl ModelArguments {
     }
 }
 
-/// `HEIGHTxWIDTH` in pixels.
-fn parse_size(text: &str) -> Result<[usize; 2], String> {
-    let parse = |s: &str| s.trim().parse::<usize>().ok().filter(|&n| (1..=16384).contains(&n));
-    text.split_once(['x', 'X'])
-        .and_then(|(h, w)| Some([parse(h)?, parse(w)?]))
-        .ok_or_else(|| format!("`{text}` is not HEIGHTxWIDTH with sides from 1 to 16384, such as 800x1333"))
-}
-
-/// `SHORT,LONG` in pixels.
-fn parse_sides(text: &str) -> Result<(usize, usize), String> {
-    let parse = |s: &str| s.trim().parse::<usize>().ok().filter(|&n| (1..=16384).contains(&n));
-    match text.split_once(',').map(|(a, b)| (parse(a), parse(b))) {
-        Some((Some(short), Some(long))) if short <= long => Ok((short, long)),
-        _ => Err(format!("`{text}` is not SHORT,LONG with 1 <= SHORT <= LONG <= 16384, such as 800,1333")),
-    }
-}
-
 /// A GPU by name.
 fn parse_gpu(name: &str) -> Result<&'static Gpu, String> {
     let known = || GPUS.map(|gpu| gpu.name).join(", ");
     knet::plan::gpus::find(name).ok_or_else(|| format!("`{name}` is none of {}", known()))
 }
 
-/// A score from 0 to 1.
-fn parse_score(text: &str) -> Result<f64, String> {
-    let score = text.parse().ok().filter(|s| (0.0..=1.0).contains(s));
-    score.ok_or_else(|| format!("`{text}` is not a score from 0 to 1"))
+/// A number from 0 to 1.
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|s| (0.0..=1.0).contains(s));
+    share.ok_or_else(|| format!("`{text}` is not a number from 0 to 1"))
+}
+
+/// The picture of a file; a line says what is wrong with it, if it could be decoded all the same.
+fn picture(name: &str, decoded: Decoded) -> RgbImage {
+    if let Some(fault) = decoded.fault {
+        say(format_args!("warning: {name}: {fault}"));
+    }
+    decoded.picture
 }
 
 /// Prints text, escaped. A reader that stops reading (`knet inspect FILE | head`) is no error.
@@ -205,7 +221,16 @@ fn print(text: &str) -> Result<(), Error> {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let cli = Cli::parse();
+    voice::set(match (cli.quiet, cli.verbose) {
+        (true, _) => Level::Quiet,
+        (_, true) => Level::Verbose,
+        _ => Level::Usual,
+    });
+    if let Err(error) = knet::variables::check() {
+        return fail(&error);
+    }
+    let outcome = match cli.command {
         Command::Segment(arguments) => segment::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -1,6 +1,7 @@
 //! `knet tune`
 
-use crate::{ModelArguments, parse_size, print};
+use crate::size::{self, Size};
+use crate::{ModelArguments, print};
 use clap::Args;
 use knet::Result;
 use knet::cuda::tune::Outcome;
@@ -20,9 +21,9 @@ pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
 
-    /// Size of the image, which is not resized
-    #[arg(long, value_name = "HxW", default_value = "800x1333", value_parser = parse_size)]
-    size: [usize; 2],
+    /// Size of the resized photo [default: the model's own]
+    #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
+    size: Option<Size>,
 
     /// Kernels to time for a step, the best by the cost model
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u16).range(2..=1000))]
@@ -51,7 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(path) => path,
         None => engine.user_tuning_file()?,
     };
-    let [height, width] = arguments.size.map(|s| s.next_multiple_of(knet::model::SIZE_DIVISOR));
+    let [height, width] = arguments.size.unwrap_or(Size::of(engine.config())).padded();
     let mut outcomes: Vec<Outcome> = Vec::new();
     let header =
         format!("{:<52} {:<38} {:>9} {:<38} {:>9} {:>6}\n", "step", "model", "µs", "best", "µs", "ratio");

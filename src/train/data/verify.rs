@@ -6,7 +6,7 @@ use super::dataset::{Dataset, Entry, Label};
 use super::panoptic;
 use super::semantic::Meaning;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::decode::{Limits, decode};
+use crate::image::decode::{Decoded, Limits, decode_checked};
 
 /// What the label image of one photo holds.
 #[derive(Default)]
@@ -16,6 +16,8 @@ struct Seen {
     ignored: u64,
     /// Segments that have no pixel.
     empty: Vec<String>,
+    /// What is wrong with a photo that could be decoded all the same.
+    fault: Option<&'static str>,
 }
 
 /// Decodes every photo and reads every label image (in parallel), and says what they hold. Photos that cannot be decoded are
@@ -34,6 +36,9 @@ pub(super) fn files(dataset: &mut Dataset, skip_damaged: bool) -> Result<()> {
         keep.push(true);
         sum.pixels.iter_mut().zip(&seen.pixels).for_each(|(sum, pixels)| *sum += pixels);
         sum.ignored += seen.ignored;
+        if let Some(fault) = seen.fault {
+            dataset.warnings.add(fault, &entry.image.display().to_string());
+        }
         for record in &seen.empty {
             dataset.warnings.add("segments without a pixel in their PNG were dropped", record);
         }
@@ -69,7 +74,7 @@ fn say(dataset: &mut Dataset, sum: &Seen) -> Result<()> {
 
 /// Looks at the files of one image; `None` if the photo cannot be decoded and may be left out.
 fn look(dataset: &Dataset, entry: &Entry, skip_damaged: bool) -> Result<Option<Seen>> {
-    let photo = match decode(&entry.image, &Limits::default()) {
+    let Decoded { picture: photo, fault } = match decode_checked(&entry.image, &Limits::default()) {
         Err(error) if skip_damaged && matches!(error.kind(), ErrorKind::Image | ErrorKind::Io) => {
             return Ok(None);
         }
@@ -78,7 +83,7 @@ fn look(dataset: &Dataset, entry: &Entry, skip_damaged: bool) -> Result<Option<S
     let size = (photo.height() as usize, photo.width() as usize);
     drop(photo);
     dataset.check_size(entry, size)?;
-    let mut seen = Seen { pixels: vec![0; dataset.classes.len()], ..Seen::default() };
+    let mut seen = Seen { pixels: vec![0; dataset.classes.len()], fault, ..Seen::default() };
     match &entry.label {
         Label::Objects(_) => {}
         Label::Panoptic { png, segments } => {

@@ -2,11 +2,12 @@
 
 use super::{Arguments, percentiles, steps_json, steps_table, synthetic};
 use crate::print;
+use crate::size::Size;
 use knet::Result;
 use knet::cpu::Weights;
 use knet::engine::source;
 use knet::isa::Isa;
-use knet::model::{Config, SIZE_DIVISOR};
+use knet::model::Config;
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TARGET_STRIDE, TrainSpec};
 use knet::train::optimizer::{AdamW, AdamWConfig};
@@ -20,7 +21,7 @@ const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (config, loader) = source::open(&arguments.model.source(), arguments.model.model.as_deref())?;
     let weights = Weights::new(loader);
-    let size = arguments.size.map(|side| side.next_multiple_of(SIZE_DIVISOR));
+    let size = arguments.size.unwrap_or(Size::of(&config)).padded();
     let batch = batch(&config, arguments, size)?;
     let frozen = FROZEN.map(String::from);
     let spec = TrainSpec {

@@ -2,7 +2,9 @@
 
 mod plan;
 
-use crate::{ModelArguments, parse_score, parse_sides, print};
+use crate::size::{self, Size};
+use crate::voice::{Level, detail, level, note, tell};
+use crate::{ModelArguments, parse_share, picture};
 use clap::{Args, ValueEnum};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,11 +12,11 @@ use knet::engine::{Segmentation, WeightSource};
 use knet::error::say;
 use knet::fsio::atomic_write;
 use knet::image::classes::Class;
-use knet::image::decode::{Limits, decode};
+use knet::image::instance::InstanceFilter;
 use knet::image::output::{
     CocoResult, ImageRef, coco_instances, coco_panoptic, coco_results, instance_numbers,
 };
-use knet::image::overlay::{draw, instance_layers, panoptic_layers};
+use knet::image::overlay::{draw, flat, instance_layers, panoptic_layers};
 use knet::image::picture::{write_numbers, write_rgb};
 use knet::model::Task;
 use knet::train::data::Catalogue;
@@ -26,15 +28,21 @@ use std::process::ExitCode;
 
 /// Find objects (and regions) in photos
 ///
-/// For each photo up to three files are written: NAME.overlay.png (the photo with coloured masks and labels),
-/// NAME.json (COCO results: instances with RLE masks, or panoptic segments) and NAME.panoptic.png (COCO
-/// panoptic colours, panoptic results only). A photo that cannot be read is reported at the end; the others
-/// are done all the same. Photos and files that this command did not make are never replaced.
+/// For each photo these files are written: NAME.overlay.png (the photo with coloured masks and labels), NAME.json (COCO
+/// results: instances with RLE masks, or panoptic segments) and, of panoptic results, NAME.panoptic.png (COCO's, whose colours are
+/// numbers and mostly black to the eye) with its twin for the eye, NAME.panoptic.colour.png. Instances without a pixel
+/// are left out. The `bbox` of an instance in NAME.json leaves out specks: parts of its mask with less than 1 % of the pixels of
+/// its largest part, which stay in the mask. A photo that cannot be read is reported at the end; the others are done all
+/// the same. Photos and files that this command did not make are never replaced.
 #[derive(Args)]
 pub struct Arguments {
-    /// Photos, or folders of photos (not searched deeper)
-    #[arg(required = true, value_name = "IMAGE|DIR")]
+    /// Photos, or folders of photos (not searched deeper unless --recursive); - for one photo on standard input
+    #[arg(required = true, value_name = "IMAGE|DIR|-")]
     inputs: Vec<PathBuf>,
+
+    /// Take the photos below folders too; results lie in the same folders below --out
+    #[arg(long)]
+    recursive: bool,
 
     #[command(flatten)]
     model: ModelArguments,
@@ -43,22 +51,40 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "auto")]
     task: TaskArgument,
 
-    /// Photos are resized to fit into these sides, in pixels [default: the model's own, 800,1333 for COCO]
-    #[arg(long, value_name = "SHORT,LONG", value_parser = parse_sides)]
-    size: Option<(usize, usize)>,
+    /// Size that photos are resized to fit into, whichever way they lie [default: the model's own, 800x1333 for COCO]
+    #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
+    size: Option<Size>,
 
     /// Leave out instances, and things of a panoptic map, that score lower
-    #[arg(long, value_name = "SCORE", default_value_t = 0.3, value_parser = parse_score)]
+    #[arg(long, value_name = "SCORE", default_value_t = 0.3, value_parser = parse_share)]
     score: f64,
+
+    /// Leave out instances of fewer pixels [default: 1]
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u64).range(1..))]
+    min_area: Option<u64>,
+
+    /// Keep of each instance only the largest connected part of its mask
+    #[arg(long)]
+    largest_part: bool,
+
+    /// Leave out an instance, whatever its class, whose mask and that of a better one have a larger IoU (0.9: duplicates)
+    /// [default: none is left out]
+    #[arg(long, value_name = "IOU", value_parser = parse_share)]
+    max_overlap: Option<f64>,
 
     /// Folder to write to; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "knet-out")]
     out: PathBuf,
 
     /// What to write: `png` is the panoptic map, or for instances NAME.instances.png (16-bit grey: 0 nothing, n the n-th
-    /// entry of `annotations` in NAME.json, the better one on top) [default: overlay,json, and png for panoptic results]
+    /// entry of `annotations` in NAME.json, the better one on top); `colour` is the same for the eye [default: overlay,json, and
+    /// png,colour for panoptic results]
     #[arg(long, value_enum, value_delimiter = ',')]
     format: Vec<Format>,
+
+    /// Draw no labels on overlays
+    #[arg(long)]
+    no_labels: bool,
 
     /// Write the instances of all photos to this file as one list that COCO's tools take, with the image and category ids
     /// of --annotations
@@ -89,13 +115,24 @@ enum Format {
     Overlay,
     Json,
     Png,
+    #[value(alias = "color")]
+    Colour,
 }
+
+/// Share of the pixels of a mask's largest part below which another part is a speck, and in no box.
+const SPECK: f32 = 0.01;
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let items = plan::items(arguments)?;
-    let mut builder = arguments.model.engine().min_score(arguments.score);
+    let filter = InstanceFilter {
+        largest_part: arguments.largest_part,
+        min_area: arguments.min_area.map_or(1, |pixels| usize::try_from(pixels).unwrap_or(usize::MAX)),
+        max_overlap: arguments.max_overlap.unwrap_or(1.0),
+        box_parts: SPECK,
+    };
+    let mut builder = arguments.model.engine().min_score(arguments.score).filter(filter);
     if let Some(size) = arguments.size {
-        builder = builder.size(Some(size));
+        builder = builder.size(Some(size.sides()));
     }
     builder = match arguments.task {
         TaskArgument::Auto => builder,
@@ -104,31 +141,57 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let engine = arguments.model.build(builder)?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
-        say(format_args!(
-            "note: {source} are random weights: the masks show that the engine runs, not what it sees"
+        note(format_args!(
+            "{source} are random weights: the masks show that the engine runs, not what it sees"
         ));
     }
     let panoptic = engine.task() == Task::Panoptic;
+    if panoptic && (filter != InstanceFilter { min_area: 1, box_parts: SPECK, ..InstanceFilter::default() }) {
+        let options = "--min-area, --largest-part and --max-overlap are of instances";
+        return Err(Error::usage(format!("{options}: with a panoptic model add --task instance")));
+    }
     let formats = match arguments.format.as_slice() {
-        [] if panoptic => vec![Format::Overlay, Format::Json, Format::Png],
+        [] if panoptic => vec![Format::Overlay, Format::Json, Format::Png, Format::Colour],
         [] => vec![Format::Overlay, Format::Json],
         asked => asked.to_vec(),
     };
     plan::check(&items, &formats, panoptic, arguments.overwrite)?;
     let list = List::open(arguments, &engine, &items)?;
     std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;
-    let mut job = Job { classes: engine.classes(), engine, formats, list, result: Segmentation::default() };
+    let (classes, labels) = (engine.classes(), !arguments.no_labels);
+    let mut job = Job { classes, engine, formats, labels, list, result: Segmentation::default() };
     let progress = progress_bar(items.len());
     let mut failures = Vec::new();
     for (index, item) in items.iter().enumerate() {
         progress.set_message(item.photo.file_name().unwrap_or_default().to_string_lossy().into_owned());
-        match job.segment(index as u64 + 1, item) {
-            Ok(line) => progress.suspend(|| print(&format!("{line}\n")))?,
+        let outcome = item.decode().and_then(|photo| {
+            let photo = progress.suspend(|| picture(&item.name, photo));
+            job.segment(index as u64 + 1, item, &photo)
+        });
+        match outcome {
+            Ok(line) => progress.suspend(|| {
+                tell(format_args!("{line}"))?;
+                job.detail();
+                Ok::<(), Error>(())
+            })?,
             Err(error) => failures.push(error),
         }
         progress.inc(1);
     }
     progress.finish_and_clear();
+    let endings = job.formats.iter().map(|format| plan::ending(*format, panoptic));
+    match (items.as_slice(), items.len() - failures.len()) {
+        (_, 0) => {}
+        ([item], _) => {
+            let files = job.formats.iter().map(|format| item.target(*format, panoptic).display().to_string());
+            tell(format_args!("wrote {}", files.collect::<Vec<_>>().join(", ")))?;
+        }
+        (_, done) => {
+            let names: Vec<String> = endings.map(|ending| format!("NAME.{ending}")).collect();
+            let out = arguments.out.display();
+            tell(format_args!("wrote {} of {done} photos to {out}", names.join(", ")))?;
+        }
+    }
     if let Some(list) = &job.list {
         list.write()?;
     }
@@ -144,7 +207,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn progress_bar(images: usize) -> ProgressBar {
-    if images < 2 {
+    if images < 2 || level() == Level::Quiet {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {per_sec}  {eta} left  {wide_msg}");
@@ -186,8 +249,8 @@ impl List {
             .collect();
         if let Some(first) = left.first() {
             let (count, file) = (left.len(), annotations.display());
-            say(format_args!(
-                "note: {count} classes are no category of {file} and left out of the list (first: {first})"
+            note(format_args!(
+                "{count} classes are no category of {file} and left out of the list (first: {first})"
             ));
         }
         Ok(Some(List { path: path.clone(), image_ids, category_of, results: Vec::new() }))
@@ -195,8 +258,7 @@ impl List {
 
     fn write(&self) -> Result<()> {
         atomic_write(&self.path, |out| Ok(serde_json::to_writer(out, &self.results)?))?;
-        say(format_args!("note: {} results in {}", self.results.len(), self.path.display()));
-        Ok(())
+        tell(format_args!("wrote {} results to {}", self.results.len(), self.path.display()))
     }
 }
 
@@ -204,28 +266,40 @@ struct Job {
     engine: Engine,
     classes: Vec<Class>,
     formats: Vec<Format>,
+    /// Whether overlays have labels.
+    labels: bool,
     list: Option<List>,
     result: Segmentation,
 }
 
 impl Job {
     /// Segments one photo, writes its files and gives a line for people.
-    fn segment(&mut self, id: u64, item: &Item) -> Result<String> {
-        let photo = decode(&item.photo, &Limits::default())?;
-        self.engine.segment_into(&photo, &mut self.result)?;
-        let file_name = item.photo.file_name().unwrap_or_default().to_string_lossy();
-        let image = ImageRef { id, file_name: &file_name };
+    fn segment(&mut self, id: u64, item: &Item, photo: &RgbImage) -> Result<String> {
+        self.engine.segment_into(photo, &mut self.result)?;
+        let image = ImageRef { id, file_name: &item.name };
         let panoptic = self.result.panoptic().is_some();
         let wants = |format| self.formats.contains(&format).then(|| item.target(format, panoptic));
         let map = item.target(Format::Png, panoptic);
         let map_name = map.file_name().unwrap_or_default().to_string_lossy();
         let (report, map) = self.report(image, &map_name)?;
-        if let Some(path) = wants(Format::Overlay) {
-            let layers = match self.result.panoptic() {
+        if let Some(folder) = item.target(Format::Json, panoptic).parent() {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        }
+        let (overlay, colours) = (wants(Format::Overlay), wants(Format::Colour));
+        if overlay.is_some() || colours.is_some() {
+            let mut layers = match self.result.panoptic() {
                 Some(panoptic) => panoptic_layers(panoptic, &self.classes),
                 None => instance_layers(self.result.instance_result(), &self.classes, 0.0),
             };
-            write_rgb(&path, &draw(&photo, &layers)?)?;
+            if !self.labels {
+                layers.iter_mut().for_each(|layer| layer.label.clear());
+            }
+            if let Some(path) = overlay {
+                write_rgb(&path, &draw(photo, &layers)?)?;
+            }
+            if let Some(path) = colours {
+                write_rgb(&path, &flat(&layers, self.result.size()))?;
+            }
         }
         if let Some(path) = wants(Format::Png) {
             match map {
@@ -249,6 +323,17 @@ impl Job {
         };
         let time = self.engine.timings().total();
         Ok(format!("{}: {found} in {:.0} ms", item.photo.display(), time.as_secs_f64() * 1e3))
+    }
+
+    /// Says what the parts of the last photo's time were.
+    fn detail(&self) {
+        let times = self.engine.timings();
+        let [pre, network, post] =
+            [times.pre, times.network, times.post].map(|part| part.as_secs_f64() * 1e3);
+        let (height, width) = self.result.size();
+        detail(format_args!(
+            "  {height}x{width}: resize {pre:.1} ms, network {network:.1} ms, masks {post:.1} ms"
+        ));
     }
 
     /// The result as JSON, and the map of a panoptic result.
