@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use knet::error::ErrorKind;
-use knet::image::decode::{Limits, decode, decode_bytes};
+use knet::image::decode::{Limits, decode, decode_bytes, decode_bytes_checked};
 
 fn photo(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(x * 5) as u8, (y * 3) as u8, (x * y) as u8]))
@@ -111,6 +111,36 @@ fn every_cut_of_a_file_is_refused_or_read_but_never_panics() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn a_jpeg_whose_data_end_early_is_read_and_said() {
+    let limits = Limits::default();
+    let fault = |bytes: &[u8]| decode_bytes_checked("a.jpg", bytes, &limits).unwrap().fault;
+    // Noise, and pictures whose blocks take a few bits each.
+    let pictures = [photo(61, 83), RgbImage::new(64, 64), RgbImage::from_pixel(200, 90, Rgb([255; 3]))];
+    for picture in &pictures {
+        let whole = jpeg(picture);
+        assert_eq!(fault(&whole), None);
+        assert_eq!(
+            decode_bytes_checked("a.jpg", &whole, &limits).unwrap().picture,
+            decode_bytes("a.jpg", &whole, &limits).unwrap()
+        );
+        // What follows the picture is none of its business.
+        assert_eq!(fault(&[&whole[..], &whole[..100]].concat()), None);
+        let scan = whole.windows(2).position(|marker| marker == [0xff, 0xda]).unwrap() + 14;
+        let end = whole.len() - 2;
+        for part in 0..20 {
+            let cut = scan + (end - scan) * part / 20;
+            // A byte of ones asks for the one behind it.
+            let cut = if whole[cut - 1] == 0xff { cut - 1 } else { cut };
+            let bytes = [&whole[..cut], &[0xff, 0xd9]].concat();
+            assert!(fault(&bytes).is_some_and(|fault| fault.contains("grey")), "{cut} of {end} bytes");
+        }
+    }
+    for format in [ImageFormat::Png, ImageFormat::Bmp] {
+        assert_eq!(fault(&encoded(photo(9, 7), format)), None);
     }
 }
 

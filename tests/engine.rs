@@ -6,6 +6,7 @@ mod model;
 
 use knet::checkpoint::StorageType;
 use knet::engine::{EngineBuilder, Segmentation, WeightSource};
+use knet::image::instance::{Instance, InstanceFilter};
 use knet::model::{TapMode, Task};
 use knet::plan::Place;
 use knet::{Engine, Error, ErrorKind};
@@ -346,4 +347,33 @@ fn plans_are_reproducible_and_keep_to_the_arena() {
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("100x192"), "{error}");
     }
+}
+
+#[test]
+fn a_filter_leaves_what_was_asked_for() {
+    let photo = photo(70, 100);
+    let segment = |filter| small_engine().filter(filter).build().unwrap().segment(&photo).unwrap();
+    let all = segment(InstanceFilter::default());
+    assert_eq!(all.instances().len(), 60, "by default all that K-Net gives");
+    let rule = InstanceFilter { min_area: 1, max_overlap: 0.5, ..InstanceFilter::default() };
+    let some = segment(rule);
+    // The same by the book: pixel by pixel.
+    let mut kept: Vec<&Instance> = Vec::new();
+    for instance in all.instances().iter().filter(|instance| instance.area > 0) {
+        let overlap = |other: &&Instance| {
+            let (a, b) = (all.mask(instance), all.mask(other));
+            let both = a.pixels().filter(|&(y, x)| b.get(y, x)).count();
+            both as f64 / (a.area() + b.area() - both) as f64
+        };
+        if kept.iter().all(|other| overlap(other) <= 0.5) {
+            kept.push(instance);
+        }
+    }
+    assert!(!kept.is_empty() && kept.len() < 60);
+    let described = |i: &Instance| (i.mask_index, i.label, i.score, i.area, i.bbox);
+    let expected: Vec<_> = kept.iter().map(|instance| described(instance)).collect();
+    assert_eq!(some.instances().iter().map(described).collect::<Vec<_>>(), expected);
+    assert!(some.instances().iter().zip(kept).all(|(found, wanted)| some.mask(found) == all.mask(wanted)));
+    let error = refused(small_engine().filter(InstanceFilter { max_overlap: 2.0, ..rule }));
+    assert!(error.kind() == ErrorKind::Usage && error.to_string().contains("max_overlap"), "{error}");
 }

@@ -31,7 +31,11 @@ fn photos_and_files_of_others_are_never_replaced() {
     // Now it is ours: no photo of the next run, and replaced by it.
     for _ in 0..2 {
         let outcome = succeed(path, &segment);
-        assert_eq!(outcome.stdout.lines().count(), 1, "{}", outcome.stdout);
+        let [photo, wrote] = outcome.stdout.lines().collect::<Vec<_>>()[..] else {
+            panic!("{}", outcome.stdout)
+        };
+        assert!(photo.starts_with("p/a.png: "), "{photo}");
+        assert_eq!(wrote, "wrote p/a.overlay.png, p/a.json");
         assert!(outcome.stderr.contains("1 results of knet segment"), "{}", outcome.stderr);
         assert_eq!(listing(&path.join("p")), ["a.json", "a.overlay.png", "a.png"]);
     }
@@ -64,6 +68,118 @@ fn instances_as_numbers() {
     for (x, y, number) in numbers.enumerate_pixels() {
         let first = masks.iter().position(|mask| mask.get(y as usize, x as usize));
         assert_eq!(usize::from(number[0]), first.map_or(0, |first| first + 1), "({x}, {y})");
+    }
+}
+
+#[test]
+fn instances_are_filtered_as_asked() {
+    let folder = folder_with_photo();
+    let path = folder.path();
+    let found = |more: &[&str]| {
+        let segment = ["segment", "a.png", "--model", "knet_s3_r50_fpn", "--size", "128,192", "--score", "0"];
+        succeed(path, &[&segment[..], &["--format", "json", "--out", "out"], more].concat());
+        read_json(&path.join("out/a.json"))["annotations"].as_array().unwrap().clone()
+    };
+    let area = |entry: &Value| entry["area"].as_u64().unwrap();
+    let all = found(&[]);
+    let middle = {
+        let mut areas: Vec<u64> = all.iter().map(area).collect();
+        areas.sort_unstable();
+        areas[areas.len() / 2].to_string()
+    };
+    let large: Vec<&Value> = all
+        .iter()
+        .filter(|entry| area(entry).to_string() == middle || area(entry) > middle.parse().unwrap())
+        .collect();
+    assert_eq!(found(&["--min-area", &middle]).iter().collect::<Vec<_>>(), large);
+    // One mask under several classes is one object.
+    let apart = found(&["--max-overlap", "0.99"]);
+    let mut masks: Vec<String> = all.iter().map(|entry| entry["segmentation"].to_string()).collect();
+    masks.sort();
+    masks.dedup();
+    assert!(apart.len() <= masks.len() && masks.len() < all.len() && apart[0] == all[0]);
+    let parts = found(&["--largest-part"]);
+    assert_eq!(parts.len(), all.len());
+    assert!(parts.iter().zip(&all).all(|(part, whole)| area(part) <= area(whole)));
+    assert!(parts.iter().zip(&all).any(|(part, whole)| area(part) < area(whole)));
+}
+
+#[test]
+fn folders_below_folders_and_standard_input() {
+    let folder = folder_with_photo();
+    let path = folder.path();
+    std::fs::create_dir_all(path.join("p/day/.trash")).unwrap();
+    for copy in ["p/b.png", "p/day/a.png", "p/day/.trash/a.png"] {
+        std::fs::copy(path.join("a.png"), path.join(copy)).unwrap();
+    }
+    let segment = ["segment", "--size", "64x96", "--format", "json", "--out"];
+    succeed(path, &[&segment[..], &["flat", "p"]].concat());
+    assert_eq!(listing(&path.join("flat")), ["b.json"]);
+    let outcome = succeed(path, &[&segment[..], &["deep", "--recursive", "p"]].concat());
+    assert_eq!(listing(&path.join("deep")), ["b.json", "day", "day/a.json"]);
+    assert_eq!(read_json(&path.join("deep/day/a.json"))["image"]["file_name"], "day/a.png");
+    assert!(outcome.stdout.ends_with("wrote NAME.json of 2 photos to deep\n"), "{}", outcome.stdout);
+
+    let piped = |input: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_knet"));
+        command.args(segment).args(["piped", "-"]).current_dir(path);
+        command.stdin(std::fs::File::open(path.join(input)).unwrap()).output().unwrap()
+    };
+    let output = piped("a.png");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let [mut piped_report, report] =
+        ["piped/stdin.json", "flat/b.json"].map(|name| read_json(&path.join(name)));
+    assert_eq!(piped_report["image"]["file_name"], "stdin");
+    for entry in piped_report["annotations"].as_array_mut().unwrap() {
+        entry["file_name"] = "b.png".into();
+    }
+    assert_eq!(piped_report["annotations"], report["annotations"]);
+    let output = piped("deep/b.json");
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("standard input: not a PNG"));
+}
+
+#[test]
+fn as_much_is_said_as_was_asked_for() {
+    let folder = folder_with_photo();
+    let path = folder.path();
+    let mut jpeg = Vec::new();
+    image::codecs::jpeg::JpegEncoder::new(&mut jpeg).encode_image(&crate::photo(60, 90)).unwrap();
+    jpeg.truncate(jpeg.len() / 2);
+    jpeg.extend([0xff, 0xd9]);
+    std::fs::write(path.join("grey.jpg"), jpeg).unwrap();
+    let segment = ["segment", "a.png", "grey.jpg", "--weights", "seeded:1", "--model", "knet_s3_r50_fpn"];
+    let segment = [&segment[..], &["--size", "64,96", "--format", "json", "--out", "out"]].concat();
+    let usual = succeed(path, &segment);
+    assert!(usual.stdout.lines().count() == 3 && usual.stderr.contains("note: seeded:1 are random"));
+    let warning = "warning: grey.jpg: the JPEG's data end before its picture does";
+    assert!(usual.stderr.contains(warning) && usual.stderr.lines().count() == 2, "{}", usual.stderr);
+    let quiet = succeed(path, &[&segment[..], &["-q"]].concat());
+    assert!(quiet.stdout.is_empty() && quiet.stderr.starts_with(warning), "{}{}", quiet.stdout, quiet.stderr);
+    assert_eq!(quiet.stderr.lines().count(), 1);
+    let verbose = succeed(path, &[&segment[..], &["--verbose"]].concat());
+    for fragment in ["knet_s3_r50_fpn (instance) of seeded:1, on ", " threads", "network ", warning] {
+        assert!(verbose.stderr.contains(fragment), "{}", verbose.stderr);
+    }
+    // A result is no chatter.
+    let inspected = succeed(path, &["-q", "inspect"]);
+    for fragment in ["knet_s3_lite0_person", "320x320"] {
+        assert!(inspected.stdout.contains(fragment), "{}", inspected.stdout);
+    }
+}
+
+#[test]
+fn misspelt_variables_are_errors() {
+    let folder = folder_with_photo();
+    for (name, value, fragment) in [
+        ("KNET_CASHE", "/tmp", "KNET_CASHE: did you mean KNET_CACHE?"),
+        ("KNET_ISA", "avx", "takes portable, avx2, avx512"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_knet"));
+        let output = command.arg("inspect").env(name, value).current_dir(folder.path()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(fragment) && output.stdout.is_empty(), "{stderr}");
     }
 }
 

@@ -8,7 +8,7 @@ use knet::image::bitmask::BitMask;
 use knet::image::classes::{coco, numbered};
 use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
 use knet::image::output::{CocoInstance, ImageRef, coco_instances, coco_panoptic};
-use knet::image::overlay::{Layer, draw, instance_layers, panoptic_layers};
+use knet::image::overlay::{Layer, draw, flat, instance_layers, panoptic_layers};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::Geometry;
 
@@ -112,6 +112,17 @@ fn overlays_colour_the_regions_and_nothing_else() {
         }
         let labelled = draw(&photo, &layers).unwrap();
         assert_ne!(labelled, drawn);
+    }
+}
+
+#[test]
+fn flat_pictures_have_the_colours_alone() {
+    let mask = |columns: std::ops::Range<usize>| BitMask::from_fn(4, 9, |_, x| columns.contains(&x));
+    let layer = |mask, colour| Layer { mask: Cow::Owned(mask), colour, label: "left out".into() };
+    let picture = flat(&[layer(mask(1..4), [9, 8, 7]), layer(mask(3..6), [1, 2, 3])], (4, 9));
+    for (x, _, pixel) in picture.enumerate_pixels() {
+        let wanted = [[0; 3], [9, 8, 7], [1, 2, 3]][[0, 1, 1, 1, 2, 2, 0, 0, 0][x as usize]];
+        assert_eq!(pixel.0, wanted, "column {x}");
     }
 }
 

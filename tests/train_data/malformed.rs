@@ -276,6 +276,13 @@ fn damaged_photos_are_found_at_the_start_or_left_out() {
     assert_eq!((set.len(), set.load(0).unwrap().id), (1, 7));
     let left_out = set.warnings()[0].to_string();
     assert!(left_out.contains("left out (1 times; first: ") && left_out.contains("b.png"), "{left_out}");
+    // A JPEG, whatever its name, half of whose data are gone though it has its end marker.
+    let mut jpeg = Vec::new();
+    image::codecs::jpeg::JpegEncoder::new(&mut jpeg).encode_image(&data::ramp(48, 32)).unwrap();
+    jpeg.truncate(jpeg.len() - 40);
+    fs::write(root.join("images/a.png"), [&jpeg[..], &[0xff, 0xd9]].concat()).unwrap();
+    let grey = Dataset::open(&config, &skip).unwrap().warnings()[0].to_string();
+    assert!(grey.contains("filled with grey (1 times; first: ") && grey.contains("a.png"), "{grey}");
     fs::write(root.join("images/a.png"), b"no picture").unwrap();
     let error = Dataset::open(&config, &skip).unwrap_err().to_string();
     assert!(error.contains("no photo can be decoded"), "{error}");
