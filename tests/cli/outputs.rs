@@ -163,7 +163,7 @@ fn as_much_is_said_as_was_asked_for() {
     }
     // A result is no chatter.
     let inspected = succeed(path, &["-q", "inspect"]);
-    for fragment in ["knet_s3_lite0_person", "320x320"] {
+    for fragment in ["knet_s3_lite0_person", "384x512"] {
         assert!(inspected.stdout.contains(fragment), "{}", inspected.stdout);
     }
 }

@@ -4,7 +4,8 @@
   compare.py DUMP --golden knet_s3_r50_fpn:a
   compare.py DUMP --model knet_s3_r50_fpn --image a.png [--ori-size HxW] [--weights seeded:0]
 
-The image must already have the network's size (knet dump --no-resize). Prints the relative L2 error of every tap and the number of
+The image must already have the network's size (knet dump --no-resize), and be in a lossless format: of a JPEG, libjpeg-turbo and knet's
+decoder give other pixels (src/image/decode.rs: a tenth of the values, by up to 8 levels), and every tap differs by that. Prints the relative L2 error of every tap and the number of
 different values (bits for masks) of every final; exits non-zero above the limits.
 """
 import argparse
@@ -113,6 +114,8 @@ def main():
         want.pop("final.prob", None)
         lines, bad = compare(load_file(args.dump), want, case["tensors"], args.tolerance)
     elif args.model and args.image:
+        if args.image.read_bytes()[:2] == b"\xff\xd8":
+            print(f"{args.image} is a JPEG, of which the two decoders give other pixels: what differs below may be that. Use a PNG.")
         image = cv2.cvtColor(cv2.imread(str(args.image), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         ori = tuple(map(int, args.ori_size.lower().split("x"))) if args.ori_size else image.shape[:2]
         lines, bad = compare_dump(args.dump, build(args.model, args.weights), MODELS[args.model], image, ori, args.tolerance)

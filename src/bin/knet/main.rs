@@ -55,11 +55,11 @@ struct Cli {
     command: Command,
 
     /// Say nothing but results, warnings and errors: no notes, no bar, no line a photo
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, display_order = 900, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Say more: model, device and what each step of the command took
-    #[arg(short, long, global = true)]
+    /// Say more: model and device, and what the parts of a photo's time were
+    #[arg(short, long, global = true, display_order = 901)]
     verbose: bool,
 }
 
