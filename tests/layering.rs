@@ -88,6 +88,19 @@ fn modules_import_only_from_lower_layers() {
 }
 
 #[test]
+fn every_variable_that_is_read_is_known() {
+    let files = sources();
+    let read = files.iter().filter(|(path, _)| !path.ends_with("variables.rs"));
+    let names = read.flat_map(|(_, text)| text.split("(\"").skip(1)).filter(|rest| rest.starts_with("KNET_"));
+    let names: Vec<&str> = names.filter_map(|rest| rest.split('"').next()).collect();
+    assert!(names.contains(&"KNET_ISA"), "{names:?}");
+    for name in names {
+        let known = knet::variables::KNOWN.iter().any(|(known, _)| *known == name);
+        assert!(known, "{name} is missing in src/variables.rs");
+    }
+}
+
+#[test]
 fn no_source_file_is_too_long() {
     let long: Vec<String> = sources()
         .iter()

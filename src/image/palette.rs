@@ -9,13 +9,35 @@ const DISTINCT: [[u8; 3]; 20] = [
     [168, 118, 62], [120, 240, 170], [210, 170, 255], [190, 60, 40], [90, 150, 60],
 ];
 
-/// Colour number `i` of a fixed list of 20, which then starts again.
+/// Colour number `i` of a list of 60, which then starts again: 20 colours, the same darker, the same lighter.
 pub fn distinct(i: usize) -> [u8; 3] {
-    DISTINCT[i % DISTINCT.len()]
+    let colour = DISTINCT[i % DISTINCT.len()];
+    match i / DISTINCT.len() % 3 {
+        0 => colour,
+        1 => colour.map(|v| v / 2),
+        _ => colour.map(|v| (255 - u16::from(255 - v) * 38 / 100) as u8),
+    }
 }
 
 /// White or black, whichever reads better on `colour` (relative luminance, Rec. 709).
 pub(super) fn ink_on(colour: [u8; 3]) -> [u8; 3] {
     let [r, g, b] = colour.map(f32::from);
     if 0.2126 * r + 0.7152 * g + 0.0722 * b > 150.0 { [16; 3] } else { [255; 3] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixty_colours_differ() {
+        let colours: Vec<[u8; 3]> = (0..60).map(distinct).collect();
+        let apart =
+            |a: &[u8; 3], b: &[u8; 3]| a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
+        for (i, a) in colours.iter().enumerate() {
+            let nearest = colours[..i].iter().map(|b| apart(a, b)).min();
+            assert!(nearest.is_none_or(|nearest| nearest >= 20), "{i}: {a:?}, {nearest:?}");
+        }
+        assert_eq!((distinct(0), distinct(60)), ([255, 64, 88], [255, 64, 88]));
+    }
 }
