@@ -29,7 +29,7 @@ use crate::image::classes::Class;
 use crate::image::instance::{InstanceConfig, InstancePostprocessor};
 use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
 use crate::image::preprocess::{Geometry, Preprocessor};
-use crate::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build};
+use crate::model::{CLS_SCORE, Config, MASK_PREDS, Tap, TapLayout, TapMode, Task, build};
 use crate::plan::Plan;
 use crate::plan::launch::Target;
 use crate::tensor::{Shape, Tensor};
@@ -188,7 +188,7 @@ impl Engine {
         self.session(geometry.padded).map(|_| ())
     }
 
-    /// Plans the network for one input size; both sides multiples of [`SIZE_DIVISOR`].
+    /// Plans the network for one input size; both sides multiples of [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR).
     ///
     /// # Errors
     /// As [`build`].
