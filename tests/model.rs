@@ -23,9 +23,6 @@ const TAP_TOLERANCE: f64 = 1e-5;
 /// rounding errors by about 4 (tested in `src/cpu/conv/winograd/tests.rs`).
 const WINOGRAD_TOLERANCE: f64 = 5e-5;
 
-/// As [`TAP_TOLERANCE`] where products are of factors of 22 bits instead of 24.
-const TF32X3_TOLERANCE: f64 = 5e-5;
-
 /// Mask bits that may differ, out of 2.4 M (case a) or 6.1 M (case b): pixels whose probability is within rounding
 /// of the threshold. PyTorch in float32 differs from itself in float64 by up to 15.
 const MASK_BITS: u32 = 50;
@@ -117,10 +114,10 @@ fn check_panoptic(golden: &Golden) {
 }
 
 /// The last stage over weights of other seeds, against PyTorch in float32 (`tests/goldens/seeds`).
-fn check_seeds(model: &'static str, precision: Precision, tolerance: f64) {
+fn check_seeds(model: &'static str, precision: Precision) {
     let numbers = device::root().join("tests/goldens/seeds/numbers.json");
     let numbers: Value = serde_json::from_str(&std::fs::read_to_string(numbers).unwrap()).unwrap();
-    let image = Golden::open(model, "a").image();
+    let image = image::imageops::crop_imm(&Golden::open(model, "a").image(), 0, 0, 64, 96).to_image();
     for (seed, wanted) in numbers[model].as_object().unwrap() {
         let weights = WeightSource::Seeded(seed.parse().unwrap());
         let builder = device::builder().weights(weights).model(model).size(None).threads(2);
@@ -134,7 +131,14 @@ fn check_seeds(model: &'static str, precision: Precision, tolerance: f64) {
                 wanted.iter().enumerate().map(|(i, _)| f64::from(values[i * stride])).collect();
             let error = relative_l2(&found, &wanted);
             println!("{model} seed {seed} {precision:?} {name}: {error:.1e}");
-            assert!(error <= tolerance, "{model} seed {seed} {precision:?} {name}: relative L2 {error:.1e}");
+            assert!(
+                error <= TAP_TOLERANCE,
+                "{model} seed {seed} {precision:?} {name}: relative L2 {error:.1e}"
+            );
+        }
+        if device::device() != Device::Cpu {
+            // A second run would double what the emulator takes; how a GPU finishes logits is held by the goldens below.
+            continue;
         }
         let result = engine.segment(&image).unwrap();
         let labels: Vec<usize> = match result.panoptic() {
@@ -148,19 +152,19 @@ fn check_seeds(model: &'static str, precision: Precision, tolerance: f64) {
 
 #[test]
 fn instance_seeds() {
-    check_seeds("knet_s3_r50_fpn", Precision::F32, TAP_TOLERANCE);
+    check_seeds("knet_s3_r50_fpn", Precision::F32);
 }
 
 #[test]
 fn panoptic_seeds() {
-    check_seeds("knet_s3_r50_fpn_panoptic", Precision::F32, TAP_TOLERANCE);
+    check_seeds("knet_s3_r50_fpn_panoptic", Precision::F32);
 }
 
 /// The precision is a GPU's alone.
 #[test]
 fn instance_seeds_tf32x3() {
     if device::device() != Device::Cpu {
-        check_seeds("knet_s3_r50_fpn", Precision::Tf32x3, TF32X3_TOLERANCE);
+        check_seeds("knet_s3_r50_fpn", Precision::Tf32x3);
     }
 }
 
