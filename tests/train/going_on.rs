@@ -1,6 +1,6 @@
 //! What is kept when something goes wrong, and what may change when a run goes on.
 
-use crate::{Scene, names_in, stderr, wait_for_log};
+use crate::{Scene, assert_same, names_in, stderr, wait_for_log};
 use std::process::{Command, Output, Stdio};
 
 fn epochs_and_iterations(scene: &Scene, out: &str) -> (u64, u64) {
@@ -149,4 +149,16 @@ fn what_is_for_people_alone_never_ends_a_run() {
     let notes = stderr(&scene.train("run", &["--set", "run.overlay_minutes=60"]));
     assert!(notes.contains("not drawn: ") && notes.contains("curves.png"), "{notes}");
     assert_eq!(epochs_and_iterations(&scene, "run").1, 6);
+}
+
+#[test]
+fn a_run_says_as_much_as_was_asked_for() {
+    let scene = Scene::new(&["red", "blue"]);
+    let quiet = scene.train("quiet", &["-q"]);
+    assert!(quiet.stderr.is_empty(), "{}", stderr(&quiet));
+    assert!(String::from_utf8_lossy(&quiet.stdout).starts_with("done: 6 iterations"));
+    let verbose = stderr(&scene.train("verbose", &["--verbose"]));
+    let updates = verbose.lines().filter_map(|line| line.split_once("/6 epoch ")).map(|(number, _)| number);
+    assert_eq!(updates.collect::<Vec<_>>(), ["1", "2", "3", "4", "5", "6"], "{verbose}");
+    assert_same(&scene.state("quiet"), &scene.state("verbose"));
 }
