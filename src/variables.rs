@@ -44,7 +44,7 @@ pub fn check() -> Result<()> {
 }
 
 fn check_one(name: &str, value: &str) -> Result<()> {
-    if !name.starts_with("KNET_") {
+    if !name.starts_with("KNET_") || is_service(name) {
         return Ok(());
     }
     let Some((_, values)) = KNOWN.iter().find(|(known, _)| *known == name) else {
@@ -63,6 +63,12 @@ fn check_one(name: &str, value: &str) -> Result<()> {
     Err(Error::usage(format!("{name}={value}: takes {}", known.join(", "))))
 }
 
+/// Whether Kubernetes made this variable: every container beside a service called `knet` or `knet-...` has some of these.
+fn is_service(name: &str) -> bool {
+    ["_SERVICE_HOST", "_SERVICE_PORT"].iter().any(|part| name.contains(part))
+        || name.split('_').any(|word| word == "PORT")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +81,9 @@ mod tests {
             ("KNET_CACHE", "/anywhere"),
             ("KNET_CUDA_CODE", "ptx"),
             ("KNETS", "x"),
+            ("KNET_SERVICE_HOST", "10.0.0.1"),
+            ("KNET_API_SERVICE_PORT_HTTP", "80"),
+            ("KNET_PORT_80_TCP_ADDR", "10.0.0.1"),
             ("PATH", "/bin"),
         ] {
             check_one(name, value).unwrap();
