@@ -17,7 +17,7 @@ mod common;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use image::{Rgb, RgbImage};
 use knet::checkpoint::{TensorData, TensorOut, seeded, write_safetensors};
-use knet::cpu::{Executor, Pool, Selection, Weights, select};
+use knet::cpu::{self, Executor, Pool, Selection, Weights};
 use knet::cuda::pipeline::{Masks, copy_photo};
 use knet::cuda::post::{Extent, MaskLogits};
 use knet::engine::source::{self, CONFIG_KEY};
@@ -30,7 +30,6 @@ use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResul
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use knet::isa::Isa;
 use knet::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, TapMode, Task, build};
-use knet::plan::Plan;
 use knet::plan::launch::Precision;
 use knet::tensor::DType;
 use knet::{Engine, Result};
@@ -175,8 +174,8 @@ impl Network {
         let geometry = preprocessor.geometry(size.0, size.1);
         let (config, load) = source::open(&WeightSource::Seeded(0), Some(model))?;
         let graph = optimize(build(&config, 1, geometry.padded.into(), TapMode::Off)?.graph)?;
-        let plan = Plan::build(&graph, select(selection))?;
-        let mut executor = pool.run(|| Executor::new(plan, &Weights::new(load), selection))?;
+        let plan = cpu::plan(&graph, selection)?;
+        let mut executor = pool.run(|| Executor::new(plan, &Weights::new(load)))?;
         pool.run(|| preprocessor.run(&photo(size), executor.input_mut(0)))?;
         Ok(Network { config, geometry, executor, pool })
     }
@@ -216,7 +215,7 @@ fn network(criterion: &mut Criterion) {
 fn planned_flops(model: &str, (height, width): (usize, usize)) -> Result<u64> {
     let padded = [height, width].map(|side| side.next_multiple_of(SIZE_DIVISOR));
     let graph = optimize(build(&Config::named(model)?, 1, padded, TapMode::Off)?.graph)?;
-    Ok(Plan::build(&graph, select(Selection::new(Isa::detect(), common::threads())))?.flops())
+    Ok(cpu::plan(&graph, Selection::new(Isa::detect(), common::threads()))?.flops())
 }
 
 fn post(criterion: &mut Criterion) {

@@ -17,14 +17,13 @@ mod common;
 mod run;
 
 use criterion::{Criterion, Throughput};
-use knet::cpu::{Executor, Pool, Selection, select};
+use knet::cpu::{self, Executor, Pool, Selection};
 use knet::cuda::{self, Runtime};
 use knet::error::Result;
 use knet::graph::Param;
 use knet::isa::Isa;
 use knet::ops::case::Case;
 use knet::ops::{Op, all_cases};
-use knet::plan::Plan;
 use knet::plan::launch::Precision;
 use knet::tensor::Tensor;
 use run::{Operands, one_node};
@@ -45,14 +44,14 @@ fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
     let selection = Selection::new(Isa::detect(), pool.threads());
     let inputs = case.make_inputs(7);
     let (graph, weights) = one_node(&case.op, &inputs, operands(&case.op)).expect("a case is valid");
-    let plan = Plan::build(&graph, select(selection)).expect("a case can be planned");
+    let plan = cpu::plan(&graph, selection).expect("a case can be planned");
     // An operator without operands is a constant: a model runs it when it is loaded.
     let Some(step) = plan.steps.first() else { return };
     let throughput = match step.flops {
         0 => Throughput::Bytes(step.bytes()),
         flops => Throughput::Elements(flops),
     };
-    let mut executor = pool.run(|| Executor::new(plan, &weights, selection)).expect("an executor");
+    let mut executor = pool.run(|| Executor::new(plan, &weights)).expect("an executor");
     for (index, input) in inputs.iter().enumerate().take(executor.plan().inputs.len()) {
         executor.input_mut(index).copy_from_slice(input.data());
     }

@@ -12,7 +12,7 @@ mod occupancy;
 #[path = "common/sass.rs"]
 mod sass;
 
-use emulate::{Operands, nvrtc, program, run_launch};
+use emulate::{Operands, nvrtc, run_launch};
 use knet::cuda::nvrtc::{Code, Job};
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
@@ -32,8 +32,7 @@ const HEAVIEST: usize = 30;
 
 /// Steps that launch the same.
 struct Layer {
-    step: Step,
-    program: Program,
+    step: Step<Program>,
     times: usize,
     /// The least time that an H100 takes, in µs.
     roofline: f64,
@@ -47,12 +46,12 @@ fn layers() -> Vec<Layer> {
     let plan = knet::cuda::plan(&optimize(network.graph).expect("a sound graph"), TARGET).expect("a plan");
     let mut layers: Vec<Layer> = Vec::new();
     for step in plan.steps {
-        let program = program(&step, TARGET);
-        match layers.iter_mut().find(|l| l.step.op.name() == step.op.name() && l.program == program) {
+        match layers.iter_mut().find(|l| l.step.op.name() == step.op.name() && l.step.program == step.program)
+        {
             Some(layer) => layer.times += 1,
             None => {
                 let roofline = roofline::step(&step, &TARGET).as_secs_f64() * 1e6;
-                layers.push(Layer { step, program, times: 1, roofline });
+                layers.push(Layer { step, times: 1, roofline });
             }
         }
     }
@@ -61,7 +60,7 @@ fn layers() -> Vec<Layer> {
     let mut place = 0;
     layers.retain(|layer| {
         place += 1;
-        known.insert((layer.step.op.name(), layer.program.kernel.clone())) || place <= HEAVIEST
+        known.insert((layer.step.op.name(), layer.step.program.kernel.clone())) || place <= HEAVIEST
     });
     layers
 }
@@ -88,7 +87,8 @@ fn sample(blocks: u64) -> Vec<Range<u64>> {
 
 /// Counts of some blocks of each launch.
 fn count(layer: &Layer) -> Vec<Report> {
-    let Layer { step, program, .. } = layer;
+    let step = &layer.step;
+    let program = &step.program;
     // Nobody has written it: values do not change what is counted.
     let memory = Memory::new(Options::default()).unwrap();
     let room = |bytes: usize| memory.alloc(bytes as u64, "operand").unwrap();
@@ -213,7 +213,7 @@ const HEADER: &str = "\
 
 /// The cells of a launch's row.
 fn row(layer: &Layer, index: usize, report: &Report, sass: Option<f64>, registers: u32) -> Vec<String> {
-    let launch = &layer.program.launches[index];
+    let launch = &layer.step.program.launches[index];
     let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
     let threads = launch.block.iter().product();
     let module = emulate::module(launch).unwrap();
@@ -237,7 +237,7 @@ fn row(layer: &Layer, index: usize, report: &Report, sass: Option<f64>, register
     vec![
         layer.step.name.clone(),
         layer.times.to_string(),
-        format!("{} {}", layer.step.op.name(), layer.program.kernel),
+        format!("{} {}", layer.step.op.name(), layer.step.program.kernel),
         format!("{} {}:{}", index + 1, launch.source, launch.entry),
         format!("{:.2}", layer.roofline),
         blocks.to_string(),
@@ -263,7 +263,7 @@ fn row(layer: &Layer, index: usize, report: &Report, sass: Option<f64>, register
 /// The table: a row for each launch of each layer.
 fn table() -> Vec<Vec<String>> {
     let layers = layers();
-    let launches: Vec<&Launch> = layers.iter().flat_map(|layer| &layer.program.launches).collect();
+    let launches: Vec<&Launch> = layers.iter().flat_map(|layer| &layer.step.program.launches).collect();
     let mut distinct: BTreeMap<[String; 3], &Launch> = BTreeMap::new();
     let key = |launch: &Launch| [launch.source.to_string(), launch.entry.to_string(), defines(launch)];
     for launch in launches {
@@ -280,7 +280,7 @@ fn table() -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     for layer in &layers {
         for (index, report) in count(layer).iter().enumerate() {
-            let key = key(&layer.program.launches[index]);
+            let key = key(&layer.step.program.launches[index]);
             let taken = registers.get(&key).unwrap_or_else(|| {
                 panic!("{key:?} is not in kernels/resources.tsv: KNET_UPDATE=1 cargo test --test cuda_static")
             });

@@ -26,13 +26,12 @@ use knet::cuda::pipeline::{Ends, Results};
 use knet::cuda::post::{self, MaskLogits, Ranking};
 use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
 use knet::cuda::tune::{self, Measured, Scope, Table, Timer};
-use knet::cuda::{Device, Executor, Pipeline, Runtime, select, stored};
+use knet::cuda::{Device, Executor, Pipeline, Plan, Runtime, select, stored};
 use knet::engine::{self, Segmentation};
 use knet::graph::{Builder, Layout};
 use knet::ops::case::Case;
 use knet::ops::epilogue::Epilogue;
 use knet::ops::{Conv2d, GlobalAvgPool, Linear, Reshape, ValueType, all_cases};
-use knet::plan::Plan;
 use knet::plan::launch::Precision;
 use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -72,7 +71,7 @@ fn check_case(case: &Case, precision: Precision, ordinal: usize) -> Result<(), F
     let runtime = runtime(ordinal, precision, params)?;
     let target = runtime.target();
     let plan = Plan::build_stored(&graph, stored(target), select(target))?;
-    let inputs = seen(&plan, &inputs, precision);
+    let inputs = seen(&plan, &inputs);
     let mut executor = Executor::with_floats(plan.clone(), &runtime)?;
     let runs = [run(&mut executor, &inputs)?, run(&mut executor, &inputs)?];
     let bits = |run: &[Vec<f32>]| run.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
@@ -96,7 +95,7 @@ fn check_candidates(case: &Case, precision: Precision, ordinal: usize, most: usi
         timer.measure(task, index)?;
     }
     drop(timer);
-    let inputs = seen(&modelled, &inputs, precision);
+    let inputs = seen(&modelled, &inputs);
     for program in &task.candidates {
         let mut table = Table::new(runtime.scope());
         let (kernel, model) = (program.kernel.clone(), modelled.steps[0].kernel.clone());
@@ -114,10 +113,21 @@ fn check_candidates(case: &Case, precision: Precision, ordinal: usize, most: usi
         cuda_case::compare(case, &plan, precision, &inputs, &found)
             .map_err(|fault| format!("{}: {fault}", program.kernel))?;
     }
-    // The table now asks for the last candidate, and a plan without the table for the first.
-    match Executor::new(modelled, &runtime) {
-        Err(error) if error.to_string().contains("planned as") => {}
-        _ => return Err("a plan of another selection was bound".into()),
+    // The table now asks for the last candidate; a plan of the cost models runs what it was planned with.
+    let found = run(&mut Executor::with_floats(modelled.clone(), &runtime)?, &inputs)?;
+    cuda_case::compare(case, &modelled, precision, &inputs, &found)?;
+    // A step that this device cannot run, or that was planned with less memory than it takes, is refused.
+    let mut wide = modelled.clone();
+    if let Some(launch) = wide.steps[0].program.launches.first_mut() {
+        launch.block = [1025, 1, 1];
+    }
+    let mut cramped = modelled;
+    cramped.steps[0].program.workspace += cramped.steps[0].workspace.bytes + 1;
+    for (plan, wanted) in [(wide, "threads"), (cramped, "bytes of workspace")] {
+        match Executor::new(plan, &runtime) {
+            Err(error) if error.to_string().contains(wanted) => {}
+            _ => return Err(format!("a plan with too many {wanted} was bound").into()),
+        }
     }
     let foreign = Table::new(Scope { device: "another".into(), ..runtime.scope() });
     match runtime.adopt(foreign) {

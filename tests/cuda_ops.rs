@@ -32,9 +32,9 @@ fn check(case: &Case, precision: Precision, operands: Operands) -> Result<(), Fa
         }
         Err(e) => return Err(e.to_string().into()),
     };
-    let inputs = seen(&plan, &inputs, precision);
+    let inputs = seen(&plan, &inputs);
     let config = Config { seed: 1, late_async: true, ..Config::default() };
-    let run = Run { plan: &plan, constants: &constants, precision, config };
+    let run = Run { plan: &plan, constants: &constants, config };
     Ok(cuda_case::compare(case, &plan, precision, &inputs, &run.run(&inputs)?)?)
 }
 

@@ -6,13 +6,12 @@
 mod run;
 
 use knet::checkpoint::Checkpoint;
-use knet::cpu::{Executor, Pool, Selection, select};
+use knet::cpu::{self, Executor, Pool, Selection};
 use knet::graph::autodiff::gradients;
 use knet::graph::{Builder, Graph, Layout, ValueId};
 use knet::isa::Isa;
 use knet::ops::case::relative_l2;
 use knet::ops::{CrossEntropyLoss, FocalLoss, MaskCost, MaskLoss, Op, ValueType};
-use knet::plan::Plan;
 use knet::tensor::Tensor;
 use knet::train::matcher::Matcher;
 use knet::train::network::grad_output;
@@ -232,8 +231,8 @@ fn adamw() {
         graph.make_variables(|_| true);
         let pool = Pool::new(1).unwrap();
         let selection = Selection::new(Isa::detect(), 1);
-        let plan = Plan::build(&graph, select(selection)).unwrap();
-        let mut executor = Executor::new(plan, &run::no_weights(), selection).unwrap();
+        let plan = cpu::plan(&graph, selection).unwrap();
+        let mut executor = Executor::new(plan, &run::no_weights()).unwrap();
         for (index, key) in keys.iter().enumerate() {
             executor.variable_mut(index).copy_from_slice(values[*key].data());
         }

@@ -4,14 +4,13 @@
 #[expect(dead_code, reason = "the case suite uses the rest")]
 mod run;
 
-use knet::cpu::{Selection, select};
+use knet::cpu::{self, Selection};
 use knet::graph::{Builder, Graph, ValueId};
 use knet::isa::Isa;
 use knet::ops::activation::Activation;
 use knet::ops::binary::BinaryKind;
 use knet::ops::case::relative_l2;
 use knet::ops::{Activate, Binary, Concat, Reshape, ValueType};
-use knet::plan::Plan;
 use knet::tensor::Tensor;
 
 /// Concatenations among the steps of the plan; its results must be those of the references.
@@ -37,7 +36,7 @@ fn concats(graph: &Graph) -> usize {
             assert!(relative_l2(&found.to_f64(), wanted.data()) < 1e-6);
         }
     }
-    let plan = Plan::build(graph, select(Selection::new(Isa::detect(), 2))).unwrap();
+    let plan = cpu::plan(graph, Selection::new(Isa::detect(), 2)).unwrap();
     plan.steps.iter().filter(|step| step.op.name() == "concat").count()
 }
 

@@ -7,7 +7,6 @@ use knet::graph::Param;
 use knet::isa::Isa;
 use knet::model::Config;
 use knet::ops::case::relative_l2;
-use knet::plan::Step;
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec, cost_output, grad_output};
 use knet::train::optimizer::{AdamW, AdamWConfig};
@@ -157,8 +156,8 @@ fn check_model(model: &'static str) {
         assert_eq!(found, wanted.data(), "targets of image {image}");
     }
     let mut step = golden.step(&batch);
-    let coarse = |s: &&Step| s.kernel.starts_with("winograd-f4");
-    let coarse = step.executor().plan().steps.iter().find(coarse);
+    let plan = step.executor().plan().described();
+    let coarse = plan.steps.iter().find(|step| step.kernel.starts_with("winograd-f4"));
     assert!(coarse.is_none(), "the forward pass rounds as coarsely as F(4x4): {coarse:?}");
     let losses = step.run(&batch).unwrap().clone();
 

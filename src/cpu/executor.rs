@@ -5,10 +5,11 @@ use super::conv::Arithmetic;
 use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
 use super::{memory, ops, weights::Weights};
 use crate::error::{Error, Result};
+use crate::graph::Graph;
 use crate::isa::Isa;
 use crate::ops::ValueType;
 use crate::plan::arena::{ALIGNMENT, Slot};
-use crate::plan::{Choice, Operand, Place, Plan, Site, Step};
+use crate::plan::{self, Choice, Const, Operand, Place, Step};
 use crate::tensor::{DType, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -37,15 +38,24 @@ impl Selection {
     }
 }
 
-/// The CPU's kernel selection, for [`Plan::build`].
-pub fn select(selection: Selection) -> impl Fn(&Site<'_>) -> Choice {
-    move |site| {
+/// A plan whose steps carry the CPU's kernels.
+pub type Plan = plan::Plan<Arc<dyn Kernel>>;
+
+/// Plans `graph` with the CPU's kernels.
+///
+/// # Errors
+/// [`Error::Usage`] if this processor lacks the instruction set; as [`plan::Plan::build`].
+pub fn plan(graph: &Graph, selection: Selection) -> Result<Plan> {
+    if !selection.isa.is_available() {
+        return Err(Error::usage(format!("this processor has no {}", selection.isa)));
+    }
+    Plan::build(graph, |site| {
         let context = selection.context(site.inputs, site.outputs);
         let kernel = ops::kernel(site.op, &context);
         let packed_at_run = kernel.packing().filter(|p| !site.constant[p.input]).map_or(0, |p| p.len);
         let floats = packed_at_run.next_multiple_of(ALIGNMENT / 4) + kernel.workspace();
-        Choice { kernel: kernel.name(), workspace: 4 * floats }
-    }
+        Choice { kernel: kernel.name(), workspace: 4 * floats, program: Arc::from(kernel) }
+    })
 }
 
 /// A constant that a step reads.
@@ -66,7 +76,7 @@ impl Constant {
 
 /// A step with its kernel and constants.
 struct Bound {
-    kernel: Box<dyn Kernel>,
+    kernel: Arc<dyn Kernel>,
     inputs: Vec<Source>,
     outputs: Vec<Slot>,
     packed: Packed,
@@ -100,27 +110,23 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Allocates the arena and binds constants. `selection` must be that of [`select`].
+    /// Allocates the arena and binds constants.
     ///
     /// # Errors
-    /// As [`Weights::constant`]; [`Error::Graph`] if a step has too many operands or overlapping memory;
-    /// [`Error::Usage`] if this processor lacks the instruction set; [`Error::Memory`] if the arena is larger than the memory
+    /// As [`Weights::constant`]; [`Error::Graph`] if a step has too many operands or overlapping memory; [`Error::Memory`] if the arena is larger than the memory
     /// there is.
-    pub fn new(plan: Plan, weights: &Weights, selection: Selection) -> Result<Self> {
-        if !selection.isa.is_available() {
-            return Err(Error::usage(format!("this processor has no {}", selection.isa)));
-        }
+    pub fn new(plan: Plan, weights: &Weights) -> Result<Self> {
         plan.steps.iter().try_for_each(check_memory)?;
         memory::check("the network at this size of images", plan.arena_bytes)?;
         let steps = plan
             .steps
             .par_iter()
-            .map(|step| bind(&plan, step, weights, selection))
+            .map(|step| bind(&plan.consts, step, weights))
             .collect::<Result<Vec<_>>>()?;
         let mut constants = vec![None; plan.consts.len()];
         for (_, operand) in &plan.outputs {
             if let Place::Const(index) = operand.place {
-                constants[index] = Some(Constant::Plain(weights.constant(&plan, index)?));
+                constants[index] = Some(Constant::Plain(weights.constant(&plan.consts, index)?));
             }
         }
         let arena = AlignedBuffer::new(plan.arena_bytes / 4)?;
@@ -291,7 +297,7 @@ fn range(slot: Slot) -> std::ops::Range<usize> {
 
 /// What the unsafe code of [`Executor::run_step`] rests on: results and workspace lie apart from each other and
 /// from every operand. The planner sees to it; a plan is plain data, so it is checked once more.
-fn check_memory(step: &Step) -> Result<()> {
+fn check_memory(step: &Step<Arc<dyn Kernel>>) -> Result<()> {
     let slot = |operand: &Operand| match operand.place {
         Place::Arena(slot) => Some(slot),
         Place::Const(_) => None,
@@ -311,7 +317,7 @@ fn check_memory(step: &Step) -> Result<()> {
     }
 }
 
-fn bind(plan: &Plan, step: &Step, weights: &Weights, selection: Selection) -> Result<Bound> {
+fn bind(consts: &[Const], step: &Step<Arc<dyn Kernel>>, weights: &Weights) -> Result<Bound> {
     if step.inputs.len() > MAX_INPUTS || step.outputs.len() > MAX_OUTPUTS {
         return Err(Error::Graph(format!(
             "`{}` has {} operands and {} results, the executor takes {MAX_INPUTS} and {MAX_OUTPUTS}",
@@ -320,16 +326,14 @@ fn bind(plan: &Plan, step: &Step, weights: &Weights, selection: Selection) -> Re
             step.outputs.len()
         )));
     }
-    let types = |operands: &[Operand]| operands.iter().map(|o| o.ty).collect::<Vec<_>>();
-    let (inputs, outputs) = (types(&step.inputs), types(&step.outputs));
-    let kernel = ops::kernel(&step.op, &selection.context(&inputs, &outputs));
+    let kernel = step.program.clone();
     let mut packed = Packed::None;
     if let Some(packing) = kernel.packing() {
         packed = match step.inputs[packing.input].place {
             Place::Arena(_) => Packed::AtRun { input: packing.input, len: packing.len },
             Place::Const(index) => {
                 let pack = |source: &[f32], packed: &mut [f32]| kernel.pack(source, packed);
-                let buffer = weights.packed(plan, index, &kernel.name(), packing.len, pack)?;
+                let buffer = weights.packed(consts, index, packing, pack)?;
                 Packed::Constant(Constant::Packed(buffer))
             }
         };
@@ -344,7 +348,7 @@ fn bind(plan: &Plan, step: &Step, weights: &Weights, selection: Selection) -> Re
             Ok(match operand.place {
                 Place::Arena(slot) => Source::Arena(slot),
                 Place::Const(_) if packed_input == Some(i) => Source::Absent,
-                Place::Const(index) => Source::Constant(Constant::Plain(weights.constant(plan, index)?)),
+                Place::Const(index) => Source::Constant(Constant::Plain(weights.constant(consts, index)?)),
             })
         })
         .collect::<Result<Vec<_>>>()?;

@@ -1,8 +1,9 @@
 //! The contract between the executor and the CPU kernels.
 
-use super::conv::Arithmetic;
+use super::conv::{Arithmetic, ConvKernel};
 use crate::isa::Isa;
 use crate::ops::{Operator, ValueType};
+use std::fmt;
 
 /// Most operands of a step.
 pub const MAX_INPUTS: usize = 18;
@@ -33,17 +34,36 @@ pub trait CpuOp: Operator {
 
 /// An operand in a layout of the kernel's own, made from the graph's layout by [`Kernel::pack`]: once if
 /// the operand is a constant, else at every run into scratch memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// It identifies the packed bytes: two kernels that give equal packings of a constant share them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Packing {
     /// Which operand.
     pub input: usize,
     /// Packed length in floats.
     pub len: usize,
+    /// The order of the floats.
+    pub layout: PackedLayout,
+    /// Whose tile sizes it follows.
+    pub isa: Isa,
+}
+
+/// How a packed operand lies in memory, besides what its own shape and the instruction set say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PackedLayout {
+    /// Panels of a GEMM's right side.
+    Panels,
+    /// Filters of a convolution for this kernel.
+    Filters(ConvKernel),
+    /// Filters turned by 180 degrees, input and output channels exchanged: for the gradient of the map as another convolution.
+    TurnedFilters(ConvKernel),
+    /// Filters tap by tap, for the gradient of the map phase by phase.
+    Taps,
 }
 
 /// One operator at one set of shapes, ready to run. Running allocates nothing.
 pub trait Kernel: Send + Sync {
-    /// Name for plan dumps. Two kernels of one operator with the same name pack a filter alike.
+    /// Name for plan dumps.
     fn name(&self) -> String;
 
     /// Scratch floats needed by [`Kernel::run`], without the packed operand.
@@ -61,6 +81,12 @@ pub trait Kernel: Send + Sync {
 
     /// Computes the results. Called inside the executor's rayon pool.
     fn run(&self, args: &mut Args<'_>);
+}
+
+impl fmt::Debug for dyn Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
 }
 
 /// Memory of one kernel call. Slices of absent operands are empty; no two slices overlap except inputs

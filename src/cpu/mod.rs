@@ -11,6 +11,6 @@ pub mod pool;
 pub mod weights;
 
 pub use conv::Arithmetic;
-pub use executor::{Executor, Selection, select};
+pub use executor::{Executor, Plan, Selection, plan};
 pub use pool::Pool;
 pub use weights::Weights;

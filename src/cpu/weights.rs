@@ -2,9 +2,10 @@
 //! between plans.
 
 use super::buffer::AlignedBuffer;
+use super::kernel::Packing;
 use crate::error::Result;
 use crate::graph::Param;
-use crate::plan::Plan;
+use crate::plan::Const;
 use crate::plan::constants::{Constants, Loader};
 use crate::tensor::Tensor;
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Store of constants, filled on demand. Kept between plans so that a new input size loads little.
 pub struct Weights {
     constants: Constants,
-    packed: Mutex<HashMap<(String, String), Arc<AlignedBuffer>>>,
+    packed: Mutex<HashMap<(String, Packing), Arc<AlignedBuffer>>>,
 }
 
 impl Weights {
@@ -34,30 +35,29 @@ impl Weights {
     ///
     /// # Errors
     /// As there.
-    pub fn constant(&self, plan: &Plan, index: usize) -> Result<Arc<Tensor>> {
-        self.constants.constant(plan, index)
+    pub fn constant(&self, consts: &[Const], index: usize) -> Result<Arc<Tensor>> {
+        self.constants.constant(consts, index)
     }
 
-    /// The constant `index` of `plan` as the kernel called `kernel` packs it.
+    /// The constant `index` of a plan's `consts`, packed by `pack` as `packing` says.
     ///
     /// # Errors
     /// As [`Weights::constant`].
     pub fn packed(
         &self,
-        plan: &Plan,
+        consts: &[Const],
         index: usize,
-        kernel: &str,
-        len: usize,
+        packing: Packing,
         pack: impl FnOnce(&[f32], &mut [f32]),
     ) -> Result<Arc<AlignedBuffer>> {
         // A poisoned lock only means that another thread panicked between two whole insertions.
         let store = || self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (plan.consts[index].key.clone(), kernel.to_string());
+        let key = (consts[index].key.clone(), packing);
         if let Some(known) = store().get(&key) {
             return Ok(known.clone());
         }
-        let mut buffer = AlignedBuffer::new(len)?;
-        pack(self.constant(plan, index)?.data(), buffer.as_mut_slice());
+        let mut buffer = AlignedBuffer::new(packing.len)?;
+        pack(self.constant(consts, index)?.data(), buffer.as_mut_slice());
         let buffer = Arc::new(buffer);
         store().insert(key, buffer.clone());
         Ok(buffer)

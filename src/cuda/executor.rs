@@ -1,5 +1,6 @@
 //! A plan on a GPU: an arena, constants, kernels with their arguments in place.
 
+use super::Plan;
 use super::device::{Device, fault};
 use super::memory::{DeviceBuffer, Pinned};
 use super::ops::cast;
@@ -8,7 +9,7 @@ use super::runtime::Runtime;
 use crate::error::{Error, Result};
 use crate::ops::ValueType;
 use crate::plan::launch::{Arg, Packing, Program};
-use crate::plan::{Operand, Place, Plan, Step};
+use crate::plan::{Operand, Place, Step};
 use crate::tensor::DType;
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
 use std::sync::Arc;
@@ -54,43 +55,45 @@ struct Staging {
     value: Option<sys::CUdeviceptr>,
 }
 
-/// What a step runs.
-fn program(step: &Step, runtime: &Runtime) -> Result<Program> {
+/// Whether a step can run: a plan is plain data, which may be of another device.
+fn check(step: &Step<Program>, device: &Device) -> Result<()> {
     let fault = |reason| Error::Shape { op: step.op.name(), value: step.name.clone(), reason };
-    let program = runtime.selection().program(&step.site().site()).map_err(fault)?;
-    if program.kernel != step.kernel || program.workspace > step.workspace.bytes {
-        let (planned, chosen) = (&step.kernel, &program.kernel);
-        return Err(fault(format!("planned as `{planned}`, and the runtime's selection is `{chosen}`")));
+    let (wanted, planned) = (step.program.workspace, step.workspace.bytes);
+    if wanted > planned {
+        return Err(fault(format!(
+            "`{}` needs {wanted} bytes of workspace, the plan has {planned}",
+            step.kernel
+        )));
     }
-    Ok(program)
+    step.program.check(device.caps()).map_err(fault)
 }
 
 impl Executor {
-    /// Compiles and loads the kernels of `plan`, copies its constants to the device and allocates the arena. The plan must
-    /// come from [`select`](super::select) for the runtime's [selection](Runtime::selection).
+    /// Compiles and loads the kernels of `plan`, copies its constants to the device and allocates the arena. The plan may
+    /// come from any [selection](super::Selection) whose precision is the runtime's.
     ///
     /// # Errors
-    /// [`Error::Cuda`] for kernels that do not compile and memory that does not suffice; whatever the source of parameters
+    /// [`Error::Shape`] for a step that this device cannot run. [`Error::Cuda`] for kernels that do not compile and memory that does not suffice; whatever the source of parameters
     /// says.
     pub fn new(plan: Plan, runtime: &Runtime) -> Result<Executor> {
         let device = runtime.device().clone();
-        let programs: Vec<Program> =
-            plan.steps.iter().map(|step| program(step, runtime)).collect::<Result<_>>()?;
-        runtime.load(&programs.iter().flat_map(|p| &p.launches).collect::<Vec<_>>())?;
+        plan.steps.iter().try_for_each(|step| check(step, &device))?;
+        runtime.load(&plan.steps.iter().flat_map(|step| &step.program.launches).collect::<Vec<_>>())?;
         let arena = DeviceBuffer::new(&device, plan.arena_bytes, "the arena")?;
         let mut constants = Vec::new();
         let mut address = |operand: &Operand, packing| -> Result<sys::CUdeviceptr> {
             match operand.place {
                 Place::Arena(slot) => Ok(arena.pointer() + slot.offset as u64),
                 Place::Const(index) => {
-                    let buffer = runtime.packed(&plan, index, packing)?;
+                    let buffer = runtime.packed(&plan.consts, index, packing)?;
                     constants.push(buffer);
                     Ok(constants[constants.len() - 1].pointer())
                 }
             }
         };
         let mut steps = Vec::with_capacity(plan.steps.len());
-        for (step, program) in plan.steps.iter().zip(&programs) {
+        for step in &plan.steps {
+            let program = &step.program;
             let mut pointer = |arg: &Arg| match arg {
                 Arg::Input(i) => address(&step.inputs[*i], program.packing_of(*i)),
                 Arg::Output(i) => address(&step.outputs[*i], Packing::plain(DType::F32)),
@@ -135,7 +138,7 @@ impl Executor {
             let slot = match operand.place {
                 Place::Arena(slot) => slot,
                 Place::Const(index) => {
-                    let constant = runtime.constants().constant(&self.plan, index)?;
+                    let constant = runtime.constants().constant(&self.plan.consts, index)?;
                     host.as_mut_slice::<f32>().copy_from_slice(constant.data());
                     return Ok(Staging { host, device: None, value: None });
                 }

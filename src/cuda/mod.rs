@@ -42,21 +42,24 @@ pub use pipeline::Pipeline;
 pub use runtime::Runtime;
 pub use selection::Selection;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::Graph;
 use crate::graph::maps::fuse_maps;
 use crate::graph::rows::fuse_rows;
 use crate::ops::ValueType;
 use crate::plan::launch::{Program, Target};
-use crate::plan::{Choice, Plan, Site, Step};
+use crate::plan::{self, Choice, Site};
 use crate::tensor::DType;
+
+/// A plan whose steps carry what they launch.
+pub type Plan = plan::Plan<Program>;
 
 /// The plan of an optimised graph of inference: steps over rows of objects are fused first, because each costs less than its
 /// launch, and in 16-bit types so are norms and sums of maps. In f32, which is for parity, a norm takes its moments relative to an
 /// element of the map, as the CPU does.
 ///
 /// # Errors
-/// As [`Plan::build_stored`].
+/// As [`Plan::build_stored`](plan::Plan::build_stored).
 pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     let selection = selection.into();
     let mut graph = graph.clone();
@@ -65,18 +68,6 @@ pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
         fuse_maps(&mut graph)?;
     }
     Plan::build_stored(&graph, stored(selection.target()), select(selection))
-}
-
-/// What each step of a plan runs, by the selection that it was planned with.
-///
-/// # Errors
-/// [`Error::Shape`] for a step that the selection has no kernel for.
-pub fn programs(plan: &Plan, selection: &Selection) -> Result<Vec<Program>> {
-    let program = |step: &Step| {
-        let fault = |reason| Error::Shape { op: step.op.name(), value: step.name.clone(), reason };
-        selection.program(&step.site().site()).map_err(fault)
-    };
-    plan.steps.iter().map(program).collect()
 }
 
 /// Type in device memory of a value that the graph knows as `ty`: feature maps and mask logits (rank 4) take the
@@ -89,7 +80,9 @@ pub fn stored(target: Target) -> impl Fn(ValueType) -> ValueType {
 }
 
 /// The GPU's kernel selection, for [`Plan::build_stored`](crate::plan::Plan::build_stored).
-pub fn select(selection: impl Into<Selection>) -> impl Fn(&Site<'_>) -> std::result::Result<Choice, String> {
+pub fn select(
+    selection: impl Into<Selection>,
+) -> impl Fn(&Site<'_>) -> std::result::Result<Choice<Program>, String> {
     let selection = selection.into();
     move |site| selection.choose(site)
 }

@@ -9,7 +9,7 @@ use super::pack::pack;
 use super::selection::Selection;
 use super::tune::{Scope, Table};
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::Const;
 use crate::plan::constants::{Constants, Loader};
 use crate::plan::launch::{Launch, Packing, Precision, Target};
 use cudarc::driver::{DriverError, result, sys};
@@ -235,13 +235,18 @@ impl Runtime {
         Ok(())
     }
 
-    /// Constant `index` of `plan` on the device, copied there once.
-    pub(crate) fn packed(&self, plan: &Plan, index: usize, packing: Packing) -> Result<Arc<DeviceBuffer>> {
-        let key = (plan.consts[index].key.clone(), packing);
+    /// Constant `index` of a plan's `consts` on the device, copied there once.
+    pub(crate) fn packed(
+        &self,
+        consts: &[Const],
+        index: usize,
+        packing: Packing,
+    ) -> Result<Arc<DeviceBuffer>> {
+        let key = (consts[index].key.clone(), packing);
         if let Some(known) = lock(&self.packed).get(&key) {
             return Ok(known.clone());
         }
-        let bytes = pack(self.constants.constant(plan, index)?.as_ref(), packing);
+        let bytes = pack(self.constants.constant(consts, index)?.as_ref(), packing);
         let buffer = Arc::new(DeviceBuffer::of(&self.device, &bytes, &key.0)?);
         lock(&self.packed).insert(key, buffer.clone());
         Ok(buffer)

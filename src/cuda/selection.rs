@@ -1,5 +1,5 @@
 //! Which program a site gets: the cost models' choice, or what was measured to be faster. A pure function of site, target and
-//! table; plans and executors share one selection.
+//! table.
 
 use super::ops;
 use super::tune::Table;
@@ -59,8 +59,8 @@ impl Selection {
     ///
     /// # Errors
     /// As [`Selection::program`].
-    pub fn choose(&self, site: &Site<'_>) -> Result<Choice, String> {
+    pub fn choose(&self, site: &Site<'_>) -> Result<Choice<Program>, String> {
         let program = self.program(site)?;
-        Ok(Choice { kernel: program.kernel, workspace: program.workspace })
+        Ok(Choice { kernel: program.kernel.clone(), workspace: program.workspace, program })
     }
 }

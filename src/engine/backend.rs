@@ -128,17 +128,18 @@ impl Backend {
         }
     }
 
-    /// Plans `graph`.
+    /// The plan of `graph`, for people.
     pub(super) fn plan(&self, graph: &Graph) -> Result<Plan> {
         match self {
-            Backend::Cpu { selection, .. } => Plan::build(graph, cpu::select(*selection)),
-            Backend::Cuda(runtime) => cuda::plan(graph, runtime.selection().clone()),
+            Backend::Cpu { selection, .. } => Ok(cpu::plan(graph, *selection)?.described()),
+            Backend::Cuda(runtime) => Ok(cuda::plan(graph, runtime.selection().clone())?.described()),
         }
     }
 
     /// As [`Backend::executor`], without floats on the host where a GPU can go from photos to results by itself.
-    pub(super) fn pipelined(&self, plan: Plan, pool: &Pool) -> Result<Executor> {
-        let Backend::Cuda(runtime) = self else { return self.executor(plan, pool) };
+    pub(super) fn pipelined(&self, graph: &Graph, pool: &Pool) -> Result<Executor> {
+        let Backend::Cuda(runtime) = self else { return self.executor(graph, pool) };
+        let plan = cuda::plan(graph, runtime.selection().clone())?;
         let executor = pool.run(|| cuda::Executor::new(plan, runtime))?;
         runtime.trim();
         Ok(Executor::Gpu(Box::new(Gpu::new(executor))))
@@ -152,15 +153,17 @@ impl Backend {
         }
     }
 
-    /// Binds a plan of [`Backend::plan`] to memory and constants.
-    pub(super) fn executor(&self, plan: Plan, pool: &Pool) -> Result<Executor> {
+    /// Plans `graph` and binds the plan to memory and constants.
+    pub(super) fn executor(&self, graph: &Graph, pool: &Pool) -> Result<Executor> {
         match self {
             Backend::Cpu { selection, weights } => {
-                let executor = pool.run(|| cpu::Executor::new(plan, weights, *selection))?;
+                let plan = cpu::plan(graph, *selection)?;
+                let executor = pool.run(|| cpu::Executor::new(plan, weights))?;
                 weights.trim();
                 Ok(Executor::Cpu(Box::new(executor)))
             }
             Backend::Cuda(runtime) => {
+                let plan = cuda::plan(graph, runtime.selection().clone())?;
                 let executor = pool.run(|| cuda::Executor::with_floats(plan, runtime))?;
                 runtime.trim();
                 Ok(Executor::Cuda(Box::new(executor)))
@@ -170,11 +173,12 @@ impl Backend {
 }
 
 impl Executor {
-    pub(super) fn plan(&self) -> &Plan {
+    /// The plan, for people.
+    pub(super) fn plan(&self) -> Plan {
         match self {
-            Executor::Cpu(executor) => executor.plan(),
-            Executor::Cuda(executor) => executor.plan(),
-            Executor::Gpu(gpu) => gpu.executor().plan(),
+            Executor::Cpu(executor) => executor.plan().described(),
+            Executor::Cuda(executor) => executor.plan().described(),
+            Executor::Gpu(gpu) => gpu.executor().plan().described(),
         }
     }
 

@@ -28,8 +28,8 @@ impl Engine {
         let plan = cuda::plan(&graph, first.clone())?;
         let mut launches = Vec::new();
         for selection in selections {
-            let programs = cuda::programs(&plan, selection)?;
-            launches.extend(programs.into_iter().flat_map(|program| program.launches));
+            let steps = cuda::plan(&graph, selection.clone())?.steps;
+            launches.extend(steps.into_iter().flat_map(|step| step.program.launches));
         }
         let output = |name: &str| {
             let found = plan.output(name).map(|operand| operand.ty);

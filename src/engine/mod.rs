@@ -23,6 +23,7 @@ use crate::cuda::Runtime;
 use crate::cuda::pipeline::Results;
 use crate::cuda::post::Ranking;
 use crate::error::{Error, Result};
+use crate::graph::Graph;
 use crate::graph::passes::optimize;
 use crate::image::HeadOutput;
 use crate::image::classes::Class;
@@ -195,10 +196,13 @@ impl Engine {
     /// # Errors
     /// As [`build`].
     pub fn plan(&self, size: (usize, usize), taps: TapMode) -> Result<(Plan, Vec<Tap>)> {
-        let network = build(&self.config, 1, [size.0, size.1], taps)?;
-        let taps = network.taps;
-        let graph = optimize(network.graph)?;
+        let (graph, taps) = self.graph(size, taps)?;
         Ok((self.backend.plan(&graph)?, taps))
+    }
+
+    fn graph(&self, size: (usize, usize), taps: TapMode) -> Result<(Graph, Vec<Tap>)> {
+        let network = build(&self.config, 1, [size.0, size.1], taps)?;
+        Ok((optimize(network.graph)?, network.taps))
     }
 
     /// Runs the network alone `runs` times at an input size, and gives for each step of the plan its time in every run; on a GPU
@@ -209,7 +213,7 @@ impl Engine {
     pub fn profile(&mut self, size: (usize, usize), runs: usize) -> Result<(Plan, Vec<Vec<Duration>>)> {
         let session = self.session(size)?;
         let executor = &mut self.sessions[session].executor;
-        let plan = executor.plan().clone();
+        let plan = executor.plan();
         let mut times = vec![Vec::with_capacity(runs); plan.steps.len()];
         self.pool.run(|| executor.time_steps(runs, |step, time| times[step].push(time)))?;
         Ok((plan, times))
@@ -232,8 +236,8 @@ impl Engine {
     /// As [`Engine::plan`], and whatever the weights say.
     pub fn taps(&mut self, image: &RgbImage) -> Result<Vec<(String, Tensor)>> {
         let geometry = self.geometry(image)?;
-        let (plan, taps) = self.plan(geometry.padded, TapMode::All)?;
-        let mut executor = self.backend.executor(plan, &self.pool)?;
+        let (graph, taps) = self.graph(geometry.padded, TapMode::All)?;
+        let mut executor = self.backend.executor(&graph, &self.pool)?;
         let preprocessor = &mut self.preprocessor;
         self.pool.run(|| -> Result<()> {
             preprocessor.run(image, executor.input_mut(0))?;
@@ -304,8 +308,8 @@ impl Engine {
         if let Some(found) = self.sessions.iter().position(|s| s.size == size) {
             self.sessions[found..].rotate_left(1);
         } else {
-            let (plan, _) = self.plan(size, TapMode::Off)?;
-            let executor = self.backend.pipelined(plan, &self.pool)?;
+            let (graph, _) = self.graph(size, TapMode::Off)?;
+            let executor = self.backend.pipelined(&graph, &self.pool)?;
             let output = |name: &str| {
                 executor.output_index(name).ok_or_else(|| Error::Graph(format!("no output `{name}`")))
             };

@@ -1,7 +1,7 @@
 //! Constants on the host: parameters, and what is computed from them, each made once and shared between plans. Back
 //! ends pack them into layouts and element types of their own.
 
-use super::{Const, ConstSource, Plan};
+use super::{Const, ConstSource};
 use crate::error::{Error, Result};
 use crate::graph::Param;
 use crate::tensor::{DType, Tensor};
@@ -31,12 +31,12 @@ impl Constants {
         (self.load)(param)
     }
 
-    /// The constant `index` of `plan` in the graph's layout.
+    /// The constant `index` of a plan's `consts` in the graph's layout.
     ///
     /// # Errors
     /// Whatever the source of parameters says; [`Error::Graph`] if a tensor has not the type the plan expects.
-    pub fn constant(&self, plan: &Plan, index: usize) -> Result<Arc<Tensor>> {
-        let wanted = &plan.consts[index];
+    pub fn constant(&self, consts: &[Const], index: usize) -> Result<Arc<Tensor>> {
+        let wanted = &consts[index];
         if let Some(known) = lock(&self.known).get(&wanted.key) {
             return Ok(known.clone());
         }
@@ -47,11 +47,11 @@ impl Constants {
             ConstSource::Computed { op, inputs, output } => (op, inputs, *output),
         };
         let inputs: Vec<Tensor<f64>> =
-            operands.iter().map(|&i| Ok(self.constant(plan, i)?.to_f64())).collect::<Result<_>>()?;
+            operands.iter().map(|&i| Ok(self.constant(consts, i)?.to_f64())).collect::<Result<_>>()?;
         let results = op.reference(&inputs.iter().collect::<Vec<_>>());
         drop(inputs);
         // The operator's other results are wanted too, or will be: compute it once.
-        for sibling in &plan.consts {
+        for sibling in consts {
             match &sibling.source {
                 ConstSource::Computed { op: of, inputs, output: other }
                     if *other != output && of == op && inputs == operands =>

@@ -3,7 +3,7 @@
 use super::{Place, Plan};
 use std::fmt;
 
-impl fmt::Display for Plan {
+impl<P> fmt::Display for Plan<P> {
     /// One line a step: result, operator, kernel, result shape, MFLOP, KiB moved, arena offset, workspace.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(

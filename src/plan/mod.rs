@@ -1,6 +1,9 @@
 //! From a graph to a plan: an order of steps, a kernel for each, and one arena with every offset known
 //! before anything is allocated.
 //!
+//! A plan owns what was chosen: each step carries its *program*, of a type that the back end gives (`cpu::Plan`,
+//! `cuda::Plan`), and an executor runs that. Nothing chooses twice. `Plan` alone, without programs, is for people.
+//!
 //! Values that depend on parameters alone are *constants*: they are computed once when an executor is
 //! made, not at every run, and shared between plans by their [`Const::key`]. A reshape is no step: its
 //! result is another name of its operand's memory. Nor is a concatenation whose operands can be made where they belong.
@@ -69,16 +72,18 @@ pub struct Const {
 
 /// What a back end says of one step before anything is allocated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct Choice<P = ()> {
     /// The kernel, for people.
     pub kernel: String,
     /// Scratch bytes needed while the step runs.
     pub workspace: usize,
+    /// What runs.
+    pub program: P,
 }
 
 /// One kernel call.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Step {
+pub struct Step<P = ()> {
     /// Name of the value it produces.
     pub name: String,
     /// Operator and attributes.
@@ -91,11 +96,13 @@ pub struct Step {
     pub workspace: Slot,
     /// The back end's choice, for people.
     pub kernel: String,
+    /// What runs.
+    pub program: P,
     /// Floating-point operations of the direct algorithm.
     pub flops: u64,
 }
 
-impl Step {
+impl<P> Step<P> {
     /// Bytes of operands and results, each counted once: the least traffic the step can cause.
     pub fn bytes(&self) -> u64 {
         self.inputs.iter().chain(&self.outputs).map(|o| o.ty.bytes() as u64).sum()
@@ -103,12 +110,12 @@ impl Step {
 }
 
 /// A schedule with its memory layout.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan<P = ()> {
     /// Constants the steps use, each after the constants it needs.
     pub consts: Vec<Const>,
     /// Kernel calls, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<Step<P>>,
     /// Caller-provided values.
     pub inputs: Vec<(String, Operand)>,
     /// Parameters that change between runs, and their place: no step writes there.
@@ -119,12 +126,12 @@ pub struct Plan {
     pub arena_bytes: usize,
 }
 
-impl Plan {
+impl<P> Plan<P> {
     /// Plans `graph`; `choose` is the back end's kernel selection.
     ///
     /// # Errors
     /// As [`Graph::verify`].
-    pub fn build(graph: &Graph, choose: impl Fn(&Site<'_>) -> Choice) -> Result<Plan> {
+    pub fn build(graph: &Graph, choose: impl Fn(&Site<'_>) -> Choice<P>) -> Result<Plan<P>> {
         Plan::build_stored(graph, |ty| ty, |site| Ok(choose(site)))
     }
 
@@ -137,14 +144,41 @@ impl Plan {
     pub fn build_stored(
         graph: &Graph,
         stored: impl Fn(ValueType) -> ValueType,
-        choose: impl Fn(&Site<'_>) -> std::result::Result<Choice, String>,
-    ) -> Result<Plan> {
+        choose: impl Fn(&Site<'_>) -> std::result::Result<Choice<P>, String>,
+    ) -> Result<Plan<P>> {
         graph.verify()?;
         let types = graph.values().iter().map(|value| stored(value.ty)).collect();
         let mut planner = Planner::new(graph, types);
         planner.place_constants();
         planner.schedule(choose)?;
         Ok(planner.finish())
+    }
+
+    /// The plan with other programs in place of its own.
+    pub fn map<Q>(&self, program: impl Fn(&Step<P>) -> Q) -> Plan<Q> {
+        let step = |step: &Step<P>| Step {
+            name: step.name.clone(),
+            op: step.op.clone(),
+            inputs: step.inputs.clone(),
+            outputs: step.outputs.clone(),
+            workspace: step.workspace,
+            kernel: step.kernel.clone(),
+            program: program(step),
+            flops: step.flops,
+        };
+        Plan {
+            consts: self.consts.clone(),
+            steps: self.steps.iter().map(step).collect(),
+            inputs: self.inputs.clone(),
+            variables: self.variables.clone(),
+            outputs: self.outputs.clone(),
+            arena_bytes: self.arena_bytes,
+        }
+    }
+
+    /// The plan without its programs, for people.
+    pub fn described(&self) -> Plan {
+        self.map(|_| ())
     }
 
     /// Total floating-point operations of a run.
@@ -160,7 +194,7 @@ impl Plan {
 
     /// The first step that reads the memory of an input. Its memory is its own until its last reader.
     fn first_reader(&self, input: Operand) -> usize {
-        let reads = |step: &Step| step.inputs.iter().any(|operand| operand.place == input.place);
+        let reads = |step: &Step<P>| step.inputs.iter().any(|operand| operand.place == input.place);
         self.steps.iter().position(reads).unwrap_or(self.steps.len())
     }
 
@@ -178,11 +212,11 @@ struct Piece {
 }
 
 /// Working state of [`Plan::build`]. Steps refer to *pieces* until the arena is laid out.
-struct Planner<'a> {
+struct Planner<'a, P> {
     graph: &'a Graph,
     /// Type of each value in the arena.
     types: Vec<ValueType>,
-    plan: Plan,
+    plan: Plan<P>,
     /// Whether each value depends on parameters alone.
     constant: Vec<bool>,
     /// Constant of each value, if it is one that the plan needs.
@@ -198,13 +232,20 @@ struct Planner<'a> {
     workspaces: Vec<usize>,
 }
 
-impl<'a> Planner<'a> {
+impl<'a, P> Planner<'a, P> {
     fn new(graph: &'a Graph, types: Vec<ValueType>) -> Self {
         let values = graph.values().len();
         Planner {
             graph,
             types,
-            plan: Plan::default(),
+            plan: Plan {
+                consts: Vec::new(),
+                steps: Vec::new(),
+                inputs: Vec::new(),
+                variables: Vec::new(),
+                outputs: Vec::new(),
+                arena_bytes: 0,
+            },
             constant: graph.values().iter().map(|v| matches!(v.source, Source::Param(_))).collect(),
             constants: vec![None; values],
             places: vec![None; values],
@@ -314,7 +355,10 @@ impl<'a> Planner<'a> {
     }
 
     /// Makes the steps, choosing a kernel for each, and records how long every buffer lives.
-    fn schedule(&mut self, choose: impl Fn(&Site<'_>) -> std::result::Result<Choice, String>) -> Result<()> {
+    fn schedule(
+        &mut self,
+        choose: impl Fn(&Site<'_>) -> std::result::Result<Choice<P>, String>,
+    ) -> Result<()> {
         let graph = self.graph;
         self.place_joins();
         for (index, value) in graph.values().iter().enumerate() {
@@ -370,6 +414,7 @@ impl<'a> Planner<'a> {
                 outputs: placed_outputs,
                 workspace: Slot::default(),
                 kernel: choice.kernel,
+                program: choice.program,
             });
         }
         let end = self.plan.steps.len();
@@ -397,7 +442,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Lays out the arena and replaces buffer numbers by slots.
-    fn finish(mut self) -> Plan {
+    fn finish(mut self) -> Plan<P> {
         let (slots, bytes) = arena::layout(&self.intervals);
         let resolve = |operand: &mut Operand| {
             if let Place::Arena(slot) = &mut operand.place {

@@ -27,7 +27,7 @@ pub fn peak(caps: &Caps, precision: Precision) -> f64 {
 
 /// Bytes of a step's operands and results on the device, each counted once. Filters and other maps among the constants, which
 /// plans know by the graph's type, take the precision's.
-pub fn bytes(step: &Step, target: &Target) -> u64 {
+pub fn bytes<P>(step: &Step<P>, target: &Target) -> u64 {
     let stored = |operand: &Operand| match (operand.place, operand.ty) {
         (Place::Const(_), ValueType { shape, dtype: DType::F32 }) if shape.rank() == 4 => {
             shape.len() * target.precision.storage().size()
@@ -43,13 +43,13 @@ pub fn compute(flops: u64, target: &Target) -> Duration {
 }
 
 /// The least time of a step.
-pub fn step(step: &Step, target: &Target) -> Duration {
+pub fn step<P>(step: &Step<P>, target: &Target) -> Duration {
     let memory = bytes(step, target) as f64 / (f64::from(target.caps.bandwidth_gbs) * 1e9);
     compute(step.flops, target).max(Duration::from_secs_f64(memory))
 }
 
 /// The least time of a plan whose steps run one after the other.
-pub fn plan(plan: &Plan, target: &Target) -> Duration {
+pub fn plan<P>(plan: &Plan<P>, target: &Target) -> Duration {
     plan.steps.iter().map(|s| step(s, target)).sum()
 }
 

@@ -48,7 +48,7 @@ impl OwnedSite {
     }
 }
 
-impl Step {
+impl<P> Step<P> {
     /// The site that the step's kernel was chosen for.
     pub fn site(&self) -> OwnedSite {
         let types = |operands: &[Operand]| operands.iter().map(|o| o.ty).collect();

@@ -7,12 +7,11 @@
 use super::data::Batch;
 use super::matcher::Matcher;
 use super::network::{self as names, Term, TermKind, TrainNetwork, TrainSpec, build_training};
-use crate::cpu::{Arithmetic, Executor, Pool, Selection, Weights, select};
+use crate::cpu::{self, Arithmetic, Executor, Pool, Selection, Weights};
 use crate::error::{Error, Result};
 use crate::graph::Param;
 use crate::isa::Isa;
 use crate::model::IMAGE;
-use crate::plan::Plan;
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
 use std::time::Duration;
@@ -91,14 +90,14 @@ impl TrainStep {
     /// Plans a step and loads the parameters from `weights`.
     ///
     /// # Errors
-    /// As [`build_training`], [`Plan::build`] and the source of the weights.
+    /// As [`build_training`], [`cpu::plan`] and the source of the weights.
     pub fn new(spec: &TrainSpec<'_>, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
         let pool = Pool::new(threads)?;
         let network = build_training(spec)?;
         // Exact: what a stage pools hangs on which side of 0 a mask logit falls, and a pixel of a small mask is a per cent of it.
         let selection = Selection { arithmetic: Arithmetic::Exact, ..Selection::new(isa, pool.threads()) };
-        let plan = Plan::build(&network.graph, select(selection))?;
-        let mut executor = pool.run(|| Executor::new(plan, weights, selection))?;
+        let plan = cpu::plan(&network.graph, selection)?;
+        let mut executor = pool.run(|| Executor::new(plan, weights))?;
         for index in 0..executor.plan().variables.len() {
             let param = executor.plan().variables[index].0.clone();
             let tensor = param.layout.apply(weights.load(&param)?);

@@ -1,12 +1,13 @@
 //! Cases of operators on the CUDA back end: what the kernels see of the operands, and how far results may be off.
 
-use crate::emulate::{CAPS, program, rounded, run_program};
+use crate::emulate::{rounded, run_program};
+use knet::cuda::Plan;
 use knet::cuda::pack::{pack, unpack};
 use knet::graph::{Builder, Graph, Layout};
 use knet::ops::ValueType;
 use knet::ops::case::{Case, relative_l2};
-use knet::plan::launch::{Packing, Precision, Program, Target};
-use knet::plan::{Place, Plan, Site};
+use knet::plan::launch::{Packing, Precision, Program};
+use knet::plan::{Place, Site};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options, Report};
 use std::collections::HashMap;
@@ -75,12 +76,11 @@ pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> (Graph, H
 }
 
 /// The operands as the kernels see them: rounded as the arena or the packing stores them.
-pub fn seen(plan: &Plan, inputs: &[Tensor], precision: Precision) -> Vec<Tensor> {
+pub fn seen(plan: &Plan, inputs: &[Tensor]) -> Vec<Tensor> {
     let Some(step) = plan.steps.first() else { return inputs.to_vec() };
-    let program = program(step, Target { caps: CAPS, precision });
     let round = |(i, tensor): (usize, &Tensor)| match step.inputs[i].place {
         Place::Arena(_) => rounded(tensor, step.inputs[i].ty.dtype),
-        Place::Const(_) => rounded(tensor, program.packing_of(i).dtype),
+        Place::Const(_) => rounded(tensor, step.program.packing_of(i).dtype),
     };
     inputs.iter().enumerate().map(round).collect()
 }

@@ -6,7 +6,7 @@ use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::pack::{pack, unpack};
 use knet::cuda::post::{self, MaskLogits, Ranking};
 use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
-use knet::cuda::{ops, select, stored};
+use knet::cuda::{Plan, ops, select, stored};
 use knet::graph::Graph;
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
@@ -14,7 +14,7 @@ use knet::ops::ValueType;
 use knet::plan::arena::Slot;
 use knet::plan::constants::Constants;
 use knet::plan::launch::{Arg, Caps, Launch, Packing, Precision, Program, Target};
-use knet::plan::{Operand, Place, Plan, Site};
+use knet::plan::{Operand, Place, Site, Step};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Instance, Memory, Module, Options, Report};
 use std::collections::{BTreeMap, HashMap};
@@ -35,15 +35,6 @@ pub const CAPS: Caps = Caps {
 pub fn plan(graph: &Graph, precision: Precision) -> knet::error::Result<Plan> {
     let target = Target { caps: CAPS, precision };
     Plan::build_stored(graph, stored(target), select(target))
-}
-
-/// What a step runs.
-pub fn program(step: &knet::plan::Step, target: Target) -> Program {
-    let types = |operands: &[Operand]| operands.iter().map(|o| o.ty).collect::<Vec<ValueType>>();
-    let constant: Vec<bool> = step.inputs.iter().map(|o| matches!(o.place, Place::Const(_))).collect();
-    let (inputs, outputs) = (types(&step.inputs), types(&step.outputs));
-    let site = Site { op: &step.op, inputs: &inputs, constant: &constant, outputs: &outputs };
-    ops::program(&site, &target).expect("the plan chose it")
 }
 
 /// The compiler of suites: what `KNET_NVRTC` names, else what `tools/setup-cuda` installed, else what a program would find.
@@ -90,7 +81,6 @@ pub fn module(launch: &Launch) -> Result<Arc<Module>, String> {
 pub struct Run<'a> {
     pub plan: &'a Plan,
     pub constants: &'a Constants,
-    pub precision: Precision,
     pub config: ptxemu::Config,
 }
 
@@ -138,7 +128,8 @@ impl State<'_> {
     fn read(&self, operand: &Operand) -> Result<Vec<f32>, String> {
         match operand.place {
             Place::Const(index) => {
-                let tensor = self.run.constants.constant(self.run.plan, index).map_err(|e| e.to_string())?;
+                let tensor =
+                    self.run.constants.constant(&self.run.plan.consts, index).map_err(|e| e.to_string())?;
                 Ok(tensor.data().to_vec())
             }
             Place::Arena(slot) => {
@@ -156,7 +147,7 @@ impl State<'_> {
             return Ok(known);
         }
         let plan = self.run.plan;
-        let tensor = self.run.constants.constant(plan, index).map_err(|e| e.to_string())?;
+        let tensor = self.run.constants.constant(&plan.consts, index).map_err(|e| e.to_string())?;
         let bytes = pack(&tensor, packing);
         let key = &plan.consts[index].key;
         let address = self.memory.alloc(bytes.len() as u64, key).map_err(|e| e.to_string())?;
@@ -165,8 +156,8 @@ impl State<'_> {
         Ok(address)
     }
 
-    fn step(&mut self, step: &knet::plan::Step) -> Result<(), String> {
-        let program = program(step, Target { caps: CAPS, precision: self.run.precision });
+    fn step(&mut self, step: &Step<Program>) -> Result<(), String> {
+        let program = &step.program;
         // Results may take the slot of a value that is read last here only if the planner let them overlap: it does not.
         for output in &step.outputs {
             self.define(output, &step.name)?;
@@ -183,7 +174,7 @@ impl State<'_> {
             Place::Const(_) => Err("a result is no constant".to_string()),
         };
         let outputs = step.outputs.iter().map(address).collect::<Result<Vec<u64>, String>>()?;
-        run_program(&program, &inputs, &outputs, &self.memory, &self.run.config)?;
+        run_program(program, &inputs, &outputs, &self.memory, &self.run.config)?;
         Ok(())
     }
 }
@@ -315,10 +306,7 @@ pub fn variants() -> Vec<Variant> {
             let plan = knet::cuda::plan(&graph, target).expect("a plan");
             // What models ask for on the emulated device, which nobody has, is held to as little as cases are.
             for step in &plan.steps {
-                program(step, target)
-                    .launches
-                    .iter()
-                    .for_each(|launch| add(launch, target.caps == Caps::H100));
+                step.program.launches.iter().for_each(|launch| add(launch, target.caps == Caps::H100));
             }
         }
     }

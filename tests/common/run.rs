@@ -1,13 +1,12 @@
 //! Runs graphs on the CPU back end and by the operators' references. Shared by the test suites that
 //! compare the two.
 
-use knet::cpu::{Executor, Selection, Weights, select};
+use knet::cpu::{self, Executor, Selection, Weights};
 use knet::error::Result;
 use knet::graph::{Builder, Graph, Layout, Param, Source};
 use knet::isa::Isa;
 use knet::ops::case::{Case, relative_l2};
 use knet::ops::{Op, ValueType};
-use knet::plan::Plan;
 use knet::tensor::{DType, Tensor};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::HashMap;
@@ -80,8 +79,7 @@ impl Machine {
     /// Plans `graph` for this instruction set and number of threads.
     pub fn new(graph: &Graph, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
         let selection = Selection::new(isa, threads);
-        let plan = Plan::build(graph, select(selection))?;
-        Ok(Machine { executor: Executor::new(plan, weights, selection)?, pool: pool(threads) })
+        Ok(Machine { executor: Executor::new(cpu::plan(graph, selection)?, weights)?, pool: pool(threads) })
     }
 
     /// One run over these graph inputs.

@@ -68,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => None,
     };
     let plan = match &gpu {
-        Some(gpu) => gpu.plan.clone(),
+        Some(gpu) => gpu.plan.described(),
         None => engine.plan((size[0], size[1]), TapMode::Off)?.0,
     };
     let tensors = source::parameters(engine.config())?;

@@ -2,7 +2,7 @@
 
 use super::epilogue::Tail;
 use crate::cpu::conv::{Conv, ConvShape};
-use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, Packing};
+use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, Packing};
 use crate::ops::Conv2d;
 
 struct Convolution {
@@ -43,7 +43,12 @@ impl Kernel for Convolution {
     }
 
     fn packing(&self) -> Option<Packing> {
-        Some(Packing { input: 1, len: self.conv.packed_len() })
+        Some(Packing {
+            input: 1,
+            len: self.conv.packed_len(),
+            layout: PackedLayout::Filters(self.conv.kernel),
+            isa: self.conv.isa,
+        })
     }
 
     fn pack(&self, source: &[f32], packed: &mut [f32]) {

@@ -35,7 +35,12 @@ impl Kernel for OfInput {
     }
 
     fn packing(&self) -> Option<Packing> {
-        Some(Packing { input: 1, len: self.0.packed_len() })
+        Some(Packing {
+            input: 1,
+            len: self.0.packed_len(),
+            layout: self.0.packed_layout(),
+            isa: self.0.isa(),
+        })
     }
 
     fn pack(&self, source: &[f32], packed: &mut [f32]) {

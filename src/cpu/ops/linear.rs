@@ -2,7 +2,7 @@
 
 use super::epilogue::Tail;
 use crate::cpu::gemm::{BLayout, Gemm};
-use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, Packing};
+use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, Packing};
 use crate::ops::Linear;
 
 struct Dense {
@@ -25,7 +25,12 @@ impl Kernel for Dense {
     }
 
     fn packing(&self) -> Option<Packing> {
-        Some(Packing { input: 1, len: self.gemm.packed_len() })
+        Some(Packing {
+            input: 1,
+            len: self.gemm.packed_len(),
+            layout: PackedLayout::Panels,
+            isa: self.gemm.isa,
+        })
     }
 
     fn pack(&self, source: &[f32], packed: &mut [f32]) {

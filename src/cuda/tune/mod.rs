@@ -85,7 +85,7 @@ impl Outcome {
 ///
 /// # Errors
 /// [`Error::Shape`] where there is no kernel for a step.
-pub fn tasks(plan: &Plan, target: &Target, most: usize) -> Result<Vec<Task>> {
+pub fn tasks<P>(plan: &Plan<P>, target: &Target, most: usize) -> Result<Vec<Task>> {
     let mut tasks: Vec<Task> = Vec::new();
     for step in &plan.steps {
         let site = step.site();

@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let step_ms: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
     let memory = peak_memory_mb();
     let p = percentiles(times);
-    let plan = step.executor().plan().clone();
+    let plan = step.executor().plan().described();
     let mut medians = Vec::new();
     if !arguments.no_steps {
         let mut times: Vec<Vec<Duration>> = vec![Vec::new(); plan.steps.len()];

@@ -2,14 +2,14 @@
 
 use knet::Result;
 use knet::cuda::ops::conv2d;
-use knet::cuda::{Selection, plan, programs};
+use knet::cuda::{Plan, plan};
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
 use knet::ops::Op;
 use knet::plan::gpus::Gpu;
 use knet::plan::launch::{Precision, Program, Target};
 use knet::plan::select::conv::conv;
-use knet::plan::{Plan, Step, roofline};
+use knet::plan::{Step, roofline};
 use serde_json::{Value, json};
 
 /// A plan and what each of its steps launches.
@@ -17,7 +17,6 @@ pub struct GpuPlan {
     gpu: &'static Gpu,
     target: Target,
     pub plan: Plan,
-    programs: Vec<Program>,
 }
 
 impl GpuPlan {
@@ -30,14 +29,11 @@ impl GpuPlan {
     ) -> Result<GpuPlan> {
         let target = Target { caps: gpu.caps, precision };
         let graph = optimize(build(config, 1, size, TapMode::Off)?.graph)?;
-        let selection = Selection::from(target);
-        let plan = plan(&graph, selection.clone())?;
-        let programs = programs(&plan, &selection)?;
-        Ok(GpuPlan { gpu, target, plan, programs })
+        Ok(GpuPlan { gpu, target, plan: plan(&graph, target)? })
     }
 
     /// What the cost model thinks a step takes, in microseconds; it knows implicit GEMMs alone.
-    fn estimate(&self, step: &Step) -> Option<f64> {
+    fn estimate(&self, step: &Step<Program>) -> Option<f64> {
         let op = match &step.op {
             Op::Conv2d(op) => op,
             Op::FusedConv2d(fused) => &fused.conv,
@@ -48,12 +44,12 @@ impl GpuPlan {
     }
 
     /// The least time of a step, in microseconds.
-    fn least(&self, step: &Step) -> f64 {
+    fn least(&self, step: &Step<Program>) -> f64 {
         roofline::step(step, &self.target).as_secs_f64() * 1e6
     }
 
     fn launches(&self) -> usize {
-        self.programs.iter().map(|program| program.launches.len()).sum()
+        self.plan.steps.iter().map(|step| step.program.launches.len()).sum()
     }
 
     /// Lines for people: device, totals.
@@ -84,7 +80,8 @@ impl GpuPlan {
             "{:>4}  {:<44} {:<14} {:<34} {:<22} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
             "step", "value", "op", "kernel", "shape", "MFLOP", "KiB", "roof µs", "model µs", "launches"
         );
-        for (index, (step, program)) in self.plan.steps.iter().zip(&self.programs).enumerate() {
+        for (index, step) in self.plan.steps.iter().enumerate() {
+            let program = &step.program;
             let estimate = self.estimate(step).map_or("-".to_string(), |us| format!("{us:.2}"));
             text += &format!(
                 "{index:>4}  {:<44} {:<14} {:<34} {:<22} {:>9.2} {:>9} {:>9.2} {estimate:>9} {:>9}\n",
@@ -116,7 +113,8 @@ impl GpuPlan {
 
     /// What a step has besides what every plan has.
     pub fn step_json(&self, index: usize) -> Value {
-        let (step, program) = (&self.plan.steps[index], &self.programs[index]);
+        let step = &self.plan.steps[index];
+        let program = &step.program;
         let launches = program.launches.iter().map(|launch| {
             let defines: serde_json::Map<String, Value> =
                 launch.defines.iter().map(|(name, value)| (name.to_string(), (*value).into())).collect();

@@ -9,6 +9,7 @@
 use crate::cpu::gemm::{
     self, Dense, Epilogue, Matrix, Packed, Places, SharedMut, Target, for_each_task, tile_shape,
 };
+use crate::cpu::kernel::PackedLayout;
 use crate::isa::Isa;
 
 use super::super::implicit::Fields;
@@ -53,6 +54,20 @@ impl InputGrad {
             How::Turned(conv) => format!("turned {} {}", conv.kernel, self.isa),
             How::Depthwise => format!("depthwise {}", self.isa),
             How::Phases => format!("phases {}", self.isa),
+        }
+    }
+
+    /// The instruction set; filters must be packed for the same one.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The order of the packed filters.
+    pub fn packed_layout(&self) -> PackedLayout {
+        match self.how {
+            How::Turned(conv) => PackedLayout::TurnedFilters(conv.kernel),
+            How::Depthwise => PackedLayout::Filters(ConvKernel::Depthwise),
+            How::Phases => PackedLayout::Taps,
         }
     }
 
