@@ -1,7 +1,7 @@
 //! A plan on a GPU: an arena, constants, kernels with their arguments in place.
 
 use super::device::{Device, fault};
-use super::memory::{DeviceBuffer, Pinned};
+use super::memory::{self, DeviceBuffer, Pinned};
 use super::ops::cast;
 use super::recording::{Bound, capture, copy_in, copy_out, replay};
 use super::runtime::Runtime;
@@ -70,10 +70,11 @@ impl Executor {
     /// come from [`select`](super::select) for the runtime's [selection](Runtime::selection).
     ///
     /// # Errors
-    /// [`Error::Cuda`] for kernels that do not compile and memory that does not suffice; whatever the source of parameters
-    /// says.
+    /// [`Error::Memory`] if the device has too little; [`Error::Cuda`] for kernels that do not compile; whatever the source of
+    /// parameters says.
     pub fn new(plan: Plan, runtime: &Runtime) -> Result<Executor> {
         let device = runtime.device().clone();
+        memory::check(&device, plan.arena_bytes, "the arena")?;
         let programs: Vec<Program> =
             plan.steps.iter().map(|step| program(step, runtime)).collect::<Result<_>>()?;
         runtime.load(&programs.iter().flat_map(|p| &p.launches).collect::<Vec<_>>())?;

@@ -29,7 +29,7 @@ use crate::image::classes::Class;
 use crate::image::instance::{InstanceConfig, InstancePostprocessor};
 use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
 use crate::image::preprocess::{Geometry, Preprocessor};
-use crate::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, Tap, TapLayout, TapMode, Task, build};
+use crate::model::{CLS_SCORE, Config, MASK_PREDS, Tap, TapLayout, TapMode, Task, build};
 use crate::plan::Plan;
 use crate::plan::launch::Target;
 use crate::tensor::{Shape, Tensor};
