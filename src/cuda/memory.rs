@@ -97,7 +97,7 @@ impl Pinned {
     /// # Errors
     /// [`Error::Memory`] if the host has less; [`Error::Cuda`] as the driver says.
     pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
-        memory::check("page-locked memory for a photo and its results", bytes)?;
+        memory::check("a photo with its results in page-locked memory", bytes)?;
         device.bind()?;
         let mut pointer = std::ptr::NonNull::<u64>::dangling().as_ptr().cast::<u8>();
         if bytes > 0 {

@@ -128,7 +128,7 @@ impl AdamW {
         config.validate()?;
         let trained: usize = executor.plan().variables.iter().map(|(_, operand)| operand.ty.bytes()).sum();
         let copies = 2 + usize::from(config.ema > 0.0) + usize::from(accumulate > 1);
-        memory::check("what the optimizer keeps of every parameter", trained.saturating_mul(copies))?;
+        memory::check("the optimizer with its moments of every parameter", trained.saturating_mul(copies))?;
         let mut slots = Vec::new();
         let mut chunks = 0;
         for (variable, (param, operand)) in executor.plan().variables.iter().enumerate() {

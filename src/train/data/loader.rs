@@ -98,7 +98,7 @@ impl LoaderConfig {
         let bytes =
             Batch::bytes(self.batch, self.max_objects, [height, width]).saturating_mul(self.buffers());
         memory::check(
-            "the batches that are made ahead (data.batch, data.prefetch, data.loader_threads)",
+            "making batches ahead (data.batch, data.prefetch, data.loader_threads)",
             bytes,
         )
     }

@@ -56,7 +56,7 @@ pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<
     let params = parameters(model)?;
     let elements = params.iter().map(|p| p.upstream_shape.iter().product::<usize>());
     let floats = elements.fold(0usize, usize::saturating_add);
-    memory::check("all parameters of the model", floats.saturating_mul(size_of::<f32>()))?;
+    memory::check("the model with all its parameters", floats.saturating_mul(size_of::<f32>()))?;
     let shapes: BTreeMap<&str, &[usize]> =
         params.iter().map(|p| (p.key.as_str(), p.upstream_shape.as_slice())).collect();
     let draw = |param: &Param| Recipe::of(&param.key, &shapes, start.kernel_init_std).tensor(param, seed);
