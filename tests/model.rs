@@ -7,9 +7,13 @@ mod device;
 mod model_golden;
 
 use knet::Engine;
+use knet::cpu::Arithmetic;
+use knet::engine::{Device, WeightSource};
 use knet::image::bitmask::BitMask;
 use knet::ops::case::relative_l2;
+use knet::plan::launch::Precision;
 use model_golden::Golden;
+use serde_json::Value;
 
 /// Relative L2 allowed for a tap. The goldens are float32 results of PyTorch, themselves 1e-7 to 5e-6 from float64
 /// (NOTES section 7); two independent float32 evaluations differ by about the sum.
@@ -107,6 +111,61 @@ fn check_panoptic(golden: &Golden) {
     let categories: Vec<u64> = panoptic.segments.iter().map(|s| s.category as u64).collect();
     let segments = golden.meta["segments"].as_array().unwrap();
     assert_eq!(categories, segments.iter().map(|s| s["category"].as_u64().unwrap()).collect::<Vec<_>>());
+}
+
+/// The last stage over weights of other seeds, against PyTorch in float32 (`tests/goldens/seeds`).
+fn check_seeds(model: &'static str, precision: Precision) {
+    let numbers = device::root().join("tests/goldens/seeds/numbers.json");
+    let numbers: Value = serde_json::from_str(&std::fs::read_to_string(numbers).unwrap()).unwrap();
+    let image = image::imageops::crop_imm(&Golden::open(model, "a").image(), 0, 0, 64, 96).to_image();
+    for (seed, wanted) in numbers[model].as_object().unwrap() {
+        let weights = WeightSource::Seeded(seed.parse().unwrap());
+        let builder = device::builder().weights(weights).model(model).size(None).threads(2);
+        let mut engine = builder.arithmetic(Arithmetic::Exact).precision(precision).build().unwrap();
+        let taps = engine.taps(&image).unwrap();
+        for name in ["s2.cls_score", "s2.mask_preds"] {
+            let wanted: Vec<f64> = serde_json::from_value(wanted[name].clone()).unwrap();
+            let values = taps.iter().find(|(tap, _)| tap == name).unwrap().1.data();
+            let stride = values.len() / wanted.len();
+            let found: Vec<f64> =
+                wanted.iter().enumerate().map(|(i, _)| f64::from(values[i * stride])).collect();
+            let error = relative_l2(&found, &wanted);
+            println!("{model} seed {seed} {precision:?} {name}: {error:.1e}");
+            assert!(
+                error <= TAP_TOLERANCE,
+                "{model} seed {seed} {precision:?} {name}: relative L2 {error:.1e}"
+            );
+        }
+        if device::device() != Device::Cpu {
+            // A second run would double what the emulator takes; how a GPU finishes logits is held by the goldens below.
+            continue;
+        }
+        let result = engine.segment(&image).unwrap();
+        let labels: Vec<usize> = match result.panoptic() {
+            Some(panoptic) => panoptic.trace.total_labels.iter().map(|&l| l as usize).collect(),
+            None => result.instances().iter().map(|i| i.label).collect(),
+        };
+        let wanted: Vec<usize> = serde_json::from_value(wanted["labels"].clone()).unwrap();
+        assert_eq!(labels, wanted, "{model} seed {seed} {precision:?}: labels");
+    }
+}
+
+#[test]
+fn instance_seeds() {
+    check_seeds("knet_s3_r50_fpn", Precision::F32);
+}
+
+#[test]
+fn panoptic_seeds() {
+    check_seeds("knet_s3_r50_fpn_panoptic", Precision::F32);
+}
+
+/// The precision is a GPU's alone.
+#[test]
+fn instance_seeds_tf32x3() {
+    if device::device() != Device::Cpu {
+        check_seeds("knet_s3_r50_fpn", Precision::Tf32x3);
+    }
 }
 
 #[test]

@@ -7,12 +7,14 @@ use knet::graph::Param;
 use knet::isa::Isa;
 use knet::model::Config;
 use knet::ops::case::relative_l2;
+use knet::plan::Step;
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec, cost_output, grad_output};
 use knet::train::optimizer::{AdamW, AdamWConfig};
 use knet::train::step::TrainStep;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Upstream's `frozen_stages=1`.
 const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1."];
@@ -155,6 +157,9 @@ fn check_model(model: &'static str) {
         assert_eq!(found, wanted.data(), "targets of image {image}");
     }
     let mut step = golden.step(&batch);
+    let coarse = |s: &&Step| s.kernel.starts_with("winograd-f4");
+    let coarse = step.executor().plan().steps.iter().find(coarse);
+    assert!(coarse.is_none(), "the forward pass rounds as coarsely as F(4x4): {coarse:?}");
     let losses = step.run(&batch).unwrap().clone();
 
     let proposals = golden.config.proposals;
@@ -262,6 +267,41 @@ impl MaxByValue for (f64, String) {
     fn max_by_value(self, off: f64, name: &str) -> Self {
         if off > self.0 { (off, name.to_string()) } else { self }
     }
+}
+
+/// The first step of `knet bench --train` over weights of other seeds, against PyTorch in float64 (`tests/goldens/seeds`).
+fn check_seeds(model: &str) {
+    let numbers = std::fs::read_to_string(folder("seeds").join("numbers.json")).unwrap();
+    let numbers: Value = serde_json::from_str(&numbers).unwrap();
+    for (seed, wanted) in numbers[model].as_object().unwrap() {
+        let weights = format!("seeded:{seed}");
+        let output = Command::new(env!("CARGO_BIN_EXE_knet"))
+            .args(["bench", "--train", "--model", model, "--weights", &weights, "--size", "128x192"])
+            .args(["--batch", "2", "--objects", "7", "--runs", "1", "--no-steps", "--json"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let off = |found: &Value, wanted: &Value| found.as_f64().unwrap() / wanted.as_f64().unwrap() - 1.0;
+        let losses = wanted["losses"].as_object().unwrap();
+        assert_eq!(found["losses"].as_object().unwrap().len(), losses.len());
+        for (term, wanted) in losses {
+            let off = off(&found["losses"][term], wanted).abs();
+            assert!(off < LOSS, "{model}, seed {seed}: {term} is off by {off:.1e}");
+        }
+        let off = off(&found["grad_norm"], &wanted["grad_norm"]).abs();
+        assert!(off < 1e-4, "{model}, seed {seed}: norm of the gradients off by {off:.1e}");
+    }
+}
+
+#[test]
+fn knet_s3_r50_fpn_seeds() {
+    check_seeds("knet_s3_r50_fpn");
+}
+
+#[test]
+fn knet_s3_r50_fpn_panoptic_seeds() {
+    check_seeds("knet_s3_r50_fpn_panoptic");
 }
 
 #[test]

@@ -188,7 +188,7 @@ impl Engine {
         self.session(geometry.padded).map(|_| ())
     }
 
-    /// Plans the network for one input size; both sides multiples of [`SIZE_DIVISOR`].
+    /// Plans the network for one input size; both sides multiples of [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR).
     ///
     /// # Errors
     /// As [`build`].
