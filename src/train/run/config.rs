@@ -26,7 +26,7 @@ pub struct RunConfig {
     /// Threads of the step; 0 for one per core. The numbers do not depend on it.
     #[serde(default)]
     pub threads: usize,
-    /// Parameters whose key starts with one of these stay as they are.
+    /// Parameters whose key starts with one of these stay as they are. One that fits no parameter is an error.
     #[serde(default)]
     pub frozen: Vec<String>,
     /// How batch norms that are not frozen normalise.
