@@ -119,7 +119,11 @@ impl InstanceResult {
         let kept = self.masks.iter().filter(|slot| slot.mask.bytes().len() >= mask).count();
         let needed = count.saturating_sub(kept).saturating_mul(mask);
         // To ask the system costs more than a few small masks do.
-        if needed < ASKED_FOR { Ok(()) } else { memory::check("a result with masks at the size of the photo", needed) }
+        if needed < ASKED_FOR {
+            Ok(())
+        } else {
+            memory::check("a result with masks at the size of the photo", needed)
+        }
     }
 
     /// Gives every instance the area and box of its mask.

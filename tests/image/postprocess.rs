@@ -478,5 +478,8 @@ fn masks_larger_than_the_memory_are_refused() {
     let mut result = InstanceResult::default();
     let error = InstancePostprocessor::new(config).run(&head, &geometry, &mut result).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
-    assert!(error.to_string().starts_with("a result with masks at the size of the photo needs 762.5 GiB"), "{error}");
+    assert!(
+        error.to_string().starts_with("a result with masks at the size of the photo needs 762.5 GiB"),
+        "{error}"
+    );
 }

@@ -417,7 +417,12 @@ fn what_does_not_fit_is_named() {
             2,
             &["optimizer.groups: `nek`", "`neck.`?"],
         ),
-        ("new", &["--set", "model.channels=65536"], 11, &["the model with all its parameters", "GiB of memory"]),
+        (
+            "new",
+            &["--set", "model.channels=65536"],
+            11,
+            &["the model with all its parameters", "GiB of memory"],
+        ),
     ];
     for (out, arguments, code, words) in cases {
         let output = scene.run(out, arguments);

@@ -97,10 +97,7 @@ impl LoaderConfig {
         }
         let bytes =
             Batch::bytes(self.batch, self.max_objects, [height, width]).saturating_mul(self.buffers());
-        memory::check(
-            "making batches ahead (data.batch, data.prefetch, data.loader_threads)",
-            bytes,
-        )
+        memory::check("making batches ahead (data.batch, data.prefetch, data.loader_threads)", bytes)
     }
 
     /// Batches in memory at once: those made ahead, or one a thread, and the one that is learnt from.
