@@ -214,7 +214,7 @@ pub enum Error {
     #[error("cuda: {0}")]
     Cuda(String),
     /// Memory that is not there.
-    #[error("{what} needs {} of memory, {}: choose a smaller size of images, batch or model", gib(*needed), available.map_or("which the system does not give".into(), |bytes| format!("{} are available", gib(bytes))))]
+    #[error("{what} needs {} of memory, {}: choose a smaller size of images, batch or model", size(*needed), available.map_or("which the system does not give".into(), |bytes| format!("{} are available", size(bytes))))]
     Memory {
         /// What it is for.
         what: String,
@@ -229,8 +229,10 @@ pub enum Error {
 }
 
 /// Bytes for people.
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
+fn size(bytes: u64) -> String {
+    const GIB: u64 = 1 << 30;
+    let (unit, name) = if bytes < GIB { (GIB >> 10, "MiB") } else { (GIB, "GiB") };
+    format!("{:.1} {name}", bytes as f64 / unit as f64)
 }
 
 impl Error {

@@ -67,6 +67,7 @@ pub mod fsio;
 pub mod graph;
 pub mod image;
 pub mod isa;
+pub(crate) mod memory;
 pub mod model;
 pub mod ops;
 pub mod plan;

@@ -21,6 +21,20 @@ fn f32_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
+/// Another program copies over weights that are in use: a file mapped into memory would end the process here.
+#[test]
+fn a_file_cut_short_under_an_open_checkpoint_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.safetensors");
+    let values: Vec<f32> = (0..100_000).map(|i| i as f32).collect();
+    let tensor = TensorOut { name: "w", shape: &[100_000], data: TensorData::F32(&values) };
+    write_safetensors(&path, [tensor], &BTreeMap::new()).unwrap();
+    let open = Checkpoint::open(&path).unwrap();
+    std::fs::write(&path, b"other").unwrap();
+    assert_eq!(open.load_f32("w").unwrap().data(), values);
+    assert_eq!(Checkpoint::open(&path).unwrap_err().kind(), ErrorKind::Checkpoint);
+}
+
 #[test]
 fn writes_what_the_reference_implementation_reads() {
     let folder = tempfile::tempdir().unwrap();

@@ -218,8 +218,12 @@ fn the_kernel_cache_survives_damage_and_company() {
 fn what_a_gpu_cannot_do_is_said() {
     let emulated = Emulated::new();
     let one = ["segment", "a.png", "--device", "cuda", "--size", "64,96"];
-    let text = emulated.fail(emulated.command(&one).env("PTXEMU_FREE_MEMORY", "3000000"), 10);
-    assert!(text.contains("out of device memory") && text.contains("MiB, free:"), "{text}");
+    let text = emulated.fail(emulated.command(&one).env("PTXEMU_FREE_MEMORY", "3000000"), 11);
+    assert!(text.contains("out of device memory: ") && text.contains("MiB are available"), "{text}");
+    // The arena is compared with the device before kernels are compiled.
+    let large = ["segment", "a.png", "--device", "cuda", "--size", "640,960"];
+    let text = emulated.fail(emulated.command(&large).env("PTXEMU_FREE_MEMORY", "3000000"), 11);
+    assert!(text.contains("out of device memory: the arena needs"), "{text}");
     let text = emulated.fail(&mut emulated.command(&["segment", "a.png", "--device", "cuda:7"]), 10);
     assert!(text.contains("cannot open device 7"), "{text}");
     let text = emulated.fail(emulated.command(&one).env("PTXEMU_CC", "7.5"), 10);

@@ -4,7 +4,7 @@
 //! allocates and reports an [`Error::Checkpoint`](crate::error::Error::Checkpoint) that names the file, the
 //! tensor and the byte offset. Tensors keep upstream's names and layouts (OIHW convolutions).
 //!
-//! * [`Checkpoint`]: a safetensors file, mapped into memory and checked in full when opened;
+//! * [`Checkpoint`]: a safetensors file, read whole and checked in full when opened;
 //! * [`write_safetensors`]: the reverse, all or nothing;
 //! * [`pth`]: files of `torch.save`, read without executing anything;
 //! * [`seeded`]: weights computed from tensor names, for tests and benchmarks without a file.

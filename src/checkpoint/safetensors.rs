@@ -8,9 +8,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use memmap2::Mmap;
 use serde::Deserialize;
 use serde::de::{self, MapAccess, Visitor};
 
@@ -38,24 +40,10 @@ pub struct TensorInfo {
     pub bytes: usize,
 }
 
-enum Backing {
-    Mapped(Mmap),
-    Owned(Vec<u8>),
-}
-
-impl Backing {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Backing::Mapped(map) => map,
-            Backing::Owned(bytes) => bytes,
-        }
-    }
-}
-
-/// An opened safetensors file, header checked, data mapped and read on demand.
+/// A safetensors file, read whole and checked in full.
 pub struct Checkpoint {
     path: PathBuf,
-    backing: Backing,
+    file: Vec<u8>,
     tensors: Vec<TensorInfo>,
     index: BTreeMap<String, usize>,
     metadata: BTreeMap<String, String>,
@@ -68,35 +56,24 @@ impl fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Maps and checks a safetensors file.
-    ///
-    /// The file must not be written to while it is open: replace it by renaming, as
-    /// [`write_safetensors`](super::write_safetensors) does.
+    /// Reads and checks a safetensors file. It is not looked at again: what others do to it later changes nothing here.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be opened or mapped, [`Error::Checkpoint`] if it breaks any rule
-    /// of the format.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Checkpoint`] if it changes meanwhile or breaks any rule of the format.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let backing = match map_file(path)? {
-            Some(map) => Backing::Mapped(map),
-            None => Backing::Owned(Vec::new()),
-        };
-        Self::build(path.to_path_buf(), backing)
+        Self::from_bytes(path, read_stable(path)?)
     }
 
     /// Checks safetensors bytes that are already in memory; `name` stands for the path in errors.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if the bytes break any rule of the format.
-    pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self> {
-        Self::build(name.into(), Backing::Owned(bytes))
-    }
-
-    fn build(path: PathBuf, backing: Backing) -> Result<Self> {
-        let Parsed { tensors, metadata } = parse(backing.bytes()).map_err(|fault| fault.at(&path))?;
+    pub fn from_bytes(name: impl Into<PathBuf>, file: Vec<u8>) -> Result<Self> {
+        let path = name.into();
+        let Parsed { tensors, metadata } = parse(&file).map_err(|fault| fault.at(&path))?;
         let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Checkpoint { path, backing, tensors, index, metadata })
+        Ok(Checkpoint { path, file, tensors, index, metadata })
     }
 
     /// The file.
@@ -132,8 +109,8 @@ impl Checkpoint {
     /// The stored bytes of a tensor, little-endian and row-major, possibly unaligned.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         let info = self.info(name)?;
-        let begin = info.offset as usize; // checked against the length of the backing by `parse`
-        Some(&self.backing.bytes()[begin..begin + info.bytes])
+        let begin = info.offset as usize; // checked against the length of the file by `parse`
+        Some(&self.file[begin..begin + info.bytes])
     }
 
     /// Reads a tensor as f32. f16 and bf16 are widened exactly, f64 and integers beyond 2^24 rounded.
@@ -159,17 +136,32 @@ impl Checkpoint {
     }
 }
 
-/// Maps a regular file for reading; `None` for an empty one, which cannot be mapped.
-pub(super) fn map_file(path: &Path) -> Result<Option<Mmap>> {
-    let file = open_file(path)?;
-    let meta = file.metadata().map_err(|e| Error::io(path, e))?;
-    if meta.len() == 0 {
-        return Ok(None);
+/// The bytes of a file of weights. They are read, not mapped: a mapped file that is cut short ends the process.
+///
+/// # Errors
+/// As [`open_file`]; [`Error::Io`] if it cannot be read; [`Error::Checkpoint`] if the file was written to meanwhile, so that the bytes may be of two versions of it.
+pub(super) fn read_stable(path: &Path) -> Result<Vec<u8>> {
+    // Of the opened file: one that is renamed into its place meanwhile does no harm.
+    let stamp = |file: &File| -> io::Result<(u64, SystemTime)> {
+        let meta = file.metadata()?;
+        Ok((meta.len(), meta.modified()?))
+    };
+    let mut file = open_file(path)?;
+    let mut bytes = Vec::new();
+    let mut read = || -> io::Result<bool> {
+        let before = stamp(&file)?;
+        file.read_to_end(&mut bytes)?;
+        Ok(stamp(&file)? == before && bytes.len() as u64 == before.0)
+    };
+    match read() {
+        Ok(true) => Ok(bytes),
+        Ok(false) => {
+            let reason =
+                "was written to while it was read: replace weights by renaming a complete file over them";
+            Err(Error::checkpoint(path, reason))
+        }
+        Err(e) => Err(Error::io(path, e)),
     }
-    // SAFETY: the mapping is read-only and private to this process. Rust cannot rule out that another
-    // process truncates or rewrites the file meanwhile; `Checkpoint::open` asks callers not to.
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-    Ok(Some(map))
 }
 
 struct Parsed {

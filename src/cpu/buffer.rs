@@ -2,8 +2,8 @@
 
 use memmap2::MmapMut;
 
-use super::memory;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::plan::arena::ALIGNMENT;
 
 /// Floats on a cache-line boundary (a page's, indeed), zero at first, in huge pages where the system has them:
@@ -44,5 +44,16 @@ impl AlignedBuffer {
     /// The floats, for writing.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
         self.map.as_mut().map_or(&mut [], |map| &mut bytemuck::cast_slice_mut(map)[..self.len])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_beyond_the_address_space_is_an_error() {
+        let error = AlignedBuffer::new(1 << 58).err().expect("an error");
+        assert_eq!(error.kind(), crate::ErrorKind::Memory);
     }
 }

@@ -3,10 +3,11 @@
 use super::buffer::AlignedBuffer;
 use super::conv::Arithmetic;
 use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
-use super::{memory, ops, weights::Weights};
+use super::{ops, weights::Weights};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::isa::Isa;
+use crate::memory;
 use crate::ops::ValueType;
 use crate::plan::arena::{ALIGNMENT, Slot};
 use crate::plan::{self, Choice, Const, Operand, Place, Step};

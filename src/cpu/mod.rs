@@ -5,7 +5,6 @@ pub(crate) mod conv;
 pub mod executor;
 pub(crate) mod gemm;
 pub mod kernel;
-pub(crate) mod memory;
 mod ops;
 pub mod pool;
 pub mod weights;

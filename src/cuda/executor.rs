@@ -2,7 +2,7 @@
 
 use super::Plan;
 use super::device::{Device, fault};
-use super::memory::{DeviceBuffer, Pinned};
+use super::memory::{self, DeviceBuffer, Pinned};
 use super::ops::cast;
 use super::recording::{Bound, capture, copy_in, copy_out, replay};
 use super::runtime::Runtime;
@@ -73,10 +73,11 @@ impl Executor {
     /// come from any [selection](super::Selection) whose precision is the runtime's.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a step that this device cannot run. [`Error::Cuda`] for kernels that do not compile and memory that does not suffice; whatever the source of parameters
-    /// says.
+    /// [`Error::Shape`] for a step that this device cannot run; [`Error::Memory`] if the device has too little; [`Error::Cuda`] for
+    /// kernels that do not compile; whatever the source of parameters says.
     pub fn new(plan: Plan, runtime: &Runtime) -> Result<Executor> {
         let device = runtime.device().clone();
+        memory::check(&device, plan.arena_bytes, "the arena")?;
         plan.steps.iter().try_for_each(|step| check(step, &device))?;
         runtime.load(&plan.steps.iter().flat_map(|step| &step.program.launches).collect::<Vec<_>>())?;
         let arena = DeviceBuffer::new(&device, plan.arena_bytes, "the arena")?;

@@ -2,6 +2,7 @@
 
 use super::device::{Device, fault};
 use crate::error::{Error, Result};
+use crate::memory;
 use cudarc::driver::{result, sys};
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ impl DeviceBuffer {
     /// Uninitialised memory for `what`.
     ///
     /// # Errors
-    /// [`Error::Cuda`] with what was asked for and what is free.
+    /// [`Error::Memory`] if the device has less; [`Error::Cuda`] as the driver says.
     pub(crate) fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Self> {
         device.bind()?;
         if bytes == 0 {
@@ -24,12 +25,7 @@ impl DeviceBuffer {
         }
         // SAFETY: the context is current; the memory is freed once, when dropped.
         let pointer = unsafe { result::malloc_sync(bytes) }.map_err(|e| match e.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-                let free =
-                    device.memory().map_or("unknown".into(), |(free, _)| format!("{:.1} MiB", mib(free)));
-                Error::Cuda(format!("out of device memory: {what} needs {:.1} MiB, free: {free}", mib(bytes)))
-            }
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => out_of_memory(device, bytes, what),
             _ => fault(&format!("cannot allocate {bytes} bytes for {what}"), e),
         })?;
         Ok(DeviceBuffer { device: device.clone(), pointer, bytes })
@@ -62,6 +58,20 @@ impl DeviceBuffer {
     }
 }
 
+/// Refuses what the device has no memory for, before anything is compiled or copied for it.
+///
+/// # Errors
+/// [`Error::Memory`] with both numbers; [`Error::Cuda`] as the driver says.
+pub(super) fn check(device: &Device, bytes: usize, what: &str) -> Result<()> {
+    let (free, _) = device.memory()?;
+    if bytes > free { Err(out_of_memory(device, bytes, what)) } else { Ok(()) }
+}
+
+fn out_of_memory(device: &Device, bytes: usize, what: &str) -> Error {
+    let available = device.memory().ok().map(|(free, _)| free as u64);
+    Error::Memory { what: format!("out of device memory: {what}"), needed: bytes as u64, available }
+}
+
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         if self.bytes > 0 && self.device.bind().is_ok() {
@@ -85,8 +95,9 @@ impl Pinned {
     /// Zeros.
     ///
     /// # Errors
-    /// [`Error::Cuda`] as the driver says.
+    /// [`Error::Memory`] if the host has less; [`Error::Cuda`] as the driver says.
     pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+        memory::check("a photo with its results in page-locked memory", bytes)?;
         device.bind()?;
         let mut pointer = std::ptr::NonNull::<u64>::dangling().as_ptr().cast::<u8>();
         if bytes > 0 {

@@ -70,7 +70,8 @@ impl Pipeline {
     /// positions, and captures all of it.
     ///
     /// # Errors
-    /// [`Error::Cuda`] for sizes that the kernels do not take, memory that does not suffice, and as the driver says.
+    /// [`Error::Memory`] if device or host have too little; [`Error::Cuda`] for sizes that the kernels do not take, and as the driver
+    /// says.
     pub fn new(
         executor: &Executor,
         runtime: &Runtime,

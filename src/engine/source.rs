@@ -85,15 +85,19 @@ pub fn open(source: &WeightSource, name: Option<&str>) -> Result<(Config, Box<Lo
             ))
         }
         WeightSource::File(path) => {
-            open_file(Checkpoint::open(path).map_err(|error| with_hint(path, error))?, name)
+            open_checkpoint(Checkpoint::open(path).map_err(|error| with_hint(path, error))?, name)
         }
         WeightSource::Embedded { name: file, bytes } => {
-            open_file(Checkpoint::from_bytes(*file, bytes.to_vec())?, name)
+            open_checkpoint(Checkpoint::from_bytes(*file, bytes.to_vec())?, name)
         }
     }
 }
 
-fn open_file(file: Checkpoint, name: Option<&str>) -> Result<(Config, Box<Loader>)> {
+/// As [`open`], with an opened file.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_checkpoint(file: Checkpoint, name: Option<&str>) -> Result<(Config, Box<Loader>)> {
     let config = file_config(&file, name)?;
     check(&file, &config)?;
     let file = Arc::new(file);
@@ -134,6 +138,7 @@ pub fn file_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
         };
     };
     let config = Config::from_json(text).map_err(|e| Error::checkpoint(file.path(), e.to_string()))?;
+    check_declared(file, &config)?;
     match name {
         Some(name) if name != config.name => Err(Error::usage(format!(
             "{}: holds model `{}`, not `{name}`",
@@ -142,6 +147,39 @@ pub fn file_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
         ))),
         _ => Ok(config),
     }
+}
+
+/// Refuses a configuration that asks for more than the file's own tensors justify, before a graph of that size is built. What else
+/// does not fit is found, and listed in full, against the graph.
+fn check_declared(file: &Checkpoint, config: &Config) -> Result<()> {
+    const STAGE: &str = "roi_head.mask_head.";
+    let refuse = |key: Option<&str>, what: &str, declared: usize, held: usize| Error::Checkpoint {
+        path: file.path().to_path_buf(),
+        key: key.map(str::to_string),
+        offset: None,
+        reason: format!("`{CONFIG_KEY}` says {declared} {what}, the tensors are of {held}"),
+    };
+    let stages: BTreeSet<&str> =
+        file.names().filter_map(|name| name.strip_prefix(STAGE)?.split('.').next()).collect();
+    if config.stages > stages.len() {
+        return Err(refuse(None, "stages", config.stages, stages.len()));
+    }
+    let first = |part: &str| format!("{STAGE}0.{part}");
+    let counts = [
+        ("rpn_head.init_kernels.weight".to_string(), "kernels", config.proposals),
+        (first("fc_mask.weight"), "channels", config.channels),
+        (first("fc_cls.weight"), "classes", config.classes()),
+        (first("ffn.layers.0.0.weight"), "feed-forward channels", config.feedforward_channels),
+    ];
+    for (key, what, declared) in counts {
+        // One that is missing is told with all that are.
+        if let Some(&[held, ..]) = file.shape(&key)
+            && declared > held
+        {
+            return Err(refuse(Some(&key), what, declared, held));
+        }
+    }
+    Ok(())
 }
 
 /// All parameters of a model, by upstream key.

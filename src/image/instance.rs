@@ -20,9 +20,13 @@ use super::worker_pool::WorkerPool;
 use super::{HeadOutput, sampler_for};
 use crate::error::{Error, Result};
 use crate::isa::{Isa, simd};
+use crate::memory;
 
 /// Output rows that are prepared together: a multiple of 8, so that bands start on a byte of the mask.
 const BAND: usize = 64;
+
+/// From this many bytes on, masks are compared with the memory there is.
+const ASKED_FOR: usize = 256 << 20;
 
 /// What counts as a result.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,6 +118,19 @@ impl InstanceResult {
         &self.masks[instance.slot].mask
     }
 
+    /// Refuses masks of `size` (height, width) that there is no memory for. Those of an earlier result are used again.
+    fn reserve(&self, count: usize, (height, width): (usize, usize)) -> Result<()> {
+        let mask = (height * width).div_ceil(8);
+        let kept = self.masks.iter().filter(|slot| slot.mask.bytes().len() >= mask).count();
+        let needed = count.saturating_sub(kept).saturating_mul(mask);
+        // To ask the system costs more than a few small masks do.
+        if needed < ASKED_FOR {
+            Ok(())
+        } else {
+            memory::check("a result with masks at the size of the photo", needed)
+        }
+    }
+
     /// Gives every instance the area and box of its mask.
     fn measure(&mut self) {
         for instance in &mut self.instances {
@@ -152,7 +169,7 @@ impl InstanceResult {
     /// Of each mask only rows that have pixels, or had some in the result before, are touched.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the parts do not fit each other.
+    /// [`Error::Shape`] if the parts do not fit each other; [`Error::Memory`] if there is too little for the masks.
     pub fn assemble(&mut self, ranked: &Ranked<'_>, size: (usize, usize)) -> Result<()> {
         self.instances.clear();
         self.used = 0;
@@ -175,6 +192,7 @@ impl InstanceResult {
             let (mask_index, label) = (pair / ranked.classes, pair % ranked.classes);
             self.instances.push(Instance { label, score, mask_index, slot, ..Instance::default() });
         }
+        self.reserve(self.used, size)?;
         self.masks[..self.used].par_iter_mut().enumerate().try_for_each(|(place, slot)| {
             let stale = slot.claim(slot.object, size);
             (ranked.copy_mask)(place, stale, slot.mask.bytes_mut())?;
@@ -215,7 +233,7 @@ impl InstancePostprocessor {
     /// Makes the instances of one image, replacing what `result` held and reusing its memory.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the outputs do not fit each other or `geometry`.
+    /// [`Error::Shape`] if the outputs do not fit each other or `geometry`; [`Error::Memory`] if there is too little for the masks.
     pub fn run(&mut self, head: &HeadOutput, geometry: &Geometry, result: &mut InstanceResult) -> Result<()> {
         head.check()?;
         let isa = Isa::detect();
@@ -231,7 +249,7 @@ impl InstancePostprocessor {
                 scores.iter_mut().for_each(|score| *score *= quality);
             });
         }
-        self.select(head.objects, head.classes, geometry, result);
+        self.select(head.objects, head.classes, geometry, result)?;
 
         let width = geometry.original.1;
         let sampler = self.sampler.as_ref().expect("was just made");
@@ -247,10 +265,17 @@ impl InstancePostprocessor {
     }
 
     /// Ranks the scores and gives every pair that is kept its place in the result, and every mask one of its own.
-    fn select(&mut self, objects: usize, classes: usize, geometry: &Geometry, result: &mut InstanceResult) {
+    fn select(
+        &mut self,
+        objects: usize,
+        classes: usize,
+        geometry: &Geometry,
+        result: &mut InstanceResult,
+    ) -> Result<()> {
         rank(&self.scores, classes, self.config, &mut self.ranking);
         self.slot_of.clear();
         self.slot_of.resize(objects, u32::MAX);
+        result.reserve(self.ranking.len().min(objects), geometry.original)?;
         result.instances.clear();
         result.used = 0;
         for &i in &self.ranking {
@@ -273,6 +298,7 @@ impl InstancePostprocessor {
                 ..Instance::default()
             });
         }
+        Ok(())
     }
 }
 

@@ -64,7 +64,7 @@ pub fn panoptic_layers(result: &PanopticResult, classes: &[Class]) -> Vec<Layer<
 }
 
 /// Class name as people say it: COCO's stuff names carry notes on how they were merged (`wall-other-merged`).
-fn name(classes: &[Class], index: usize) -> Cow<'_, str> {
+pub(crate) fn name(classes: &[Class], index: usize) -> Cow<'_, str> {
     match classes.get(index) {
         Some(class) => {
             let name = class.name.trim_end_matches("-merged").trim_end_matches("-other");

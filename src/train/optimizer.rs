@@ -4,6 +4,7 @@
 use super::network::grad_output;
 use crate::cpu::{Executor, Pool};
 use crate::error::{Error, Result};
+use crate::memory;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -122,9 +123,12 @@ impl AdamW {
     /// the variables' values, so load those first.
     ///
     /// # Errors
-    /// As [`AdamWConfig::validate`].
+    /// As [`AdamWConfig::validate`]; [`Error::Memory`] if there is too little for the moments.
     pub fn new(config: AdamWConfig, executor: &Executor, accumulate: usize) -> Result<Self> {
         config.validate()?;
+        let trained: usize = executor.plan().variables.iter().map(|(_, operand)| operand.ty.bytes()).sum();
+        let copies = 2 + usize::from(config.ema > 0.0) + usize::from(accumulate > 1);
+        memory::check("the optimizer with its moments of every parameter", trained.saturating_mul(copies))?;
         let mut slots = Vec::new();
         let mut chunks = 0;
         for (variable, (param, operand)) in executor.plan().variables.iter().enumerate() {

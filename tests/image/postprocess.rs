@@ -460,3 +460,26 @@ fn outputs_that_do_not_fit_are_refused() {
     let error = panoptic.run(&head, &geometry, &mut PanopticResult::default()).unwrap_err();
     assert!(error.to_string().contains("100 proposals"), "{error}");
 }
+
+/// As many masks as a hostile file may ask for, of the largest photo: refused, not taken until the system ends the process.
+#[test]
+fn masks_larger_than_the_memory_are_refused() {
+    let objects = 1 << 16;
+    let geometry = Geometry { original: (16_384, 6100), resized: (32, 12), padded: (32, 32) };
+    let (class_logits, mask_logits) = (vec![0.0; objects], vec![0.0; 16 * objects]);
+    let head = HeadOutput {
+        objects,
+        classes: 1,
+        class_logits: &class_logits,
+        mask_size: (4, 4),
+        mask_logits: &mask_logits,
+    };
+    let config = InstanceConfig { max_per_image: objects, ..InstanceConfig::default() };
+    let mut result = InstanceResult::default();
+    let error = InstancePostprocessor::new(config).run(&head, &geometry, &mut result).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+    assert!(
+        error.to_string().starts_with("a result with masks at the size of the photo needs 762.5 GiB"),
+        "{error}"
+    );
+}

@@ -1,6 +1,7 @@
 //! What is kept when something goes wrong, and what may change when a run goes on.
 
 use crate::{Scene, assert_same, names_in, stderr, wait_for_log};
+use knet::train::run::RunConfig;
 use std::process::{Command, Output, Stdio};
 
 fn epochs_and_iterations(scene: &Scene, out: &str) -> (u64, u64) {
@@ -161,4 +162,84 @@ fn a_run_says_as_much_as_was_asked_for() {
     let updates = verbose.lines().filter_map(|line| line.split_once("/6 epoch ")).map(|(number, _)| number);
     assert_eq!(updates.collect::<Vec<_>>(), ["1", "2", "3", "4", "5", "6"], "{verbose}");
     assert_same(&scene.state("quiet"), &scene.state("verbose"));
+}
+
+#[test]
+fn a_folder_is_all_that_going_on_needs() {
+    let scene = Scene::new(&["red", "blue"]);
+    // A shorter run is the beginning of a longer one without a warm-up and a decay.
+    let text = scene.text().replace("warmup = 3", "warmup = 0");
+    let text = text.replace("[run]", "decay = { policy = \"constant\" }\n[run]");
+    std::fs::write(scene.config(), text).unwrap();
+    scene.train("whole", &[]);
+    scene.train("part", &["--set", "schedule.iterations=2", "--overfit", "3"]);
+    scene.train("other", &["--overfit", "3"]);
+    std::fs::remove_file(scene.config()).unwrap();
+    let resume = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_knet-train"));
+        command.arg(scene.path("part")).args(more).output().unwrap()
+    };
+    let output = resume(&["--resume", "--set", "schedule.iterations=6"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    // With what the command line said when the run began, too.
+    assert_same(&scene.state("other"), &scene.state("part"));
+    assert_eq!(scene.losses("other"), scene.losses("part"));
+    assert_ne!(scene.losses("whole"), scene.losses("part"));
+
+    // The file for people is a configuration, and says what the run was.
+    let file = scene.path("part/config.toml");
+    let kept = RunConfig::load(&file, &[]).unwrap();
+    assert_eq!((kept.schedule.iterations, kept.data.sampling.overfit), (Some(6), Some(3)));
+    // Before the first save it is all there is.
+    std::fs::remove_file(scene.path("part/last.state")).unwrap();
+    let output = resume(&["--resume"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same(&scene.state("other"), &scene.state("part"));
+    // A file of this name that is someone's own stays.
+    std::fs::write(&file, "# mine").unwrap();
+    assert!(resume(&["--resume"]).status.success());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "# mine");
+
+    for (more, said) in [(&[][..], "add --resume"), (&["--resume", "--out", "x"], "leave out --out")] {
+        let output = resume(more);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
+    for name in ["last.state", "config.toml"] {
+        std::fs::remove_file(scene.path("part").join(name)).unwrap();
+    }
+    let output = resume(&["--resume"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("neither last.state nor config.toml"), "{}", stderr(&output));
+}
+
+#[test]
+fn counters_that_no_run_can_reach_are_damage() {
+    let scene = Scene::new(&["red", "blue"]);
+    scene.train("run", &[]);
+    let path = scene.path("run/last.state");
+    let sound = std::fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(sound[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&sound[8..8 + length]).unwrap();
+    let progress = header["__metadata__"]["knet.progress"].as_str().unwrap();
+    let progress: serde_json::Value = serde_json::from_str(progress).unwrap();
+    let largest = serde_json::json!(u64::MAX);
+    for (pointer, value) in [
+        ("/iteration", largest.clone()),
+        ("/position/epoch", largest.clone()),
+        ("/validated/0", largest),
+        ("/seconds", (-1.0).into()),
+        ("/validated/1", 1e300.into()),
+        ("/best", 7.into()),
+    ] {
+        let (mut header, mut progress) = (header.clone(), progress.clone());
+        *progress.pointer_mut(pointer).unwrap() = value;
+        header["__metadata__"]["knet.progress"] = progress.to_string().into();
+        let text = header.to_string();
+        let file = [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &sound[8 + length..]].concat();
+        std::fs::write(&path, file).unwrap();
+        let output = scene.run("run", &["--resume"]);
+        assert_eq!(output.status.code(), Some(5), "{pointer}: {}", stderr(&output));
+        assert!(stderr(&output).contains("`knet.progress`"), "{pointer}: {}", stderr(&output));
+    }
 }

@@ -232,10 +232,25 @@ fn learns_two_pictures_by_heart() {
     let lines = read(&scene.path("run/log.jsonl")).unwrap();
     let val = lines.iter().rfind(|line| line["kind"] == "val").expect("a validation at the end");
     assert_eq!(val["iteration"], 400);
+    // What it starts from is validated too, before the first step.
+    let start = &lines[0];
+    assert_eq!((&start["kind"], &start["iteration"]), (&json!("val"), &json!(0)), "{start}");
+    assert!(start["judged"].as_f64().unwrap() < 0.1, "{start}");
     assert!(val["judged"].as_f64().unwrap() > 0.5, "{val}");
     for file in ["best.safetensors", "curves.png", "overlays/0000400.png"] {
         assert!(scene.path("run").join(file).metadata().unwrap().len() > 1000, "{file}");
     }
+    // Three photos, each as annotated and as the model sees it, two of them a row.
+    let sheet = image::open(scene.path("run/overlays/0000400.png")).unwrap().into_rgb8();
+    assert_eq!(sheet.dimensions(), (4 * 320, 24 + 2 * 320));
+    // Masks learnt by heart are drawn alike: of a photo's two places few pixels differ by more than a label's.
+    let differs = |x: u32, y: u32| {
+        let [a, b] = [sheet.get_pixel(x, y), sheet.get_pixel(x + 320, y)];
+        a.0.iter().zip(b.0).any(|(a, b)| a.abs_diff(b) > 40)
+    };
+    let pixels = (24..24 + 320).flat_map(|y| (0..320).map(move |x| (x, y)));
+    let different = pixels.filter(|&(x, y)| differs(x, y)).count();
+    assert!(different < 320 * 320 / 5, "{different} pixels differ");
     let picture = image::open(scene.path("run/curves.png")).unwrap().into_rgb8();
     assert!(picture.pixels().filter(|p| p.0 == [0, 114, 178]).count() > 100, "no curve in curves.png");
 }
@@ -388,6 +403,26 @@ fn what_does_not_fit_is_named() {
             &["leave nothing to train"],
         ),
         ("run", &["--set", "augment.flip=2"], 2, &["flip = 2"]),
+        // As they stand these would do nothing.
+        (
+            "new",
+            &["--set", "frozen=[\"backbon._conv_stem.\"]"],
+            2,
+            &["frozen: `backbon._conv_stem.` fits no parameter", "did you mean `backbone._conv_stem.`?"],
+        ),
+        ("new", &["--set", "start.reset=[\"roi_haed\"]"], 2, &["start.reset: `roi_haed`", "`roi_head.`?"]),
+        (
+            "new",
+            &["--set", "optimizer.groups=[{contains=\"nek\", lr=0.1, weight_decay=1.0}]"],
+            2,
+            &["optimizer.groups: `nek`", "`neck.`?"],
+        ),
+        (
+            "new",
+            &["--set", "model.channels=65536"],
+            11,
+            &["the model with all its parameters", "GiB of memory"],
+        ),
     ];
     for (out, arguments, code, words) in cases {
         let output = scene.run(out, arguments);
@@ -413,6 +448,9 @@ fn configurations_of_the_repository_load() {
     let mut count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
         let config = RunConfig::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert!(!config.data.val.is_empty(), "{}: no validation", path.display());
         count += 1;

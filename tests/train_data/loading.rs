@@ -297,3 +297,16 @@ fn settings_out_of_range_are_named() {
     assert!(with(&|c| c.augment.colour.hue = 2.0).contains("hue = 2"));
     assert!(with(&|c| c.std = [0.0; 3]).contains("standard deviations"));
 }
+
+#[test]
+fn batches_larger_than_the_memory_are_refused_before_they_are_made() {
+    let folder = tempfile::tempdir().unwrap();
+    data::photos(folder.path(), &["a.png"]);
+    let set = data::coco_file(folder.path(), &[data::square(1, 7, 9)]);
+    let mix = Arc::new(Mix::open(&[set], &Reading::default()).unwrap());
+    // 4097 batches of 620 MB.
+    let settings = LoaderConfig { batch: 1, prefetch: 4096, ..config([4096, 4096]) };
+    let error = Loader::new(mix, settings).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Memory);
+    assert!(error.to_string().contains("data.batch") && error.to_string().contains("GiB"), "{error}");
+}

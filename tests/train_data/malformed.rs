@@ -64,6 +64,12 @@ fn instance_records() {
             &["annotation 41", "`segmentation` is [[\"a\"", "a list of polygons"],
         ),
         ("segmentation", json!([[1, 1, 1e12, 5, 9, 1]]), &["annotation 41", "far outside"]),
+        // Short to write, long to draw.
+        (
+            "segmentation",
+            json!([vec![[0, 16, 48, 16]; 50_000].concat()]),
+            &["annotation 41", "outlines of 4800000 pixels", "48 x 32: at most 4194304"],
+        ),
         ("segmentation", rle([48, 32], "0".into()), &["annotation 41", "size [48, 32]", "[32, 48]"]),
         ("segmentation", rle([32, 48], "o".into()), &["annotation 41", "malformed run lengths"]),
         ("segmentation", rle([32, 48], json!([10, 20])), &["annotation 41", "add up to 30", "1536"]),

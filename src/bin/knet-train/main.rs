@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use knet::error::{escaped, say};
-use knet::train::run::{Outcome, RunConfig, Trainer};
+use knet::train::run::{Outcome, RunConfig, Trainer, kept};
 use knet::{Error, Result};
 use progress::{Console, Lines};
 
@@ -31,13 +31,13 @@ Exit codes:
 /// Trains K-Net on annotated photos.
 ///
 /// The folder of the run gets last.safetensors and best.safetensors (for `knet segment --weights`), last.state (to resume
-/// from), log.jsonl, curves.png, overlays/ (sample photos) and an event file for TensorBoard. The folder `configs` of the
+/// from), config.toml, log.jsonl, curves.png, overlays/ (sample photos) and an event file for TensorBoard. The folder `configs` of the
 /// repository has complete configurations.
 #[derive(Parser)]
 #[command(name = "knet-train", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
-    /// The configuration of the run
-    #[arg(value_name = "CONFIG.toml")]
+    /// The configuration of the run; with --resume, the folder of the run will do
+    #[arg(value_name = "CONFIG.toml|FOLDER")]
     config: PathBuf,
 
     /// Folder of the run, instead of the configuration's
@@ -75,7 +75,16 @@ struct Arguments {
 
 impl Arguments {
     fn config(&self) -> Result<RunConfig> {
-        let mut config = RunConfig::load(&self.config, &self.set)?;
+        let mut config = match (self.config.is_dir(), self.resume, &self.out) {
+            (false, ..) => RunConfig::load(&self.config, &self.set)?,
+            (true, true, None) => kept::read(&self.config, &self.set)?,
+            (true, true, Some(_)) => {
+                return Err(self.refuse("is the folder of the run itself: leave out --out"));
+            }
+            (true, false, _) => {
+                return Err(self.refuse("is a folder: add --resume to go on with the run in it"));
+            }
+        };
         if let Some(out) = &self.out {
             config.run.out.clone_from(out);
         }
@@ -89,6 +98,10 @@ impl Arguments {
             config.threads = threads;
         }
         Ok(config)
+    }
+
+    fn refuse(&self, reason: &str) -> Error {
+        Error::usage(format!("{} {reason}", self.config.display()))
     }
 }
 
@@ -132,7 +145,7 @@ fn run(arguments: &Arguments, console: &mut Console) -> Result<ExitCode> {
         Outcome::Finished => print(&format!("done: {done} iterations; weights in {place}/last.safetensors")),
         Outcome::TimeLimit | Outcome::Interrupted => {
             print(&format!(
-                "stopped after iteration {done} of {total}, saved; go on with --resume --out {place}"
+                "stopped after iteration {done} of {total}, saved; go on with knet-train --resume {place}"
             ));
         }
     }

@@ -78,15 +78,16 @@ fn check_entries(zip: &mut ZipArchive<Cursor<&[u8]>>, size: u64) -> Result<Strin
     for i in 0..zip.len() {
         let entry =
             zip.by_index_raw(i).map_err(|e| Fault::file(None, format!("damaged zip entry {i}: {e}")))?;
+        let name = entry.name().map_err(|e| Fault::file(None, format!("zip entry {i} has no name: {e}")))?;
         total = total.saturating_add(entry.size());
         if total > limit {
             let reason = format_args!(
                 "unpacks to {} bytes, {total} with the entries before it, from a file of {size}: refused as a zip bomb",
                 entry.size()
             );
-            return Err(in_entry(entry.name(), reason));
+            return Err(in_entry(&name, reason));
         }
-        if let Some(root) = entry.name().strip_suffix("data.pkl")
+        if let Some(root) = name.strip_suffix("data.pkl")
             && (root.is_empty() || root.find('/') == Some(root.len() - 1))
         {
             roots.push(root.to_string());
@@ -112,8 +113,9 @@ fn read_entry<'a>(
         return Err(in_entry(name, format_args!("{size} bytes are over the limit of {limit}")));
     }
     if entry.compression() == zip::CompressionMethod::Stored && size == entry.compressed_size() {
-        let begin = entry.data_start();
-        let range = usize::try_from(begin).ok().zip(usize::try_from(begin.saturating_add(size)).ok());
+        let range = entry.data_start().and_then(|begin| {
+            usize::try_from(begin).ok().zip(usize::try_from(begin.saturating_add(size)).ok())
+        });
         let bytes = range.and_then(|(begin, end)| file.get(begin..end));
         let bytes = bytes.ok_or_else(|| in_entry(name, "truncated"))?;
         // Reading to the end makes the archive check the checksum.

@@ -18,7 +18,7 @@ use self::archive::Archive;
 use self::value::{Id, TensorArgs, Value};
 use super::StorageType;
 use super::fault::Fault;
-use super::safetensors::map_file;
+use super::safetensors::read_stable;
 use crate::error::Result;
 use crate::tensor::{MAX_RANK, Tensor};
 
@@ -72,10 +72,7 @@ impl PthTensor {
 /// tensor that reaches outside its storage.
 pub fn read(path: impl AsRef<Path>) -> Result<PthFile> {
     let path = path.as_ref();
-    match map_file(path)? {
-        Some(map) => read_bytes(path, &map),
-        None => read_bytes(path, &[]),
-    }
+    read_bytes(path, &read_stable(path)?)
 }
 
 /// Like [`read`], from memory; `name` stands for the path in errors.

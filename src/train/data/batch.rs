@@ -48,6 +48,13 @@ impl Batch {
         }
     }
 
+    /// Bytes of [`Batch::new`], which the limits of the loader keep from overflowing.
+    pub(super) fn bytes(images: usize, objects: usize, size: [usize; 2]) -> usize {
+        let [height, width] = size;
+        let floats = height * width * 3 + objects * ((height / STRIDE) * (width / STRIDE) + 1);
+        images * floats * size_of::<f32>()
+    }
+
     /// Image slots B.
     pub fn len(&self) -> usize {
         self.ids.len()

@@ -22,6 +22,9 @@ use crate::image::{palette, rle};
 const MAX_COORDINATE: f64 = 1e6;
 /// Polygons may leave the image by this much without a warning: annotators click on the border.
 const BORDER: f64 = 1.0;
+/// Longest outline of an object, in pixels: what is drawn takes memory by its length, and a real outline is far shorter than its
+/// image has pixels.
+const MAX_OUTLINE: f64 = (1 << 22) as f64;
 
 #[derive(Deserialize)]
 struct Rle {
@@ -201,6 +204,12 @@ impl<'a> Reader<'a> {
                 return Err(format!("polygon {i} has the coordinate {v}, far outside any image"));
             }
         }
+        let length: f64 = polygons.iter().map(|xy| outline(xy, (height + width) as f64)).sum();
+        if length > MAX_OUTLINE {
+            return Err(format!(
+                "outlines of {length:.0} pixels in all, of an image of {width} x {height}: at most {MAX_OUTLINE} are accepted"
+            ));
+        }
         let all = polygons.len();
         polygons.retain(|xy| xy.len() >= 6);
         if polygons.len() < all {
@@ -214,6 +223,14 @@ impl<'a> Reader<'a> {
         let rle = hotcoco::mask::fr_polys(&polygons, height as u32, width as u32);
         rle.map(|rle| rle.counts).map_err(|e| e.to_string())
     }
+}
+
+/// Length of a closed polygon, by the longer of both directions. Of an edge no more than `most` counts: what lies outside of the image
+/// is not drawn.
+fn outline(xy: &[f64], most: f64) -> f64 {
+    let points = xy.as_chunks::<2>().0;
+    let next = points.iter().cycle().skip(1);
+    points.iter().zip(next).map(|([x, y], [u, v])| (x - u).abs().max((y - v).abs()).min(most)).sum()
 }
 
 fn rle_runs(rle: Rle, height: usize, width: usize) -> Result<Vec<u32>, String> {

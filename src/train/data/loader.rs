@@ -18,6 +18,7 @@ use super::random::{Draw, Purpose};
 use super::sampler::{Cursor, Position, Sampler, Sampling};
 use crate::error::{Error, Result};
 use crate::image::preprocess::PreprocessConfig;
+use crate::memory;
 
 /// Largest sizes that are plausible; beyond them a configuration is a slip of the keyboard.
 const MAX_THREADS: usize = 256;
@@ -94,7 +95,14 @@ impl LoaderConfig {
                 self.threads, self.prefetch, self.batch, self.max_objects
             )));
         }
-        Ok(())
+        let bytes =
+            Batch::bytes(self.batch, self.max_objects, [height, width]).saturating_mul(self.buffers());
+        memory::check("making batches ahead (data.batch, data.prefetch, data.loader_threads)", bytes)
+    }
+
+    /// Batches in memory at once: those made ahead, or one a thread, and the one that is learnt from.
+    fn buffers(&self) -> usize {
+        self.prefetch.max(self.threads) + 1
     }
 }
 
@@ -147,15 +155,15 @@ impl Loader {
     /// Starts the threads.
     ///
     /// # Errors
-    /// [`Error::Usage`] if a setting is out of range or the start lies beyond its epoch; [`Error::Io`] if the system gives no
-    /// thread.
+    /// [`Error::Usage`] if a setting is out of range or the start lies beyond its epoch; [`Error::Memory`] for batches larger than
+    /// the memory there is; [`Error::Io`] if the system gives no thread.
     pub fn new(mix: Arc<Mix>, config: LoaderConfig) -> Result<Loader> {
         config.validate()?;
         let cursor = Cursor::new(Sampler::new(&mix, &config.sampling, config.seed)?, config.start)?;
         let sampler = cursor.sampler().clone();
         let donors = sampler.images().filter(|&i| mix.countable(i as usize) > 0).collect();
         let (refill, empty) = channel();
-        for _ in 0..config.prefetch.max(config.threads) + 1 {
+        for _ in 0..config.buffers() {
             let batch = Batch::new(config.batch, config.max_objects, config.augment.padded());
             refill.send(batch).expect("the receiver is a line above");
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::overrides::overridden;
 use super::validate::Metric;
 use crate::checkpoint::Checkpoint;
 use crate::engine::source::CONFIG_KEY;
@@ -25,7 +26,7 @@ pub struct RunConfig {
     /// Threads of the step; 0 for one per core. The numbers do not depend on it.
     #[serde(default)]
     pub threads: usize,
-    /// Parameters whose key starts with one of these stay as they are.
+    /// Parameters whose key starts with one of these stay as they are. One that fits no parameter is an error.
     #[serde(default)]
     pub frozen: Vec<String>,
     /// How batch norms that are not frozen normalise.
@@ -253,7 +254,8 @@ pub struct OutputConfig {
     pub save_iterations: u64,
     /// Iterations between two lines of the log.
     pub log_iterations: u64,
-    /// Minutes between two validations. The last one comes at the end.
+    /// Minutes between two validations. The first comes before the first step (of at most 100 images), the next after a tenth of this
+    /// time, the last at the end.
     pub validate_minutes: f64,
     /// Epochs between two validations, besides.
     pub validate_epochs: u64,
@@ -301,16 +303,12 @@ impl RunConfig {
         let config = if overrides.is_empty() {
             plain()?
         } else {
-            let mut table: toml::Table = toml::from_str(&text).map_err(refuse)?;
-            for item in overrides {
-                set(&mut table, item)?;
-            }
-            match table.try_into() {
+            match overridden(toml::from_str(&text).map_err(refuse)?, overrides) {
                 Ok(config) => config,
                 // A fault of the file itself is told with its line.
-                Err(e) => {
+                Err(error) => {
                     plain()?;
-                    return Err(Error::usage(format!("--set {}: {}", overrides.join(" "), e.message())));
+                    return Err(error);
                 }
             }
         };
@@ -455,34 +453,4 @@ fn one_line(text: &str, error: &toml::de::Error) -> String {
         Some(line) => format!("line {line}: {message}"),
         None => message,
     }
-}
-
-/// Most parts of a key of `--set`: no field lies deeper.
-const MAX_DEPTH: usize = 16;
-
-/// Sets one `key=value`.
-fn set(table: &mut toml::Table, item: &str) -> Result<()> {
-    let shown: String = item.chars().take(80).collect();
-    let refuse = |why: &str| Error::usage(format!("--set {shown}: {why}"));
-    let (key, value) = item.split_once('=').ok_or_else(|| refuse("is not KEY=VALUE"))?;
-    let value = value.trim();
-    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"));
-    let value = parsed.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| value.into());
-    if key.split('.').count() > MAX_DEPTH {
-        return Err(refuse(&format!("the key has more than {MAX_DEPTH} parts")));
-    }
-    let mut table = table;
-    let mut parts = key.trim().split('.').peekable();
-    while let Some(part) = parts.next() {
-        if part.is_empty() {
-            return Err(refuse("a part of the key is empty"));
-        }
-        if parts.peek().is_none() {
-            table.insert(part.to_string(), value);
-            return Ok(());
-        }
-        let entry = table.entry(part).or_insert_with(|| toml::Table::new().into());
-        table = entry.as_table_mut().ok_or_else(|| refuse("a part of the key is not a table"))?;
-    }
-    Err(refuse("the key is empty"))
 }

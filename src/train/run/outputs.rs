@@ -22,6 +22,9 @@ pub const CURVES_FILE: &str = "curves.png";
 /// Folder of the sample photos.
 pub const OVERLAY_FOLDER: &str = "overlays";
 
+/// Most images of the validation sets for a validation before the first step, so that it costs no more than seconds to minutes.
+const MOST_AT_START: usize = 100;
+
 /// A validation that went through to its end, and the number it is judged by if its sets give the metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged(pub Option<f64>);
@@ -33,6 +36,8 @@ pub struct Outputs {
     log: Log,
     events: EventFile,
     validator: Option<Validator>,
+    /// Images to validate on.
+    images: usize,
     samples: Samples,
     drawn: Instant,
 }
@@ -65,6 +70,7 @@ impl Outputs {
             log: Log::open(&run.out.join(LOG_FILE), iteration)?,
             events: EventFile::create(&run.out)?,
             validator,
+            images: mix.as_ref().map_or(0, Mix::len),
             samples,
             threads: config.threads,
             config: run.clone(),
@@ -95,10 +101,19 @@ impl Outputs {
         self.events.scalars(head.iteration, terms.chain(rest))
     }
 
+    /// Whether a run is validated before its first step: what it starts from is what all later numbers are compared with, and what
+    /// cannot be validated is known at once.
+    pub fn validates_at_start(&self) -> bool {
+        let OutputConfig { validate_minutes: minutes, validate_epochs: epochs, .. } = self.config;
+        (minutes > 0.0 || epochs > 0) && (1..=MOST_AT_START).contains(&self.images)
+    }
+
     /// Whether it is time to validate: by what was trained since the last time, in whatever processes.
     pub fn validation_is_due(&self, progress: &Progress) -> bool {
         let OutputConfig { validate_minutes: minutes, validate_epochs: epochs, .. } = self.config;
         let (last_epoch, last_seconds) = progress.validated;
+        // The first one comes early.
+        let minutes = if last_seconds > 0.0 { minutes } else { minutes / 10.0 };
         let by_time = minutes > 0.0 && progress.seconds - last_seconds >= 60.0 * minutes;
         let by_epoch = epochs > 0 && progress.position.epoch >= last_epoch + epochs;
         self.validator.is_some() && (by_time || by_epoch)
@@ -135,7 +150,11 @@ impl Outputs {
             self.events.scalars(iteration, tags.iter().map(|(tag, value)| (tag.as_str(), *value)))?;
             let text: Vec<String> =
                 metrics.iter().map(|(metric, value)| format!("{} {value:.4}", metric.name())).collect();
-            observer.note(&format!("iteration {iteration}: {set}: {}", text.join(", ")));
+            let when = match iteration {
+                0 => "before the first step".to_string(),
+                _ => format!("iteration {iteration}"),
+            };
+            observer.note(&format!("{when}: {set}: {}", text.join(", ")));
         }
         observer.note(&format!("validated in {:.1} s", start.elapsed().as_secs_f64()));
         Ok(Some(Judged(judged)))

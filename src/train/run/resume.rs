@@ -54,17 +54,25 @@ impl Origin {
         Origin { config, images: mix.len() }
     }
 
+    /// The configuration.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn config(&self) -> Result<RunConfig, serde_json::Error> {
+        serde_json::from_value(self.config.clone())
+    }
+
     /// What differs between a run and how it is to go on, for people.
     ///
     /// # Errors
     /// [`Error::Usage`] naming the fields that must not differ, with both values.
     pub fn changes(&self, now: &Origin) -> Result<Vec<String>> {
         // Fields that a newer program knows have their defaults in what an older one wrote.
-        let complete = |config: &Value| match serde_json::from_value::<RunConfig>(config.clone()) {
+        let complete = |origin: &Origin| match origin.config() {
             Ok(known) => serde_json::to_value(known).unwrap_or_default(),
-            Err(_) => config.clone(),
+            Err(_) => origin.config.clone(),
         };
-        let (before, after) = (flat(&complete(&self.config)), flat(&complete(&now.config)));
+        let (before, after) = (flat(&complete(self)), flat(&complete(now)));
         let below = |key: &str, fields: &[&str]| {
             fields
                 .iter()

@@ -12,6 +12,7 @@ use crate::engine::known_names;
 use crate::engine::source::{CONFIG_KEY, is_bookkeeping, parameters};
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::graph::Param;
+use crate::memory;
 use crate::model::Config;
 use crate::tensor::{Shape, Tensor};
 use crate::train::data::random::{Draw, Purpose};
@@ -50,9 +51,12 @@ pub struct StartReport {
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Checkpoint`] if the file cannot be read; [`Error::Weights`] listing every tensor that does not
-/// fit for another reason than the number of classes or kernels.
+/// fit for another reason than the number of classes or kernels; [`Error::Memory`] for a model larger than the memory there is.
 pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<(Values, StartReport)> {
     let params = parameters(model)?;
+    let elements = params.iter().map(|p| p.upstream_shape.iter().product::<usize>());
+    let floats = elements.fold(0usize, usize::saturating_add);
+    memory::check("the model with all its parameters", floats.saturating_mul(size_of::<f32>()))?;
     let shapes: BTreeMap<&str, &[usize]> =
         params.iter().map(|p| (p.key.as_str(), p.upstream_shape.as_slice())).collect();
     let draw = |param: &Param| Recipe::of(&param.key, &shapes, start.kernel_init_std).tensor(param, seed);
@@ -128,6 +132,32 @@ pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<
         heads.tell(shape, &model.class_names, &mut report);
     }
     Ok((values, report))
+}
+
+/// Refuses patterns of the field `field` that fit no parameter's name: as they stand they would do nothing.
+///
+/// # Errors
+/// [`Error::Usage`] with the nearest name that would do something.
+pub(super) fn check_patterns<'a>(
+    field: &str,
+    patterns: impl Iterator<Item = &'a String>,
+    fits: fn(&str, &str) -> bool,
+    values: &Values,
+) -> Result<()> {
+    for pattern in patterns {
+        if values.keys().any(|key| fits(key, pattern)) {
+            continue;
+        }
+        // Of every name the parts up to each dot, and the name itself.
+        let beginnings = values.keys().flat_map(|key| {
+            key.match_indices('.').map(|(dot, _)| &key[..=dot]).chain(std::iter::once(key.as_str()))
+        });
+        let likeness = |name: &str| strsim::normalized_levenshtein(name, pattern);
+        let nearest = beginnings.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        let hint = nearest.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
+        return Err(Error::usage(format!("{field}: `{pattern}` fits no parameter of the model{hint}")));
+    }
+    Ok(())
 }
 
 /// Which rows of a file's class heads belong to which class of the model.

@@ -23,6 +23,8 @@ const PROGRESS_KEY: &str = "knet.progress";
 const ORIGIN_KEY: &str = "knet.run";
 /// Metadata key of the iteration in a checkpoint for use.
 const ITERATION_KEY: &str = "knet.iteration";
+/// Counters beyond this are damage: no run gets so far, and what is added to them must not wrap.
+const MOST_COUNTED: u64 = 1 << 40;
 /// Version of the format, raised when an older reader would go wrong.
 const VERSION: u32 = 1;
 
@@ -58,6 +60,30 @@ impl Progress {
             seconds: 0.0,
             best: None,
             validated: (0, 0.0),
+        }
+    }
+}
+
+impl Progress {
+    /// What is wrong with it, if anything.
+    fn check(&self) -> std::result::Result<(), String> {
+        let Position { epoch, index } = self.position;
+        let counters = [
+            ("iteration", self.iteration),
+            ("position.epoch", epoch),
+            ("position.index", index),
+            ("validated", self.validated.0),
+        ];
+        if let Some((name, value)) = counters.into_iter().find(|&(_, value)| value > MOST_COUNTED) {
+            return Err(format!("{name} is {value}, more than any run can reach"));
+        }
+        let times = [("seconds", self.seconds), ("validated", self.validated.1)];
+        if let Some((name, value)) = times.into_iter().find(|(_, value)| !(0.0..1e12).contains(value)) {
+            return Err(format!("{name} is {value}: a time in seconds is expected"));
+        }
+        match self.best.filter(|best| !(-1.0..=1.0).contains(best)) {
+            Some(best) => Err(format!("best is {best}: a number from -1 to 1 is expected")),
+            None => Ok(()),
         }
     }
 }
@@ -138,6 +164,7 @@ impl State {
             let reason = format!("format {}, this program reads {VERSION}", progress.version);
             return Err(Error::checkpoint(path, reason));
         }
+        progress.check().map_err(|reason| Error::checkpoint(path, format!("`{PROGRESS_KEY}`: {reason}")))?;
         let saved = Config::from_json(metadata(CONFIG_KEY)?);
         let saved = saved.map_err(|e| Error::checkpoint(path, e.to_string()))?;
         let values = read_values(&file, model)?;
@@ -156,11 +183,7 @@ impl State {
             let (first, second) = (file.load_f32(&first)?, file.load_f32(&second)?);
             moments.insert(key.to_string(), Moments { first, second, average });
         }
-        let origin = file.metadata().get(ORIGIN_KEY);
-        let origin = origin
-            .map(|text| serde_json::from_str(text))
-            .transpose()
-            .map_err(|e| Error::checkpoint(path, format!("`{ORIGIN_KEY}`: {e}")))?;
+        let origin = origin(&file)?;
         let state = State { progress, values, moments, origin };
         match state.non_finite() {
             None => Ok(state),
@@ -210,6 +233,16 @@ fn write(
         data: if f16 { TensorData::F16(tensor.data()) } else { TensorData::F32(tensor.data()) },
     });
     write_safetensors(path, out, metadata)
+}
+
+/// What the run in a state was started with; older states do not say.
+///
+/// # Errors
+/// [`Error::Checkpoint`] if it cannot be read.
+pub(super) fn origin(state: &Checkpoint) -> Result<Option<Origin>> {
+    let text = state.metadata().get(ORIGIN_KEY);
+    let refuse = |e| Error::checkpoint(state.path(), format!("`{ORIGIN_KEY}`: {e}"));
+    text.map(|text| serde_json::from_str(text)).transpose().map_err(refuse)
 }
 
 fn read_values(file: &Checkpoint, model: &Config) -> Result<Values> {

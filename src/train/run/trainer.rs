@@ -10,12 +10,14 @@ use rayon::prelude::*;
 
 use super::config::{BatchNormMode, RunConfig};
 use super::describe;
+use super::kept;
+use super::kept::CONFIG_FILE;
 use super::lock::Lock;
 use super::log::{LineHead, Meter};
 use super::norms::RunningStatistics;
 use super::outputs::{CURVES_FILE, Judged, LOG_FILE, Outputs};
 use super::resume::{Origin, total_iterations};
-use super::start::{Values, initial_values};
+use super::start::{Values, check_patterns, initial_values};
 use super::state::{Moments, Progress, State};
 use crate::checkpoint::first_non_finite;
 use crate::cpu::Weights;
@@ -111,7 +113,7 @@ impl Trainer {
         config.validate()?;
         let out = &config.run.out;
         let lock = Lock::take(out, observer)?;
-        sweep(out, &[STATE_FILE, LAST_FILE, BEST_FILE, DIVERGED_FILE, LOG_FILE, CURVES_FILE])?;
+        sweep(out, &[STATE_FILE, LAST_FILE, BEST_FILE, DIVERGED_FILE, LOG_FILE, CURVES_FILE, CONFIG_FILE])?;
         let state_path = out.join(STATE_FILE);
         let resume = resume && state_path.exists();
         if !resume && state_path.exists() {
@@ -150,6 +152,11 @@ impl Trainer {
                 "the run began with seed {found}, the configuration says {wanted}"
             )));
         }
+        let starts = |key: &str, prefix: &str| key.starts_with(prefix);
+        check_patterns("frozen", config.frozen.iter(), starts, &values)?;
+        check_patterns("start.reset", config.start.reset.iter(), starts, &values)?;
+        let groups = config.optimizer.groups.iter().map(|group| &group.contains);
+        check_patterns("optimizer.groups", groups, |key, part| key.contains(part), &values)?;
         let loader_config = LoaderConfig { start: progress.position, ..config.loader(&model) };
         let outputs = Outputs::open(&config, &mix, &model, progress.iteration, observer)?;
         let loader = Loader::new(Arc::clone(&mix), loader_config)?;
@@ -171,6 +178,7 @@ impl Trainer {
             let missing = || Error::Graph(format!("no initial value for `{}`", param.key));
             source.get(&param.key).cloned().ok_or_else(missing)
         }));
+        kept::write(&config)?;
         let step = TrainStep::new(&spec, &weights, Isa::detect(), config.threads)?;
         drop(weights);
         let mut constants = Arc::unwrap_or_clone(values);
@@ -233,6 +241,9 @@ impl Trainer {
             0.0 => f64::INFINITY,
             minutes => 60.0 * minutes,
         };
+        if self.progress.iteration == 0 && self.progress.best.is_none() && self.outputs.validates_at_start() {
+            self.validate_on_the_way(stop, observer)?;
+        }
         loop {
             let over = self.begun.elapsed().as_secs_f64() >= limit;
             if self.progress.iteration >= self.total {
@@ -260,12 +271,7 @@ impl Trainer {
                 return Err(error);
             }
             if self.outputs.validation_is_due(&self.progress) {
-                // The state comes first: whatever happens while validating, the run goes on from here.
-                self.save()?;
-                if let Err(error) = self.validate(stop, observer) {
-                    observer.note(&format!("not validated: {error}; the run goes on"));
-                    self.progress.validated = self.place();
-                }
+                self.validate_on_the_way(stop, observer)?;
                 self.show(false, observer);
             } else if self.save_is_due() {
                 self.save()?;
@@ -275,6 +281,16 @@ impl Trainer {
                 self.show(true, observer);
             }
         }
+    }
+
+    /// Saves and validates. The state comes first: whatever happens while validating, the run goes on from here.
+    fn validate_on_the_way(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<()> {
+        self.save()?;
+        if let Err(error) = self.validate(stop, observer) {
+            observer.note(&format!("not validated: {error}; the run goes on"));
+            self.progress.validated = self.place();
+        }
+        Ok(())
     }
 
     /// Epoch and seconds of the run.
