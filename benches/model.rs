@@ -18,6 +18,7 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use image::{Rgb, RgbImage};
 use knet::checkpoint::{TensorData, TensorOut, seeded, write_safetensors};
 use knet::cpu::{self, Executor, Pool, Selection, Weights};
+use knet::cuda::gpu::Precision;
 use knet::cuda::pipeline::{Masks, copy_photo};
 use knet::cuda::post::{Extent, MaskLogits};
 use knet::engine::source::{self, CONFIG_KEY};
@@ -30,7 +31,6 @@ use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResul
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use knet::isa::Isa;
 use knet::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, TapMode, Task, build};
-use knet::plan::launch::Precision;
 use knet::tensor::DType;
 use knet::{Engine, Result};
 use serde_json::Value;

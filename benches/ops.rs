@@ -18,13 +18,13 @@ mod run;
 
 use criterion::{Criterion, Throughput};
 use knet::cpu::{self, Executor, Pool, Selection};
+use knet::cuda::gpu::Precision;
 use knet::cuda::{self, Runtime};
 use knet::error::Result;
 use knet::graph::Param;
 use knet::isa::Isa;
 use knet::ops::case::Case;
 use knet::ops::{Op, all_cases};
-use knet::plan::launch::Precision;
 use knet::tensor::Tensor;
 use run::{Operands, one_node};
 use std::collections::HashMap;

@@ -10,18 +10,19 @@ mod emulate;
 
 use cuda_case::check_program;
 use emulate::CAPS;
+use knet::cuda::gpu::GPUS;
+use knet::cuda::gpu::roofline;
+use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::ops::{conv2d, fused_conv2d};
 use knet::cuda::stored;
+use knet::cuda::tiles::conv::{self, Addressing, ConvChoice, Tile};
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
 use knet::ops::activation::Activation;
 use knet::ops::case::Case;
 use knet::ops::epilogue::Epilogue;
 use knet::ops::{Conv2d, FusedConv2d, Op, Operator, ValueType};
-use knet::plan::gpus::GPUS;
-use knet::plan::launch::{Caps, Precision, Target};
-use knet::plan::select::conv::{self, Addressing, ConvChoice, Tile};
-use knet::plan::{Site, roofline};
+use knet::plan::Site;
 use ptxemu::Report;
 
 /// Runs a convolution by this choice and compares it with the reference.

@@ -13,11 +13,13 @@ mod occupancy;
 mod sass;
 
 use emulate::{Operands, nvrtc, run_launch};
+use knet::cuda::gpu::roofline;
+use knet::cuda::gpu::{Caps, Precision, Target};
+use knet::cuda::launch::{Launch, Packing, Program};
 use knet::cuda::nvrtc::{Code, Job};
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
-use knet::plan::launch::{Caps, Launch, Packing, Precision, Program, Target};
-use knet::plan::{Operand, Place, Step, roofline};
+use knet::plan::{Operand, Place, Step};
 use occupancy::{ARCHITECTURES, H100};
 use ptxemu::{Memory, Options, Report, Traffic};
 use rayon::prelude::*;

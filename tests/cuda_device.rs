@@ -21,6 +21,7 @@ mod model;
 
 use cuda_case::{HOST_ONLY, Operands, one_node, seen};
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, result};
+use knet::cuda::gpu::Precision;
 use knet::cuda::on_device::{DeviceImage, DevicePlane, DeviceResults, DeviceSlice, ExternalStream};
 use knet::cuda::pipeline::{Ends, Results};
 use knet::cuda::post::{self, MaskLogits, Ranking};
@@ -32,7 +33,6 @@ use knet::graph::{Builder, Layout};
 use knet::ops::case::Case;
 use knet::ops::epilogue::Epilogue;
 use knet::ops::{Conv2d, GlobalAvgPool, Linear, Reshape, ValueType, all_cases};
-use knet::plan::launch::Precision;
 use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::{BTreeMap, HashMap};

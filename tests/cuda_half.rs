@@ -22,6 +22,7 @@ mod shared;
 
 use image::RgbImage;
 use knet::Engine;
+use knet::cuda::gpu::{Precision, Target};
 use knet::cuda::{self, Executor, Runtime, stored};
 use knet::engine::source::{self, WeightSource};
 use knet::engine::{self, EngineBuilder, Segmentation};
@@ -33,7 +34,6 @@ use knet::image::preprocess::{PreprocessConfig, Preprocessor};
 use knet::model::{Config, Network, SIZE_DIVISOR, TapLayout, TapMode, build};
 use knet::ops::Op;
 use knet::ops::case::relative_l2;
-use knet::plan::launch::{Precision, Target};
 use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
 use model_golden::Golden;

@@ -7,6 +7,8 @@ mod emulate;
 
 use emulate::run_program;
 use image::RgbImage;
+use knet::cuda::gpu::{Precision, Target};
+use knet::cuda::launch::{Packing, Program};
 use knet::cuda::pack::{pack, unpack};
 use knet::cuda::post::{Extent, MaskLogits, Ranking, instances, panoptic};
 use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
@@ -15,7 +17,6 @@ use knet::image::bitmask::PixelBox;
 use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
-use knet::plan::launch::{Packing, Precision, Program, Target};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options};
 

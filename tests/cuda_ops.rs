@@ -10,10 +10,10 @@ mod emulate;
 
 use cuda_case::{HOST_ONLY, Operands, one_node, seen};
 use emulate::{Run, plan};
+use knet::cuda::gpu::Precision;
 use knet::ops::all_cases;
 use knet::ops::case::Case;
 use knet::plan::constants::Constants;
-use knet::plan::launch::Precision;
 use libtest_mimic::{Arguments, Failed, Trial};
 use ptxemu::Config;
 

@@ -9,6 +9,7 @@ mod cuda_case;
 mod emulate;
 
 use cuda_case::check_program;
+use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::{ops, stored};
 use knet::ops::activation::Activation;
 use knet::ops::case::{Case, Fill};
@@ -16,7 +17,6 @@ use knet::ops::epilogue::Epilogue;
 use knet::ops::fused_linear::Prologue;
 use knet::ops::{FusedLinear, Linear, MaskConv, MaskPool, Op, ValueType};
 use knet::plan::Site;
-use knet::plan::launch::{Caps, Precision, Target};
 
 /// A GPU with little shared memory, as an RTX 4090 has.
 const SMALL: Caps = Caps { compute: (8, 9), multiprocessors: 128, shared_per_block: 101_376, ..Caps::H100 };

@@ -8,10 +8,10 @@ mod model_golden;
 
 use knet::Engine;
 use knet::cpu::Arithmetic;
+use knet::cuda::gpu::Precision;
 use knet::engine::{Device, WeightSource};
 use knet::image::bitmask::BitMask;
 use knet::ops::case::relative_l2;
-use knet::plan::launch::Precision;
 use model_golden::Golden;
 use serde_json::Value;
 

@@ -9,10 +9,10 @@ mod shared;
 
 use knet::checkpoint::{Checkpoint, seeded};
 use knet::cpu::Weights;
+use knet::cuda::lower::fuse_conv_tails;
+use knet::cuda::lower::fuse_linears;
 use knet::engine::source::{is_bookkeeping, parameters};
-use knet::graph::maps::fuse_maps;
 use knet::graph::passes::optimize;
-use knet::graph::rows::fuse_rows;
 use knet::graph::{Builder, Graph, Node, Param, Source};
 use knet::isa::Isa;
 use knet::model::config::MODEL_NAMES;
@@ -41,7 +41,7 @@ fn goldens() -> PathBuf {
 fn check(file: &Arc<Checkpoint>, case: &str, graph: Graph, inputs: &[Tensor], wanted: &[&str]) {
     let graph = optimize(graph).unwrap();
     let mut fused = graph.clone();
-    fuse_rows(&mut fused).unwrap();
+    fuse_linears(&mut fused).unwrap();
     assert!(fused.nodes().iter().any(|node| matches!(node.op, Op::FusedLinear(_))));
     for isa in Isa::available() {
         run_and_compare(isa, file, case, &graph, inputs, wanted);
@@ -81,7 +81,7 @@ fn a_stage_of_fused_steps_has_a_third_of_them() {
         graph.nodes().iter().filter(of_stage).map(|node| node.op.name()).collect::<Vec<_>>()
     };
     assert_eq!(stage(&graph).len(), 31);
-    fuse_rows(&mut graph).unwrap();
+    fuse_linears(&mut graph).unwrap();
     let wanted = [
         "conv2d",
         "mask_pool",
@@ -107,7 +107,7 @@ fn a_model_of_fused_maps_computes_the_same() {
     (config.channels, config.norm_groups, config.feedforward_channels) = (32, 4, 64);
     let graph = optimize(build(&config, 1, [64, 96], TapMode::Off).unwrap().graph).unwrap();
     let mut fused = graph.clone();
-    fuse_maps(&mut fused).unwrap();
+    fuse_conv_tails(&mut fused).unwrap();
     assert!(fused.nodes().iter().any(|node| matches!(node.op, Op::NormSum(_))));
     let image = Tensor::from_fn([1, 64, 96, 3], |i| ((i[1] * 7 + i[2] * 5 + i[3]) as f32 / 9.0).sin());
     let results = [&graph, &fused].map(|graph| {

@@ -1,7 +1,7 @@
 //! A GPU: its context, its stream and what it can do.
 
+use crate::cuda::gpu::Caps;
 use crate::error::{Error, Result};
-use crate::plan::launch::Caps;
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
 use std::sync::Arc;

@@ -20,6 +20,9 @@
 pub mod compile;
 pub mod device;
 pub mod executor;
+pub mod gpu;
+pub mod launch;
+pub mod lower;
 mod memory;
 pub mod on_device;
 pub mod ops;
@@ -33,6 +36,7 @@ mod recording;
 pub mod runtime;
 pub mod selection;
 mod stopwatch;
+pub mod tiles;
 pub mod tune;
 
 pub use compile::{cache, nvrtc, sources};
@@ -42,14 +46,14 @@ pub use pipeline::Pipeline;
 pub use runtime::Runtime;
 pub use selection::Selection;
 
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::Program;
 use crate::error::Result;
 use crate::graph::Graph;
-use crate::graph::maps::fuse_maps;
-use crate::graph::rows::fuse_rows;
 use crate::ops::ValueType;
-use crate::plan::launch::{Program, Target};
 use crate::plan::{self, Choice, Site};
 use crate::tensor::DType;
+use lower::{fuse_conv_tails, fuse_linears};
 
 /// A plan whose steps carry what they launch.
 pub type Plan = plan::Plan<Program>;
@@ -63,9 +67,9 @@ pub type Plan = plan::Plan<Program>;
 pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     let selection = selection.into();
     let mut graph = graph.clone();
-    fuse_rows(&mut graph)?;
+    fuse_linears(&mut graph)?;
     if selection.target().precision.is_half() {
-        fuse_maps(&mut graph)?;
+        fuse_conv_tails(&mut graph)?;
     }
     Plan::build_stored(&graph, stored(selection.target()), select(selection))
 }

@@ -1,6 +1,6 @@
 //! Constants as they lie in device memory.
 
-use crate::plan::launch::Packing;
+use crate::cuda::launch::Packing;
 use crate::tensor::{DType, Tensor};
 use half::{bf16, f16};
 

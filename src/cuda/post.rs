@@ -3,9 +3,10 @@
 //! the CPU's results, those of `src/image/instance.rs` and `src/image/panoptic.rs`, bit for bit, given the same logits.
 
 use super::ops::{self, launches::storage};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
 use crate::ops::{TopK, ValueType};
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
 use crate::tensor::DType;
 
 /// Threads of a block and output columns of a tile: `THREADS`, `TILE_W` of `kernels/common/mask_sampler.cuh`.

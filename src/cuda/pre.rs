@@ -2,7 +2,7 @@
 //! (`kernels/preprocess.cu`), with the bits that `src/image/preprocess.rs` gives on the CPU.
 
 use super::ops::launches::{lanes, storage};
-use crate::plan::launch::{Arg, Launch};
+use crate::cuda::launch::{Arg, Launch};
 use crate::tensor::DType;
 
 /// Columns and rows of a block: `TILE_W`, `TILE_H` of `kernels/preprocess.cu`.

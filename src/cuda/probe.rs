@@ -5,11 +5,12 @@ use super::memory::{DeviceBuffer, Pinned};
 use super::ops;
 use super::recording::{Bound, capture, copy_in, copy_out, replay};
 use super::runtime::Runtime;
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch};
 use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 use crate::ops::{Activate, Op, ValueType};
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Target};
 use cudarc::driver::sys;
 
 /// Numbers of a run.

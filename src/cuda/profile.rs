@@ -9,8 +9,8 @@ use super::pack::pack;
 use super::recording::{capture, copy_within};
 use super::stopwatch::{Stopwatch, noise};
 use super::tune::REPEATS;
+use crate::cuda::launch::Packing;
 use crate::error::Result;
-use crate::plan::launch::Packing;
 use cudarc::driver::{CudaGraph, sys};
 use std::time::Duration;
 

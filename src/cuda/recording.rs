@@ -3,8 +3,8 @@
 use super::device::{Device, fault};
 use super::memory::{DeviceBuffer, Pinned};
 use super::runtime::{Function, Runtime};
+use crate::cuda::launch::{Arg, Launch};
 use crate::error::{Error, Result};
-use crate::plan::launch::{Arg, Launch};
 use cudarc::driver::{CudaGraph, result, sys};
 use std::ffi::c_void;
 

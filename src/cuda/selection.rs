@@ -3,7 +3,8 @@
 
 use super::ops;
 use super::tune::Table;
-use crate::plan::launch::{Program, Target};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::Program;
 use crate::plan::{Choice, Site};
 use std::sync::Arc;
 

@@ -3,13 +3,13 @@
 use super::gpu::Gpu;
 use super::tuning::Tuning;
 use crate::cpu::{self, Pool, Selection, Weights};
+use crate::cuda::gpu::{Precision, Target};
 use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::ops::ValueType;
 use crate::plan::Plan;
 use crate::plan::constants::Loader;
-use crate::plan::launch::{Precision, Target};
 use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};

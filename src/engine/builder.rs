@@ -4,13 +4,13 @@ use super::backend::{Backend, Device};
 use super::source::{self, WeightSource};
 use super::{Engine, Timings, Tuning};
 use crate::cpu::{Arithmetic, Pool, Selection};
+use crate::cuda::gpu::Precision;
 use crate::error::{Error, Result};
 use crate::image::instance::{FilterMemory, InstanceConfig, InstanceFilter};
 use crate::image::panoptic::PanopticConfig;
 use crate::image::preprocess::{PreprocessConfig, Preprocessor};
 use crate::isa::Isa;
 use crate::model::{Normalization, SIZE_DIVISOR, Task};
-use crate::plan::launch::Precision;
 
 /// Settings of an [`Engine`].
 #[derive(Clone, Debug)]

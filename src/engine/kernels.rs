@@ -1,12 +1,12 @@
 //! Which kernels a GPU needs for a model, so that they can be compiled before it is there.
 
 use super::Engine;
+use crate::cuda::launch::Launch;
 use crate::cuda::post::MaskLogits;
 use crate::cuda::{self, Selection, pipeline};
 use crate::error::{Error, Result};
 use crate::graph::passes::optimize;
 use crate::model::{CLS_SCORE, MASK_PREDS, TapMode, Task, build};
-use crate::plan::launch::Launch;
 
 impl Engine {
     /// How the kernels of the GPU that it computes on are chosen; `None` on the CPU.

@@ -20,6 +20,7 @@ pub use tuning::Tuning;
 
 use crate::cpu::Pool;
 use crate::cuda::Runtime;
+use crate::cuda::gpu::Target;
 use crate::cuda::pipeline::Results;
 use crate::cuda::post::Ranking;
 use crate::error::{Error, Result};
@@ -32,7 +33,6 @@ use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor};
 use crate::image::preprocess::{Geometry, Preprocessor};
 use crate::model::{CLS_SCORE, Config, MASK_PREDS, Tap, TapLayout, TapMode, Task, build};
 use crate::plan::Plan;
-use crate::plan::launch::Target;
 use crate::tensor::{Shape, Tensor};
 use ::image::RgbImage;
 use backend::{Backend, Executor};

@@ -6,9 +6,7 @@
 
 pub mod autodiff;
 pub mod builder;
-pub mod maps;
 pub mod passes;
-pub mod rows;
 
 pub use builder::Builder;
 

@@ -170,7 +170,7 @@ fn fuse(graph: &mut Graph, rule: impl Fn(&Graph, &[usize], &Node) -> Option<(usi
 }
 
 /// The node that defines `id`, if that value has one use, is no output and the node has one result.
-pub(super) fn sole_producer(graph: &Graph, uses: &[usize], id: ValueId) -> Option<usize> {
+pub(crate) fn sole_producer(graph: &Graph, uses: &[usize], id: ValueId) -> Option<usize> {
     match graph.value(id).source {
         Source::Node { node, .. } if uses[id.index()] == 1 && graph.nodes[node].outputs.len() == 1 => {
             Some(node)
@@ -196,7 +196,7 @@ fn set_epilogue(op: &mut Op, epilogue: Epilogue) {
 }
 
 /// Uses of each value by nodes and outputs.
-pub(super) fn count_uses(graph: &Graph) -> Vec<usize> {
+pub(crate) fn count_uses(graph: &Graph) -> Vec<usize> {
     let mut uses = vec![0; graph.values.len()];
     let by_nodes = graph.nodes.iter().flat_map(|node| &node.inputs);
     by_nodes.chain(graph.outputs.iter().map(|(_, id)| id)).for_each(|id| uses[id.index()] += 1);

@@ -6,7 +6,7 @@ use super::{
 use crate::tensor::{Shape, Tensor};
 
 /// A [`Conv2d`] with tails that save passes over memory: the residual may have half the size, and the statistics that a
-/// group norm needs come with the result. [`fuse_maps`](crate::graph::maps::fuse_maps) makes these, for GPUs alone.
+/// group norm needs come with the result. `fuse_conv_tails` of the CUDA back end makes these, for GPUs alone.
 ///
 /// Inputs: those of the convolution; its residual is `[B, P / 2, Q / 2, K]` if `upsampled`. Outputs: `[B, P, Q, K]`; if `groups`,
 /// the [moments] of each group of channels, `[B, ceil(P * Q / 64), 2 * groups]`.

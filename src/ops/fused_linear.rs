@@ -67,7 +67,7 @@ impl Prologue {
 }
 
 /// One to three linear layers over the same rows, which a [`Prologue`] makes: the steps of K-Net's kernel update are so small
-/// that a GPU spends its time between them. [`fuse_rows`](crate::graph::rows::fuse_rows) makes these of [`Linear`],
+/// that a GPU spends its time between them. `fuse_linears` of the CUDA back end makes these of [`Linear`],
 /// [`LayerNorm`] and [`Binary`](super::Binary); where launches cost nothing there is no need of them.
 ///
 /// Inputs: those of the prologue, with rows `[.., K]`, K a multiple of 4 up to 512, gamma and beta `[K]`; for each

@@ -11,10 +11,6 @@
 pub mod arena;
 pub mod constants;
 mod dump;
-pub mod gpus;
-pub mod launch;
-pub mod roofline;
-pub mod select;
 mod site;
 
 pub use site::{OwnedSite, Site};

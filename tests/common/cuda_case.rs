@@ -2,11 +2,12 @@
 
 use crate::emulate::{rounded, run_program};
 use knet::cuda::Plan;
+use knet::cuda::gpu::Precision;
+use knet::cuda::launch::{Packing, Program};
 use knet::cuda::pack::{pack, unpack};
 use knet::graph::{Builder, Graph, Layout};
 use knet::ops::ValueType;
 use knet::ops::case::{Case, relative_l2};
-use knet::plan::launch::{Packing, Precision, Program};
 use knet::plan::{Place, Site};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options, Report};

@@ -2,8 +2,8 @@
 //! `tools/gpu-suite` run the same suites on the CUDA back end with it.
 
 use knet::Engine;
+use knet::cuda::gpu::Precision;
 use knet::engine::{Device, EngineBuilder};
-use knet::plan::launch::Precision;
 use std::path::PathBuf;
 
 /// The device under test.

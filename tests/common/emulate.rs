@@ -2,6 +2,8 @@
 //! so that a kernel that strays by one byte is caught.
 
 use knet::cuda::cache::Cache;
+use knet::cuda::gpu::{Caps, Precision, Target};
+use knet::cuda::launch::{Arg, Launch, Packing, Program};
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::pack::{pack, unpack};
 use knet::cuda::post::{self, MaskLogits, Ranking};
@@ -13,7 +15,6 @@ use knet::model::{Config, TapMode, build};
 use knet::ops::ValueType;
 use knet::plan::arena::Slot;
 use knet::plan::constants::Constants;
-use knet::plan::launch::{Arg, Caps, Launch, Packing, Precision, Program, Target};
 use knet::plan::{Operand, Place, Site, Step};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Instance, Memory, Module, Options, Report};

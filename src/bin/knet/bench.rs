@@ -3,9 +3,10 @@
 use crate::size::{self, Size};
 use crate::{ModelArguments, print};
 use clap::Args;
+use knet::cuda::gpu::Target;
+use knet::cuda::gpu::roofline;
 use knet::engine::{Device, Segmentation, Timings};
-use knet::plan::launch::Target;
-use knet::plan::{Plan, Step, roofline};
+use knet::plan::{Plan, Step};
 use knet::{Engine, Error, Result};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};

@@ -3,13 +3,13 @@
 use crate::print;
 use clap::Args;
 use knet::cuda::cache::Cache;
+use knet::cuda::gpu::Precision;
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::probe::Probe;
 use knet::cuda::{self, Runtime};
 use knet::engine::Device;
 use knet::error::ErrorKind;
 use knet::isa::Isa;
-use knet::plan::launch::Precision;
 use knet::{Error, Result};
 use serde_json::{Value, json};
 use std::process::ExitCode;

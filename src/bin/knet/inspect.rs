@@ -5,11 +5,11 @@ use crate::{PrecisionArgument, parse_gpu, print};
 use clap::Args;
 use gpu::GpuPlan;
 use knet::checkpoint::Checkpoint;
+use knet::cuda::gpu::Gpu;
 use knet::engine::{Device, WeightSource, source};
 use knet::graph::Param;
 use knet::model::TapMode;
 use knet::plan::Place;
-use knet::plan::gpus::Gpu;
 use knet::{Engine, Result};
 use serde_json::{Value, json};
 

@@ -15,12 +15,12 @@ mod voice;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knet::cpu::Arithmetic;
+use knet::cuda::gpu::Precision;
+use knet::cuda::gpu::{GPUS, Gpu};
 use knet::engine::{Device, EngineBuilder, WeightSource};
 use knet::error::{escaped, say};
 use knet::image::RgbImage;
 use knet::image::decode::Decoded;
-use knet::plan::gpus::{GPUS, Gpu};
-use knet::plan::launch::Precision;
 use knet::{Engine, Error};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -195,7 +195,7 @@ impl ModelArguments {
 /// A GPU by name.
 fn parse_gpu(name: &str) -> Result<&'static Gpu, String> {
     let known = || GPUS.map(|gpu| gpu.name).join(", ");
-    knet::plan::gpus::find(name).ok_or_else(|| format!("`{name}` is none of {}", known()))
+    knet::cuda::gpu::find(name).ok_or_else(|| format!("`{name}` is none of {}", known()))
 }
 
 /// A number from 0 to 1.

@@ -1,9 +1,10 @@
 use super::CudaOp;
 use super::launches::{per_element, storage};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
 use crate::ops::Activate;
 use crate::ops::activation::Activation;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
 
 /// Number of an activation in `kernels/common/activation.cuh`.
 pub(crate) fn number(activation: Option<Activation>) -> i64 {

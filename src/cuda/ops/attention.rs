@@ -1,7 +1,8 @@
 use super::CudaOp;
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
 use crate::ops::Attention;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
 
 /// Warps of a block.
 const WARPS: usize = 4;

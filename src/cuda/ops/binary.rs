@@ -1,9 +1,10 @@
 use super::CudaOp;
 use super::launches::{dtype_number, elements, lanes, per_element, storage};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::ops::Binary;
 use crate::ops::binary::BinaryKind;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
 use crate::tensor::DType;
 
 #[repr(C)]

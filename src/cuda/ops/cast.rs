@@ -1,7 +1,7 @@
 //! Between the f32 of the host and the storage type: no operator of graphs, but what moves values in and out of plans.
 
 use super::launches::{dtype_number, per_element};
-use crate::plan::launch::{Arg, Launch};
+use crate::cuda::launch::{Arg, Launch};
 use crate::tensor::DType;
 
 #[repr(C)]

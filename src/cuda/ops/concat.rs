@@ -1,8 +1,9 @@
 use super::CudaOp;
 use super::launches::{Range, copy_ranges};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Packing, Program};
 use crate::ops::Concat;
 use crate::plan::Site;
-use crate::plan::launch::{Packing, Program, Target};
 
 impl CudaOp for Concat {
     fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {

@@ -1,17 +1,18 @@
-//! Convolution: the choice of `plan/select/conv.rs` as launches of `kernels/conv/`.
+//! Convolution: the choice of `cuda/tiles/conv.rs` as launches of `kernels/conv/`.
 
 use super::CudaOp;
 use super::activation::number;
 use super::divisor::divisor;
 use super::launches::{elements, per_element, storage, vector};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
+use crate::cuda::tiles::conv::{self, Addressing, ConvChoice, ConvShape, Math, Tile};
 use crate::ops::Conv2d;
 use crate::ops::FusedConv2d;
 use crate::ops::ValueType;
 use crate::ops::epilogue::Epilogue;
 use crate::ops::fused_conv2d::PART_PIXELS;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
-use crate::plan::select::conv::{self, Addressing, ConvChoice, ConvShape, Math, Tile};
 use crate::tensor::DType;
 
 /// `Params` of `kernels/conv/window.cuh`.
@@ -474,8 +475,8 @@ impl Conv<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::gpu::{Caps, Precision};
     use crate::ops::{Op, Operator, ValueType};
-    use crate::plan::launch::{Caps, Precision};
 
     /// The program of a convolution in f16 on an H100.
     fn program(op: Conv2d, inputs: &[&[usize]], constant: &[bool]) -> Result<Program, String> {

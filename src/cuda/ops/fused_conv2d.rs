@@ -2,10 +2,11 @@
 
 use super::CudaOp;
 use super::conv2d::{Tail, shape, with_tail};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::Program;
+use crate::cuda::tiles::conv::{self, ConvChoice};
 use crate::ops::FusedConv2d;
 use crate::plan::Site;
-use crate::plan::launch::{Program, Target};
-use crate::plan::select::conv::{self, ConvChoice};
 
 impl CudaOp for FusedConv2d {
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {

@@ -1,10 +1,11 @@
 use super::CudaOp;
 use super::activation::number;
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
+use crate::cuda::tiles::rows::{Layers, Tile};
 use crate::ops::FusedLinear;
 use crate::ops::fused_linear::Prologue;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
-use crate::plan::select::rows::{Layers, Tile};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -1,8 +1,9 @@
 use super::CudaOp;
 use super::launches::{elements, storage, vector};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
 use crate::ops::GlobalAvgPool;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
 
 /// Channel vectors and pixel rows of a block: `LANES` and `ROWS` of `kernels/global_avg_pool.cu`.
 const BLOCK: [u32; 3] = [8, 32, 1];

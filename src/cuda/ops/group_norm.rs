@@ -1,9 +1,10 @@
 use super::CudaOp;
 use super::activation::number;
 use super::launches::{elements, storage, vector};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
 use crate::ops::GroupNorm;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
 use crate::tensor::Shape;
 
 /// Threads of a block, and pixels a thread takes: of `group_norm_moments` and of `group_norm_apply`.

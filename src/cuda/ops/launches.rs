@@ -1,7 +1,7 @@
 //! What programs of many operators share.
 
+use crate::cuda::launch::{Arg, Launch};
 use crate::ops::{Concat, ValueType};
-use crate::plan::launch::{Arg, Launch};
 use crate::tensor::DType;
 
 /// Threads of a block of kernels with one thread an element.

@@ -1,9 +1,10 @@
 use super::CudaOp;
 use super::activation::number;
 use super::launches::storage;
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::ops::LayerNorm;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
 
 /// Rows of a block, one warp each.
 const WARPS: usize = 4;

@@ -1,11 +1,12 @@
 use super::CudaOp;
 use super::activation::number;
 use super::sum_parts::sum_parts;
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
+use crate::cuda::tiles::rows::{self, Plan, Product};
 use crate::ops::Linear;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
-use crate::plan::select::rows::{self, Plan, Product};
 use crate::tensor::DType;
 
 #[repr(C)]

@@ -1,12 +1,13 @@
 use super::CudaOp;
 use super::launches::storage;
 use super::linear::Rows;
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
+use crate::cuda::tiles::masks::{ConvTile, Extents, conv_candidates};
+use crate::cuda::tiles::rows::Product;
 use crate::ops::MaskConv;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
-use crate::plan::select::masks::{ConvTile, Extents, conv_candidates};
-use crate::plan::select::rows::Product;
 use crate::tensor::DType;
 
 /// Threads of a block.

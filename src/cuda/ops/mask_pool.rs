@@ -1,11 +1,12 @@
 use super::CudaOp;
 use super::launches::storage;
 use super::sum_parts::sum_parts;
+use crate::cuda::gpu::{Precision, Target};
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
+use crate::cuda::tiles::masks::{Extents, POOL_F32, PoolTile, pool_candidates, pool_f32_candidates};
 use crate::ops::MaskPool;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Packing, Precision, Program, Target};
-use crate::plan::select::masks::{Extents, POOL_F32, PoolTile, pool_candidates, pool_f32_candidates};
 
 /// Threads of a block.
 const THREADS: u32 = 256;

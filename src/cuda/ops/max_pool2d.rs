@@ -1,9 +1,10 @@
 use super::CudaOp;
 use super::divisor::divisor;
 use super::launches::{elements, per_pixel, storage, vector};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
 use crate::ops::MaxPool2d;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -24,9 +24,10 @@ mod softmax;
 mod sum_parts;
 mod top_k;
 
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::Program;
 use crate::ops::{Op, Operator};
 use crate::plan::Site;
-use crate::plan::launch::{Program, Target};
 
 /// An operator a GPU can run.
 pub trait CudaOp: Operator {

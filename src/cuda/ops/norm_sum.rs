@@ -1,10 +1,11 @@
 use super::CudaOp;
 use super::activation::number;
 use super::launches::{elements, lanes, storage};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::ops::NormSum;
 use crate::ops::fused_conv2d::PART_PIXELS;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
 use crate::tensor::DType;
 
 /// Threads of a block, the pixels each takes (`BATCH * BATCHES`), and most vectors of channels of a slice: constants of `kernels/norm_sum.cu`.

@@ -1,10 +1,11 @@
 use super::CudaOp;
 use super::divisor::divisor;
 use super::launches::{elements, per_pixel, storage, vector};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
 use crate::ops::Resize;
 use crate::ops::resize::ResizeMode;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -1,8 +1,9 @@
 use super::CudaOp;
 use super::launches::{Range, copy_ranges};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Packing, Program};
 use crate::ops::Slice;
 use crate::plan::Site;
-use crate::plan::launch::{Packing, Program, Target};
 
 impl CudaOp for Slice {
     fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {

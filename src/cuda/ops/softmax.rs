@@ -1,8 +1,9 @@
 use super::CudaOp;
 use super::launches::storage;
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::ops::Softmax;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Packing, Program, Target};
 
 /// Elements of a row a thread takes before a row gets more warps.
 const ROW_ELEMENTS: usize = 8;

@@ -1,6 +1,6 @@
 use super::activation::number;
+use crate::cuda::launch::{Arg, Launch};
 use crate::ops::epilogue::Epilogue;
-use crate::plan::launch::{Arg, Launch};
 
 /// Results of a block.
 const RESULTS: usize = 32;

@@ -1,7 +1,8 @@
 use super::CudaOp;
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Program};
 use crate::ops::TopK;
 use crate::plan::Site;
-use crate::plan::launch::{Arg, Launch, Program, Target};
 
 /// Most keys a block sorts.
 const MAX_SIZE: usize = 2048;

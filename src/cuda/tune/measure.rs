@@ -7,6 +7,7 @@
 
 use super::Task;
 use crate::cuda::device::fault;
+use crate::cuda::launch::{Arg, Launch, Packing};
 use crate::cuda::memory::DeviceBuffer;
 use crate::cuda::pack::pack;
 use crate::cuda::recording::{Bound, capture};
@@ -14,7 +15,6 @@ use crate::cuda::runtime::Runtime;
 use crate::cuda::stopwatch::{Stopwatch, noise};
 use crate::error::{Error, Result};
 use crate::ops::ValueType;
-use crate::plan::launch::{Arg, Launch, Packing};
 use cudarc::driver::CudaGraph;
 use std::time::Duration;
 

@@ -10,8 +10,9 @@ pub use measure::Timer;
 pub use table::{Measured, Scope, Table};
 
 use super::ops;
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::Program;
 use crate::error::{Error, Result};
-use crate::plan::launch::{Program, Target};
 use crate::plan::{OwnedSite, Plan};
 use std::time::Duration;
 
@@ -144,10 +145,10 @@ pub fn run(task: &Task, mut measure: impl FnMut(&Task, usize) -> Result<Duration
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::gpu::{Caps, Precision};
     use crate::cuda::{Selection, plan};
     use crate::graph::{Builder, Graph, Layout};
     use crate::ops::{Activate, Conv2d, ValueType, activation::Activation};
-    use crate::plan::launch::{Caps, Precision};
     use std::sync::Arc;
 
     const TARGET: Target = Target { caps: Caps::H100, precision: Precision::F16 };

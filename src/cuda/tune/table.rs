@@ -2,9 +2,9 @@
 
 use crate::cuda::compile::cache::Cache;
 use crate::cuda::compile::sources;
+use crate::cuda::gpu::Target;
 use crate::error::{Error, Result};
 use crate::fsio::atomic_write;
-use crate::plan::launch::Target;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -36,7 +36,7 @@ pub struct Scope {
 /// A measured choice.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// What runs from now on ([`Program::kernel`](crate::plan::launch::Program)).
+    /// What runs from now on ([`Program::kernel`](crate::cuda::launch::Program)).
     pub kernel: String,
     /// What it takes.
     pub microseconds: f64,
@@ -185,8 +185,8 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::gpu::{Caps, Precision};
     use crate::error::ErrorKind;
-    use crate::plan::launch::{Caps, Precision};
 
     fn scope() -> Scope {
         Scope::new("NVIDIA H100 80GB HBM3", &Target { caps: Caps::H100, precision: Precision::F16 })

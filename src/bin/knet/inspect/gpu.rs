@@ -1,15 +1,17 @@
 //! `knet inspect --gpu`: the plan for a GPU that need not be here.
 
 use knet::Result;
+use knet::cuda::gpu::Gpu;
+use knet::cuda::gpu::roofline;
+use knet::cuda::gpu::{Precision, Target};
+use knet::cuda::launch::Program;
 use knet::cuda::ops::conv2d;
+use knet::cuda::tiles::conv::conv;
 use knet::cuda::{Plan, plan};
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
 use knet::ops::Op;
-use knet::plan::gpus::Gpu;
-use knet::plan::launch::{Precision, Program, Target};
-use knet::plan::select::conv::conv;
-use knet::plan::{Step, roofline};
+use knet::plan::Step;
 use serde_json::{Value, json};
 
 /// A plan and what each of its steps launches.

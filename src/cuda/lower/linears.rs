@@ -1,8 +1,8 @@
 //! Fewer, larger steps for the update of K-Net's kernels, for devices on which starting a step costs more than running it.
 
-use super::passes::eliminate_dead_code;
-use super::{Graph, Node, Source, Value, ValueId};
 use crate::error::Result;
+use crate::graph::passes::eliminate_dead_code;
+use crate::graph::{Graph, Node, Source, Value, ValueId};
 use crate::ops::activation::Activation;
 use crate::ops::binary::BinaryKind;
 use crate::ops::epilogue::Epilogue;
@@ -14,11 +14,11 @@ use std::collections::BTreeMap;
 /// used in slices become a layer a slice, and layers over the same rows become one node that makes the rows as well, if those
 /// come of a layer norm, a product or the gates of the kernel update. Results stay the same up to rounding.
 ///
-/// Run it after [`optimize`](super::passes::optimize), whose fusions it builds upon, for inference alone.
+/// Run it after [`optimize`](crate::graph::passes::optimize), whose fusions it builds upon, for inference alone.
 ///
 /// # Errors
 /// As [`Graph::verify`], if it broke an invariant.
-pub fn fuse_rows(graph: &mut Graph) -> Result<()> {
+pub fn fuse_linears(graph: &mut Graph) -> Result<()> {
     split_slices(graph);
     params_first(graph);
     eliminate_dead_code(graph);

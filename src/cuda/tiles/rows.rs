@@ -4,7 +4,7 @@
 //! far apart: a launch and the first bytes cost some 2,500 cycles, a block's operands come from L2 at about 32 bytes
 //! a cycle and multiprocessor, and the multiplications rarely count.
 
-use crate::plan::launch::Caps;
+use crate::cuda::gpu::Caps;
 use std::fmt;
 
 /// A product `[rows, terms] x [columns, terms]^T` for each of `batch` matrices.

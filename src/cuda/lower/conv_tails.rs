@@ -1,8 +1,8 @@
 //! Fewer passes over feature maps, for devices whose memory is slower than their arithmetic.
 
-use super::passes::{count_uses, eliminate_dead_code, sole_producer};
-use super::{Graph, Node, Source, Value, ValueId};
 use crate::error::Result;
+use crate::graph::passes::{count_uses, eliminate_dead_code, sole_producer};
+use crate::graph::{Graph, Node, Source, Value, ValueId};
 use crate::ops::binary::BinaryKind;
 use crate::ops::fused_conv2d::moments_shape;
 use crate::ops::resize::ResizeMode;
@@ -15,12 +15,12 @@ const CHUNK: usize = 8;
 /// that a group norm alone reads; and [`NormSum`] nodes of those norms and of the sums of several. Results stay the same up to
 /// rounding.
 ///
-/// Run it after [`optimize`](super::passes::optimize), whose fusions it builds upon, for inference in 16-bit types alone: the
+/// Run it after [`optimize`](crate::graph::passes::optimize), whose fusions it builds upon, for inference in 16-bit types alone: the
 /// moments that a norm is given have the digits of such.
 ///
 /// # Errors
 /// As [`Graph::verify`], if it broke an invariant.
-pub fn fuse_maps(graph: &mut Graph) -> Result<()> {
+pub fn fuse_conv_tails(graph: &mut Graph) -> Result<()> {
     fuse_upsampling(graph);
     fuse_moments(graph);
     fuse_sums(graph);
@@ -133,7 +133,7 @@ mod tests {
     fn count(model: &str) -> [usize; 5] {
         let config = Config::named(model).unwrap();
         let mut graph = optimize(build(&config, 1, [64, 96], TapMode::Off).unwrap().graph).unwrap();
-        fuse_maps(&mut graph).unwrap();
+        fuse_conv_tails(&mut graph).unwrap();
         let count = |wanted: &dyn Fn(&Op) -> bool| graph.nodes().iter().filter(|n| wanted(&n.op)).count();
         [
             count(&|op| matches!(op, Op::GroupNorm(_))),
@@ -160,7 +160,7 @@ mod tests {
         let config = Config::named("knet_s3_r50_fpn").unwrap();
         let mut graph = optimize(build(&config, 1, [64, 96], TapMode::All).unwrap().graph).unwrap();
         let before: Vec<String> = graph.outputs().iter().map(|(name, _)| name.clone()).collect();
-        fuse_maps(&mut graph).unwrap();
+        fuse_conv_tails(&mut graph).unwrap();
         assert_eq!(before, graph.outputs().iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
     }
 }

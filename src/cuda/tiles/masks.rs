@@ -1,6 +1,6 @@
 //! Tiles of `kernels/mask/*.cu`: products of objects and pixels.
 
-use crate::plan::launch::Caps;
+use crate::cuda::gpu::Caps;
 
 /// Columns of a slab of 16-bit elements in shared memory.
 const SLAB: usize = 64;

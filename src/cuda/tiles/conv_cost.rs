@@ -13,13 +13,13 @@
 //! overhang the matrix cost what they cost, so that wasted work needs no term of its own.
 //!
 //! Maps come from device memory and go there, even where L2 might have kept them from the layer before: what the roofline
-//! (`plan/roofline.rs`) says is then a lower bound of each estimate. Partial sums, which are read at once, go no further than
+//! (`gpu/roofline.rs`) says is then a lower bound of each estimate. Partial sums, which are read at once, go no further than
 //! L2 if half of it holds them.
 //!
-//! Rates are the data sheets', and for `mma.sync` on Hopper the 62 % that arXiv 2501.12084 measured.
+//! Rates are those of `gpu/rates.rs`, of tensor cores by `mma.sync`.
 
 use super::conv::{Addressing, ConvShape, Math, Tile};
-use crate::plan::launch::{Caps, Precision};
+use crate::cuda::gpu::{Caps, Precision, rates};
 
 /// Clocks of a step that only other blocks can fill.
 const STEP_LATENCY: f64 = 120.0;
@@ -106,17 +106,11 @@ impl Model<'_> {
 
     /// Multiply-adds of a multiprocessor a clock.
     pub fn multiply_rate(&self) -> f64 {
-        let half = match self.caps.compute {
-            (8, 0 | 7) => 1024.0,
-            (9..=11, _) => 1280.0,
-            _ => 512.0,
-        };
-        match (self.tile.math, self.caps.compute) {
-            (Math::Fma, (8, 0)) => 64.0,
-            (Math::Fma, _) => 128.0,
-            (Math::Tensor, _) => half,
-            // TF32 runs at half the rate of 16-bit types, and takes three products.
-            (Math::Tf32x3, _) => half / 6.0,
+        let compute = self.caps.compute;
+        match self.tile.math {
+            Math::Fma => rates::fma(compute),
+            Math::Tensor => rates::mma_sync(compute),
+            Math::Tf32x3 => rates::mma_sync(compute) / rates::TF32X3,
         }
     }
 

@@ -1,28 +1,21 @@
 //! The least time a step can take on a GPU: its operations at the device's peak or its bytes at the memory's bandwidth,
 //! whichever is longer (Williams, Waterman, Patterson 2009).
 
-use super::launch::{Caps, Precision, Target};
-use super::{Operand, Place, Plan, Step};
+use super::{Caps, Precision, Target, rates};
 use crate::ops::ValueType;
+use crate::plan::{Operand, Place, Plan, Step};
 use crate::tensor::DType;
 use std::time::Duration;
 
-/// Peak of dense multiply-adds with f32 accumulation, in operations a second (a multiply-add counts two). From NVIDIA's
-/// data sheets and tuning guides, an operation count per multiprocessor and clock: tensor cores for 16-bit types, the f32
-/// pipes else.
+/// Peak of dense multiply-adds with f32 accumulation, in operations a second (a multiply-add counts two). By the
+/// rates of tensor cores for 16-bit types, of the f32 pipes else.
 pub fn peak(caps: &Caps, precision: Precision) -> f64 {
-    let per_clock = match (caps.compute, precision) {
-        ((8, 0), Precision::F32) => 128.0,
-        (_, Precision::F32) => 256.0,
-        // TF32 runs at half the rate of 16-bit types, and takes three products.
-        (_, Precision::Tf32x3) => return peak(caps, Precision::F16) / 6.0,
-        ((8, 0 | 7), _) => 2048.0,
-        ((9, 0), _) => 4096.0,
-        ((10 | 11, _), _) => 8192.0,
-        // Smaller parts of Ampere, Ada and Blackwell. GeForce reaches half of it with f32 accumulation.
-        _ => 1024.0,
+    let multiply_adds = match precision {
+        Precision::F32 => rates::fma(caps.compute),
+        Precision::Tf32x3 => return peak(caps, Precision::F16) / rates::TF32X3,
+        Precision::F16 | Precision::Bf16 => rates::tensor(caps.compute),
     };
-    per_clock * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz) * 1e6
+    2.0 * multiply_adds * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz) * 1e6
 }
 
 /// Bytes of a step's operands and results on the device, each counted once. Filters and other maps among the constants, which

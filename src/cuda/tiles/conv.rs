@@ -2,7 +2,7 @@
 //! and capabilities, by a cost model (`conv_cost.rs`) that measures nothing.
 
 use super::conv_cost::Model;
-use crate::plan::launch::{Caps, Precision};
+use crate::cuda::gpu::{Caps, Precision};
 use std::fmt;
 
 /// A convolution, as kernels see it. Pairs are (vertical, horizontal).
@@ -316,7 +316,7 @@ fn gemms(shape: &ConvShape, precision: Precision, caps: &Caps) -> Vec<ConvChoice
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::gpus::GPUS;
+    use crate::cuda::gpu::GPUS;
 
     /// Square stride 1 or 2, "same" padding.
     fn square(map: [usize; 2], channels: usize, filters: usize, taps: usize, stride: usize) -> ConvShape {

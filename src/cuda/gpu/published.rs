@@ -4,7 +4,7 @@
 //! CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". A test holds clock and multiprocessors to the
 //! peak rates of the same data sheets.
 
-use super::launch::Caps;
+use super::Caps;
 
 /// A GPU by name.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,8 +85,8 @@ pub fn find(name: &str) -> Option<&'static Gpu> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::launch::Precision;
-    use crate::plan::roofline::peak;
+    use crate::cuda::gpu::Precision;
+    use crate::cuda::gpu::roofline::peak;
 
     /// TFLOP/s of the same data sheets: dense f16 on tensor cores, and f32. The RTX 4090's is with f16 accumulation; the Orin's
     /// is a quarter of its 170 sparse INT8 TOPS.

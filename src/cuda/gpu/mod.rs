@@ -1,0 +1,93 @@
+//! What programs are made for: a device's capabilities and the arithmetic; the rates that cost models count with, the GPUs that NVIDIA
+//! publishes, and the least time that a step can take.
+
+mod published;
+pub mod rates;
+pub mod roofline;
+
+pub use published::{GPUS, Gpu, find};
+
+use crate::tensor::DType;
+
+/// What a kernel is chosen for, besides the site: the device and the arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// The device.
+    pub caps: Caps,
+    /// The arithmetic.
+    pub precision: Precision,
+}
+
+/// What launches need to know of a device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Caps {
+    /// Compute capability, such as (9, 0).
+    pub compute: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Most shared memory of a block, in bytes, with the opt-in above 48 KiB.
+    pub shared_per_block: u32,
+    /// Shared memory of a multiprocessor, in bytes.
+    pub shared_per_multiprocessor: u32,
+    /// Bytes of the L2 cache.
+    pub l2_bytes: u32,
+    /// Clock of the multiprocessors, in MHz.
+    pub clock_mhz: u32,
+    /// Bandwidth of device memory, in GB/s.
+    pub bandwidth_gbs: u32,
+}
+
+impl Caps {
+    /// An H100 SXM, from NVIDIA's data sheet: what plans are printed for where no device is asked.
+    pub const H100: Caps = Caps {
+        compute: (9, 0),
+        multiprocessors: 132,
+        shared_per_block: 232_448,
+        shared_per_multiprocessor: 233_472,
+        l2_bytes: 50 << 20,
+        clock_mhz: 1830,
+        bandwidth_gbs: 3350,
+    };
+}
+
+/// How feature maps are stored and multiplied on a GPU. Accumulation, norms, softmax and everything of one row an object
+/// are f32 in each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 storage and f32 multiplication: for parity with reference data.
+    F32,
+    /// f32 storage; convolutions on tensor cores, by three TF32 products for each f32 one, which keep 22 bits of each factor.
+    Tf32x3,
+    /// f16 maps and filters on tensor cores. Rows of objects are multiplied in TF32.
+    #[default]
+    F16,
+    /// bf16 maps and filters on tensor cores. Rows of objects are multiplied in TF32.
+    Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 4] = [Precision::F32, Precision::Tf32x3, Precision::F16, Precision::Bf16];
+
+    /// Element type of feature maps, mask logits and filters.
+    pub fn storage(self) -> DType {
+        match self {
+            Precision::F32 | Precision::Tf32x3 => DType::F32,
+            Precision::F16 => DType::F16,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Tf32x3 => "tf32x3",
+            other => other.storage().name(),
+        }
+    }
+
+    /// Whether feature maps and filters are stored in 16 bits.
+    pub fn is_half(self) -> bool {
+        self.storage() != DType::F32
+    }
+}
