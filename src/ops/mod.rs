@@ -9,8 +9,8 @@
 //! 1. *A kernel*: `src/cpu/ops/<name>.rs` implements [`CpuOp`](crate::cpu::kernel::CpuOp) for the attributes.
 //! 2. *An op file*: `src/ops/<name>.rs` implements [`Operator`] (attributes, [`infer`](Operator::infer),
 //!    [`reference`](Operator::reference), [`cases`](Operator::cases)).
-//! 3. *A line in the registry*: `Name in name;` in [`for_each_op!`](crate::for_each_op) below. It makes the [`Op`] variant,
-//!    the two `mod` declarations and every dispatch.
+//! 3. *A line in the registry*: `Name in name;` in [`for_each_op!`](crate::for_each_op) below. It makes the [`Op`] variant and every
+//!    dispatch. Beside it `mod name;`, here and in `src/cpu/ops/mod.rs`, where `cargo fmt` finds them.
 //! 4. *A golden*: tensors made by PyTorch in `tests/goldens/ops/<name>.safetensors`, read by `tests/goldens.rs`.
 //!
 //! Tests (`tests/ops.rs`) and benches (`benches/ops.rs`) walk [`all_cases`]; they are not edited for a new op.
@@ -24,8 +24,40 @@
 //! What an operator launches on a GPU is said in `src/cuda/ops/<name>.rs`, by a pure function of shapes, types and the
 //! device's capabilities; operators of training have none.
 
+pub mod activation;
+pub mod attention;
+pub mod batch_norm;
+pub mod batch_norm_train;
+pub mod binary;
 pub mod case;
+pub mod concat;
+pub mod conv2d;
+pub mod conv2d_grad;
+pub mod cross_entropy_loss;
 pub mod epilogue;
+pub mod fill;
+pub mod focal_loss;
+pub mod fold_batch_norm;
+pub mod fused_conv2d;
+pub mod fused_linear;
+pub mod global_avg_pool;
+pub mod group_norm;
+pub mod layer_norm;
+pub mod linear;
+pub mod mask_conv;
+pub mod mask_loss;
+pub mod mask_pool;
+pub mod matching_cost;
+pub mod matmul;
+pub mod max_pool2d;
+pub mod norm_sum;
+pub mod reduce_sum;
+pub mod reshape;
+pub mod resize;
+pub mod sine_positional_encoding;
+pub mod slice;
+pub mod softmax;
+pub mod top_k;
 
 use crate::error::{Error, Result};
 use crate::graph::{Builder, ValueId};
@@ -191,7 +223,6 @@ macro_rules! for_each_op {
 
 macro_rules! define_ops {
     ($($($variant:ident),+ in $module:ident;)*) => {
-        $(pub mod $module;)*
         $(pub use $module::{$($variant),+};)*
 
         /// Any operator with its attributes.

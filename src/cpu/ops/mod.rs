@@ -1,5 +1,45 @@
 //! One file an operator: how the CPU runs it.
 
+mod activation;
+mod attention;
+mod batch_norm;
+mod batch_norm_train;
+mod binary;
+mod concat;
+mod conv2d;
+mod conv2d_grad;
+mod cross_entropy_loss;
+pub(crate) mod epilogue;
+mod exp;
+mod fill;
+mod focal_loss;
+mod fold_batch_norm;
+mod fused_conv2d;
+mod fused_linear;
+mod global_avg_pool;
+mod group_norm;
+mod layer_norm;
+mod linear;
+mod mask_conv;
+mod mask_loss;
+mod mask_pool;
+mod matching_cost;
+mod matmul;
+mod max_pool2d;
+mod norm_sum;
+mod normalise;
+mod normalise_grad;
+mod product;
+mod reduce_sum;
+mod reference;
+mod reshape;
+mod resize;
+mod resize_grad;
+mod sine_positional_encoding;
+mod slice;
+mod softmax;
+mod top_k;
+
 use super::kernel::{Context, CpuOp, Kernel};
 use crate::for_each_op;
 use crate::isa::Isa;
@@ -7,8 +47,6 @@ use crate::ops::Op;
 
 macro_rules! define_kernels {
     ($($($variant:ident),+ in $module:ident;)*) => {
-        $(mod $module;)*
-
         /// The kernel of any operator.
         pub(crate) fn kernel(op: &Op, context: &Context<'_>) -> Box<dyn Kernel> {
             match op { $($(Op::$variant(op) => CpuOp::kernel(op, context),)+)* }
@@ -16,14 +54,6 @@ macro_rules! define_kernels {
     };
 }
 for_each_op!(define_kernels);
-
-pub(crate) mod epilogue;
-mod exp;
-mod normalise;
-mod normalise_grad;
-mod product;
-mod reference;
-mod resize_grad;
 
 /// Fewest elements worth a task of their own for kernels that stream memory. Fixed, so that the split (and
 /// with it every bit) is the same for any number of threads.

@@ -55,15 +55,7 @@ pub fn candidates(site: &Site<'_>, target: &Target) -> Result<Vec<Program>, Stri
     if site.outputs.iter().all(|output| output.shape.is_empty()) {
         return Ok(vec![program(site, target)?]);
     }
-    let mut all = match site.op {
-        Op::Conv2d(op) => op.candidates(site, target)?,
-        Op::FusedConv2d(op) => op.candidates(site, target)?,
-        Op::FusedLinear(op) => op.candidates(site, target)?,
-        Op::Linear(op) => op.candidates(site, target)?,
-        Op::MaskConv(op) => op.candidates(site, target)?,
-        Op::MaskPool(op) => op.candidates(site, target)?,
-        _ => vec![program(site, target)?],
-    };
+    let mut all = candidates_of(site, target)?;
     all[0].check(&target.caps)?;
     all.retain(|program| program.check(&target.caps).is_ok());
     Ok(all)
@@ -77,26 +69,49 @@ pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     if site.outputs.iter().all(|output| output.shape.is_empty()) {
         return Ok(Program { kernel: "nothing".into(), ..Program::default() });
     }
-    match site.op {
-        Op::Activate(op) => op.program(site, target),
-        Op::Attention(op) => op.program(site, target),
-        Op::Binary(op) => op.program(site, target),
-        Op::Concat(op) => op.program(site, target),
-        Op::Conv2d(op) => op.program(site, target),
-        Op::FusedConv2d(op) => op.program(site, target),
-        Op::FusedLinear(op) => op.program(site, target),
-        Op::GlobalAvgPool(op) => op.program(site, target),
-        Op::GroupNorm(op) => op.program(site, target),
-        Op::LayerNorm(op) => op.program(site, target),
-        Op::Linear(op) => op.program(site, target),
-        Op::MaskConv(op) => op.program(site, target),
-        Op::MaskPool(op) => op.program(site, target),
-        Op::MaxPool2d(op) => op.program(site, target),
-        Op::NormSum(op) => op.program(site, target),
-        Op::Resize(op) => op.program(site, target),
-        Op::Slice(op) => op.program(site, target),
-        Op::Softmax(op) => op.program(site, target),
-        Op::TopK(op) => op.program(site, target),
-        other => Err(format!("operator {} has no CUDA kernel", other.name())),
-    }
+    program_of(site, target)
+}
+
+/// The operators that a GPU can run: every dispatch comes of this list.
+macro_rules! dispatch {
+    ($($variant:ident)*) => {
+        fn program_of(site: &Site<'_>, target: &Target) -> Result<Program, String> {
+            match site.op {
+                $(Op::$variant(op) => op.program(site, target),)*
+                other => Err(no_kernel(other)),
+            }
+        }
+
+        fn candidates_of(site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
+            match site.op {
+                $(Op::$variant(op) => op.candidates(site, target),)*
+                other => Err(no_kernel(other)),
+            }
+        }
+    };
+}
+dispatch! {
+    Activate
+    Attention
+    Binary
+    Concat
+    Conv2d
+    FusedConv2d
+    FusedLinear
+    GlobalAvgPool
+    GroupNorm
+    LayerNorm
+    Linear
+    MaskConv
+    MaskPool
+    MaxPool2d
+    NormSum
+    Resize
+    Slice
+    Softmax
+    TopK
+}
+
+fn no_kernel(op: &Op) -> String {
+    format!("operator {} has no CUDA kernel", op.name())
 }
