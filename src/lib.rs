@@ -38,9 +38,9 @@
 //! | [`error`], [`tensor`] | the error type; shapes and host tensors |
 //! | [`graph`] | SSA graph with static shapes, builder, verifier, rewriting passes |
 //! | [`ops`] | one file an operator: attributes, shape inference, reference, cases; the recipe to add one |
-//! | [`plan`] | schedule, lifetimes to arena offsets, text dump; CUDA launches as plain data |
+//! | [`plan`] | schedule with the program of each step, lifetimes to arena offsets, text dump |
 //! | [`cpu`] | executor and fast paths: packed GEMM, Winograd, implicit GEMM, attention |
-//! | [`cuda`] | NVIDIA GPUs: kernels compiled at run time, one captured graph from photo to masks |
+//! | [`cuda`] | NVIDIA GPUs: launches as plain data, kernels compiled at run time, one captured graph from photo to masks |
 //! | [`model`] | K-Net as graphs, with the parameter names of the official checkpoints |
 //! | [`checkpoint`] | safetensors, official `.pth` files, seeded weights |
 //! | [`image`] | photo to network input; logits to masks, maps, overlays and COCO files |
