@@ -1,16 +1,20 @@
-//! Whole models with seeded weights: `segment` (photo in, masks out, [`Engine::segment_into`]), and its
-//! parts `network` and `post`; `host`, what the host does of a frame that a GPU computes; `load` from a safetensors file in the page cache until the first image
-//! can be segmented (weights checked and packed, network planned).
+//! Whole models with seeded weights: `segment` (photo in, masks out, [`Engine::segment_into`]), and its parts
+//! `network` and `post`; `host`, what the host does of a frame that a GPU computes; `load` from a safetensors
+//! file in the page cache until the first image can be segmented (weights checked and packed, network
+//! planned).
 //!
-//! Where there is a GPU, `segment-cuda` is `segment` there in f16, and `network-cuda` the device's time of the network as one graph.
+//! Where there is a GPU, `segment-cuda` is `segment` there in f16, and `network-cuda` the device's time of
+//! the network as one graph.
 //!
-//! Images are synthetic and not resized; masks from seeded weights are noise, whose outlines are longer than those
-//! of trained weights. Throughput of `network` is in operations of direct convolution: Gelem/s are GFLOP/s.
+//! Images are synthetic and not resized; masks from seeded weights are noise, whose outlines are longer than
+//! those of trained weights. Throughput of `network` is in operations of direct convolution: Gelem/s are
+//! GFLOP/s.
 //!
-//! These benches are for comparing commits on one idle machine (`-- --save-baseline NAME`, `-- --baseline NAME`);
-//! comparison with PyTorch, side by side, is in `tools/peer`. The yardstick of the project is Cascade Mask R-CNN
-//! R50-FPN: where `shared/reference/timing_cpu.json` lies beside the repository, the ratio to the PyTorch times
-//! recorded there is printed, which were measured in another run. `KNET_THREADS` sets the number of threads (2).
+//! These benches are for comparing commits on one idle machine (`-- --save-baseline NAME`,
+//! `-- --baseline NAME`); comparison with PyTorch, side by side, is in `tools/peer`. The yardstick of the
+//! project is Cascade Mask R-CNN R50-FPN: where `shared/reference/timing_cpu.json` lies beside the
+//! repository, the ratio to the PyTorch times recorded there is printed, which were measured in another run.
+//! `KNET_THREADS` sets the number of threads (2).
 
 mod common;
 
@@ -333,8 +337,9 @@ impl LeftByGpu {
     }
 }
 
-/// The host's part of a GPU's frame at 800x1333: the photo to where the GPU fetches it (`photo`), and ten masks to the caller's memory:
-/// noise, which has pixels in every band, and discs of a sixth of the height, about what the trained model finds.
+/// The host's part of a GPU's frame at 800x1333: the photo to where the GPU fetches it (`photo`), and ten
+/// masks to the caller's memory: noise, which has pixels in every band, and discs of a sixth of the height,
+/// about what the trained model finds.
 fn host(criterion: &mut Criterion) {
     const SIZE: (usize, usize) = (800, 1333);
     let pool = Pool::new(common::threads()).expect("threads");

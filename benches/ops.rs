@@ -1,15 +1,15 @@
 //! Every operator over the shapes of real layers: the cases of the registry that ask for it
 //! ([`Case::bench`](knet::ops::case::Case)). Walks the registry: a new operator needs no line here.
 //!
-//! Criterion's "elements" are floating-point operations of the direct algorithm, so that Gelem/s are GFLOP/s (Winograd may
-//! exceed the peak of the machine); operators that compute nothing are measured in bytes read and written. Filters
-//! and norms are constants, as in a model: packing them is not in the time.
+//! Criterion's "elements" are floating-point operations of the direct algorithm, so that Gelem/s are GFLOP/s
+//! (Winograd may exceed the peak of the machine); operators that compute nothing are measured in bytes read
+//! and written. Filters and norms are constants, as in a model: packing them is not in the time.
 //!
 //! Where there is a GPU, groups that end in `-cuda` are the device's time of the same cases in f16.
 //!
 //! For comparing two commits on one idle machine: `cargo bench --bench ops -- --save-baseline before`, then
-//! `-- --baseline before`. `KNET_THREADS` sets the number of threads (2), `KNET_ISA` lowers the instruction set.
-//! For comparison with PyTorch see `tools/peer`.
+//! `-- --baseline before`. `KNET_THREADS` sets the number of threads (2), `KNET_ISA` lowers the instruction
+//! set. For comparison with PyTorch see `tools/peer`.
 
 mod common;
 #[path = "../tests/common/run.rs"]
@@ -30,7 +30,8 @@ use run::{Operands, one_node};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// How the operands reach the operator in a model: weights are known before the first run, activations are not.
+/// How the operands reach the operator in a model: weights are known before the first run, activations are
+/// not.
 fn operands(op: &Op) -> Operands {
     match op {
         Op::Conv2d(_) | Op::Linear(_) | Op::BatchNorm(_) | Op::GroupNorm(_) | Op::LayerNorm(_) => {
@@ -57,7 +58,8 @@ fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
     }
     let mut group = criterion.benchmark_group(case.op.name());
     group.throughput(throughput);
-    // The loop runs within the pool: entering it for every call would be most of the time of the small operators.
+    // The loop runs within the pool: entering it for every call would be most of the time of the small
+    // operators.
     group.bench_function(&case.name, |bencher| pool.run(|| bencher.iter(|| executor.run())));
 }
 

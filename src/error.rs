@@ -89,8 +89,9 @@ impl WeightReport {
 /// Most names of one kind that a message lists.
 const MOST_LISTED: usize = 40;
 
-/// Text that may hold what a file said, for a terminal: control characters other than the ends of lines and tabs are written as
-/// `\u{..}`, so that no name in a file moves the cursor, changes colours or hides what is printed.
+/// Text that may hold what a file said, for a terminal: control characters other than the ends of lines and
+/// tabs are written as `\u{..}`, so that no name in a file moves the cursor, changes colours or hides what is
+/// printed.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     let harmless = |c: char| !c.is_control() || c == '\n' || c == '\t';
     if text.chars().all(harmless) {
@@ -106,7 +107,8 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Prints a line on standard error, escaped. That it is closed or full is no reason to stop, nor to end with another exit code.
+/// Prints a line on standard error, escaped. That it is closed or full is no reason to stop, nor to end with
+/// another exit code.
 pub fn say(line: fmt::Arguments<'_>) {
     let line = format!("{}\n", escaped(&line.to_string()));
     let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());

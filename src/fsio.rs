@@ -1,4 +1,5 @@
-//! Files that are written whole or not at all, and read only if they are files: a pipe would be waited for without end.
+//! Files that are written whole or not at all, and read only if they are files: a pipe would be waited for
+//! without end.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
@@ -59,11 +60,11 @@ pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
 
 /// Writes `path` through `write` so that a reader sees the old file or the complete new one, never a part.
 ///
-/// The bytes go to a temporary file in the same folder, which is synced to disk and then renamed over
-/// `path`; the folder is synced last, so that the rename survives a power cut. On any error (disk full,
-/// `write` failing, a panic in `write`) the temporary file is removed and an existing `path` is left as it
-/// was. A symbolic link at `path` stays, and the file it leads to is replaced. What is there and is no regular file (a device, a
-/// pipe, `/dev/stdout`) is never replaced: it is written into as it is.
+/// The bytes go to a temporary file in the same folder, which is synced to disk and then renamed over `path`;
+/// the folder is synced last, so that the rename survives a power cut. On any error (disk full, `write`
+/// failing, a panic in `write`) the temporary file is removed and an existing `path` is left as it was. A
+/// symbolic link at `path` stays, and the file it leads to is replaced. What is there and is no regular file
+/// (a device, a pipe, `/dev/stdout`) is never replaced: it is written into as it is.
 ///
 /// # Errors
 /// [`Error::Io`] on `path` if the folder is missing or not writable, the disk is full or `write` fails;
@@ -112,7 +113,8 @@ fn target(path: &Path) -> io::Result<Target> {
     if !std::fs::symlink_metadata(path)?.is_symlink() {
         return Ok(Target::File(path.to_path_buf()));
     }
-    // `/dev/stdout` and its like lead to whatever file the shell has opened, which its other writers keep open.
+    // `/dev/stdout` and its like lead to whatever file the shell has opened, which its other writers keep
+    // open.
     let absolute = std::path::absolute(path)?;
     match ["/dev", "/proc"].iter().any(|folder| absolute.starts_with(folder)) {
         true => Ok(Target::Stream),

@@ -1,6 +1,6 @@
-//! K-Net (Zhang et al., *K-Net: Towards Unified Image Segmentation*, NeurIPS 2021) from scratch: a set of learned
-//! kernels, each refined in three rounds by the pixels it owns, gives instance and panoptic masks without
-//! boxes and without non-maximum suppression.
+//! K-Net (Zhang et al., *K-Net: Towards Unified Image Segmentation*, NeurIPS 2021) from scratch: a set of
+//! learned kernels, each refined in three rounds by the pixels it owns, gives instance and panoptic masks
+//! without boxes and without non-maximum suppression.
 //!
 //! # In one example
 //!
@@ -11,7 +11,7 @@
 //! # fn main() -> knet::Result<()> {
 //! let mut engine = Engine::builder()
 //!     .weights(WeightSource::Seeded(0)) // or a file: std::path::Path::new("model.safetensors")
-//!     .size(Some((96, 160))) // resize photos to fit into 96 x 160 pixels; leave out for the model's own size
+//!     .size(Some((96, 160))) // fit photos into 96 x 160 pixels; leave out for the model's own size
 //!     .min_score(0.3)
 //!     .build()?;
 //! let photo = RgbImage::from_fn(160, 96, |x, y| Rgb([x as u8, y as u8, 90]));
@@ -21,7 +21,8 @@
 //!     assert_eq!((mask.height(), mask.width()), (96, 160)); // masks have the photo's size
 //!     assert_eq!(mask.area(), instance.area);
 //!     let run_lengths = mask.to_rle(); // COCO's compressed form
-//!     println!("class {} score {:.2} box {:?} {run_lengths}", instance.label, instance.score, instance.bbox);
+//!     println!("class {} score {:.2} box {:?}", instance.label, instance.score, instance.bbox);
+//!     println!("{run_lengths}");
 //! }
 //! # Ok(())
 //! # }

@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use std::path::Path;
 
-/// Refuses to take `needed` bytes for `what` if the system has fewer. Where that is not known, nothing is refused.
+/// Refuses to take `needed` bytes for `what` if the system has fewer. Where that is not known, nothing is
+/// refused.
 ///
 /// # Errors
 /// [`Error::Memory`] with both numbers.
@@ -16,8 +17,8 @@ pub(crate) fn check(what: &str, needed: usize) -> Result<()> {
     }
 }
 
-/// Bytes that this process can still take: the least of what the machine has free (with swap), its control group allows and its
-/// address space is limited to. `None` on systems that do not say.
+/// Bytes that this process can still take: the least of what the machine has free (with swap), its control
+/// group allows and its address space is limited to. `None` on systems that do not say.
 pub(crate) fn available() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let of_machine = read("/proc/meminfo").and_then(|text| {
@@ -31,7 +32,8 @@ pub(crate) fn available() -> Option<u64> {
     [of_machine, of_process, of_group()].into_iter().flatten().min()
 }
 
-/// What the control group (version 2) leaves. Pages of files count as used there, but are given back when needed.
+/// What the control group (version 2) leaves. Pages of files count as used there, but are given back when
+/// needed.
 fn of_group() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 
-/// Every name, in order, with the values it takes if they are a few words. Those of tests, benches and tools are among them, so that
-/// a shell set up for those runs the programs too.
+/// Every name, in order, with the values it takes if they are a few words. Those of tests, benches and tools
+/// are among them, so that a shell set up for those runs the programs too.
 pub const KNOWN: [(&str, &[&str]); 13] = [
     // Print where the test of allocations sees one.
     ("KNET_ALLOC_TRACE", &[]),
@@ -36,8 +36,8 @@ pub const KNOWN: [(&str, &[&str]); 13] = [
 /// Looks at the environment: a variable that is misspelt would change nothing, without a word.
 ///
 /// # Errors
-/// [`Error::Usage`] for a variable that begins with `KNET_` and is none of [`KNOWN`], naming the nearest of those, and for a value
-/// that one of them does not take.
+/// [`Error::Usage`] for a variable that begins with `KNET_` and is none of [`KNOWN`], naming the nearest of
+/// those, and for a value that one of them does not take.
 pub fn check() -> Result<()> {
     std::env::vars_os()
         .try_for_each(|(name, value)| check_one(&name.to_string_lossy(), &value.to_string_lossy()))
@@ -63,7 +63,8 @@ fn check_one(name: &str, value: &str) -> Result<()> {
     Err(Error::usage(format!("{name}={value}: takes {}", known.join(", "))))
 }
 
-/// Whether Kubernetes made this variable: every container beside a service called `knet` or `knet-...` has some of these.
+/// Whether Kubernetes made this variable: every container beside a service called `knet` or `knet-...` has
+/// some of these.
 fn is_service(name: &str) -> bool {
     ["_SERVICE_HOST", "_SERVICE_PORT"].iter().any(|part| name.contains(part))
         || name.split('_').any(|word| word == "PORT")

@@ -1,5 +1,6 @@
-//! Segmenting allocates nothing after the first image of a size, and a training step nothing after the first: not in
-//! the caller, not in any other thread of the process. Without the test harness, whose own thread allocates whenever it likes.
+//! Segmenting allocates nothing after the first image of a size, and a training step nothing after the first:
+//! not in the caller, not in any other thread of the process. Without the test harness, whose own thread
+//! allocates whenever it likes.
 //!
 //! `KNET_ALLOC_TRACE=1` prints where each offending allocation comes from.
 

@@ -1,4 +1,5 @@
-//! Every kind of unusable image file gets a typed error that names the file and the reason; unusual ones are read.
+//! Every kind of unusable image file gets a typed error that names the file and the reason; unusual ones are
+//! read.
 
 use std::fs;
 use std::io::Cursor;

@@ -1,4 +1,5 @@
-//! `knet` for GPUs where there is none: plans printed for a GPU by name, the cache of kernels, and what `knet tune` says on a CPU.
+//! `knet` for GPUs where there is none: plans printed for a GPU by name, the cache of kernels, and what
+//! `knet tune` says on a CPU.
 
 use serde_json::Value;
 use std::collections::HashSet;

@@ -74,8 +74,9 @@ fn an_official_model_gives_the_bits_of_its_tensors() {
     let rounded_file = folder.path().join("rounded.safetensors");
     model::write_entries(&rounded_file, &rounded, Some(&model_of(&converted).to_json()), StorageType::F32);
     assert!(found == segment(rounded_file.as_path()), "not the masks of the rounded tensors");
-    // Weights are off by up to 2^-11 each, but the stages pool features over the pixels whose mask exceeds 0.5, and random
-    // weights put many pixels near it: one that crosses over moves a kernel, and so all scores of its object, by percents.
+    // Weights are off by up to 2^-11 each, but the stages pool features over the pixels whose mask exceeds
+    // 0.5, and random weights put many pixels near it: one that crosses over moves a kernel, and so all
+    // scores of its object, by percents.
     let scores = |s: &Segmentation| s.instances().iter().map(|i| f64::from(i.score)).collect::<Vec<f64>>();
     let error = knet::ops::case::relative_l2(&scores(&found), &scores(&wanted));
     assert!(error < 5e-2, "scores are off by {error:.2e} relative L2");

@@ -1,5 +1,5 @@
-//! Every tile of the implicit GEMM, whichever the cost model would choose: compiled by NVRTC, run on the PTX emulator with all
-//! checks on, and compared with the reference.
+//! Every tile of the implicit GEMM, whichever the cost model would choose: compiled by NVRTC, run on the PTX
+//! emulator with all checks on, and compared with the reference.
 
 #[path = "common/cuda_case.rs"]
 #[expect(dead_code, reason = "the operator suites use the rest")]
@@ -53,7 +53,8 @@ fn case(op: Conv2d, x: [usize; 4], w: [usize; 4]) -> Case {
     Case::new("forced", op, &[&x, &w, &w[..1], y.dims()])
 }
 
-/// Checks every tile of a list: in f16 (or f32) on every case, in bf16 and with the reduction in three parts on the first one.
+/// Checks every tile of a list: in f16 (or f32) on every case, in bf16 and with the reduction in three parts
+/// on the first one.
 fn check_all(tiles: &[Tile], addressing: Addressing, precision: Precision, cases: &[Case]) {
     let mut faults = Vec::new();
     for (index, case) in cases.iter().enumerate() {
@@ -74,7 +75,8 @@ fn check_all(tiles: &[Tile], addressing: Addressing, precision: Precision, cases
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// Ragged tiles along pixels and filters, a reduction that ends inside a step; whole chunks of filters and not.
+/// Ragged tiles along pixels and filters, a reduction that ends inside a step; whole chunks of filters and
+/// not.
 fn taps() -> [Case; 3] {
     [
         case(Conv2d::with(1, 1), [2, 9, 11, 40], [72, 3, 3, 40]),
@@ -97,7 +99,8 @@ fn elements() -> [Case; 2] {
     ]
 }
 
-/// Neither the multiplying units nor device memory are thought faster than they are, on any GPU we print plans for.
+/// Neither the multiplying units nor device memory are thought faster than they are, on any GPU we print
+/// plans for.
 #[test]
 fn no_layer_of_a_model_is_thought_faster_than_its_roofline() {
     let models = [
@@ -199,7 +202,8 @@ fn long_sums_keep_their_digits() {
     }
 }
 
-/// Tails of every tile: the residual of half the size, and the moments, whether with the result or by a sweep of their own.
+/// Tails of every tile: the residual of half the size, and the moments, whether with the result or by a sweep
+/// of their own.
 #[test]
 fn every_tensor_tile_with_tails() {
     let tailed = |x: [usize; 4], w: [usize; 4], upsampled, groups| {
@@ -220,7 +224,8 @@ fn every_tensor_tile_with_tails() {
     check_all(conv::TF32X3_TILES, Addressing::Taps, Precision::Tf32x3, &cases);
 }
 
-/// What the memory pipes do for it: no two lanes meet in a bank, and every sector that comes or goes is used whole.
+/// What the memory pipes do for it: no two lanes meet in a bank, and every sector that comes or goes is used
+/// whole.
 #[test]
 fn tensor_tiles_meet_no_bank_twice_and_move_whole_sectors() {
     let taps = case(Conv2d::with(1, 1), [1, 16, 16, 64], [128, 3, 3, 64]);

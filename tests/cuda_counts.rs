@@ -1,8 +1,9 @@
-//! What the emulator counts of the heaviest layers of K-Net as an H100 would run them, held to the table `kernels/counts.tsv`.
-//! No GPU is asked: these are the numbers that predict speed, not times. The table's header explains its columns.
+//! What the emulator counts of the heaviest layers of K-Net as an H100 would run them, held to the table
+//! `kernels/counts.tsv`. No GPU is asked: these are the numbers that predict speed, not times. The table's
+//! header explains its columns.
 //!
-//! A few blocks of each launch run, the first, some in the middle and the last; counts are theirs. Results are not looked at, and
-//! nothing but counts is checked: the operators' own tests do that.
+//! A few blocks of each launch run, the first, some in the middle and the last; counts are theirs. Results
+//! are not looked at, and nothing but counts is checked: the operators' own tests do that.
 
 #[path = "common/emulate.rs"]
 #[expect(dead_code, reason = "the emulated suites use the rest")]
@@ -40,8 +41,8 @@ struct Layer {
     roofline: f64,
 }
 
-/// The heaviest layers of `knet_s3_r50_fpn` at 800 x 1344 by the roofline, which no choice of kernel sways, and the heaviest
-/// layer of each choice of kernel that they lack.
+/// The heaviest layers of `knet_s3_r50_fpn` at 800 x 1344 by the roofline, which no choice of kernel sways,
+/// and the heaviest layer of each choice of kernel that they lack.
 fn layers() -> Vec<Layer> {
     let config = Config::named("knet_s3_r50_fpn").expect("a model of ours");
     let network = build(&config, 1, [800, 1344], TapMode::Off).expect("a size it takes");
@@ -298,8 +299,8 @@ fn number(row: &[String], column: &str) -> Option<f64> {
     row[at].parse().ok()
 }
 
-/// Limits beyond which a kernel is at fault, whatever the table says: kernel, column, least and most, and why they are not
-/// the ideal.
+/// Limits beyond which a kernel is at fault, whatever the table says: kernel, column, least and most, and why
+/// they are not the ideal.
 const EXCEPTIONS: [(&str, &str, f64, &str); 2] = [
     (
         "conv/split_k.cu:add_partials",
@@ -315,8 +316,8 @@ const EXCEPTIONS: [(&str, &str, f64, &str); 2] = [
     ),
 ];
 
-/// What holds of every launch: shared memory without bank conflicts, whole sectors, memory-bound kernels in 16-byte lanes,
-/// a main loop that leaves issue slots.
+/// What holds of every launch: shared memory without bank conflicts, whole sectors, memory-bound kernels in
+/// 16-byte lanes, a main loop that leaves issue slots.
 fn check(row: &[String], faults: &mut Vec<String>) {
     let launch = row[3].split(' ').nth(1).unwrap();
     let exception = |column: &str| {
@@ -332,8 +333,9 @@ fn check(row: &[String], faults: &mut Vec<String>) {
             faults.push(format!("{} {launch}: {column} {:?}, at most {most}", row[0], number(row, column)));
         }
     }
-    // A multiprocessor of an H100 issues 4 instructions a clock, and `mma.sync` (m16n8k16) takes about 1.6 clocks of it, as it
-    // reaches 63 % of the peak (Luo et al. 2024, "Benchmarking and dissecting the NVIDIA Hopper GPU"): 6.4 slots. TF32's products are half as large and belong to launches that wait for memory.
+    // A multiprocessor of an H100 issues 4 instructions a clock, and `mma.sync` (m16n8k16) takes about 1.6
+    // clocks of it, as it reaches 63 % of the peak (Luo et al. 2024, "Benchmarking and dissecting the NVIDIA
+    // Hopper GPU"): 6.4 slots. TF32's products are half as large and belong to launches that wait for memory.
     if !launch.starts_with("rows/") && number(row, "loop_sass").is_some_and(|is| is > 6.4) {
         faults.push(format!(
             "{} {launch}: {:?} machine instructions a mma",

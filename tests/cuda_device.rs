@@ -1,10 +1,11 @@
-//! The CUDA back end on a device: every case of every operator, whole models, the same bits from run to run. It runs
-//! where `KNET_TEST_DEVICE` names a GPU: a real one (`tools/gpu-suite`) or the emulator's (`tools/with-ptxemu`), on which
-//! only the small cases are run again, as `tests/cuda_ops.rs` has emulated all of them.
+//! The CUDA back end on a device: every case of every operator, whole models, the same bits from run to run.
+//! It runs where `KNET_TEST_DEVICE` names a GPU: a real one (`tools/gpu-suite`) or the emulator's
+//! (`tools/with-ptxemu`), on which only the small cases are run again, as `tests/cuda_ops.rs` has emulated
+//! all of them.
 //!
-//! An illegal address is the end of its context, and so of every case that follows in the process: `--shard INDEX/COUNT` runs one of
-//! COUNT parts, each with whole operators and about as many operations, for as many processes. A case by itself: its name, and
-//! `--exact`.
+//! An illegal address is the end of its context, and so of every case that follows in the process:
+//! `--shard INDEX/COUNT` runs one of COUNT parts, each with whole operators and about as many operations, for
+//! as many processes. A case by itself: its name, and `--exact`.
 
 #[path = "common/cuda_case.rs"]
 #[expect(dead_code, reason = "the suites of forced choices use the rest")]
@@ -38,8 +39,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// Operations of the largest case that is run: `KNET_TEST_FLOPS` (compute-sanitizer slows kernels down a hundredfold), else
-/// few on the emulator, and all on a GPU.
+/// Operations of the largest case that is run: `KNET_TEST_FLOPS` (compute-sanitizer slows kernels down a
+/// hundredfold), else few on the emulator, and all on a GPU.
 fn most_flops(emulated: bool) -> u64 {
     match std::env::var("KNET_TEST_FLOPS") {
         Ok(text) => text.parse().expect("KNET_TEST_FLOPS is a number"),
@@ -144,8 +145,8 @@ fn read<T: bytemuck::Pod + Default>(slice: DeviceSlice) -> Result<Vec<T>, Failed
     Ok(values)
 }
 
-/// The device's context for a test that works beside an engine. Streams are made without waiting for the whole context, which
-/// would break what another test captures meanwhile.
+/// The device's context for a test that works beside an engine. Streams are made without waiting for the
+/// whole context, which would break what another test captures meanwhile.
 fn context(ordinal: usize) -> Result<Arc<CudaContext>, Failed> {
     let context = CudaContext::new(ordinal)?;
     // SAFETY: the tests wait for their streams.
@@ -153,7 +154,8 @@ fn context(ordinal: usize) -> Result<Arc<CudaContext>, Failed> {
     Ok(context)
 }
 
-/// An image in device memory at an odd address and pitch, on a stream of the test's own: the results of the host's image.
+/// An image in device memory at an odd address and pitch, on a stream of the test's own: the results of the
+/// host's image.
 fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
     let (height, width, pitch) = (64, 96, 3 * 96 + 5);
     let mut engine = device::builder().model(name).precision(Precision::F16).size(None).build()?;
@@ -282,9 +284,9 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Rows of photos that are wide enough for post-processing to need more shared memory than a kernel may have without asking, by
-/// pipelines of descending width around one network: what an earlier one asked for stays, as its graph for results that stay on
-/// the device is captured when it is first asked for.
+/// Rows of photos that are wide enough for post-processing to need more shared memory than a kernel may have
+/// without asking, by pipelines of descending width around one network: what an earlier one asked for stays,
+/// as its graph for results that stay on the device is captured when it is first asked for.
 fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
     const WIDTHS: [usize; 3] = [11_500, 11_300, 10_900];
     let (height, input, objects, classes) = (32, (32, 352), 4, 2);
@@ -298,7 +300,8 @@ fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
         let filter = builder.param(name, &filter, Layout::Plain)?;
         builder.node(name, op, &[image, filter])
     };
-    // Of any result of four dimensions post-processing makes masks: here rows of it are objects, and channels columns.
+    // Of any result of four dimensions post-processing makes masks: here rows of it are objects, and channels
+    // columns.
     let (rows, columns) = (input.0 / 8, input.1 / 8);
     let masks = convolve("masks", [8, 88], [columns, 8, 88, 3])?;
     let features = convolve("features", [8, 8], [objects * classes, 8, 8, 3])?;
@@ -329,7 +332,8 @@ fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
         };
         Ends { preprocess, original: source, results: Results::Instances(ranking) }
     };
-    // The last one asks for less than 48 KiB, and has more with what the kernel declares by itself: 32 rows of 48 bytes.
+    // The last one asks for less than 48 KiB, and has more with what the kernel declares by itself: 32 rows
+    // of 48 bytes.
     let shared = WIDTHS.map(|width| {
         let (size, dtype) = ((rows, columns), DType::F16);
         let logits =
@@ -451,7 +455,8 @@ fn groups(ordinal: usize, emulated: bool) -> BTreeMap<String, (u64, Vec<Trial>)>
     groups
 }
 
-/// Deals groups to as many shards, the largest first and each to the shard that has least: the trials of shard `index`.
+/// Deals groups to as many shards, the largest first and each to the shard that has least: the trials of
+/// shard `index`.
 fn shard(groups: BTreeMap<String, (u64, Vec<Trial>)>, (index, count): (usize, usize)) -> Vec<Trial> {
     let mut groups: Vec<(u64, Vec<Trial>)> = groups.into_values().collect();
     groups.sort_by_key(|(flops, _)| std::cmp::Reverse(*flops));
@@ -484,7 +489,8 @@ fn main() {
         std::process::exit(2)
     });
     let mut trials = Vec::new();
-    // Held to the end: a device that nobody holds loses its context, and making one anew for each case takes longer than most cases.
+    // Held to the end: a device that nobody holds loses its context, and making one anew for each case takes
+    // longer than most cases.
     let mut held = None;
     if let engine::Device::Cuda(ordinal) = device::device() {
         let device = held.insert(Device::open(ordinal).expect("the device under test"));

@@ -1,14 +1,17 @@
-//! Whole models in f16 and bf16 on the CUDA back end, where `KNET_TEST_DEVICE` names a GPU (a real one, or the emulator's).
+//! Whole models in f16 and bf16 on the CUDA back end, where `KNET_TEST_DEVICE` names a GPU (a real one, or
+//! the emulator's).
 //!
-//! **Part by part.** Each part of a network is given the values that precede it in the official code's run and compared with
-//! those that follow, so that neither rounding errors nor K-Net's hard threshold (a logit within rounding of 0 gives or takes a
-//! whole pixel) add up from part to part. Inputs are the goldens where they are stored in full, else the f32 values of our CPU
-//! back end, which `tests/model.rs` compares with the same goldens; results are compared with the goldens always.
+//! **Part by part.** Each part of a network is given the values that precede it in the official code's run
+//! and compared with those that follow, so that neither rounding errors nor K-Net's hard threshold (a logit
+//! within rounding of 0 gives or takes a whole pixel) add up from part to part. Inputs are the goldens where
+//! they are stored in full, else the f32 values of our CPU back end, which `tests/model.rs` compares with the
+//! same goldens; results are compared with the goldens always.
 //!
 //! How far off a part may be follows from its length: see [`variances`].
 //!
-//! **End to end.** The masks of a *trained* model must be those of the CPU in f32 by an IoU of 0.995, with the same objects in
-//! the same order. Seeded weights cannot be held to that by any arithmetic of 11 bits: see [`check_seeded`].
+//! **End to end.** The masks of a *trained* model must be those of the CPU in f32 by an IoU of 0.995, with
+//! the same objects in the same order. Seeded weights cannot be held to that by any arithmetic of 11 bits:
+//! see [`check_seeded`].
 
 #[path = "common/device.rs"]
 #[expect(dead_code, reason = "engines of this suite are in half precision")]
@@ -41,8 +44,8 @@ use parts::{cut, value_called};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Least intersection over union of masks in a precision: f16's is asked for; bf16 rounds 8 times as coarsely, and so moves 8
-/// times as many pixels of the outlines at the most.
+/// Least intersection over union of masks in a precision: f16's is asked for; bf16 rounds 8 times as
+/// coarsely, and so moves 8 times as many pixels of the outlines at the most.
 fn least_iou(precision: Precision) -> f64 {
     match precision {
         Precision::Bf16 => 0.96,
@@ -67,7 +70,8 @@ impl Part {
     }
 }
 
-/// The masks that pool the first object features: those of the proposals, without the stuff maps of panoptic models.
+/// The masks that pool the first object features: those of the proposals, without the stuff maps of panoptic
+/// models.
 const PROPOSAL_MASKS: &str = "rpn_head.mask_preds";
 
 /// All parts; together they are the network.
@@ -107,13 +111,15 @@ fn network_parts(config: &Config) -> Vec<Part> {
 
 /// Square of the relative error allowed to each value of a part, from the rounding on the longest way to it.
 ///
-/// Rounding to a type of unit roundoff u (2^-11 for f16, 2^-8 for bf16) makes an error of at most u, and of u / 2.4 in the root
-/// mean square (uniform within an ulp, mantissas log-uniform). Errors of different layers are independent, so that squares add:
-/// u^2 for each value that is stored in 16 bits, u^2 for a filter or mask kernel that is, and twice 2^-22 for a product of rows
-/// of objects, both of whose factors are TF32. Accumulation is in f32 throughout.
+/// Rounding to a type of unit roundoff u (2^-11 for f16, 2^-8 for bf16) makes an error of at most u, and of u
+/// / 2.4 in the root mean square (uniform within an ulp, mantissas log-uniform). Errors of different layers
+/// are independent, so that squares add: u^2 for each value that is stored in 16 bits, u^2 for a filter or
+/// mask kernel that is, and twice 2^-22 for a product of rows of objects, both of whose factors are TF32.
+/// Accumulation is in f32 throughout.
 ///
-/// This takes each layer to hand on the relative error of its input as it is. In truth norms and sums of opposite signs amplify
-/// it and averages damp it, within the factor 2.4 between u and what rounding makes of it: results are 0.1 to 0.6 of this off.
+/// This takes each layer to hand on the relative error of its input as it is. In truth norms and sums of
+/// opposite signs amplify it and averages damp it, within the factor 2.4 between u and what rounding makes of
+/// it: results are 0.1 to 0.6 of this off.
 fn variances(graph: &Graph, target: Target) -> HashMap<ValueId, f64> {
     let tf32 = 2f64.powi(-22);
     let square = |dtype| match dtype {
@@ -298,8 +304,8 @@ fn engine_on(device: engine::Device, precision: Precision) -> EngineBuilder {
     Engine::builder().device(device).precision(precision)
 }
 
-/// The trained model that ships, on a photo brought into `size`: what it finds with a score of half or more is what the CPU
-/// finds in f32, in the same order, with the same masks.
+/// The trained model that ships, on a photo brought into `size`: what it finds with a score of half or more
+/// is what the CPU finds in f32, in the same order, with the same masks.
 fn check_trained(photo: &RgbImage, size: (usize, usize), precision: Precision) -> Result<(), Failed> {
     let weights = device::root().join("weights/knet_s3_lite0_person.safetensors");
     let run = |device| -> knet::Result<Segmentation> {
@@ -325,10 +331,11 @@ fn check_trained(photo: &RgbImage, size: (usize, usize), precision: Precision) -
     Ok(())
 }
 
-/// The goldens in f16 from the photo to the masks. The weights are random: logits crowd around 0, so that rounding moves whole
-/// pixels over the hard threshold, stage after stage. PyTorch 2.15 in f16 (`tools/peer/knet_torch.py`, on the CPU) has a mask
-/// IoU of 0.967 here, and of 0.986 if nothing but the weights are rounded to f16 and all is computed in f32. So no more than
-/// this is asked: the best objects, whose scores differ by more than the error of 0.02, in the same order; nine in ten of all.
+/// The goldens in f16 from the photo to the masks. The weights are random: logits crowd around 0, so that
+/// rounding moves whole pixels over the hard threshold, stage after stage. PyTorch 2.15 in f16
+/// (`tools/peer/knet_torch.py`, on the CPU) has a mask IoU of 0.967 here, and of 0.986 if nothing but the
+/// weights are rounded to f16 and all is computed in f32. So no more than this is asked: the best objects,
+/// whose scores differ by more than the error of 0.02, in the same order; nine in ten of all.
 fn check_seeded() -> Result<(), Failed> {
     let golden = Golden::open("knet_s3_r50_fpn", "a");
     let builder = engine_on(device::device(), Precision::F16);
@@ -352,9 +359,9 @@ fn check_seeded() -> Result<(), Failed> {
     if in_order < 5 || count < 90 || iou < 0.95 { Err(line.into()) } else { Ok(()) }
 }
 
-/// As [`check_seeded`] for the panoptic model: which object wins a pixel. With nothing but the weights rounded to f16, PyTorch in
-/// f32 has another one in 20 % of the pixels, and in 4 % if it computes in f16 altogether: it is a matter of chance which object
-/// a rounding pushes over a threshold.
+/// As [`check_seeded`] for the panoptic model: which object wins a pixel. With nothing but the weights
+/// rounded to f16, PyTorch in f32 has another one in 20 % of the pixels, and in 4 % if it computes in f16
+/// altogether: it is a matter of chance which object a rounding pushes over a threshold.
 fn check_seeded_panoptic() -> Result<(), Failed> {
     let golden = Golden::open("knet_s3_r50_fpn_panoptic", "a");
     let builder = engine_on(device::device(), Precision::F16);

@@ -1,5 +1,5 @@
-//! Image pre- and post-processing on a GPU: the kernels, compiled by NVRTC to PTX and run on the emulator with all checks on,
-//! against the CPU's implementation, bit for bit.
+//! Image pre- and post-processing on a GPU: the kernels, compiled by NVRTC to PTX and run on the emulator
+//! with all checks on, against the CPU's implementation, bit for bit.
 
 #[path = "common/emulate.rs"]
 #[expect(dead_code, reason = "the suites of operators use the rest")]
@@ -22,7 +22,8 @@ use ptxemu::{Config, Memory, Options};
 
 const STORAGE: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// Runs a program: the results, of these sizes in bytes. Every byte of a result must have been written, unless it is `partial`.
+/// Runs a program: the results, of these sizes in bytes. Every byte of a result must have been written,
+/// unless it is `partial`.
 fn run(program: &Program, inputs: &[&[u8]], outputs: &[usize], partial: bool) -> Vec<Vec<u8>> {
     let memory = Memory::new(Options::default()).unwrap();
     let operand = |bytes: &&[u8]| {
@@ -222,7 +223,8 @@ fn described(geometry: Geometry, stride: usize, objects: usize, dtype: DType) ->
     MaskLogits { objects, size, dtype, padded, resized, original }
 }
 
-/// Runs the instance kernels and asserts that they find what the CPU finds. Gives the number of pixels of all instances.
+/// Runs the instance kernels and asserts that they find what the CPU finds. Gives the number of pixels of all
+/// instances.
 fn assert_instances(
     described: &MaskLogits,
     geometry: &Geometry,

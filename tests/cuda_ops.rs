@@ -1,5 +1,6 @@
-//! Every case of every operator that inference uses: its CUDA kernels, compiled by NVRTC to PTX and run on the emulator
-//! with all checks on, against the reference, in every precision. Walks the registry: a new operator needs no line here.
+//! Every case of every operator that inference uses: its CUDA kernels, compiled by NVRTC to PTX and run on
+//! the emulator with all checks on, against the reference, in every precision. Walks the registry: a new
+//! operator needs no line here.
 
 #[path = "common/cuda_case.rs"]
 #[expect(dead_code, reason = "the suites of forced choices use the rest")]

@@ -1,5 +1,5 @@
-//! The program on the emulator's stand-in driver, through `tools/with-ptxemu` as a person would run it: what its calls to the
-//! driver are, and what it says when something is wrong or when there is no driver at all.
+//! The program on the emulator's stand-in driver, through `tools/with-ptxemu` as a person would run it: what
+//! its calls to the driver are, and what it says when something is wrong or when there is no driver at all.
 
 #[path = "common/model.rs"]
 mod model;
@@ -92,7 +92,8 @@ const NO_NVRTC: &str = "/nowhere/libnvrtc.so.13";
 const SEGMENT: [&str; 9] =
     ["segment", "a.png", "b.png", "c.png", "--device", "cuda", "--size", "64,96", "--format=json"];
 
-/// Between the second and the third photo of a size: copies into page-locked memory by the host, one graph launch, one wait.
+/// Between the second and the third photo of a size: copies into page-locked memory by the host, one graph
+/// launch, one wait.
 #[test]
 fn a_run_launches_one_graph_and_waits_once_and_allocates_nothing() {
     let emulated = Emulated::new();
@@ -139,15 +140,17 @@ fn small_models() -> [Config; 2] {
     [instance, panoptic]
 }
 
-/// Whole models in every precision: the same bits in whatever order the emulator runs warps and a graph's nodes, and what the
-/// CPU computes. In 16 bits this holds up to the first masks: with random weights, the hard threshold on them then turns
-/// rounding errors into pixels (`tests/cuda_half.rs` compares the parts that follow, each by itself).
+/// Whole models in every precision: the same bits in whatever order the emulator runs warps and a graph's
+/// nodes, and what the CPU computes. In 16 bits this holds up to the first masks: with random weights, the
+/// hard threshold on them then turns rounding errors into pixels (`tests/cuda_half.rs` compares the parts
+/// that follow, each by itself).
 #[test]
 fn results_depend_on_the_photo_alone() {
     let emulated = Emulated::new();
     photo(64, 96).save(emulated.path().join("photo.png")).unwrap();
-    // Relative errors allowed up to the first masks, in unit roundoffs: there are some 150 roundings on the way, whose squares
-    // add. The bottlenecks of the other backbone end in sums without an activation, which amplify; f32 is as far off.
+    // Relative errors allowed up to the first masks, in unit roundoffs: there are some 150 roundings on the
+    // way, whose squares add. The bottlenecks of the other backbone end in sums without an activation, which
+    // amplify; f32 is as far off.
     for ((number, config), roundoffs) in small_models().iter().enumerate().zip([12.0, 80.0]) {
         let weights = format!("{number}.safetensors");
         let entries = seeded_entries(config, 7);
@@ -263,8 +266,9 @@ fn what_is_no_nvrtc_is_said() {
     }
 }
 
-/// Every kernel of a run is in the cache that `knet cache fill` makes, of this device and of a named one that is not here: no
-/// compiler is needed any more. The first is filled by the NVRTC of PyTorch's CUDA 13.0 wheels.
+/// Every kernel of a run is in the cache that `knet cache fill` makes, of this device and of a named one that
+/// is not here: no compiler is needed any more. The first is filled by the NVRTC of PyTorch's CUDA 13.0
+/// wheels.
 #[test]
 fn a_filled_cache_needs_no_compiler() {
     let emulated = Emulated::new();
@@ -324,7 +328,8 @@ fn a_filled_cache_needs_no_compiler() {
     assert_eq!(fs::read_dir(emulated.path().join("cache")).unwrap().count(), 0);
 }
 
-/// Nobody else's code is loaded: the folder and the file are named, and the CPU is taken where any device will do.
+/// Nobody else's code is loaded: the folder and the file are named, and the CPU is taken where any device
+/// will do.
 #[test]
 #[cfg(unix)]
 fn a_cache_that_others_can_write_to_is_refused() {

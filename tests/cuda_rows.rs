@@ -1,5 +1,6 @@
-//! Kernels over objects as an H100 and a small GPU choose them, which the operator suite's device of four multiprocessors does
-//! not: compiled by NVRTC, run on the PTX emulator with all checks on, and compared with the reference.
+//! Kernels over objects as an H100 and a small GPU choose them, which the operator suite's device of four
+//! multiprocessors does not: compiled by NVRTC, run on the PTX emulator with all checks on, and compared with
+//! the reference.
 
 #[path = "common/cuda_case.rs"]
 #[expect(dead_code, reason = "the operator suites use the rest")]

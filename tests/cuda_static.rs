@@ -1,7 +1,7 @@
-//! Static gates on the CUDA kernels, which need no GPU. Every variant that a model asks for is assembled by ptxas for every
-//! architecture we support, and those that only operator cases ask for, odd shapes, for the first and H100's; spills
-//! and stack frames are errors. Registers, shared memory and occupancy are held to the table `kernels/resources.tsv`; the kernels that matter
-//! use tensor cores and asynchronous copies.
+//! Static gates on the CUDA kernels, which need no GPU. Every variant that a model asks for is assembled by
+//! ptxas for every architecture we support, and those that only operator cases ask for, odd shapes, for the
+//! first and H100's; spills and stack frames are errors. Registers, shared memory and occupancy are held to
+//! the table `kernels/resources.tsv`; the kernels that matter use tensor cores and asynchronous copies.
 
 #[path = "common/emulate.rs"]
 #[expect(dead_code, reason = "the emulated suites use the rest")]
@@ -45,7 +45,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The PTX of every source and set of defines. It serves all architectures, as no source asks for which it is compiled.
+/// The PTX of every source and set of defines. It serves all architectures, as no source asks for which it is
+/// compiled.
 fn compiled(variants: &[Variant]) -> BTreeMap<(&'static str, String), Vec<u8>> {
     assert!(
         SOURCES.iter().all(|(_, text)| !text.contains("__CUDA_ARCH__")),
@@ -69,8 +70,9 @@ fn text(defines: &[(&str, i64)]) -> String {
     each.join(" ")
 }
 
-/// Runs ptxas: its report for each entry (registers, static shared memory), or what it says. What it once said of the same PTX is
-/// kept in `target/tmp`. A stack frame is a fault: an array that is indexed by a variable then lies in local memory, spills or not.
+/// Runs ptxas: its report for each entry (registers, static shared memory), or what it says. What it once
+/// said of the same PTX is kept in `target/tmp`. A stack frame is a fault: an array that is indexed by a
+/// variable then lies in local memory, spills or not.
 fn assemble(ptx: &[u8], architecture: &Architecture) -> Result<BTreeMap<String, (u32, u32)>, String> {
     let mut hash = Sha256::new_with_prefix(version());
     hash.update(architecture.name());
@@ -177,7 +179,8 @@ fn no_variant_spills_and_none_takes_more_than_the_table_says() {
     compare(&table);
 }
 
-/// Besides the NVRTC of the other gates: what PyTorch's CUDA 13.0 wheels bring, and the oldest one that is promised.
+/// Besides the NVRTC of the other gates: what PyTorch's CUDA 13.0 wheels bring, and the oldest one that is
+/// promised.
 #[test]
 fn every_promised_nvrtc_compiles_what_models_run_on_an_h100() {
     let mut installed = vec![((13, 0), "nvrtc-13.0/nvidia/cu13/lib/libnvrtc.so.13")];

@@ -1,5 +1,6 @@
-//! EfficientNet-Lite against PyTorch: all levels and the logits with seeded weights (`tests/goldens/efficientnet_lite`, made
-//! by `tools/goldens/efficientnet_lite.py`), and the ImageNet classifiers on photos where their weights are at hand.
+//! EfficientNet-Lite against PyTorch: all levels and the logits with seeded weights
+//! (`tests/goldens/efficientnet_lite`, made by `tools/goldens/efficientnet_lite.py`), and the ImageNet
+//! classifiers on photos where their weights are at hand.
 
 #[path = "common/model.rs"]
 #[expect(dead_code, reason = "other suites build models of other kinds")]
@@ -22,9 +23,10 @@ use run::Machine;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// Error allowed, in units of the error PyTorch itself makes in float32 (relative L2 against the float64 goldens: 4e-7 at
-/// C2 to 2.4e-5 at C5 of Lite2, whose random weights amplify rounding from block to block). Two float32 evaluations that
-/// round in another order are equally good, and scatter by less than a factor of two.
+/// Error allowed, in units of the error PyTorch itself makes in float32 (relative L2 against the float64
+/// goldens: 4e-7 at C2 to 2.4e-5 at C5 of Lite2, whose random weights amplify rounding from block to block).
+/// Two float32 evaluations that round in another order are equally good, and scatter by less than a factor of
+/// two.
 const TIMES_PYTORCHS: f64 = 2.0;
 
 fn folder(path: &str) -> PathBuf {
@@ -81,8 +83,8 @@ fn levels_and_logits_are_pytorchs() {
     }
 }
 
-/// A checkpoint with the configuration in its metadata opens without a name and gives what the seeded weights give; the
-/// options of the configuration take effect.
+/// A checkpoint with the configuration in its metadata opens without a name and gives what the seeded weights
+/// give; the options of the configuration take effect.
 #[test]
 fn checkpoints_describe_themselves() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! The engine as a library: what loads, what is refused and how, and that results depend on neither the number of
-//! threads nor on anything but the picture.
+//! The engine as a library: what loads, what is refused and how, and that results depend on neither the
+//! number of threads nor on anything but the picture.
 
 #[path = "common/model.rs"]
 mod model;

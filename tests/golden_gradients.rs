@@ -1,7 +1,7 @@
-//! Gradients against those of PyTorch's autograd (`tests/goldens`): single operators, and the parts of a kernel update
-//! stage with all their parameters. A golden is a small graph; it goes through the passes and then through autodiff, and
-//! its results and gradients are checked by the references in double precision and on the CPU for each instruction
-//! set.
+//! Gradients against those of PyTorch's autograd (`tests/goldens`): single operators, and the parts of a
+//! kernel update stage with all their parameters. A golden is a small graph; it goes through the passes and
+//! then through autodiff, and its results and gradients are checked by the references in double precision and
+//! on the CPU for each instruction set.
 
 #[path = "common/golden.rs"]
 #[expect(dead_code, reason = "the forward suite uses the rest")]
@@ -35,11 +35,11 @@ use std::sync::Arc;
 const OPERATOR: f64 = 2e-6;
 /// Some twenty f32 operators in a row and their gradients, of width 8 to 24.
 const STAGE: f64 = 1e-5;
-/// A norm of two elements leaves little but their sign: its gradient is what remains of terms 1,000 times as large that
-/// cancel.
+/// A norm of two elements leaves little but their sign: its gradient is what remains of terms 1,000 times as
+/// large that cancel.
 const PAIRS: f64 = 3e-4;
-/// A softmax that is all but 1 somewhere: its gradient there is what a mean, under weights that are stored as f32, leaves
-/// of `dy`, and smaller than `dy` by as much as the weight is close to 1.
+/// A softmax that is all but 1 somewhere: its gradient there is what a mean, under weights that are stored as
+/// f32, leaves of `dy`, and smaller than `dy` by as much as the weight is close to 1.
 const SATURATED: f64 = 4e-5;
 /// Batches whose norm magnifies roundings: two elements a channel, or a mean far above the deviation.
 const MAGNIFIED: f64 = 1e-5;
@@ -273,8 +273,8 @@ fn norms() -> Vec<Check> {
     checks
 }
 
-/// A norm over the batch, with the running statistics as a trainer updates them: a tenth of the batch's, whose variance
-/// is unbiased.
+/// A norm over the batch, with the running statistics as a trainer updates them: a tenth of the batch's,
+/// whose variance is unbiased.
 fn trained_norm(of: (String, &File, &str), op: BatchNormTrain) -> Check {
     let (file, case) = (of.1, of.2);
     let operands = operands(

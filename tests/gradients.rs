@@ -1,8 +1,10 @@
-//! Every `backward` against finite differences, in double precision, over the operator's own cases: as PyTorch's
-//! `gradcheck` does it (eps 1e-6, atol 1e-5, rtol 1e-3). Walks the registry: a new operator needs no line here.
+//! Every `backward` against finite differences, in double precision, over the operator's own cases: as
+//! PyTorch's `gradcheck` does it (eps 1e-6, atol 1e-5, rtol 1e-3). Walks the registry: a new operator needs
+//! no line here.
 //!
-//! The function checked is `L = sum over results of <result, weight>` with fixed random weights. Large cases are
-//! checked at a sample of their elements, and cases whose reference takes seconds are left to their smaller siblings.
+//! The function checked is `L = sum over results of <result, weight>` with fixed random weights. Large cases
+//! are checked at a sample of their elements, and cases whose reference takes seconds are left to their
+//! smaller siblings.
 
 #[path = "common/run.rs"]
 #[expect(dead_code, reason = "the other suites use the rest")]
@@ -38,12 +40,13 @@ const NO_GRADIENT: &[&str] = &[
     "global_avg_pool",          // classifiers are not trained here
 ];
 
-/// Operands that count as constants: the running statistics of a frozen norm; targets, labels and weights of losses.
+/// Operands that count as constants: the running statistics of a frozen norm; targets, labels and weights of
+/// losses.
 const CONSTANTS: &[(&str, &[usize])] =
     &[("batch_norm", &[3, 4]), ("fold_batch_norm", &[3, 4]), ("mask_loss", &[1, 2]), ("focal_loss", &[1, 2])];
 
-/// Results that are not differentiated: the statistics of a batch, which only update the running ones, and sums that
-/// the backward pass reads.
+/// Results that are not differentiated: the statistics of a batch, which only update the running ones, and
+/// sums that the backward pass reads.
 const DETACHED: &[(&str, &[usize])] = &[("batch_norm_train", &[1, 2]), ("mask_loss", &[2])];
 
 /// Whether a list names this operand or result of an operator.

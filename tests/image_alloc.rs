@@ -57,7 +57,8 @@ fn later_calls_at_a_size_allocate_nothing() {
     let config = PanopticConfig { proposals: 10, things: 3, stuff: 2, ..PanopticConfig::default() };
     let mut panoptic_post = PanopticPostprocessor::new(config);
 
-    // One thread: with more, rayon itself sets up a thread's queue when that thread first finds work, whenever that is.
+    // One thread: with more, rayon itself sets up a thread's queue when that thread first finds work,
+    // whenever that is.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     pool.install(|| {
         let mut step = || {

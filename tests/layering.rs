@@ -62,6 +62,27 @@ const CAPI: &[&str] = &["error", "tensor", "image", "engine", "train"];
 /// A file longer than this holds two things.
 const MAX_LINES: usize = 600;
 
+/// Columns of a comment. Code is rustfmt's; it leaves comments as they are, and what it cannot break, such as sentences.
+const MAX_COLUMNS: usize = 110;
+
+#[test]
+fn comments_fit_into_a_page() {
+    let wide = |line: &&str| {
+        let text = line.trim_start();
+        // A row of a table cannot be broken.
+        let prose = text.starts_with("//") && !text.trim_start_matches(['/', '!', ' ']).starts_with('|');
+        prose && line.chars().count() > MAX_COLUMNS
+    };
+    let faults: Vec<String> = sources()
+        .iter()
+        .flat_map(|(path, text)| {
+            let found = text.lines().enumerate().filter(|(_, line)| wide(line));
+            found.map(|(at, _)| format!("{}:{}", path.display(), at + 1)).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(faults.is_empty(), "comments wider than {MAX_COLUMNS} columns:\n{}", faults.join("\n"));
+}
+
 #[test]
 fn modules_import_only_from_lower_layers() {
     let files = sources();

@@ -1,5 +1,5 @@
-//! Losses, matching and the optimizer against tensors made by the official code (`tests/goldens/ops`): references in double
-//! precision and the CPU's kernels, values and gradients.
+//! Losses, matching and the optimizer against tensors made by the official code (`tests/goldens/ops`):
+//! references in double precision and the CPU's kernels, values and gradients.
 
 #[path = "common/run.rs"]
 #[expect(dead_code, reason = "the other suites use the rest")]

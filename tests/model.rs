@@ -15,21 +15,21 @@ use knet::ops::case::relative_l2;
 use model_golden::Golden;
 use serde_json::Value;
 
-/// Relative L2 allowed for a tap. The goldens are float32 results of PyTorch, themselves 1e-7 to 5e-6 from float64
-/// (NOTES section 7); two independent float32 evaluations differ by about the sum.
+/// Relative L2 allowed for a tap. The goldens are float32 results of PyTorch, themselves 1e-7 to 5e-6 from
+/// float64 (NOTES section 7); two independent float32 evaluations differ by about the sum.
 const TAP_TOLERANCE: f64 = 1e-5;
 
-/// As [`TAP_TOLERANCE`] where Winograd F(4x4, 3x3) convolutions run upstream of the tap: their transforms multiply
-/// rounding errors by about 4 (tested in `src/cpu/conv/winograd/tests.rs`).
+/// As [`TAP_TOLERANCE`] where Winograd F(4x4, 3x3) convolutions run upstream of the tap: their transforms
+/// multiply rounding errors by about 4 (tested in `src/cpu/conv/winograd/tests.rs`).
 const WINOGRAD_TOLERANCE: f64 = 5e-5;
 
-/// Mask bits that may differ, out of 2.4 M (case a) or 6.1 M (case b): pixels whose probability is within rounding
-/// of the threshold. PyTorch in float32 differs from itself in float64 by up to 15.
+/// Mask bits that may differ, out of 2.4 M (case a) or 6.1 M (case b): pixels whose probability is within
+/// rounding of the threshold. PyTorch in float32 differs from itself in float64 by up to 15.
 const MASK_BITS: u32 = 50;
 
-/// The only pixel (row, column) of a panoptic map that may differ, in case a: its two best objects are a few 1e-6 apart,
-/// which is the float32 error of the goldens themselves, so that it depends on the order of sums (and on FMA) who
-/// wins. PyTorch 2.15 itself differs from the goldens by two pixels of case b.
+/// The only pixel (row, column) of a panoptic map that may differ, in case a: its two best objects are a few
+/// 1e-6 apart, which is the float32 error of the goldens themselves, so that it depends on the order of sums
+/// (and on FMA) who wins. PyTorch 2.15 itself differs from the goldens by two pixels of case b.
 const NEAR_TIE: (&str, [usize; 2]) = ("a", [22, 140]);
 
 fn engine(model: &str) -> Engine {
@@ -137,7 +137,8 @@ fn check_seeds(model: &'static str, precision: Precision) {
             );
         }
         if device::device() != Device::Cpu {
-            // A second run would double what the emulator takes; how a GPU finishes logits is held by the goldens below.
+            // A second run would double what the emulator takes; how a GPU finishes logits is held by the
+            // goldens below.
             continue;
         }
         let result = engine.segment(&image).unwrap();

@@ -1,4 +1,5 @@
-//! Plans of small graphs: which concatenations are steps, and that values made in place are those that copies would be.
+//! Plans of small graphs: which concatenations are steps, and that values made in place are those that copies
+//! would be.
 
 #[path = "common/run.rs"]
 #[expect(dead_code, reason = "the case suite uses the rest")]
@@ -44,7 +45,8 @@ fn relu(b: &mut Builder, name: &str, x: ValueId) -> ValueId {
     b.node(name, Activate { activation: Activation::Relu }, &[x]).unwrap()
 }
 
-/// `sigmoid(concat(relu(x), relu(y)))` for operands of these numbers of rows of 64 floats, which is 256 bytes.
+/// `sigmoid(concat(relu(x), relu(y)))` for operands of these numbers of rows of 64 floats, which is 256
+/// bytes.
 fn joined(rows: [usize; 2], columns: usize, axis: usize) -> (Builder, [ValueId; 3]) {
     let mut b = Builder::new();
     let parts = [("x", rows[0]), ("y", rows[1])].map(|(name, rows)| {

@@ -22,8 +22,8 @@ fn check(op: impl Into<Op>, shapes: &[&[usize]], tolerance: Tolerance) -> Result
     check_filled(op, shapes, Fill::Uniform(-1.0, 1.0), tolerance)
 }
 
-/// Whether sums of terms of order 1 happened to cancel, which a result of one or two elements may: its relative error then
-/// says nothing of the sum's accuracy.
+/// Whether sums of terms of order 1 happened to cancel, which a result of one or two elements may: its
+/// relative error then says nothing of the sum's accuracy.
 fn cancels(op: &Op, truth: &[Tensor<f64>]) -> bool {
     let sums = matches!(op, Op::Conv2d(_) | Op::Linear(_) | Op::MatMul(_) | Op::MaskConv(_));
     let small = |t: &Tensor<f64>| {

@@ -36,8 +36,8 @@ fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
 }
 
-/// Runs a graph whose parameters are the golden's `<case>.<key>`, on every instruction set, as it is and with its steps over
-/// rows fused.
+/// Runs a graph whose parameters are the golden's `<case>.<key>`, on every instruction set, as it is and with
+/// its steps over rows fused.
 fn check(file: &Arc<Checkpoint>, case: &str, graph: Graph, inputs: &[Tensor], wanted: &[&str]) {
     let graph = optimize(graph).unwrap();
     let mut fused = graph.clone();
@@ -100,7 +100,8 @@ fn a_stage_of_fused_steps_has_a_third_of_them() {
     assert_eq!(stage(&graph), wanted);
 }
 
-/// The map passes of GPUs on a whole model of few channels; the bound is that of a stage, over three of them and a backbone.
+/// The map passes of GPUs on a whole model of few channels; the bound is that of a stage, over three of them
+/// and a backbone.
 #[test]
 fn a_model_of_fused_maps_computes_the_same() {
     let mut config = Config::named("knet_s3_r50_fpn").unwrap();

@@ -1,5 +1,5 @@
-//! One training step of whole models against the official PyTorch code (`tests/goldens/<model>/train.*`): costs, assignments,
-//! targets, every loss term, every parameter's gradient, and the first AdamW update.
+//! One training step of whole models against the official PyTorch code (`tests/goldens/<model>/train.*`):
+//! costs, assignments, targets, every loss term, every parameter's gradient, and the first AdamW update.
 
 use knet::checkpoint::{Checkpoint, seeded};
 use knet::cpu::Weights;
@@ -22,11 +22,12 @@ const SLOTS: usize = 12;
 
 /// Relative error of a loss term: the bound. PyTorch's own float32 is 1e-6 from its float64.
 const LOSS: f64 = 1e-5;
-/// Absolute error of a matching cost. Later rounds cost by logits that two float32 evaluations give with errors of 5e-6
-/// of values up to 20; the second-best assignment costs at least 2e-3 more.
+/// Absolute error of a matching cost. Later rounds cost by logits that two float32 evaluations give with
+/// errors of 5e-6 of values up to 20; the second-best assignment costs at least 2e-3 more.
 const COST: f64 = 1e-4;
-/// Relative L2 of a parameter's sampled gradient, for most parameters and for the worst. One ReLU input near 0 falls on the
-/// other side in float32 (PyTorch's float32 is up to 4.5e-3 from its float64; NOTES section 6 asks for 2 %).
+/// Relative L2 of a parameter's sampled gradient, for most parameters and for the worst. One ReLU input near
+/// 0 falls on the other side in float32 (PyTorch's float32 is up to 4.5e-3 from its float64; NOTES section 6
+/// asks for 2 %).
 const GRADIENT_MOST: f64 = 1e-4;
 const GRADIENT_WORST: f64 = 2e-2;
 
@@ -244,8 +245,8 @@ fn check_model(model: &'static str) {
     for ((param, after), before) in step.parameters().zip(&before) {
         let delta = norm(after.data().iter().zip(before).map(|(a, b)| a - b));
         let wanted = params[&param.key]["delta_l2_after_1"].as_f64().unwrap();
-        // Elements whose clipped gradient is near eps move by an amount that depends on its last digits; and the
-        // difference of two float32 parameters carries their rounding.
+        // Elements whose clipped gradient is near eps move by an amount that depends on its last digits; and
+        // the difference of two float32 parameters carries their rounding.
         let off = (delta - wanted).abs();
         let rounding = 1e-7 * norm(before.iter().copied());
         assert!(
@@ -268,7 +269,8 @@ impl MaxByValue for (f64, String) {
     }
 }
 
-/// The first step of `knet bench --train` over weights of other seeds, against PyTorch in float64 (`tests/goldens/seeds`).
+/// The first step of `knet bench --train` over weights of other seeds, against PyTorch in float64
+/// (`tests/goldens/seeds`).
 fn check_seeds(model: &str) {
     let numbers = std::fs::read_to_string(folder("seeds").join("numbers.json")).unwrap();
     let numbers: Value = serde_json::from_str(&numbers).unwrap();

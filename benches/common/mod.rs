@@ -10,7 +10,8 @@ pub fn threads() -> usize {
     }
 }
 
-/// The GPU to measure; if there is none, or only the emulator's, on which no time means anything, one line says so.
+/// The GPU to measure; if there is none, or only the emulator's, on which no time means anything, one line
+/// says so.
 pub fn gpu() -> Option<usize> {
     let reason = match Device::open(0) {
         Ok(device) if !device.is_emulated() => return Some(0),

@@ -1,4 +1,5 @@
-//! Reads arbitrary text as COCO instance and panoptic annotations: polygons, run lengths, segments. What is accepted is loaded.
+//! Reads arbitrary text as COCO instance and panoptic annotations: polygons, run lengths, segments. What is
+//! accepted is loaded.
 #![no_main]
 
 use std::path::PathBuf;

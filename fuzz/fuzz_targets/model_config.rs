@@ -1,6 +1,7 @@
 //! Reads arbitrary text as the configuration of a model and goes on to a plan.
 //!
-//! The text is also put into the metadata of a checkpoint without tensors, which must be refused in no time whatever model it says it is.
+//! The text is also put into the metadata of a checkpoint without tensors, which must be refused in no time
+//! whatever model it says it is.
 #![no_main]
 
 use knet::checkpoint::Checkpoint;
@@ -12,7 +13,8 @@ use knet::model::{Config, TapMode, build};
 use knet::plan::Plan;
 use libfuzzer_sys::fuzz_target;
 
-/// Graphs beyond these cost seconds each under a sanitizer; what a file may ask for is bounded by its tensors, which is tried first.
+/// Graphs beyond these cost seconds each under a sanitizer; what a file may ask for is bounded by its
+/// tensors, which is tried first.
 const MOST_STAGES: usize = 3;
 
 fuzz_target!(|input: &[u8]| {

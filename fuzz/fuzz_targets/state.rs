@@ -1,7 +1,7 @@
 //! Reads the state of a training run.
 //!
-//! The input is read as a whole file, and then as the metadata (progress, what the run was started with, model: one a line) of a state
-//! whose tensors are sound; a run goes on from what is accepted.
+//! The input is read as a whole file, and then as the metadata (progress, what the run was started with,
+//! model: one a line) of a state whose tensors are sound; a run goes on from what is accepted.
 #![no_main]
 
 use std::path::{Path, PathBuf};

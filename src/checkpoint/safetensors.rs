@@ -56,10 +56,12 @@ impl fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads and checks a safetensors file. It is not looked at again: what others do to it later changes nothing here.
+    /// Reads and checks a safetensors file. It is not looked at again: what others do to it later changes
+    /// nothing here.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Checkpoint`] if it changes meanwhile or breaks any rule of the format.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Checkpoint`] if it changes meanwhile or breaks any
+    /// rule of the format.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::from_bytes(path, read_stable(path)?)
@@ -136,10 +138,12 @@ impl Checkpoint {
     }
 }
 
-/// The bytes of a file of weights. They are read, not mapped: a mapped file that is cut short ends the process.
+/// The bytes of a file of weights. They are read, not mapped: a mapped file that is cut short ends the
+/// process.
 ///
 /// # Errors
-/// As [`open_file`]; [`Error::Io`] if it cannot be read; [`Error::Checkpoint`] if the file was written to meanwhile, so that the bytes may be of two versions of it.
+/// As [`open_file`]; [`Error::Io`] if it cannot be read; [`Error::Checkpoint`] if the file was written to
+/// meanwhile, so that the bytes may be of two versions of it.
 pub(super) fn read_stable(path: &Path) -> Result<Vec<u8>> {
     // Of the opened file: one that is renamed into its place meanwhile does no harm.
     let stamp = |file: &File| -> io::Result<(u64, SystemTime)> {

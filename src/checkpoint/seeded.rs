@@ -2,10 +2,10 @@
 //!
 //! A tensor's name and a seed start a SplitMix64 stream; element `i` (row-major, upstream's shape) takes draw
 //! `i`, whose state `s + (i + 1) * GOLDEN` needs no earlier draw, so that elements are filled in parallel.
-//! The upper 24 bits of a draw give `t` in [-1, 1), exact in f32, and the first rule that matches the name and
-//! the number of dimensions turns `t` into a value: `c + h * t` for a constant pair, or `h * t` with
-//! `h = g * sqrt(3 / fan_in)`. One rounding per operation, never a fused multiply-add, hence the same bits
-//! as the NumPy original.
+//! The upper 24 bits of a draw give `t` in [-1, 1), exact in f32, and the first rule that matches the name
+//! and the number of dimensions turns `t` into a value: `c + h * t` for a constant pair, or `h * t` with
+//! `h = g * sqrt(3 / fan_in)`. One rounding per operation, never a fused multiply-add, hence the same bits as
+//! the NumPy original.
 
 use rayon::prelude::*;
 
@@ -26,7 +26,8 @@ pub enum Recipe {
         /// Half width.
         h: f32,
     },
-    /// `g * sqrt(3 / fan_in) * t`, where `fan_in` is the product of all dimensions but the first: variance `g^2 / fan_in`.
+    /// `g * sqrt(3 / fan_in) * t`, where `fan_in` is the product of all dimensions but the first: variance
+    /// `g^2 / fan_in`.
     Fan {
         /// Gain.
         g: f32,

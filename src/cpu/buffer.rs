@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::plan::arena::ALIGNMENT;
 
-/// Floats on a cache-line boundary (a page's, indeed), zero at first, in huge pages where the system has them:
-/// kernels walk many rows far apart, and every one of them would cost a TLB entry of its own.
+/// Floats on a cache-line boundary (a page's, indeed), zero at first, in huge pages where the system has
+/// them: kernels walk many rows far apart, and every one of them would cost a TLB entry of its own.
 pub struct AlignedBuffer {
     /// None for no floats, as no mapping is empty.
     map: Option<MmapMut>,

@@ -114,8 +114,8 @@ impl Executor {
     /// Allocates the arena and binds constants.
     ///
     /// # Errors
-    /// As [`Weights::constant`]; [`Error::Graph`] if a step has too many operands or overlapping memory; [`Error::Memory`] if the arena is larger than the memory
-    /// there is.
+    /// As [`Weights::constant`]; [`Error::Graph`] if a step has too many operands or overlapping memory;
+    /// [`Error::Memory`] if the arena is larger than the memory there is.
     pub fn new(plan: Plan, weights: &Weights) -> Result<Self> {
         plan.steps.iter().try_for_each(check_memory)?;
         memory::check("the network at this size of images", plan.arena_bytes)?;
@@ -139,7 +139,8 @@ impl Executor {
         &self.plan
     }
 
-    /// The memory of input `index`, to be filled before every [`Executor::run`]: a run reuses it once it is read.
+    /// The memory of input `index`, to be filled before every [`Executor::run`]: a run reuses it once it is
+    /// read.
     pub fn input_mut(&mut self, index: usize) -> &mut [f32] {
         let Place::Arena(slot) = self.plan.inputs[index].1.place else { return &mut [] };
         &mut self.arena.as_mut_slice()[range(slot)]
@@ -173,7 +174,8 @@ impl Executor {
         Err(Error::Graph(format!("variable `{}` and result `{name}` are not apart in memory", key.key)))
     }
 
-    /// Result `index`, valid after [`Executor::run`]. Index results are `i32` bits: see [`Executor::output_i32`].
+    /// Result `index`, valid after [`Executor::run`]. Index results are `i32` bits: see
+    /// [`Executor::output_i32`].
     pub fn output(&self, index: usize) -> &[f32] {
         match self.plan.outputs[index].1.place {
             Place::Arena(slot) => &self.arena.as_slice()[range(slot)],
@@ -201,8 +203,8 @@ impl Executor {
         self.run_steps(0..self.steps.len());
     }
 
-    /// Runs some of the steps: a run may be cut into consecutive ranges, between which inputs that no earlier step
-    /// reads are filled and results of earlier steps are read.
+    /// Runs some of the steps: a run may be cut into consecutive ranges, between which inputs that no earlier
+    /// step reads are filled and results of earlier steps are read.
     pub fn run_steps(&mut self, steps: std::ops::Range<usize>) {
         for index in steps {
             self.run_step(index);
@@ -296,8 +298,8 @@ fn range(slot: Slot) -> std::ops::Range<usize> {
     slot.offset / 4..(slot.offset + slot.bytes) / 4
 }
 
-/// What the unsafe code of [`Executor::run_step`] rests on: results and workspace lie apart from each other and
-/// from every operand. The planner sees to it; a plan is plain data, so it is checked once more.
+/// What the unsafe code of [`Executor::run_step`] rests on: results and workspace lie apart from each other
+/// and from every operand. The planner sees to it; a plan is plain data, so it is checked once more.
 fn check_memory(step: &Step<Arc<dyn Kernel>>) -> Result<()> {
     let slot = |operand: &Operand| match operand.place {
         Place::Arena(slot) => Some(slot),

@@ -55,7 +55,8 @@ pub enum PackedLayout {
     Panels,
     /// Filters of a convolution for this kernel.
     Filters(ConvKernel),
-    /// Filters turned by 180 degrees, input and output channels exchanged: for the gradient of the map as another convolution.
+    /// Filters turned by 180 degrees, input and output channels exchanged: for the gradient of the map as
+    /// another convolution.
     TurnedFilters(ConvKernel),
     /// Filters tap by tap, for the gradient of the map phase by phase.
     Taps,

@@ -62,8 +62,8 @@ impl Pool {
             .thread_name(|i| format!("knet-{i}"))
             .build()
             .map_err(|e| Error::usage(format!("cannot start {threads} threads: {e}")))?;
-        // A thread's first search for work registers it with the queues' memory reclamation, which allocates. Without
-        // this, that may happen in the midst of any later call.
+        // A thread's first search for work registers it with the queues' memory reclamation, which allocates.
+        // Without this, that may happen in the midst of any later call.
         rayon.broadcast(|_| rayon::yield_now());
         let shared = Arc::new(Shared::default());
         let driver = shared.clone();

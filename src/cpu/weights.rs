@@ -1,5 +1,5 @@
-//! The CPU's constants: those of the graph, and filters packed as its kernels read them, each made once and shared
-//! between plans.
+//! The CPU's constants: those of the graph, and filters packed as its kernels read them, each made once and
+//! shared between plans.
 
 use super::buffer::AlignedBuffer;
 use super::kernel::Packing;

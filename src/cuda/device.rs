@@ -57,8 +57,8 @@ impl Device {
     /// Opens GPU `ordinal`.
     ///
     /// # Errors
-    /// [`Error::Cuda`]: no driver or one for CUDA 11.3 or older, a driver without a device, no such device, or one older than
-    /// compute capability 8.0.
+    /// [`Error::Cuda`]: no driver or one for CUDA 11.3 or older, a driver without a device, no such device,
+    /// or one older than compute capability 8.0.
     pub fn open(ordinal: usize) -> Result<Device> {
         let driver = driver()?.ok_or_else(no_driver)?;
         if driver < OLDEST_DRIVER {
@@ -112,7 +112,8 @@ impl Device {
         self.context.ordinal()
     }
 
-    /// Whether this is the PTX emulator's stand-in driver: it computes rightly, and no time it takes means anything.
+    /// Whether this is the PTX emulator's stand-in driver: it computes rightly, and no time it takes means
+    /// anything.
     pub fn is_emulated(&self) -> bool {
         self.name.starts_with("ptxemu")
     }

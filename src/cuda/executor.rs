@@ -27,7 +27,8 @@ pub struct Executor {
     _constants: Vec<Arc<DeviceBuffer>>,
 }
 
-// SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method does.
+// SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method
+// does.
 unsafe impl Send for Executor {}
 
 impl Drop for Executor {
@@ -69,12 +70,12 @@ fn check(step: &Step<Program>, device: &Device) -> Result<()> {
 }
 
 impl Executor {
-    /// Compiles and loads the kernels of `plan`, copies its constants to the device and allocates the arena. The plan may
-    /// come from any [selection](super::Selection) whose precision is the runtime's.
+    /// Compiles and loads the kernels of `plan`, copies its constants to the device and allocates the arena.
+    /// The plan may come from any [selection](super::Selection) whose precision is the runtime's.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a step that this device cannot run; [`Error::Memory`] if the device has too little; [`Error::Cuda`] for
-    /// kernels that do not compile; whatever the source of parameters says.
+    /// [`Error::Shape`] for a step that this device cannot run; [`Error::Memory`] if the device has too
+    /// little; [`Error::Cuda`] for kernels that do not compile; whatever the source of parameters says.
     pub fn new(plan: Plan, runtime: &Runtime) -> Result<Executor> {
         let device = runtime.device().clone();
         memory::check(&device, plan.arena_bytes, "the arena")?;
@@ -107,8 +108,8 @@ impl Executor {
         Ok(Executor { plan, steps, floats: None, elsewhere: None, device, arena, _constants: constants })
     }
 
-    /// As [`Executor::new`], with inputs and results as f32 on the host: [`Executor::run`] is one graph of copies in,
-    /// kernels and copies out. It allocates nothing and waits once.
+    /// As [`Executor::new`], with inputs and results as f32 on the host: [`Executor::run`] is one graph of
+    /// copies in, kernels and copies out. It allocates nothing and waits once.
     ///
     /// # Errors
     /// As [`Executor::new`].
@@ -126,7 +127,8 @@ impl Executor {
         Ok(executor)
     }
 
-    /// Page-locked memory for some inputs or results; `direction` gives the types that a conversion goes from and to.
+    /// Page-locked memory for some inputs or results; `direction` gives the types that a conversion goes from
+    /// and to.
     fn stage(
         &self,
         ends: &[(String, Operand)],
@@ -217,7 +219,8 @@ impl Executor {
         self.elsewhere = Some(event);
     }
 
-    /// Lets what is sent to the device's own stream come after the last run on another, and forgets that one: who sends waits.
+    /// Lets what is sent to the device's own stream come after the last run on another, and forgets that one:
+    /// who sends waits.
     pub(super) fn settle(&mut self) -> Result<()> {
         self.follow(self.device.stream().cu_stream())?;
         self.elsewhere = None;
@@ -257,8 +260,8 @@ impl Executor {
     /// Runs the plan between the host's floats: one graph launch, one wait.
     ///
     /// # Errors
-    /// [`Error::Graph`] if the executor was made without floats. [`Error::Cuda`] as the driver says; after a fault the
-    /// device's context is of no further use.
+    /// [`Error::Graph`] if the executor was made without floats. [`Error::Cuda`] as the driver says; after a
+    /// fault the device's context is of no further use.
     pub fn run(&mut self) -> Result<()> {
         self.settle()?;
         let missing = || Error::Graph("the executor has no inputs and results on the host".into());

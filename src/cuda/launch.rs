@@ -1,5 +1,5 @@
-//! CUDA launches as plain data: what a step runs on a GPU, decided by pure functions of shapes and capabilities, so that
-//! launch geometry is printed and tested where there is no GPU.
+//! CUDA launches as plain data: what a step runs on a GPU, decided by pure functions of shapes and
+//! capabilities, so that launch geometry is printed and tested where there is no GPU.
 
 use super::gpu::Caps;
 use crate::plan::Site;
@@ -48,8 +48,9 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Checks the launch against the device's limits. `static_shared`: bytes of shared memory that the kernel declares by itself, which
-    /// the compiled kernel knows; they and the launch's dynamic ones share one limit.
+    /// Checks the launch against the device's limits. `static_shared`: bytes of shared memory that the kernel
+    /// declares by itself, which the compiled kernel knows; they and the launch's dynamic ones share one
+    /// limit.
     ///
     /// # Errors
     /// A sentence with the numbers.
@@ -124,8 +125,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// Checks all launches against the device's limits, as far as is known before kernels are compiled: of shared memory the dynamic.
-    /// Kernels of operators have one kind alone, those of post-processing both.
+    /// Checks all launches against the device's limits, as far as is known before kernels are compiled: of
+    /// shared memory the dynamic. Kernels of operators have one kind alone, those of post-processing both.
     ///
     /// # Errors
     /// As [`Launch::check`].

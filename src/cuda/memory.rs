@@ -38,8 +38,8 @@ impl DeviceBuffer {
     pub(crate) fn of(device: &Arc<Device>, data: &[u8], what: &str) -> Result<Self> {
         let buffer = DeviceBuffer::new(device, data.len(), what)?;
         if !data.is_empty() {
-            // On the device's own stream, which does not wait for the default one, so that kernels come after the copy.
-            // SAFETY: as many bytes as the buffer holds; `data` outlives the wait.
+            // On the device's own stream, which does not wait for the default one, so that kernels come after
+            // the copy. SAFETY: as many bytes as the buffer holds; `data` outlives the wait.
             unsafe { result::memcpy_htod_async(buffer.pointer, data, device.stream().cu_stream()) }
                 .map_err(|e| fault(&format!("cannot copy {what} to the device"), e))?;
             device.synchronize()?;
@@ -101,7 +101,8 @@ impl Pinned {
         device.bind()?;
         let mut pointer = std::ptr::NonNull::<u64>::dangling().as_ptr().cast::<u8>();
         if bytes > 0 {
-            // SAFETY: the context is current; the memory is freed once, when dropped, and zeroed before any use.
+            // SAFETY: the context is current; the memory is freed once, when dropped, and zeroed before any
+            // use.
             unsafe {
                 pointer = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP)
                     .map_err(|e| fault(&format!("cannot lock {bytes} bytes of host memory"), e))?
@@ -138,7 +139,8 @@ impl Pinned {
 
     /// The memory as elements of a plain type; the driver aligns it to a page.
     pub(crate) fn as_slice<T: bytemuck::Pod>(&self) -> &[T] {
-        // SAFETY: initialised bytes of this length; no one writes while they are borrowed, as runs end synchronised.
+        // SAFETY: initialised bytes of this length; no one writes while they are borrowed, as runs end
+        // synchronised.
         bytemuck::cast_slice(unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) })
     }
 

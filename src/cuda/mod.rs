@@ -1,21 +1,22 @@
-//! CUDA back end: what each operator launches, the compiler of the kernels, and the executor that replays a plan as one
-//! CUDA graph.
+//! CUDA back end: what each operator launches, the compiler of the kernels, and the executor that replays a
+//! plan as one CUDA graph.
 //!
-//! Only what the programs of [`ops`] say is compiled and launched; they are pure functions, tested where there is no GPU as is
-//! the executor, on the stand-in driver of `tools/ptxemu`.
+//! Only what the programs of [`ops`] say is compiled and launched; they are pure functions, tested where
+//! there is no GPU as is the executor, on the stand-in driver of `tools/ptxemu`.
 //!
 //! # Beside other users of the GPU
 //!
-//! Engines use the device's primary context, which they share with the CUDA runtime and so with PyTorch, and in it streams of their
-//! own. They wait for streams and events, never for the context. Any number of engines may plan and run at once, each in a thread of
-//! its own.
+//! Engines use the device's primary context, which they share with the CUDA runtime and so with PyTorch, and
+//! in it streams of their own. They wait for streams and events, never for the context. Any number of engines
+//! may plan and run at once, each in a thread of its own.
 //!
-//! While an engine plans for a size it has not seen, it records graphs by stream capture, in the mode that leaves other threads alone
-//! (`CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`): they may launch, copy, allocate, free and load modules meanwhile. But CUDA lets nobody
-//! wait for a context in which anything is captured, whatever the mode: `cudaDeviceSynchronize` or `cuCtxSynchronize` in another
-//! thread fails then, and so does the capture, with an error that says so. A program that calls either should let its engines see an
-//! image of each size first, or keep both under one lock. Nor may a thread begin a capture of its own in the global mode while an
-//! engine plans in another: planning allocates, which that mode forbids to every thread.
+//! While an engine plans for a size it has not seen, it records graphs by stream capture, in the mode that
+//! leaves other threads alone (`CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`): they may launch, copy, allocate, free
+//! and load modules meanwhile. But CUDA lets nobody wait for a context in which anything is captured,
+//! whatever the mode: `cudaDeviceSynchronize` or `cuCtxSynchronize` in another thread fails then, and so does
+//! the capture, with an error that says so. A program that calls either should let its engines see an image
+//! of each size first, or keep both under one lock. Nor may a thread begin a capture of its own in the global
+//! mode while an engine plans in another: planning allocates, which that mode forbids to every thread.
 
 pub mod compile;
 pub mod device;
@@ -58,9 +59,9 @@ use lower::{fuse_conv_tails, fuse_linears};
 /// A plan whose steps carry what they launch.
 pub type Plan = plan::Plan<Program>;
 
-/// The plan of an optimised graph of inference: steps over rows of objects are fused first, because each costs less than its
-/// launch, and in 16-bit types so are norms and sums of maps. In f32, which is for parity, a norm takes its moments relative to an
-/// element of the map, as the CPU does.
+/// The plan of an optimised graph of inference: steps over rows of objects are fused first, because each
+/// costs less than its launch, and in 16-bit types so are norms and sums of maps. In f32, which is for
+/// parity, a norm takes its moments relative to an element of the map, as the CPU does.
 ///
 /// # Errors
 /// As [`Plan::build_stored`](plan::Plan::build_stored).
@@ -74,8 +75,9 @@ pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     Plan::build_stored(&graph, stored(selection.target()), select(selection))
 }
 
-/// Type in device memory of a value that the graph knows as `ty`: feature maps and mask logits (rank 4) take the
-/// precision's storage type; rows of objects stay f32, as they are few and the sums of mask pooling leave f16's range.
+/// Type in device memory of a value that the graph knows as `ty`: feature maps and mask logits (rank 4) take
+/// the precision's storage type; rows of objects stay f32, as they are few and the sums of mask pooling leave
+/// f16's range.
 pub fn stored(target: Target) -> impl Fn(ValueType) -> ValueType {
     move |ty| match ty.dtype {
         DType::F32 if ty.shape.rank() == 4 => ValueType { dtype: target.precision.storage(), ..ty },

@@ -1,9 +1,9 @@
-//! For programs that have images in device memory and a stream of their own: a run is enqueued there and not waited for, and its
-//! results stay on the device.
+//! For programs that have images in device memory and a stream of their own: a run is enqueued there and not
+//! waited for, and its results stay on the device.
 //!
-//! The image is copied into the pipeline's own memory on the caller's stream (a plane in microseconds), so that any address,
-//! alignment and pitch will do and the captured graph never changes. Runs that share an arena follow each other whatever streams
-//! they are on: each waits for the event that the one before left.
+//! The image is copied into the pipeline's own memory on the caller's stream (a plane in microseconds), so
+//! that any address, alignment and pitch will do and the captured graph never changes. Runs that share an
+//! arena follow each other whatever streams they are on: each waits for the event that the one before left.
 
 use super::device::{Device, fault};
 use super::executor::Executor;
@@ -78,7 +78,8 @@ impl DeviceImage {
     }
 }
 
-/// Bytes of device memory that belong to a pipeline: valid once the run's work is done, until the pipeline runs again.
+/// Bytes of device memory that belong to a pipeline: valid once the run's work is done, until the pipeline
+/// runs again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceSlice {
     /// Device address, a multiple of 256.
@@ -92,8 +93,8 @@ pub struct DeviceSlice {
 pub enum DeviceResults {
     /// Instances by descending score; all arrays but the masks have one entry an instance.
     Instances {
-        /// Bit masks by place, each so many bytes after the one before; pixel `i` of the image, row by row, is bit `7 - i % 8` of
-        /// byte `i / 8` of a mask.
+        /// Bit masks by place, each so many bytes after the one before; pixel `i` of the image, row by row,
+        /// is bit `7 - i % 8` of byte `i / 8` of a mask.
         masks: DeviceSlice,
         /// Bytes from one mask to the next.
         mask_bytes: usize,
@@ -133,13 +134,15 @@ impl Drop for Enqueued {
 }
 
 impl Pipeline {
-    /// Enqueues a run over an image in device memory on the caller's stream, and gives where its results will lie. The image
-    /// must have the size and format that the pipeline was made for; any pitch. Nothing is waited for.
+    /// Enqueues a run over an image in device memory on the caller's stream, and gives where its results will
+    /// lie. The image must have the size and format that the pipeline was made for; any pitch. Nothing is
+    /// waited for.
     ///
     /// # Errors
-    /// [`Error::Usage`] for an image of another size or format, rows that overlap, and addresses that are not device memory or
-    /// have too little of it behind them, as far as the driver tells (it may round allocations up, or take a memory pool for one);
-    /// for a stream of another context. [`Error::Cuda`] as the driver says.
+    /// [`Error::Usage`] for an image of another size or format, rows that overlap, and addresses that are not
+    /// device memory or have too little of it behind them, as far as the driver tells (it may round
+    /// allocations up, or take a memory pool for one); for a stream of another context. [`Error::Cuda`] as
+    /// the driver says.
     ///
     /// # Safety
     /// The image's memory must hold the image until the work is done, as far as the stream's order goes.
@@ -217,8 +220,8 @@ struct Pointed {
 }
 
 impl Pointed {
-    /// Asks in the form of the question that takes any address: to `cuPointerGetAttribute` one of the host is an error, of which
-    /// compute-sanitizer would report each.
+    /// Asks in the form of the question that takes any address: to `cuPointerGetAttribute` one of the host is
+    /// an error, of which compute-sanitizer would report each.
     fn at(address: u64) -> Result<Pointed> {
         use sys::CUpointer_attribute_enum as Attribute;
         let mut found = Pointed::default();
@@ -243,8 +246,9 @@ impl Pointed {
     }
 }
 
-/// Refuses a plane that does not lie in one allocation of the device, as far as the driver tells: what it calls an allocation may be
-/// rounded up, or be the whole of a memory pool, so a plane that ends a little late may pass.
+/// Refuses a plane that does not lie in one allocation of the device, as far as the driver tells: what it
+/// calls an allocation may be rounded up, or be the whole of a memory pool, so a plane that ends a little
+/// late may pass.
 fn check_plane(device: &Device, what: &str, plane: &DevicePlane, row: usize, rows: usize) -> Result<()> {
     let DevicePlane { address, pitch } = *plane;
     if pitch < row {

@@ -1,6 +1,6 @@
-//! From the bytes of a photo to masks or a panoptic assignment in one captured graph: copy in, pre-processing, the network,
-//! post-processing, copies out; one wait. Bit masks are not copied: post-processing puts what they have of pixels where the host
-//! reads it.
+//! From the bytes of a photo to masks or a panoptic assignment in one captured graph: copy in,
+//! pre-processing, the network, post-processing, copies out; one wait. Bit masks are not copied:
+//! post-processing puts what they have of pixels where the host reads it.
 
 use super::executor::Executor;
 use super::memory::{DeviceBuffer, Pinned};
@@ -63,16 +63,17 @@ pub struct Pipeline {
     _post_to_host: Vec<Bound>,
 }
 
-// SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method does.
+// SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method
+// does.
 unsafe impl Send for Pipeline {}
 
 impl Pipeline {
-    /// Binds pre- and post-processing around `executor`, whose results `cls_score` and `mask_preds` are those of these
-    /// positions, and captures all of it.
+    /// Binds pre- and post-processing around `executor`, whose results `cls_score` and `mask_preds` are those
+    /// of these positions, and captures all of it.
     ///
     /// # Errors
-    /// [`Error::Memory`] if device or host have too little; [`Error::Cuda`] for sizes that the kernels do not take, and as the driver
-    /// says.
+    /// [`Error::Memory`] if device or host have too little; [`Error::Cuda`] for sizes that the kernels do not
+    /// take, and as the driver says.
     pub fn new(
         executor: &Executor,
         runtime: &Runtime,
@@ -213,8 +214,8 @@ impl Pipeline {
         }
     }
 
-    /// Of [`Results::Instances`]: by descending score, the scores, `object * C + class` and the place of the mask
-    /// ([`u32::MAX`]: dropped, as are all after it).
+    /// Of [`Results::Instances`]: by descending score, the scores, `object * C + class` and the place of the
+    /// mask ([`u32::MAX`]: dropped, as are all after it).
     pub fn ranking(&self) -> (&[f32], &[i32], &[u32]) {
         (self.results[2].as_slice(), self.results[3].as_slice(), self.results[4].as_slice())
     }
@@ -240,8 +241,9 @@ impl Pipeline {
     }
 }
 
-/// What pipelines around a network run besides it: pre-processing of every format of image into an input of element type `input`,
-/// and post-processing of these logits. Which kernels these are does not depend on the sizes of photos.
+/// What pipelines around a network run besides it: pre-processing of every format of image into an input of
+/// element type `input`, and post-processing of these logits. Which kernels these are does not depend on the
+/// sizes of photos.
 ///
 /// # Errors
 /// As [`Pipeline::new`] for sizes that the kernels do not take.
@@ -262,8 +264,8 @@ pub fn launches(
     Ok(launches)
 }
 
-/// Copies a photo's bytes, equally many at both ends, on the threads of the pool that it is called in: one thread copies a large
-/// photo more slowly than the bus takes it.
+/// Copies a photo's bytes, equally many at both ends, on the threads of the pool that it is called in: one
+/// thread copies a large photo more slowly than the bus takes it.
 pub fn copy_photo(from: &[u8], to: &mut [u8]) {
     const AT_ONCE: usize = 256 << 10;
     to.par_chunks_mut(AT_ONCE).zip(from.par_chunks(AT_ONCE)).for_each(|(to, from)| to.copy_from_slice(from));
@@ -278,7 +280,8 @@ pub struct Masks<'a> {
 }
 
 impl<'a> Masks<'a> {
-    /// Masks by place, each [`MaskLogits::mask_bytes`] long, and what each of their bands covers, `[places, bands]`.
+    /// Masks by place, each [`MaskLogits::mask_bytes`] long, and what each of their bands covers,
+    /// `[places, bands]`.
     pub fn new(bits: &'a [u8], extents: &'a [Extent], logits: &'a MaskLogits) -> Self {
         Masks { bits, extents, logits }
     }
@@ -289,8 +292,8 @@ impl<'a> Masks<'a> {
         bands.iter().fold(Extent::NOTHING, |all, &part| all.join(part))
     }
 
-    /// Copies the mask at a place, in the layout of `BitMask`, over a mask that is empty outside of the rows `stale`: bands that have
-    /// pixels neither here nor there are not touched.
+    /// Copies the mask at a place, in the layout of `BitMask`, over a mask that is empty outside of the rows
+    /// `stale`: bands that have pixels neither here nor there are not touched.
     ///
     /// # Errors
     /// [`Error::Shape`] if there is no such place, or `mask` has not the photo's size.
@@ -390,7 +393,8 @@ mod tests {
                 assert_eq!(byte, wanted, "byte {i} of mask {place}");
             }
         }
-        // What is known to be empty is not written: the last band of mask 0, if only the first two had pixels before.
+        // What is known to be empty is not written: the last band of mask 0, if only the first two had pixels
+        // before.
         let mut mask = vec![0xff; 105];
         masks.copy(0, 0..33, &mut mask).unwrap();
         assert!(mask[..48].iter().all(|&byte| byte == 0));

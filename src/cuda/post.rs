@@ -1,6 +1,7 @@
-//! Post-processing on a GPU, as plain launch data: class logits are ranked (`kernels/instance_rank.cu`), and mask logits become
-//! bit masks at the size of the photo (`kernels/postprocess_instance.cu`) or an object for each of its pixels (`kernels/postprocess_panoptic.cu`). Both equal
-//! the CPU's results, those of `src/image/instance.rs` and `src/image/panoptic.rs`, bit for bit, given the same logits.
+//! Post-processing on a GPU, as plain launch data: class logits are ranked (`kernels/instance_rank.cu`), and
+//! mask logits become bit masks at the size of the photo (`kernels/postprocess_instance.cu`) or an object for
+//! each of its pixels (`kernels/postprocess_panoptic.cu`). Both equal the CPU's results, those of
+//! `src/image/instance.rs` and `src/image/panoptic.rs`, bit for bit, given the same logits.
 
 use super::ops::{self, launches::storage};
 use crate::cuda::gpu::Target;
@@ -12,7 +13,8 @@ use crate::tensor::DType;
 /// Threads of a block and output columns of a tile: `THREADS`, `TILE_W` of `kernels/common/mask_sampler.cuh`.
 const THREADS: usize = 256;
 const TILE_W: usize = 64;
-/// Output rows of a block: `BAND` of `kernels/postprocess_instance.cu`, `TILE_H` of `kernels/postprocess_panoptic.cu`.
+/// Output rows of a block: `BAND` of `kernels/postprocess_instance.cu`, `TILE_H` of
+/// `kernels/postprocess_panoptic.cu`.
 const BAND: usize = 32;
 const TILE_H: usize = 16;
 /// Most probabilities that a block holds at a time, if a row of them is not longer.
@@ -232,9 +234,10 @@ impl MaskLogits {
     }
 }
 
-/// Bit masks of some objects. Operands: 0 the mask logits, 1 `u32 [slots]`, the object of each slot ([`u32::MAX`]: none:
-/// its mask is not written, and it has no pixel). Results: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask`
-/// (`src/image/bitmask.rs`); 1 `[slots, bands]` of [`Extent`]; 2 as 0 (or null), of which bands without a pixel are not written.
+/// Bit masks of some objects. Operands: 0 the mask logits, 1 `u32 [slots]`, the object of each slot
+/// ([`u32::MAX`]: none: its mask is not written, and it has no pixel). Results: 0 the masks, each
+/// [`MaskLogits::mask_bytes`] long, in the layout of `BitMask` (`src/image/bitmask.rs`); 1 `[slots, bands]`
+/// of [`Extent`]; 2 as 0 (or null), of which bands without a pixel are not written.
 ///
 /// # Errors
 /// A sentence, if sizes do not fit each other.
@@ -284,11 +287,12 @@ pub struct Ranking {
 
 /// The instances of a photo and their bit masks.
 ///
-/// Operands: 0 the mask logits, 1 the class logits `f32 [N, C]`. Results, for k instances by descending score and as many
-/// places for masks: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of `BitMask` (`src/image/bitmask.rs`);
-/// 1 `[k, bands]` of [`Extent`]; 2 `f32 [k]`, scores; 3 `i32 [k]`, `object * C + class`; 4 `u32 [k]`, the place of its mask
-/// ([`u32::MAX`]: it is dropped, as are all after it); 5 `u32 [k]`, the object of each place ([`u32::MAX`]: none; then its mask
-/// is not written, and its extents are [`Extent::NOTHING`]); 6 as 0 (or null), of which bands without a pixel are not written.
+/// Operands: 0 the mask logits, 1 the class logits `f32 [N, C]`. Results, for k instances by descending score
+/// and as many places for masks: 0 the masks, each [`MaskLogits::mask_bytes`] long, in the layout of
+/// `BitMask` (`src/image/bitmask.rs`); 1 `[k, bands]` of [`Extent`]; 2 `f32 [k]`, scores; 3 `i32 [k]`,
+/// `object * C + class`; 4 `u32 [k]`, the place of its mask ([`u32::MAX`]: it is dropped, as are all after
+/// it); 5 `u32 [k]`, the object of each place ([`u32::MAX`]: none; then its mask is not written, and its
+/// extents are [`Extent::NOTHING`]); 6 as 0 (or null), of which bands without a pixel are not written.
 ///
 /// # Errors
 /// A sentence, if sizes or numbers do not fit each other.
@@ -369,12 +373,12 @@ fn rank(pairs: usize, k: usize, target: &Target) -> Result<Program, String> {
     ops::program(&Site { op: &op, inputs: &inputs, constant: &[false], outputs: &outputs }, target)
 }
 
-/// The object of every pixel, and what the merge of `src/image/panoptic.rs` needs. The objects are `proposals`
-/// things, then one for each of `stuff` classes; the classes are `things`, then those.
+/// The object of every pixel, and what the merge of `src/image/panoptic.rs` needs. The objects are
+/// `proposals` things, then one for each of `stuff` classes; the classes are `things`, then those.
 ///
-/// Operands: 0 the mask logits, 1 the class logits `f32 [N, classes]`. Results: 0 `u16 [height, width]`, the object of each
-/// pixel; 1 `u32 [2, N]`, the pixels that each object wins and those of its own mask; 2 `f32 [N]`, scores; 3 `u32 [N]`,
-/// classes.
+/// Operands: 0 the mask logits, 1 the class logits `f32 [N, classes]`. Results: 0 `u16 [height, width]`, the
+/// object of each pixel; 1 `u32 [2, N]`, the pixels that each object wins and those of its own mask; 2
+/// `f32 [N]`, scores; 3 `u32 [N]`, classes.
 ///
 /// # Errors
 /// A sentence, if sizes or numbers do not fit each other.

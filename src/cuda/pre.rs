@@ -1,5 +1,5 @@
-//! Image pre-processing on a GPU, as plain launch data: an 8-bit image becomes the network input in one launch
-//! (`kernels/preprocess.cu`), with the bits that `src/image/preprocess.rs` gives on the CPU.
+//! Image pre-processing on a GPU, as plain launch data: an 8-bit image becomes the network input in one
+//! launch (`kernels/preprocess.cu`), with the bits that `src/image/preprocess.rs` gives on the CPU.
 
 use super::ops::launches::{lanes, storage};
 use crate::cuda::launch::{Arg, Launch};
@@ -15,7 +15,8 @@ const MAX_SIDE: usize = 1 << 20;
 /// How luma and chroma become red, green and blue; 8 bits, video range (luma 16 to 235).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum YuvMatrix {
-    /// ITU-R BT.601, with OpenCV's coefficients (`COLOR_YUV2RGB_NV12`): standard definition, and most cameras.
+    /// ITU-R BT.601, with OpenCV's coefficients (`COLOR_YUV2RGB_NV12`): standard definition, and most
+    /// cameras.
     #[default]
     Bt601,
     /// ITU-R BT.709: high definition video.
@@ -79,11 +80,13 @@ struct Params {
 }
 
 impl Preprocess {
-    /// The launch. [`Arg::Input`] 0 is the image (its luma), 1 the chroma plane (null but for NV12), [`Arg::Output`] 0 the
-    /// network input `[1, padded height, padded width, 3]`, R G B, of element type `dtype`.
+    /// The launch. [`Arg::Input`] 0 is the image (its luma), 1 the chroma plane (null but for NV12),
+    /// [`Arg::Output`] 0 the network input `[1, padded height, padded width, 3]`, R G B, of element type
+    /// `dtype`.
     ///
     /// # Errors
-    /// A sentence, if sizes do not fit each other, the pitch is shorter than a row, or a deviation is not positive.
+    /// A sentence, if sizes do not fit each other, the pitch is shorter than a row, or a deviation is not
+    /// positive.
     pub fn launch(&self, dtype: DType) -> Result<Launch, String> {
         self.check()?;
         let (format, coefficients) = match self.format {

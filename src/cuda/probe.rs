@@ -1,5 +1,5 @@
-//! What every run asks of a device, a part at a time, so that a fault is found by name before a model meets it: one of our
-//! kernels over a few numbers, whose results are known.
+//! What every run asks of a device, a part at a time, so that a fault is found by name before a model meets
+//! it: one of our kernels over a few numbers, whose results are known.
 
 use super::memory::{DeviceBuffer, Pinned};
 use super::ops;

@@ -1,7 +1,8 @@
 //! How long the network of an [`Executor`] takes on the device, whole and step by step.
 //!
-//! Both are times of captured graphs ([`Stopwatch`]), as the network runs in use: a kernel follows the one before it without the
-//! host. Inputs hold noise of the spread of a normalised photo, copied in before each time is taken and no part of it.
+//! Both are times of captured graphs ([`Stopwatch`]), as the network runs in use: a kernel follows the one
+//! before it without the host. Inputs hold noise of the spread of a normalised photo, copied in before each
+//! time is taken and no part of it.
 
 use super::executor::Executor;
 use super::memory::DeviceBuffer;
@@ -34,8 +35,8 @@ impl Inputs {
 }
 
 impl Executor {
-    /// The time of all steps as one graph, without copies from and to the host, in each of `runs` runs after one that is not
-    /// counted.
+    /// The time of all steps as one graph, without copies from and to the host, in each of `runs` runs after
+    /// one that is not counted.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) as the driver says.
@@ -53,9 +54,10 @@ impl Executor {
 
     /// The time of each step in each of `runs` runs after one that is not counted, by its number.
     ///
-    /// A step is repeated [`REPEATS`] times in a graph of its own and its time is a repeat's: a step takes microseconds, and so do
-    /// the launch and the events of one that is timed by itself. Its operands, filters among them, are in L2 where they fit there
-    /// beside its results; in the network filters are not, so the sum over the steps can be less than the network's time.
+    /// A step is repeated [`REPEATS`] times in a graph of its own and its time is a repeat's: a step takes
+    /// microseconds, and so do the launch and the events of one that is timed by itself. Its operands,
+    /// filters among them, are in L2 where they fit there beside its results; in the network filters are not,
+    /// so the sum over the steps can be less than the network's time.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) as the driver says.

@@ -69,8 +69,8 @@ impl Bound {
             *argument = self.values[offset..].as_ptr().cast_mut().cast();
         }
         let ([gx, gy, gz], [bx, by, bz]) = (self.grid, self.block);
-        // SAFETY: a loaded kernel; its program gave as many arguments as it has parameters, of their sizes, with pointers
-        // into memory that outlives the plan's use of it.
+        // SAFETY: a loaded kernel; its program gave as many arguments as it has parameters, of their sizes,
+        // with pointers into memory that outlives the plan's use of it.
         unsafe {
             result::launch_kernel(
                 self.function.handle(),
@@ -119,8 +119,8 @@ pub(super) fn copy_within(device: &Device, from: &DeviceBuffer, to: sys::CUdevic
         .map_err(|e| fault("cannot copy on the device", e))
 }
 
-/// Records what `work` sends to the stream as a graph, ready to launch. Other threads may call the driver meanwhile, but must not wait
-/// for the whole context (`super` says more).
+/// Records what `work` sends to the stream as a graph, ready to launch. Other threads may call the driver
+/// meanwhile, but must not wait for the whole context (`super` says more).
 pub(super) fn capture(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
     device.bind()?;
     let stream = device.stream();

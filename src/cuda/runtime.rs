@@ -73,8 +73,8 @@ impl Function {
 }
 
 impl Runtime {
-    /// Starts on `device` with kernels from the user's cache. `KNET_CUDA_CODE=ptx` gives the driver PTX instead of the
-    /// device's own code, for devices that this NVRTC does not know.
+    /// Starts on `device` with kernels from the user's cache. `KNET_CUDA_CODE=ptx` gives the driver PTX
+    /// instead of the device's own code, for devices that this NVRTC does not know.
     ///
     /// # Errors
     /// As [`Runtime::check`].
@@ -91,12 +91,12 @@ impl Runtime {
         })
     }
 
-    /// Whether kernels for `device` can come from anywhere. NVRTC is looked for only where the cache has none for it: a cache that
-    /// has all kernels of a plan needs no compiler.
+    /// Whether kernels for `device` can come from anywhere. NVRTC is looked for only where the cache has none
+    /// for it: a cache that has all kernels of a plan needs no compiler.
     ///
     /// # Errors
-    /// [`Error::Usage`] for an unknown value of `KNET_CUDA_CODE`; [`Error::Cuda`] for a cache that others can write to, and if
-    /// there is no NVRTC and nothing in the cache for this device.
+    /// [`Error::Usage`] for an unknown value of `KNET_CUDA_CODE`; [`Error::Cuda`] for a cache that others can
+    /// write to, and if there is no NVRTC and nothing in the cache for this device.
     pub fn check(device: &Device) -> Result<()> {
         if !Cache::user().serves(device.caps().compute, Code::wanted()?)? {
             Nvrtc::get()?;
@@ -127,7 +127,8 @@ impl Runtime {
     /// Chooses kernels by a table from now on: plans made before are not for this runtime any more.
     ///
     /// # Errors
-    /// A sentence if it was measured elsewhere, in another precision or with other kernels; it is then not used.
+    /// A sentence if it was measured elsewhere, in another precision or with other kernels; it is then not
+    /// used.
     pub fn adopt(&mut self, table: Table) -> std::result::Result<(), String> {
         table.check(&self.scope())?;
         self.selection = Selection::tuned(self.target(), Arc::new(table));
@@ -163,9 +164,11 @@ impl Runtime {
         Ok(())
     }
 
-    /// Loads code. What the cache had of a compiler that this driver is too old for is compiled again by the one that is here.
+    /// Loads code. What the cache had of a compiler that this driver is too old for is compiled again by the
+    /// one that is here.
     fn module(&self, job: &Job, compiled: &Compiled) -> Result<sys::CUmodule> {
-        // SAFETY: a whole cubin, or PTX text with its final NUL, from the compiler or an entry that was checked for it.
+        // SAFETY: a whole cubin, or PTX text with its final NUL, from the compiler or an entry that was
+        // checked for it.
         let load = |code: &[u8]| unsafe { result::module::load_data(code.as_ptr().cast()) };
         let error = match load(&compiled.code) {
             Ok(handle) => return Ok(handle),
@@ -213,8 +216,8 @@ impl Runtime {
         Ok(Function { handle, _module: module })
     }
 
-    /// Checks the launch, and lets it have its shared memory. What launches of a kernel may have is an attribute of the kernel, which
-    /// all of them share: it is raised, and never lowered.
+    /// Checks the launch, and lets it have its shared memory. What launches of a kernel may have is an
+    /// attribute of the kernel, which all of them share: it is raised, and never lowered.
     fn provide_shared(&self, module: &Module, handle: sys::CUfunction, launch: &Launch) -> Result<()> {
         use sys::CUfunction_attribute_enum as Attribute;
         let attribute = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;

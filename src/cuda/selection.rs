@@ -1,5 +1,5 @@
-//! Which program a site gets: the cost models' choice, or what was measured to be faster. A pure function of site, target and
-//! table.
+//! Which program a site gets: the cost models' choice, or what was measured to be faster. A pure function of
+//! site, target and table.
 
 use super::ops;
 use super::tune::Table;
@@ -38,8 +38,8 @@ impl Selection {
         self.tuned.as_deref()
     }
 
-    /// The program of a site. What the table says counts only if it is one of the site's candidates, each of which the
-    /// device can run; else the cost models choose.
+    /// The program of a site. What the table says counts only if it is one of the site's candidates, each of
+    /// which the device can run; else the cost models choose.
     ///
     /// # Errors
     /// A sentence if there is no kernel for the site or the device cannot run it.

@@ -7,8 +7,9 @@ use crate::tensor::Tensor;
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
 use std::time::Duration;
 
-/// Two marks on the device's stream. What lies between them is the graph alone: neither its launch by the host nor an event
-/// between its kernels is part of the time. The marks themselves cost about a microsecond, so short work is repeated in the graph.
+/// Two marks on the device's stream. What lies between them is the graph alone: neither its launch by the
+/// host nor an event between its kernels is part of the time. The marks themselves cost about a microsecond,
+/// so short work is repeated in the graph.
 pub(super) struct Stopwatch {
     marks: [CudaEvent; 2],
 }
@@ -26,7 +27,8 @@ impl Stopwatch {
         Ok(Stopwatch { marks: [event()?, event()?] })
     }
 
-    /// Launches `graph` and gives its time, once it is done. What was sent to the device's stream before is not part of it.
+    /// Launches `graph` and gives its time, once it is done. What was sent to the device's stream before is
+    /// not part of it.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) as the driver says.
@@ -44,7 +46,8 @@ impl Stopwatch {
     }
 }
 
-/// Reproducible values between `-scale` and `scale`: what operands hold decides what a device draws and how fast it clocks.
+/// Reproducible values between `-scale` and `scale`: what operands hold decides what a device draws and how
+/// fast it clocks.
 pub(super) fn noise(ty: ValueType, scale: f32) -> Tensor {
     let mut state = 0x9e37_79b9_u32;
     let mut next = || {

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 /// Where an engine computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The first GPU if it can be used, else the CPU; [`Engine::device_note`](super::Engine::device_note) then says why.
+    /// The first GPU if it can be used, else the CPU; [`Engine::device_note`](super::Engine::device_note)
+    /// then says why.
     #[default]
     Auto,
     /// The CPU.
@@ -76,7 +77,8 @@ pub(super) struct Notes {
 }
 
 impl Backend {
-    /// The back end for `device`, with kernels by `selection` on the CPU, and why it is not the GPU if it might have been, or does not follow the tuning table.
+    /// The back end for `device`, with kernels by `selection` on the CPU, and why it is not the GPU if it
+    /// might have been, or does not follow the tuning table.
     pub(super) fn new(
         device: Device,
         precision: Precision,
@@ -136,7 +138,8 @@ impl Backend {
         }
     }
 
-    /// As [`Backend::executor`], without floats on the host where a GPU can go from photos to results by itself.
+    /// As [`Backend::executor`], without floats on the host where a GPU can go from photos to results by
+    /// itself.
     pub(super) fn pipelined(&self, graph: &Graph, pool: &Pool) -> Result<Executor> {
         let Backend::Cuda(runtime) = self else { return self.executor(graph, pool) };
         let plan = cuda::plan(graph, runtime.selection().clone())?;
@@ -199,8 +202,8 @@ impl Executor {
         Ok(())
     }
 
-    /// The time of the network alone in each of `runs` runs, over whatever its inputs hold: on a GPU by the device's own clock, as
-    /// one graph without copies; on the CPU by the wall's.
+    /// The time of the network alone in each of `runs` runs, over whatever its inputs hold: on a GPU by the
+    /// device's own clock, as one graph without copies; on the CPU by the wall's.
     pub(super) fn time_network(&mut self, runs: usize) -> Result<Vec<Duration>> {
         match self {
             Executor::Cpu(executor) => Ok((0..runs)

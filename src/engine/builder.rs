@@ -68,8 +68,9 @@ impl EngineBuilder {
         self
     }
 
-    /// Decides which instances stay and what of their masks. By default all do, those without a pixel among them. Panoptic maps,
-    /// whose segments all have pixels, are left as they are, and so are results in device memory.
+    /// Decides which instances stay and what of their masks. By default all do, those without a pixel among
+    /// them. Panoptic maps, whose segments all have pixels, are left as they are, and so are results in
+    /// device memory.
     pub fn filter(mut self, filter: InstanceFilter) -> Self {
         self.filter = filter;
         self
@@ -87,9 +88,9 @@ impl EngineBuilder {
         self
     }
 
-    /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is up to a third faster; with
-    /// [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close to the threshold. A GPU rounds
-    /// by [`EngineBuilder::precision`].
+    /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is up to a third faster;
+    /// with [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close
+    /// to the threshold. A GPU rounds by [`EngineBuilder::precision`].
     pub fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
         self.arithmetic = arithmetic;
         self
@@ -104,8 +105,9 @@ impl EngineBuilder {
     /// Loads the model.
     ///
     /// # Errors
-    /// [`Error::Cuda`] if a GPU was named and cannot be used; as [`source::open`]; [`Error::Usage`] for a size without pixels,
-    /// a filter's share beyond 0 to 1, a task the model cannot do or a damaged tuning table that was named, [`Error::Io`] for one that cannot be read.
+    /// [`Error::Cuda`] if a GPU was named and cannot be used; as [`source::open`]; [`Error::Usage`] for a
+    /// size without pixels, a filter's share beyond 0 to 1, a task the model cannot do or a damaged tuning
+    /// table that was named, [`Error::Io`] for one that cannot be read.
     pub fn build(self) -> Result<Engine> {
         self.filter.check()?;
         let (config, load) = source::open(&self.weights, self.model.as_deref())?;

@@ -3,8 +3,9 @@
 use crate::image::classes::{self, Class};
 use crate::model::Config;
 
-/// The classes of a model in the order of its class indices: names and category ids as the configuration has them. A model
-/// that names none and counts as COCO's has COCO's; whatever is left is numbered from 0 (`class 0`, ...).
+/// The classes of a model in the order of its class indices: names and category ids as the configuration has
+/// them. A model that names none and counts as COCO's has COCO's; whatever is left is numbered from 0
+/// (`class 0`, ...).
 pub fn class_list(config: &Config) -> Vec<Class> {
     let (count, things) = (config.classes(), config.thing_classes);
     let names = &config.class_names;

@@ -13,7 +13,8 @@ use crate::image::preprocess::{Geometry, PreprocessConfig};
 use ::image::RgbImage;
 use std::ops::Range;
 
-/// An executor and the pipelines around it, most recently used last. They are dropped first: they work in its arena.
+/// An executor and the pipelines around it, most recently used last. They are dropped first: they work in its
+/// arena.
 pub(super) struct Gpu {
     pipelines: Vec<(Site, Pipeline)>,
     executor: Executor,
@@ -50,8 +51,8 @@ impl Gpu {
         &mut self.executor
     }
 
-    /// Copies `image` to where the GPU fetches it from. The pipeline of its size is made if there is none; it becomes the
-    /// most recent.
+    /// Copies `image` to where the GPU fetches it from. The pipeline of its size is made if there is none; it
+    /// becomes the most recent.
     pub(super) fn prepare(
         &mut self,
         setting: &Setting<'_>,
@@ -64,8 +65,8 @@ impl Gpu {
         Ok(())
     }
 
-    /// Enqueues a run over an image in device memory on the caller's stream. The pipeline of its size and format is made if there
-    /// is none; it becomes the most recent.
+    /// Enqueues a run over an image in device memory on the caller's stream. The pipeline of its size and
+    /// format is made if there is none; it becomes the most recent.
     ///
     /// # Safety
     /// As [`Pipeline::enqueue`].

@@ -15,9 +15,9 @@ impl Engine {
     }
 
     /// What runs on a GPU, which need not be here, at one input size (both sides multiples of
-    /// [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR)): the network by each of `selections`, and pre- and post-processing of photos
-    /// of every size and format for every kind of result that the model gives. The selections differ in nothing but the device's
-    /// clock, bandwidth and tuning table.
+    /// [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR)): the network by each of `selections`, and pre- and
+    /// post-processing of photos of every size and format for every kind of result that the model gives. The
+    /// selections differ in nothing but the device's clock, bandwidth and tuning table.
     ///
     /// # Errors
     /// As [`Engine::plan`]; [`Error::Usage`] if there is no selection.

@@ -39,15 +39,15 @@ use backend::{Backend, Executor};
 use gpu::Setting;
 use std::time::{Duration, Instant};
 
-/// Most input sizes an engine keeps plans for, and most photo sizes it keeps tables for; what was unused for longest
-/// is dropped.
+/// Most input sizes an engine keeps plans for, and most photo sizes it keeps tables for; what was unused for
+/// longest is dropped.
 const MAX_PLANS: usize = 4;
 
 /// A loaded model, ready to segment images.
 ///
 /// An engine is `Send`: move it to the thread that serves. It plans the network when it first sees an input
-/// size and keeps the plans of the last few sizes; after that, [`Engine::segment_into`] allocates nothing. What a program that uses
-/// the same GPU besides must not do while an engine plans: [`cuda`](crate::cuda).
+/// size and keeps the plans of the last few sizes; after that, [`Engine::segment_into`] allocates nothing.
+/// What a program that uses the same GPU besides must not do while an engine plans: [`cuda`](crate::cuda).
 pub struct Engine {
     config: Config,
     task: Task,
@@ -75,8 +75,8 @@ struct Session {
     mask_preds: usize,
 }
 
-/// What lies between photos of one size and the network. Photos of many sizes share an input size, so these are
-/// not part of a [`Session`].
+/// What lies between photos of one size and the network. Photos of many sizes share an input size, so these
+/// are not part of a [`Session`].
 struct Adapter {
     geometry: Geometry,
     preprocessor: Preprocessor,
@@ -84,8 +84,8 @@ struct Adapter {
     panoptic: PanopticPostprocessor,
 }
 
-/// Wall-clock time of the parts of one call. A GPU does all of it in one go: there `network` is the whole of its work, `pre` and
-/// `post` are the host's before and after.
+/// Wall-clock time of the parts of one call. A GPU does all of it in one go: there `network` is the whole of
+/// its work, `pre` and `post` are the host's before and after.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
     /// Resize, normalise, pad.
@@ -191,7 +191,8 @@ impl Engine {
         self.session(geometry.padded).map(|_| ())
     }
 
-    /// Plans the network for one input size; both sides multiples of [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR).
+    /// Plans the network for one input size; both sides multiples of
+    /// [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR).
     ///
     /// # Errors
     /// As [`build`].
@@ -205,8 +206,9 @@ impl Engine {
         Ok((optimize(network.graph)?, network.taps))
     }
 
-    /// Runs the network alone `runs` times at an input size, and gives for each step of the plan its time in every run; on a GPU
-    /// that of one of many repeats in a graph of its own ([`cuda::Executor::time_steps`](crate::cuda::Executor::time_steps)).
+    /// Runs the network alone `runs` times at an input size, and gives for each step of the plan its time in
+    /// every run; on a GPU that of one of many repeats in a graph of its own
+    /// ([`cuda::Executor::time_steps`](crate::cuda::Executor::time_steps)).
     ///
     /// # Errors
     /// As [`Engine::plan`].
@@ -219,8 +221,8 @@ impl Engine {
         Ok((plan, times))
     }
 
-    /// The time of the network alone in each of `runs` runs at an input size: on a GPU the device's time of one graph, without
-    /// copies and without pre- and post-processing; on the CPU wall-clock time.
+    /// The time of the network alone in each of `runs` runs at an input size: on a GPU the device's time of
+    /// one graph, without copies and without pre- and post-processing; on the CPU wall-clock time.
     ///
     /// # Errors
     /// As [`Engine::plan`].

@@ -17,7 +17,8 @@ use std::sync::Arc;
 /// Key of the model configuration in a checkpoint's metadata.
 pub const CONFIG_KEY: &str = "knet.config";
 
-/// Key of the backbone's configuration in the metadata of a file that holds a backbone (with its classifier) alone.
+/// Key of the backbone's configuration in the metadata of a file that holds a backbone (with its classifier)
+/// alone.
 pub const BACKBONE_KEY: &str = "knet.backbone";
 
 /// Where weights come from.
@@ -67,8 +68,8 @@ impl fmt::Display for WeightSource {
     }
 }
 
-/// Opens the weights and finds out which model they are for: `name` if given, else what the file says,
-/// else (seeded weights) the first of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES). A file is checked in
+/// Opens the weights and finds out which model they are for: `name` if given, else what the file says, else
+/// (seeded weights) the first of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES). A file is checked in
 /// full against the model.
 ///
 /// # Errors
@@ -149,8 +150,8 @@ pub fn file_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
     }
 }
 
-/// Refuses a configuration that asks for more than the file's own tensors justify, before a graph of that size is built. What else
-/// does not fit is found, and listed in full, against the graph.
+/// Refuses a configuration that asks for more than the file's own tensors justify, before a graph of that
+/// size is built. What else does not fit is found, and listed in full, against the graph.
 fn check_declared(file: &Checkpoint, config: &Config) -> Result<()> {
     const STAGE: &str = "roi_head.mask_head.";
     let refuse = |key: Option<&str>, what: &str, declared: usize, held: usize| Error::Checkpoint {

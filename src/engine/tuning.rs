@@ -7,13 +7,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::TapMode;
 use std::path::PathBuf;
 
-/// Which table of measured kernels an engine on a GPU follows. Sites that the table does not know get what the cost models
-/// choose. A table that was measured on another device, in another precision or with other kernels is not followed, and
-/// [`Engine::tuning_note`] says so.
+/// Which table of measured kernels an engine on a GPU follows. Sites that the table does not know get what
+/// the cost models choose. A table that was measured on another device, in another precision or with other
+/// kernels is not followed, and [`Engine::tuning_note`] says so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Tuning {
-    /// The file that `KNET_TUNED` names (empty: none), else the user's, where `knet tune` writes: beside the kernel cache,
-    /// one a device and precision. A damaged file is an error if it was named, else as if it were not there.
+    /// The file that `KNET_TUNED` names (empty: none), else the user's, where `knet tune` writes: beside the
+    /// kernel cache, one a device and precision. A damaged file is an error if it was named, else as if it
+    /// were not there.
     #[default]
     User,
     /// None.
@@ -55,8 +56,8 @@ impl Engine {
         self.backend.runtime().and_then(|runtime| runtime.selection().table())
     }
 
-    /// The file of the table that an engine on this device in this precision follows unless told otherwise: beside the kernel
-    /// cache.
+    /// The file of the table that an engine on this device in this precision follows unless told otherwise:
+    /// beside the kernel cache.
     ///
     /// # Errors
     /// [`Error::Usage`] on the CPU, and if there is no cache.
@@ -85,13 +86,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Times the `candidates` best kernels, by the cost models, of every distinct step that has a choice, at one input size
-    /// (both sides multiples of [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR)), and gives the table that the engine follows
-    /// with what was measured in it. `report` gets each step's outcome as it comes, its number from 1, and how many there are.
-    /// The engine goes on as it is: the table is for the next one.
+    /// Times the `candidates` best kernels, by the cost models, of every distinct step that has a choice, at
+    /// one input size (both sides multiples of [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR)), and gives the
+    /// table that the engine follows with what was measured in it. `report` gets each step's outcome as it
+    /// comes, its number from 1, and how many there are. The engine goes on as it is: the table is for the
+    /// next one.
     ///
     /// # Errors
-    /// [`Error::Usage`] on the CPU and on the emulator; as [`Engine::plan`]; [`Error::Cuda`] as the driver says.
+    /// [`Error::Usage`] on the CPU and on the emulator; as [`Engine::plan`]; [`Error::Cuda`] as the driver
+    /// says.
     pub fn tune(
         &self,
         size: (usize, usize),

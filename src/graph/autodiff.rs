@@ -1,19 +1,20 @@
-//! Reverse-mode differentiation as a rewrite: gradient nodes are appended to the same graph, so that the same passes,
-//! planner and executors run them. What the backward nodes read of the forward pass simply lives longer.
+//! Reverse-mode differentiation as a rewrite: gradient nodes are appended to the same graph, so that the same
+//! passes, planner and executors run them. What the backward nodes read of the forward pass simply lives
+//! longer.
 
 use super::{Builder, ValueId};
 use crate::error::{Error, Result};
 use crate::ops::{Backward, Binary, binary::BinaryKind};
 
-/// Appends to the graph what computes the gradient of `sum over seeds of <gradient, value>` with respect to each value of
-/// `wrt`.
+/// Appends to the graph what computes the gradient of `sum over seeds of <gradient, value>` with respect to
+/// each value of `wrt`.
 ///
-/// A seed is a value and its upstream gradient: for a loss, one number (its weight). The gradient of a value that
-/// no seed depends on is `None`. Contributions of several uses are added in reverse order of use.
+/// A seed is a value and its upstream gradient: for a loss, one number (its weight). The gradient of a value
+/// that no seed depends on is `None`. Contributions of several uses are added in reverse order of use.
 ///
 /// # Errors
-/// [`Error::Graph`] if an operator on the way has no gradient or a seed's gradient has another type than its value; as
-/// [`Builder::node`].
+/// [`Error::Graph`] if an operator on the way has no gradient or a seed's gradient has another type than its
+/// value; as [`Builder::node`].
 pub fn gradients(
     b: &mut Builder,
     seeds: &[(ValueId, ValueId)],

@@ -17,9 +17,9 @@ pub fn optimize(mut graph: Graph) -> Result<Graph> {
     Ok(graph)
 }
 
-/// Makes `batch_norm` nodes whose scale and shift `select` chooses normalise by the statistics of the batch. Those
-/// become outputs of the graph, `{norm}.batch_mean` and `{norm}.batch_var` (biased) for a norm with the parameter
-/// `{norm}.weight`, so that a trainer can update the running ones, which are no longer operands.
+/// Makes `batch_norm` nodes whose scale and shift `select` chooses normalise by the statistics of the batch.
+/// Those become outputs of the graph, `{norm}.batch_mean` and `{norm}.batch_var` (biased) for a norm with the
+/// parameter `{norm}.weight`, so that a trainer can update the running ones, which are no longer operands.
 ///
 /// Not one of the passes of [`optimize`]: call it before them, because they fold frozen norms away.
 pub fn train_batch_norm(graph: &mut Graph, select: impl Fn(&Param) -> bool) {

@@ -63,8 +63,8 @@ impl BitMask {
         }
     }
 
-    /// Number of pixels that both masks, of one size, have in these rows. Rows that share a byte with them may hold pixels of one
-    /// of the masks, not of both.
+    /// Number of pixels that both masks, of one size, have in these rows. Rows that share a byte with them
+    /// may hold pixels of one of the masks, not of both.
     pub(super) fn common(&self, other: &BitMask, rows: std::ops::Range<usize>) -> usize {
         let bytes = rows.start * self.width / 8..(rows.end * self.width).div_ceil(8);
         let (a, b) = (&self.bits[bytes.clone()], &other.bits[bytes]);

@@ -15,12 +15,14 @@ pub struct Class {
     pub colour: [u8; 3],
 }
 
-/// The COCO classes in the order of the networks: 80 things, then 53 stuff classes. Instance models use the first 80.
+/// The COCO classes in the order of the networks: 80 things, then 53 stuff classes. Instance models use the
+/// first 80.
 pub fn coco() -> &'static [Class] {
     &COCO
 }
 
-/// Stand-in classes for a model whose names are not known: `class 0`, `class 1`, ..., the first `things` being things.
+/// Stand-in classes for a model whose names are not known: `class 0`, `class 1`, ..., the first `things`
+/// being things.
 pub fn numbered(count: usize, things: usize) -> Vec<Class> {
     (0..count)
         .map(|i| Class {

@@ -4,10 +4,11 @@
 //! orientation is applied, alpha is dropped (not blended), grey and palette images become RGB, and
 //! 16-bit samples keep their upper 8 bits. The format is recognised by content, never by file name.
 //!
-//! Lossless formats give the pixels of OpenCV and Pillow. JPEGs do not quite: the decoder rounds its inverse transform and
-//! interpolates colour otherwise than libjpeg-turbo 3.2 (Pillow 13.0). Over 1495 photos (COCO and open collections, 4:2:0 but for
-//! eight of 4:4:4), 10.3 % of the values differ, 3.9 % by more than one level, none by more than 8; the mean difference is
-//! 0.14 levels. To compare networks to the last digit, give both sides a PNG.
+//! Lossless formats give the pixels of OpenCV and Pillow. JPEGs do not quite: the decoder rounds its inverse
+//! transform and interpolates colour otherwise than libjpeg-turbo 3.2 (Pillow 13.0). Over 1495 photos (COCO
+//! and open collections, 4:2:0 but for eight of 4:4:4), 10.3 % of the values differ, 3.9 % by more than one
+//! level, none by more than 8; the mean difference is 0.14 levels. To compare networks to the last digit,
+//! give both sides a PNG.
 
 use std::fs;
 use std::io::Cursor;
@@ -47,8 +48,9 @@ pub struct Decoded {
     pub fault: Option<&'static str>,
 }
 
-/// As [`decode`], and says whether the data of a JPEG end before its picture does, which decoders fill with grey: an end marker
-/// does not mean that all is there. Looking costs a second decoding, on another thread if one is free.
+/// As [`decode`], and says whether the data of a JPEG end before its picture does, which decoders fill with
+/// grey: an end marker does not mean that all is there. Looking costs a second decoding, on another thread if
+/// one is free.
 ///
 /// # Errors
 /// As [`decode`].
@@ -78,8 +80,8 @@ pub fn decode_bytes_checked(name: impl AsRef<Path>, bytes: &[u8], limits: &Limit
     Ok(Decoded { picture, fault: (!whole).then_some(fault) })
 }
 
-/// A JPEG with further bytes at the end of its data. A decoder that has the whole picture by then does not look at them; one that
-/// lacks data takes them for it, and the picture changes.
+/// A JPEG with further bytes at the end of its data. A decoder that has the whole picture by then does not
+/// look at them; one that lacks data takes them for it, and the picture changes.
 fn with_more_data(bytes: &[u8], end: usize) -> Vec<u8> {
     // No byte of ones, which would begin a marker. A one first: where data are missing, decoders read zeros.
     let more =
@@ -187,8 +189,8 @@ fn to_rgb8(picture: DynamicImage) -> Result<RgbImage, String> {
     Ok(RgbImage::from_raw(width, height, data).expect("three samples a pixel"))
 }
 
-/// Where the end-of-image marker of a JPEG stream lies; `None` if the stream ends before it. Walks the marker segments and skips
-/// over entropy-coded data, so that markers inside an embedded thumbnail do not count.
+/// Where the end-of-image marker of a JPEG stream lies; `None` if the stream ends before it. Walks the marker
+/// segments and skips over entropy-coded data, so that markers inside an embedded thumbnail do not count.
 fn end_of_jpeg(bytes: &[u8]) -> Option<usize> {
     let mut at = 2; // after the start-of-image marker, which identified the format
     while at + 1 < bytes.len() {

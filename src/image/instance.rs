@@ -1,9 +1,9 @@
 //! Instance results: the best (mask, class) pairs and their bit masks at the size of the photo.
 //!
-//! As upstream: the sigmoids of all class logits `[N, C]` are ranked together, the first `max_per_image` are kept (equal
-//! scores: lower index first), index `i` means mask `i / C` with label `i % C`. There is no suppression, so a mask
-//! may appear under several labels; it is evaluated once. A pixel belongs to a mask if its twice resized
-//! probability exceeds 0.5.
+//! As upstream: the sigmoids of all class logits `[N, C]` are ranked together, the first `max_per_image` are
+//! kept (equal scores: lower index first), index `i` means mask `i / C` with label `i % C`. There is no
+//! suppression, so a mask may appear under several labels; it is evaluated once. A pixel belongs to a mask if
+//! its twice resized probability exceeds 0.5.
 
 mod filter;
 
@@ -35,12 +35,14 @@ pub struct InstanceConfig {
     pub max_per_image: usize,
     /// Pairs that score lower are dropped; upstream keeps all (0).
     pub min_score: f32,
-    /// Only this many objects, the first, are looked at: all of an instance model, the things of a panoptic one.
+    /// Only this many objects, the first, are looked at: all of an instance model, the things of a panoptic
+    /// one.
     pub proposals: usize,
     /// Only this many classes, the first, are looked at.
     pub things: usize,
-    /// A pair's score is multiplied by the quality of its mask: the mean probability of the pixels with a positive
-    /// logit, at the resolution of the logits (0 for a mask without such a pixel). Upstream does not.
+    /// A pair's score is multiplied by the quality of its mask: the mean probability of the pixels with a
+    /// positive logit, at the resolution of the logits (0 for a mask without such a pixel). Upstream does
+    /// not.
     pub mask_score: bool,
 }
 
@@ -61,7 +63,8 @@ impl Default for InstanceConfig {
 pub struct Instance {
     /// Class index, `0..C`.
     pub label: usize,
-    /// Sigmoid of the class logit, times the quality of the mask if [`InstanceConfig::mask_score`] asks for it.
+    /// Sigmoid of the class logit, times the quality of the mask if [`InstanceConfig::mask_score`] asks for
+    /// it.
     pub score: f32,
     /// Index of the object (instance kernel) that made the mask.
     pub mask_index: usize,
@@ -69,7 +72,8 @@ pub struct Instance {
     pub slot: usize,
     /// Pixels of the mask.
     pub area: usize,
-    /// The smallest box that holds every pixel of the mask, or those of its larger parts if [`InstanceFilter::box_parts`] is set.
+    /// The smallest box that holds every pixel of the mask, or those of its larger parts if
+    /// [`InstanceFilter::box_parts`] is set.
     pub bbox: PixelBox,
 }
 
@@ -86,13 +90,14 @@ struct MaskSlot {
     object: usize,
     mask: BitMask,
     area: usize,
-    /// Outside of its rows the mask is empty, whatever becomes of the mask: so little of it has to be cleared for the next photo.
+    /// Outside of its rows the mask is empty, whatever becomes of the mask: so little of it has to be cleared
+    /// for the next photo.
     bbox: PixelBox,
 }
 
 impl MaskSlot {
-    /// Takes the slot for the mask of `object`, of `(height, width)` pixels: it holds none outside of the rows that it gives, and
-    /// within them what an earlier result left.
+    /// Takes the slot for the mask of `object`, of `(height, width)` pixels: it holds none outside of the
+    /// rows that it gives, and within them what an earlier result left.
     fn claim(&mut self, object: usize, (height, width): (usize, usize)) -> Range<usize> {
         self.object = object;
         if (self.mask.height(), self.mask.width()) != (height, width) {
@@ -118,7 +123,8 @@ impl InstanceResult {
         &self.masks[instance.slot].mask
     }
 
-    /// Refuses masks of `size` (height, width) that there is no memory for. Those of an earlier result are used again.
+    /// Refuses masks of `size` (height, width) that there is no memory for. Those of an earlier result are
+    /// used again.
     fn reserve(&self, count: usize, (height, width): (usize, usize)) -> Result<()> {
         let mask = (height * width).div_ceil(8);
         let kept = self.masks.iter().filter(|slot| slot.mask.bytes().len() >= mask).count();
@@ -165,11 +171,12 @@ pub struct Ranked<'a> {
 }
 
 impl InstanceResult {
-    /// Replaces what the result held by ranked instances, reusing its memory; masks are of `size` (height, width).
-    /// Of each mask only rows that have pixels, or had some in the result before, are touched.
+    /// Replaces what the result held by ranked instances, reusing its memory; masks are of `size` (height,
+    /// width). Of each mask only rows that have pixels, or had some in the result before, are touched.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the parts do not fit each other; [`Error::Memory`] if there is too little for the masks.
+    /// [`Error::Shape`] if the parts do not fit each other; [`Error::Memory`] if there is too little for the
+    /// masks.
     pub fn assemble(&mut self, ranked: &Ranked<'_>, size: (usize, usize)) -> Result<()> {
         self.instances.clear();
         self.used = 0;
@@ -204,8 +211,8 @@ impl InstanceResult {
     }
 }
 
-/// Turns network outputs into instances. Keeps its tables and memory, so that a call for the sizes of the previous one
-/// allocates nothing.
+/// Turns network outputs into instances. Keeps its tables and memory, so that a call for the sizes of the
+/// previous one allocates nothing.
 #[derive(Debug, Default)]
 pub struct InstancePostprocessor {
     config: InstanceConfig,
@@ -233,7 +240,8 @@ impl InstancePostprocessor {
     /// Makes the instances of one image, replacing what `result` held and reusing its memory.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the outputs do not fit each other or `geometry`; [`Error::Memory`] if there is too little for the masks.
+    /// [`Error::Shape`] if the outputs do not fit each other or `geometry`; [`Error::Memory`] if there is too
+    /// little for the masks.
     pub fn run(&mut self, head: &HeadOutput, geometry: &Geometry, result: &mut InstanceResult) -> Result<()> {
         head.check()?;
         let isa = Isa::detect();
@@ -264,7 +272,8 @@ impl InstancePostprocessor {
         Ok(())
     }
 
-    /// Ranks the scores and gives every pair that is kept its place in the result, and every mask one of its own.
+    /// Ranks the scores and gives every pair that is kept its place in the result, and every mask one of its
+    /// own.
     fn select(
         &mut self,
         objects: usize,
@@ -348,8 +357,8 @@ fn rank(scores: &[f32], classes: usize, config: InstanceConfig, ranking: &mut Ve
 fn fill_mask(isa: Isa, sampler: &MaskSampler, logits: &[f32], mask: &mut BitMask, worker: &mut Worker) {
     let (height, width) = (mask.height(), mask.width());
     let Worker { scratch, flags } = worker;
-    // A blend of probabilities up to 0.5 is at most 0.5, in float32 too: two-tap weights add up to 1 at most, after
-    // rounding. NaN peaks fail the test and are looked at.
+    // A blend of probabilities up to 0.5 is at most 0.5, in float32 too: two-tap weights add up to 1 at most,
+    // after rounding. NaN peaks fail the test and are looked at.
     let crosses = |peak: f32| {
         !matches!(peak.partial_cmp(&0.5), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal))
     };
@@ -403,7 +412,8 @@ simd! {
 }
 
 simd! {
-    /// Eight 0/1 bytes to one, the first in the top bit: the product moves byte `i` to bit `63 - i` without carries.
+    /// Eight 0/1 bytes to one, the first in the top bit: the product moves byte `i` to bit `63 - i` without
+    /// carries.
     fn pack(isa, flags: &[u8], out: &mut [u8]) {
         for (out, eight) in out.iter_mut().zip(flags.as_chunks::<8>().0) {
             *out = (u64::from_le_bytes(*eight).wrapping_mul(0x8040_2010_0804_0201) >> 56) as u8;

@@ -1,8 +1,8 @@
 //! Where labels of an overlay go, and how they are drawn.
 //!
-//! A label may hide a part of its own region, or of another, but never most of it: what labels cover of each region is counted as they
-//! are placed. A region too small for its label has it beside itself, with a line; smaller letters are tried before either, and a
-//! label that would hide too much everywhere is left out.
+//! A label may hide a part of its own region, or of another, but never most of it: what labels cover of each
+//! region is counted as they are placed. A region too small for its label has it beside itself, with a line;
+//! smaller letters are tried before either, and a label that would hide too much everywhere is left out.
 
 use image::RgbImage;
 
@@ -99,8 +99,8 @@ impl Region<'_> {
     }
 }
 
-/// Places the labels of layers on a canvas of `(height, width)` pixels, in their order; `extent` is the side of a square of its
-/// area.
+/// Places the labels of layers on a canvas of `(height, width)` pixels, in their order; `extent` is the side
+/// of a square of its area.
 pub(super) fn place<'a>(layers: &'a [Layer], (height, width): (usize, usize), extent: f32) -> Vec<Label<'a>> {
     let canvas = (width as f32, height as f32);
     let mut regions: Vec<Region> = layers
@@ -138,7 +138,8 @@ fn spots(layer: &Layer, (y, x): (usize, usize), (width, height): (f32, f32), ext
     let share = (layer.mask.area() as f32).sqrt() / extent;
     let largest = (extent * 0.028 * (share / 0.2).clamp(0.75, 1.0)).max(11.0);
     let anchor = (x as f32 + 0.5, y as f32 + 0.5);
-    // The region's sides, where they are near: a region of scattered parts would have its label far from all of them.
+    // The region's sides, where they are near: a region of scattered parts would have its label far from all
+    // of them.
     let bbox = layer.mask.bbox();
     let near =
         |side: usize, anchor: f32| (side as f32).clamp(anchor - NEAR * largest, anchor + NEAR * largest);
@@ -267,8 +268,8 @@ fn draw_box(canvas: &mut RgbImage, Rect(left, top, width, height): Rect, radius:
     }
 }
 
-/// The pixel of a mask that is farthest from its outside (city-block distance, which two passes find exactly); of equals the
-/// one nearest to the middle of the box. `None` if the mask is empty.
+/// The pixel of a mask that is farthest from its outside (city-block distance, which two passes find
+/// exactly); of equals the one nearest to the middle of the box. `None` if the mask is empty.
 fn thickest(mask: &BitMask) -> Option<(usize, usize)> {
     let area = mask.bbox();
     let stride = area.width + 2;

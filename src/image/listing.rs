@@ -14,7 +14,8 @@ pub struct Listing {
     pub pictures: Vec<PathBuf>,
     /// Its other files, hidden ones left out, by name.
     pub others: Vec<PathBuf>,
-    /// Number of hidden files (a dot first), whatever their ending: thumbnails and what copying leaves behind.
+    /// Number of hidden files (a dot first), whatever their ending: thumbnails and what copying leaves
+    /// behind.
     pub hidden: usize,
 }
 
@@ -43,8 +44,8 @@ impl Listing {
         Ok(listing)
     }
 
-    /// As [`Listing::of`] with everything below the folder, folder by folder. Hidden folders are passed over, and links to folders,
-    /// which could lead in a circle.
+    /// As [`Listing::of`] with everything below the folder, folder by folder. Hidden folders are passed over,
+    /// and links to folders, which could lead in a circle.
     ///
     /// # Errors
     /// [`Error::Io`] if a folder cannot be read.

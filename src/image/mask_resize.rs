@@ -1,18 +1,20 @@
 //! From mask logits to mask probabilities at the size of the photo, row by row.
 //!
-//! Upstream makes full-resolution floats: logits are upsampled x2 to stride 4, go through a sigmoid, are resized to
-//! the padded input, cropped to the resized image and resized to the photo (all bilinear, align_corners=False). All
-//! steps after the sigmoid are linear and separable, so the columns of a stride-4 row are brought to the photo's width once
-//! and an output row is then a combination of at most four such rows:
+//! Upstream makes full-resolution floats: logits are upsampled x2 to stride 4, go through a sigmoid, are
+//! resized to the padded input, cropped to the resized image and resized to the photo (all bilinear,
+//! align_corners=False). All steps after the sigmoid are linear and separable, so the columns of a stride-4
+//! row are brought to the photo's width once and an output row is then a combination of at most four such
+//! rows:
 //!
 //! ```text
 //! logits [h8, w8] -x2-> [h4, w4] -sigmoid-> rows -x4, crop, resize columns-> [.., W]   (a few rows: scratch)
 //! out[y] = v0 * (u0 * row[q0] + u1 * row[q1]) + v1 * (u2 * row[q2] + u3 * row[q3])
 //! ```
 //!
-//! Each factor is applied as a two-tap step with PyTorch's float32 weights rather than folded into one set of four:
-//! two-tap weights add up to 1 exactly, so that rows at exactly 0.5 (or below) stay there and the strict threshold
-//! behaves as upstream's. No multiply-add is contracted: every instruction set gives the same bits.
+//! Each factor is applied as a two-tap step with PyTorch's float32 weights rather than folded into one set of
+//! four: two-tap weights add up to 1 exactly, so that rows at exactly 0.5 (or below) stay there and the
+//! strict threshold behaves as upstream's. No multiply-add is contracted: every instruction set gives the
+//! same bits.
 
 use super::preprocess::Geometry;
 use crate::error::{Error, Result};
@@ -81,8 +83,8 @@ impl MaskSampler {
     /// Tables for logit maps of `logits` (height, width).
     ///
     /// # Errors
-    /// [`Error::Shape`] if the maps are neither at stride 8 nor at stride 4 of the padded size, or a size is zero or not
-    /// in order.
+    /// [`Error::Shape`] if the maps are neither at stride 8 nor at stride 4 of the padded size, or a size is
+    /// zero or not in order.
     pub(super) fn new(logits: (usize, usize), geometry: Geometry) -> Result<Self> {
         let Geometry { original, resized, padded } = geometry;
         let at_stride = |s: usize| padded == (logits.0 * s, logits.1 * s);
@@ -145,8 +147,9 @@ impl MaskSampler {
         (self.rows[from].at[0] as usize, self.rows[to - 1].at[3] as usize + 1)
     }
 
-    /// Makes ready the output rows `from..to` of one mask. Rows for which `wanted(row, peak)` is false, `peak` being the
-    /// largest probability that enters them, may be left out; [`MaskSampler::row`] must not be asked for them.
+    /// Makes ready the output rows `from..to` of one mask. Rows for which `wanted(row, peak)` is false,
+    /// `peak` being the largest probability that enters them, may be left out; [`MaskSampler::row`] must not
+    /// be asked for them.
     pub(super) fn prepare(
         &self,
         isa: Isa,
@@ -228,8 +231,9 @@ fn resample(taps: &[Tap], source: &[f32], out: &mut [f32]) {
     }
 }
 
-/// `sigmoid(x)` in float32 to a relative error of 2.4e-7, at most 0.5 for x <= 0. Plain operations only, so that
-/// the loops around it vectorise (Cephes' `expf`: reduction by ln 2 in two parts and a polynomial of degree 5).
+/// `sigmoid(x)` in float32 to a relative error of 2.4e-7, at most 0.5 for x <= 0. Plain operations only, so
+/// that the loops around it vectorise (Cephes' `expf`: reduction by ln 2 in two parts and a polynomial of
+/// degree 5).
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
     /// Adding and subtracting 1.5 * 2^23 rounds to an integer, which the low bits of the sum then hold.

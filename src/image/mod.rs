@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! file -> decode -> RGB8 -> preprocess (resize, normalise, pad) -> NHWC f32 -> network
-//! network -> mask + class logits -> instance | panoptic (resize of masks, threshold | arg-max) -> overlay, output
+//! network -> mask + class logits
+//!         -> instance | panoptic (resize of masks, threshold | arg-max) -> overlay, output
 //! ```
 
 pub mod bitmask;
@@ -41,7 +42,8 @@ pub struct HeadOutput<'a> {
     pub classes: usize,
     /// Class logits `[N, C]`.
     pub class_logits: &'a [f32],
-    /// Height and width of a mask: the padded size over 8 (upstream `s2.mask_preds`) or over 4 (after its x2 upsampling).
+    /// Height and width of a mask: the padded size over 8 (upstream `s2.mask_preds`) or over 4 (after its x2
+    /// upsampling).
     pub mask_size: (usize, usize),
     /// Mask logits, planar `[N, height, width]`.
     pub mask_logits: &'a [f32],

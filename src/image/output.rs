@@ -48,8 +48,8 @@ pub struct CocoInstance {
     pub area: usize,
 }
 
-/// One entry of the list that COCO's tools take (`loadRes` of pycocotools). There is no box: with one, those tools sort objects
-/// into small, medium and large by its area instead of the mask's.
+/// One entry of the list that COCO's tools take (`loadRes` of pycocotools). There is no box: with one, those
+/// tools sort objects into small, medium and large by its area instead of the mask's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CocoResult {
     /// The image's id in the annotation file: a number, or a text where that has texts.
@@ -62,8 +62,8 @@ pub struct CocoResult {
     pub score: f32,
 }
 
-/// The instances as entries of one image in a list of results, best first. `category_of` gives for each class of the model the
-/// category of the data set; instances of other classes are left out.
+/// The instances as entries of one image in a list of results, best first. `category_of` gives for each class
+/// of the model the category of the data set; instances of other classes are left out.
 pub fn coco_results(
     result: &InstanceResult,
     image_id: &serde_json::Value,
@@ -78,8 +78,8 @@ pub fn coco_results(
     result.instances().iter().filter_map(entry).collect()
 }
 
-/// The instances as numbers of pixels, row by row: 1 for the best, 2 for the next (their order in [`coco_instances`]), 0 for
-/// none. Where instances overlap, the better one is on top.
+/// The instances as numbers of pixels, row by row: 1 for the best, 2 for the next (their order in
+/// [`coco_instances`]), 0 for none. Where instances overlap, the better one is on top.
 pub fn instance_numbers(result: &InstanceResult, (height, width): (usize, usize)) -> Vec<u16> {
     let mut numbers = vec![0; height * width];
     for (index, instance) in result.instances().iter().enumerate().rev() {
@@ -153,9 +153,9 @@ pub struct CocoPanoptic {
     pub segments_info: Vec<CocoSegment>,
 }
 
-/// A panoptic result as COCO's pair of an annotation and a PNG whose pixels are `id = R + 256 G + 65536 B`. Segments are
-/// numbered from 1 (their values in the map may be 0, which COCO reserves for void). `png_name` is the file the
-/// picture will be stored under.
+/// A panoptic result as COCO's pair of an annotation and a PNG whose pixels are `id = R + 256 G + 65536 B`.
+/// Segments are numbered from 1 (their values in the map may be 0, which COCO reserves for void). `png_name`
+/// is the file the picture will be stored under.
 ///
 /// # Errors
 /// [`Error::Usage`] if `classes` lacks a class of the result.

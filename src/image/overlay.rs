@@ -1,5 +1,5 @@
-//! Results drawn over the photo: translucent fills, contours and labels, sized with the image so that a phone-sized view of
-//! it is legible.
+//! Results drawn over the photo: translucent fills, contours and labels, sized with the image so that a
+//! phone-sized view of it is legible.
 
 use std::borrow::Cow;
 
@@ -76,8 +76,9 @@ pub(crate) fn name(classes: &[Class], index: usize) -> Cow<'_, str> {
 
 /// Draws layers over a photo: larger regions first, so that small ones stay visible on them.
 ///
-/// Labels sit at the thickest place of their region if they hide little of it and of others, else beside it with a line to it; one
-/// that finds no such place is left out, and its region keeps its contour (`label.rs`).
+/// Labels sit at the thickest place of their region if they hide little of it and of others, else beside it
+/// with a line to it; one that finds no such place is left out, and its region keeps its contour
+/// (`label.rs`).
 ///
 /// # Errors
 /// [`Error::Shape`] if a mask is not of the photo's size.
@@ -121,8 +122,8 @@ pub fn draw(photo: &RgbImage, layers: &[Layer]) -> Result<RgbImage> {
     Ok(canvas)
 }
 
-/// The regions in their colours on black, without the photo, at the size of `(height, width)`; where they overlap, the first is on
-/// top.
+/// The regions in their colours on black, without the photo, at the size of `(height, width)`; where they
+/// overlap, the first is on top.
 pub fn flat(layers: &[Layer], (height, width): (usize, usize)) -> RgbImage {
     let mut canvas = RgbImage::new(width as u32, height as u32);
     for layer in layers.iter().rev() {
@@ -143,7 +144,8 @@ pub(super) fn blend(canvas: &mut RgbImage, x: u32, y: u32, colour: [u8; 3], alph
     }
 }
 
-/// A line of `thickness` pixels along the inside of a region's edge, fading over one pixel. The image border is no edge.
+/// A line of `thickness` pixels along the inside of a region's edge, fading over one pixel. The image border
+/// is no edge.
 fn draw_contour(canvas: &mut RgbImage, layer: &Layer, thickness: f32) {
     let mask = &layer.mask;
     let (height, width) = (mask.height() as i64, mask.width() as i64);

@@ -1,12 +1,12 @@
 //! Panoptic results: every pixel to one segment, as upstream merges things and stuff.
 //!
-//! Objects are the thing proposals followed by one kernel for each stuff class. A thing takes its best thing class; the
-//! stuff object of class `c` takes only its own. Each pixel goes to the object with the largest `score * mask` (once, over
-//! all objects, dropped ones included; equal: lower index). Objects are then visited by descending score (equal: lower index
-//! first): a thing below the score threshold is skipped, and so is an object whose won pixels A are less than
-//! `overlap_threshold` of its own mask B (pixels with probability >= 0.5), or that has none of either. The others get the won
-//! pixels as one segment with the value `label + 1000 * counter`. Pixels that nobody got hold the number of
-//! classes (void).
+//! Objects are the thing proposals followed by one kernel for each stuff class. A thing takes its best thing
+//! class; the stuff object of class `c` takes only its own. Each pixel goes to the object with the largest
+//! `score * mask` (once, over all objects, dropped ones included; equal: lower index). Objects are then
+//! visited by descending score (equal: lower index first): a thing below the score threshold is skipped, and
+//! so is an object whose won pixels A are less than `overlap_threshold` of its own mask B (pixels with
+//! probability >= 0.5), or that has none of either. The others get the won pixels as one segment with the
+//! value `label + 1000 * counter`. Pixels that nobody got hold the number of classes (void).
 
 use rayon::prelude::*;
 
@@ -108,8 +108,8 @@ pub struct Assigned<'a> {
     pub labels: &'a [u32],
 }
 
-/// Turns network outputs into panoptic maps. Keeps its tables and memory, so that a call for the sizes of the previous one
-/// allocates nothing.
+/// Turns network outputs into panoptic maps. Keeps its tables and memory, so that a call for the sizes of the
+/// previous one allocates nothing.
 #[derive(Debug)]
 pub struct PanopticPostprocessor {
     config: PanopticConfig,
@@ -369,8 +369,8 @@ fn assign_band(
     floor[..rows].fill(0.0);
     for object in 0..head.objects {
         let score = scores[object];
-        // A row matters if it may hold a mask pixel or a new best. Blending can exceed its largest input by a few units in the
-        // last place only, which the margins cover; NaN peaks count as mattering.
+        // A row matters if it may hold a mask pixel or a new best. Blending can exceed its largest input by a
+        // few units in the last place only, which the margins cover; NaN peaks count as mattering.
         let matters = |peak: f32, floor: f32| !(peak < 0.4999 && peak * score * 1.0001 < floor);
         sampler.prepare(isa, head.mask(object), from, from + rows, scratch, |y, peak| {
             matters(peak, floor[y - from])

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::bitmask::{BitMask, PixelBox};
 
-/// The connected parts of one mask: pixels that touch by a side or a corner are of one part. Keeps its memory, which grows with
-/// the runs of the masks it has seen.
+/// The connected parts of one mask: pixels that touch by a side or a corner are of one part. Keeps its
+/// memory, which grows with the runs of the masks it has seen.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts {
     /// Row by row, each row from the left.

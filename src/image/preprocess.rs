@@ -1,9 +1,9 @@
 //! From an RGB image to the network input: resize, normalise and pad, in one pass over the output.
 //!
 //! Normalisation is exactly mmcv's `imnormalize`: the mean (float32 values held as float64) is subtracted and
-//! the difference rounded to float32; that is multiplied by the float64 reciprocal of the standard
-//! deviation and rounded again. With 8-bit input each channel has only 256 results, so they are tabulated. Padding is zeros
-//! **after** normalisation, at the right and the bottom.
+//! the difference rounded to float32; that is multiplied by the float64 reciprocal of the standard deviation
+//! and rounded again. With 8-bit input each channel has only 256 results, so they are tabulated. Padding is
+//! zeros **after** normalisation, at the right and the bottom.
 
 use image::RgbImage;
 
@@ -103,12 +103,12 @@ impl Preprocessor {
         Geometry { original, resized, padded: (pad(resized.0), pad(resized.1)) }
     }
 
-    /// Writes the network input of `image` into `out`, NHWC `[1, padded height, padded width, 3]`, and returns
-    /// the sizes.
+    /// Writes the network input of `image` into `out`, NHWC `[1, padded height, padded width, 3]`, and
+    /// returns the sizes.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `out` has another length than [`Geometry::input_len`]; [`Error::Usage`] if the image
-    /// has no pixels.
+    /// [`Error::Shape`] if `out` has another length than [`Geometry::input_len`]; [`Error::Usage`] if the
+    /// image has no pixels.
     pub fn run(&mut self, image: &RgbImage, out: &mut [f32]) -> Result<Geometry> {
         let source = (image.height() as usize, image.width() as usize);
         if source.0 * source.1 == 0 {

@@ -1,10 +1,11 @@
 //! Bilinear resize of 8-bit RGB, bit for bit as `cv2.resize(..., INTER_LINEAR)`.
 //!
 //! OpenCV works in fixed point: per axis, output position `d` samples the input at
-//! `s = (d + 0.5) * in / out - 0.5` with two taps of 11-bit weights. Rows are first resampled
-//! horizontally to 19-bit integers (`a * wx0 + b * wx1`), then two such rows are combined as
-//! `(((r0 >> 4) * wy0 >> 16) + ((r1 >> 4) * wy1 >> 16) + 2) >> 2`; each shift truncates, and the order matters
-//! for the last bit. Exact halving of both sides is the one exception: OpenCV then averages 2 x 2 pixels.
+//! `s = (d + 0.5) * in / out - 0.5` with two taps of 11-bit weights. Rows are first resampled horizontally to
+//! 19-bit integers (`a * wx0 + b * wx1`), then two such rows are combined as
+//! `(((r0 >> 4) * wy0 >> 16) + ((r1 >> 4) * wy1 >> 16) + 2) >> 2`; each shift truncates, and the order
+//! matters for the last bit. Exact halving of both sides is the one exception: OpenCV then averages 2 x 2
+//! pixels.
 
 use image::RgbImage;
 use rayon::prelude::*;
@@ -16,8 +17,8 @@ const ONE: i32 = 1 << 11;
 /// Output rows that one task produces. A constant, so that the split never depends on the threads.
 const BAND: usize = 32;
 
-/// The size that the test pipeline of mmdet gives an image: the largest that keeps the aspect ratio with
-/// its short side at most `short` and its long side at most `long`. Returns `(height, width)`, at least 1 each.
+/// The size that the test pipeline of mmdet gives an image: the largest that keeps the aspect ratio with its
+/// short side at most `short` and its long side at most `long`. Returns `(height, width)`, at least 1 each.
 ///
 /// `scale = min(long / max(h, w), short / min(h, w))` and each side is `int(side * scale + 0.5)`, in double
 /// precision (mmcv `rescale_size`).
@@ -118,7 +119,8 @@ impl Resizer {
     }
 
     /// Resizes `source` and hands every output row to `emit(row pixels, out row)`, where the out rows are the
-    /// consecutive `stride`-element pieces of `out` (at least target-height of them). Rows are made in parallel.
+    /// consecutive `stride`-element pieces of `out` (at least target-height of them). Rows are made in
+    /// parallel.
     pub(super) fn rows_into<T: Send>(
         &mut self,
         source: &[u8],
@@ -157,8 +159,8 @@ impl Resizer {
 }
 
 impl Scratch {
-    /// Slots that hold the resampled source rows `wanted` (ascending, at most one apart), after filling what is
-    /// missing and evicting only what is not wanted.
+    /// Slots that hold the resampled source rows `wanted` (ascending, at most one apart), after filling what
+    /// is missing and evicting only what is not wanted.
     fn fetch(&mut self, wanted: [u32; 2], fill: impl Fn(usize, &mut [i32])) -> [usize; 2] {
         let wanted = wanted.map(|y| y as usize);
         wanted.map(|y| {

@@ -1,14 +1,14 @@
 //! COCO run-length encoding: column-major runs that alternate between outside and inside, starting outside.
 //!
-//! In the compressed form (pycocotools `rleToString`) each run from the fourth on is stored as the difference to
-//! the run two before it; the number is cut into 5-bit groups, lowest first, bit 5 of a character says that
-//! more follow, bit 4 of the last one is the sign, and 48 is added to make it printable.
+//! In the compressed form (pycocotools `rleToString`) each run from the fourth on is stored as the difference
+//! to the run two before it; the number is cut into 5-bit groups, lowest first, bit 5 of a character says
+//! that more follow, bit 4 of the last one is the sign, and 48 is added to make it printable.
 
 use super::bitmask::BitMask;
 use crate::error::{Error, Result};
 
-/// Largest mask that [`decode`] makes, pixels. Run lengths are tiny whatever size they claim, so that the size has to
-/// be bounded before memory is taken.
+/// Largest mask that [`decode`] makes, pixels. Run lengths are tiny whatever size they claim, so that the
+/// size has to be bounded before memory is taken.
 pub const MAX_PIXELS: usize = 1 << 28;
 
 /// Column-major run lengths of a mask; the first run is outside and may be 0.
@@ -17,7 +17,8 @@ pub const MAX_PIXELS: usize = 1 << 28;
 /// which is the exclusive-or of two packed rows.
 pub fn run_lengths(mask: &BitMask) -> Vec<u32> {
     let (height, width) = (mask.height(), mask.width());
-    // Ends of runs per column, first counted, then placed; rows are walked in order, so that each column's are sorted.
+    // Ends of runs per column, first counted, then placed; rows are walked in order, so that each column's
+    // are sorted.
     let mut starts = vec![0usize; width + 1];
     each_change(mask, |x, _| starts[x + 1] += 1);
     for x in 0..width {
@@ -91,8 +92,8 @@ pub fn compress(runs: &[u32]) -> String {
 /// The run lengths of their compressed form.
 ///
 /// # Errors
-/// [`Error::Image`] (with `RLE` for the file) that names the position of a character outside the alphabet, of a number that
-/// is cut short, and of a run that is negative or beyond 32 bits.
+/// [`Error::Image`] (with `RLE` for the file) that names the position of a character outside the alphabet, of
+/// a number that is cut short, and of a run that is negative or beyond 32 bits.
 pub fn decompress(counts: &str) -> Result<Vec<u32>> {
     let mut runs: Vec<u32> = Vec::new();
     let (mut value, mut shift) = (0i64, 0);

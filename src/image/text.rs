@@ -1,7 +1,7 @@
 //! Text on images, from a signed-distance atlas of printable ASCII (DejaVu Sans Bold, see assets/font).
 //!
-//! An atlas pixel holds the distance to the glyph's outline, so that one small atlas is sharp at any size: coverage is the
-//! distance in output pixels plus one half, clamped to 0..1.
+//! An atlas pixel holds the distance to the glyph's outline, so that one small atlas is sharp at any size:
+//! coverage is the distance in output pixels plus one half, clamped to 0..1.
 
 use std::sync::OnceLock;
 

@@ -129,8 +129,9 @@ pub struct Config {
     /// Most instances reported for an image.
     #[serde(default = "default_max_per_image")]
     pub max_per_image: usize,
-    /// The score of an instance is multiplied by the quality of its mask: the mean probability of the pixels that
-    /// are more likely inside than outside, at the resolution of the mask logits. Official models leave it off.
+    /// The score of an instance is multiplied by the quality of its mask: the mean probability of the pixels
+    /// that are more likely inside than outside, at the resolution of the mask logits. Official models leave
+    /// it off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mask_score: bool,
     /// Panoptic: things below this score are dropped before the merge.
@@ -142,8 +143,8 @@ pub struct Config {
     /// Names of all classes, things first. Empty stands for COCO's names if the counts are COCO's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
-    /// Category ids of all classes in the data set they were learnt from, things first; results carry them. Empty stands for
-    /// COCO's if the names are COCO's, else for the class indices.
+    /// Category ids of all classes in the data set they were learnt from, things first; results carry them.
+    /// Empty stands for COCO's if the names are COCO's, else for the class indices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_ids: Vec<u32>,
 }
@@ -193,8 +194,8 @@ pub const MODEL_NAMES: [&str; 6] = [
 const MOST_STAGES: usize = 256;
 
 impl Config {
-    /// The COCO model of this name: an official one, or (`lite` in its name) one of ours, smaller and for smaller
-    /// images.
+    /// The COCO model of this name: an official one, or (`lite` in its name) one of ours, smaller and for
+    /// smaller images.
     ///
     /// # Errors
     /// [`Error::Usage`] for any other name, suggesting the nearest.

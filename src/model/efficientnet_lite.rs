@@ -1,9 +1,10 @@
-//! EfficientNet-Lite (Tan and Le, 2019, without squeeze-excite and with ReLU6; the Lite variants of Google's TPU models):
-//! inverted bottlenecks of an expanding 1x1, a depthwise 3x3 or 5x5 and a projecting 1x1 convolution.
+//! EfficientNet-Lite (Tan and Le, 2019, without squeeze-excite and with ReLU6; the Lite variants of Google's
+//! TPU models): inverted bottlenecks of an expanding 1x1, a depthwise 3x3 or 5x5 and a projecting 1x1
+//! convolution.
 //!
-//! Parameters are named as in the `state_dict` of the Python package `efficientnet_lite_pytorch`, after `backbone.`.
-//! Padding is TensorFlow's "same" for the size of the map at hand. (The package fixes it for its own image size, 224 or
-//! 260, which may differ by a pixel on maps of other sizes.)
+//! Parameters are named as in the `state_dict` of the Python package `efficientnet_lite_pytorch`, after
+//! `backbone.`. Padding is TensorFlow's "same" for the size of the map at hand. (The package fixes it for its
+//! own image size, 224 or 260, which may differ by a pixel on maps of other sizes.)
 
 use super::layers::{Norm, activation, linear, norm};
 use crate::error::{Error, Result};
@@ -46,8 +47,8 @@ const STAGES: [Stage; 7] = [
     Stage { blocks: 1, kernel: 3, stride: 1, expansion: 6, c_out: 320 },
 ];
 
-/// The stages of a variant: widths and depths of Lite0 times the variant's factors; the first and the last stage keep
-/// their depth.
+/// The stages of a variant: widths and depths of Lite0 times the variant's factors; the first and the last
+/// stage keep their depth.
 fn stages(variant: usize) -> Result<[Stage; 7]> {
     // In tenths, so that rounding is exact.
     let (width, depth) = match variant {
@@ -72,8 +73,8 @@ fn scaled_channels(channels: usize, tenths: usize) -> usize {
     if 100 * rounded < 9 * exact { rounded + DIVISOR } else { rounded }
 }
 
-/// The last maps at strides 4, 8, 16, 32 (24, 40, 112 and 320 channels in Lite0; 24, 48, 120 and 352 in Lite2), all of
-/// them results of a projection, which no activation follows.
+/// The last maps at strides 4, 8, 16, 32 (24, 40, 112 and 320 channels in Lite0; 24, 48, 120 and 352 in
+/// Lite2), all of them results of a projection, which no activation follows.
 pub(super) fn efficientnet_lite(b: &mut Builder, image: ValueId, variant: usize) -> Result<Vec<ValueId>> {
     let stem = Geometry { c_out: STEM, kernel: 3, stride: 2, groups: 1 };
     let x = conv_norm(b, &format!("{PREFIX}._conv_stem"), &format!("{PREFIX}._bn0"), image, stem)?;
@@ -98,8 +99,8 @@ pub(super) fn efficientnet_lite(b: &mut Builder, image: ValueId, variant: usize)
 /// to 1280 channels, their mean over the map and a linear layer to `classes`.
 ///
 /// The graph takes [`IMAGE`](super::IMAGE) `[batch, H, W, 3]`, normalised by
-/// [`Normalization::SYMMETRIC`](super::Normalization::SYMMETRIC), and gives `logits` `[batch, classes]` and the levels
-/// `C2`..`C5` of the backbone.
+/// [`Normalization::SYMMETRIC`](super::Normalization::SYMMETRIC), and gives `logits` `[batch, classes]` and
+/// the levels `C2`..`C5` of the backbone.
 ///
 /// # Errors
 /// [`Error::Usage`] for a variant that is not 0 or 2, or a size without pixels.

@@ -30,8 +30,8 @@ impl Activation {
         }
     }
 
-    /// The derivative in double precision, from the result `y`: every function here is monotonic, so that the result tells
-    /// where the operand lay. At its corners the derivative is 0, as in PyTorch.
+    /// The derivative in double precision, from the result `y`: every function here is monotonic, so that the
+    /// result tells where the operand lay. At its corners the derivative is 0, as in PyTorch.
     pub fn derivative(self, y: f64) -> f64 {
         match self {
             Activation::Relu => f64::from(y > 0.0),
@@ -49,8 +49,8 @@ impl Activation {
         }
     }
 
-    /// Emits the gradient of the operand from the result `y` and its gradient: what every operator with a fused
-    /// activation starts its backward pass with.
+    /// Emits the gradient of the operand from the result `y` and its gradient: what every operator with a
+    /// fused activation starts its backward pass with.
     ///
     /// # Errors
     /// As [`Builder::node`].

@@ -11,8 +11,8 @@ use crate::tensor::Tensor;
 /// `y = (x - mean[c]) * gamma[c] / sqrt(variance[c] + eps) + beta[c]`, with stored statistics (Ioffe and
 /// Szegedy 2015, in inference mode).
 ///
-/// Inputs: `x` `[.., C]`, then `gamma`, `beta`, `mean`, `variance` `[C]`. Output: as `x`. After a convolution it
-/// is folded away, see [`FoldBatchNorm`](super::FoldBatchNorm).
+/// Inputs: `x` `[.., C]`, then `gamma`, `beta`, `mean`, `variance` `[C]`. Output: as `x`. After a convolution
+/// it is folded away, see [`FoldBatchNorm`](super::FoldBatchNorm).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchNorm {
     /// Added to the variance.
@@ -76,8 +76,8 @@ impl Operator for BatchNorm {
 /// The gradient of [`BatchNorm`]. With `s = gamma / sqrt(variance + eps)`: `dx = dy * s`,
 /// `dgamma = sum of dy * (x - mean) / sqrt(variance + eps)`, `dbeta = sum of dy`.
 ///
-/// Inputs: `x` `[.., C]`, then `gamma`, `mean`, `variance` `[C]`, then `dy` as `x`. Outputs: `dx` as `x`, `dgamma` and
-/// `dbeta` `[C]`.
+/// Inputs: `x` `[.., C]`, then `gamma`, `mean`, `variance` `[C]`, then `dy` as `x`. Outputs: `dx` as `x`,
+/// `dgamma` and `dbeta` `[C]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchNormGrad {
     /// Added to the variance.
@@ -102,7 +102,8 @@ impl BatchNormGrad {
     /// A case over `x` of this shape.
     pub(crate) fn case(name: &str, op: impl Into<super::Op>, x: &[usize]) -> Case {
         let c = x[x.len() - 1];
-        // Gradients that are not centred: their sums would cancel, and no bound relative to the sum would hold.
+        // Gradients that are not centred: their sums would cancel, and no bound relative to the sum would
+        // hold.
         Case::new(name, op, &[x, &[c], &[c], &[c], x])
             .fill(3, Fill::Uniform(0.5, 2.0))
             .fill(4, Fill::Uniform(-0.5, 1.0))

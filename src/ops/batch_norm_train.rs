@@ -8,11 +8,11 @@ use crate::error::{Error, Result};
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
-/// `y = (x - mean[c]) * gamma[c] / sqrt(variance[c] + eps) + beta[c]`, mean and biased variance taken over all axes but
-/// the last (Ioffe and Szegedy 2015).
+/// `y = (x - mean[c]) * gamma[c] / sqrt(variance[c] + eps) + beta[c]`, mean and biased variance taken over
+/// all axes but the last (Ioffe and Szegedy 2015).
 ///
-/// Inputs: `x` `[.., C]`, `gamma` and `beta` `[C]`. Outputs: `y` as `x`, then `mean` and `variance` `[C]`, from which a
-/// trainer updates the running statistics; they are not differentiated.
+/// Inputs: `x` `[.., C]`, `gamma` and `beta` `[C]`. Outputs: `y` as `x`, then `mean` and `variance` `[C]`,
+/// from which a trainer updates the running statistics; they are not differentiated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchNormTrain {
     /// Added to the variance.
@@ -88,8 +88,8 @@ impl Operator for BatchNormTrain {
 /// `xhat = (x - mean) / sqrt(variance + eps)`: `dgamma = sum of dy * xhat`, `dbeta = sum of dy`,
 /// `dx = gamma / sqrt(variance + eps) * (dy - dbeta / n - xhat * dgamma / n)`.
 ///
-/// Inputs: `x` `[.., C]`, then `gamma`, `mean`, `variance` `[C]` (the last two as the operator gave them), then `dy` as
-/// `x`. Outputs: `dx` as `x`, `dgamma` and `dbeta` `[C]`.
+/// Inputs: `x` `[.., C]`, then `gamma`, `mean`, `variance` `[C]` (the last two as the operator gave them),
+/// then `dy` as `x`. Outputs: `dx` as `x`, `dgamma` and `dbeta` `[C]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchNormTrainGrad {
     /// Added to the variance.

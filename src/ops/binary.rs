@@ -29,8 +29,8 @@ impl BinaryKind {
 
 /// `y = a + b` or `y = a * b`.
 ///
-/// Inputs: `a` of any shape, `b` of the same shape or with leading axes of size 1, along which it is repeated.
-/// Output: as `a`.
+/// Inputs: `a` of any shape, `b` of the same shape or with leading axes of size 1, along which it is
+/// repeated. Output: as `a`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binary {
     /// The function.

@@ -115,7 +115,8 @@ fn unit(state: &mut u64) -> f64 {
     (z >> 40) as f64 / (1u64 << 24) as f64
 }
 
-/// `|a - b|_2 / |b|_2`, or `|a - b|_2` if `b` is all zero. NaN counts as an infinite error unless both are NaN.
+/// `|a - b|_2 / |b|_2`, or `|a - b|_2` if `b` is all zero. NaN counts as an infinite error unless both are
+/// NaN.
 pub fn relative_l2(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len(), "relative_l2 of {} and {} elements", a.len(), b.len());
     let (mut difference, mut norm) = (0.0f64, 0.0f64);

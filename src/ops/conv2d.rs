@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
-/// `y[b, p, q, k] = sum over r, s, c of x[b, p*stride + r*dilation - padding, .., c] * w[k, r, s, c]`, then the
-/// [`Epilogue`].
+/// `y[b, p, q, k] = sum over r, s, c of x[b, p*stride + r*dilation - padding, .., c] * w[k, r, s, c]`, then
+/// the [`Epilogue`].
 ///
 /// Inputs: `x` `[B, H, W, C]`, filter `w` `[K, R, S, C / groups]`, then the epilogue's operands. Output:
 /// `[B, P, Q, K]`. Pairs are (vertical, horizontal). Samples outside the map are zero.
@@ -48,8 +48,9 @@ impl Conv2d {
     }
 
     /// A square stride with TensorFlow's "same" padding of a `size[0]` x `size[1]` map: outputs number
-    /// `ceil(size / stride)`, and where the zeros that this takes are odd in number, the extra one comes **after** the
-    /// map. The stem of EfficientNet, 3x3 with stride 2 on an even map, so has none before and one after.
+    /// `ceil(size / stride)`, and where the zeros that this takes are odd in number, the extra one comes
+    /// **after** the map. The stem of EfficientNet, 3x3 with stride 2 on an even map, so has none before and
+    /// one after.
     pub fn same(size: [usize; 2], kernel: usize, stride: usize) -> Self {
         let total = size.map(|size| {
             let last = size.div_ceil(stride.max(1)).saturating_sub(1) * stride;

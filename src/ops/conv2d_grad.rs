@@ -14,8 +14,8 @@ pub(super) struct Taps {
 }
 
 impl Taps {
-    /// Calls `term` for every result `[b, p, q, k]` and every tap `(r, s)` of its that lies inside the map: with where
-    /// the channels lie in the map `x` and in the filter `w`, and where the result lies in `y`.
+    /// Calls `term` for every result `[b, p, q, k]` and every tap `(r, s)` of its that lies inside the map:
+    /// with where the channels lie in the map `x` and in the filter `w`, and where the result lies in `y`.
     pub fn for_each(
         &self,
         x: Shape,
@@ -61,11 +61,11 @@ impl Taps {
     }
 }
 
-/// Gradient of [`Conv2d`](super::Conv2d)'s map: `dx[b, h, w, c] = sum of dy[b, p, q, k] * w[k, r, s, c]` over the terms of
-/// the convolution that read `x[b, h, w, c]`.
+/// Gradient of [`Conv2d`](super::Conv2d)'s map: `dx[b, h, w, c] = sum of dy[b, p, q, k] * w[k, r, s, c]` over
+/// the terms of the convolution that read `x[b, h, w, c]`.
 ///
-/// Inputs: `dy` `[B, P, Q, K]`, filter `w` `[K, R, S, C / groups]`. Output: `dx` `[B, H, W, C]`. The padding after the map
-/// does not matter: it decides `P` and `Q` alone.
+/// Inputs: `dy` `[B, P, Q, K]`, filter `w` `[K, R, S, C / groups]`. Output: `dx` `[B, H, W, C]`. The padding
+/// after the map does not matter: it decides `P` and `Q` alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dInputGrad {
     /// Step between outputs, in input pixels.
@@ -127,8 +127,8 @@ impl Operator for Conv2dInputGrad {
     }
 }
 
-/// Gradient of [`Conv2d`](super::Conv2d)'s filter: `dw[k, r, s, c] = sum of dy[b, p, q, k] * x[b, h, w, c]` over the terms of
-/// the convolution that read `w[k, r, s, c]`.
+/// Gradient of [`Conv2d`](super::Conv2d)'s filter: `dw[k, r, s, c] = sum of dy[b, p, q, k] * x[b, h, w, c]`
+/// over the terms of the convolution that read `w[k, r, s, c]`.
 ///
 /// Inputs: map `x` `[B, H, W, C]`, `dy` `[B, P, Q, K]`. Output: `dw` `[K, R, S, C / groups]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,10 +7,12 @@ use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
 
-/// Sum over positions of `-ln softmax(x)[label]`, the softmax along axis 1. Positions whose label lies outside the classes are
-/// ignored. In the rank loss of panoptic K-Net the "classes" are the objects of an image.
+/// Sum over positions of `-ln softmax(x)[label]`, the softmax along axis 1. Positions whose label lies
+/// outside the classes are ignored. In the rank loss of panoptic K-Net the "classes" are the objects of an
+/// image.
 ///
-/// Inputs: logits `[O, K, I]`, labels `[O, I]`. Output: `[1]`. Labels are constants; normalisation is the caller's.
+/// Inputs: logits `[O, K, I]`, labels `[O, I]`. Output: `[1]`. Labels are constants; normalisation is the
+/// caller's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CrossEntropyLoss;
 
@@ -20,7 +22,8 @@ fn check(inputs: &[ValueType]) -> std::result::Result<Shape, String> {
     Ok(logits)
 }
 
-/// For every labelled position: the indices of its logits, its label, and the logarithm of the sum of exponentials.
+/// For every labelled position: the indices of its logits, its label, and the logarithm of the sum of
+/// exponentials.
 fn visit(inputs: &[&Tensor<f64>], mut visit: impl FnMut(&dyn Fn(usize) -> usize, usize, f64)) {
     let (x, labels) = (inputs[0], inputs[1]);
     let [classes, inner] = [x.shape()[1], x.shape()[2]];
@@ -76,7 +79,8 @@ impl Operator for CrossEntropyLoss {
     }
 }
 
-/// Gradient of [`CrossEntropyLoss`]: `(softmax(x) - [class is the label])` times the upstream gradient, 0 at ignored positions.
+/// Gradient of [`CrossEntropyLoss`]: `(softmax(x) - [class is the label])` times the upstream gradient, 0 at
+/// ignored positions.
 ///
 /// Inputs: logits, labels, gradient of the loss `[1]`. Output: as the logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

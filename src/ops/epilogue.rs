@@ -66,8 +66,8 @@ impl Epilogue {
         }
     }
 
-    /// Emits the gradients of bias and residual into `grads` (one place per operand of the node), and gives the
-    /// gradient of the product.
+    /// Emits the gradients of bias and residual into `grads` (one place per operand of the node), and gives
+    /// the gradient of the product.
     ///
     /// # Errors
     /// As [`Operator::backward`](super::Operator::backward).

@@ -11,11 +11,13 @@ use crate::tensor::{Shape, Tensor};
 /// Sum of the sigmoid focal loss with gamma 2: every class is a binary decision.
 ///
 /// With `p = sigmoid(x)`: the labelled class adds `alpha (1 - p)^2 (-ln p)`, every other class
-/// `(1 - alpha) p^2 (-ln(1 - p))`, times the weight of the (object, class) pair. A label outside the classes is background: all
-/// classes are negative. Normalisation and loss weight are the caller's, through the gradient it seeds.
+/// `(1 - alpha) p^2 (-ln(1 - p))`, times the weight of the (object, class) pair. A label outside the classes
+/// is background: all classes are negative. Normalisation and loss weight are the caller's, through the
+/// gradient it seeds.
 ///
-/// Inputs: logits `[O, K, I]` (`K` classes; `O` objects and `I` 1, or `O` images and `I` pixels of planar maps), labels
-/// `[O, I]`, and if `weighted` weights `[R, K]`, where row `o % R` holds for object `o`. Output: `[1]`.
+/// Inputs: logits `[O, K, I]` (`K` classes; `O` objects and `I` 1, or `O` images and `I` pixels of planar
+/// maps), labels `[O, I]`, and if `weighted` weights `[R, K]`, where row `o % R` holds for object `o`.
+/// Output: `[1]`.
 ///
 /// Labels and weights are constants: no gradient flows to them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -126,8 +128,8 @@ impl Operator for FocalLoss {
 
 /// Gradient of [`FocalLoss`] with respect to the logits.
 ///
-/// With `q = 1 - p`: `alpha (2 q^2 p ln p - q^3)` for the labelled class, `(1 - alpha) (p^3 - 2 p^2 q ln q)` for the others,
-/// times weight and upstream gradient.
+/// With `q = 1 - p`: `alpha (2 q^2 p ln p - q^3)` for the labelled class, `(1 - alpha) (p^3 - 2 p^2 q ln q)`
+/// for the others, times weight and upstream gradient.
 ///
 /// Inputs: those of the loss, then its gradient `[1]`. Output: as the logits.
 #[derive(Clone, Copy, Debug, PartialEq)]

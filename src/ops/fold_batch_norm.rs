@@ -84,8 +84,8 @@ impl Operator for FoldBatchNorm {
 /// `dfilter[k] = dfilter'[k] * gamma[k] * inverse[k]`,
 /// `dgamma[k] = (sum of dfilter'[k] * filter[k] - dbias'[k] * mean[k]) * inverse[k]`, `dbeta = dbias'`.
 ///
-/// Inputs: `filter` `[K, R, S, C]`, then `gamma`, `mean`, `variance` `[K]`, then `dfilter'` as `filter` and `dbias'` `[K]`.
-/// Outputs: `dfilter` as `filter`, `dgamma` and `dbeta` `[K]`.
+/// Inputs: `filter` `[K, R, S, C]`, then `gamma`, `mean`, `variance` `[K]`, then `dfilter'` as `filter` and
+/// `dbias'` `[K]`. Outputs: `dfilter` as `filter`, `dgamma` and `dbeta` `[K]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FoldBatchNormGrad {
     /// Added to the variance.

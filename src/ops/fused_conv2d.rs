@@ -5,11 +5,12 @@ use super::{
 };
 use crate::tensor::{Shape, Tensor};
 
-/// A [`Conv2d`] with tails that save passes over memory: the residual may have half the size, and the statistics that a
-/// group norm needs come with the result. `fuse_conv_tails` of the CUDA back end makes these, for GPUs alone.
+/// A [`Conv2d`] with tails that save passes over memory: the residual may have half the size, and the
+/// statistics that a group norm needs come with the result. `fuse_conv_tails` of the CUDA back end makes
+/// these, for GPUs alone.
 ///
-/// Inputs: those of the convolution; its residual is `[B, P / 2, Q / 2, K]` if `upsampled`. Outputs: `[B, P, Q, K]`; if `groups`,
-/// the [moments] of each group of channels, `[B, ceil(P * Q / 64), 2 * groups]`.
+/// Inputs: those of the convolution; its residual is `[B, P / 2, Q / 2, K]` if `upsampled`. Outputs:
+/// `[B, P, Q, K]`; if `groups`, the [moments] of each group of channels, `[B, ceil(P * Q / 64), 2 * groups]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FusedConv2d {
     /// The convolution.
@@ -28,9 +29,9 @@ pub fn moments_shape(map: Shape, groups: usize) -> Shape {
     [map[0], (map[1] * map[2]).div_ceil(PART_PIXELS), 2 * groups].into()
 }
 
-/// For every part of [`PART_PIXELS`] pixels of an image (the last may be shorter), in their order, and every group of
-/// neighbouring channels: the mean, and the sum of squares of the distances from it. The moments of the whole follow from
-/// those of its parts without losing digits (Chan, Golub and LeVeque 1979).
+/// For every part of [`PART_PIXELS`] pixels of an image (the last may be shorter), in their order, and every
+/// group of neighbouring channels: the mean, and the sum of squares of the distances from it. The moments of
+/// the whole follow from those of its parts without losing digits (Chan, Golub and LeVeque 1979).
 pub fn moments(map: &Tensor<f64>, groups: usize) -> Tensor<f64> {
     let (shape, width) = (map.shape(), map.shape()[3] / groups);
     let pixels = shape[1] * shape[2];

@@ -20,8 +20,8 @@ pub enum Prologue {
     },
     /// `a * b`. Operands: `a`, `b`.
     Product,
-    /// `sigmoid(norm(a)) * norm(b) + sigmoid(norm(c)) * norm(d)`, the gates of K-Net's kernel update. Operands: each of the
-    /// four with its gamma and beta.
+    /// `sigmoid(norm(a)) * norm(b) + sigmoid(norm(c)) * norm(d)`, the gates of K-Net's kernel update.
+    /// Operands: each of the four with its gamma and beta.
     Gates {
         /// Added to each variance.
         eps: f32,
@@ -66,12 +66,14 @@ impl Prologue {
     }
 }
 
-/// One to three linear layers over the same rows, which a [`Prologue`] makes: the steps of K-Net's kernel update are so small
-/// that a GPU spends its time between them. `fuse_linears` of the CUDA back end makes these of [`Linear`],
-/// [`LayerNorm`] and [`Binary`](super::Binary); where launches cost nothing there is no need of them.
+/// One to three linear layers over the same rows, which a [`Prologue`] makes: the steps of K-Net's kernel
+/// update are so small that a GPU spends its time between them. `fuse_linears` of the CUDA back end makes
+/// these of [`Linear`], [`LayerNorm`] and [`Binary`](super::Binary); where launches cost nothing there is no
+/// need of them.
 ///
-/// Inputs: those of the prologue, with rows `[.., K]`, K a multiple of 4 up to 512, gamma and beta `[K]`; for each
-/// layer its weight `[N, K]` and, if it has one, its bias `[N]`. Outputs: `[.., N]` of each layer, then the rows `[.., K]` if `keep`.
+/// Inputs: those of the prologue, with rows `[.., K]`, K a multiple of 4 up to 512, gamma and beta `[K]`; for
+/// each layer its weight `[N, K]` and, if it has one, its bias `[N]`. Outputs: `[.., N]` of each layer, then
+/// the rows `[.., K]` if `keep`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FusedLinear {
     /// How the rows are made.

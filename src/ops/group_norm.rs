@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
-/// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken over
-/// the pixels and the `C / groups` channels of one group of one image (Wu and He 2018).
+/// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken
+/// over the pixels and the `C / groups` channels of one group of one image (Wu and He 2018).
 ///
 /// Inputs: `x` `[B, H, W, C]`, `gamma` and `beta` `[C]`. Output: as `x`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,10 +97,11 @@ impl Operator for GroupNorm {
     }
 }
 
-/// The gradient of [`GroupNorm`] before its activation; the statistics are computed again. With `n` elements a group,
-/// `xhat = (x - mean) / deviation` and `deviation = sqrt(variance + eps)`: `dgamma = sum of dy * xhat`,
-/// `dbeta = sum of dy`, `dx = (g - mean of g - xhat * mean of (g * xhat)) / deviation` with `g = gamma * dy` and means
-/// over the group.
+/// The gradient of [`GroupNorm`] before its activation; the statistics are computed again. With `n` elements
+/// a group, `xhat = (x - mean) / deviation` and `deviation = sqrt(variance + eps)`:
+/// `dgamma = sum of dy * xhat`, `dbeta = sum of dy`,
+/// `dx = (g - mean of g - xhat * mean of (g * xhat)) / deviation` with `g = gamma * dy` and means over the
+/// group.
 ///
 /// Inputs: `x` `[B, H, W, C]`, `gamma` `[C]`, `dy` as `x`. Outputs: `dx` as `x`, `dgamma` and `dbeta` `[C]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -163,7 +164,8 @@ impl Operator for GroupNormGrad {
         };
         vec![
             case("one_pixel", 1, [1, 1, 1, 8]),
-            // Normalising two elements leaves little but their sign: `dx` is what remains of terms that cancel.
+            // Normalising two elements leaves little but their sign: `dx` is what remains of terms that
+            // cancel.
             case("pairs", 4, [1, 1, 1, 8]).tolerance(Tolerance {
                 relative_l2: 3e-4,
                 reason: "f32 roundings of 6e-8 of terms 1,000 times the result",

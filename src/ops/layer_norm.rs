@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
-/// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken over
-/// the last axis (Ba et al. 2016).
+/// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken
+/// over the last axis (Ba et al. 2016).
 ///
 /// Inputs: `x` `[.., C]`, `gamma` and `beta` `[C]`. Output: as `x`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,8 +86,8 @@ impl Operator for LayerNorm {
 
 /// The gradient of [`LayerNorm`] before its activation; the statistics are computed again. With
 /// `xhat = (x - mean) / deviation` and `deviation = sqrt(variance + eps)`: `dgamma = sum of dy * xhat`,
-/// `dbeta = sum of dy`, `dx = (g - mean of g - xhat * mean of (g * xhat)) / deviation` with `g = gamma * dy` and means
-/// over the last axis.
+/// `dbeta = sum of dy`, `dx = (g - mean of g - xhat * mean of (g * xhat)) / deviation` with `g = gamma * dy`
+/// and means over the last axis.
 ///
 /// Inputs: `x` `[.., C]`, `gamma` `[C]`, `dy` as `x`. Outputs: `dx` as `x`, `dgamma` and `dbeta` `[C]`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -14,12 +14,12 @@ pub const DICE_EPS: f64 = 1e-3;
 ///
 /// With `p = sigmoid(x)` and the target `t` of the slot an object is matched with:
 /// `cross_entropy = sum over pixels of max(x, 0) - x t + ln(1 + exp(-|x|))` and
-/// `dice = 1 - 2 p.t / (p.p + eps + t.t + eps)`. Targets may be soft. Normalisation (mean over positives, loss weight)
-/// is the caller's, through the gradient it seeds.
+/// `dice = 1 - 2 p.t / (p.p + eps + t.t + eps)`. Targets may be soft. Normalisation (mean over positives,
+/// loss weight) is the caller's, through the gradient it seeds.
 ///
-/// Inputs: mask logits `[B, N, H, W]`, targets `[B, G, H, W]`, `matched` `[B, N]`: the slot of each object's target,
-/// negative for objects without one. Outputs: cross-entropy `[1]`, dice `[1]`, and `[B, N, 3]` the sums `p.t`, `p.p` and
-/// `t.t` of the matched objects for the backward pass.
+/// Inputs: mask logits `[B, N, H, W]`, targets `[B, G, H, W]`, `matched` `[B, N]`: the slot of each object's
+/// target, negative for objects without one. Outputs: cross-entropy `[1]`, dice `[1]`, and `[B, N, 3]` the
+/// sums `p.t`, `p.p` and `t.t` of the matched objects for the backward pass.
 ///
 /// Targets are constants: no gradient flows to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,11 +114,11 @@ impl Operator for MaskLoss {
 
 /// Gradient of [`MaskLoss`] with respect to the logits.
 ///
-/// With `D = p.p + eps + t.t + eps`: `dx = de (p - t) + dd (-2 t / D + 4 p.t p / D^2) p (1 - p)` on matched objects, 0 on
-/// the others.
+/// With `D = p.p + eps + t.t + eps`: `dx = de (p - t) + dd (-2 t / D + 4 p.t p / D^2) p (1 - p)` on matched
+/// objects, 0 on the others.
 ///
-/// Inputs: logits, targets and matched slots as there, its sums `[B, N, 3]`, gradients `de` and `dd` of cross-entropy and dice
-/// `[1]`. Output: as the logits.
+/// Inputs: logits, targets and matched slots as there, its sums `[B, N, 3]`, gradients `de` and `dd` of
+/// cross-entropy and dice `[1]`. Output: as the logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MaskLossGrad;
 

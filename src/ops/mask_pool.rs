@@ -5,11 +5,11 @@ use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
 
-/// `y[b, n, c] = sum of x[b, h, w, c] over the pixels with masks[b, n, h, w] > 0`: the grouped feature of every
-/// object (K-Net, equation 3, with the mask hardened at probability 0.5, that is logit 0).
+/// `y[b, n, c] = sum of x[b, h, w, c] over the pixels with masks[b, n, h, w] > 0`: the grouped feature of
+/// every object (K-Net, equation 3, with the mask hardened at probability 0.5, that is logit 0).
 ///
-/// Inputs: mask logits `[B, N, H, W]`, features `x` `[B, H, W, C]`. Output: `[B, N, C]`. The comparison is strict,
-/// so a pixel whose logit is 0 or NaN belongs to no object.
+/// Inputs: mask logits `[B, N, H, W]`, features `x` `[B, H, W, C]`. Output: `[B, N, C]`. The comparison is
+/// strict, so a pixel whose logit is 0 or NaN belongs to no object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MaskPool;
 
@@ -66,9 +66,11 @@ impl Operator for MaskPool {
     }
 }
 
-/// Gradient of [`MaskPool`]'s features: `dx[b, h, w, c] = sum of dy[b, n, c] over the masks with masks[b, n, h, w] > 0`.
+/// Gradient of [`MaskPool`]'s features:
+/// `dx[b, h, w, c] = sum of dy[b, n, c] over the masks with masks[b, n, h, w] > 0`.
 ///
-/// Inputs: mask logits `[B, N, H, W]`, `dy` `[B, N, C]`. Output: `[B, H, W, C]`. The hard mask has no gradient.
+/// Inputs: mask logits `[B, N, H, W]`, `dy` `[B, N, C]`. Output: `[B, H, W, C]`. The hard mask has no
+/// gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MaskPoolGrad;
 

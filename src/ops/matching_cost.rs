@@ -6,11 +6,12 @@ use super::{
 };
 use crate::tensor::Tensor;
 
-/// `cost[n, g] = -mask_weight (p.t + (1 - p).(1 - t)) / pixels - dice_weight 2 p.t / (p.p + eps + t.t + eps)` with
-/// `p = sigmoid(mask logits of n)` and the soft target `t` of slot `g` (upstream `MaskCost` and `DiceCost`).
+/// `cost[n, g] = -mask_weight (p.t + (1 - p).(1 - t)) / pixels - dice_weight 2 p.t / (p.p + eps + t.t + eps)`
+/// with `p = sigmoid(mask logits of n)` and the soft target `t` of slot `g` (upstream `MaskCost` and
+/// `DiceCost`).
 ///
-/// Inputs: mask logits `[B, N, H, W]`, targets `[B, G, H, W]`. Output: `[B, N, G]`. Matching is no function to
-/// differentiate: there is no gradient.
+/// Inputs: mask logits `[B, N, H, W]`, targets `[B, G, H, W]`. Output: `[B, N, G]`. Matching is no function
+/// to differentiate: there is no gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MaskCost {
     /// Weight of the agreement of pixels.
@@ -74,8 +75,8 @@ impl Operator for MaskCost {
     }
 }
 
-/// `cost[n, g] = weight (positive - negative)`, the focal cost of the class of slot `g` at object `n` (upstream
-/// `FocalLossCost`: alpha 0.25, gamma 2): `positive = alpha (1 - p)^2 (-ln(p + eps))`,
+/// `cost[n, g] = weight (positive - negative)`, the focal cost of the class of slot `g` at object `n`
+/// (upstream `FocalLossCost`: alpha 0.25, gamma 2): `positive = alpha (1 - p)^2 (-ln(p + eps))`,
 /// `negative = (1 - alpha) p^2 (-ln(1 - p + eps))`, `eps` 1e-12.
 ///
 /// Inputs: class logits `[B, M, K]` of which the first `objects` rows take part, labels `[B, G]`. Output:

@@ -7,9 +7,9 @@ use crate::tensor::{Shape, Tensor};
 
 /// `y[b, m, n] = sum over k of a[b, m, k] * b[b, k, n]`.
 ///
-/// Inputs: `a` `[B, M, K]` (`[B, K, M]` if `transpose_a`), `b` `[B, K, N]` (`[B, N, K]` if `transpose_b`); an operand
-/// with one matrix gives it to the whole batch. Output: `[B, M, N]`. A product with constant weights is a
-/// [`Linear`](super::Linear).
+/// Inputs: `a` `[B, M, K]` (`[B, K, M]` if `transpose_a`), `b` `[B, K, N]` (`[B, N, K]` if `transpose_b`); an
+/// operand with one matrix gives it to the whole batch. Output: `[B, M, N]`. A product with constant weights
+/// is a [`Linear`](super::Linear).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MatMul {
     /// The matrices of the first input are stored transposed.
@@ -26,7 +26,8 @@ impl MatMul {
         [if a[0] == 1 { b[0] } else { a[0] }, m, k, n]
     }
 
-    /// Emits the product of two values, or its sum over the batch if `like` has one matrix for a batch of several.
+    /// Emits the product of two values, or its sum over the batch if `like` has one matrix for a batch of
+    /// several.
     fn product(self, b: &mut Builder, name: &str, inputs: &[ValueId; 2], like: ValueId) -> Result<ValueId> {
         let wanted = b.shape(like);
         let [batch, m, _, n] = self.extents(b.shape(inputs[0]).dims(), b.shape(inputs[1]).dims());

@@ -10,8 +10,8 @@ use crate::tensor::Tensor;
 
 /// `y[b, p, q, c]` is the maximum of `x[b, .., .., c]` over the window at `(p, q) * stride - padding`.
 ///
-/// Input: `[B, H, W, C]`. Output: `[B, P, Q, C]`. Pairs are (vertical, horizontal). Pixels outside the map do not
-/// count; NaN wins.
+/// Input: `[B, H, W, C]`. Output: `[B, P, Q, C]`. Pairs are (vertical, horizontal). Pixels outside the map do
+/// not count; NaN wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxPool2d {
     /// Window size.
@@ -103,8 +103,8 @@ impl Operator for MaxPool2d {
     }
 }
 
-/// The gradient of [`MaxPool2d`]: each window's goes to its first maximum in scan order, or to its last NaN, as in
-/// PyTorch.
+/// The gradient of [`MaxPool2d`]: each window's goes to its first maximum in scan order, or to its last NaN,
+/// as in PyTorch.
 ///
 /// Inputs: `x` `[B, H, W, C]`, `dy` `[B, P, Q, C]`. Output: as `x`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

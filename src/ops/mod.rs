@@ -9,20 +9,23 @@
 //! 1. *A kernel*: `src/cpu/ops/<name>.rs` implements [`CpuOp`](crate::cpu::kernel::CpuOp) for the attributes.
 //! 2. *An op file*: `src/ops/<name>.rs` implements [`Operator`] (attributes, [`infer`](Operator::infer),
 //!    [`reference`](Operator::reference), [`cases`](Operator::cases)).
-//! 3. *A line in the registry*: `Name in name;` in [`for_each_op!`](crate::for_each_op) below. It makes the [`Op`] variant and every
-//!    dispatch. Beside it `mod name;`, here and in `src/cpu/ops/mod.rs`, where `cargo fmt` finds them.
-//! 4. *A golden*: tensors made by PyTorch in `tests/goldens/ops/<name>.safetensors`, read by `tests/goldens.rs`.
+//! 3. *A line in the registry*: `Name in name;` in [`for_each_op!`](crate::for_each_op) below. It makes the
+//!    [`Op`] variant and every dispatch. Beside it `mod name;`, here and in `src/cpu/ops/mod.rs`, where
+//!    `cargo fmt` finds them.
+//! 4. *A golden*: tensors made by PyTorch in `tests/goldens/ops/<name>.safetensors`, read by
+//!    `tests/goldens.rs`.
 //!
-//! Tests (`tests/ops.rs`) and benches (`benches/ops.rs`) walk [`all_cases`]; they are not edited for a new op.
+//! Tests (`tests/ops.rs`) and benches (`benches/ops.rs`) walk [`all_cases`]; they are not edited for a new
+//! op.
 //!
 //! # Gradients
 //!
 //! [`Operator::backward`] emits gradient nodes on the same graph; it never runs anything. Gradient operators
-//! (`Conv2dInputGrad`, ...) are operators like all others: reference, cases, a CPU kernel. `tests/gradients.rs` holds
-//! every `backward` against finite differences over the operator's own cases.
+//! (`Conv2dInputGrad`, ...) are operators like all others: reference, cases, a CPU kernel.
+//! `tests/gradients.rs` holds every `backward` against finite differences over the operator's own cases.
 //!
-//! What an operator launches on a GPU is said in `src/cuda/ops/<name>.rs`, by a pure function of shapes, types and the
-//! device's capabilities; operators of training have none.
+//! What an operator launches on a GPU is said in `src/cuda/ops/<name>.rs`, by a pure function of shapes,
+//! types and the device's capabilities; operators of training have none.
 
 pub mod activation;
 pub mod attention;
@@ -143,7 +146,8 @@ pub struct Backward<'a> {
     pub inputs: &'a [ValueId],
     /// Results of the node.
     pub outputs: &'a [ValueId],
-    /// Gradient of each result; `None` where nothing that is differentiated depends on it. At least one is there.
+    /// Gradient of each result; `None` where nothing that is differentiated depends on it. At least one is
+    /// there.
     pub grads: &'a [Option<ValueId>],
     /// Which operands need a gradient. At least one does.
     pub needs: &'a [bool],

@@ -7,12 +7,13 @@ use super::{
 };
 use crate::tensor::Tensor;
 
-/// `y = sum over terms of activation(norm(x))`, or of `x` as it is, where `norm` is a [`GroupNorm`](super::GroupNorm) whose
-/// [moments](super::fused_conv2d::moments) came with the map: one pass over memory, where norms and additions would take
-/// two for each map. `fuse_conv_tails` of the CUDA back end makes these, for GPUs alone.
+/// `y = sum over terms of activation(norm(x))`, or of `x` as it is, where `norm` is a
+/// [`GroupNorm`](super::GroupNorm) whose [moments](super::fused_conv2d::moments) came with the map: one pass
+/// over memory, where norms and additions would take two for each map. `fuse_conv_tails` of the CUDA back end
+/// makes these, for GPUs alone.
 ///
-/// Inputs of a normalised term: `x` `[B, H, W, C]`, moments `[B, parts, 2 * groups]`, gamma and beta `[C]`; of any other: `x`. Output:
-/// as `x`.
+/// Inputs of a normalised term: `x` `[B, H, W, C]`, moments `[B, parts, 2 * groups]`, gamma and beta `[C]`;
+/// of any other: `x`. Output: as `x`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NormSum {
     /// Groups of neighbouring channels; divides C.

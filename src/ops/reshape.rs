@@ -5,8 +5,8 @@ use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
 
-/// The same elements in the same row-major order under another shape. A plan never runs it: the result is another
-/// name of the operand's memory.
+/// The same elements in the same row-major order under another shape. A plan never runs it: the result is
+/// another name of the operand's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reshape {
     /// The new shape; has as many elements as the old.

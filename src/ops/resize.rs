@@ -22,17 +22,17 @@ pub enum ResizeMode {
 
 /// Resizes a map: `[B, H, W, C]` to `[B, size[0], size[1], C]`.
 ///
-/// Pairs are (vertical, horizontal). Which pixel is nearest is decided in `f32`, as PyTorch does whatever the element
-/// type: where `i * step` is a whole number a more exact product may fall on the other side of it. Bilinear
-/// interpolation has no such jump, so its coordinates are exact.
+/// Pairs are (vertical, horizontal). Which pixel is nearest is decided in `f32`, as PyTorch does whatever the
+/// element type: where `i * step` is a whole number a more exact product may fall on the other side of it.
+/// Bilinear interpolation has no such jump, so its coordinates are exact.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Resize {
     /// Interpolation.
     pub mode: ResizeMode,
     /// Output size.
     pub size: [usize; 2],
-    /// Source pixels per output pixel where PyTorch was given a scale factor (`1 / scale_factor`); otherwise it is
-    /// `in / out`. Without effect if corners are aligned.
+    /// Source pixels per output pixel where PyTorch was given a scale factor (`1 / scale_factor`); otherwise
+    /// it is `in / out`. Without effect if corners are aligned.
     pub step: Option<[f64; 2]>,
 }
 
@@ -129,7 +129,8 @@ impl Operator for Resize {
             case("half_step", half, Some([0.5; 2]), [6, 10], &[1, 3, 5, 17]),
             case("half_step_down", half, Some([2.0; 2]), [3, 4], &[1, 7, 9, 8]),
             case("half_planar", half, Some([0.5; 2]), [26, 34], &[70, 13, 17, 1]),
-            // Far from the first pixel a coordinate rounded to f32 would cost the weights most of their digits.
+            // Far from the first pixel a coordinate rounded to f32 would cost the weights most of their
+            // digits.
             case("half_wide", half, None, [2, 701], &[1, 2, 997, 1]),
             case("half_empty", half, None, [6, 10], &[0, 3, 5, 2]),
             case("half_to_nothing", half, None, [0, 10], &[1, 3, 5, 2]),

@@ -74,7 +74,8 @@ impl Operator for Slice {
 
 /// Puts a tensor among zeros: the gradient of a [`Slice`].
 ///
-/// Input: `dy` of any shape. Output: as `dy`, but `size` long along `axis`: `dy` from `start`, zeros elsewhere.
+/// Input: `dy` of any shape. Output: as `dy`, but `size` long along `axis`: `dy` from `start`, zeros
+/// elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unslice {
     /// The axis that grows.

@@ -75,7 +75,8 @@ impl Operator for Softmax {
     }
 }
 
-/// `dx[i] = y[i] * (dy[i] - sum over j of y[j] dy[j])` along `axis`: the gradient of [`Softmax`], read off its result.
+/// `dx[i] = y[i] * (dy[i] - sum over j of y[j] dy[j])` along `axis`: the gradient of [`Softmax`], read off
+/// its result.
 ///
 /// Inputs: `y`, `dy` of the same shape. Output: as `y`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Memory layout: lifetimes to offsets.
 
-/// Offsets are multiples of this many bytes: two cache lines of a GPU, what its allocators give, and a whole number of
-/// a CPU's lines and vectors.
+/// Offsets are multiples of this many bytes: two cache lines of a GPU, what its allocators give, and a whole
+/// number of a CPU's lines and vectors.
 pub const ALIGNMENT: usize = 256;
 
 /// A range of the arena.

@@ -1,5 +1,5 @@
-//! Constants on the host: parameters, and what is computed from them, each made once and shared between plans. Back
-//! ends pack them into layouts and element types of their own.
+//! Constants on the host: parameters, and what is computed from them, each made once and shared between
+//! plans. Back ends pack them into layouts and element types of their own.
 
 use super::{Const, ConstSource};
 use crate::error::{Error, Result};
@@ -34,7 +34,8 @@ impl Constants {
     /// The constant `index` of a plan's `consts` in the graph's layout.
     ///
     /// # Errors
-    /// Whatever the source of parameters says; [`Error::Graph`] if a tensor has not the type the plan expects.
+    /// Whatever the source of parameters says; [`Error::Graph`] if a tensor has not the type the plan
+    /// expects.
     pub fn constant(&self, consts: &[Const], index: usize) -> Result<Arc<Tensor>> {
         let wanted = &consts[index];
         if let Some(known) = lock(&self.known).get(&wanted.key) {
@@ -76,8 +77,8 @@ impl Constants {
         Ok(tensor)
     }
 
-    /// Frees every constant that no one holds: packed filters replace their originals, which the checkpoint gives
-    /// again if another plan packs them otherwise.
+    /// Frees every constant that no one holds: packed filters replace their originals, which the checkpoint
+    /// gives again if another plan packs them otherwise.
     pub fn trim(&self) {
         lock(&self.known).retain(|_, tensor| Arc::strong_count(tensor) > 1);
     }

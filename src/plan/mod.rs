@@ -1,12 +1,13 @@
 //! From a graph to a plan: an order of steps, a kernel for each, and one arena with every offset known
 //! before anything is allocated.
 //!
-//! A plan owns what was chosen: each step carries its *program*, of a type that the back end gives (`cpu::Plan`,
-//! `cuda::Plan`), and an executor runs that. Nothing chooses twice. `Plan` alone, without programs, is for people.
+//! A plan owns what was chosen: each step carries its *program*, of a type that the back end gives
+//! (`cpu::Plan`, `cuda::Plan`), and an executor runs that. Nothing chooses twice. `Plan` alone, without
+//! programs, is for people.
 //!
-//! Values that depend on parameters alone are *constants*: they are computed once when an executor is
-//! made, not at every run, and shared between plans by their [`Const::key`]. A reshape is no step: its
-//! result is another name of its operand's memory. Nor is a concatenation whose operands can be made where they belong.
+//! Values that depend on parameters alone are *constants*: they are computed once when an executor is made,
+//! not at every run, and shared between plans by their [`Const::key`]. A reshape is no step: its result is
+//! another name of its operand's memory. Nor is a concatenation whose operands can be made where they belong.
 
 pub mod arena;
 pub mod constants;
@@ -131,9 +132,9 @@ impl<P> Plan<P> {
         Plan::build_stored(graph, |ty| ty, |site| Ok(choose(site)))
     }
 
-    /// As [`Plan::build`], for a back end that keeps values of the arena in types of its own choice: `stored` gives
-    /// the type in memory of a value that the graph knows as this type. Constants keep the graph's type here; back ends
-    /// convert them once. `choose` says in a sentence why it has no kernel for a site.
+    /// As [`Plan::build`], for a back end that keeps values of the arena in types of its own choice: `stored`
+    /// gives the type in memory of a value that the graph knows as this type. Constants keep the graph's type
+    /// here; back ends convert them once. `choose` says in a sentence why it has no kernel for a site.
     ///
     /// # Errors
     /// As [`Graph::verify`]; [`Error::Shape`] where `choose` refuses.
@@ -182,7 +183,8 @@ impl<P> Plan<P> {
         self.steps.iter().map(|s| s.flops).sum()
     }
 
-    /// The first step that reads one of these inputs: all steps before it can run before the inputs are known.
+    /// The first step that reads one of these inputs: all steps before it can run before the inputs are
+    /// known.
     pub fn first_use(&self, inputs: &[&str]) -> usize {
         let named = self.inputs.iter().filter(|(name, _)| inputs.contains(&name.as_str()));
         named.map(|&(_, operand)| self.first_reader(operand)).min().unwrap_or(self.steps.len())
@@ -297,8 +299,9 @@ impl<'a, P> Planner<'a, P> {
         index
     }
 
-    /// Finds the concatenations whose operands can be made where they belong in the result: each is the result of one step, used in
-    /// no other concatenation, and a whole range of the result that begins where slots may.
+    /// Finds the concatenations whose operands can be made where they belong in the result: each is the
+    /// result of one step, used in no other concatenation, and a whole range of the result that begins where
+    /// slots may.
     fn place_joins(&mut self) {
         let graph = self.graph;
         let joins = |op: &Op| matches!(op, Op::Concat(_) | Op::Reshape(_));

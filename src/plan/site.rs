@@ -18,7 +18,8 @@ pub struct Site<'a> {
 }
 
 impl fmt::Display for Site<'_> {
-    /// Everything that a choice may depend on, as in `linear { .. } f32[1, 100, 256], const f32[256, 256] -> f32[1, 100, 256]`.
+    /// Everything that a choice may depend on, as in
+    /// `linear { .. } f32[1, 100, 256], const f32[256, 256] -> f32[1, 100, 256]`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} ", self.op.name(), self.op.attributes())?;
         for (i, (ty, constant)) in self.inputs.iter().zip(self.constant).enumerate() {

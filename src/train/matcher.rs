@@ -1,8 +1,8 @@
 //! Exact rectangular assignment: which proposal answers for which annotated object.
 //!
-//! Shortest augmenting paths with dual variables (Jonker and Volgenant; the rectangular form of Crouse, "On implementing
-//! 2D rectangular assignment algorithms", 2016), in double precision, `O(min^2 max)`. Ties are broken by position, so the
-//! same costs give the same pairs everywhere.
+//! Shortest augmenting paths with dual variables (Jonker and Volgenant; the rectangular form of Crouse, "On
+//! implementing 2D rectangular assignment algorithms", 2016), in double precision, `O(min^2 max)`. Ties are
+//! broken by position, so the same costs give the same pairs everywhere.
 
 /// Solves assignment problems, reusing its memory.
 #[derive(Debug, Default)]
@@ -39,11 +39,12 @@ impl Matcher {
         }
     }
 
-    /// Assigns every object to one proposal, or every proposal to one object if there are more objects, at the least total
-    /// cost.
+    /// Assigns every object to one proposal, or every proposal to one object if there are more objects, at
+    /// the least total cost.
     ///
-    /// `costs` are rows of `stride` entries, one row a proposal, whose first `objects` entries count. `matched` receives the
-    /// object of each proposal, `None` for proposals left over; its length is the number of proposals.
+    /// `costs` are rows of `stride` entries, one row a proposal, whose first `objects` entries count.
+    /// `matched` receives the object of each proposal, `None` for proposals left over; its length is the
+    /// number of proposals.
     ///
     /// Returns false, with nothing matched, if a cost is NaN or infinite.
     pub fn assign(

@@ -1,8 +1,9 @@
 //! The training graph: the network, the costs its matching needs, the losses, and their gradients.
 //!
-//! A *round* is a set of predictions with losses: round 0 is the kernel head, round `s + 1` the update stage `s`. The masks of
-//! round `r` are matched by the predictions of round `r - 1` (round 0, and round 1 too, by the initial masks), so the costs of all
-//! rounds are known after the forward pass, and the host breaks the run once: see [`step`](super::step).
+//! A *round* is a set of predictions with losses: round 0 is the kernel head, round `s + 1` the update stage
+//! `s`. The masks of round `r` are matched by the predictions of round `r - 1` (round 0, and round 1 too, by
+//! the initial masks), so the costs of all rounds are known after the forward pass, and the host breaks the
+//! run once: see [`step`](super::step).
 
 use crate::error::{Error, Result};
 use crate::graph::autodiff::gradients;
@@ -28,8 +29,8 @@ pub const CLASS_WEIGHTS: &str = "class_weights";
 /// Late input: class of each pixel, `[B, H / 4 * W / 4]`; the number of classes stands for background.
 pub const SEG_LABELS: &str = "seg.labels";
 
-/// Weights of the loss terms; those of masks, dice and classes are the weights of the matching costs too. The default is
-/// upstream's.
+/// Weights of the loss terms; those of masks, dice and classes are the weights of the matching costs too. The
+/// default is upstream's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LossWeights {
@@ -110,7 +111,8 @@ pub fn matched_input(round: usize) -> String {
     format!("matched.{round}")
 }
 
-/// The late input that holds the class of each object of a round, `[B * N, 1]`; the number of classes stands for background.
+/// The late input that holds the class of each object of a round, `[B * N, 1]`; the number of classes stands
+/// for background.
 pub fn labels_input(round: usize) -> String {
     format!("labels.{round}")
 }
@@ -120,7 +122,8 @@ pub fn rank_input(round: usize) -> String {
     format!("rank.{round}")
 }
 
-/// The result that holds the costs of matching round `round`, `[B, proposals, G]`. Rounds 0 and 1 share theirs.
+/// The result that holds the costs of matching round `round`, `[B, proposals, G]`. Rounds 0 and 1 share
+/// theirs.
 pub fn cost_output(round: usize) -> String {
     format!("cost.{}", round.max(1))
 }
@@ -143,8 +146,8 @@ pub struct TrainNetwork {
     pub objects: Vec<usize>,
     /// Parameters that are trained, in order of definition.
     pub trained: Vec<Param>,
-    /// Batch norms in training: their names, and the number of values that a statistic is taken over. The results
-    /// `{name}.batch_mean` and `{name}.batch_var` (biased) are for the running statistics.
+    /// Batch norms in training: their names, and the number of values that a statistic is taken over. The
+    /// results `{name}.batch_mean` and `{name}.batch_var` (biased) are for the running statistics.
     pub norms: Vec<(String, usize)>,
 }
 

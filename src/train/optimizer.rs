@@ -1,5 +1,5 @@
-//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019), gradient clipping, accumulation and a moving
-//! average of the weights, in PyTorch's order of operations.
+//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019), gradient clipping, accumulation and a
+//! moving average of the weights, in PyTorch's order of operations.
 
 use super::network::grad_output;
 use crate::cpu::{Executor, Pool};
@@ -119,8 +119,8 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// State for every variable of `executor` that has a gradient; `accumulate` steps make one update. Averages start at
-    /// the variables' values, so load those first.
+    /// State for every variable of `executor` that has a gradient; `accumulate` steps make one update.
+    /// Averages start at the variables' values, so load those first.
     ///
     /// # Errors
     /// As [`AdamWConfig::validate`]; [`Error::Memory`] if there is too little for the moments.
@@ -172,9 +172,9 @@ impl AdamW {
         self.updates = updates;
     }
 
-    /// Takes the gradients of the executor's last run. After every `accumulate` of them the variables are updated with
-    /// learning rate `lr` (before the groups' factors); then the global norm of the mean gradient before clipping is returned.
-    /// If that is NaN or infinite, nothing has been updated.
+    /// Takes the gradients of the executor's last run. After every `accumulate` of them the variables are
+    /// updated with learning rate `lr` (before the groups' factors); then the global norm of the mean
+    /// gradient before clipping is returned. If that is NaN or infinite, nothing has been updated.
     ///
     /// # Errors
     /// [`Error::Graph`] if variables and gradients share memory.

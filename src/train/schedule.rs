@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Decay {
     /// Constant.
     Constant,
-    /// Times `gamma` at each of these shares of the run (0 to 1), as upstream's steps at epochs 8 and 11 of 12.
+    /// Times `gamma` at each of these shares of the run (0 to 1), as upstream's steps at epochs 8 and 11 of
+    /// 12.
     Step {
         /// Shares of the run.
         at: Vec<f64>,
@@ -89,8 +90,8 @@ impl Schedule {
         }
     }
 
-    /// Factor on the base learning rate at `iteration` of `total`. The warm-up multiplies what the decay gives
-    /// (mmcv's `LrUpdaterHook`).
+    /// Factor on the base learning rate at `iteration` of `total`. The warm-up multiplies what the decay
+    /// gives (mmcv's `LrUpdaterHook`).
     pub fn factor(&self, iteration: u64, total: u64) -> f64 {
         let share = if total == 0 { 0.0 } else { (iteration as f64 / total as f64).min(1.0) };
         let decayed = match &self.decay {
@@ -113,7 +114,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    /// `lr_table_[head,backbone]` of the training goldens: 1000 iterations of warm-up from 0.001, steps at 8/12 and 11/12.
+    /// `lr_table_[head,backbone]` of the training goldens: 1000 iterations of warm-up from 0.001, steps at
+    /// 8/12 and 11/12.
     #[test]
     fn official_table() {
         let decay = Decay::Step { at: vec![8.0 / 12.0, 11.0 / 12.0], gamma: 0.1 };

@@ -1,8 +1,8 @@
 //! One training step: forward and matching costs, assignment on the host, losses and gradients.
 //!
-//! The plan is one list of steps over one arena. The host breaks it once, where the first late input is read: it
-//! takes the cost matrices, assigns proposals to objects, and uploads what the losses compare with. Nothing is allocated
-//! after the first step.
+//! The plan is one list of steps over one arena. The host breaks it once, where the first late input is read:
+//! it takes the cost matrices, assigns proposals to objects, and uploads what the losses compare with.
+//! Nothing is allocated after the first step.
 
 use super::data::Batch;
 use super::matcher::Matcher;
@@ -94,7 +94,8 @@ impl TrainStep {
     pub fn new(spec: &TrainSpec<'_>, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
         let pool = Pool::new(threads)?;
         let network = build_training(spec)?;
-        // Exact: what a stage pools hangs on which side of 0 a mask logit falls, and a pixel of a small mask is a per cent of it.
+        // Exact: what a stage pools hangs on which side of 0 a mask logit falls, and a pixel of a small mask
+        // is a per cent of it.
         let selection = Selection { arithmetic: Arithmetic::Exact, ..Selection::new(isa, pool.threads()) };
         let plan = cpu::plan(&network.graph, selection)?;
         let mut executor = pool.run(|| Executor::new(plan, weights))?;
@@ -211,7 +212,8 @@ impl TrainStep {
     /// One forward and backward pass over a batch of the planned shape.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the batch has another shape; [`Error::Diverged`] naming the first term that is NaN or infinite.
+    /// [`Error::Shape`] if the batch has another shape; [`Error::Diverged`] naming the first term that is NaN
+    /// or infinite.
     pub fn run(&mut self, batch: &Batch) -> Result<&Losses> {
         self.run_segments(batch, |executor, steps| executor.run_steps(steps))
     }

@@ -5,7 +5,8 @@ use image::RgbImage;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// A data set of one photo with instances, panoptic segments and class indices; classes are the model's first two.
+/// A data set of one photo with instances, panoptic segments and class indices; classes are the model's first
+/// two.
 fn write_data_set(path: &Path) {
     let json = |name: &str, value: Value| std::fs::write(path.join(name), value.to_string()).unwrap();
     let images = serde_json::json!([{"id": 4, "file_name": "a.png", "height": 128, "width": 192}]);

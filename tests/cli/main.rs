@@ -292,7 +292,8 @@ fn instances() {
     );
     assert!(outcome.stderr.contains("seeded:0 are random weights"), "{}", outcome.stderr);
     assert_eq!(outcome.stdout.lines().count(), 3);
-    // Of the hundred that the official code gives of this photo, 32 have no pixel (golden.safetensors: final.mask_area).
+    // Of the hundred that the official code gives of this photo, 32 have no pixel (golden.safetensors:
+    // final.mask_area).
     assert!(outcome.stdout.starts_with("a.png: 68 instances in "), "{}", outcome.stdout);
     assert!(
         outcome.stdout.ends_with("wrote NAME.overlay.png, NAME.json of 2 photos to out\n"),

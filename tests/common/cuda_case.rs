@@ -1,4 +1,5 @@
-//! Cases of operators on the CUDA back end: what the kernels see of the operands, and how far results may be off.
+//! Cases of operators on the CUDA back end: what the kernels see of the operands, and how far results may be
+//! off.
 
 use crate::emulate::{rounded, run_program};
 use knet::cuda::Plan;
@@ -13,8 +14,8 @@ use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options, Report};
 use std::collections::HashMap;
 
-/// Operators without CUDA kernels: those of training, those that only ever act on parameters (or that the passes turn into
-/// such, as they fold frozen norms into convolutions), and views.
+/// Operators without CUDA kernels: those of training, those that only ever act on parameters (or that the
+/// passes turn into such, as they fold frozen norms into convolutions), and views.
 pub const HOST_ONLY: &[&str] = &[
     "activation_grad",
     "attention_grad",
@@ -88,10 +89,11 @@ pub fn seen(plan: &Plan, inputs: &[Tensor]) -> Vec<Tensor> {
 
 /// Bound on the relative L2 error, and why.
 pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
-    // Rounding the result to f16 (11 bits) or bf16 (8 bits) to nearest: half an ulp at most, a third of that in the mean.
-    // Moments are f32, but may be taken of a map that was rounded so. Tensor cores cut a running sum towards zero after every 8
-    // products, by 2^-24 of it in the mean: of a sum that grows as a random walk does, all K / 8 cuts together make a bias of about
-    // 2/3 K / 8 2^-24, 2.3e-5 for K = 4608, a tenth of what the rounding of the result makes.
+    // Rounding the result to f16 (11 bits) or bf16 (8 bits) to nearest: half an ulp at most, a third of that
+    // in the mean. Moments are f32, but may be taken of a map that was rounded so. Tensor cores cut a running
+    // sum towards zero after every 8 products, by 2^-24 of it in the mean: of a sum that grows as a random
+    // walk does, all K / 8 cuts together make a bias of about 2/3 K / 8 2^-24, 2.3e-5 for K = 4608, a tenth
+    // of what the rounding of the result makes.
     let rounded = if case.op.name() == "fused_conv2d" { precision.storage() } else { stored };
     let storage = match rounded {
         DType::F32 | DType::I32 => 0.0,
@@ -101,7 +103,8 @@ pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
     // Rows of objects are multiplied in TF32 unless the precision is f32: 11 bits of each factor.
     let multiplied = ["linear", "fused_linear"].contains(&case.op.name());
     let tf32 = match precision {
-        // Three TF32 products leave out 2^-22 of each; and of the sum of each step of 8, which tensor cores cut, 2^-24 in the mean.
+        // Three TF32 products leave out 2^-22 of each; and of the sum of each step of 8, which tensor cores
+        // cut, 2^-24 in the mean.
         Precision::Tf32x3 => 5e-7,
         Precision::F16 | Precision::Bf16 if multiplied => 5e-4,
         _ => 0.0,
@@ -143,8 +146,8 @@ fn compare_stored(
     Ok(())
 }
 
-/// Runs a program that need not be the planned one at the site of a case, without a plan, and compares its results with the
-/// reference.
+/// Runs a program that need not be the planned one at the site of a case, without a plan, and compares its
+/// results with the reference.
 pub fn check_program(
     case: &Case,
     site: &Site<'_>,

@@ -7,8 +7,8 @@ use image::{GrayImage, Luma, Rgb, RgbImage};
 use knet::train::data::DataConfig;
 use serde_json::{Value, json};
 
-/// A folder of `$KNET_SHARED/data` (else `../shared/data`), or `None` and a line on standard error that says what
-/// was not tested.
+/// A folder of `$KNET_SHARED/data` (else `../shared/data`), or `None` and a line on standard error that says
+/// what was not tested.
 pub fn shared(test: &str, folder: &str) -> Option<PathBuf> {
     let shared = std::env::var_os("KNET_SHARED")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
@@ -69,8 +69,8 @@ pub fn square(id: usize, image: u64, category: u32) -> Value {
     json!({"id": id, "image_id": image, "category_id": category, "segmentation": [polygon]})
 }
 
-/// A panoptic set of one photo: sky on top (rows 0 to 9), a dog of 10 x 10 at (4, 10), a crowd of cats right of column
-/// 32, void elsewhere. Returns it with its JSON.
+/// A panoptic set of one photo: sky on top (rows 0 to 9), a dog of 10 x 10 at (4, 10), a crowd of cats right
+/// of column 32, void elsewhere. Returns it with its JSON.
 pub fn panoptic(root: &Path) -> (DataConfig, Value) {
     photos(root, &["a.png"]);
     std::fs::create_dir_all(root.join("masks")).unwrap();

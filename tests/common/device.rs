@@ -1,5 +1,5 @@
-//! The device that whole-model suites run on: the CPU, or what `KNET_TEST_DEVICE` names. `tools/with-ptxemu` and
-//! `tools/gpu-suite` run the same suites on the CUDA back end with it.
+//! The device that whole-model suites run on: the CPU, or what `KNET_TEST_DEVICE` names. `tools/with-ptxemu`
+//! and `tools/gpu-suite` run the same suites on the CUDA back end with it.
 
 use knet::Engine;
 use knet::cuda::gpu::Precision;

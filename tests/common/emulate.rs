@@ -1,5 +1,5 @@
-//! Runs plans for a GPU on the PTX emulator, launch by launch, without a driver: every value in an allocation of its own,
-//! so that a kernel that strays by one byte is caught.
+//! Runs plans for a GPU on the PTX emulator, launch by launch, without a driver: every value in an allocation
+//! of its own, so that a kernel that strays by one byte is caught.
 
 use knet::cuda::cache::Cache;
 use knet::cuda::gpu::{Caps, Precision, Target};
@@ -38,7 +38,8 @@ pub fn plan(graph: &Graph, precision: Precision) -> knet::error::Result<Plan> {
     Plan::build_stored(graph, stored(target), select(target))
 }
 
-/// The compiler of suites: what `KNET_NVRTC` names, else what `tools/setup-cuda` installed, else what a program would find.
+/// The compiler of suites: what `KNET_NVRTC` names, else what `tools/setup-cuda` installed, else what a
+/// program would find.
 pub fn nvrtc() -> knet::error::Result<&'static Nvrtc> {
     static INSTALLED: OnceLock<Option<Nvrtc>> = OnceLock::new();
     let installed = INSTALLED.get_or_init(|| {
@@ -159,7 +160,8 @@ impl State<'_> {
 
     fn step(&mut self, step: &Step<Program>) -> Result<(), String> {
         let program = &step.program;
-        // Results may take the slot of a value that is read last here only if the planner let them overlap: it does not.
+        // Results may take the slot of a value that is read last here only if the planner let them overlap:
+        // it does not.
         for output in &step.outputs {
             self.define(output, &step.name)?;
         }
@@ -274,8 +276,8 @@ pub struct Variant {
     pub of_model: bool,
 }
 
-/// Every kernel variant that the cases of the operators, the models, pre- and post-processing ask for, in every precision,
-/// once each.
+/// Every kernel variant that the cases of the operators, the models, pre- and post-processing ask for, in
+/// every precision, once each.
 pub fn variants() -> Vec<Variant> {
     let mut found = BTreeMap::new();
     let mut add = |launch: &Launch, model: bool| {
@@ -305,7 +307,8 @@ pub fn variants() -> Vec<Variant> {
             let network = build(&config, 1, size, TapMode::Off).expect("a size it takes");
             let graph = optimize(network.graph).expect("a sound graph");
             let plan = knet::cuda::plan(&graph, target).expect("a plan");
-            // What models ask for on the emulated device, which nobody has, is held to as little as cases are.
+            // What models ask for on the emulated device, which nobody has, is held to as little as cases
+            // are.
             for step in &plan.steps {
                 step.program.launches.iter().for_each(|launch| add(launch, target.caps == Caps::H100));
             }

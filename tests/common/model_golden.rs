@@ -1,4 +1,5 @@
-//! Goldens of whole models (`tests/goldens/<model>`, see the README there): what PyTorch computed for one image.
+//! Goldens of whole models (`tests/goldens/<model>`, see the README there): what PyTorch computed for one
+//! image.
 
 use crate::device;
 use image::RgbImage;

@@ -1,10 +1,11 @@
-//! Parts of a network: the nodes between some of its values, to be fed with known values at one end and compared at the other.
+//! Parts of a network: the nodes between some of its values, to be fed with known values at one end and
+//! compared at the other.
 
 use knet::graph::{Builder, Graph, Source, ValueId};
 use std::collections::{HashMap, HashSet};
 
-/// What of `graph` lies between `inputs` and `outputs`, both by name and value: a graph with these inputs, in this order, and
-/// these results. The other operands of its nodes must be parameters.
+/// What of `graph` lies between `inputs` and `outputs`, both by name and value: a graph with these inputs, in
+/// this order, and these results. The other operands of its nodes must be parameters.
 pub fn cut(graph: &Graph, inputs: &[(String, ValueId)], outputs: &[(String, ValueId)]) -> Graph {
     let given: HashSet<ValueId> = inputs.iter().map(|&(_, id)| id).collect();
     let mut needed: HashSet<ValueId> = outputs.iter().map(|&(_, id)| id).collect();

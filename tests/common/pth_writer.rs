@@ -1,5 +1,6 @@
-//! Writes PyTorch checkpoints without PyTorch: a pickle assembler, each function of which gives the opcodes that leave
-//! one value on the stack, and the zip container. (`tools/make_pth.py` writes them with the real one.)
+//! Writes PyTorch checkpoints without PyTorch: a pickle assembler, each function of which gives the opcodes
+//! that leave one value on the stack, and the zip container. (`tools/make_pth.py` writes them with the real
+//! one.)
 
 use std::fs::File;
 use std::io::{BufWriter, Cursor, Seek, Write};
@@ -94,8 +95,8 @@ fn write_zip(out: &mut (impl Write + Seek), entries: &[(&str, &[u8])], method: C
 /// A tensor of a `state_dict`: name, shape, values.
 pub type Named<'a> = (&'a str, &'a [usize], &'a [f32]);
 
-/// Writes what mmcv's runner saves: `{'meta': ..., 'state_dict': OrderedDict, 'optimizer': ...}`, with the counters that
-/// batch norms keep. `prefix` goes before every name, as `DataParallel` has it.
+/// Writes what mmcv's runner saves: `{'meta': ..., 'state_dict': OrderedDict, 'optimizer': ...}`, with the
+/// counters that batch norms keep. `prefix` goes before every name, as `DataParallel` has it.
 pub fn write_checkpoint(path: &Path, prefix: &str, classes: &[&str], tensors: &[Named]) {
     let names: Vec<Vec<u8>> = classes.iter().map(|name| text(name)).collect();
     let meta = dict(&[

@@ -21,8 +21,9 @@ pub fn listing(cubin: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Instructions in the loops of matrix products of a kernel, and the products among them. As in the emulator's report, the
-/// shortest stretch between a branch back and its target counts; what a branch may skip counts too.
+/// Instructions in the loops of matrix products of a kernel, and the products among them. As in the
+/// emulator's report, the shortest stretch between a branch back and its target counts; what a branch may
+/// skip counts too.
 pub fn product_loops(listing: &str, entry: &str) -> (usize, usize) {
     let mut code: Vec<(u32, &str)> = Vec::new();
     let mut inside = false;
@@ -30,7 +31,8 @@ pub fn product_loops(listing: &str, entry: &str) -> (usize, usize) {
         if let Some((_, name)) = line.split_once("Function : ") {
             inside = name.trim() == entry;
         }
-        // Such as `/*0a30*/  @!P0 BRA 0x1230 ;  /* 0x... */`; the second word of the encoding has a line of its own.
+        // Such as `/*0a30*/  @!P0 BRA 0x1230 ;  /* 0x... */`; the second word of the encoding has a line of
+        // its own.
         let parts = line.trim().strip_prefix("/*").and_then(|rest| rest.split_once("*/"));
         if let Some((address, text)) = parts
             && let Ok(address) = u32::from_str_radix(address, 16)

@@ -5,8 +5,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A file or folder of the reference data (`$KNET_SHARED`, else `../shared`), or `None` and a line on standard
-/// error (past the test harness's capture) that says what was not tested.
+/// A file or folder of the reference data (`$KNET_SHARED`, else `../shared`), or `None` and a line on
+/// standard error (past the test harness's capture) that says what was not tested.
 pub fn reference(test: &str, path: &str) -> Option<PathBuf> {
     shared(test, &Path::new("reference").join(path))
 }

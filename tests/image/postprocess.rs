@@ -1,4 +1,5 @@
-//! Instance and panoptic results against the official PyTorch code, teacher-forced with golden network outputs.
+//! Instance and panoptic results against the official PyTorch code, teacher-forced with golden network
+//! outputs.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -461,7 +462,8 @@ fn outputs_that_do_not_fit_are_refused() {
     assert!(error.to_string().contains("100 proposals"), "{error}");
 }
 
-/// As many masks as a hostile file may ask for, of the largest photo: refused, not taken until the system ends the process.
+/// As many masks as a hostile file may ask for, of the largest photo: refused, not taken until the system
+/// ends the process.
 #[test]
 fn masks_larger_than_the_memory_are_refused() {
     let objects = 1 << 16;

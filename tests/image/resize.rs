@@ -51,7 +51,8 @@ fn resize_is_opencvs_bit_for_bit_in_all_shared_cases() {
     }
 }
 
-/// OpenCV 4.8.1, `cv2.resize` of `(7 y y + 31 x + 101 c + x y) mod 256` at 6 x 8 to 3 x 4: exact halving averages.
+/// OpenCV 4.8.1, `cv2.resize` of `(7 y y + 31 x + 101 c + x y) mod 256` at 6 x 8 to 3 x 4: exact halving
+/// averages.
 #[test]
 fn exact_halving_averages_as_opencv_does() {
     let pixels: Vec<u8> = (0..6 * 8 * 3)

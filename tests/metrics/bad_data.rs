@@ -230,7 +230,8 @@ fn panoptic_files() {
     evaluator.add(1, &good).unwrap();
     let report = evaluator.summarize();
     assert_eq!((report.all.pq, report.images), (1.0, 1));
-    // A segment without a pixel is no segment, here as in training: the bee is a false positive, and nothing is missed.
+    // A segment without a pixel is no segment, here as in training: the bee is a false positive, and nothing
+    // is missed.
     evaluator.clear();
     write_ids(&png, &[300, 300, 0, 0]);
     evaluator.add(1, &good).unwrap();

@@ -27,7 +27,8 @@ fn ap(annotations: serde_json::Value) -> Result<f64, hotcoco::Error> {
 fn unsound_annotations_become_numbers() {
     let good = json!({"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": {"size": [8, 8], "counts": [0, 16, 48]}});
     assert!((ap(json!([good])).unwrap() - 1.0).abs() < crate::TOLERANCE);
-    // A second object that cannot be found halves the AP (51 of 101 recall points), one that is dropped does not.
+    // A second object that cannot be found halves the AP (51 of 101 recall points), one that is dropped does
+    // not.
     let missed = 51.0 / 101.0;
     let cases = [
         (json!({"iscrowd": 0}), missed),

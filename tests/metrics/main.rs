@@ -1,5 +1,6 @@
-//! Metrics against published numbers and against the reference implementations: on `goldens/metrics`, which lies in
-//! the repository, and on all of `shared/data/metric-reference`; and what is said of data sets that are not sound.
+//! Metrics against published numbers and against the reference implementations: on `goldens/metrics`, which
+//! lies in the repository, and on all of `shared/data/metric-reference`; and what is said of data sets that
+//! are not sound.
 
 #[path = "../common/shared.rs"]
 mod shared;
@@ -13,7 +14,8 @@ mod semantic;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// The reference numbers were stored with all digits, and sums of a few hundred terms in another order differ by less.
+/// The reference numbers were stored with all digits, and sums of a few hundred terms in another order differ
+/// by less.
 const TOLERANCE: f64 = 1e-12;
 
 fn read_json(path: &Path) -> Value {

@@ -111,7 +111,8 @@ fn common_classes_treat_the_others_as_objects() {
     let all = vec![7; height * width];
     let segments = [(7, 0)];
     let map = PanopticMap { height, width, values: &all, void: 0, segments: &segments };
-    // The image has no dog: a dog everywhere is a false positive, on the motorcycles that are not evaluated too.
+    // The image has no dog: a dog everywhere is a false positive, on the motorcycles that are not evaluated
+    // too.
     let mut evaluator = open(&["dog", "unicorn"]);
     evaluator.add(image["id"].as_u64().unwrap(), &map).unwrap();
     let report = evaluator.summarize();

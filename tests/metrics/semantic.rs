@@ -90,7 +90,8 @@ fn other_classes_and_void() {
     image::GrayImage::from_raw(6, 1, vec![1, 1, 2, 7, 255, 7]).unwrap().save(&mask).unwrap();
     let model = ["tree", "sky", "sea"].map(String::from);
     let mut evaluator = Evaluator::open(&list, "classes", &model, ClassPolicy::Common).unwrap();
-    // Of two sky pixels one is found, one void; sky is also said of the road, and sea found once, missed for tree once.
+    // Of two sky pixels one is found, one void; sky is also said of the road, and sea found once, missed for
+    // tree once.
     let predicted = [1, 3, 1, 2, 2, 0];
     evaluator.add(&mask, &ClassMap { height: 1, width: 6, classes: &predicted }).unwrap();
     let report = evaluator.summarize();

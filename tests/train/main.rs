@@ -1,4 +1,5 @@
-//! `knet-train` from end to end on small pictures: learns them, survives being killed, and says clearly what is wrong.
+//! `knet-train` from end to end on small pictures: learns them, survives being killed, and says clearly what
+//! is wrong.
 
 mod going_on;
 mod readme;
@@ -20,7 +21,8 @@ use std::time::{Duration, Instant};
 
 const SIDE: u32 = 64;
 
-/// A picture's shapes, their edges on multiples of 8, where the bilinear masks of stride 8 can change sign: class, left, top, right, bottom.
+/// A picture's shapes, their edges on multiples of 8, where the bilinear masks of stride 8 can change sign:
+/// class, left, top, right, bottom.
 type Shape = (usize, u32, u32, u32, u32);
 
 /// Everything of one test: pictures, annotations, configuration, the folder of the run.
@@ -243,7 +245,8 @@ fn learns_two_pictures_by_heart() {
     // Three photos, each as annotated and as the model sees it, two of them a row.
     let sheet = image::open(scene.path("run/overlays/0000400.png")).unwrap().into_rgb8();
     assert_eq!(sheet.dimensions(), (4 * 320, 24 + 2 * 320));
-    // Masks learnt by heart are drawn alike: of a photo's two places few pixels differ by more than a label's.
+    // Masks learnt by heart are drawn alike: of a photo's two places few pixels differ by more than a
+    // label's.
     let differs = |x: u32, y: u32| {
         let [a, b] = [sheet.get_pixel(x, y), sheet.get_pixel(x + 320, y)];
         a.0.iter().zip(b.0).any(|(a, b)| a.abs_diff(b) > 40)
@@ -324,7 +327,8 @@ fn numbers_that_explode_stop_the_run() {
 #[test]
 fn a_full_disk_keeps_the_last_good_checkpoint() {
     let scene = Scene::new(&["red", "blue"]);
-    // Without a warm-up, of which a run's length sets the most, and a decay the shorter run is the beginning of the longer one.
+    // Without a warm-up, of which a run's length sets the most, and a decay the shorter run is the beginning
+    // of the longer one.
     let text = scene.text().replace("warmup = 3", "warmup = 0");
     let text = text.replace("[run]", "decay = { policy = \"constant\" }\n[run]");
     std::fs::write(scene.config(), text).unwrap();

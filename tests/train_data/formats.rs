@@ -23,7 +23,8 @@ fn rle(sample: &Sample, object: usize) -> String {
     BitMask::from_fn(height as usize, width as usize, |y, x| mask.contains(x, y)).to_rle()
 }
 
-/// A polygon segmentation of a 48 x 32 image and the RLE that pycocotools 2.0 makes of it (`frPyObjects`, `merge`).
+/// A polygon segmentation of a 48 x 32 image and the RLE that pycocotools 2.0 makes of it (`frPyObjects`,
+/// `merge`).
 const POLYGONS: [(&str, &str, &str); 7] = [
     (
         "triangle",

@@ -63,7 +63,8 @@ fn without_augmentation_a_batch_is_what_the_engine_would_see() {
     let mut wanted = vec![0.0; 64 * 96 * 3];
     engine.run(&data::ramp(48, 32), &mut wanted).unwrap();
     for (slot, image) in batch.images.chunks_exact(64 * 96 * 3).enumerate() {
-        // The resampler differs from OpenCV's fixed point by rounding: one step of 255 is 1 / 57 after normalisation.
+        // The resampler differs from OpenCV's fixed point by rounding: one step of 255 is 1 / 57 after
+        // normalisation.
         let worst = image.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst <= 1.01 / 57.12, "{worst}");
         let count = (batch.ids[slot] - 100) as usize % 3;
@@ -72,7 +73,8 @@ fn without_augmentation_a_batch_is_what_the_engine_would_see() {
         assert_eq!(labels, &[[-1.0, -1.0, -1.0], [0.0, -1.0, -1.0], [0.0, 1.0, -1.0]][count]);
         for k in 0..3 {
             let mask = &batch.masks[(slot * 3 + k) * 16 * 24..][..16 * 24];
-            // Columns 8 to 15 become 13 to 26 (x 5 / 3), which hold the middle pixels of the target cells 3 to 6.
+            // Columns 8 to 15 become 13 to 26 (x 5 / 3), which hold the middle pixels of the target cells 3
+            // to 6.
             let row = &mask[5 * 24..][..9];
             let wanted = if k < count { [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0] } else { [0.0; 9] };
             assert_eq!(row, wanted, "slot {k} of {count}");
@@ -197,7 +199,8 @@ fn one_image_fills_a_batch() {
 
 #[test]
 fn masks_move_with_the_pixels() {
-    // One object that is the only bright part of a dark photo: wherever it goes, its target covers what is bright.
+    // One object that is the only bright part of a dark photo: wherever it goes, its target covers what is
+    // bright.
     let folder = tempfile::tempdir().unwrap();
     data::photos(folder.path(), &["a.png"]);
     let bright = |x: u32, y: u32| (10..34).contains(&x) && (6..22).contains(&y);
@@ -226,8 +229,8 @@ fn masks_move_with_the_pixels() {
                 let covered: f32 = (0..6).map(|k| batch.masks[(k * 24 + y) * 32 + x]).sum();
                 let centre = [(1, 1), (1, 2), (2, 1), (2, 2)]
                     .map(|(dy, dx)| batch.images[((4 * y + dy) * 128 + 4 * x + dx) * 3]);
-                // Bilinear blending leaves a pixel inside the edge at least half of the object's 250, at a corner a
-                // quarter (66 with the 5 of the ground), and gives one outside at most half (128).
+                // Bilinear blending leaves a pixel inside the edge at least half of the object's 250, at a
+                // corner a quarter (66 with the 5 of the ground), and gives one outside at most half (128).
                 if covered == 1.0 {
                     assert!(centre.iter().all(|&v| v > 60.0), "{centre:?} at {x}, {y}");
                 } else if covered == 0.0 {

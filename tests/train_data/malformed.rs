@@ -1,4 +1,5 @@
-//! Damaged, inconsistent and incomplete data: each fault gives a typed error that names file and record, none a panic.
+//! Damaged, inconsistent and incomplete data: each fault gives a typed error that names file and record, none
+//! a panic.
 
 use std::fs;
 

@@ -30,9 +30,9 @@ Exit codes:
 
 /// Trains K-Net on annotated photos.
 ///
-/// The folder of the run gets last.safetensors and best.safetensors (for `knet segment --weights`), last.state (to resume
-/// from), config.toml, log.jsonl, curves.png, overlays/ (sample photos) and an event file for TensorBoard. The folder `configs` of the
-/// repository has complete configurations.
+/// The folder of the run gets last.safetensors and best.safetensors (for `knet segment --weights`),
+/// last.state (to resume from), config.toml, log.jsonl, curves.png, overlays/ (sample photos) and an event
+/// file for TensorBoard. The folder `configs` of the repository has complete configurations.
 #[derive(Parser)]
 #[command(name = "knet-train", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
@@ -157,8 +157,8 @@ fn print(line: &str) {
     let _ = writeln!(std::io::stdout(), "{}", escaped(line));
 }
 
-/// Of the signals that ask a run to stop, those that whoever started this program wants it to ignore: `nohup` the end of the terminal,
-/// a shell Ctrl-C for what runs in the background.
+/// Of the signals that ask a run to stop, those that whoever started this program wants it to ignore: `nohup`
+/// the end of the terminal, a shell Ctrl-C for what runs in the background.
 #[cfg(unix)]
 fn ignored_signals() -> Vec<libc::c_int> {
     let is_ignored = |signal: &libc::c_int| {

@@ -15,9 +15,9 @@ mod training;
 
 /// Time a model on this machine: percentiles of every part, and a table of steps
 ///
-/// The image is synthetic and of the given size, so pre-processing resizes nothing; results hold for any photo
-/// of that size except for the number of instances found. Times on a machine that does other work vary: read the
-/// spread.
+/// The image is synthetic and of the given size, so pre-processing resizes nothing; results hold for any
+/// photo of that size except for the number of instances found. Times on a machine that does other work vary:
+/// read the spread.
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -138,8 +138,8 @@ struct Part {
     times: Percentiles,
 }
 
-/// Times of the parts of `runs` calls. On a GPU one graph does everything between the host's copies, so the network alone is timed
-/// in runs of its own.
+/// Times of the parts of `runs` calls. On a GPU one graph does everything between the host's copies, so the
+/// network alone is timed in runs of its own.
 fn time_parts(
     engine: &mut Engine,
     image: &image::RgbImage,

@@ -19,10 +19,10 @@ use std::path::Path;
 
 /// Show, fill or clear the cache of compiled CUDA kernels
 ///
-/// With every kernel of a model in the cache, no kernel compiler (NVRTC) is needed, and the first image does not wait for one.
-/// KNET_CACHE names the folder (empty: no cache) in place of `knet/kernels` in XDG_CACHE_HOME or `~/.cache`. Code is loaded from
-/// it only if nobody but the user and root can write there. An entry serves whichever NVRTC made it; `knet cache clear` makes
-/// a new one count.
+/// With every kernel of a model in the cache, no kernel compiler (NVRTC) is needed, and the first image does
+/// not wait for one. KNET_CACHE names the folder (empty: no cache) in place of `knet/kernels` in
+/// XDG_CACHE_HOME or `~/.cache`. Code is loaded from it only if nobody but the user and root can write there.
+/// An entry serves whichever NVRTC made it; `knet cache clear` makes a new one count.
 #[derive(Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -42,21 +42,22 @@ enum Action {
 
 /// Compile all that a model runs on a GPU, which need not be here
 ///
-/// Those are the kernels of `knet segment`, `eval`, `bench` and `doctor` at the given sizes of the network input. Photos of all sizes and
-/// formats share the kernels of pre- and post-processing. What a table of `knet tune` chooses is compiled where it is measured.
-/// KNET_CUDA_CODE=ptx fills the cache with PTX, for GPUs that this NVRTC does not know.
+/// Those are the kernels of `knet segment`, `eval`, `bench` and `doctor` at the given sizes of the network
+/// input. Photos of all sizes and formats share the kernels of pre- and post-processing. What a table of
+/// `knet tune` chooses is compiled where it is measured. KNET_CUDA_CODE=ptx fills the cache with PTX, for
+/// GPUs that this NVRTC does not know.
 #[derive(Args)]
 struct Fill {
     #[command(flatten)]
     model: ModelArguments,
 
-    /// Compile for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin, at the clocks that drivers report [default: the
-    /// GPU of this machine that --device names]
+    /// Compile for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin, at the clocks that drivers
+    /// report [default: the GPU of this machine that --device names]
     #[arg(long, value_name = "NAME", value_parser = parse_gpu, conflicts_with = "device")]
     gpu: Option<&'static Gpu>,
 
-    /// Size of the resized photo, which the network sees rounded up to multiples of 32. May be given several times [default: the
-    /// model's own, lying and standing]
+    /// Size of the resized photo, which the network sees rounded up to multiples of 32. May be given several
+    /// times [default: the model's own, lying and standing]
     #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
     size: Vec<Size>,
 }

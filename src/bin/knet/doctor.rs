@@ -16,9 +16,10 @@ use std::process::ExitCode;
 
 /// Look at all that a run needs, and say what would stop it and what to do
 ///
-/// One line each: the processor; the driver, the GPU, the compiler of its kernels (NVRTC) and their cache; then what every run asks of a
-/// GPU: a compile, a launch, a kernel's write to the host's memory, a captured graph. The exit code is 0 if `--device` would
-/// compute where it says: with auto also where there is no GPU, but not where there is one that cannot be used.
+/// One line each: the processor; the driver, the GPU, the compiler of its kernels (NVRTC) and their cache;
+/// then what every run asks of a GPU: a compile, a launch, a kernel's write to the host's memory, a captured
+/// graph. The exit code is 0 if `--device` would compute where it says: with auto also where there is no GPU,
+/// but not where there is one that cannot be used.
 #[derive(Args)]
 pub struct Arguments {
     /// What to look at: auto (a GPU if there is one, and the CPU), cpu, cuda or cuda:N

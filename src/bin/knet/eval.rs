@@ -19,8 +19,9 @@ use std::process::ExitCode;
 
 /// Measure how good a model is on annotated photos
 ///
-/// A COCO instance file gives mask AP. A COCO panoptic file with --panoptic-dir gives PQ, SQ, RQ and mIoU. Masks of
-/// class indices with their class list give mIoU, alone or with a panoptic file. Classes are matched by name.
+/// A COCO instance file gives mask AP. A COCO panoptic file with --panoptic-dir gives PQ, SQ, RQ and mIoU.
+/// Masks of class indices with their class list give mIoU, alone or with a panoptic file. Classes are matched
+/// by name.
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -58,12 +59,13 @@ pub struct Arguments {
     #[arg(long)]
     common_classes: bool,
 
-    /// Size that photos are resized to fit into, whichever way they lie [default: the model's own, 800x1333 for COCO]
+    /// Size that photos are resized to fit into, whichever way they lie [default: the model's own, 800x1333
+    /// for COCO]
     #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
     size: Option<Size>,
 
-    /// Leave out instances, and things of a panoptic map, that score lower [default: 0 for instances, the model's own
-    /// threshold, 0.3 for COCO, for things of a panoptic map]
+    /// Leave out instances, and things of a panoptic map, that score lower [default: 0 for instances, the
+    /// model's own threshold, 0.3 for COCO, for things of a panoptic map]
     #[arg(long, visible_alias = "min-score", value_name = "SCORE", value_parser = parse_share)]
     score: Option<f64>,
 
@@ -71,8 +73,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    /// Write the instances to this file as one list that COCO's tools take, with the image and category ids of the
-    /// annotations
+    /// Write the instances to this file as one list that COCO's tools take, with the image and category ids
+    /// of the annotations
     #[arg(long, value_name = "FILE", requires = "annotations", conflicts_with = "panoptic_dir")]
     coco: Option<PathBuf>,
 

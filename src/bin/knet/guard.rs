@@ -5,8 +5,9 @@ use knet::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Refuses to write to `path` if one of `inputs` lies there, or a file that `is_own` does not know for one that this command
-/// made; the latter unless `overwrite` is set. What is no regular file is left to the write itself.
+/// Refuses to write to `path` if one of `inputs` lies there, or a file that `is_own` does not know for one
+/// that this command made; the latter unless `overwrite` is set. What is no regular file is left to the write
+/// itself.
 pub fn check(path: &Path, inputs: &[PathBuf], is_own: impl Fn(&Path) -> bool, overwrite: bool) -> Result<()> {
     if !path.is_file() {
         return Ok(());

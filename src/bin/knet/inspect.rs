@@ -18,20 +18,20 @@ mod gpu;
 /// Show what a checkpoint holds and what running it costs
 ///
 /// Prints model, task, parameters and one line a step: kernel, shape, operations, bytes moved, place in the
-/// arena. With --gpu, the steps are those of a CUDA plan for a GPU that need not be here: what each launches, its least
-/// time by the data sheet's rates, and what the cost model of convolutions thinks it takes.
+/// arena. With --gpu, the steps are those of a CUDA plan for a GPU that need not be here: what each launches,
+/// its least time by the data sheet's rates, and what the cost model of convolutions thinks it takes.
 #[derive(Args)]
 pub struct Arguments {
-    /// Checkpoint (.safetensors), or `seeded:N` [default: the person model that comes with the program; seeded:0 for a model named
-    /// by --model]
+    /// Checkpoint (.safetensors), or `seeded:N` [default: the person model that comes with the program;
+    /// seeded:0 for a model named by --model]
     file: Option<WeightSource>,
 
     /// Model name, for files that do not say
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
 
-    /// Size of the resized photo, which the network sees rounded up to multiples of 32 [default: the model's own, 800x1333 for
-    /// COCO]
+    /// Size of the resized photo, which the network sees rounded up to multiples of 32 [default: the model's
+    /// own, 800x1333 for COCO]
     #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
     size: Option<Size>,
 

@@ -76,15 +76,16 @@ enum Command {
     Convert(convert::Arguments),
 }
 
-/// The model that segments when nothing else is asked for, so that the program works from the first command; see
-/// `weights/README.md`.
+/// The model that segments when nothing else is asked for, so that the program works from the first command;
+/// see `weights/README.md`.
 static PERSON: &[u8] = include_bytes!("../../../weights/knet_s3_lite0_person.safetensors");
 
 /// Where weights come from, shared by the commands that run a model.
 #[derive(Args, Clone)]
 struct ModelArguments {
-    /// Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible random
-    /// weights [default: the person model that comes with the program; seeded:0 for a model named by --model]
+    /// Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible
+    /// random weights [default: the person model that comes with the program; seeded:0 for a model named by
+    /// --model]
     #[arg(long, value_name = "FILE")]
     weights: Option<WeightSource>,
 
@@ -105,8 +106,8 @@ struct ModelArguments {
     #[arg(long, value_enum, default_value = "f16")]
     precision: PrecisionArgument,
 
-    /// Round as little as PyTorch does, for results that agree with it to the last mask: direct convolution or F(2x2) on the
-    /// CPU (about a quarter slower), f32 on a GPU
+    /// Round as little as PyTorch does, for results that agree with it to the last mask: direct convolution
+    /// or F(2x2) on the CPU (about a quarter slower), f32 on a GPU
     #[arg(long, conflicts_with = "precision")]
     precise: bool,
 }
@@ -145,8 +146,8 @@ impl From<PrecisionArgument> for Precision {
 }
 
 impl ModelArguments {
-    /// Builds an engine. If `--device auto` was asked for and took the CPU, a line says why; another does if a tuning table is
-    /// not followed.
+    /// Builds an engine. If `--device auto` was asked for and took the CPU, a line says why; another does if
+    /// a tuning table is not followed.
     fn build(&self, builder: EngineBuilder) -> Result<Engine, Error> {
         let engine = builder.build()?;
         if let (Some(reason), Some(_)) = (engine.device_note(), self.device) {

@@ -2,7 +2,8 @@
 
 use knet::model::{Config, SIZE_DIVISOR};
 
-/// Height and width of a resized photo, in pixels. The network sees them rounded up to multiples of [`SIZE_DIVISOR`].
+/// Height and width of a resized photo, in pixels. The network sees them rounded up to multiples of
+/// [`SIZE_DIVISOR`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     pub height: usize,

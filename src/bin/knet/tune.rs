@@ -12,10 +12,10 @@ use std::time::Duration;
 
 /// Choose a GPU's kernels by measuring, and keep the table that later runs follow
 ///
-/// Every distinct step of the model that several kernels can run is timed on the device with each of them: 32 runs in a row in one
-/// CUDA graph, 7 times, the median. Another kernel replaces the cost model's choice if it is more than 3 % faster. The table
-/// holds for this device, precision and version of the kernels; what an earlier table knows of other sizes and models stays in it.
-/// Let nothing else run on the device meanwhile.
+/// Every distinct step of the model that several kernels can run is timed on the device with each of them: 32
+/// runs in a row in one CUDA graph, 7 times, the median. Another kernel replaces the cost model's choice if
+/// it is more than 3 % faster. The table holds for this device, precision and version of the kernels; what an
+/// earlier table knows of other sizes and models stays in it. Let nothing else run on the device meanwhile.
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -128,8 +128,8 @@ fn numpy_scalar(code: &str, bytes: &[u8]) -> Value {
     value.unwrap_or(Value::Opaque)
 }
 
-/// `BUILD`: attributes set on an object after its making. Only dicts (the `_metadata` of a `state_dict`, which
-/// is dropped) and NumPy dtypes (their byte order) take any.
+/// `BUILD`: attributes set on an object after its making. Only dicts (the `_metadata` of a `state_dict`,
+/// which is dropped) and NumPy dtypes (their byte order) take any.
 pub(super) fn set_state(m: &mut Machine, target: Id, state: Id) -> Step<()> {
     let is_big = match m.value(state) {
         Value::Tuple(items) => {

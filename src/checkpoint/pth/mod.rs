@@ -1,8 +1,9 @@
-//! Reading PyTorch checkpoints (`.pth`, `.pt`) as mmcv, mmdet and mmseg write them, without executing anything.
+//! Reading PyTorch checkpoints (`.pth`, `.pt`) as mmcv, mmdet and mmseg write them, without executing
+//! anything.
 //!
 //! A file of `torch.save` is a pickle, a program for Python's object machine, plus raw storages. Only an
-//! allow-list of inert constructors is understood; any other global is refused by name. Limits on
-//! values, unpacked bytes and tensor bytes are proportional to the size of the file, so that a hostile one can
+//! allow-list of inert constructors is understood; any other global is refused by name. Limits on values,
+//! unpacked bytes and tensor bytes are proportional to the size of the file, so that a hostile one can
 //! neither run code nor exhaust memory.
 
 mod archive;
@@ -67,9 +68,10 @@ impl PthTensor {
 /// The optimizer and everything else is skipped, its storages unread.
 ///
 /// # Errors
-/// [`Error::Io`](crate::Error::Io) if the file cannot be read; [`Error::Checkpoint`](crate::Error::Checkpoint) if it is neither of the two formats, is
-/// damaged or truncated, names a global that is not allowed, unpacks to far more than its size, or holds a
-/// tensor that reaches outside its storage.
+/// [`Error::Io`](crate::Error::Io) if the file cannot be read;
+/// [`Error::Checkpoint`](crate::Error::Checkpoint) if it is neither of the two formats, is damaged or
+/// truncated, names a global that is not allowed, unpacks to far more than its size, or holds a tensor that
+/// reaches outside its storage.
 pub fn read(path: impl AsRef<Path>) -> Result<PthFile> {
     let path = path.as_ref();
     read_bytes(path, &read_stable(path)?)

@@ -176,7 +176,8 @@ impl<'a> Machine<'a> {
                 let (module, name) = (module.clone(), name.clone());
                 self.global(&module, &name)?;
             }
-            // REDUCE and NEWOBJ differ only for classes with a __new__ of their own, of which none is allowed.
+            // REDUCE and NEWOBJ differ only for classes with a __new__ of their own, of which none is
+            // allowed.
             b'R' | 0x81 => {
                 let (args, callable) = (self.pop()?, self.pop()?);
                 let at = self.at as u64 - 1;

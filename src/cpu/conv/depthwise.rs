@@ -1,9 +1,10 @@
 //! Depthwise convolution: one filter a channel, so vectors run over channels and nothing is packed but the
 //! filter, as `[tap][channel]`.
 //!
-//! 3x3 and 5x5 filters with stride 1 or 2 compute tiles of neighbouring output pixels whose taps all fall on the map's columns:
-//! sizes are constants there, a filter row stays in registers, and neighbours share what they load. Pixels at the
-//! left and right border, filters of other sizes and the last few channels go one by one.
+//! 3x3 and 5x5 filters with stride 1 or 2 compute tiles of neighbouring output pixels whose taps all fall on
+//! the map's columns: sizes are constants there, a filter row stays in registers, and neighbours share what
+//! they load. Pixels at the left and right border, filters of other sizes and the last few channels go one by
+//! one.
 
 use std::ops::Range;
 
@@ -11,7 +12,8 @@ use crate::cpu::gemm::{Arch, Job, Target, Vector};
 
 use super::ConvShape;
 
-/// Output pixels of a tile: as many independent sums as keep two multiply-adds a cycle of four cycles' latency busy.
+/// Output pixels of a tile: as many independent sums as keep two multiply-adds a cycle of four cycles'
+/// latency busy.
 const TILE: usize = 8;
 /// The same on maps with less than [`TILE`] interior columns.
 const SMALL_TILE: usize = 4;
@@ -25,8 +27,8 @@ pub(super) struct Layer {
     pub target: Target,
 }
 
-// SAFETY: map and filter are only read, for the duration of a call that borrows them; each row of the target is
-// written by one task.
+// SAFETY: map and filter are only read, for the duration of a call that borrows them; each row of the target
+// is written by one task.
 unsafe impl Sync for Layer {}
 
 /// One row of output pixels: `row` counts through all images.
@@ -68,8 +70,8 @@ struct Taps {
 }
 
 impl Taps {
-    /// Of the filter whose first tap falls on `at - padding`: the taps that fall on the map, and where the first of those
-    /// does.
+    /// Of the filter whose first tap falls on `at - padding`: the taps that fall on the map, and where the
+    /// first of those does.
     #[inline(always)]
     fn inside(&self, at: usize, padding: usize) -> (Range<usize>, usize) {
         let first = padding.saturating_sub(at).div_ceil(self.dilation).min(self.kernel);
@@ -113,8 +115,8 @@ impl Line<'_> {
         }
     }
 
-    /// Interior pixels by tiles of `N`, channels `0..whole`. The last tile overlaps the one before it if need be, and
-    /// writes the same values again.
+    /// Interior pixels by tiles of `N`, channels `0..whole`. The last tile overlaps the one before it if need
+    /// be, and writes the same values again.
     #[inline(always)]
     fn tiles<A: Arch, const K: usize, const S: usize, const N: usize>(&self, xs: Range<usize>, whole: usize) {
         for x in xs.clone().step_by(N) {
@@ -164,12 +166,14 @@ impl Line<'_> {
         }
     }
 
-    /// One pixel, up to a vector of channels, with the filter columns that fall on the map and where the first does.
+    /// One pixel, up to a vector of channels, with the filter columns that fall on the map and where the
+    /// first does.
     #[inline(always)]
     fn pixel<A: Arch>(&self, x: usize, c: usize, (columns, left): (&Range<usize>, usize)) {
         let Layer { shape: s, filter, .. } = self.layer;
         let (channels, count) = (s.c_in, A::V::LANES.min(s.c_in - c));
-        // SAFETY: taps in `rows` and `columns` fall on the map; lanes past `count` are neither read nor written.
+        // SAFETY: taps in `rows` and `columns` fall on the map; lanes past `count` are neither read nor
+        // written.
         unsafe {
             let mut acc = A::V::splat(0.0);
             for ky in self.rows.clone() {

@@ -1,5 +1,5 @@
-//! Implicit GEMM: `C[pixels, c_out] = A[pixels, taps * c_in] B`, where a row of A is the receptive field of one
-//! output pixel. A exists only as the strips of one block: rows are gathered from the NHWC map, and zeros
+//! Implicit GEMM: `C[pixels, c_out] = A[pixels, taps * c_in] B`, where a row of A is the receptive field of
+//! one output pixel. A exists only as the strips of one block: rows are gathered from the NHWC map, and zeros
 //! stand in for padding.
 
 use std::mem::MaybeUninit;
@@ -211,8 +211,8 @@ impl Cursor {
         (src, self.advance(s, taps, room))
     }
 
-    /// Moves past the rest of `taps` taps, or past `room` values of them if those are fewer (and the last); gives
-    /// the number of values.
+    /// Moves past the rest of `taps` taps, or past `room` values of them if those are fewer (and the last);
+    /// gives the number of values.
     #[inline(always)]
     fn advance(&mut self, s: &ConvShape, taps: usize, room: usize) -> usize {
         let whole = taps * (s.c_in / s.groups) - self.channel;
@@ -237,7 +237,8 @@ const MR_MAX: usize = 14;
 /// memcpy would cost more than the copy.
 ///
 /// # Safety
-/// `src` is null (zeros) or holds `count` values; `dst` has room for them and a vector more; features as for `A`.
+/// `src` is null (zeros) or holds `count` values; `dst` has room for them and a vector more; features as for
+/// `A`.
 #[inline(always)]
 unsafe fn put<A: Arch>(dst: *mut f32, src: *const f32, count: usize) {
     for i in (0..count).step_by(A::V::LANES) {

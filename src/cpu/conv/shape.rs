@@ -3,7 +3,8 @@
 use std::fmt;
 
 /// A 2-D convolution of an NHWC map `[batch, height, width, c_in]` with KRSC filters
-/// `[c_out, kernel[0], kernel[1], c_in / groups]`, as in PyTorch's `Conv2d` (zero padding, cross-correlation).
+/// `[c_out, kernel[0], kernel[1], c_in / groups]`, as in PyTorch's `Conv2d` (zero padding,
+/// cross-correlation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConvShape {
     /// Images.
@@ -130,8 +131,9 @@ pub enum Arithmetic {
     /// F(4x4) too, where it is faster: relative L2 up to 1e-6 of the result at 256 channels, held by a test.
     #[default]
     Fast,
-    /// As exact as direct convolution (3e-7): kernels that round more coarsely are not taken. What a hard threshold follows, as
-    /// in K-Net's mask pooling, then falls on the side that the same network in PyTorch gives.
+    /// As exact as direct convolution (3e-7): kernels that round more coarsely are not taken. What a hard
+    /// threshold follows, as in K-Net's mask pooling, then falls on the side that the same network in PyTorch
+    /// gives.
     Exact,
 }
 
@@ -142,9 +144,10 @@ pub enum Arithmetic {
 /// filters, which takes as long as computing with each value some twenty times. Fitted to Zen 5 with AVX-512.
 pub fn select(shape: &ConvShape, arithmetic: Arithmetic) -> ConvKernel {
     const STREAM: f64 = 20.0;
-    // F(4x4) rounds three times as coarsely as F(2x2), which is as exact as direct convolution: its output transform amplifies
-    // the rounding of the products' sums, and neither shorter runs (4.2e-7 at 16 instead of 64 terms) nor other points bring it
-    // to F(2x2)'s 2.2e-7 at less than the difference in time. Small maps, where it would save little, keep the finer kernel.
+    // F(4x4) rounds three times as coarsely as F(2x2), which is as exact as direct convolution: its output
+    // transform amplifies the rounding of the products' sums, and neither shorter runs (4.2e-7 at 16 instead
+    // of 64 terms) nor other points bring it to F(2x2)'s 2.2e-7 at less than the difference in time. Small
+    // maps, where it would save little, keep the finer kernel.
     const F4_TILES: usize = 192;
     if shape.groups > 1 && ConvKernel::Depthwise.supports(shape) {
         return ConvKernel::Depthwise;

@@ -17,8 +17,8 @@ use super::vector::{Arch, Job, on, tile_shape};
 
 /// Most k of one block: a panel of `KC x 32` fills two thirds of a 48 KiB L1.
 pub(crate) const KC: usize = 256;
-/// Most rows of one block: a multiple of every `MR`; with `KC` columns 168 KiB of L2. K-Net's 153 objects fit, so
-/// that the pixels of a mask product are packed once.
+/// Most rows of one block: a multiple of every `MR`; with `KC` columns 168 KiB of L2. K-Net's 153 objects
+/// fit, so that the pixels of a mask product are packed once.
 pub(crate) const MC: usize = 168;
 /// Widest panel.
 const NR_MAX: usize = 32;

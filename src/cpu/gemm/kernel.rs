@@ -58,8 +58,8 @@ pub(crate) struct Tile {
     pub next: [Ahead; 2],
 }
 
-/// Memory that is wanted soon, fetched into L2 a little with every [`CHUNK`] of a tile's k: `rows` rows, each of
-/// `lines` cache lines, then the same `step` values further on.
+/// Memory that is wanted soon, fetched into L2 a little with every [`CHUNK`] of a tile's k: `rows` rows, each
+/// of `lines` cache lines, then the same `step` values further on.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     start: *const f32,
@@ -215,8 +215,8 @@ unsafe fn rank_one<A: Arch, const ROWS: usize, const NV: usize>(
     }
 }
 
-/// Finishes and stores the accumulators, `FULL` when the whole `ROWS x NV` tile is inside C. One pass over all
-/// accumulators a term: short loops unroll, so that the accumulators stay in registers.
+/// Finishes and stores the accumulators, `FULL` when the whole `ROWS x NV` tile is inside C. One pass over
+/// all accumulators a term: short loops unroll, so that the accumulators stay in registers.
 #[inline(always)]
 unsafe fn write<A: Arch, const ROWS: usize, const NV: usize, const FULL: bool>(
     mut acc: [[A::V; NV]; ROWS],

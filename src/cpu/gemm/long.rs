@@ -1,5 +1,5 @@
-//! Products with few rows and columns but a long K, such as the gradients of filters, whose K are the pixels: K is cut
-//! into chunks whose partial sums are added in order.
+//! Products with few rows and columns but a long K, such as the gradients of filters, whose K are the pixels:
+//! K is cut into chunks whose partial sums are added in order.
 
 use crate::isa::Isa;
 
@@ -24,8 +24,8 @@ pub struct LongGemm {
 impl LongGemm {
     /// The product of these extents.
     ///
-    /// A task fills its rows of A once and its columns of B once, so it takes wide blocks of C; K is cut before the
-    /// blocks get narrow, and is never cut so short that adding the partial sums would count.
+    /// A task fills its rows of A once and its columns of B once, so it takes wide blocks of C; K is cut
+    /// before the blocks get narrow, and is never cut so short that adding the partial sums would count.
     pub fn new(m: usize, n: usize, k: usize, isa: Isa) -> LongGemm {
         const WANTED: usize = 16;
         const WORTH: usize = 1 << 18;

@@ -9,8 +9,8 @@ use super::{Bias, Epilogue, LongGemm, span};
 /// `out[n, c] = sum over pixels p with mask[n, p] > 0 of x[p, c]` (K-Net's hard-mask pooling: sigmoid > 0.5).
 ///
 /// The comparison is strict and false for NaN. It is a product with a 0/1 matrix that only ever exists as the
-/// strips of a microkernel, so (as in PyTorch's `einsum`) an infinite or NaN feature outside a mask gives NaN.
-/// Pixels are cut into fixed chunks whose partial sums are added in order.
+/// strips of a microkernel, so (as in PyTorch's `einsum`) an infinite or NaN feature outside a mask gives
+/// NaN. Pixels are cut into fixed chunks whose partial sums are added in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaskPool {
     /// N: masks.
@@ -46,8 +46,8 @@ impl MaskPool {
         self.product().run(&a, &b, out, workspace);
     }
 
-    /// The gradient of the features, `dx[p, c] = sum over masks n with mask[n, p] > 0 of dy[n, c]`, from `masks`
-    /// `[objects, pixels]` and `dy` `[objects, channels]` into `dx` `[pixels, channels]`.
+    /// The gradient of the features, `dx[p, c] = sum over masks n with mask[n, p] > 0 of dy[n, c]`, from
+    /// `masks` `[objects, pixels]` and `dy` `[objects, channels]` into `dx` `[pixels, channels]`.
     ///
     /// # Panics
     /// When a slice is shorter than its shape.

@@ -17,7 +17,8 @@ pub(crate) trait Rows: Sync {
     /// `strips` holds [`strips_len`] values, and the processor has the features of `A`.
     unsafe fn fill<A: Arch>(&self, row: usize, rows: usize, k: usize, len: usize, strips: *mut f32);
 
-    /// What to fetch before rows `row..row + rows` are filled from column `k` on; a hint, which may lie outside.
+    /// What to fetch before rows `row..row + rows` are filled from column `k` on; a hint, which may lie
+    /// outside.
     fn ahead(&self, row: usize, rows: usize, k: usize) -> Ahead;
 }
 
@@ -129,8 +130,8 @@ impl Rows for Transposed {
             let mut at = 0;
             while at < len {
                 let width = lanes.min(len - at);
-                // SAFETY: rows k + at.. and columns row + r.. are inside the matrix; the strip has room for whole chunks
-                // of MR rows, and MR is at most LANES.
+                // SAFETY: rows k + at.. and columns row + r.. are inside the matrix; the strip has room for
+                // whole chunks of MR rows, and MR is at most LANES.
                 unsafe {
                     let src = self.0.data.add((k + at) * self.0.ld + row + r);
                     let dst = strips.add(strip_row(r, len, A::MR) + at / CHUNK * A::MR * CHUNK + at % CHUNK);
@@ -162,8 +163,8 @@ impl Rows for TransposedMask {
 
     #[inline(always)]
     unsafe fn fill<A: Arch>(&self, row: usize, rows: usize, k: usize, len: usize, strips: *mut f32) {
-        // SAFETY: the caller's contract; the transposing copy writes whole chunks of `LANES` columns, so that all
-        // that is read here was written.
+        // SAFETY: the caller's contract; the transposing copy writes whole chunks of `LANES` columns, so that
+        // all that is read here was written.
         unsafe {
             Transposed(Matrix { ..self.0 }).fill::<A>(row, rows, k, len, strips);
             for r in 0..rows {

@@ -1,8 +1,9 @@
-//! Self-attention without a map of all weights: a task takes a few queries of one image, and for one head after
-//! the other computes their logits, the softmax and the weighted sum of the values in a buffer that stays in cache.
+//! Self-attention without a map of all weights: a task takes a few queries of one image, and for one head
+//! after the other computes their logits, the softmax and the weighted sum of the values in a buffer that
+//! stays in cache.
 //!
-//! Keys are turned round first (`[D, N]` for every head), so that both products run along contiguous rows; values
-//! are gathered head by head, because their rows lie far apart.
+//! Keys are turned round first (`[D, N]` for every head), so that both products run along contiguous rows;
+//! values are gathered head by head, because their rows lie far apart.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
@@ -135,8 +136,8 @@ impl Kernel for Blocks {
 /// A task takes one head of one image; a second round copies its results to where they belong.
 struct HeadsGrad(Blocks);
 
-/// Memory of one head: keys and values turned round, two maps of objects by objects and one more for the transpose of
-/// either, and the results.
+/// Memory of one head: keys and values turned round, two maps of objects by objects and one more for the
+/// transpose of either, and the results.
 struct HeadMemory<'a> {
     turned: &'a mut [f32],
     weights: &'a mut [f32],
@@ -203,7 +204,8 @@ impl HeadsGrad {
 }
 
 simd! {
-    /// Turns every row of logits into weights, and their gradients into those of the products of queries and keys.
+    /// Turns every row of logits into weights, and their gradients into those of the products of queries and
+    /// keys.
     fn softmax_with_grad(
         isa, n: usize, scale: f32, stride: usize, weights: &mut [f32], grads: &mut [f32],
     ) {

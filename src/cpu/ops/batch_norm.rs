@@ -1,5 +1,5 @@
-//! Frozen batch norm that no convolution could absorb: one multiply-add per element; and the gradient of batch norm
-//! with given statistics, frozen or of the batch.
+//! Frozen batch norm that no convolution could absorb: one multiply-add per element; and the gradient of
+//! batch norm with given statistics, frozen or of the batch.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;

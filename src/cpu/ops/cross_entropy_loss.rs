@@ -42,7 +42,8 @@ impl Extents {
 }
 
 simd! {
-    /// Maximum and `1 / sum of exp(x - maximum)` over the classes of every column of `x`, whose classes lie `stride` apart.
+    /// Maximum and `1 / sum of exp(x - maximum)` over the classes of every column of `x`, whose classes lie
+    /// `stride` apart.
     fn normalise(isa, x: &[f32], stride: usize, classes: usize, max: &mut [f32], inverse: &mut [f32]) {
         max.fill(f32::NEG_INFINITY);
         inverse.fill(0.0);

@@ -1,10 +1,10 @@
 //! The exponential function in a form that compilers vectorise, and the two loops over it that softmax and
 //! attention share.
 //!
-//! `exp(x) = 2^n * exp(r)` with `n = round(x / ln 2)` and `|r| <= ln 2 / 2`; a polynomial of degree 7 (the minimax
-//! coefficients of Cephes' `expf`) gives `exp(r)`. At most 2 ulp over the whole range, with correct limits,
-//! subnormal results and NaN. Only additions and multiplications that round the same everywhere: every
-//! instruction set gives the same bits.
+//! `exp(x) = 2^n * exp(r)` with `n = round(x / ln 2)` and `|r| <= ln 2 / 2`; a polynomial of degree 7 (the
+//! minimax coefficients of Cephes' `expf`) gives `exp(r)`. At most 2 ulp over the whole range, with correct
+//! limits, subnormal results and NaN. Only additions and multiplications that round the same everywhere:
+//! every instruction set gives the same bits.
 
 /// Lanes of the unrolled loops: one AVX-512 register, two of AVX2, four of SSE2 or NEON.
 pub(crate) const LANES: usize = 16;
@@ -12,11 +12,12 @@ pub(crate) const LANES: usize = 16;
 /// `exp(x)`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // Beyond these bounds results round to 0 and infinity; within them `n` fits the exponent arithmetic below.
+    // Beyond these bounds results round to 0 and infinity; within them `n` fits the exponent arithmetic
+    // below.
     let x = if x < -104.0 { -104.0 } else { x };
     let x = if x > 89.0 { 89.0 } else { x };
-    // Adding 1.5 * 2^23 leaves the rounded sum in the low bits of the mantissa: rounding and the conversion to
-    // an integer in one addition, without the range checks of `as i32`.
+    // Adding 1.5 * 2^23 leaves the rounded sum in the low bits of the mantissa: rounding and the conversion
+    // to an integer in one addition, without the range checks of `as i32`.
     const ROUND: f32 = 12_582_912.0;
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -43,8 +44,8 @@ pub(crate) fn softplus(x: f32) -> f32 {
     positive + ln_1p(exp(-x.abs()))
 }
 
-/// `ln(1 + e)` for `0 <= e <= 1`: `2 atanh(s)` with `s = e / (2 + e) <= 1/3`, whose series is cut after `s^15`
-/// (the rest is below 2e-9 of the sum).
+/// `ln(1 + e)` for `0 <= e <= 1`: `2 atanh(s)` with `s = e / (2 + e) <= 1/3`, whose series is cut after
+/// `s^15` (the rest is below 2e-9 of the sum).
 #[inline(always)]
 fn ln_1p(e: f32) -> f32 {
     let s = e / (2.0 + e);
@@ -65,8 +66,8 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) << 23).cast_unsigned())
 }
 
-/// `1 / (1 + exp(-x))`. The exponent is never positive, so that nothing overflows and small results keep their
-/// digits.
+/// `1 / (1 + exp(-x))`. The exponent is never positive, so that nothing overflows and small results keep
+/// their digits.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
     let e = exp(-x.abs());

@@ -1,8 +1,8 @@
 //! Group norm in two sweeps over the map, each split into fixed chunks of pixels.
 //!
 //! The first sweep leaves the sums of every group in every chunk; these are added in the order of the chunks,
-//! whoever computed them. The second normalises. The gradient goes the same way: all it needs of a group are the sums
-//! of `dy`, `dy * x`, `x` and `x * x` of its channels.
+//! whoever computed them. The second normalises. The gradient goes the same way: all it needs of a group are
+//! the sums of `dy`, `dy * x`, `x` and `x * x` of its channels.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
@@ -130,8 +130,8 @@ impl TwoSweepsGrad {
         4 * self.pixels.div_ceil(self.rows()) * self.channels
     }
 
-    /// From the sums of an image's chunks, the coefficients of every channel. The image's share of `dgamma` and of
-    /// `dbeta` replaces the first of the sums.
+    /// From the sums of an image's chunks, the coefficients of every channel. The image's share of `dgamma`
+    /// and of `dbeta` replaces the first of the sums.
     fn coefficients(&self, sums: &mut [f64], gamma: &[f32], out: &mut [f32]) {
         let channels = self.channels;
         let (total, rest) = sums.split_at_mut(4 * channels);

@@ -1,4 +1,5 @@
-//! Mask losses, one matched object a task. Sums run over fixed lanes and blocks, the blocks in double precision.
+//! Mask losses, one matched object a task. Sums run over fixed lanes and blocks, the blocks in double
+//! precision.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;

@@ -1,5 +1,5 @@
-//! Products of two activations: large ones by GEMM, small ones by register tiles, where a transposed operand is turned
-//! round first.
+//! Products of two activations: large ones by GEMM, small ones by register tiles, where a transposed operand
+//! is turned round first.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;

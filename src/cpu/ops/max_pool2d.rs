@@ -1,5 +1,5 @@
-//! Maximum over windows: one task an output row, maxima of a block of channels in registers. The gradient finds the
-//! maxima once more.
+//! Maximum over windows: one task an output row, maxima of a block of channels in registers. The gradient
+//! finds the maxima once more.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;

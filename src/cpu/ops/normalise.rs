@@ -1,7 +1,7 @@
 //! Loops that the norms share. Rows are pixels or objects, columns are channels.
 //!
-//! Sums are taken in double precision: the variance is a difference of two sums, which in `f32` loses all digits
-//! where the mean is large against the deviation. Memory, not arithmetic, bounds these loops.
+//! Sums are taken in double precision: the variance is a difference of two sums, which in `f32` loses all
+//! digits where the mean is large against the deviation. Memory, not arithmetic, bounds these loops.
 
 use super::activation::{apply, clamped};
 use super::exp::LANES;
@@ -27,8 +27,8 @@ pub(crate) fn statistics(sum: f64, squares: f64, count: f64, eps: f32) -> (f64, 
     (mean, 1.0 / (variance + f64::from(eps)).sqrt())
 }
 
-/// `activation((x - mean) * scale + shift)` with operands per channel. The mean is subtracted first and not folded
-/// into the shift, because `x * scale` and `mean * scale` may both be large.
+/// `activation((x - mean) * scale + shift)` with operands per channel. The mean is subtracted first and not
+/// folded into the shift, because `x * scale` and `mean * scale` may both be large.
 #[derive(Clone, Copy)]
 pub(crate) struct Affine<'a> {
     pub mean: &'a [f32],

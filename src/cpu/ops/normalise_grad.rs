@@ -1,7 +1,8 @@
 //! Loops that the gradients of the norms share. Rows are pixels, columns are channels.
 //!
-//! The gradient of every norm is affine in `dy` and `x` with coefficients per channel, which follow from a few sums
-//! over columns. These are taken in double precision, for the reasons given in [`normalise`](super::normalise).
+//! The gradient of every norm is affine in `dy` and `x` with coefficients per channel, which follow from a
+//! few sums over columns. These are taken in double precision, for the reasons given in
+//! [`normalise`](super::normalise).
 
 use super::Isa;
 use crate::isa::simd;

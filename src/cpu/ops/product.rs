@@ -97,8 +97,8 @@ fn narrow(a: Matrix<'_>, b: Matrix<'_>, row: usize, k: usize, y: &mut [f32]) -> 
     1
 }
 
-/// `y[c, r] = x[r, c]` for the `[rows, columns]` matrix `x`; the rows of `y` lie `stride` apart. Goes by square
-/// blocks, so that both sides stay in cache.
+/// `y[c, r] = x[r, c]` for the `[rows, columns]` matrix `x`; the rows of `y` lie `stride` apart. Goes by
+/// square blocks, so that both sides stay in cache.
 pub(crate) fn transpose(x: Matrix<'_>, rows: usize, columns: usize, y: &mut [f32], stride: usize) {
     const BLOCK: usize = 16;
     for row in (0..rows).step_by(BLOCK) {

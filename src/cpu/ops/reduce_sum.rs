@@ -1,7 +1,8 @@
 //! Sums over leading axes: the operand is a matrix whose columns are added up.
 //!
-//! With few columns a task takes a run of rows and leaves its sums, which are then added in the order of the runs;
-//! with many it takes a run of columns. Eight rows are added in `f32` by pairs, these sums in double precision.
+//! With few columns a task takes a run of rows and leaves its sums, which are then added in the order of the
+//! runs; with many it takes a run of columns. Eight rows are added in `f32` by pairs, these sums in double
+//! precision.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;

@@ -13,7 +13,8 @@ pub(crate) struct Reference {
 }
 
 impl Reference {
-    /// The reference of `op` at these types, as the kernel every [`CpuOp`](super::super::kernel::CpuOp) gives.
+    /// The reference of `op` at these types, as the kernel every [`CpuOp`](super::super::kernel::CpuOp)
+    /// gives.
     #[allow(clippy::new_ret_no_self)]
     pub(crate) fn new(op: impl Into<Op>, context: &Context<'_>) -> Box<dyn Kernel> {
         let (inputs, outputs) = (context.inputs.to_vec(), context.outputs.to_vec());

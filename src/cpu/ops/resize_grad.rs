@@ -1,8 +1,8 @@
 //! The gradient of resizing: every pixel of `dx` gathers what it gave to pixels of `dy`.
 //!
-//! A task takes a band of rows of `dx` and goes through it by segments of columns. For each row of a segment it first
-//! adds up the weighted rows of `dy` that the row gave to, into scratch that stays in cache; then every pixel adds up the
-//! weighted pixels of that. Bands and segments depend on the shapes alone.
+//! A task takes a band of rows of `dx` and goes through it by segments of columns. For each row of a segment
+//! it first adds up the weighted rows of `dy` that the row gave to, into scratch that stays in cache; then
+//! every pixel adds up the weighted pixels of that. Bands and segments depend on the shapes alone.
 
 use super::super::kernel::{Args, Kernel};
 use super::Isa;

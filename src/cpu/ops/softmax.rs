@@ -59,8 +59,8 @@ simd! {
     }
 }
 
-/// Two sweeps: the first finds maximum and sum of every column, the second computes the exponentials once more,
-/// which costs less than a third sweep over memory.
+/// Two sweeps: the first finds maximum and sum of every column, the second computes the exponentials once
+/// more, which costs less than a third sweep over memory.
 struct Columns {
     extents: Extents,
     outer: usize,

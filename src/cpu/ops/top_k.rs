@@ -1,5 +1,5 @@
-//! Top-k by a heap of the k best so far, kept in the result itself: one pass over the row, in which nearly all
-//! elements lose against the worst of the heap at once.
+//! Top-k by a heap of the k best so far, kept in the result itself: one pass over the row, in which nearly
+//! all elements lose against the worst of the heap at once.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use crate::ops::TopK;

@@ -1,15 +1,16 @@
 //! Compiled kernels on disk.
 //!
-//! The key of an entry holds everything of ours that decides its code: source, included headers and options, the architecture and
-//! the macros among them. The compiler is not part of it, so that a full cache is found without one: code of any NVRTC that was
-//! accepted serves, until the entry is removed ([`Cache::clear`]) or the driver refuses it, and each entry says which made it.
-//! Whoever comes first to an empty place decides, and from then on all processes that share the cache run the same code,
-//! whatever compilers they would find. Tables of `knet tune` hold as before: they never depended on the compiler.
+//! The key of an entry holds everything of ours that decides its code: source, included headers and options,
+//! the architecture and the macros among them. The compiler is not part of it, so that a full cache is found
+//! without one: code of any NVRTC that was accepted serves, until the entry is removed ([`Cache::clear`]) or
+//! the driver refuses it, and each entry says which made it. Whoever comes first to an empty place decides,
+//! and from then on all processes that share the cache run the same code, whatever compilers they would find.
+//! Tables of `knet tune` hold as before: they never depended on the compiler.
 //!
-//! Entries carry a hash over name, origin and code and appear whole, so that several processes may fill one cache at once and a
-//! damaged entry is compiled again. The hash keeps out accidents; what keeps out other people is that folder and entries must
-//! belong to the user or to root and be writable by no one else. Other folders are refused, and what is made here is for the user
-//! alone.
+//! Entries carry a hash over name, origin and code and appear whole, so that several processes may fill one
+//! cache at once and a damaged entry is compiled again. The hash keeps out accidents; what keeps out other
+//! people is that folder and entries must belong to the user or to root and be writable by no one else. Other
+//! folders are refused, and what is made here is for the user alone.
 
 pub use super::entry::About;
 
@@ -51,9 +52,9 @@ pub struct Item {
 }
 
 impl Cache {
-    /// The user's cache: the folder named by `KNET_CACHE` (empty: no cache; a relative one is one of the working directory), else
-    /// `knet/kernels` in the system's place for caches. As the XDG specification has it, an empty or relative
-    /// `XDG_CACHE_HOME` counts as unset; so does such a `HOME`.
+    /// The user's cache: the folder named by `KNET_CACHE` (empty: no cache; a relative one is one of the
+    /// working directory), else `knet/kernels` in the system's place for caches. As the XDG specification has
+    /// it, an empty or relative `XDG_CACHE_HOME` counts as unset; so does such a `HOME`.
     pub fn user() -> Cache {
         Cache { folder: user_folder(|name| std::env::var_os(name)) }
     }
@@ -87,7 +88,8 @@ impl Cache {
         }
     }
 
-    /// Whether there is code of this form for devices of this compute capability: a hint that no compiler may be needed.
+    /// Whether there is code of this form for devices of this compute capability: a hint that no compiler may
+    /// be needed.
     ///
     /// # Errors
     /// As [`Cache::items`].
@@ -105,12 +107,13 @@ impl Cache {
         Ok(false)
     }
 
-    /// The code of `job`: the cache's, else what the compiler makes of it, which is kept. A cache that cannot be read or written
-    /// costs time, not the result; `nvrtc` is asked for only if there is something to compile.
+    /// The code of `job`: the cache's, else what the compiler makes of it, which is kept. A cache that cannot
+    /// be read or written costs time, not the result; `nvrtc` is asked for only if there is something to
+    /// compile.
     ///
     /// # Errors
-    /// As [`Cache::check`]; [`Error::Cuda`] naming an entry that others can write to or that is no regular file; as
-    /// [`Nvrtc::compile`]; what `nvrtc` says, with what is missing.
+    /// As [`Cache::check`]; [`Error::Cuda`] naming an entry that others can write to or that is no regular
+    /// file; as [`Nvrtc::compile`]; what `nvrtc` says, with what is missing.
     pub fn compile<'a>(&self, job: &Job, nvrtc: impl FnOnce() -> Result<&'a Nvrtc>) -> Result<Compiled> {
         self.check()?;
         let found = self.find(job)?;
@@ -147,7 +150,8 @@ impl Cache {
         Ok(true)
     }
 
-    /// Whether entries can be added, tried by a file that is removed again; the folder is made if it is not there.
+    /// Whether entries can be added, tried by a file that is removed again; the folder is made if it is not
+    /// there.
     ///
     /// # Errors
     /// As [`Cache::check`]; [`Error::Io`] as the system says.
@@ -196,7 +200,8 @@ impl Cache {
     /// All entries, by name, whatever version of the program made them.
     ///
     /// # Errors
-    /// [`Error::Io`] for a folder that cannot be read; as [`Cache::check`]; [`Error::Cuda`] for an entry that others can write to.
+    /// [`Error::Io`] for a folder that cannot be read; as [`Cache::check`]; [`Error::Cuda`] for an entry that
+    /// others can write to.
     pub fn items(&self) -> Result<Vec<Item>> {
         self.files()?.into_iter().map(Cache::item).collect()
     }
@@ -235,8 +240,8 @@ impl Cache {
         Ok(entries.into_iter().flatten().flatten().filter_map(named))
     }
 
-    /// Removes all entries, of whatever version of the program, and what processes that were killed left of them; nothing else.
-    /// Gives how many files and bytes there were.
+    /// Removes all entries, of whatever version of the program, and what processes that were killed left of
+    /// them; nothing else. Gives how many files and bytes there were.
     ///
     /// # Errors
     /// As [`Cache::check`]; [`Error::Io`] for what cannot be removed.
@@ -279,7 +284,8 @@ fn is_key(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Whether `name` is that of an entry which was being written: `.KEY.PROCESS-NUMBER.tmp`, as [`fsio::atomic_write`] calls it.
+/// Whether `name` is that of an entry which was being written: `.KEY.PROCESS-NUMBER.tmp`, as
+/// [`fsio::atomic_write`] calls it.
 fn is_leftover(name: &str) -> bool {
     let parts = || name.strip_prefix('.')?.strip_suffix(".tmp")?.split_once('.');
     parts().is_some_and(|(key, process)| {

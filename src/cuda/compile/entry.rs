@@ -1,4 +1,5 @@
-//! An entry of the kernel cache: what was compiled by which compiler, the code, and a hash over both and the entry's name.
+//! An entry of the kernel cache: what was compiled by which compiler, the code, and a hash over both and the
+//! entry's name.
 
 use super::{Code, rights, sources};
 use crate::error::{Error, Result};
@@ -129,8 +130,8 @@ impl Entry {
     }
 }
 
-/// Opens a file for reading without waiting for anything and without following a link; `None` if it is not there or the user
-/// may not read it.
+/// Opens a file for reading without waiting for anything and without following a link; `None` if it is not
+/// there or the user may not read it.
 fn open(path: &Path) -> Result<Option<File>> {
     let mut options = OpenOptions::new();
     options.read(true);
@@ -183,7 +184,8 @@ mod tests {
         assert!(Entry::open("name", b"knetk001 and more").unwrap_err().contains("another version"));
     }
 
-    /// A hash can be right over code that is not: the driver is told no length, and must not read beyond the end.
+    /// A hash can be right over code that is not: the driver is told no length, and must not read beyond the
+    /// end.
     #[test]
     fn code_that_was_cut_short_before_it_was_sealed_is_refused() {
         let mut cut = entry();

@@ -3,13 +3,13 @@
 //! 1. the file that `KNET_NVRTC` names: then there is no other place;
 //! 2. beside the executable;
 //! 3. the CUDA toolkit: `CUDA_PATH`, `CUDA_HOME`, `/usr/local/cuda`, `/usr/local/cuda-*`;
-//! 4. the `site-packages` (`dist-packages`) of Python, where `nvidia/cu13/lib` and `nvidia/cuda_nvrtc/lib` are what
-//!    PyTorch and `pip install nvidia-cuda-nvrtc` bring: `VIRTUAL_ENV`, `CONDA_PREFIX`, the prefix of each `python3` on the path,
-//!    the user's own. No Python is run;
+//! 4. the `site-packages` (`dist-packages`) of Python, where `nvidia/cu13/lib` and `nvidia/cuda_nvrtc/lib`
+//!    are what PyTorch and `pip install nvidia-cuda-nvrtc` bring: `VIRTUAL_ENV`, `CONDA_PREFIX`, the prefix
+//!    of each `python3` on the path, the user's own. No Python is run;
 //! 5. the loader's path.
 //!
-//! Every place is an absolute path: a relative one in a variable is ignored (in `KNET_NVRTC` it is an error), as the code of
-//! whatever folder one happens to stand in must not run.
+//! Every place is an absolute path: a relative one in a variable is ignored (in `KNET_NVRTC` it is an error),
+//! as the code of whatever folder one happens to stand in must not run.
 
 use super::nvrtc::Nvrtc;
 use std::collections::HashSet;

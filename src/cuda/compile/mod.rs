@@ -1,4 +1,5 @@
-//! From CUDA C++ to code for a device: the sources, NVIDIA's compiler and where it is found, and the cache of what it made.
+//! From CUDA C++ to code for a device: the sources, NVIDIA's compiler and where it is found, and the cache of
+//! what it made.
 
 pub mod cache;
 mod entry;
@@ -82,8 +83,8 @@ impl Code {
         format!("--gpu-architecture={kind}_{major}{minor}")
     }
 
-    /// Whether `code` is whole, as far as the driver, which is told no length, would read it: a cubin up to its last table, PTX
-    /// with its final NUL.
+    /// Whether `code` is whole, as far as the driver, which is told no length, would read it: a cubin up to
+    /// its last table, PTX with its final NUL.
     pub(super) fn is_whole(self, code: &[u8]) -> bool {
         match self {
             Code::Ptx => code.last() == Some(&0),
@@ -124,7 +125,8 @@ fn cubin_bytes(code: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// A header, one section of 8 bytes at 64, and the table of two section headers (the first one empty) after it.
+    /// A header, one section of 8 bytes at 64, and the table of two section headers (the first one empty)
+    /// after it.
     fn cubin() -> Vec<u8> {
         let mut code = vec![0; 72 + 2 * 64];
         code[..6].copy_from_slice(b"\x7fELF\x02\x01");

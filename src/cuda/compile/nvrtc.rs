@@ -1,7 +1,8 @@
-//! NVIDIA's run-time compiler, found at run time: CUDA C++ to PTX or to the device's own code. It needs no driver and no GPU.
+//! NVIDIA's run-time compiler, found at run time: CUDA C++ to PTX or to the device's own code. It needs no
+//! driver and no GPU.
 //!
-//! The library is loaded by our own table of a dozen functions that have not changed since CUDA 11.3, so any later NVRTC
-//! serves, whatever version number its file bears.
+//! The library is loaded by our own table of a dozen functions that have not changed since CUDA 11.3, so any
+//! later NVRTC serves, whatever version number its file bears.
 
 pub use super::{Code, Job};
 
@@ -65,9 +66,9 @@ impl Drop for OpenProgram<'_> {
 }
 
 impl Nvrtc {
-    /// The process's compiler, looked for once, when first asked for: the file that `KNET_NVRTC` names and no other, else the
-    /// first that works of those beside the executable, in a CUDA toolkit, in the active Python environment, on the loader's
-    /// path. Nothing in the working directory is ever loaded.
+    /// The process's compiler, looked for once, when first asked for: the file that `KNET_NVRTC` names and no
+    /// other, else the first that works of those beside the executable, in a CUDA toolkit, in the active
+    /// Python environment, on the loader's path. Nothing in the working directory is ever loaded.
     ///
     /// # Errors
     /// [`Error::Cuda`] naming every file that was tried, why it does not serve, and what to do.
@@ -221,9 +222,9 @@ impl Nvrtc {
     }
 }
 
-/// The library of built-in declarations beside NVRTC. NVRTC opens it by name when it first compiles, and where it has no RPATH, as
-/// in the wheels of 13.0, it does not look beside itself: what is loaded already is what it finds then. `None` if there is none, as
-/// in NVRTC 11.1 and older, or if the loader has to find it.
+/// The library of built-in declarations beside NVRTC. NVRTC opens it by name when it first compiles, and
+/// where it has no RPATH, as in the wheels of 13.0, it does not look beside itself: what is loaded already is
+/// what it finds then. `None` if there is none, as in NVRTC 11.1 and older, or if the loader has to find it.
 fn builtins(nvrtc: &Path, (major, minor): (u32, u32)) -> Option<Library> {
     // Toolkits and package managers link to where the files are.
     let folder = std::fs::canonicalize(nvrtc).ok().filter(|_| nvrtc.is_absolute())?.parent()?.to_path_buf();

@@ -1,5 +1,5 @@
-//! Code is loaded only from what nobody else can write to: folders and files of the user or of root, without write access for
-//! group or others.
+//! Code is loaded only from what nobody else can write to: folders and files of the user or of root, without
+//! write access for group or others.
 
 use crate::error::{Error, Result};
 use std::fs::Metadata;

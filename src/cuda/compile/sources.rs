@@ -91,7 +91,8 @@ pub fn fingerprint() -> String {
     digest(SOURCES.iter().flat_map(|(path, text)| [path.as_bytes(), text.as_bytes()]))
 }
 
-/// SHA-256 over a list, in lower-case hexadecimal. Every part is preceded by its length, so that no two lists read alike.
+/// SHA-256 over a list, in lower-case hexadecimal. Every part is preceded by its length, so that no two lists
+/// read alike.
 pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {

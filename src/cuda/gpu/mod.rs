@@ -1,5 +1,5 @@
-//! What programs are made for: a device's capabilities and the arithmetic; the rates that cost models count with, the GPUs that NVIDIA
-//! publishes, and the least time that a step can take.
+//! What programs are made for: a device's capabilities and the arithmetic; the rates that cost models count
+//! with, the GPUs that NVIDIA publishes, and the least time that a step can take.
 
 mod published;
 pub mod rates;
@@ -50,13 +50,14 @@ impl Caps {
     };
 }
 
-/// How feature maps are stored and multiplied on a GPU. Accumulation, norms, softmax and everything of one row an object
-/// are f32 in each.
+/// How feature maps are stored and multiplied on a GPU. Accumulation, norms, softmax and everything of one
+/// row an object are f32 in each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// f32 storage and f32 multiplication: for parity with reference data.
     F32,
-    /// f32 storage; convolutions on tensor cores, by three TF32 products for each f32 one, which keep 22 bits of each factor.
+    /// f32 storage; convolutions on tensor cores, by three TF32 products for each f32 one, which keep 22 bits
+    /// of each factor.
     Tf32x3,
     /// f16 maps and filters on tensor cores. Rows of objects are multiplied in TF32.
     #[default]

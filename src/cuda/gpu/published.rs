@@ -1,8 +1,8 @@
 //! GPUs that plans are printed for without one at hand, from what NVIDIA publishes.
 //!
-//! Multiprocessors, boost clock, L2 cache and bandwidth: the data sheets and white papers named beside each. Shared memory:
-//! CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". A test holds clock and multiprocessors to the
-//! peak rates of the same data sheets.
+//! Multiprocessors, boost clock, L2 cache and bandwidth: the data sheets and white papers named beside each.
+//! Shared memory: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". A test holds
+//! clock and multiprocessors to the peak rates of the same data sheets.
 
 use super::Caps;
 
@@ -18,9 +18,10 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// What a driver may say of this GPU where it differs from the data sheet: the clock, which is the highest it allows (1980 MHz
-    /// of an H100 whose tensor cores are sold at 1830), and the memory's. Kernels are chosen by bandwidth a clock alone of these:
-    /// it is that of the data sheet first, then up to 15 % less and more.
+    /// What a driver may say of this GPU where it differs from the data sheet: the clock, which is the
+    /// highest it allows (1980 MHz of an H100 whose tensor cores are sold at 1830), and the memory's. Kernels
+    /// are chosen by bandwidth a clock alone of these: it is that of the data sheet first, then up to 15 %
+    /// less and more.
     pub fn reported(&self) -> Vec<Caps> {
         let percent = std::iter::once(100).chain((85..=115).filter(|&percent| percent != 100));
         let caps = |percent| Caps { bandwidth_gbs: self.caps.bandwidth_gbs * percent / 100, ..self.caps };
@@ -88,8 +89,8 @@ mod tests {
     use crate::cuda::gpu::Precision;
     use crate::cuda::gpu::roofline::peak;
 
-    /// TFLOP/s of the same data sheets: dense f16 on tensor cores, and f32. The RTX 4090's is with f16 accumulation; the Orin's
-    /// is a quarter of its 170 sparse INT8 TOPS.
+    /// TFLOP/s of the same data sheets: dense f16 on tensor cores, and f32. The RTX 4090's is with f16
+    /// accumulation; the Orin's is a quarter of its 170 sparse INT8 TOPS.
     #[test]
     fn peaks_are_those_of_the_data_sheets() {
         let published = [
@@ -107,7 +108,8 @@ mod tests {
             let caps = &find(name).unwrap().caps;
             for (precision, wanted) in [(Precision::F16, half), (Precision::F32, single)] {
                 let found = peak(caps, precision) / 1e12;
-                // An H100's f32 pipes are sold at 1980 MHz, its tensor cores at 1830; an L40S's tensor cores at 2490.
+                // An H100's f32 pipes are sold at 1980 MHz, its tensor cores at 1830; an L40S's tensor cores
+                // at 2490.
                 let tolerance =
                     if (caps.compute, precision) == ((9, 0), Precision::F32) { 0.08 } else { 0.015 };
                 assert!((found / wanted - 1.0).abs() < tolerance, "{name} {}: {found}", precision.name());

@@ -1,5 +1,5 @@
-//! Multiply-adds of a multiprocessor a clock, by compute capability: from NVIDIA's tuning guides and data sheets, and what
-//! measurements say of them. The one place where such numbers live.
+//! Multiply-adds of a multiprocessor a clock, by compute capability: from NVIDIA's tuning guides and data
+//! sheets, and what measurements say of them. The one place where such numbers live.
 
 /// Compute capability, such as (9, 0).
 type Compute = (u32, u32);

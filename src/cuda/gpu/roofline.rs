@@ -1,5 +1,5 @@
-//! The least time a step can take on a GPU: its operations at the device's peak or its bytes at the memory's bandwidth,
-//! whichever is longer (Williams, Waterman, Patterson 2009).
+//! The least time a step can take on a GPU: its operations at the device's peak or its bytes at the memory's
+//! bandwidth, whichever is longer (Williams, Waterman, Patterson 2009).
 
 use super::{Caps, Precision, Target, rates};
 use crate::ops::ValueType;
@@ -7,8 +7,8 @@ use crate::plan::{Operand, Place, Plan, Step};
 use crate::tensor::DType;
 use std::time::Duration;
 
-/// Peak of dense multiply-adds with f32 accumulation, in operations a second (a multiply-add counts two). By the
-/// rates of tensor cores for 16-bit types, of the f32 pipes else.
+/// Peak of dense multiply-adds with f32 accumulation, in operations a second (a multiply-add counts two). By
+/// the rates of tensor cores for 16-bit types, of the f32 pipes else.
 pub fn peak(caps: &Caps, precision: Precision) -> f64 {
     let multiply_adds = match precision {
         Precision::F32 => rates::fma(caps.compute),
@@ -18,8 +18,8 @@ pub fn peak(caps: &Caps, precision: Precision) -> f64 {
     2.0 * multiply_adds * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz) * 1e6
 }
 
-/// Bytes of a step's operands and results on the device, each counted once. Filters and other maps among the constants, which
-/// plans know by the graph's type, take the precision's.
+/// Bytes of a step's operands and results on the device, each counted once. Filters and other maps among the
+/// constants, which plans know by the graph's type, take the precision's.
 pub fn bytes<P>(step: &Step<P>, target: &Target) -> u64 {
     let stored = |operand: &Operand| match (operand.place, operand.ty) {
         (Place::Const(_), ValueType { shape, dtype: DType::F32 }) if shape.rank() == 4 => {

@@ -11,12 +11,12 @@ use crate::ops::{Binary, FusedConv2d, GroupNorm, NormSum, Op, Resize, ValueType}
 /// Channels of a chunk of 16 bytes of a 16-bit type, of which groups of channels must be multiples.
 const CHUNK: usize = 8;
 
-/// Makes [`FusedConv2d`] nodes of convolutions whose residual is a map brought to twice its size by repeating pixels, and of those
-/// that a group norm alone reads; and [`NormSum`] nodes of those norms and of the sums of several. Results stay the same up to
-/// rounding.
+/// Makes [`FusedConv2d`] nodes of convolutions whose residual is a map brought to twice its size by repeating
+/// pixels, and of those that a group norm alone reads; and [`NormSum`] nodes of those norms and of the sums
+/// of several. Results stay the same up to rounding.
 ///
-/// Run it after [`optimize`](crate::graph::passes::optimize), whose fusions it builds upon, for inference in 16-bit types alone: the
-/// moments that a norm is given have the digits of such.
+/// Run it after [`optimize`](crate::graph::passes::optimize), whose fusions it builds upon, for inference in
+/// 16-bit types alone: the moments that a norm is given have the digits of such.
 ///
 /// # Errors
 /// As [`Graph::verify`], if it broke an invariant.
@@ -146,8 +146,8 @@ mod tests {
 
     #[test]
     fn norms_and_upsampling_of_models_are_fused() {
-        // Seven norms of the pyramid, of which four end in one sum, two branches, and two maps of which the semantic one
-        // is read by the sum of features alone.
+        // Seven norms of the pyramid, of which four end in one sum, two branches, and two maps of which the
+        // semantic one is read by the sum of features alone.
         assert_eq!(count("knet_s3_r50_fpn"), [0, 11, 3, 8, 0]);
         // Stuff masks read it, too.
         assert_eq!(count("knet_s3_r50_fpn_panoptic"), [0, 11, 3, 8, 0]);

@@ -1,4 +1,5 @@
-//! Fewer, larger steps for the update of K-Net's kernels, for devices on which starting a step costs more than running it.
+//! Fewer, larger steps for the update of K-Net's kernels, for devices on which starting a step costs more
+//! than running it.
 
 use crate::error::Result;
 use crate::graph::passes::eliminate_dead_code;
@@ -10,11 +11,13 @@ use crate::ops::fused_linear::Prologue;
 use crate::ops::{Binary, FusedLinear, Linear, Op, Slice, ValueType};
 use std::collections::BTreeMap;
 
-/// Makes [`FusedLinear`] nodes of linear layers, what makes their rows, and each other: layers whose results are only
-/// used in slices become a layer a slice, and layers over the same rows become one node that makes the rows as well, if those
-/// come of a layer norm, a product or the gates of the kernel update. Results stay the same up to rounding.
+/// Makes [`FusedLinear`] nodes of linear layers, what makes their rows, and each other: layers whose results
+/// are only used in slices become a layer a slice, and layers over the same rows become one node that makes
+/// the rows as well, if those come of a layer norm, a product or the gates of the kernel update. Results stay
+/// the same up to rounding.
 ///
-/// Run it after [`optimize`](crate::graph::passes::optimize), whose fusions it builds upon, for inference alone.
+/// Run it after [`optimize`](crate::graph::passes::optimize), whose fusions it builds upon, for inference
+/// alone.
 ///
 /// # Errors
 /// As [`Graph::verify`], if it broke an invariant.

@@ -1,4 +1,5 @@
-//! Rewrites of an optimised graph for devices on which a launch costs more than a small step, and memory more than arithmetic.
+//! Rewrites of an optimised graph for devices on which a launch costs more than a small step, and memory more
+//! than arithmetic.
 
 mod conv_tails;
 mod linears;

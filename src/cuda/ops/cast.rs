@@ -1,4 +1,5 @@
-//! Between the f32 of the host and the storage type: no operator of graphs, but what moves values in and out of plans.
+//! Between the f32 of the host and the storage type: no operator of graphs, but what moves values in and out
+//! of plans.
 
 use super::launches::{dtype_number, per_element};
 use crate::cuda::launch::{Arg, Launch};

@@ -246,8 +246,8 @@ impl Conv<'_> {
         ("UPSAMPLED", i64::from(self.tail.upsampled))
     }
 
-    /// Whether an implicit GEMM gives the moments with its result: a group is a chunk of a 16-bit type, and the tile of a warp is a
-    /// part of one image.
+    /// Whether an implicit GEMM gives the moments with its result: a group is a chunk of a 16-bit type, and
+    /// the tile of a warp is a part of one image.
     fn gives_moments(&self, tile: Tile, splits: usize) -> bool {
         let Some(groups) = self.tail.groups else { return false };
         let image = self.shape.out[0] * self.shape.out[1];
@@ -369,7 +369,8 @@ impl Conv<'_> {
         const TILE: [usize; 2] = [8, 32];
         let shape = &self.shape;
         let tiles = [shape.out[0].div_ceil(TILE[0]), shape.out[1].div_ceil(TILE[1])];
-        // As the kernel lays out its shared memory: the patch, the filters; then a band of 16 rows for each warp.
+        // As the kernel lays out its shared memory: the patch, the filters; then a band of 16 rows for each
+        // warp.
         let row_blocks = (shape.taps[1] * shape.channels).div_ceil(self.lanes);
         let rows = (TILE[0] - 1) * shape.stride[0] + shape.taps[0];
         let columns = (TILE[1] - 1) * shape.stride[1] * shape.channels + row_blocks * self.lanes;

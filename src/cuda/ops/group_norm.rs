@@ -37,7 +37,8 @@ struct AnyParams {
     eps: f32,
 }
 
-/// What differs between the two forms of the kernels, each of which is two launches: the moments, then the result.
+/// What differs between the two forms of the kernels, each of which is two launches: the moments, then the
+/// result.
 struct Form {
     kernel: &'static str,
     source: &'static str,

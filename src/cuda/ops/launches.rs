@@ -21,7 +21,8 @@ pub(crate) fn dtype_number(dtype: DType) -> i64 {
     }
 }
 
-/// Geometry of a kernel with one thread for each of `count` elements; source, entry and arguments are left empty.
+/// Geometry of a kernel with one thread for each of `count` elements; source, entry and arguments are left
+/// empty.
 pub(crate) fn per_element(count: usize) -> Launch {
     Launch {
         source: "",
@@ -56,8 +57,8 @@ pub(crate) fn vector(dtype: DType, channels: usize) -> usize {
     if channels.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 }
 }
 
-/// Geometry of a kernel with one thread for `vector` channels of each pixel of the map `y` `[B, H, W, C]`: x walks columns and
-/// channels, y rows, z images. Source, entry and arguments are left empty.
+/// Geometry of a kernel with one thread for `vector` channels of each pixel of the map `y` `[B, H, W, C]`: x
+/// walks columns and channels, y rows, z images. Source, entry and arguments are left empty.
 pub(crate) fn per_pixel(y: ValueType, vector: usize) -> Launch {
     let row = per_element(y.shape[2] * y.shape[3] / vector);
     Launch { grid: [row.grid[0], y.shape[1] as u32, y.shape[0] as u32], ..row }
@@ -78,8 +79,8 @@ pub(crate) struct Range {
     pub to_start: usize,
 }
 
-/// Launch of `kernels/copy_ranges.cu`: one range for each operand, into `rows` rows of `to_stride` elements of `y`, whose
-/// element type the operands share. At most [`Concat::MAX_INPUTS`] ranges.
+/// Launch of `kernels/copy_ranges.cu`: one range for each operand, into `rows` rows of `to_stride` elements
+/// of `y`, whose element type the operands share. At most [`Concat::MAX_INPUTS`] ranges.
 ///
 /// # Errors
 /// As [`elements`].

@@ -1,4 +1,5 @@
-//! One file an operator: what it launches on a GPU. Pure functions of shapes, types and the device's capabilities.
+//! One file an operator: what it launches on a GPU. Pure functions of shapes, types and the device's
+//! capabilities.
 
 pub(crate) mod activation;
 mod attention;

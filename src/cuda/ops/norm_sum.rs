@@ -8,7 +8,8 @@ use crate::ops::fused_conv2d::PART_PIXELS;
 use crate::plan::Site;
 use crate::tensor::DType;
 
-/// Threads of a block, the pixels each takes (`BATCH * BATCHES`), and most vectors of channels of a slice: constants of `kernels/norm_sum.cu`.
+/// Threads of a block, the pixels each takes (`BATCH * BATCHES`), and most vectors of channels of a slice:
+/// constants of `kernels/norm_sum.cu`.
 const THREADS: usize = 512;
 const PIXELS: usize = 8;
 const MAX_COLUMNS: usize = 8;

@@ -16,8 +16,8 @@ struct Params {
     parts: u32,
 }
 
-/// The launch that adds `parts` partial results `[parts, count]`, f32, from the start of the workspace, with the tail of the
-/// product, into the step's result, whose rows have `columns` elements.
+/// The launch that adds `parts` partial results `[parts, count]`, f32, from the start of the workspace, with
+/// the tail of the product, into the step's result, whose rows have `columns` elements.
 pub(super) fn sum_parts(parts: usize, count: usize, columns: usize, epilogue: Epilogue) -> Launch {
     let operand = |index: Option<usize>| index.map_or(Arg::Null, Arg::Input);
     Launch {

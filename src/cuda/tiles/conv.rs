@@ -1,5 +1,5 @@
-//! Which CUDA kernel runs a convolution, how it is tiled and how its reduction is split: a pure function of shape, precision
-//! and capabilities, by a cost model (`conv_cost.rs`) that measures nothing.
+//! Which CUDA kernel runs a convolution, how it is tiled and how its reduction is split: a pure function of
+//! shape, precision and capabilities, by a cost model (`conv_cost.rs`) that measures nothing.
 
 use super::conv_cost::Model;
 use crate::cuda::gpu::{Caps, Precision};
@@ -43,7 +43,8 @@ impl ConvShape {
         self.taps[0] * self.taps[1] * self.channels / self.groups
     }
 
-    /// Whether tensor cores can take words of the map as they lie there (a pixel's window begins at a word) from a small patch.
+    /// Whether tensor cores can take words of the map as they lie there (a pixel's window begins at a word)
+    /// from a small patch.
     fn has_few_channels(&self) -> bool {
         self.groups == 1
             && (1..=4).contains(&self.channels)
@@ -108,8 +109,9 @@ impl Tile {
         (self.m + self.n) * self.chunks * 16
     }
 
-    /// Shared memory of a block: the stages, or the bands of 16 rows (eight words longer than the warp's part) through which
-    /// tensor-core kernels write their tiles; windows of the pixels besides where they are read one by one.
+    /// Shared memory of a block: the stages, or the bands of 16 rows (eight words longer than the warp's
+    /// part) through which tensor-core kernels write their tiles; windows of the pixels besides where they
+    /// are read one by one.
     pub fn shared(&self, addressing: Addressing) -> usize {
         let bands = self.warps[0] * self.warps[1] * 16 * (self.n / self.warps[1] + 8) * 4;
         let windows = if addressing == Addressing::Elements { self.m * 8 } else { 0 };
@@ -199,8 +201,8 @@ impl ConvChoice {
 }
 
 impl fmt::Display for ConvChoice {
-    /// Such as `gemm taps 128x128/2x4 k64B x3 split 4`: the tile of a block, its warps, bytes of a step of the reduction, steps in
-    /// shared memory, parts of the reduction.
+    /// Such as `gemm taps 128x128/2x4 k64B x3 split 4`: the tile of a block, its warps, bytes of a step of
+    /// the reduction, steps in shared memory, parts of the reduction.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             ConvChoice::Gemm { addressing, tile, splits, .. } => {
@@ -238,8 +240,8 @@ pub fn conv(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<Conv
     Ok(candidates(shape, precision, caps)?.remove(0))
 }
 
-/// Every way to run a convolution that fits the device, one at least, the one thought fastest first. Implicit GEMMs come in the
-/// order of the cost model's estimates.
+/// Every way to run a convolution that fits the device, one at least, the one thought fastest first. Implicit
+/// GEMMs come in the order of the cost model's estimates.
 ///
 /// # Errors
 /// A sentence if offsets do not fit into 32 bits, or no tile into shared memory.
@@ -335,7 +337,8 @@ mod tests {
         }
     }
 
-    /// The layers of K-Net with ResNet-50 and FPN at 800 x 1344 that do the most work, and how they run on an H100 in f16.
+    /// The layers of K-Net with ResNet-50 and FPN at 800 x 1344 that do the most work, and how they run on an
+    /// H100 in f16.
     fn heaviest() -> Vec<(&'static str, ConvShape, &'static str)> {
         let c = [[200, 336], [100, 168], [50, 84], [25, 42]];
         vec![

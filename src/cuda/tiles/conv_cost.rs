@@ -1,20 +1,23 @@
 //! What an implicit GEMM of a convolution costs, by a model that measures nothing.
 //!
-//! The model counts clocks of the busiest multiprocessor. A block takes one step of its reduction in the longest of
+//! The model counts clocks of the busiest multiprocessor. A block takes one step of its reduction in the
+//! longest of
 //!
 //! - `multiply`: multiply-adds of the step over the multiprocessor's rate;
 //! - `shared`: bytes that copies write and warps read, over 128 bytes a clock;
 //! - `l2`: bytes that come from L2, over the multiprocessor's part of L2's bandwidth;
-//! - `memory`: its part of the map and the filter, each read once, over the multiprocessor's part of device memory's bandwidth;
+//! - `memory`: its part of the map and the filter, each read once, over the multiprocessor's part of device
+//!   memory's bandwidth;
 //!
-//! and in [`STEP_LATENCY`] more (barrier, first fragments, addresses) unless other resident blocks fill that time. Blocks of a
-//! multiprocessor run in groups of as many as fit; each group also pays for filling the pipeline, for reading its part of the
-//! residual and for writing its tiles. A split reduction adds the traffic of its partial sums and a second launch. Tiles that
-//! overhang the matrix cost what they cost, so that wasted work needs no term of its own.
+//! and in [`STEP_LATENCY`] more (barrier, first fragments, addresses) unless other resident blocks fill that
+//! time. Blocks of a multiprocessor run in groups of as many as fit; each group also pays for filling the
+//! pipeline, for reading its part of the residual and for writing its tiles. A split reduction adds the
+//! traffic of its partial sums and a second launch. Tiles that overhang the matrix cost what they cost, so
+//! that wasted work needs no term of its own.
 //!
-//! Maps come from device memory and go there, even where L2 might have kept them from the layer before: what the roofline
-//! (`gpu/roofline.rs`) says is then a lower bound of each estimate. Partial sums, which are read at once, go no further than
-//! L2 if half of it holds them.
+//! Maps come from device memory and go there, even where L2 might have kept them from the layer before: what
+//! the roofline (`gpu/roofline.rs`) says is then a lower bound of each estimate. Partial sums, which are read
+//! at once, go no further than L2 if half of it holds them.
 //!
 //! Rates are those of `gpu/rates.rs`, of tensor cores by `mma.sync`.
 
@@ -59,7 +62,8 @@ impl Model<'_> {
         let partials = splits * 4 * results;
         let kept = 2 * partials <= caps.l2_bytes as usize;
         let of_partials = |memory| if kept { self.l2_bytes() } else { memory };
-        // Of a whole reduction, what is written of a tile and read of the residual; of a split one, the second launch does that.
+        // Of a whole reduction, what is written of a tile and read of the residual; of a split one, the
+        // second launch does that.
         let end = match splits {
             1 => ((tile.m * tile.n) as f64 + shape.residual as f64 / blocks as f64) * size as f64 / memory,
             _ => (tile.m * tile.n * 4) as f64 / of_partials(memory),
@@ -114,7 +118,8 @@ impl Model<'_> {
         }
     }
 
-    /// Bytes of L2's bandwidth of a multiprocessor a clock: about what microbenchmarks have found, not what is sold.
+    /// Bytes of L2's bandwidth of a multiprocessor a clock: about what microbenchmarks have found, not what
+    /// is sold.
     fn l2_bytes(&self) -> f64 {
         match self.caps.compute {
             (8, 0) => 40.0,
@@ -123,8 +128,8 @@ impl Model<'_> {
         }
     }
 
-    /// Bytes of device memory's bandwidth of a multiprocessor a clock, where so many blocks share it: few of them leave multiprocessors
-    /// idle, and the others' part is limited by how fast they take bytes from L2.
+    /// Bytes of device memory's bandwidth of a multiprocessor a clock, where so many blocks share it: few of
+    /// them leave multiprocessors idle, and the others' part is limited by how fast they take bytes from L2.
     fn memory_bytes(&self, blocks: usize) -> f64 {
         let sharing = blocks.min(self.caps.multiprocessors as usize) as f64;
         let clocks = f64::from(self.caps.clock_mhz) * 1e6 * sharing;

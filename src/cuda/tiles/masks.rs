@@ -64,7 +64,8 @@ pub fn conv(extents: &Extents, caps: &Caps) -> ConvTile {
     conv_candidates(extents, caps)[0]
 }
 
-/// Layouts of a mask convolution, one at least: first those that keep kernels whole, then those with more stages.
+/// Layouts of a mask convolution, one at least: first those that keep kernels whole, then those with more
+/// stages.
 pub fn conv_candidates(extents: &Extents, caps: &Caps) -> Vec<ConvTile> {
     let slabs = extents.channels.div_ceil(SLAB);
     let objects = ObjectTiles::of(extents.objects);
@@ -112,8 +113,8 @@ impl PoolTile {
     }
 }
 
-/// Pixels of a block and blocks that share an image's, if `tiles` blocks of `step` pixels a step shall fill the device once;
-/// then twice, half and three times.
+/// Pixels of a block and blocks that share an image's, if `tiles` blocks of `step` pixels a step shall fill
+/// the device once; then twice, half and three times.
 fn shares(pixels: usize, step: usize, tiles: usize, caps: &Caps) -> Vec<(usize, usize)> {
     let steps = pixels.div_ceil(step);
     let mut found = Vec::new();
@@ -133,7 +134,8 @@ pub fn pool(extents: &Extents, caps: &Caps) -> PoolTile {
     pool_candidates(extents, caps)[0]
 }
 
-/// Layouts of a mask pooling on tensor cores, one at least; they differ in how many blocks share an image's pixels.
+/// Layouts of a mask pooling on tensor cores, one at least; they differ in how many blocks share an image's
+/// pixels.
 pub fn pool_candidates(extents: &Extents, caps: &Caps) -> Vec<PoolTile> {
     let objects = ObjectTiles::of(extents.objects);
     let channels = extents.channels.div_ceil(PoolTile::CHANNELS);

@@ -1,8 +1,8 @@
 //! Tiles of `kernels/rows/*.cu`: products of few rows.
 //!
-//! Every tile is weighed by a rough count of clock cycles. The constants are H100-like; only their ratios matter, and they are
-//! far apart: a launch and the first bytes cost some 2,500 cycles, a block's operands come from L2 at about 32 bytes
-//! a cycle and multiprocessor, and the multiplications rarely count.
+//! Every tile is weighed by a rough count of clock cycles. The constants are H100-like; only their ratios
+//! matter, and they are far apart: a launch and the first bytes cost some 2,500 cycles, a block's operands
+//! come from L2 at about 32 bytes a cycle and multiprocessor, and the multiplications rarely count.
 
 use crate::cuda::gpu::Caps;
 use std::fmt;
@@ -70,7 +70,8 @@ impl Tile {
     }
 }
 
-/// All tiles, the first the smallest. None needs more shared memory than any device of compute capability 8.0 or later has.
+/// All tiles, the first the smallest. None needs more shared memory than any device of compute capability 8.0
+/// or later has.
 pub const TILES: [Tile; 4] = [
     Tile { rows: 16, columns: 16, slabs: 4, stages: 3, warps: [1, 1, 4] },
     Tile { rows: 32, columns: 32, slabs: 4, stages: 3, warps: [1, 2, 4] },
@@ -139,8 +140,8 @@ pub fn choose(product: &Product, caps: &Caps) -> Plan {
     candidates(product, caps)[0]
 }
 
-/// Every tile, with every number of splits that leaves none without terms, by rising estimate; the smaller, unsplit one of
-/// equals first.
+/// Every tile, with every number of splits that leaves none without terms, by rising estimate; the smaller,
+/// unsplit one of equals first.
 pub fn candidates(product: &Product, caps: &Caps) -> Vec<Plan> {
     let plans = TILES.into_iter().flat_map(|tile| [1, 2, 4, 8, 16].map(|splits| Plan { tile, splits }));
     let allowed = |plan: &Plan| {

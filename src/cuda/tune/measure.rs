@@ -1,9 +1,10 @@
 //! Times on a device.
 //!
-//! A candidate is captured several times in a row into one CUDA graph, as a plan's steps are, and what remains of the time of
-//! the two events around it ([`Stopwatch`]) is divided by the repeats. All repeats read the same maps, which therefore lie in L2 if they fit there, as they do in a plan
-//! whose step before has just written them. Constants (filters) are read once a run of a plan, and by then others have taken their
-//! place in L2: each repeat reads another copy, as many as it takes to fill the cache twice.
+//! A candidate is captured several times in a row into one CUDA graph, as a plan's steps are, and what
+//! remains of the time of the two events around it ([`Stopwatch`]) is divided by the repeats. All repeats
+//! read the same maps, which therefore lie in L2 if they fit there, as they do in a plan whose step before
+//! has just written them. Constants (filters) are read once a run of a plan, and by then others have taken
+//! their place in L2: each repeat reads another copy, as many as it takes to fill the cache twice.
 
 use super::Task;
 use crate::cuda::device::fault;
@@ -27,7 +28,8 @@ pub struct Timer<'a> {
     bench: Option<Bench>,
 }
 
-// SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method does.
+// SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method
+// does.
 unsafe impl Send for Timer<'_> {}
 
 /// A task's operands on the device and the graphs of its candidates.
@@ -51,8 +53,8 @@ struct Ready {
 }
 
 impl<'a> Timer<'a> {
-    /// Compiles, several at a time, whatever `tasks` need. Each time will be that of one of `repeats` runs in a row;
-    /// [`REPEATS`](super::REPEATS) are enough to make events not count.
+    /// Compiles, several at a time, whatever `tasks` need. Each time will be that of one of `repeats` runs in
+    /// a row; [`REPEATS`](super::REPEATS) are enough to make events not count.
     ///
     /// # Errors
     /// [`Error::Cuda`] for kernels that do not compile, and as the driver says.
@@ -63,8 +65,8 @@ impl<'a> Timer<'a> {
         Ok(Timer { runtime, repeats: repeats.max(1), stopwatch, bench: None })
     }
 
-    /// The time of candidate `index` of `task`. Operands and graph are made, and run once, the first time; those of a task are
-    /// dropped when another comes.
+    /// The time of candidate `index` of `task`. Operands and graph are made, and run once, the first time;
+    /// those of a task are dropped when another comes.
     ///
     /// # Errors
     /// [`Error::Cuda`] for memory that does not suffice, and as the driver says.

@@ -1,5 +1,6 @@
-//! Measured instead of modelled: every distinct site of a plan that several programs can run is timed with each of them, and a
-//! table of the fastest replaces the cost models' choice ([`Selection`](super::Selection)).
+//! Measured instead of modelled: every distinct site of a plan that several programs can run is timed with
+//! each of them, and a table of the fastest replaces the cost models' choice
+//! ([`Selection`](super::Selection)).
 //!
 //! This module decides by times that it is given; [`Timer`] takes them on a device.
 
@@ -16,14 +17,15 @@ use crate::error::{Error, Result};
 use crate::plan::{OwnedSite, Plan};
 use std::time::Duration;
 
-/// How many times every candidate is timed; its median counts. Rounds go over all candidates of a site in turn, so that a clock
-/// that drifts meets all of them.
+/// How many times every candidate is timed; its median counts. Rounds go over all candidates of a site in
+/// turn, so that a clock that drifts meets all of them.
 pub const ROUNDS: usize = 7;
 
 /// Runs in a row that a time is taken of.
 pub const REPEATS: usize = 32;
 
-/// A candidate replaces the model's choice if it takes less than this part of its time: differences below 3 % are noise.
+/// A candidate replaces the model's choice if it takes less than this part of its time: differences below 3 %
+/// are noise.
 pub const MARGIN: f64 = 0.97;
 
 /// Largest workspace of a candidate, in bytes; it would be part of the arena.
@@ -82,7 +84,8 @@ impl Outcome {
     }
 }
 
-/// The distinct sites of `plan` with a choice, in order, each with its `most` best candidates by the cost model (two at least).
+/// The distinct sites of `plan` with a choice, in order, each with its `most` best candidates by the cost
+/// model (two at least).
 ///
 /// # Errors
 /// [`Error::Shape`] where there is no kernel for a step.

@@ -146,11 +146,12 @@ pub struct Converted {
 
 /// Converts the `.pth` file `input` to `output`.
 ///
-/// The model is recognised from tensors and training configuration, unless `options` name it. Tensors that are no weights
-/// (counters, averages) are left out.
+/// The model is recognised from tensors and training configuration, unless `options` name it. Tensors that
+/// are no weights (counters, averages) are left out.
 ///
-/// A classifier's parameters are stored under the names they have in a model, `backbone.` before their own, and
-/// the metadata names the backbone ([`BACKBONE_KEY`]) instead of a model: such a file is for training to start from.
+/// A classifier's parameters are stored under the names they have in a model, `backbone.` before their own,
+/// and the metadata names the backbone ([`BACKBONE_KEY`]) instead of a model: such a file is for training to
+/// start from.
 ///
 /// # Errors
 /// As [`pth::read`]; [`Error::Weights`] listing every tensor that does not fit the model; [`Error::Usage`] if

@@ -1,13 +1,13 @@
-//! What a training configuration of mmdetection says, which checkpoints hold as Python text. Nothing is executed: literals that are
-//! assigned to a name, or passed under it, are found and read.
+//! What a training configuration of mmdetection says, which checkpoints hold as Python text. Nothing is
+//! executed: literals that are assigned to a name, or passed under it, are found and read.
 
 use serde_json::Value;
 
 /// Deepest nesting of lists that is read.
 const MAX_DEPTH: usize = 8;
 
-/// Every literal that `text` gives to one of `names` (`name=literal` or `'name': literal`), each once, in order. Values that are
-/// no literals (variables, calls) are passed over.
+/// Every literal that `text` gives to one of `names` (`name=literal` or `'name': literal`), each once, in
+/// order. Values that are no literals (variables, calls) are passed over.
 pub(super) fn values(text: &str, names: &[&str]) -> Vec<Value> {
     let mut found = Vec::new();
     let mut rest = text;

@@ -1,5 +1,5 @@
-//! Which model a `state_dict` belongs to: what its tensors show, what its training configuration says, and what is left to
-//! assume. Every assumption becomes a note.
+//! Which model a `state_dict` belongs to: what its tensors show, what its training configuration says, and
+//! what is left to assume. Every assumption becomes a note.
 
 use super::python::values;
 use super::{Contents, Options};
@@ -10,8 +10,8 @@ use crate::model::{BackboneConfig, Config, Normalization, Task};
 use serde_json::Value;
 use std::path::Path;
 
-/// A classifier of the Python package `efficientnet_lite_pytorch`, told by its stem and number of blocks, else a K-Net with a
-/// ResNet. What was assumed is added to `notes`.
+/// A classifier of the Python package `efficientnet_lite_pytorch`, told by its stem and number of blocks,
+/// else a K-Net with a ResNet. What was assumed is added to `notes`.
 ///
 /// # Errors
 /// [`Error::Usage`] if the tensors a K-Net must have are not there, or the file contradicts itself.
@@ -49,7 +49,8 @@ fn config_text(file: &PthFile) -> &str {
     text("config").or_else(|| text("cfg")).unwrap_or_default()
 }
 
-/// The K-Net of these shapes: backbone depth, width, kernels, classes and stages. Things and stuff leave no trace in the shapes.
+/// The K-Net of these shapes: backbone depth, width, kernels, classes and stages. Things and stuff leave no
+/// trace in the shapes.
 fn of_tensors(
     path: &Path,
     file: &PthFile,
@@ -138,7 +139,8 @@ impl Asked<'_> {
         }
     }
 
-    /// What else the configuration says. Where it says nothing, the official models' settings stay, with a note.
+    /// What else the configuration says. Where it says nothing, the official models' settings stay, with a
+    /// note.
     fn settings(&self, config: &mut Config, options: &Options, notes: &mut Vec<String>) -> Result<()> {
         let mut assumed = Vec::new();
         let mut whole = |names: &[&str], field: &str, value: &mut usize| -> Result<()> {
@@ -253,7 +255,8 @@ impl Asked<'_> {
     }
 }
 
-/// Names the classes: by the option, else by the file, else `class 0`, ... COCO's names are taken for a model that was named.
+/// Names the classes: by the option, else by the file, else `class 0`, ... COCO's names are taken for a model
+/// that was named.
 fn name_classes(config: &mut Config, file: &PthFile, options: &Options, notes: &mut Vec<String>) {
     let found = file_names(file);
     let count = config.classes();

@@ -5,20 +5,22 @@ use super::super::parts::Parts;
 use super::{Instance, InstanceResult, MaskSlot};
 use crate::error::{Error, Result};
 
-/// Which instances stay, and what of their masks, after K-Net's own post-processing. Rules hold in the order of the fields. The
-/// default changes nothing: all that the official code gives, masks without a pixel among them.
+/// Which instances stay, and what of their masks, after K-Net's own post-processing. Rules hold in the order
+/// of the fields. The default changes nothing: all that the official code gives, masks without a pixel among
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InstanceFilter {
-    /// Of each mask only its largest connected part stays (pixels that touch by a side or a corner are connected; of equals the part
-    /// that begins highest).
+    /// Of each mask only its largest connected part stays (pixels that touch by a side or a corner are
+    /// connected; of equals the part that begins highest).
     pub largest_part: bool,
     /// An instance of fewer pixels is dropped; 1 drops those without a pixel.
     pub min_area: usize,
-    /// An instance is dropped, whatever its class, if its mask and that of a better one that stays have a larger IoU. 1, the
-    /// default, drops none; below it, an object that was found under several classes keeps the best.
+    /// An instance is dropped, whatever its class, if its mask and that of a better one that stays have a
+    /// larger IoU. 1, the default, drops none; below it, an object that was found under several classes keeps
+    /// the best.
     pub max_overlap: f64,
-    /// A box holds only connected parts with at least this share of the pixels of the mask's largest part, so that specks far
-    /// away do not spoil it; they stay in the mask. 0, the default: a box holds every pixel.
+    /// A box holds only connected parts with at least this share of the pixels of the mask's largest part, so
+    /// that specks far away do not spoil it; they stay in the mask. 0, the default: a box holds every pixel.
     pub box_parts: f32,
 }
 
@@ -50,7 +52,8 @@ impl InstanceFilter {
 }
 
 impl InstanceResult {
-    /// Applies a filter. Without parts to look for, nothing is allocated for a result no larger than earlier ones.
+    /// Applies a filter. Without parts to look for, nothing is allocated for a result no larger than earlier
+    /// ones.
     pub(crate) fn filter(&mut self, filter: &InstanceFilter, memory: &mut FilterMemory) {
         let FilterMemory { parts, boxes, places } = memory;
         boxes.clear();
@@ -84,7 +87,8 @@ impl InstanceResult {
         self.close_up(places);
     }
 
-    /// Takes out masks that no instance has. Instances of one mask stay or go together, so the order of first use stays.
+    /// Takes out masks that no instance has. Instances of one mask stay or go together, so the order of first
+    /// use stays.
     fn close_up(&mut self, places: &mut Vec<usize>) {
         places.clear();
         places.resize(self.used, usize::MAX);
@@ -124,7 +128,8 @@ mod tests {
 
     const SIZE: (usize, usize) = (30, 40);
 
-    /// Instances (score, object, class of two) with these masks, an object's index among them being its place.
+    /// Instances (score, object, class of two) with these masks, an object's index among them being its
+    /// place.
     fn result(pairs: &[(f32, u32, u32)], masks: &[BitMask], into: &mut InstanceResult) {
         let scores: Vec<f32> = pairs.iter().map(|pair| pair.0).collect();
         let classified: Vec<i32> = pairs.iter().map(|pair| (2 * pair.1 + pair.2) as i32).collect();
@@ -155,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_filter_does_what_it_says_and_leaves_a_sound_result() {
-        // 100 pixels and a speck; none; 120 pixels of which 50 are the next one's; those 50 and 30 more, in two classes; 6.
+        // 100 pixels and a speck; none; 120 pixels of which 50 are the next one's; those 50 and 30 more, in
+        // two classes; 6.
         let speck = |y, x| (y < 10 && x < 10) || (y, x) == (29, 39);
         let masks = [
             BitMask::from_fn(SIZE.0, SIZE.1, speck),

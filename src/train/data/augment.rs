@@ -1,7 +1,7 @@
 //! Augmentation: what is drawn for a sample, and in which order it is applied.
 //!
-//! scale and crop (or shift), mirror -> objects pasted from other images -> colour -> blur. All from the sample's own random
-//! stream.
+//! scale and crop (or shift), mirror -> objects pasted from other images -> colour -> blur. All from the
+//! sample's own random stream.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +22,8 @@ pub struct Augment {
     pub enabled: bool,
     /// Height and width of the training images, pixels.
     pub size: [usize; 2],
-    /// Bounds of the random scale, relative to the image fitted into `size`; uniform in the logarithm. What is larger
-    /// than `size` is cropped at random, what is smaller is placed at random.
+    /// Bounds of the random scale, relative to the image fitted into `size`; uniform in the logarithm. What
+    /// is larger than `size` is cropped at random, what is smaller is placed at random.
     pub scale: [f64; 2],
     /// Probability of a mirror image.
     pub flip: f64,

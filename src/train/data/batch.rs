@@ -10,19 +10,22 @@ use image::{Rgb, RgbImage};
 /// Masks are given at this stride.
 pub const STRIDE: usize = 4;
 
-/// What a training step takes: B images of `[H, W]` with up to G objects each. All buffers are reused from batch to batch.
+/// What a training step takes: B images of `[H, W]` with up to G objects each. All buffers are reused from
+/// batch to batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Height and width of the padded images, multiples of 32.
     pub size: [usize; 2],
     /// `[B, H, W, 3]`, R G B, `(x - mean) / std`, zeros where there is no image.
     pub images: Vec<f32>,
-    /// `[B, G, H/4, W/4]`: soft targets, the 0/1 masks resized to stride 4 (bilinear, `align_corners = False`, no
-    /// antialiasing: the mean of the central 2 x 2 pixels of each 4 x 4 block). Zeros in unused slots.
+    /// `[B, G, H/4, W/4]`: soft targets, the 0/1 masks resized to stride 4 (bilinear,
+    /// `align_corners = False`, no antialiasing: the mean of the central 2 x 2 pixels of each 4 x 4 block).
+    /// Zeros in unused slots.
     pub masks: Vec<f32>,
     /// `[B, G]`: class index (things first, then stuff), -1 in unused slots.
     pub labels: Vec<f32>,
-    /// For each image the number of thing slots, which come first; the stuff classes present follow, ascending.
+    /// For each image the number of thing slots, which come first; the stuff classes present follow,
+    /// ascending.
     pub things: Vec<usize>,
     /// For each image the number of slots used.
     pub objects: Vec<usize>,
@@ -106,8 +109,8 @@ pub(super) struct Labelling {
 }
 
 impl Batch {
-    /// Writes `frame` into image slot `slot`. Vanished objects are dropped: those with less than `min_area` pixels, and
-    /// those so thin that no target pixel sees them.
+    /// Writes `frame` into image slot `slot`. Vanished objects are dropped: those with less than `min_area`
+    /// pixels, and those so thin that no target pixel sees them.
     pub(super) fn put(
         &mut self,
         slot: usize,

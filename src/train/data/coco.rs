@@ -1,7 +1,7 @@
 //! COCO instance annotations: polygons and run lengths, compressed or not.
 //!
-//! Polygons become pixels as COCO's own tools do it (`rleFrPoly`, by the crate hotcoco), so that training and evaluation
-//! speak of the same pixels.
+//! Polygons become pixels as COCO's own tools do it (`rleFrPoly`, by the crate hotcoco), so that training and
+//! evaluation speak of the same pixels.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -22,8 +22,8 @@ use crate::image::{palette, rle};
 const MAX_COORDINATE: f64 = 1e6;
 /// Polygons may leave the image by this much without a warning: annotators click on the border.
 const BORDER: f64 = 1.0;
-/// Longest outline of an object, in pixels: what is drawn takes memory by its length, and a real outline is far shorter than its
-/// image has pixels.
+/// Longest outline of an object, in pixels: what is drawn takes memory by its length, and a real outline is
+/// far shorter than its image has pixels.
 const MAX_OUTLINE: f64 = (1 << 22) as f64;
 
 #[derive(Deserialize)]
@@ -49,8 +49,8 @@ struct Parsed {
     oddities: Vec<&'static str>,
 }
 
-/// Reads an annotation file. `wanted` names the categories that become classes, in this order; all by ascending id if
-/// `None`. With `strict` a polygon without an area is an error.
+/// Reads an annotation file. `wanted` names the categories that become classes, in this order; all by
+/// ascending id if `None`. With `strict` a polygon without an area is an error.
 pub(in crate::train) fn read(path: &Path, wanted: Option<&[String]>, strict: bool) -> Result<Dataset> {
     let text = json::read(path)?;
     let file = CocoFile::new(path, &text)?;
@@ -225,8 +225,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Length of a closed polygon, by the longer of both directions. Of an edge no more than `most` counts: what lies outside of the image
-/// is not drawn.
+/// Length of a closed polygon, by the longer of both directions. Of an edge no more than `most` counts: what
+/// lies outside of the image is not drawn.
 fn outline(xy: &[f64], most: f64) -> f64 {
     let points = xy.as_chunks::<2>().0;
     let next = points.iter().cycle().skip(1);

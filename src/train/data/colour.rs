@@ -1,4 +1,5 @@
-//! Colour changes. Brightness, contrast, saturation and hue are all linear in R, G, B: they make one 3 x 3 matrix and an offset.
+//! Colour changes. Brightness, contrast, saturation and hue are all linear in R, G, B: they make one 3 x 3
+//! matrix and an offset.
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -80,7 +81,8 @@ impl Colour {
         if (gain, contrast, saturation, turn) != (1.0, 1.0, 1.0, 0.0) {
             let colours = product(&hue(turn as f32), &saturate(saturation as f32));
             let factor = (gain * contrast) as f32;
-            // Grey stays grey under saturation and hue, so that the offset of the contrast passes through both.
+            // Grey stays grey under saturation and hue, so that the offset of the contrast passes through
+            // both.
             let offset = ((1.0 - contrast) * gain) as f32 * mean_luminance(frame);
             transform(frame, &colours.map(|row| row.map(|v| v * factor)), offset);
         }

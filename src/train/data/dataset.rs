@@ -61,15 +61,16 @@ pub enum DataConfig {
         annotations: PathBuf,
         /// The folder its `file_name`s are relative to.
         images: PathBuf,
-        /// Names of the categories that become classes, in this order; objects of others are left out. All categories by
-        /// ascending id if absent.
+        /// Names of the categories that become classes, in this order; objects of others are left out. All
+        /// categories by ascending id if absent.
         #[serde(default)]
         classes: Option<Vec<String>>,
         /// How often each image is seen in an epoch; see [`DataConfig::repeat`].
         #[serde(default = "one")]
         repeat: f64,
     },
-    /// COCO panoptic JSON with PNG files of segment ids. Things come first, then stuff, each by ascending category id.
+    /// COCO panoptic JSON with PNG files of segment ids. Things come first, then stuff, each by ascending
+    /// category id.
     CocoPanoptic {
         /// The annotation file.
         annotations: PathBuf,
@@ -110,7 +111,8 @@ fn classes_field() -> String {
 }
 
 impl DataConfig {
-    /// How often each image of this set is seen in an epoch. A fraction is a probability: 1.5 is once or twice.
+    /// How often each image of this set is seen in an epoch. A fraction is a probability: 1.5 is once or
+    /// twice.
     pub fn repeat(&self) -> f64 {
         match self {
             DataConfig::CocoInstance { repeat, .. }
@@ -123,8 +125,8 @@ impl DataConfig {
 /// How strictly a data set is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// Every photo is decoded and every label image read when the set is opened, so that nothing is left to be found hours
-    /// later.
+    /// Every photo is decoded and every label image read when the set is opened, so that nothing is left to
+    /// be found hours later.
     pub verify: bool,
     /// Photos that cannot be decoded are left out and counted, instead of being an error. Needs `verify`.
     pub skip_damaged: bool,
@@ -192,7 +194,8 @@ impl Entry {
     }
 }
 
-/// An opened data set: an index whose records have been checked. Training, validation and evaluation all read it.
+/// An opened data set: an index whose records have been checked. Training, validation and evaluation all read
+/// it.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The annotation file, or the folder of masks.
@@ -210,7 +213,8 @@ impl Dataset {
     /// Opens a data set and checks its records and, as `reading` says, its files.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Image`] or [`Error::Data`] naming the file, the record, the field and its value.
+    /// [`Error::Io`], [`Error::Image`] or [`Error::Data`] naming the file, the record, the field and its
+    /// value.
     pub fn open(config: &DataConfig, reading: &Reading) -> Result<Dataset> {
         let mut dataset = match config {
             DataConfig::CocoInstance { annotations, images, classes, .. } => {

@@ -1,4 +1,5 @@
-//! A training image under construction: pixels, masks and semantic map moved by the same scale, shift and mirror.
+//! A training image under construction: pixels, masks and semantic map moved by the same scale, shift and
+//! mirror.
 
 use ::image::imageops::interpolate_bilinear;
 use image::RgbImage;
@@ -13,7 +14,8 @@ pub(super) struct Rect {
     pub y: std::ops::Range<usize>,
 }
 
-/// Where an image lies in a frame: scaled to `size` (height, width), mirrored or not, its top left corner at `y`, `x`.
+/// Where an image lies in a frame: scaled to `size` (height, width), mirrored or not, its top left corner at
+/// `y`, `x`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Placement {
     pub size: (usize, usize),
@@ -32,7 +34,8 @@ impl Placement {
         Rect { x: axis(self.x, self.size.1, frame.1), y: axis(self.y, self.size.0, frame.0) }
     }
 
-    /// Source column of each visible frame column and source row of each visible row: nearest by pixel centres.
+    /// Source column of each visible frame column and source row of each visible row: nearest by pixel
+    /// centres.
     fn sources(&self, visible: &Rect, source: (usize, usize)) -> (Vec<usize>, Vec<usize>) {
         // Pixel d of n covers position (d + 0.5) / n of the image, in whole numbers (2d + 1) / 2n.
         let nearest = |d: usize, n: usize, source: usize| (2 * d + 1) * source / (2 * n);
@@ -129,8 +132,9 @@ impl Painter {
         }
     }
 
-    /// Resamples the box `crop` = left, top, width, height of `image` to `size` (height, width) into `self.scaled`. Bilinear
-    /// with two taps an axis whatever the scale, as at inference (`image::resize`): the network is to see the same aliasing.
+    /// Resamples the box `crop` = left, top, width, height of `image` to `size` (height, width) into
+    /// `self.scaled`. Bilinear with two taps an axis whatever the scale, as at inference (`image::resize`):
+    /// the network is to see the same aliasing.
     fn resize(&mut self, image: &RgbImage, crop: [f64; 4], size: (usize, usize)) {
         self.scaled.resize(size.0 * size.1 * 3, 0);
         let last = [image.width(), image.height()].map(|side| side.saturating_sub(1) as f32);
@@ -150,8 +154,8 @@ impl Painter {
         }
     }
 
-    /// Copies one object of `sample`, scaled and mirrored by `placement` (of the whole sample), over `frame`: earlier objects
-    /// lose the pixels it covers. Does nothing if fewer than `min_area` pixels would show.
+    /// Copies one object of `sample`, scaled and mirrored by `placement` (of the whole sample), over `frame`:
+    /// earlier objects lose the pixels it covers. Does nothing if fewer than `min_area` pixels would show.
     pub(super) fn paste(
         &mut self,
         sample: &Sample,
@@ -212,8 +216,8 @@ fn intersect(a: &std::ops::Range<usize>, b: &std::ops::Range<usize>) -> std::ops
     a.start.max(b.start)..a.end.min(b.end)
 }
 
-/// The mask seen through `columns` and `rows`: the source column and row of each position of a window whose top left corner
-/// is `corner` (y, x). `None` if nothing of its box is in the window.
+/// The mask seen through `columns` and `rows`: the source column and row of each position of a window whose
+/// top left corner is `corner` (y, x). `None` if nothing of its box is in the window.
 fn warp(mask: &Mask, columns: &[usize], rows: &[usize], corner: (usize, usize)) -> Option<Mask> {
     let span = |sources: &[usize], from: usize, length: usize| {
         let inside = |&s: &usize| (from..from + length).contains(&s);

@@ -1,8 +1,8 @@
-//! Annotation files as lists of records that are read one by one and field by field, so that an error names file, record, field
-//! and value.
+//! Annotation files as lists of records that are read one by one and field by field, so that an error names
+//! file, record, field and value.
 //!
-//! What other tools write and read without harm is read here too: a byte order mark, `NaN` in fields that nothing needs,
-//! whole numbers with a decimal point, and truth values as words or numbers.
+//! What other tools write and read without harm is read here too: a byte order mark, `NaN` in fields that
+//! nothing needs, whole numbers with a decimal point, and truth values as words or numbers.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 use crate::fsio::read_file;
 use crate::image::rle::MAX_PIXELS;
 
-/// The text of a JSON file. Bare `NaN` and `Infinity`, which Python writes, become strings: they are no JSON, and a field
-/// that needs a number then says what it found.
+/// The text of a JSON file. Bare `NaN` and `Infinity`, which Python writes, become strings: they are no JSON,
+/// and a field that needs a number then says what it found.
 pub(super) fn read(path: &Path) -> Result<String> {
     let bytes = read_file(path)?;
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {

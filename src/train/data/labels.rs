@@ -23,7 +23,8 @@ pub struct LabelMap {
 /// Reads class indices: grey of 1 to 16 bits, or a palette of which the positions count, not the colours.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read; [`Error::Image`] if it is damaged, too large, a JPEG, or in colour.
+/// [`Error::Io`] if the file cannot be read; [`Error::Image`] if it is damaged, too large, a JPEG, or in
+/// colour.
 pub fn indices(path: &Path) -> Result<LabelMap> {
     let (map, colour) = read(path)?;
     match colour {
@@ -35,8 +36,8 @@ pub fn indices(path: &Path) -> Result<LabelMap> {
     }
 }
 
-/// Reads segment ids: R + 256 G + 65536 B as COCO has it, or the sample itself in grey (up to 16 bits, as Cityscapes and labelme
-/// have it) and palette images. Alpha is dropped.
+/// Reads segment ids: R + 256 G + 65536 B as COCO has it, or the sample itself in grey (up to 16 bits, as
+/// Cityscapes and labelme have it) and palette images. Alpha is dropped.
 ///
 /// # Errors
 /// As [`indices`], but that colour of 8 bits is what is expected.

@@ -1,8 +1,9 @@
-//! Batches made ahead by worker threads, handed out in an order that depends on nothing but seed and position.
+//! Batches made ahead by worker threads, handed out in an order that depends on nothing but seed and
+//! position.
 //!
-//! A worker takes an empty buffer, then a ticket: the number of a batch and the samples in it. The consumer waits for the
-//! lowest ticket it has not seen. There are only so many buffers, so nothing runs far ahead; the lowest ticket always has
-//! a buffer, so nothing waits for ever.
+//! A worker takes an empty buffer, then a ticket: the number of a batch and the samples in it. The consumer
+//! waits for the lowest ticket it has not seen. There are only so many buffers, so nothing runs far ahead;
+//! the lowest ticket always has a buffer, so nothing waits for ever.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -155,8 +156,8 @@ impl Loader {
     /// Starts the threads.
     ///
     /// # Errors
-    /// [`Error::Usage`] if a setting is out of range or the start lies beyond its epoch; [`Error::Memory`] for batches larger than
-    /// the memory there is; [`Error::Io`] if the system gives no thread.
+    /// [`Error::Usage`] if a setting is out of range or the start lies beyond its epoch; [`Error::Memory`]
+    /// for batches larger than the memory there is; [`Error::Io`] if the system gives no thread.
     pub fn new(mix: Arc<Mix>, config: LoaderConfig) -> Result<Loader> {
         config.validate()?;
         let cursor = Cursor::new(Sampler::new(&mix, &config.sampling, config.seed)?, config.start)?;
@@ -210,8 +211,8 @@ impl Loader {
     /// The next batch. It stays valid until the next call, which takes its buffers back.
     ///
     /// # Errors
-    /// What went wrong with an image of the batch, naming file and record. [`Loader::position`] then still points to this
-    /// batch; another call goes on with the batch after it.
+    /// What went wrong with an image of the batch, naming file and record. [`Loader::position`] then still
+    /// points to this batch; another call goes on with the batch after it.
     pub fn next_batch(&mut self) -> Result<&Batch> {
         self.recycle_current();
         let made = match self.early.iter().position(|m| m.ticket == self.next) {
@@ -293,7 +294,8 @@ fn work(shared: &Shared, done: &Sender<Made>) {
             let samples: Vec<_> = (0..shared.config.batch).map(|_| tickets.cursor.advance()).collect();
             (ticket, samples, tickets.cursor.position())
         };
-        // A decoder that panics on a hostile file is an error like any other; the consumer must not wait for ever.
+        // A decoder that panics on a hostile file is an error like any other; the consumer must not wait for
+        // ever.
         let fault = catch_unwind(AssertUnwindSafe(|| shared.fill(&mut batch, &samples, &mut workspace)))
             .unwrap_or_else(|_| {
                 workspace = Workspace::default();

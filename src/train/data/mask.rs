@@ -1,4 +1,5 @@
-//! Masks of objects: the pixels of a bounding box. A photo of 300 cells holds 300 small boxes, not 300 photos.
+//! Masks of objects: the pixels of a bounding box. A photo of 300 cells holds 300 small boxes, not 300
+//! photos.
 
 /// A binary mask, stored as the pixels of a box of the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -19,8 +19,8 @@ impl Mix {
     /// Opens all sets; see [`Dataset::open`].
     ///
     /// # Errors
-    /// As [`Dataset::open`]; [`Error::Usage`] if there is no set, a `repeat` is not positive and finite, or the classes of
-    /// two sets disagree; [`Error::Data`] if no image of any set has an object.
+    /// As [`Dataset::open`]; [`Error::Usage`] if there is no set, a `repeat` is not positive and finite, or
+    /// the classes of two sets disagree; [`Error::Data`] if no image of any set has an object.
     pub fn open(configs: &[DataConfig], reading: &Reading) -> Result<Mix> {
         let sets = configs.iter().map(|config| Dataset::open(config, reading)).collect::<Result<Vec<_>>>()?;
         Mix::of(sets, configs.iter().map(DataConfig::repeat).collect())

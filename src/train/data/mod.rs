@@ -18,8 +18,8 @@
 //! | photos annotated as they are stored, though their EXIF orientation turns them | refused by their size, with the reason: there is no switch, as nothing would tell when a half turn or a mirror image is meant. Store such photos upright |
 //! | anything else | an error that names file, record, field, value and what is accepted |
 //!
-//! Every random choice comes from a stream keyed by (seed, epoch, place in the epoch): batches do not depend on the number of
-//! threads nor on timing, and a [`Position`] is all there is to store for resuming.
+//! Every random choice comes from a stream keyed by (seed, epoch, place in the epoch): batches do not depend
+//! on the number of threads nor on timing, and a [`Position`] is all there is to store for resuming.
 
 pub mod augment;
 pub mod batch;

@@ -94,7 +94,8 @@ fn segments(
     Ok(segments)
 }
 
-/// Things by ascending id, then stuff by ascending id; the number of things; and the class of each category of the file.
+/// Things by ascending id, then stuff by ascending id; the number of things; and the class of each category
+/// of the file.
 fn classes(file: &CocoFile) -> Result<(Vec<Class>, usize, Vec<usize>)> {
     let mut order: Vec<(usize, bool)> = Vec::with_capacity(file.categories.len());
     for (i, c) in file.categories.iter().enumerate() {
@@ -120,7 +121,8 @@ fn classes(file: &CocoFile) -> Result<(Vec<Class>, usize, Vec<usize>)> {
 /// The segment ids of the PNG of an image of `size` (height, width), row by row.
 ///
 /// # Errors
-/// As [`labels::ids`]; [`Error::Data`] if it has another size, or holds an id that is no segment's. `segments` ascend by id.
+/// As [`labels::ids`]; [`Error::Data`] if it has another size, or holds an id that is no segment's.
+/// `segments` ascend by id.
 pub(in crate::train) fn ids(png: &Path, segments: &[Segment], size: (usize, usize)) -> Result<Vec<u32>> {
     let map = labels::ids(png)?;
     check_size(png, (map.height, map.width), size)?;

@@ -1,8 +1,9 @@
-//! The random numbers of the loaders: a counter-based generator keyed by what is drawn, so that every sample has its own
-//! stream and none depends on which thread made it or on what was drawn before.
+//! The random numbers of the loaders: a counter-based generator keyed by what is drawn, so that every sample
+//! has its own stream and none depends on which thread made it or on what was drawn before.
 //!
-//! The generator is ChaCha8 (`rand_chacha`), whose stream is fixed by its specification. The distributions are our own few
-//! lines, because those of `rand` may change their values from one version to the next, which would break resuming.
+//! The generator is ChaCha8 (`rand_chacha`), whose stream is fixed by its specification. The distributions
+//! are our own few lines, because those of `rand` may change their values from one version to the next, which
+//! would break resuming.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -1,4 +1,5 @@
-//! The order in which images are seen: a permutation for each epoch that depends on the seed and the epoch alone.
+//! The order in which images are seen: a permutation for each epoch that depends on the seed and the epoch
+//! alone.
 //!
 //! An image of weight w is seen floor(w) times in an epoch and once more with probability w - floor(w).
 
@@ -16,7 +17,8 @@ pub struct Sampling {
     pub negative_weight: f64,
     /// Weight of images with two or more countable objects: 2 shows them twice an epoch.
     pub several_weight: f64,
-    /// Only the first N images that have an object, all alike: to see whether a model can learn them by heart.
+    /// Only the first N images that have an object, all alike: to see whether a model can learn them by
+    /// heart.
     pub overfit: Option<usize>,
 }
 

@@ -20,9 +20,8 @@ use crate::image::palette;
 /// Largest value of a mask.
 const MAX_INDEX: u64 = u16::MAX as u64;
 
-/// What the values of masks mean:
-/// `{"ignore_index": 255, "classes": [{"index": 0, "name": "sky"}, ...]}`. Without `ignore_index`, 255 is ignored; `null`
-/// ignores nothing.
+/// What the values of masks mean: `{"ignore_index": 255, "classes": [{"index": 0, "name": "sky"}, ...]}`.
+/// Without `ignore_index`, 255 is ignored; `null` ignores nothing.
 #[derive(Clone, Debug)]
 pub(in crate::train) struct ClassList {
     /// The file it was read from.
@@ -100,7 +99,8 @@ impl ClassList {
     /// Reads a mask of `size` (height, width): the meaning of each pixel, none of them unknown.
     ///
     /// # Errors
-    /// As [`labels::indices`]; [`Error::Data`] naming the pixel of a value that the list does not have, or both sizes.
+    /// As [`labels::indices`]; [`Error::Data`] naming the pixel of a value that the list does not have, or
+    /// both sizes.
     pub fn load(&self, mask: &Path, meaning: &[Meaning], size: (usize, usize)) -> Result<Vec<Meaning>> {
         let map = labels::indices(mask)?;
         panoptic::check_size(mask, (map.height, map.width), size)?;

@@ -20,8 +20,8 @@ struct Seen {
     fault: Option<&'static str>,
 }
 
-/// Decodes every photo and reads every label image (in parallel), and says what they hold. Photos that cannot be decoded are
-/// an error, or left out with `skip_damaged`.
+/// Decodes every photo and reads every label image (in parallel), and says what they hold. Photos that cannot
+/// be decoded are an error, or left out with `skip_damaged`.
 pub(super) fn files(dataset: &mut Dataset, skip_damaged: bool) -> Result<()> {
     let looked: Vec<_> = dataset.entries.par_iter().map(|entry| look(dataset, entry, skip_damaged)).collect();
     let mut sum = Seen { pixels: vec![0; dataset.classes.len()], ..Seen::default() };

@@ -10,8 +10,9 @@ pub enum ClassPolicy {
     /// The model and the data set must have the same classes; anything else is an error that lists the names.
     #[default]
     Same,
-    /// Only classes that both have. Annotations of other categories are left out, but all images stay in, so that a
-    /// detection on a left-out object counts as false. What the model says of other classes is not looked at.
+    /// Only classes that both have. Annotations of other categories are left out, but all images stay in, so
+    /// that a detection on a left-out object counts as false. What the model says of other classes is not
+    /// looked at.
     Common,
 }
 

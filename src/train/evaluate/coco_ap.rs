@@ -1,6 +1,7 @@
-//! COCO average precision of instance masks (or boxes), as pycocotools computes it: IoU 0.50:0.05:0.95, 101 recall
-//! points, at most 1 / 10 / 100 detections an image, areas below 32^2, up to 96^2, above, crowds neither hit nor
-//! missed. Matching and averaging are the crate hotcoco's; annotations are read as training reads them.
+//! COCO average precision of instance masks (or boxes), as pycocotools computes it: IoU 0.50:0.05:0.95, 101
+//! recall points, at most 1 / 10 / 100 detections an image, areas below 32^2, up to 96^2, above, crowds
+//! neither hit nor missed. Matching and averaging are the crate hotcoco's; annotations are read as training
+//! reads them.
 
 use super::class_match::{ClassMatch, ClassPolicy};
 use crate::error::{Error, Result};
@@ -100,8 +101,8 @@ pub struct ClassAp {
     pub objects: usize,
 }
 
-/// Compares detections with the annotations of a COCO instance file. Build it once; [`Evaluator::clear`] starts over
-/// without reading the file again.
+/// Compares detections with the annotations of a COCO instance file. Build it once; [`Evaluator::clear`]
+/// starts over without reading the file again.
 pub struct Evaluator {
     path: PathBuf,
     overlap: Overlap,
@@ -194,12 +195,12 @@ impl Evaluator {
         Ok(())
     }
 
-    /// Compares the detections in one image, in any order; equal scores rank as given. A second call for an image
-    /// replaces the first. Classes that are not evaluated are skipped.
+    /// Compares the detections in one image, in any order; equal scores rank as given. A second call for an
+    /// image replaces the first. Classes that are not evaluated are skipped.
     ///
     /// # Errors
-    /// [`Error::Data`] for an image that is not in the file; [`Error::Usage`] for a class the model does not have, a
-    /// score that is no number, or a region of another kind or size.
+    /// [`Error::Data`] for an image that is not in the file; [`Error::Usage`] for a class the model does not
+    /// have, a score that is no number, or a region of another kind or size.
     pub fn add(&mut self, image_id: u64, detections: &[Detection]) -> Result<()> {
         let unknown = || Error::data(&self.path, format!("there is no image {image_id}"));
         let at = *self.index.get(&image_id).ok_or_else(unknown)?;
@@ -238,8 +239,8 @@ impl Evaluator {
         Ok(())
     }
 
-    /// Precision and recall over all images; those without a call of [`Evaluator::add`] count as if nothing had been
-    /// found in them.
+    /// Precision and recall over all images; those without a call of [`Evaluator::add`] count as if nothing
+    /// had been found in them.
     ///
     /// # Errors
     /// None that sound settings can give.

@@ -8,16 +8,17 @@
 //! | [`class_match`] | which class of a model is which category: the one of the same name |
 //! | [`report`] | results, as JSON and as a table |
 //!
-//! Each metric is an `Evaluator` that is built once from the ground truth and fed image by image, so that training can
-//! use it in between. [`Evaluation`] runs an [`Engine`] over all images of a data set.
+//! Each metric is an `Evaluator` that is built once from the ground truth and fed image by image, so that
+//! training can use it in between. [`Evaluation`] runs an [`Engine`] over all images of a data set.
 //!
 //! # What is hotcoco's and what is ours
 //!
-//! Matching and averaging are those of the crate hotcoco 1.3, which gives the numbers of pycocotools, of panopticapi and of
-//! a confusion matrix in NumPy to the last digits (`tests/metrics`: within 1e-12 on all reference data). Not used are
-//! its readers and its evaluators of files. Predictions come from memory here; and unsound ground truth would become
-//! numbers without a word (`tests/metrics/hotcoco_limits.rs` shows which), or an error that names no record. So
-//! ground truth is a [`Dataset`], read and checked as training reads it.
+//! Matching and averaging are those of the crate hotcoco 1.3, which gives the numbers of pycocotools, of
+//! panopticapi and of a confusion matrix in NumPy to the last digits (`tests/metrics`: within 1e-12 on all
+//! reference data). Not used are its readers and its evaluators of files. Predictions come from memory here;
+//! and unsound ground truth would become numbers without a word (`tests/metrics/hotcoco_limits.rs` shows
+//! which), or an error that names no record. So ground truth is a [`Dataset`], read and checked as training
+//! reads it.
 
 pub mod class_match;
 pub mod coco_ap;
@@ -104,7 +105,8 @@ impl EvalSpec {
         }
     }
 
-    /// The set that training would read, and the class list and folder of masks to compare a panoptic set with, besides.
+    /// The set that training would read, and the class list and folder of masks to compare a panoptic set
+    /// with, besides.
     fn data(&self) -> Result<(DataConfig, Option<&SemanticSpec>)> {
         self.task()?;
         let (images, repeat) = (self.images.clone(), 1.0);
@@ -182,8 +184,8 @@ impl Evaluation {
     /// Evaluates models of this configuration on an opened set.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the model gives no results of this kind; [`Error::Data`] if the classes do not match or no object
-    /// is of an evaluated class.
+    /// [`Error::Usage`] if the model gives no results of this kind; [`Error::Data`] if the classes do not
+    /// match or no object is of an evaluated class.
     pub fn of(data: &Dataset, model: &Config, policy: ClassPolicy) -> Result<Self> {
         Evaluation::with(data, None, model, policy)
     }
@@ -243,13 +245,14 @@ impl Evaluation {
         &self.warnings
     }
 
-    /// Runs the engine over all images and compares. `each` hears what was found in each, and may break off: what was
-    /// measured until then, or until an image that cannot be done, comes back as a [`Partial`] report.
+    /// Runs the engine over all images and compares. `each` hears what was found in each, and may break off:
+    /// what was measured until then, or until an image that cannot be done, comes back as a [`Partial`]
+    /// report.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the engine gives another kind of result; what is wrong with the first image: as [`decode`] for the
-    /// photo; [`Error::Data`] for a photo of another size than the annotations say; as the engine and the metrics'
-    /// `Evaluator::add`.
+    /// [`Error::Usage`] if the engine gives another kind of result; what is wrong with the first image: as
+    /// [`decode`] for the photo; [`Error::Data`] for a photo of another size than the annotations say; as the
+    /// engine and the metrics' `Evaluator::add`.
     pub fn run(
         &mut self,
         engine: &mut Engine,

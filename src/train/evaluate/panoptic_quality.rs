@@ -1,15 +1,17 @@
 //! Panoptic quality (Kirillov et al., CVPR 2019) as panopticapi computes it.
 //!
-//! A true and a predicted segment of one class match if their IoU, less the prediction's void pixels, exceeds one half;
-//! there is at most one such partner. With TP matches, FP predictions and FN true segments left over,
+//! A true and a predicted segment of one class match if their IoU, less the prediction's void pixels, exceeds
+//! one half; there is at most one such partner. With TP matches, FP predictions and FN true segments left
+//! over,
 //!
 //! ```text
 //! PQ = sum of IoU / (TP + FP / 2 + FN / 2) = SQ RQ,  SQ = sum of IoU / TP,  RQ = TP / (TP + FP / 2 + FN / 2)
 //! ```
 //!
-//! of each class over all images, then the mean over the classes that occur. Predictions that lie for more than half on
-//! void or on a crowd of their class are not counted. Overlaps, matching and means are the crate hotcoco's (its
-//! functions, not its evaluator, which reads predictions from files); ground truth is read as training reads it.
+//! of each class over all images, then the mean over the classes that occur. Predictions that lie for more
+//! than half on void or on a crowd of their class are not counted. Overlaps, matching and means are the crate
+//! hotcoco's (its functions, not its evaluator, which reads predictions from files); ground truth is read as
+//! training reads it.
 //!
 //! The same pixels give the mean IoU of the panoptic map read as a semantic one, crowds included.
 
@@ -89,8 +91,8 @@ pub struct ClassPq {
     pub false_negatives: u64,
 }
 
-/// Compares panoptic maps with a COCO panoptic file and its folder of PNGs (`id = R + 256 G + 65536 B`, 0 is void). PNGs
-/// are read when their image is compared.
+/// Compares panoptic maps with a COCO panoptic file and its folder of PNGs (`id = R + 256 G + 65536 B`, 0 is
+/// void). PNGs are read when their image is compared.
 #[derive(Debug)]
 pub struct Evaluator {
     path: PathBuf,
@@ -112,8 +114,8 @@ struct ImageTruth {
 }
 
 impl Evaluator {
-    /// Reads a COCO panoptic file for a model whose classes have these names. Images without an annotation are left out,
-    /// as in panopticapi.
+    /// Reads a COCO panoptic file for a model whose classes have these names. Images without an annotation
+    /// are left out, as in panopticapi.
     ///
     /// # Errors
     /// As [`Dataset::open`] for the records; as [`Evaluator::of`].
@@ -163,9 +165,9 @@ impl Evaluator {
     /// Compares the map of one image. Segments of classes that are not evaluated count as void.
     ///
     /// # Errors
-    /// [`Error::Data`] for an image that is not in the file, and naming the PNG if its size differs from the file's or it
-    /// has an id that is no segment's; [`Error::Image`] for a damaged PNG; [`Error::Usage`] for a map that does not fit the
-    /// image or its own list of segments.
+    /// [`Error::Data`] for an image that is not in the file, and naming the PNG if its size differs from the
+    /// file's or it has an id that is no segment's; [`Error::Image`] for a damaged PNG; [`Error::Usage`] for
+    /// a map that does not fit the image or its own list of segments.
     pub fn add(&mut self, image_id: u64, prediction: &PanopticMap) -> Result<()> {
         let unknown =
             || Error::data(&self.path, format!("there is no panoptic annotation of image {image_id}"));
@@ -252,7 +254,8 @@ impl Evaluator {
     }
 }
 
-/// The true segments that have pixels, with the areas that their PNG gives them; the category is the class of the set.
+/// The true segments that have pixels, with the areas that their PNG gives them; the category is the class of
+/// the set.
 fn true_segments(image: &ImageTruth, overlaps: &Overlaps) -> Vec<Segment> {
     let areas: HashMap<u32, u64> = overlaps.gt_areas().into_iter().collect();
     let with_area = |segment: &TrueSegment| {

@@ -1,4 +1,5 @@
-//! Results of an evaluation: JSON with all digits through serde, a table for people through [`Display`](fmt::Display).
+//! Results of an evaluation: JSON with all digits through serde, a table for people through
+//! [`Display`](fmt::Display).
 
 use super::coco_ap::ApReport;
 use super::panoptic_quality::{PqMean, PqReport};

@@ -1,8 +1,9 @@
 //! Intersection over union of classes, pixel by pixel (mIoU), over all images together.
 //!
-//! One confusion matrix counts the pixels of each pair of true and predicted class; its sums and means are the crate
-//! hotcoco's. An extra row takes pixels of true classes that are not evaluated, an extra column those that were
-//! predicted as no evaluated class: the former are wrong for the predicted class, the latter missed for the true one.
+//! One confusion matrix counts the pixels of each pair of true and predicted class; its sums and means are
+//! the crate hotcoco's. An extra row takes pixels of true classes that are not evaluated, an extra column
+//! those that were predicted as no evaluated class: the former are wrong for the predicted class, the latter
+//! missed for the true one.
 
 use super::class_match::{ClassMatch, ClassPolicy};
 use crate::error::{Error, Result};
@@ -126,12 +127,13 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// Reads the class list `{"ignore_index": 255, "classes": [{"index": 0, "name": "sky"}, ...]}` (`field` names the list, here
-    /// `classes`) for a model whose classes have these names. Without `ignore_index`, 255 is ignored; `null` ignores nothing.
+    /// Reads the class list `{"ignore_index": 255, "classes": [{"index": 0, "name": "sky"}, ...]}` (`field`
+    /// names the list, here `classes`) for a model whose classes have these names. Without `ignore_index`,
+    /// 255 is ignored; `null` ignores nothing.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; [`Error::Data`] if it is no such list or an index or name occurs twice; as
-    /// [`ClassMatch::new`].
+    /// [`Error::Io`] if it cannot be read; [`Error::Data`] if it is no such list or an index or name occurs
+    /// twice; as [`ClassMatch::new`].
     pub fn open(path: &Path, field: &str, classes: &[String], policy: ClassPolicy) -> Result<Self> {
         Evaluator::of(Arc::new(ClassList::read(path, field)?), classes, policy)
     }
@@ -157,8 +159,9 @@ impl Evaluator {
     /// Compares a prediction with the PNG at `mask`.
     ///
     /// # Errors
-    /// As [`labels::indices`](crate::train::data::labels::indices); [`Error::Data`] naming the PNG if it holds an index that
-    /// is not in the class list or the sizes differ; [`Error::Usage`] if the prediction contradicts itself.
+    /// As [`labels::indices`](crate::train::data::labels::indices); [`Error::Data`] naming the PNG if it
+    /// holds an index that is not in the class list or the sizes differ; [`Error::Usage`] if the prediction
+    /// contradicts itself.
     pub fn add(&mut self, mask: &Path, prediction: &ClassMap) -> Result<()> {
         let ClassMap { height, width, classes } = *prediction;
         if classes.len() != height * width {

@@ -26,7 +26,8 @@ pub struct RunConfig {
     /// Threads of the step; 0 for one per core. The numbers do not depend on it.
     #[serde(default)]
     pub threads: usize,
-    /// Parameters whose key starts with one of these stay as they are. One that fits no parameter is an error.
+    /// Parameters whose key starts with one of these stay as they are. One that fits no parameter is an
+    /// error.
     #[serde(default)]
     pub frozen: Vec<String>,
     /// How batch norms that are not frozen normalise.
@@ -72,8 +73,8 @@ pub enum BatchNormMode {
 pub struct ModelConfig {
     /// Name of the trained model; `base` too if that is absent.
     pub name: String,
-    /// One of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES), which gives all fields that are absent here and that the model of
-    /// `start.weights` does not give.
+    /// One of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES), which gives all fields that are absent here
+    /// and that the model of `start.weights` does not give.
     #[serde(default)]
     pub base: Option<String>,
     /// [`Config::backbone`].
@@ -127,8 +128,9 @@ pub struct StartConfig {
     pub reset: Vec<String>,
     /// Standard deviation of the initial instance kernels.
     pub kernel_init_std: f64,
-    /// Names of the classes of `weights`, in its order, for a file that does not name them (or names them otherwise than the
-    /// data). Rows of the class heads follow names; classes that the file does not have are drawn.
+    /// Names of the classes of `weights`, in its order, for a file that does not name them (or names them
+    /// otherwise than the data). Rows of the class heads follow names; classes that the file does not have
+    /// are drawn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<Vec<String>>,
 }
@@ -154,7 +156,8 @@ pub struct DataSection {
     /// Steps whose gradients are averaged for one update.
     #[serde(default = "default_accumulate")]
     pub accumulate: usize,
-    /// Most objects of an image; of more, a random choice is kept. At most the number of kernels can be matched.
+    /// Most objects of an image; of more, a random choice is kept. At most the number of kernels can be
+    /// matched.
     #[serde(default = "default_max_objects")]
     pub max_objects: usize,
     /// Threads that load and augment.
@@ -254,13 +257,13 @@ pub struct OutputConfig {
     pub save_iterations: u64,
     /// Iterations between two lines of the log.
     pub log_iterations: u64,
-    /// Minutes between two validations. The first comes before the first step (of at most 100 images), the next after a tenth of this
-    /// time, the last at the end.
+    /// Minutes between two validations. The first comes before the first step (of at most 100 images), the
+    /// next after a tenth of this time, the last at the end.
     pub validate_minutes: f64,
     /// Epochs between two validations, besides.
     pub validate_epochs: u64,
-    /// What `best.safetensors` is the best in: the mean of this metric over the validation sets. By default the main one
-    /// of each: `ap`, `pq` or `miou`.
+    /// What `best.safetensors` is the best in: the mean of this metric over the validation sets. By default
+    /// the main one of each: `ap`, `pq` or `miou`.
     pub best: Option<Metric>,
     /// Minutes between two sheets of sample photos with their masks.
     pub overlay_minutes: f64,
@@ -291,7 +294,8 @@ impl Default for OutputConfig {
 }
 
 impl RunConfig {
-    /// Reads a configuration. `overrides` are `key=value` with dotted keys and TOML values (bare words are text).
+    /// Reads a configuration. `overrides` are `key=value` with dotted keys and TOML values (bare words are
+    /// text).
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Usage`] naming file, line and field.
@@ -354,9 +358,9 @@ impl RunConfig {
         self.optimizer.validate()
     }
 
-    /// What the fields of the model are that the configuration does not give: those of the model in `before`, so that a run goes on
-    /// with what it has learnt (its kernels, the size of its images), if that file holds a whole model with the network of
-    /// `model.base`; else those of `model.base`.
+    /// What the fields of the model are that the configuration does not give: those of the model in `before`,
+    /// so that a run goes on with what it has learnt (its kernels, the size of its images), if that file
+    /// holds a whole model with the network of `model.base`; else those of `model.base`.
     fn base(&self, before: Option<&Path>) -> Result<Config> {
         let m = &self.model;
         let named = Config::named(m.base.as_deref().unwrap_or(&m.name));
@@ -372,8 +376,8 @@ impl RunConfig {
         }
     }
 
-    /// The model for the classes of `mix`. What the configuration does not say of it is as in `before`, the checkpoint or state that
-    /// training goes on from, or as in `model.base`.
+    /// The model for the classes of `mix`. What the configuration does not say of it is as in `before`, the
+    /// checkpoint or state that training goes on from, or as in `model.base`.
     ///
     /// # Errors
     /// As [`Config::named`] and [`Config::validate`], and whatever opening the file says.
@@ -430,7 +434,8 @@ impl RunConfig {
         }
     }
 
-    /// Turns the run into a check of whether the model can learn `count` images by heart: no others, no augmentation.
+    /// Turns the run into a check of whether the model can learn `count` images by heart: no others, no
+    /// augmentation.
     pub fn overfit(&mut self, count: usize) {
         self.data.sampling.overfit = Some(count);
         self.augment = Augment::off(self.augment.size);

@@ -16,7 +16,8 @@ pub const CONFIG_FILE: &str = "config.toml";
 /// First line of [`CONFIG_FILE`], by which it is known as a file of this program.
 const MARK: &str = "# The configuration of this run, written by knet-train.";
 
-/// Writes the configuration into the folder of its run. Another program's or a person's file of this name stays.
+/// Writes the configuration into the folder of its run. Another program's or a person's file of this name
+/// stays.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -33,11 +34,12 @@ pub(super) fn write(config: &RunConfig) -> Result<()> {
     })
 }
 
-/// The configuration of the run in `folder`, with `overrides` as [`RunConfig::load`] takes them: what its state holds, else (before
-/// the first save) what [`CONFIG_FILE`] says.
+/// The configuration of the run in `folder`, with `overrides` as [`RunConfig::load`] takes them: what its
+/// state holds, else (before the first save) what [`CONFIG_FILE`] says.
 ///
 /// # Errors
-/// [`Error::Usage`] if there is neither, or a field is wrong; as [`Checkpoint::open`] and [`RunConfig::load`].
+/// [`Error::Usage`] if there is neither, or a field is wrong; as [`Checkpoint::open`] and
+/// [`RunConfig::load`].
 pub fn read(folder: &Path, overrides: &[String]) -> Result<RunConfig> {
     let (state, file) = (folder.join(STATE_FILE), folder.join(CONFIG_FILE));
     let origin = if state.exists() { origin(&Checkpoint::open(&state)?)? } else { None };

@@ -40,7 +40,8 @@ impl Holder {
     }
 }
 
-/// A folder that is this run's. Dropping it removes the file, and the folder too if it was made for the run and is empty.
+/// A folder that is this run's. Dropping it removes the file, and the folder too if it was made for the run
+/// and is empty.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
@@ -50,8 +51,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the folder `out`, which is made if it is not there. What a dead run of this machine left is taken over, with a
-    /// note.
+    /// Takes the folder `out`, which is made if it is not there. What a dead run of this machine left is
+    /// taken over, with a note.
     ///
     /// # Errors
     /// [`Error::Usage`] naming the run that holds the folder; [`Error::Io`].
@@ -64,7 +65,8 @@ impl Lock {
             let open = open.read(true).write(true).create(true).truncate(false);
             let file = open.open(&path).map_err(|e| Error::io(&path, e))?;
             let locked = file.try_lock();
-            // The holder may have removed the file between the two: then the lock is on a file that nobody sees.
+            // The holder may have removed the file between the two: then the lock is on a file that nobody
+            // sees.
             if locked.is_err() || is_at(&file, &path) {
                 break (file, locked);
             }

@@ -116,8 +116,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log of a run that goes on at `iteration`. Lines beyond it, which a killed run has left, are dropped: they come
-    /// again.
+    /// Opens the log of a run that goes on at `iteration`. Lines beyond it, which a killed run has left, are
+    /// dropped: they come again.
     ///
     /// # Errors
     /// [`Error::Io`].

@@ -5,10 +5,12 @@
 //!   -> [ batches -> losses and gradients -> update -> log ]* -> save
 //! ```
 //!
-//! The folder of a run holds `last.state` (everything that resuming needs), `last.safetensors` (the weights for use),
-//! `best.safetensors` (those that validated best), `log.jsonl`, `events.out.tfevents.*` for TensorBoard, `curves.png`, and
-//! `overlays/` with sample photos, and `config.toml`, the configuration for people to read. While a run lives, `run.lock` keeps others out. Checkpoints are replaced whole, so that a run that is killed at any moment goes on from its last save, with the same
-//! bits as if it had never stopped.
+//! The folder of a run holds `last.state` (everything that resuming needs), `last.safetensors` (the weights
+//! for use), `best.safetensors` (those that validated best), `log.jsonl`, `events.out.tfevents.*` for
+//! TensorBoard, `curves.png`, and `overlays/` with sample photos, and `config.toml`, the configuration for
+//! people to read. While a run lives, `run.lock` keeps others out. Checkpoints are replaced whole, so that a
+//! run that is killed at any moment goes on from its last save, with the same bits as if it had never
+//! stopped.
 
 pub mod config;
 pub mod curves;

@@ -22,7 +22,8 @@ pub const CURVES_FILE: &str = "curves.png";
 /// Folder of the sample photos.
 pub const OVERLAY_FOLDER: &str = "overlays";
 
-/// Most images of the validation sets for a validation before the first step, so that it costs no more than seconds to minutes.
+/// Most images of the validation sets for a validation before the first step, so that it costs no more than
+/// seconds to minutes.
 const MOST_AT_START: usize = 100;
 
 /// A validation that went through to its end, and the number it is judged by if its sets give the metric.
@@ -101,8 +102,8 @@ impl Outputs {
         self.events.scalars(head.iteration, terms.chain(rest))
     }
 
-    /// Whether a run is validated before its first step: what it starts from is what all later numbers are compared with, and what
-    /// cannot be validated is known at once.
+    /// Whether a run is validated before its first step: what it starts from is what all later numbers are
+    /// compared with, and what cannot be validated is known at once.
     pub fn validates_at_start(&self) -> bool {
         let OutputConfig { validate_minutes: minutes, validate_epochs: epochs, .. } = self.config;
         (minutes > 0.0 || epochs > 0) && (1..=MOST_AT_START).contains(&self.images)
@@ -125,8 +126,8 @@ impl Outputs {
         minutes > 0.0 && self.drawn.elapsed().as_secs_f64() >= 60.0 * minutes
     }
 
-    /// Validates the checkpoint at `weights` and logs it. Gives what it is judged by; `None` if there is nothing to validate
-    /// on, or `stop` was set meanwhile.
+    /// Validates the checkpoint at `weights` and logs it. Gives what it is judged by; `None` if there is
+    /// nothing to validate on, or `stop` was set meanwhile.
     ///
     /// # Errors
     /// As [`Validator::run`]; [`Error::Io`].

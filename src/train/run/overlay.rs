@@ -94,7 +94,8 @@ fn tile(picture: &RgbImage) -> RgbImage {
     resize(picture, side(width), side(height), FilterType::Triangle)
 }
 
-/// What is annotated on a photo: objects in distinct colours, regions (all classes from `things` on) in the colour of their class.
+/// What is annotated on a photo: objects in distinct colours, regions (all classes from `things` on) in the
+/// colour of their class.
 fn truth_layers(sample: &Sample, classes: &[Class], things: usize) -> Vec<Layer<'static>> {
     let (height, width) = (sample.image.height() as usize, sample.image.width() as usize);
     let layer = |class: usize, colour, mask: BitMask| Layer {

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 /// Most parts of a key of `--set`: no field lies deeper.
 const MAX_DEPTH: usize = 16;
 
-/// The configuration in `table` with `overrides`: `key=value` with dotted keys and TOML values (bare words are text).
+/// The configuration in `table` with `overrides`: `key=value` with dotted keys and TOML values (bare words
+/// are text).
 ///
 /// # Errors
 /// [`Error::Usage`] naming the override, or the field that is wrong with them.

@@ -9,8 +9,8 @@ use super::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::train::data::{Loader, Mix};
 
-/// Fields that may change, with what lies below them: length and rate of the run, how it computes, what it writes, and the
-/// settings of the model that only inference reads.
+/// Fields that may change, with what lies below them: length and rate of the run, how it computes, what it
+/// writes, and the settings of the model that only inference reads.
 const FREE: [&str; 21] = [
     "threads",
     "data.val",
@@ -122,7 +122,8 @@ fn flat(value: &Value) -> BTreeMap<String, Value> {
     out
 }
 
-/// Updates of the whole run, `done` of which lie behind: a length in epochs counts epochs, whatever the batch was before.
+/// Updates of the whole run, `done` of which lie behind: a length in epochs counts epochs, whatever the batch
+/// was before.
 ///
 /// # Errors
 /// [`Error::Usage`] for a length that no run can have.

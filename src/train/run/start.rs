@@ -1,7 +1,7 @@
 //! Initial weights: from a checkpoint, and for what that lacks, drawn as upstream does.
 //!
-//! Every parameter has its own random stream, keyed by seed and name, so that the value of one does not depend on
-//! which others are drawn. Rows of class heads belong to classes, and follow their names.
+//! Every parameter has its own random stream, keyed by seed and name, so that the value of one does not
+//! depend on which others are drawn. Rows of class heads belong to classes, and follow their names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,8 +50,9 @@ pub struct StartReport {
 /// The values that a run of `model` starts from.
 ///
 /// # Errors
-/// [`Error::Io`] or [`Error::Checkpoint`] if the file cannot be read; [`Error::Weights`] listing every tensor that does not
-/// fit for another reason than the number of classes or kernels; [`Error::Memory`] for a model larger than the memory there is.
+/// [`Error::Io`] or [`Error::Checkpoint`] if the file cannot be read; [`Error::Weights`] listing every tensor
+/// that does not fit for another reason than the number of classes or kernels; [`Error::Memory`] for a model
+/// larger than the memory there is.
 pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<(Values, StartReport)> {
     let params = parameters(model)?;
     let elements = params.iter().map(|p| p.upstream_shape.iter().product::<usize>());

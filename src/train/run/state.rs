@@ -1,7 +1,8 @@
-//! Checkpoints of a run: the weights for use (`last.safetensors`), and all that resuming needs (`last.state`).
+//! Checkpoints of a run: the weights for use (`last.safetensors`), and all that resuming needs
+//! (`last.state`).
 //!
-//! A state is a safetensors file with the tensors `param.KEY` (every parameter), `first.KEY` and `second.KEY` (moments) and
-//! `average.KEY` (moving average), all in the checkpoint's layout, and the metadata below.
+//! A state is a safetensors file with the tensors `param.KEY` (every parameter), `first.KEY` and `second.KEY`
+//! (moments) and `average.KEY` (moving average), all in the checkpoint's layout, and the metadata below.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,7 +45,8 @@ pub struct Progress {
     pub seconds: f64,
     /// Best validation so far.
     pub best: Option<f64>,
-    /// Epoch and seconds spent training at the last validation, so that when the next is due does not hang on restarts.
+    /// Epoch and seconds spent training at the last validation, so that when the next is due does not hang on
+    /// restarts.
     #[serde(default)]
     pub validated: (u64, f64),
 }
@@ -149,9 +151,9 @@ impl State {
     /// Reads a state of a run of `model`.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Checkpoint`] if the file cannot be read or is no state; [`Error::Weights`] listing what does
-    /// not fit the model; [`Error::Usage`] if it was trained on other classes; [`Error::Checkpoint`] for values that are not
-    /// finite.
+    /// [`Error::Io`] or [`Error::Checkpoint`] if the file cannot be read or is no state; [`Error::Weights`]
+    /// listing what does not fit the model; [`Error::Usage`] if it was trained on other classes;
+    /// [`Error::Checkpoint`] for values that are not finite.
     pub fn read(path: &Path, model: &Config) -> Result<State> {
         let file = Checkpoint::open(path)?;
         let metadata = |key: &str| {

@@ -1,8 +1,10 @@
 //! Event files for TensorBoard: scalars only.
 //!
-//! A file is a sequence of TFRecords: length (u64), CRC of the length, data, CRC of the data, all little-endian; the CRC is
-//! CRC-32C rotated right by 15 bits plus a constant. The data are protobuf messages: `Event { 1: wall_time (double), 2: step
-//! (int64), 3: file_version (string), 5: Summary { 1: repeated Value { 1: tag (string), 2: simple_value (float) } } }`.
+//! A file is a sequence of TFRecords: length (u64), CRC of the length, data, CRC of the data, all
+//! little-endian; the CRC is CRC-32C rotated right by 15 bits plus a constant. The data are protobuf
+//! messages:
+//! `Event { 1: wall_time (double), 2: step (int64), 3: file_version (string), 5: Summary }`,
+//! `Summary { 1: repeated Value { 1: tag (string), 2: simple_value (float) } }`.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

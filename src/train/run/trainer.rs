@@ -103,12 +103,12 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Opens data, model and (with `resume`) the state in the folder of the run. Without a state, `resume` begins
-    /// anew.
+    /// Opens data, model and (with `resume`) the state in the folder of the run. Without a state, `resume`
+    /// begins anew.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the folder holds a run that is not resumed, is in use, or is to go on with a configuration that does
-    /// not fit; whatever data, weights and planning say.
+    /// [`Error::Usage`] if the folder holds a run that is not resumed, is in use, or is to go on with a
+    /// configuration that does not fit; whatever data, weights and planning say.
     pub fn new(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Trainer> {
         config.validate()?;
         let out = &config.run.out;
@@ -228,12 +228,13 @@ impl Trainer {
         self.total
     }
 
-    /// Trains until the end, the time limit, or `stop`, and saves. A validation that fails on the way costs a line, not the run;
-    /// neither do curves and sample photos that cannot be written.
+    /// Trains until the end, the time limit, or `stop`, and saves. A validation that fails on the way costs a
+    /// line, not the run; neither do curves and sample photos that cannot be written.
     ///
     /// # Errors
-    /// [`Error::Diverged`] after saving the state before the update that went wrong; whatever else stops a step, after saving
-    /// the state; a failed save, which leaves the last good state; what the last validation says, with everything saved.
+    /// [`Error::Diverged`] after saving the state before the update that went wrong; whatever else stops a
+    /// step, after saving the state; a failed save, which leaves the last good state; what the last
+    /// validation says, with everything saved.
     pub fn run(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
         self.begun = Instant::now();
         self.saved = self.begun;
@@ -283,7 +284,8 @@ impl Trainer {
         }
     }
 
-    /// Saves and validates. The state comes first: whatever happens while validating, the run goes on from here.
+    /// Saves and validates. The state comes first: whatever happens while validating, the run goes on from
+    /// here.
     fn validate_on_the_way(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<()> {
         self.save()?;
         if let Err(error) = self.validate(stop, observer) {
@@ -323,7 +325,8 @@ impl Trainer {
         }
     }
 
-    /// One update. Gives false if `stop` was set before it was done: then nothing has changed but the loader's place.
+    /// One update. Gives false if `stop` was set before it was done: then nothing has changed but the
+    /// loader's place.
     fn iterate(&mut self, stop: &AtomicBool) -> Result<bool> {
         let start = Instant::now();
         // Running statistics follow every batch; an update that is broken off must not leave a trace.

@@ -55,7 +55,8 @@ pub struct Validator {
 }
 
 impl Validator {
-    /// Names the sets of `mix`, which was opened from `configs`, and takes their ground truth for models like `model`.
+    /// Names the sets of `mix`, which was opened from `configs`, and takes their ground truth for models like
+    /// `model`.
     ///
     /// # Errors
     /// As [`Evaluation::of`].
@@ -96,8 +97,8 @@ impl Validator {
     }
 }
 
-/// The number a checkpoint is judged by: `metric` (the main one of each set, if none is named), as the mean over the sets
-/// that have it.
+/// The number a checkpoint is judged by: `metric` (the main one of each set, if none is named), as the mean
+/// over the sets that have it.
 pub fn judge(scores: &[Score], metric: Option<Metric>) -> Option<f64> {
     let of = |score: &Score| match metric {
         None => score.metrics.first().map(|&(_, value)| value),
@@ -107,8 +108,8 @@ pub fn judge(scores: &[Score], metric: Option<Metric>) -> Option<f64> {
     (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
 }
 
-/// An engine with the weights in `path`, on the device and in the precision that training has: what a GPU in f16 makes of a checkpoint
-/// must not choose the best one of a run on the CPU in f32.
+/// An engine with the weights in `path`, on the device and in the precision that training has: what a GPU in
+/// f16 makes of a checkpoint must not choose the best one of a run on the CPU in f32.
 ///
 /// # Errors
 /// As [`EngineBuilder::build`](crate::engine::EngineBuilder::build).

@@ -1,8 +1,9 @@
-//! The executable form of an entry: decoded instructions over register slots, shared by all warps of a launch.
+//! The executable form of an entry: decoded instructions over register slots, shared by all warps of a
+//! launch.
 //!
-//! A *slot* holds one value per lane: 32 x 32 bits, 128-byte aligned; 64-bit values take two consecutive slots. Slot numbers with
-//! [`CONSTANT`] set lie in the program's constant pool. Predicates are 32-bit lane masks, numbered separately; number 0 is always
-//! true.
+//! A *slot* holds one value per lane: 32 x 32 bits, 128-byte aligned; 64-bit values take two consecutive
+//! slots. Slot numbers with [`CONSTANT`] set lie in the program's constant pool. Predicates are 32-bit lane
+//! masks, numbered separately; number 0 is always true.
 
 use crate::exec::Machine;
 use crate::text::ast::Func;
@@ -34,7 +35,8 @@ pub(crate) enum Flow {
 /// Executes one instruction for the lanes in `Machine::mask` (never empty).
 ///
 /// # Safety
-/// The instruction must come from the program the machine was built for: its slot, predicate and table indices are in bounds.
+/// The instruction must come from the program the machine was built for: its slot, predicate and table
+/// indices are in bounds.
 pub(crate) type Exec = for<'a, 'b> unsafe fn(&'b mut Machine<'a>, &'b Ins) -> Flow;
 
 /// A decoded instruction. The meaning of the operands is `exec`'s.
@@ -137,7 +139,8 @@ pub(crate) struct Origin {
     /// Statement of that function.
     pub stmt: u32,
     pub class: Class,
-    /// Operations of one lane that count as arithmetic: multiply-accumulates of an `mma` warp-wide, 1 or 2 for scalar FMA forms.
+    /// Operations of one lane that count as arithmetic: multiply-accumulates of an `mma` warp-wide, 1 or 2
+    /// for scalar FMA forms.
     pub macs: u32,
 }
 
@@ -202,8 +205,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Which instructions belong to a loop of matrix products: for each `mma`, the shortest stretch between a branch back and its
-    /// target that holds it. Compilers lay the blocks of a loop out side by side.
+    /// Which instructions belong to a loop of matrix products: for each `mma`, the shortest stretch between a
+    /// branch back and its target that holds it. Compilers lay the blocks of a loop out side by side.
     pub fn product_loops(&self) -> Vec<bool> {
         let mut inside = vec![false; self.code.len()];
         for (at, _) in self.origins.iter().enumerate().filter(|(_, origin)| origin.class == Class::Mma) {

@@ -31,14 +31,16 @@ pub struct Launch<'a> {
 /// How floating-point `mma` sums into f32. NVIDIA documents neither order nor rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MmaSum {
-    /// As measured on Ampere and Ada, the coarsest of the architectures from 8.0 on (Fasi et al. 2021, "Numerical behavior of NVIDIA
-    /// tensor cores"; Xie et al. 2025, "MMA-Sim"): the instruction's k in two halves (8 products of 16-bit types, 4 of TF32), of each
-    /// the exact products and the accumulator aligned to the largest exponent among them, cut to 24 bits below it, added, and
-    /// the sum cut to f32. Everything is cut towards zero, so long chains of sums are biased. Hopper and Blackwell keep one bit
-    /// more and do not halve k.
+    /// As measured on Ampere and Ada, the coarsest of the architectures from 8.0 on (Fasi et al. 2021,
+    /// "Numerical behavior of NVIDIA tensor cores"; Xie et al. 2025, "MMA-Sim"): the instruction's k in two
+    /// halves (8 products of 16-bit types, 4 of TF32), of each the exact products and the accumulator aligned
+    /// to the largest exponent among them, cut to 24 bits below it, added, and the sum cut to f32. Everything
+    /// is cut towards zero, so long chains of sums are biased. Hopper and Blackwell keep one bit more and do
+    /// not halve k.
     #[default]
     Truncated,
-    /// One fused multiply-add after the other in ascending k, rounded to nearest: kinder than any hardware, and faster here.
+    /// One fused multiply-add after the other in ascending k, rounded to nearest: kinder than any hardware,
+    /// and faster here.
     Nearest,
 }
 
@@ -47,7 +49,8 @@ pub enum MmaSum {
 pub struct Config {
     /// Shuffles the order of blocks and warps and the points where warps are switched; 0 runs them in order.
     pub seed: u64,
-    /// `cp.async` data lands only at the wait that guarantees it; reading it earlier is a fault. Otherwise it lands at once.
+    /// `cp.async` data lands only at the wait that guarantees it; reading it earlier is a fault. Otherwise it
+    /// lands at once.
     pub late_async: bool,
     /// Reads of bytes that nobody wrote are faults.
     pub check_uninit: bool,
@@ -63,8 +66,9 @@ pub struct Config {
     pub max_shared: u32,
     /// How `mma` sums.
     pub mma_sum: MmaSum,
-    /// Runs these blocks of the grid alone, by linear index (x first, then y, z): what the others would have written is not there,
-    /// and the report counts these. `None` runs them all; a range beyond the grid is refused.
+    /// Runs these blocks of the grid alone, by linear index (x first, then y, z): what the others would have
+    /// written is not there, and the report counts these. `None` runs them all; a range beyond the grid is
+    /// refused.
     pub blocks: Option<Range<u64>>,
 }
 
@@ -138,7 +142,8 @@ fn pool(threads: usize) -> Option<Arc<ThreadPool>> {
     Some(pool)
 }
 
-/// Executes `entry` over the grid and returns what was counted. Launches into one [`Memory`] run one after the other.
+/// Executes `entry` over the grid and returns what was counted. Launches into one [`Memory`] run one after
+/// the other.
 ///
 /// # Errors
 /// The first [`Fault`]; if several blocks fault, the one with the lowest linear index among those that ran.
@@ -207,7 +212,8 @@ pub fn launch(
     if count == 1 || config.threads == 1 {
         run.work();
     } else {
-        // A pool of its own: the caller may be a worker of another one, and would take up strange work while it waits here.
+        // A pool of its own: the caller may be a worker of another one, and would take up strange work while
+        // it waits here.
         match pool(config.threads) {
             Some(pool) => drop(pool.broadcast(|_| run.work())),
             None => run.work(),

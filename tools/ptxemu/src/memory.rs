@@ -1,12 +1,14 @@
 //! The simulated device's global memory.
 //!
-//! One large address range is reserved (not committed) from the system, with a shadow of one state byte per byte (allocated,
-//! initialised, writable, freed) and records of who uses what during a launch ([`crate::records`]). Device addresses are [`BASE`] +
-//! offset. Every allocation lies between red zones that are never accessible, and addresses are handed out in ascending order: a freed
-//! range comes back only once the whole range is used up, so that a stale pointer hits freed memory, not somebody else's.
+//! One large address range is reserved (not committed) from the system, with a shadow of one state byte per
+//! byte (allocated, initialised, writable, freed) and records of who uses what during a launch
+//! ([`crate::records`]). Device addresses are [`BASE`] + offset. Every allocation lies between red zones that
+//! are never accessible, and addresses are handed out in ascending order: a freed range comes back only once
+//! the whole range is used up, so that a stale pointer hits freed memory, not somebody else's.
 //!
-//! The emulated blocks share this memory between host threads, as real blocks share theirs. Device accesses are therefore relaxed
-//! atomics; host accesses must not overlap a launch (the driver runs one after the other).
+//! The emulated blocks share this memory between host threads, as real blocks share theirs. Device accesses
+//! are therefore relaxed atomics; host accesses must not overlap a launch (the driver runs one after the
+//! other).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
@@ -36,7 +38,8 @@ const ALIGN: u64 = 256;
 pub struct Options {
     /// Bytes that may be allocated at a time: the simulated device's memory.
     pub limit: u64,
-    /// Address range to reserve, at least `limit`; addresses are reused only when it is exhausted. Halved until the system grants it.
+    /// Address range to reserve, at least `limit`; addresses are reused only when it is exhausted. Halved
+    /// until the system grants it.
     pub address_space: u64,
     /// Inaccessible bytes kept between allocations, rounded up to 256.
     pub red_zone: u64,
@@ -74,7 +77,8 @@ struct Table {
     peak: u64,
 }
 
-/// The simulated device's global memory: allocation, host accesses, and shadow state. Shareable between threads.
+/// The simulated device's global memory: allocation, host accesses, and shadow state. Shareable between
+/// threads.
 pub struct Memory {
     data: MmapMut,
     state: MmapMut,
@@ -130,7 +134,8 @@ impl Memory {
         self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Allocates `bytes` (at least 1), 256-byte aligned and uninitialised, between red zones. `label` names it in messages.
+    /// Allocates `bytes` (at least 1), 256-byte aligned and uninitialised, between red zones. `label` names
+    /// it in messages.
     ///
     /// # Errors
     /// [`FaultKind::OutOfMemory`] beyond [`Options::limit`].
@@ -202,7 +207,8 @@ impl Memory {
         self.set_state(offset, bytes, FREED);
         let (first, last) = (offset.next_multiple_of(4096), (offset + bytes) & !4095);
         if last > first {
-            // SAFETY: whole pages of an allocation nobody owns any more; they read as zero from here on, which nothing relies on.
+            // SAFETY: whole pages of an allocation nobody owns any more; they read as zero from here on,
+            // which nothing relies on.
             let advice = unsafe {
                 let (at, len) = (first as usize, (last - first) as usize);
                 self.data.unchecked_advise_range(UncheckedAdvice::DontNeed, at, len)
@@ -278,7 +284,8 @@ impl Memory {
     /// [`FaultKind::OutOfBounds`] or [`FaultKind::UseAfterFree`], naming the nearest allocation.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
         let offset = self.host_range(address, bytes.len() as u64, "host write")?;
-        // SAFETY: the range lies in one live allocation inside the mapping, and host accesses do not overlap launches.
+        // SAFETY: the range lies in one live allocation inside the mapping, and host accesses do not overlap
+        // launches.
         unsafe { self.data_ptr(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         self.initialise(offset, bytes.len() as u64);
         Ok(())
@@ -287,7 +294,8 @@ impl Memory {
     /// Host read.
     ///
     /// # Errors
-    /// As [`Memory::write`], and [`FaultKind::UninitialisedRead`] with the first byte that nobody has written.
+    /// As [`Memory::write`], and [`FaultKind::UninitialisedRead`] with the first byte that nobody has
+    /// written.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Fault> {
         let offset = self.host_range(address, bytes.len() as u64, "host read")?;
         if let Some(at) = self.first_without(offset, bytes.len() as u64, INITIALISED) {
@@ -308,7 +316,8 @@ impl Memory {
     /// As [`Memory::write`].
     pub fn read_raw(&self, address: u64, bytes: &mut [u8]) -> Result<(), Fault> {
         let offset = self.host_range(address, bytes.len() as u64, "host read")?;
-        // SAFETY: the range lies in one live allocation inside the mapping, and host accesses do not overlap launches.
+        // SAFETY: the range lies in one live allocation inside the mapping, and host accesses do not overlap
+        // launches.
         unsafe { self.data_ptr(offset).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
@@ -331,7 +340,8 @@ impl Memory {
         Ok(())
     }
 
-    /// Copies `len` bytes between allocations (overlap permitted). Bytes stay as initialised as they were at the source.
+    /// Copies `len` bytes between allocations (overlap permitted). Bytes stay as initialised as they were at
+    /// the source.
     ///
     /// # Errors
     /// As [`Memory::write`].
@@ -409,8 +419,9 @@ impl Memory {
     #[allow(clippy::mut_from_ref)] // the mapping is interior-mutable; see the SAFETY comment
     fn host_states(&self, offset: u64, len: u64) -> &mut [u8] {
         assert!(offset <= self.size && len <= self.size - offset, "range inside the mapping");
-        // SAFETY: in bounds by the assertion. Callers are host-side functions: they overlap no launch, use the slice at once and
-        // either hold the table's lock or work on a range of an allocation that they were handed.
+        // SAFETY: in bounds by the assertion. Callers are host-side functions: they overlap no launch, use
+        // the slice at once and either hold the table's lock or work on a range of an allocation that they
+        // were handed.
         unsafe {
             std::slice::from_raw_parts_mut(self.state.as_ptr().cast_mut().add(offset as usize), len as usize)
         }
@@ -434,7 +445,8 @@ impl Memory {
 
     fn state_cell(&self, offset: u64) -> &AtomicU8 {
         assert!(offset < self.size, "offset inside the mapping");
-        // SAFETY: in bounds by the assertion; the mapping lives as long as `self` and is only accessed atomically.
+        // SAFETY: in bounds by the assertion; the mapping lives as long as `self` and is only accessed
+        // atomically.
         unsafe { &*self.state.as_ptr().add(offset as usize).cast::<AtomicU8>() }
     }
 

@@ -54,7 +54,8 @@ impl Module {
     /// Parses PTX text and prepares every entry for execution.
     ///
     /// # Errors
-    /// [`ParseError`] for malformed text and for any instruction this emulator does not know, with line and text.
+    /// [`ParseError`] for malformed text and for any instruction this emulator does not know, with line and
+    /// text.
     pub fn parse(ptx: &str) -> Result<Module, ParseError> {
         let tree = crate::text::parse(ptx)?;
         let (mut entries, mut programs) = (Vec::new(), Vec::new());

@@ -1,9 +1,11 @@
-//! Who used which bytes of device memory in the running launch: the basis of the check for races between blocks.
+//! Who used which bytes of device memory in the running launch: the basis of the check for races between
+//! blocks.
 //!
-//! A record is `epoch << 24 | bytes << 20 | block`: the launch, the bytes of the word (all, for sectors), and the block, or [`MANY`]
-//! readers. Accesses that cover whole 32-byte sectors, nearly all of them, are recorded by sector; the rest by 4-byte word, and a
-//! flag per page tells whether any word record of this launch is there to look at. Records are relaxed atomics: blocks run in
-//! parallel, and two accesses at the very same moment may miss each other.
+//! A record is `epoch << 24 | bytes << 20 | block`: the launch, the bytes of the word (all, for sectors), and
+//! the block, or [`MANY`] readers. Accesses that cover whole 32-byte sectors, nearly all of them, are
+//! recorded by sector; the rest by 4-byte word, and a flag per page tells whether any word record of this
+//! launch is there to look at. Records are relaxed atomics: blocks run in parallel, and two accesses at the
+//! very same moment may miss each other.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
@@ -95,8 +97,8 @@ impl Side {
 
     #[inline(always)]
     fn sector(&self, sector: u64) -> &AtomicU32 {
-        // SAFETY: callers pass sectors of ranges inside the memory that the maps were sized for; maps are page-aligned, and only
-        // accessed atomically while a launch runs.
+        // SAFETY: callers pass sectors of ranges inside the memory that the maps were sized for; maps are
+        // page-aligned, and only accessed atomically while a launch runs.
         unsafe {
             AtomicU32::from_ptr(self.sectors.as_ptr().wrapping_add(sector as usize * 4).cast_mut().cast())
         }
@@ -300,7 +302,8 @@ mod tests {
                 };
                 let wanted = others(&exact.writers) || write && others(&exact.readers);
                 let result = if write { records.write(at, len, me) } else { records.read(at, len, me) };
-                // Words keep one writer, so a conflict with a byte of an earlier writer may be missed; none may be invented.
+                // Words keep one writer, so a conflict with a byte of an earlier writer may be missed; none
+                // may be invented.
                 assert!(wanted || result.is_ok(), "false conflict at {at}, {len} bytes");
                 if let Err(conflict) = result {
                     assert!((at..at + len).contains(&conflict.at));

@@ -34,7 +34,8 @@ impl Traffic {
         self.bytes += u64::from(plan.lane_bytes);
     }
 
-    /// Sectors touched for every four that the bytes would fill: 4.0 where every byte fetched is used, whatever lanes took part.
+    /// Sectors touched for every four that the bytes would fill: 4.0 where every byte fetched is used,
+    /// whatever lanes took part.
     pub fn sectors_per_full_request(&self) -> f64 {
         4.0 * ratio(self.sectors, self.ideal_sectors)
     }
@@ -185,8 +186,8 @@ pub struct Report {
     pub mma: u64,
     /// Multiply-accumulates of `mma.sync`.
     pub mma_macs: u64,
-    /// Warp instructions executed in the loops of matrix products, those between the branch back and its target: what it costs to
-    /// feed the tensor cores.
+    /// Warp instructions executed in the loops of matrix products, those between the branch back and its
+    /// target: what it costs to feed the tensor cores.
     pub loop_instructions: u64,
     /// `mma.sync` instructions among them.
     pub loop_mma: u64,

@@ -1,4 +1,5 @@
-//! Seeded bugs: each is caught, with a message that names the right line of CUDA source; without the bug the same kernel passes.
+//! Seeded bugs: each is caught, with a message that names the right line of CUDA source; without the bug the
+//! same kernel passes.
 
 mod common;
 
@@ -28,7 +29,8 @@ fn start(
     bench.run_with(entry, ([grid, 1, 1], [block, 1, 1], shared), params, config).map(|_| ())
 }
 
-/// Runs the kernel without and with `-DBUG_NAME`, under several seeds; the second must fault as said, on the marked line.
+/// Runs the kernel without and with `-DBUG_NAME`, under several seeds; the second must fault as said, on the
+/// marked line.
 fn catches(name: &str, kinds: &[FaultKind], shape: Shape, params: impl Fn(&Bench) -> Params) {
     for arch in ["compute_80", "compute_100"] {
         let good = Bench::new(&common::ptx_for("bugs", arch, &[]));

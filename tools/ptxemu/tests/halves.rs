@@ -5,7 +5,8 @@ mod common;
 use common::{Bench, Params};
 use half::{bf16, f16};
 
-/// Runs `body` on all 65536 half bit patterns in `%a` (low half of a word), with `%b` a scrambled second operand.
+/// Runs `body` on all 65536 half bit patterns in `%a` (low half of a word), with `%b` a scrambled second
+/// operand.
 fn all(body: &str) -> Vec<(u16, u16, u32)> {
     let ptx = format!(
         ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 out)\n{{\n\
@@ -39,7 +40,8 @@ fn check16(body: &str, expected: impl Fn(u16, u16) -> (u16, bool)) {
     }
 }
 
-/// The pattern nearest to `r`, ties to even, among a guess and its neighbours: the `half` crate rounds f64 twice.
+/// The pattern nearest to `r`, ties to even, among a guess and its neighbours: the `half` crate rounds f64
+/// twice.
 fn nearest(r: f64, guess: u16, value: impl Fn(u16) -> f64) -> u16 {
     if !r.is_finite() || !value(guess).is_finite() {
         return guess;

@@ -14,7 +14,8 @@ struct P {
     k: [i32; 4],
 }
 
-/// A kernel with a bit of everything: reduction, call, switch, constants, libdevice functions, f64 and 64-bit division.
+/// A kernel with a bit of everything: reduction, call, switch, constants, libdevice functions, f64 and 64-bit
+/// division.
 #[test]
 fn basic() {
     for arch in ["compute_80", "compute_100"] {
@@ -88,7 +89,8 @@ fn fp16_gemm() {
     assert_eq!(report.global_load.sectors_per_request(), 4.0);
     assert_eq!(report.loop_mma, report.mma, "all products are in the main loop");
     let (_, longer) = gemm(&[], &Config::default(), (512, 512, 544)).unwrap_or_else(|e| panic!("{e}"));
-    // A step more, in each warp: what it costs is the loop's instructions per step, if the last ones copy nothing ahead.
+    // A step more, in each warp: what it costs is the loop's instructions per step, if the last ones copy
+    // nothing ahead.
     let (step, steps) = (longer.instructions - report.instructions, 512 / 32);
     let average = report.loop_instructions as f64 / f64::from(steps);
     assert!(average <= step as f64 && average > 0.9 * step as f64, "{average} of {step}");
@@ -118,7 +120,8 @@ fn cpu() -> f64 {
     text.split(' ').next().and_then(|t| t.parse::<f64>().ok()).unwrap_or(0.0) / 1e9
 }
 
-/// GMAC per CPU second of one thread, with all checks: `cargo test -p ptxemu --test kernels speed -- --ignored --nocapture`.
+/// GMAC per CPU second of one thread, with all checks:
+/// `cargo test -p ptxemu --test kernels speed -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {

@@ -137,8 +137,8 @@ fn sums_are_cut_as_on_ampere() {
     }
 }
 
-/// f32 products by three TF32 ones, summed over K = 2304: in one chain of `mma` the cuts add up to a bias far beyond what three
-/// products leave out, and in steps that start from zero and are added in f32 they do not.
+/// f32 products by three TF32 ones, summed over K = 2304: in one chain of `mma` the cuts add up to a bias far
+/// beyond what three products leave out, and in steps that start from zero and are added in f32 they do not.
 #[test]
 fn long_chains_of_cut_sums_are_biased() {
     const STEPS: usize = 2304 / 8;
@@ -178,7 +178,8 @@ fn long_chains_of_cut_sums_are_biased() {
         (off / square(&mut wanted.iter().copied())).sqrt()
     };
     let (chain, steps) = (error(&chain), error(&steps));
-    // The second is what f32 itself may do: sqrt(288) roundings of 6e-8, and 2^-22 of each product that was left out.
+    // The second is what f32 itself may do: sqrt(288) roundings of 6e-8, and 2^-22 of each product that was
+    // left out.
     assert!(chain > 5e-6 && steps < 1.5e-6, "relative L2 {chain:.2e} in a chain, {steps:.2e} in steps");
 }
 

@@ -98,8 +98,9 @@ fn unwritten_registers() {
     bench.run_with("k", ([1; 3], [32, 1, 1], 0), &out, &lax).unwrap_or_else(|e| panic!("{e}"));
 }
 
-/// Damages real PTX in thousands of ways: parsing and running must end in a result or a typed error.
-/// A launch of some of the blocks: they alone write and count, in any order, and a range that is not of the grid is refused.
+/// Damages real PTX in thousands of ways: parsing and running must end in a result or a typed error. A launch
+/// of some of the blocks: they alone write and count, in any order, and a range that is not of the grid is
+/// refused.
 #[test]
 fn some_blocks_of_a_grid() {
     let source = kernel(

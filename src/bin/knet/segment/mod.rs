@@ -28,15 +28,17 @@ use std::process::ExitCode;
 
 /// Find objects (and regions) in photos
 ///
-/// For each photo these files are written: NAME.overlay.png (the photo with coloured masks and labels), NAME.json (COCO
-/// results: instances with RLE masks, or panoptic segments) and, of panoptic results, NAME.panoptic.png (COCO's, whose colours are
-/// numbers and mostly black to the eye) with its twin for the eye, NAME.panoptic.colour.png. Instances without a pixel
-/// are left out. The `bbox` of an instance in NAME.json leaves out specks: parts of its mask with less than 1 % of the pixels of
-/// its largest part, which stay in the mask. A photo that cannot be read is reported at the end; the others are done all
-/// the same. Photos and files that this command did not make are never replaced.
+/// For each photo these files are written: NAME.overlay.png (the photo with coloured masks and labels),
+/// NAME.json (COCO results: instances with RLE masks, or panoptic segments) and, of panoptic results,
+/// NAME.panoptic.png (COCO's, whose colours are numbers and mostly black to the eye) with its twin for the
+/// eye, NAME.panoptic.colour.png. Instances without a pixel are left out. The `bbox` of an instance in
+/// NAME.json leaves out specks: parts of its mask with less than 1 % of the pixels of its largest part, which
+/// stay in the mask. A photo that cannot be read is reported at the end; the others are done all the same.
+/// Photos and files that this command did not make are never replaced.
 #[derive(Args)]
 pub struct Arguments {
-    /// Photos, or folders of photos (not searched deeper unless --recursive); - for one photo on standard input
+    /// Photos, or folders of photos (not searched deeper unless --recursive); - for one photo on standard
+    /// input
     #[arg(required = true, value_name = "IMAGE|DIR|-")]
     inputs: Vec<PathBuf>,
 
@@ -51,7 +53,8 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "auto")]
     task: TaskArgument,
 
-    /// Size that photos are resized to fit into, whichever way they lie [default: the model's own, 800x1333 for COCO]
+    /// Size that photos are resized to fit into, whichever way they lie [default: the model's own, 800x1333
+    /// for COCO]
     #[arg(long, value_name = "HxW|SHORT,LONG", value_parser = size::parse)]
     size: Option<Size>,
 
@@ -67,8 +70,8 @@ pub struct Arguments {
     #[arg(long)]
     largest_part: bool,
 
-    /// Leave out an instance, whatever its class, whose mask and that of a better one have a larger IoU (0.9: duplicates)
-    /// [default: none is left out]
+    /// Leave out an instance, whatever its class, whose mask and that of a better one have a larger IoU (0.9:
+    /// duplicates) [default: none is left out]
     #[arg(long, value_name = "IOU", value_parser = parse_share)]
     max_overlap: Option<f64>,
 
@@ -76,9 +79,9 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "knet-out")]
     out: PathBuf,
 
-    /// What to write: `png` is the panoptic map, or for instances NAME.instances.png (16-bit grey: 0 nothing, n the n-th
-    /// entry of `annotations` in NAME.json, the better one on top); `colour` is the same for the eye [default: overlay,json, and
-    /// png,colour for panoptic results]
+    /// What to write: `png` is the panoptic map, or for instances NAME.instances.png (16-bit grey: 0 nothing,
+    /// n the n-th entry of `annotations` in NAME.json, the better one on top); `colour` is the same for the
+    /// eye [default: overlay,json, and png,colour for panoptic results]
     #[arg(long, value_enum, value_delimiter = ',')]
     format: Vec<Format>,
 
@@ -86,12 +89,13 @@ pub struct Arguments {
     #[arg(long)]
     no_labels: bool,
 
-    /// Write the instances of all photos to this file as one list that COCO's tools take, with the image and category ids
-    /// of --annotations
+    /// Write the instances of all photos to this file as one list that COCO's tools take, with the image and
+    /// category ids of --annotations
     #[arg(long, value_name = "FILE", requires = "annotations")]
     coco: Option<PathBuf>,
 
-    /// COCO file whose `images` and `categories` give the ids for --coco: photos by file name, classes by name
+    /// COCO file whose `images` and `categories` give the ids for --coco: photos by file name, classes by
+    /// name
     #[arg(long, value_name = "JSON", requires = "coco")]
     annotations: Option<PathBuf>,
 

@@ -98,8 +98,8 @@ pub fn check(items: &[Item], formats: &[Format], panoptic: bool, overwrite: bool
     Ok(())
 }
 
-/// Files as named, folders by their pictures, and for each the folder below the named one that it lies in. Results of earlier runs
-/// are no photos.
+/// Files as named, folders by their pictures, and for each the folder below the named one that it lies in.
+/// Results of earlier runs are no photos.
 fn photos(arguments: &Arguments) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut photos = Vec::new();
     for input in &arguments.inputs {

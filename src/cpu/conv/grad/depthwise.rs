@@ -50,7 +50,8 @@ impl Job for Line<'_> {
         let mut terms = [(0, 0); TAPS];
         for residue in 0..s.stride[1] {
             let columns = Phase::new(s, 1, residue);
-            // Pixel `n` reads what pixel 0 of the phase reads, `n` results further; those next to the edge read less.
+            // Pixel `n` reads what pixel 0 of the phase reads, `n` results further; those next to the edge
+            // read less.
             let mut collect = |n: Option<usize>| {
                 let mut count = 0;
                 for i in 0..rows.taps {
@@ -80,7 +81,8 @@ impl Job for Line<'_> {
                     dx: self.dx.get().wrapping_add(at * s.c_in),
                     channels: s.c_in,
                 };
-                // SAFETY: a pixel of this task's line; terms point at whole pixels of dy and taps of the filters.
+                // SAFETY: a pixel of this task's line; terms point at whole pixels of dy and taps of the
+                // filters.
                 unsafe {
                     if inside {
                         pixel.gather::<A>(&inner[..inner_count]);
@@ -144,7 +146,8 @@ fn lines_of_chunk(s: &GradShape) -> usize {
     (s.batch * s.out[0]).div_ceil(32).max(1)
 }
 
-/// Values of workspace that [`filter_grad`] needs: a partial sum a chunk of lines, `[tap][channel]`, and the whole.
+/// Values of workspace that [`filter_grad`] needs: a partial sum a chunk of lines, `[tap][channel]`, and the
+/// whole.
 pub(super) fn filter_workspace_len(s: &GradShape) -> usize {
     ((s.batch * s.out[0]).div_ceil(lines_of_chunk(s)) + 1) * s.filter_len()
 }
@@ -212,8 +215,8 @@ impl Job for Lines<'_> {
 }
 
 impl Lines<'_> {
-    /// Adds one line's terms of the `N` taps from `(ky, kx)` on, all channels; `x` is the first pixel of the line of the
-    /// map that they read.
+    /// Adds one line's terms of the `N` taps from `(ky, kx)` on, all channels; `x` is the first pixel of the
+    /// line of the map that they read.
     #[inline(always)]
     fn taps<A: Arch, const N: usize>(&mut self, line: usize, x: usize, ky: usize, kx: usize) {
         let s = self.shape;
@@ -254,8 +257,8 @@ impl Lines<'_> {
         }
     }
 
-    /// The terms of results `results` of the line, for `N` taps and `V` vectors of channels from `c` on, the last of
-    /// `count` lanes.
+    /// The terms of results `results` of the line, for `N` taps and `V` vectors of channels from `c` on, the
+    /// last of `count` lanes.
     ///
     /// # Safety
     /// All taps of these results lie on the map; features as for `A`.

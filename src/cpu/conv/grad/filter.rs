@@ -1,7 +1,7 @@
-//! The gradient of the filters: `dw[k, (r, s, c)] = sum over pixels p of dy[p, k] * field(p)[r, s, c]`, a product of the
-//! transposed `dy` with the receptive fields. The fields exist only as the panels of one block: rows are gathered from the
-//! map, and zeros stand in for padding. The sum is long (all pixels of the batch), see [`LongGemm`]. Plain 3x3 filters of larger
-//! maps take Winograd's way.
+//! The gradient of the filters: `dw[k, (r, s, c)] = sum over pixels p of dy[p, k] * field(p)[r, s, c]`, a
+//! product of the transposed `dy` with the receptive fields. The fields exist only as the panels of one
+//! block: rows are gathered from the map, and zeros stand in for padding. The sum is long (all pixels of the
+//! batch), see [`LongGemm`]. Plain 3x3 filters of larger maps take Winograd's way.
 
 use std::ptr;
 
@@ -68,7 +68,8 @@ impl FilterGrad {
         }
     }
 
-    /// Computes KRSC `dw` from the map and the gradient of the result, tasks in parallel on the current rayon pool.
+    /// Computes KRSC `dw` from the map and the gradient of the result, tasks in parallel on the current rayon
+    /// pool.
     ///
     /// # Panics
     /// When a slice is shorter than the shape says.
@@ -209,8 +210,8 @@ impl Panels for Fields<'_> {
     }
 }
 
-/// Copies the `count` values at `start + r * step` of a line of `width` values to row `r` of a panel, for `rows` rows;
-/// values beside the line are zero.
+/// Copies the `count` values at `start + r * step` of a line of `width` values to row `r` of a panel, for
+/// `rows` rows; values beside the line are zero.
 ///
 /// # Safety
 /// `line` holds `width` values, `dst` has room for `rows` rows; features as for `A`.

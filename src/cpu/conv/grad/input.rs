@@ -1,10 +1,11 @@
 //! The gradient of the map.
 //!
-//! With stride 1 it is a convolution of `dy` by the filters turned by 180 degrees, input and output channels exchanged:
-//! Winograd's or the depthwise kernel computes it where it suits. Every other gradient is cut into *phases*: pixels
-//! `iy = first + n * stride` of one residue are reached by the same taps, every `stride / gcd(stride, dilation)`-th, and the
-//! sum over those is a convolution of `dy` with stride 1. Each phase is an implicit GEMM, so no product with a zero is
-//! computed; its rows of C lie in the map, a stride apart.
+//! With stride 1 it is a convolution of `dy` by the filters turned by 180 degrees, input and output channels
+//! exchanged: Winograd's or the depthwise kernel computes it where it suits. Every other gradient is cut into
+//! *phases*: pixels `iy = first + n * stride` of one residue are reached by the same taps, every
+//! `stride / gcd(stride, dilation)`-th, and the sum over those is a convolution of `dy` with stride 1. Each
+//! phase is an implicit GEMM, so no product with a zero is computed; its rows of C lie in the map, a stride
+//! apart.
 
 use crate::cpu::gemm::{
     self, Dense, Epilogue, Matrix, Packed, Places, SharedMut, Target, for_each_task, tile_shape,
@@ -36,7 +37,8 @@ enum How {
 impl InputGrad {
     /// The gradient with the kernel that suits the shape.
     pub fn new(shape: GradShape, isa: Isa) -> InputGrad {
-        // No threshold hangs on a gradient's last digits, so the fast kernels serve whatever the forward pass takes.
+        // No threshold hangs on a gradient's last digits, so the fast kernels serve whatever the forward pass
+        // takes.
         let turned = shape.turned().map(|turned| Conv::new(turned, isa, Arithmetic::Fast)).filter(|conv| {
             matches!(conv.kernel, ConvKernel::Winograd2 | ConvKernel::Winograd4 | ConvKernel::Depthwise)
         });

@@ -11,8 +11,8 @@ pub use filter::FilterGrad;
 pub use input::InputGrad;
 use phase::Phase;
 
-/// A convolution of which a gradient is taken: `[batch, map, c_in]` by filters `[c_out, kernel, c_in / groups]` to
-/// `[batch, out, c_out]`. How many zeros follow the map does not matter.
+/// A convolution of which a gradient is taken: `[batch, map, c_in]` by filters
+/// `[c_out, kernel, c_in / groups]` to `[batch, out, c_out]`. How many zeros follow the map does not matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GradShape {
     /// Images.
@@ -64,8 +64,8 @@ impl GradShape {
         self.groups > 1 && self.groups == self.c_in && self.c_in == self.c_out && taps <= depthwise::TAPS
     }
 
-    /// The convolution of the result's gradient by the turned filters that gives the gradient of the map, if it is one:
-    /// stride 1.
+    /// The convolution of the result's gradient by the turned filters that gives the gradient of the map, if
+    /// it is one: stride 1.
     fn turned(&self) -> Option<ConvShape> {
         let reach = |axis: usize| self.dilation[axis] * (self.kernel[axis] - 1);
         let before = |axis: usize| reach(axis).checked_sub(self.padding[axis]);

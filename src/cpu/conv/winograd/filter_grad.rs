@@ -1,8 +1,9 @@
-//! The gradient of 3x3 filters by the adjoint of F(4x4, 3x3). From `Y = A^T ((G g G^T) . (B^T d B)) A` follows, summed over
-//! tiles, `dg = G^T (sum of (A dY A^T) . (B^T d B)) G`: 36 products over the tiles, 4 times fewer multiplications.
+//! The gradient of 3x3 filters by the adjoint of F(4x4, 3x3). From `Y = A^T ((G g G^T) . (B^T d B)) A`
+//! follows, summed over tiles, `dg = G^T (sum of (A dY A^T) . (B^T d B)) G`: 36 products over the tiles, 4
+//! times fewer multiplications.
 //!
-//! Blocks of tiles pass through two parallel phases, transforms and products; a last phase transforms the sums. V, the
-//! transformed map, is written straight into the panels that the microkernel reads.
+//! Blocks of tiles pass through two parallel phases, transforms and products; a last phase transforms the
+//! sums. V, the transformed map, is written straight into the panels that the microkernel reads.
 
 use std::ops::Range;
 
@@ -40,8 +41,9 @@ pub(in super::super) struct FilterPass {
 impl FilterPass {
     /// The pass, if it suits the shape and is expected to save time.
     ///
-    /// Cost in multiplications a pair of channels: products, transforms, dearer with fewer channels to share them, and
-    /// for each block reading and writing the sums, which takes as long as computing with each value some thirty times.
+    /// Cost in multiplications a pair of channels: products, transforms, dearer with fewer channels to share
+    /// them, and for each block reading and writing the sums, which takes as long as computing with each
+    /// value some thirty times.
     pub fn new(shape: GradShape, isa: Isa) -> Option<FilterPass> {
         const STREAM: f64 = 30.0;
         /// Fewer tiles save little time in all, and direct sums are more precise.

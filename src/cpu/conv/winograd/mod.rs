@@ -102,8 +102,8 @@ pub(super) struct Pass {
     pub m: *mut f32,
 }
 
-// SAFETY: map, filters, bias and residual are only read; tasks of a phase write disjoint parts of V, M or y, and a
-// phase ends before the next begins.
+// SAFETY: map, filters, bias and residual are only read; tasks of a phase write disjoint parts of V, M or y,
+// and a phase ends before the next begins.
 unsafe impl Sync for Pass {}
 
 impl Pass {

@@ -1,7 +1,8 @@
 //! The transforms of F(2, 3) and F(4, 3) (Winograd; Lavin and Gray 2016), derived as Toom-Cook interpolation.
 //!
 //! For points `p_0 .. p_{n-2}` and infinity, with `n = OUT + 2`:
-//! * `B^T` row i holds the coefficients of `prod_{j != i} (x - p_j)`, the last row those of `prod_j (x - p_j)`;
+//! * `B^T` row i holds the coefficients of `prod_{j != i} (x - p_j)`, the last row those of
+//!   `prod_j (x - p_j)`;
 //! * `G` row i is `[1, p_i, p_i^2] / prod_{j != i} (p_i - p_j)`, the last row `[0, 0, 1]`;
 //! * `A^T` row j is `[p_0^j, p_1^j, ...]`, with a 1 for infinity in the last row alone.
 //!

@@ -146,9 +146,9 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, 
     }
 }
 
-/// `G g G^T` for one panel of filters and up to [`CHANNELS`] channels from `channel`, vectorised over filters: in a
-/// training step the filters are new, so that packing them is part of every convolution. In double precision: rounding the
-/// filters twice would cost as much accuracy as the rest of the convolution.
+/// `G g G^T` for one panel of filters and up to [`CHANNELS`] channels from `channel`, vectorised over
+/// filters: in a training step the filters are new, so that packing them is part of every convolution. In
+/// double precision: rounding the filters twice would cost as much accuracy as the rest of the convolution.
 pub(super) struct Filters<'a, S, const IN: usize, const OUT: usize> {
     pub layout: &'a Layout,
     pub filter: &'a [f32],
@@ -165,8 +165,8 @@ pub(super) struct Filters<'a, S, const IN: usize, const OUT: usize> {
 pub(in super::super) enum Order {
     /// `[c_out][tap][c_in]`.
     Krsc,
-    /// `[c_in][tap][c_out]` with the taps in reverse order: as they lie for the convolution that this one is the gradient
-    /// of.
+    /// `[c_in][tap][c_out]` with the taps in reverse order: as they lie for the convolution that this one is
+    /// the gradient of.
     Turned,
 }
 
@@ -184,8 +184,8 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Filters<'_, 
             for j in (0..A::NR).step_by(lanes) {
                 let first = panel * A::NR + j;
                 let filters = c_out.saturating_sub(first).min(lanes);
-                // SAFETY: reads channels c..c + count of filters that exist, writes the panel's rows of these channels
-                // in every plane, which belong to this task.
+                // SAFETY: reads channels c..c + count of filters that exist, writes the panel's rows of these
+                // channels in every plane, which belong to this task.
                 unsafe {
                     let zero = A::V::splat(0.0);
                     // Of each tap, a register a channel with one filter a lane.

@@ -129,8 +129,8 @@ impl Driver {
         if captures.is_empty() { Ok(()) } else { Err(CUresult::STREAM_CAPTURE_UNSUPPORTED) }
     }
 
-    /// Refuses calls that may wait for the device (allocation, loading, synchronous copies) while this thread, or any
-    /// in a global capture, is capturing.
+    /// Refuses calls that may wait for the device (allocation, loading, synchronous copies) while this
+    /// thread, or any in a global capture, is capturing.
     pub fn refuse_unsafe_while_capturing(&mut self) -> Outcome {
         let thread = this_thread();
         let mut refused = false;
@@ -235,7 +235,8 @@ entry_points! {
         status.set(driver.capture_status(stream)?.0)
     }
 
-    /// Whether the stream is recording, and which capture it takes part in; the graph is not shown before it is whole.
+    /// Whether the stream is recording, and which capture it takes part in; the graph is not shown before it
+    /// is whole.
     healthy fn cuStreamGetCaptureInfo_v2(
         stream: Handle, status: Out<u32>, id: Out<u64>, graph: Out<Handle>, dependencies: Out<Handle>, count: Out<usize>,
     ) |_, driver| {

@@ -1,5 +1,5 @@
-//! Contexts: which one is current on a thread, and when the device is emptied. All contexts share the one device's
-//! state.
+//! Contexts: which one is current on a thread, and when the device is emptied. All contexts share the one
+//! device's state.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -141,7 +141,8 @@ impl Driver {
     }
 
     /// A copy on the legacy default stream. When it returns, the host's memory has been read or written; from
-    /// pageable memory it need not have arrived on the device ("API synchronization behavior"), and here it has not.
+    /// pageable memory it need not have arrived on the device ("API synchronization behavior"), and here it
+    /// has not.
     fn copy_now(&mut self, call: &mut Call, copy: Copy) -> Outcome {
         self.refuse_unsafe_while_capturing()?;
         self.check_copy(call, &copy)?;
@@ -197,8 +198,8 @@ impl Driver {
                 (Place::Device(source), _) => {
                     memory.read_raw(source + from as u64, &mut row_bytes).map_err(emulator::report_fault)?;
                 }
-                // SAFETY: page-locked memory stays until nothing is queued; other memory is only named by calls
-                // that wait.
+                // SAFETY: page-locked memory stays until nothing is queued; other memory is only named by
+                // calls that wait.
                 (Place::Host(source), _) => unsafe { source.add(from).read(&mut row_bytes) },
                 (Place::Snapshot(bytes), _) => row_bytes.copy_from_slice(&bytes[from..from + copy.width]),
             }

@@ -1,4 +1,5 @@
-//! The device: what it says about itself, by compute capability (CUDA programming guide, "Technical specifications").
+//! The device: what it says about itself, by compute capability (CUDA programming guide, "Technical
+//! specifications").
 
 use std::ffi::c_char;
 
@@ -113,8 +114,8 @@ impl Model {
         }
     }
 
-    /// Blocks of `threads` threads and `shared` bytes that fit on a multiprocessor. Registers are not known to PTX,
-    /// hence not counted.
+    /// Blocks of `threads` threads and `shared` bytes that fit on a multiprocessor. Registers are not known
+    /// to PTX, hence not counted.
     pub fn resident_blocks(&self, threads: u32, shared: u32) -> u32 {
         let warps = threads.div_ceil(Self::WARP).max(1);
         let by_threads = self.threads_per_multiprocessor() / Self::WARP / warps;
@@ -124,8 +125,8 @@ impl Model {
         by_threads.min(by_shared).min(self.blocks_per_multiprocessor())
     }
 
-    /// A `CUdevice_attribute`. Attributes of what the emulator has not (textures, managed memory, virtual memory,
-    /// ...) are 0.
+    /// A `CUdevice_attribute`. Attributes of what the emulator has not (textures, managed memory, virtual
+    /// memory, ...) are 0.
     fn attribute(&self, attribute: u32) -> Option<i32> {
         Some(match attribute {
             1 => Self::MAX_THREADS as i32,
@@ -181,7 +182,8 @@ entry_points! {
         if slot.is_none() {
             let settings = Settings::from_env().map_err(|why| call.refuse(CUresult::INVALID_VALUE, format_args!("{why}")))?;
             *slot = Some(Driver::new(settings));
-            // SAFETY: `at_exit` is a plain function of this library, which stays loaded or runs it when it is unloaded.
+            // SAFETY: `at_exit` is a plain function of this library, which stays loaded or runs it when it is
+            // unloaded.
             unsafe { libc::atexit(at_exit) };
         }
         Ok(())

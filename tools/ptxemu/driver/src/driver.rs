@@ -20,7 +20,8 @@ use crate::settings::Settings;
 
 static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
 
-/// Locks the driver; `None` before `cuInit`. A panic under the lock has been reported as an unknown error by then.
+/// Locks the driver; `None` before `cuInit`. A panic under the lock has been reported as an unknown error by
+/// then.
 pub fn driver() -> MutexGuard<'static, Option<Driver>> {
     DRIVER.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,8 +5,8 @@ use ptxemu::{Config, Fault, FaultKind};
 use crate::driver::Driver;
 use crate::error::CUresult;
 
-/// The result code that a device gives where the emulator gives this fault. Findings that a device would not notice
-/// (races, uninitialised reads, divergence) fail the launch.
+/// The result code that a device gives where the emulator gives this fault. Findings that a device would not
+/// notice (races, uninitialised reads, divergence) fail the launch.
 pub fn result_of(fault: &Fault) -> CUresult {
     match fault.kind {
         FaultKind::OutOfBounds | FaultKind::UseAfterFree | FaultKind::ReadOnly => CUresult::ILLEGAL_ADDRESS,

@@ -1,4 +1,5 @@
-//! Result codes of the driver API, with the names and texts that `cuGetErrorName` and `cuGetErrorString` give.
+//! Result codes of the driver API, with the names and texts that `cuGetErrorName` and `cuGetErrorString`
+//! give.
 
 use std::ffi::CStr;
 

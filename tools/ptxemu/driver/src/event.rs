@@ -138,7 +138,8 @@ entry_points! {
         driver.record(event, stream, flags == RECORD_EXTERNAL)
     }
 
-    /// Whether the event has been passed. Each question lets one piece of work run, so that asking in a loop ends.
+    /// Whether the event has been passed. Each question lets one piece of work run, so that asking in a loop
+    /// ends.
     healthy fn cuEventQuery(event: Handle) |call, driver| {
         call.note(format_args!("event={event:#x}"));
         match driver.events.get(event)?.marker()? {

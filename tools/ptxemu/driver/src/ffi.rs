@@ -1,4 +1,5 @@
-//! The boundary to C: how an entry point is declared, what its pointer arguments are, and how panics stop here.
+//! The boundary to C: how an entry point is declared, what its pointer arguments are, and how panics stop
+//! here.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_void};
@@ -13,8 +14,8 @@ use crate::log;
 /// A handle (stream, event, module, ...): an opaque pointer to the caller, a number here.
 pub type Handle = usize;
 
-/// Declares entry points: `policy fn cuName(arguments) |call, driver| { ... }`, each an exported C function that
-/// returns a [`CUresult`]. The policies are [`anytime`], [`initialised`], [`bound`] and [`healthy`].
+/// Declares entry points: `policy fn cuName(arguments) |call, driver| { ... }`, each an exported C function
+/// that returns a [`CUresult`]. The policies are [`anytime`], [`initialised`], [`bound`] and [`healthy`].
 macro_rules! entry_points {
     ($(
         $(#[doc = $doc:literal])+
@@ -132,8 +133,8 @@ impl<T> Out<T> {
         if self.0.is_null() {
             return Err(CUresult::INVALID_VALUE);
         }
-        // SAFETY: an `Out` only comes as an entry point's argument, whose caller vouches for a pointer that is not
-        // null.
+        // SAFETY: an `Out` only comes as an entry point's argument, whose caller vouches for a pointer that
+        // is not null.
         unsafe { self.0.write_unaligned(value) };
         Ok(())
     }
@@ -202,8 +203,8 @@ impl<T: Copy> In<T> {
         if self.0.is_null() {
             return Err(CUresult::INVALID_VALUE);
         }
-        // SAFETY: an `In` only comes as an entry point's argument, whose caller vouches for a pointer that is not
-        // null and for as many elements as the other arguments say.
+        // SAFETY: an `In` only comes as an entry point's argument, whose caller vouches for a pointer that is
+        // not null and for as many elements as the other arguments say.
         Ok(unsafe { self.0.wrapping_add(index).read_unaligned() })
     }
 

@@ -55,8 +55,8 @@ fn attribute(driver: &Driver, function: &Function, attribute: u32) -> Outcome<i3
     Ok(match attribute {
         0 => function.max_threads() as i32,
         1 => function.kernel.entry.static_shared as i32,
-        // PTX knows no registers, hence no spills: 0 says "not known". Constant memory and local memory are not
-        // told apart.
+        // PTX knows no registers, hence no spills: 0 says "not known". Constant memory and local memory are
+        // not told apart.
         2..=4 => 0,
         5 | 6 => (10 * major + minor) as i32,
         7 => 0,

@@ -137,8 +137,8 @@ fn update(exec: &mut Exec, new: &Arc<Vec<Node>>) -> Result<(), u32> {
 }
 
 fn params_of(launch: &Launch) -> KernelNodeParams {
-    // The pointers that the API hands out live as long as the graph with a driver; here for the process's life:
-    // they are few.
+    // The pointers that the API hands out live as long as the graph with a driver; here for the process's
+    // life: they are few.
     let packed: &'static mut [u8] = launch.parameters.clone().leak();
     let each: Vec<HostPtr> =
         launch.layout().map(|(offset, _)| HostPtr(packed[offset..].as_mut_ptr().cast())).collect();

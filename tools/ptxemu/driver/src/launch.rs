@@ -253,8 +253,9 @@ entry_points! {
         for index in 0..config.count as usize {
             let attribute = config.attributes.at(index)?;
             match (attribute.id, attribute.value) {
-                // Ignored, access policy, synchronisation policy, programmatic serialisation (a kernel may start
-                // early, or not), priority, memory domains, carve-out: none changes what a kernel computes.
+                // Ignored, access policy, synchronisation policy, programmatic serialisation (a kernel may
+                // start early, or not), priority, memory domains, carve-out: none changes what a kernel
+                // computes.
                 (0 | 1 | 3 | 6 | 8 | 9 | 10 | 14, _) | (2, [0, ..]) | (4, [1, 1, 1, ..]) => {}
                 (2, _) => driver.check_cooperative(call, function, shape)?,
                 (id, _) => return Err(call.refuse(CUresult::NOT_SUPPORTED, format_args!("launch attribute {id}"))),

@@ -1,14 +1,15 @@
 //! A stand-in `libcuda.so` over [`ptxemu`]: an unchanged CUDA program runs on a machine without a GPU.
 //!
-//! It is a test double, and says so: the device is called `ptxemu (PTX emulator, no GPU)`. Only PTX can be loaded,
-//! and it is interpreted with every access checked. What it promises is the driver API's *contract*, at its least
-//! generous:
+//! It is a test double, and says so: the device is called `ptxemu (PTX emulator, no GPU)`. Only PTX can be
+//! loaded, and it is interpreted with every access checked. What it promises is the driver API's *contract*,
+//! at its least generous:
 //!
-//! - Asynchronous work is queued and runs only at a synchronisation point, so a missing one shows as stale data.
-//!   Streams order against each other by events alone (and by the legacy default stream's rule). With `PTXEMU_SEED` other
-//!   than 0, work of other streams is at each synchronisation run ahead by a random, legal amount, and a graph's nodes run
-//!   in a random legal order.
-//! - A copy from pinned memory reads it when the copy runs, not when it is queued; pageable memory is read at the call.
+//! - Asynchronous work is queued and runs only at a synchronisation point, so a missing one shows as stale
+//!   data. Streams order against each other by events alone (and by the legacy default stream's rule). With
+//!   `PTXEMU_SEED` other than 0, work of other streams is at each synchronisation run ahead by a random,
+//!   legal amount, and a graph's nodes run in a random legal order.
+//! - A copy from pinned memory reads it when the copy runs, not when it is queued; pageable memory is read at
+//!   the call.
 //! - A fault prints the emulator's message to stderr and makes the context fail from then on, as on a device.
 //! - Stream capture refuses what a driver refuses.
 //!

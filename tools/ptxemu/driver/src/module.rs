@@ -19,7 +19,8 @@ pub struct Module {
     functions: Vec<(String, Handle)>,
 }
 
-/// The module's code and variables; kernels that are queued hold it too, and find it empty once it is unloaded.
+/// The module's code and variables; kernels that are queued hold it too, and find it empty once it is
+/// unloaded.
 pub struct Loaded(Mutex<Option<Instance>>);
 
 impl Loaded {
@@ -33,7 +34,8 @@ const ELF: [u8; 4] = *b"\x7fELF";
 const FATBIN: [u8; 4] = 0xba55_ed50_u32.to_le_bytes();
 const FATBIN_WRAPPER: [u8; 4] = 0x4662_43b1_u32.to_le_bytes();
 
-/// The PTX version that a CUDA version came with. CUDA 12.5 and 12.6 share one; from 13.0 on they go together.
+/// The PTX version that a CUDA version came with. CUDA 12.5 and 12.6 share one; from 13.0 on they go
+/// together.
 fn ptx_version(cuda: u32) -> (u32, u32) {
     let (major, minor) = (cuda / 1000, cuda % 1000 / 10);
     match major {
@@ -106,7 +108,8 @@ fn load_image(driver: &mut Driver, call: &mut Call, place: Out<Handle>, image: H
     }
     let mut magic = [0; 4];
     for (index, byte) in magic.iter_mut().enumerate() {
-        // SAFETY: an image is a NUL-terminated text or a binary of more than four bytes; reading stops at a NUL.
+        // SAFETY: an image is a NUL-terminated text or a binary of more than four bytes; reading stops at a
+        // NUL.
         unsafe { image.add(index).read(std::slice::from_mut(byte)) };
         if *byte == 0 {
             break;
@@ -178,8 +181,8 @@ entry_points! {
         load_image(driver, call, module, HostPtr(image.as_mut_ptr().cast()))
     }
 
-    /// Waits for everything that is queued and frees the module's variables. Kernels of it that a graph still holds
-    /// fail.
+    /// Waits for everything that is queued and frees the module's variables. Kernels of it that a graph still
+    /// holds fail.
     healthy fn cuModuleUnload(module: Handle) |_, driver| {
         driver.modules.get(module)?;
         driver.refuse_unsafe_while_capturing()?;

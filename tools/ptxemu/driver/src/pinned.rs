@@ -1,5 +1,6 @@
-//! Page-locked host memory: only copies from and to it are asynchronous with respect to the caller. Where kernels can reach it,
-//! they reach a copy on the device, which takes the host's bytes before each launch and gives them back after it.
+//! Page-locked host memory: only copies from and to it are asynchronous with respect to the caller. Where
+//! kernels can reach it, they reach a copy on the device, which takes the host's bytes before each launch and
+//! gives them back after it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;

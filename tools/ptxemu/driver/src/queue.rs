@@ -176,8 +176,8 @@ impl Driver {
         Ok(marker)
     }
 
-    /// Queues a marker of its own, for an event: its time counts. It is passed when the stream is waited for, even
-    /// if dry now.
+    /// Queues a marker of its own, for an event: its time counts. It is passed when the stream is waited for,
+    /// even if dry now.
     pub fn mark_event(&mut self, stream: Handle) -> Outcome<Arc<Marker>> {
         self.order_with_default(stream)?;
         let marker = Marker::new(stream);
@@ -276,7 +276,8 @@ impl Driver {
         Ok(true)
     }
 
-    /// Runs a piece of work. A failure is the context's from then on, and nothing that is queued runs any more.
+    /// Runs a piece of work. A failure is the context's from then on, and nothing that is queued runs any
+    /// more.
     fn run(&mut self, stream: Handle, work: &Work) -> Outcome {
         let outcome = match work {
             Work::Kernel(launch) => {

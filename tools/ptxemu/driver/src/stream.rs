@@ -57,7 +57,8 @@ entry_points! {
         Ok(())
     }
 
-    /// Whether the stream has run dry. Each question lets one piece of work run, so that asking in a loop ends.
+    /// Whether the stream has run dry. Each question lets one piece of work run, so that asking in a loop
+    /// ends.
     healthy fn cuStreamQuery(stream: Handle) |call, driver| {
         call.note(format_args!("stream={stream:#x}"));
         let stream = driver.resolve(stream)?;

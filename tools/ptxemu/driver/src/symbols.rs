@@ -5,8 +5,8 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use crate::error::{CUresult, Outcome};
 use crate::ffi::{In, Out, entry_points};
 
-/// Of two versions of an entry point, the one that a program asking by the plain name gets, where it is not `_v2`
-/// or the plain one.
+/// Of two versions of an entry point, the one that a program asking by the plain name gets, where it is not
+/// `_v2` or the plain one.
 const PREFERRED: [(&str, &str); 4] = [
     ("cuCtxCreate", "cuCtxCreate_v4"),
     ("cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease_v2"),
@@ -71,7 +71,8 @@ entry_points! {
         describe(code, text, |(_, text)| text)
     }
 
-    /// NVIDIA's own libraries (NVRTC among them) ask for tables of functions that no header declares; there are none.
+    /// NVIDIA's own libraries (NVRTC among them) ask for tables of functions that no header declares; there
+    /// are none.
     anytime fn cuGetExportTable(_table: Out<usize>, _id: In<u8>) |_, ()| {
         Err(CUresult::NOT_FOUND)
     }
@@ -100,8 +101,8 @@ entry_points! {
     }
 }
 
-/// Exports functions that take whatever they are given (the C calling conventions that CUDA runs on permit that) and
-/// are not supported. A missing symbol would end the program instead of giving it an error.
+/// Exports functions that take whatever they are given (the C calling conventions that CUDA runs on permit
+/// that) and are not supported. A missing symbol would end the program instead of giving it an error.
 macro_rules! unsupported {
     ($($name:ident)*) => {$(
         /// Not supported.

@@ -1,8 +1,8 @@
 //! Access patterns: what a warp-wide memory instruction touches, worked out once and reused.
 //!
-//! The lanes' addresses relative to the first active lane form a pattern, which most instructions repeat at every execution. For a
-//! pattern the [`Plan`] holds the byte runs it covers (so that checks go over runs, not lanes), the bank-conflict waves, and the 32-byte
-//! sectors.
+//! The lanes' addresses relative to the first active lane form a pattern, which most instructions repeat at
+//! every execution. For a pattern the [`Plan`] holds the byte runs it covers (so that checks go over runs,
+//! not lanes), the bank-conflict waves, and the 32-byte sectors.
 
 use crate::fault::FaultKind;
 
@@ -76,7 +76,8 @@ pub(crate) struct Plan {
     /// First byte and end of all runs.
     pub low: i64,
     pub high: i64,
-    /// Per word of each run, in order: bytes, [`SPLIT`], [`MULTI`], lane, as in a read record without its time.
+    /// Per word of each run, in order: bytes, [`SPLIT`], [`MULTI`], lane, as in a read record without its
+    /// time.
     pub codes: Vec<u16>,
     /// Two lanes whose bytes overlap.
     pub overlap: Option<(u32, u32)>,
@@ -194,7 +195,8 @@ impl Plan {
         self.count_sectors(access.width);
     }
 
-    /// Lane and bytes of every word of every run. Words are counted from the first byte's, `phase` bytes into a 32-byte sector.
+    /// Lane and bytes of every word of every run. Words are counted from the first byte's, `phase` bytes into
+    /// a 32-byte sector.
     fn word_codes(&mut self, order: &[(i64, u32)], width: i64) {
         let phase = i64::from(self.phase);
         let mut starts = Vec::with_capacity(self.runs.len());
@@ -222,7 +224,8 @@ impl Plan {
         }
     }
 
-    /// Wavefronts: as many lanes go together as make 128 bytes; within them, words of one bank go one after the other.
+    /// Wavefronts: as many lanes go together as make 128 bytes; within them, words of one bank go one after
+    /// the other.
     fn count_waves(&mut self, access: &Access) {
         let group = match access.width {
             0..=4 => 32,

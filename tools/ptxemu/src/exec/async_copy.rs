@@ -1,7 +1,7 @@
 //! `cp.async`: copies from global to shared memory that complete as late as they may.
 //!
-//! A copy reads its source when it is issued and owns its destination bytes until its thread waits for the copy's group; only then
-//! the data lands. With `Config::late_async` off it lands at once.
+//! A copy reads its source when it is issued and owns its destination bytes until its thread waits for the
+//! copy's group; only then the data lands. With `Config::late_async` off it lands at once.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
@@ -40,8 +40,9 @@ impl Queue {
     }
 }
 
-/// `cp.async`: `a` destination address, `b` source address, `c` source size (a slot), `imm` destination offset, list: source
-/// offset (low, high), size; `p[0]` predicate that zero-fills (with `p[1]` = 1 when there is one).
+/// `cp.async`: `a` destination address, `b` source address, `c` source size (a slot), `imm` destination
+/// offset, list: source offset (low, high), size; `p[0]` predicate that zero-fills (with `p[1]` = 1 when
+/// there is one).
 #[inline(always)]
 unsafe fn copy_body(m: &mut Machine, i: &Ins) -> Flow {
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
@@ -149,7 +150,8 @@ fn read_source(
     let base = m.env.memory.data_ptr(0);
     for l in (0..32).filter(|l| lanes >> l & 1 != 0) {
         let p = base.wrapping_add(from.address[l].wrapping_sub(BASE) as usize);
-        // SAFETY: `global_read` has checked `size` bytes there, and whole words are read where they are aligned.
+        // SAFETY: `global_read` has checked `size` bytes there, and whole words are read where they are
+        // aligned.
         unsafe {
             if size.is_multiple_of(4) && p.addr() & 3 == 0 {
                 for (w, word) in data[l][..size as usize].chunks_exact_mut(4).enumerate() {
@@ -170,7 +172,8 @@ fn read_source(
 fn put(m: &mut Machine, copy: &Copy, lanes: u32, note: bool) {
     let (base, size) = (m.shared.data(), copy.size as usize);
     for l in (0..32).filter(|l| lanes >> l & 1 != 0) {
-        // SAFETY: the range was checked when the copy was issued, and shared memory has not changed size since.
+        // SAFETY: the range was checked when the copy was issued, and shared memory has not changed size
+        // since.
         unsafe { base.add(copy.to[l] as usize).copy_from_nonoverlapping(copy.data[l].as_ptr(), size) };
         if note {
             m.shared.landed(m.warp, l as u32, copy.to[l] as usize, size);

@@ -27,8 +27,9 @@ pub(crate) const RED_NONE: u8 = 0;
 pub(crate) const RED_POPC: u8 = 1;
 pub(crate) const RED_AND: u8 = 2;
 
-/// `bar.sync`, `bar.arrive`, `bar.red`: `a` barrier number, `b` thread count.
-/// `imm`: bit 0 arrive only, bit 1 no count given, bits 4-5 reduction, bit 6 its predicate is negated; `p[0]` source, `p[1]` result predicate, `d` result slot.
+/// `bar.sync`, `bar.arrive`, `bar.red`: `a` barrier number, `b` thread count. `imm`: bit 0 arrive only, bit 1
+/// no count given, bits 4-5 reduction, bit 6 its predicate is negated; `p[0]` source, `p[1]` result
+/// predicate, `d` result slot.
 pub(crate) unsafe fn bar(m: &mut Machine, i: &Ins) -> Flow {
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
     let (number, count) = unsafe { ((*m.slot::<u32>(i.a))[lane0(m)], (*m.slot::<u32>(i.b))[lane0(m)]) };

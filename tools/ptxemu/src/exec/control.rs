@@ -1,8 +1,9 @@
 //! Branches, reconvergence, calls, exit.
 //!
-//! The paths of a warp form a stack. A branch that splits the lanes leaves, below the two sides, an entry that waits at the branch's
-//! immediate post-dominator; a side that arrives there (a `join` instruction stands at every such point) is popped, until the
-//! waiting entry comes up with all lanes again. Lanes that exit or return are taken out of the entries when those come up.
+//! The paths of a warp form a stack. A branch that splits the lanes leaves, below the two sides, an entry
+//! that waits at the branch's immediate post-dominator; a side that arrives there (a `join` instruction
+//! stands at every such point) is popped, until the waiting entry comes up with all lanes again. Lanes that
+//! exit or return are taken out of the entries when those come up.
 
 use super::{Frame, Machine, Side, State};
 use crate::fault::FaultKind;
@@ -162,7 +163,8 @@ impl Machine<'_> {
         let local = self.warps[self.warp].local.as_mut_ptr().cast::<u8>();
         for &(from, to, len) in copies {
             for l in (0..32).filter(|l| lanes >> l & 1 != 0) {
-                // SAFETY: parameter areas lie inside each lane's `local_bytes`, which the program's layout guarantees.
+                // SAFETY: parameter areas lie inside each lane's `local_bytes`, which the program's layout
+                // guarantees.
                 unsafe {
                     let base = local.add(l * bytes);
                     base.add(from as usize).copy_to(base.add(to as usize), len as usize);

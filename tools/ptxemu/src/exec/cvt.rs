@@ -233,7 +233,8 @@ unsafe fn any(m: &mut Machine, i: &Ins) -> Flow {
         if how.wide_target {
             store(m, i.d, &out);
         } else {
-            // 16-bit registers hold their value zero-extended; wider readers of a signed value extend it themselves.
+            // 16-bit registers hold their value zero-extended; wider readers of a signed value extend it
+            // themselves.
             store(m, i.d, &out.map(|v| v as u32));
         }
     }

@@ -29,8 +29,8 @@ unsafe fn members(m: &Machine, slot: u32, what: &str) -> Result<u32, Trouble> {
     Ok(wanted)
 }
 
-/// `shfl.sync`: `a` value, `b` lane or delta, `c` clamp and segment; list: member mask; `imm` 0 up, 1 down, 2 bfly, 3 idx;
-/// `p[0]` the in-range predicate.
+/// `shfl.sync`: `a` value, `b` lane or delta, `c` clamp and segment; list: member mask; `imm` 0 up, 1 down, 2
+/// bfly, 3 idx; `p[0]` the in-range predicate.
 #[inline(always)]
 unsafe fn shuffle_body(m: &mut Machine, i: &Ins) -> Flow {
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
@@ -74,7 +74,8 @@ unsafe fn shuffle_body(m: &mut Machine, i: &Ins) -> Flow {
 multiversion!(/// The driver of `shfl.sync`.
     shuffle, shuffle_body);
 
-/// `vote.sync`: `p[1]` source predicate, negated by bit 4 of `imm`; `a` mask; `imm` low bits 0 all, 1 any, 2 uni, 3 ballot.
+/// `vote.sync`: `p[1]` source predicate, negated by bit 4 of `imm`; `a` mask; `imm` low bits 0 all, 1 any, 2
+/// uni, 3 ballot.
 pub(crate) unsafe fn vote(m: &mut Machine, i: &Ins) -> Flow {
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
     unsafe {
@@ -105,7 +106,8 @@ pub(crate) unsafe fn active_mask(m: &mut Machine, i: &Ins) -> Flow {
     Flow::Next
 }
 
-/// `match.sync`: `a` value (64 bits with bit 1 of `imm`), `b` mask; bit 0 of `imm`: `all`, whose predicate is `p[0]`.
+/// `match.sync`: `a` value (64 bits with bit 1 of `imm`), `b` mask; bit 0 of `imm`: `all`, whose predicate is
+/// `p[0]`.
 pub(crate) unsafe fn match_sync(m: &mut Machine, i: &Ins) -> Flow {
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
     unsafe {

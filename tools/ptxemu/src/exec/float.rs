@@ -1,8 +1,9 @@
 //! Floating-point operations on lanes.
 //!
-//! `f32` and `f64` are computed natively (IEEE, round to nearest even); the half types through `f32`, whose single rounding gives
-//! the correctly rounded sum, product and quotient, and through `f64` for the fused form. The `.approx` functions are more accurate
-//! here than on hardware: they are the rounded values of the true function.
+//! `f32` and `f64` are computed natively (IEEE, round to nearest even); the half types through `f32`, whose
+//! single rounding gives the correctly rounded sum, product and quotient, and through `f64` for the fused
+//! form. The `.approx` functions are more accurate here than on hardware: they are the rounded values of the
+//! true function.
 
 use std::marker::PhantomData;
 
@@ -106,7 +107,8 @@ float! {cmp:
     Num |a, b| !a.is_nan() && !b.is_nan();
 }
 
-/// `set` on packed halves: `imm` (its low 16 bits) in each half whose comparison holds, or fails with bit 16 set.
+/// `set` on packed halves: `imm` (its low 16 bits) in each half whose comparison holds, or fails with bit 16
+/// set.
 pub(crate) struct SetTwo<C>(PhantomData<C>);
 
 impl<V: Val<Raw = u32>, C: Cmp<A = V>> Op2 for SetTwo<C> {
@@ -180,7 +182,8 @@ fn input(x: f32, imm: i64) -> f32 {
     if imm & 32 != 0 { flush(x) } else { x }
 }
 
-// `imm` of the rounded and approximate forms: bits 0-2 rounding (`Round::ALL`), bit 4 saturate, bit 5 flush subnormals.
+// `imm` of the rounded and approximate forms: bits 0-2 rounding (`Round::ALL`), bit 4 saturate, bit 5 flush
+// subnormals.
 plain! {3:
     FmaRound: f32, f32, f32 => f32, |a, b, c, imm| {
         finish(fma_round(input(a, imm), input(b, imm), input(c, imm), Round::of(imm & 7)), imm)
@@ -230,7 +233,8 @@ plain! {1:
     ToTf32Even: f32 => f32, |a, _i| f32_to_tf32(a, true);
 }
 
-/// 2^x, within one unit in the last place: 2^n times a degree-10 Taylor sum of e^(f ln 2), |f| <= 1/2, in `f64` (error 2e-13).
+/// 2^x, within one unit in the last place: 2^n times a degree-10 Taylor sum of e^(f ln 2), |f| <= 1/2, in
+/// `f64` (error 2e-13).
 #[inline(always)]
 fn exp2(x: f32) -> f32 {
     // NaN passes through the clamp and makes the sum NaN.

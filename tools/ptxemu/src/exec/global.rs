@@ -1,7 +1,8 @@
 //! Global memory seen from kernels: bounds, initialisation, and races between blocks.
 //!
-//! Another block's conflicting access in the same launch ([`crate::records`]) is a race unless an atomic orders the two: a block that
-//! fences and then performs an atomic releases what it did; one that performs an atomic on the same word afterwards acquires it.
+//! Another block's conflicting access in the same launch ([`crate::records`]) is a race unless an atomic
+//! orders the two: a block that fences and then performs an atomic releases what it did; one that performs an
+//! atomic on the same word afterwards acquires it.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -132,7 +133,8 @@ impl Machine<'_> {
         Err(Trouble::new(FaultKind::GlobalRace, access.owner(address), message))
     }
 
-    /// An atomic at `address`: orders this block after those that released there, and releases what it has fenced.
+    /// An atomic at `address`: orders this block after those that released there, and releases what it has
+    /// fenced.
     pub fn synchronise(&mut self, address: u64, acquire: bool, release: bool) {
         if !release && !self.env.order.any.load(Relaxed) {
             return;
@@ -160,8 +162,8 @@ impl Memory {
     pub(crate) fn all_states(&self, at: u64, len: u64, bits: u8) -> bool {
         let mut all = u64::MAX;
         let (mut left, mut p) = (len, self.state_ptr().wrapping_add(at as usize).cast_mut());
-        // SAFETY: the caller has checked that the range lies inside the mapping, which is page-aligned; 8-byte cells are read at
-        // multiples of 8.
+        // SAFETY: the caller has checked that the range lies inside the mapping, which is page-aligned;
+        // 8-byte cells are read at multiples of 8.
         unsafe {
             while left > 0 && p.addr() & 7 != 0 {
                 all &= u64::from(AtomicU8::from_ptr(p).load(Relaxed)) | !0xff;

@@ -1,7 +1,8 @@
 //! Drivers that apply a per-lane function to whole slots.
 //!
-//! An operation is a zero-sized type with a plain scalar function; the drivers loop over 32 lanes, which the compiler turns into
-//! vector code, and store under the active mask. Each driver is compiled for three instruction sets and picked once, at decode.
+//! An operation is a zero-sized type with a plain scalar function; the drivers loop over 32 lanes, which the
+//! compiler turns into vector code, and store under the active mask. Each driver is compiled for three
+//! instruction sets and picked once, at decode.
 
 use super::Machine;
 use crate::ir::{Flow, Ins};
@@ -140,7 +141,8 @@ unsafe fn run3<O: Op3>(m: &mut Machine, i: &Ins) -> Flow {
 }
 
 /// `setp`: predicate 0 gets the comparison, predicate 1 its complement, both combined with predicate 2.
-/// `imm`: bit 0 negates the comparison; bits 1-2 are 0 for no combination, 1 and, 2 or, 3 xor; bit 3 negates predicate 2.
+/// `imm`: bit 0 negates the comparison; bits 1-2 are 0 for no combination, 1 and, 2 or, 3 xor; bit 3 negates
+/// predicate 2.
 #[inline(always)]
 unsafe fn compare<O: Cmp>(m: &mut Machine, i: &Ins) -> Flow {
     // SAFETY: as in `run1`; predicate numbers are in bounds by the same contract.
@@ -217,7 +219,8 @@ pub(crate) fn isa() -> Isa {
     Isa::Base
 }
 
-/// Compiles `$body` (an `#[inline(always)]` generic function) for each instruction set and defines `$pick`, which returns the best.
+/// Compiles `$body` (an `#[inline(always)]` generic function) for each instruction set and defines `$pick`,
+/// which returns the best.
 macro_rules! multiversion {
     ($(#[$doc:meta])* $pick:ident, $body:ident $(, <$o:ident: $bound:path>)?) => {
         $(#[$doc])*

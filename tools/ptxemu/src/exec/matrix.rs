@@ -1,7 +1,7 @@
 //! `ldmatrix`, `stmatrix`, `movmatrix`: 8x8 matrices of 16-bit elements between shared memory and fragments.
 //!
-//! Fragment layout: lane `l` holds row `l / 4`, columns `2 (l % 4)` and the next, low half first. A register of 32 lanes is thus the
-//! matrix itself in row-major order.
+//! Fragment layout: lane `l` holds row `l / 4`, columns `2 (l % 4)` and the next, low half first. A register
+//! of 32 lanes is thus the matrix itself in row-major order.
 
 use super::access::Access;
 use super::lanes::{multiversion, store};

@@ -248,8 +248,8 @@ unsafe fn load_body(m: &mut Machine, i: &Ins) -> Flow {
     let lists = &m.env.program.lists[i.x as usize..];
     for e in 0..mem.count as usize {
         let (slot, long, at) = (lists[e], mem.long_regs >> e & 1 != 0, e * mem.element as usize);
-        // SAFETY: the pointers were checked for `width` bytes, aligned to it; inactive lanes point at `scratch`, which is as large as
-        // any access. The slots belong to the program.
+        // SAFETY: the pointers were checked for `width` bytes, aligned to it; inactive lanes point at
+        // `scratch`, which is as large as any access. The slots belong to the program.
         unsafe {
             match (mem.element, mem.signed, long) {
                 (4, _, false) => store(m, slot, &gather!(AtomicU32, pointers, at, u32)),
@@ -371,7 +371,8 @@ multiversion!(/// Loads: `y` the [`Mem`], `x` the destination list.
 multiversion!(/// Stores: `y` the [`Mem`], `x` the source list.
     store_to, store_body);
 
-/// A kernel parameter at fixed offset `imm`: the same for all lanes. List: its size; bit 0 signed, bit 1 a 64-bit register.
+/// A kernel parameter at fixed offset `imm`: the same for all lanes. List: its size; bit 0 signed, bit 1 a
+/// 64-bit register.
 pub(crate) unsafe fn load_param(m: &mut Machine, i: &Ins) -> Flow {
     let at = i.imm as usize;
     let mut bytes = [0; 8];

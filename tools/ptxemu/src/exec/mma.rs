@@ -1,12 +1,14 @@
 //! `mma.sync`: dense products of fragments.
 //!
-//! `D = A B + C` with A 16 x K, B K x 8. Products of f16, bf16 and tf32 are exact in f32 (f64 is not needed); [`super::mma_sum`] adds
-//! them up. f16 accumulators are summed in f32 and rounded once, at the end. tf32 operands lose their low 13 bits, as on hardware.
+//! `D = A B + C` with A 16 x K, B K x 8. Products of f16, bf16 and tf32 are exact in f32 (f64 is not needed);
+//! [`super::mma_sum`] adds them up. f16 accumulators are summed in f32 and rounded once, at the end. tf32
+//! operands lose their low 13 bits, as on hardware.
 //!
-//! With `g = lane / 4`, `t = lane % 4`, a 16-bit fragment register is an 8x8 block in row-major order (see [`super::matrix`]): A's
-//! registers are the blocks (rows 0-7, k 0-7), (rows 8-15, k 0-7), then the same at k 8-15; B's are blocks of B transposed, (n, k).
-//! A C register pair holds columns 2t and 2t+1 of row g (first pair) or g+8 (second). 32-bit (tf32) and 8-bit fragments follow the
-//! same plan with 4 and 16 values of k per block row.
+//! With `g = lane / 4`, `t = lane % 4`, a 16-bit fragment register is an 8x8 block in row-major order (see
+//! [`super::matrix`]): A's registers are the blocks (rows 0-7, k 0-7), (rows 8-15, k 0-7), then the same at k
+//! 8-15; B's are blocks of B transposed, (n, k). A C register pair holds columns 2t and 2t+1 of row g (first
+//! pair) or g+8 (second). 32-bit (tf32) and 8-bit fragments follow the same plan with 4 and 16 values of k
+//! per block row.
 
 use std::marker::PhantomData;
 
@@ -30,8 +32,9 @@ pub(crate) enum Element {
 
 /// Turns registers of 16-bit elements into 8x8 blocks of `f32`.
 ///
-/// Columns of the result are kept in the order 0 2 4 6 1 3 5 7 ([`COLUMNS`]): then a row of C is four lanes of its first register
-/// followed by four lanes of its second, and the transposition of B falls out of in-lane shuffles.
+/// Columns of the result are kept in the order 0 2 4 6 1 3 5 7 ([`COLUMNS`]): then a row of C is four lanes
+/// of its first register followed by four lanes of its second, and the transposition of B falls out of
+/// in-lane shuffles.
 trait Widen {
     /// A's block, row-major.
     unsafe fn rows(register: &[u32; 32]) -> [f32; 64];
@@ -39,7 +42,8 @@ trait Widen {
     unsafe fn turned(register: &[u32; 32]) -> [f32; 64];
     /// C (8 x 8) += A (8 x 8) times B, one fused multiply-add after the other in ascending k.
     unsafe fn multiply(a: &[f32; 64], b: &[f32; 64], c: &mut [[f32; 8]; 8]);
-    /// As [`Widen::multiply`], but [truncated](MmaSum::Truncated): `together` values of k, a divisor of 8, at a time.
+    /// As [`Widen::multiply`], but [truncated](MmaSum::Truncated): `together` values of k, a divisor of 8, at
+    /// a time.
     unsafe fn multiply_truncated(a: &[f32; 64], b: &[f32; 64], together: usize, c: &mut [[f32; 8]; 8]);
 }
 
@@ -182,8 +186,8 @@ mod vector {
             let mut out = [0.0; 64];
             // SAFETY: AVX2 was detected; loads and stores stay inside the arrays.
             unsafe {
-                // Each load holds the pairs (k 0-1, 2-3, 4-5, 6-7) of two n. A 4x4 transposition in each 128-bit lane gathers
-                // n 0 2 4 6 in the low lane and 1 3 5 7 in the high one.
+                // Each load holds the pairs (k 0-1, 2-3, 4-5, 6-7) of two n. A 4x4 transposition in each
+                // 128-bit lane gathers n 0 2 4 6 in the low lane and 1 3 5 7 in the high one.
                 let row = |n: usize| _mm256_loadu_si256(register.as_ptr().add(4 * n).cast());
                 let (a, b, c, d) = (row(0), row(2), row(4), row(6));
                 let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
@@ -233,7 +237,8 @@ mod vector {
     }
 }
 
-/// 16-bit operands. Lists: D registers, A, B, C; `imm` bit 0: two k-blocks (K = 16) instead of one, bit 1: f16 accumulators.
+/// 16-bit operands. Lists: D registers, A, B, C; `imm` bit 0: two k-blocks (K = 16) instead of one, bit 1:
+/// f16 accumulators.
 #[inline(always)]
 unsafe fn half_body<W: Widen>(m: &mut Machine, i: &Ins) -> Flow {
     if let Err(trouble) = whole_warp(m, "mma") {
@@ -244,7 +249,8 @@ unsafe fn half_body<W: Widen>(m: &mut Machine, i: &Ins) -> Flow {
     let list = &m.env.program.lists[i.x as usize..][..2 * accumulators + 3 * blocks];
     let (a_list, b_list) = (&list[accumulators..], &list[accumulators + 2 * blocks..]);
     let c_list = &list[accumulators + 3 * blocks..];
-    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`), so the slots do; `W` fits the processor.
+    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`), so the slots do; `W`
+    // fits the processor.
     unsafe {
         let mut b = [[0.0; 64]; 2];
         for block in 0..blocks {
@@ -348,7 +354,8 @@ unsafe fn tf32_body<W: Widen>(m: &mut Machine, i: &Ins) -> Flow {
     Flow::Next
 }
 
-/// 8-bit integer operands with s32 accumulators. `imm` bit 0: K = 32 instead of 16, bits 1 and 2: A and B signed, bit 3: saturate.
+/// 8-bit integer operands with s32 accumulators. `imm` bit 0: K = 32 instead of 16, bits 1 and 2: A and B
+/// signed, bit 3: saturate.
 unsafe fn int_body(m: &mut Machine, i: &Ins) -> Flow {
     if let Err(trouble) = whole_warp(m, "mma") {
         return m.stop(trouble);

@@ -1,8 +1,8 @@
 //! Sums of products as tensor cores make them ([`MmaSum::Truncated`](crate::MmaSum::Truncated)).
 //!
-//! The exponent of a product is the sum of its factors' exponents: its significand is in [1, 4). f16 subnormals count by their value,
-//! not by the exponent that f16 writes them with. Sums below 2^-100, which nobody measured, are cut at a fixed place; infinities and
-//! NaN come out as of plain sums.
+//! The exponent of a product is the sum of its factors' exponents: its significand is in [1, 4). f16
+//! subnormals count by their value, not by the exponent that f16 writes them with. Sums below 2^-100, which
+//! nobody measured, are cut at a fixed place; infinities and NaN come out as of plain sums.
 
 /// Bits below the largest exponent that are kept.
 const FRACTION: i32 = 24;

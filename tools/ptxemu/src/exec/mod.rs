@@ -1,8 +1,9 @@
 //! The interpreter: a [`Machine`] runs the blocks of a launch one after the other.
 //!
-//! A warp's 32 lanes run in lock-step under an active mask. Where a branch splits them, the sides run one after the other up to the
-//! branch's immediate post-dominator ([`control`]). A warp runs until it waits at a barrier, ends, or has used up its time slice;
-//! then another warp of the block is taken, in ascending order or, with a seed, at random.
+//! A warp's 32 lanes run in lock-step under an active mask. Where a branch splits them, the sides run one
+//! after the other up to the branch's immediate post-dominator ([`control`]). A warp runs until it waits at a
+//! barrier, ends, or has used up its time slice; then another warp of the block is taken, in ascending order
+//! or, with a seed, at random.
 
 pub(crate) mod access;
 pub(crate) mod async_copy;
@@ -154,7 +155,8 @@ pub(crate) struct Machine<'a> {
     pub counts: Counts,
     pub trouble: Option<Trouble>,
     pub random: Random,
-    /// Whether this block's memory operations so far were fenced since its last store (`membar`), and what it has acquired.
+    /// Whether this block's memory operations so far were fenced since its last store (`membar`), and what it
+    /// has acquired.
     pub acquired: Vec<u64>,
     pub fenced: bool,
     /// Somewhere for inactive lanes to load from.
@@ -303,8 +305,9 @@ impl<'a> Machine<'a> {
                 break Flow::Next;
             }
             left -= 1;
-            // SAFETY: `pc` always points at an instruction: control flow targets are instructions of this program, and the last
-            // instruction of every function ends the path (checked when the program was built).
+            // SAFETY: `pc` always points at an instruction: control flow targets are instructions of this
+            // program, and the last instruction of every function ends the path (checked when the program was
+            // built).
             let ins = unsafe { &*code.add(self.pc as usize) };
             self.counts.tick(self.pc);
             let mask = if ins.guard == 0 {

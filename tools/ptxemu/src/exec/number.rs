@@ -37,7 +37,8 @@ impl Round {
 
 #[inline(always)]
 pub(crate) fn f16_to_f32(h: u16) -> f32 {
-    // Shift exponent and mantissa into place, then scale by 2^112: subnormals come out exact; infinities and NaNs are fixed up.
+    // Shift exponent and mantissa into place, then scale by 2^112: subnormals come out exact; infinities and
+    // NaNs are fixed up.
     let magnitude = u32::from(h & 0x7fff) << 13;
     let scaled = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
     let bits = if h & 0x7c00 == 0x7c00 { magnitude | 0x7f80_0000 } else { scaled };
@@ -49,7 +50,8 @@ pub(crate) fn f32_to_f16(x: f32) -> u16 {
     let bits = x.to_bits();
     let sign = bits >> 16 & 0x8000;
     let a = bits & 0x7fff_ffff;
-    // Normal range: add half of the last kept place, minus one if it is even, and let the carry run into the exponent.
+    // Normal range: add half of the last kept place, minus one if it is even, and let the carry run into the
+    // exponent.
     let normal = (a.wrapping_add(0xc800_0fff).wrapping_add(a >> 13 & 1)) >> 13;
     // Below 2^-14: adding 0.5 aligns the mantissa so that the sum's own rounding is the wanted one.
     let small = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
@@ -70,8 +72,8 @@ pub(crate) fn f32_to_bf16(x: f32) -> u16 {
     if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fff } else { rounded as u16 }
 }
 
-/// Rounds a finite or infinite `x` (exact) to a format with `mantissa` explicit bits, least exponent `low` (of the last place of
-/// subnormals) and greatest finite magnitude `max`.
+/// Rounds a finite or infinite `x` (exact) to a format with `mantissa` explicit bits, least exponent `low`
+/// (of the last place of subnormals) and greatest finite magnitude `max`.
 fn round_to(x: f64, mantissa: i32, low: i32, max: f64, round: Round) -> f64 {
     if x == 0.0 || !x.is_finite() {
         return x;
@@ -139,7 +141,8 @@ pub(crate) fn fma_round(a: f32, b: f32, c: f32, round: Round) -> f32 {
     }
     let back = sum - product;
     let error = (product - (sum - back)) + (c - back);
-    // Nudging the sum towards the true value never crosses an f32 but makes inexactness visible to the directed rounding.
+    // Nudging the sum towards the true value never crosses an f32 but makes inexactness visible to the
+    // directed rounding.
     let exact = if error == 0.0 || round == Round::Near {
         sum
     } else if error > 0.0 {
@@ -255,7 +258,8 @@ pub(crate) fn flush(x: f32) -> f32 {
     f32::from_bits(if tiny { x.to_bits() & 0x8000_0000 } else { x.to_bits() })
 }
 
-/// Types whose arithmetic goes through a wider one: `$wide(self)`, then `$narrow`; fused forms go through `f64`.
+/// Types whose arithmetic goes through a wider one: `$wide(self)`, then `$narrow`; fused forms go through
+/// `f64`.
 macro_rules! through {
     ($t:ident, $raw:ty, |$v:ident| $wide:expr, |$r:ident| $narrow:expr, |$p:ident| $from64:expr) => {
         impl Val for $t {

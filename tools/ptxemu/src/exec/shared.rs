@@ -1,10 +1,12 @@
-//! Shared memory of a block with its shadow: which bytes are written, by whom each word was last written and read, and when.
+//! Shared memory of a block with its shadow: which bytes are written, by whom each word was last written and
+//! read, and when.
 //!
-//! Time is a counter that every synchronisation advances. `known[w][v]` is the time up to which warp `w` has synchronised with the
-//! doings of warp `v` (its vector clock); for `v = w` it is the last time its own lanes met. An access conflicts with an
-//! earlier one of warp `v` at time `t` if `t >= known[w][v]`, unless it is the same lane's. Each word remembers its last writer and,
-//! per warp, its last reader. Bytes of a word are told apart by a mask, of which the last access's is kept; lanes of one warp that share
-//! a word but not its bytes are not checked against each other.
+//! Time is a counter that every synchronisation advances. `known[w][v]` is the time up to which warp `w` has
+//! synchronised with the doings of warp `v` (its vector clock); for `v = w` it is the last time its own lanes
+//! met. An access conflicts with an earlier one of warp `v` at time `t` if `t >= known[w][v]`, unless it is
+//! the same lane's. Each word remembers its last writer and, per warp, its last reader. Bytes of a word are
+//! told apart by a mask, of which the last access's is kept; lanes of one warp that share a word but not its
+//! bytes are not checked against each other.
 
 use super::Trouble;
 use super::access::{Access, Plan};
@@ -17,7 +19,8 @@ pub(crate) const WRITTEN: u8 = 1;
 /// An asynchronous copy owns the byte.
 pub(crate) const PENDING: u8 = 2;
 
-// A read record: time << 11 | bytes << 7 | SPLIT | MULTI | lane. A write record: time << 11 | SPLIT << 4 | warp << 5 | lane.
+// A read record: time << 11 | bytes << 7 | SPLIT | MULTI | lane. A write record: time << 11 | SPLIT << 4 |
+// warp << 5 | lane.
 const TIME_SHIFT: u32 = 11;
 const LAST_TIME: u32 = (1 << 21) - 2;
 /// Several lanes of the warp used the same bytes of the word.
@@ -276,7 +279,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Checks an atomic: in bounds, written, and not racing with plain writes. Atomics do not race with each other.
+    /// Checks an atomic: in bounds, written, and not racing with plain writes. Atomics do not race with each
+    /// other.
     pub fn update(
         &mut self,
         w: usize,
@@ -300,7 +304,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes that warp `w`'s asynchronous copy has landed: visible to the copying lanes now, to others after a barrier.
+    /// Notes that warp `w`'s asynchronous copy has landed: visible to the copying lanes now, to others after
+    /// a barrier.
     pub fn landed(&mut self, w: usize, lane: u32, start: usize, len: usize) {
         self.state[start..start + len].fill(WRITTEN);
         let record = self.now << TIME_SHIFT | (w as u32) << 5 | lane;

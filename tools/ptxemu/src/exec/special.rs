@@ -129,7 +129,8 @@ pub(crate) unsafe fn read_special(m: &mut Machine, i: &Ins) -> Flow {
     Flow::Next
 }
 
-/// Predicate logic: `p[0]` = `p[1]` op `p[2]`; `imm` 0 and, 1 or, 2 xor; bits 4, 5 negate the sources, bit 6 the result.
+/// Predicate logic: `p[0]` = `p[1]` op `p[2]`; `imm` 0 and, 1 or, 2 xor; bits 4, 5 negate the sources, bit 6
+/// the result.
 pub(crate) unsafe fn predicate_logic(m: &mut Machine, i: &Ins) -> Flow {
     // SAFETY: the instruction belongs to the machine's program (contract of `Exec`).
     unsafe {
@@ -155,7 +156,8 @@ pub(crate) unsafe fn defined(m: &mut Machine, i: &Ins) -> Flow {
 /// Definedness mask `p[0]` of a lane-wise result: where all sources' masks (list: count, numbers) are set.
 pub(crate) unsafe fn derive_defined(m: &mut Machine, i: &Ins) -> Flow {
     let list = &m.env.program.lists[i.x as usize..];
-    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`), and so do the predicates in its list.
+    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`), and so do the predicates
+    // in its list.
     unsafe {
         let mut all = u32::MAX;
         for mask in &list[1..=list[0] as usize] {
@@ -166,10 +168,12 @@ pub(crate) unsafe fn derive_defined(m: &mut Machine, i: &Ins) -> Flow {
     Flow::Next
 }
 
-/// Definedness mask `p[0]` of a selection. List: the predicate, its mask, the masks of both sides; `imm` 1 negates the predicate.
+/// Definedness mask `p[0]` of a selection. List: the predicate, its mask, the masks of both sides; `imm` 1
+/// negates the predicate.
 pub(crate) unsafe fn select_defined(m: &mut Machine, i: &Ins) -> Flow {
     let list = &m.env.program.lists[i.x as usize..][..4];
-    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`), and so do the predicates in its list.
+    // SAFETY: the instruction belongs to the machine's program (contract of `Exec`), and so do the predicates
+    // in its list.
     unsafe {
         let [p, chooser, a, b] = std::array::from_fn(|at| m.predicate(list[at] as u16));
         let p = if i.imm & 1 != 0 { !p } else { p };
@@ -249,7 +253,8 @@ pub(crate) unsafe fn extended(m: &mut Machine, i: &Ins) -> Flow {
     Flow::Next
 }
 
-/// Extended multiply-add of 32 bits, `a * b + c`: `imm` bit 0 high half, bit 1 carry in, bit 2 carry out, bit 3 signed.
+/// Extended multiply-add of 32 bits, `a * b + c`: `imm` bit 0 high half, bit 1 carry in, bit 2 carry out, bit
+/// 3 signed.
 pub(crate) unsafe fn extended_mad(m: &mut Machine, i: &Ins) -> Flow {
     let carry = m.warps[m.warp].carry;
     let mut carries = 0;

@@ -33,7 +33,8 @@ pub(crate) fn program(tree: &Tree, entry: usize) -> Result<Program, ParseError> 
     for number in 0..layout.functions.len() {
         pieces.push(decode(tree, &layout, number, &mut program)?);
     }
-    // Frames of registers and predicates lie behind the callers', as local memory does. Recursion was refused before.
+    // Frames of registers and predicates lie behind the callers', as local memory does. Recursion was refused
+    // before.
     let of = |f: &dyn Fn(&Piece) -> u32| {
         let sizes: Vec<u32> = pieces.iter().map(f).collect();
         let bases = layout.stack(&sizes).unwrap_or_default();

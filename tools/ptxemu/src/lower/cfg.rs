@@ -80,7 +80,8 @@ impl Graph {
     }
 }
 
-/// Cooper, Harvey and Kennedy's iteration on the reversed graph, with a virtual exit after every block that has no successor.
+/// Cooper, Harvey and Kennedy's iteration on the reversed graph, with a virtual exit after every block that
+/// has no successor.
 fn post_dominators(blocks: &[Block]) -> Vec<Option<usize>> {
     let n = blocks.len();
     let exit = n;

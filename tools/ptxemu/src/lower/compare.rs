@@ -138,8 +138,8 @@ pub(super) fn comparison(word: &str, ty: Ty, flush: bool) -> Lowered<(Exec, bool
     Ok((exec, swap, negate))
 }
 
-/// The comparison that `word` comes down to, whether its operands are swapped and its result negated. Float comparisons ending in u
-/// are true for NaN: the negation of the opposite ordered one.
+/// The comparison that `word` comes down to, whether its operands are swapped and its result negated. Float
+/// comparisons ending in u are true for NaN: the negation of the opposite ordered one.
 fn base_comparison(word: &str, float: bool) -> Option<(&'static str, bool, bool)> {
     Some(match (word, float) {
         ("eq", _) => ("eq", false, false),

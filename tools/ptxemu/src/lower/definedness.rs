@@ -1,10 +1,11 @@
 //! Reads of registers that the path taken has not written.
 //!
-//! Compilers compute with undefined values where the result is thrown away (`inside ? f(x) : 0`), so reading one is no mistake by
-//! itself. As memcheck does, definedness is carried along: each register and predicate that may depend on an unwritten one gets a
-//! lane mask, lane-wise instructions intersect the masks of their sources, a selection takes the mask of the side it takes, and only
-//! an instruction with an effect (address, stored value, branch, barrier) checks it. Shuffles, votes and matrix products forget it.
-//! A kernel in which no path leaves a register unwritten gets none of this.
+//! Compilers compute with undefined values where the result is thrown away (`inside ? f(x) : 0`), so reading
+//! one is no mistake by itself. As memcheck does, definedness is carried along: each register and predicate
+//! that may depend on an unwritten one gets a lane mask, lane-wise instructions intersect the masks of their
+//! sources, a selection takes the mask of the side it takes, and only an instruction with an effect (address,
+//! stored value, branch, barrier) checks it. Shuffles, votes and matrix products forget it. A kernel in which
+//! no path leaves a register unwritten gets none of this.
 
 use std::collections::BTreeMap;
 

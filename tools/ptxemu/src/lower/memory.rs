@@ -103,7 +103,8 @@ impl<'t> Lower<'t> {
         (self.mems.len() - 1) as u32
     }
 
-    /// The shape of an access to one element of type `ty`, unsigned and in a 32-bit register, with a cache of its own.
+    /// The shape of an access to one element of type `ty`, unsigned and in a 32-bit register, with a cache of
+    /// its own.
     fn shape(&mut self, (space, strength): (MemSpace, Strength), ty: Ty, long_address: bool) -> Mem {
         let plan = self.new_plan();
         Mem {

@@ -1,7 +1,7 @@
 //! Slots for virtual registers: liveness over the graph, then linear scan.
 //!
-//! NVRTC's PTX is in single-assignment form with thousands of registers; sharing slots keeps a warp's registers in the first-level
-//! cache.
+//! NVRTC's PTX is in single-assignment form with thousands of registers; sharing slots keeps a warp's
+//! registers in the first-level cache.
 
 use super::cfg::Graph;
 use super::{Pre, Src};

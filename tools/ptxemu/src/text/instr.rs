@@ -6,7 +6,8 @@ use super::parse::Parser;
 use super::scope::{Named, Scopes};
 use crate::fault::ParseError;
 
-/// The bits of a number word: decimal, hexadecimal, octal, binary, `0f`/`0d` float bits, or a decimal fraction (as f64 bits).
+/// The bits of a number word: decimal, hexadecimal, octal, binary, `0f`/`0d` float bits, or a decimal
+/// fraction (as f64 bits).
 pub(super) fn number(word: &str) -> Option<u64> {
     if !word.starts_with(|c: char| c.is_ascii_digit()) {
         return None;

@@ -5,7 +5,8 @@ use crate::fault::ParseError;
 /// A token's kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A name, number, directive or opcode with its dots: `%rd1`, `.reg`, `ld.global.L1::no_allocate.u32`, `0f3F800000`.
+    /// A name, number, directive or opcode with its dots: `%rd1`, `.reg`, `ld.global.L1::no_allocate.u32`,
+    /// `0f3F800000`.
     Word,
     /// A quoted string, without its quotes.
     Text,

@@ -33,8 +33,8 @@ pub fn compile_for(source: &str, architecture: &str) -> String {
     let option = CString::new(format!("--gpu-architecture={architecture}")).expect("an option without NUL");
     let options = [option.as_ptr(), c"--generate-line-info".as_ptr()];
     let mut program: Program = std::ptr::null_mut();
-    // SAFETY: the functions' signatures as `nvrtc.h` declares them; all pointers outlive the calls; the buffers have the sizes
-    // that NVRTC asks for.
+    // SAFETY: the functions' signatures as `nvrtc.h` declares them; all pointers outlive the calls; the
+    // buffers have the sizes that NVRTC asks for.
     unsafe {
         type Create = unsafe extern "C" fn(
             *mut Program,

@@ -1,4 +1,5 @@
-//! A test runs twice: the first time it starts itself again on the stand-in, the second time it is the program.
+//! A test runs twice: the first time it starts itself again on the stand-in, the second time it is the
+//! program.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,8 +36,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..")
 }
 
-/// Runs `program`, the body of the test called `name` (with its module), on the stand-in with this environment. The program's
-/// own process gets `None`.
+/// Runs `program`, the body of the test called `name` (with its module), on the stand-in with this
+/// environment. The program's own process gets `None`.
 ///
 /// # Panics
 /// If the program fails, with all that it wrote.

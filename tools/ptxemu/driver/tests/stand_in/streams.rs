@@ -16,7 +16,8 @@ fn pinned(context: &Arc<CudaContext>, value: u32) -> PinnedHostSlice<u32> {
     memory
 }
 
-/// Queues a copy that leaves the host free at once, without the waits that cudarc adds for page-locked memory.
+/// Queues a copy that leaves the host free at once, without the waits that cudarc adds for page-locked
+/// memory.
 fn queue_to_device(stream: &CudaStream, to: &CudaSlice<u32>, from: *const u32) {
     let (address, _guard) = to.device_ptr(stream);
     // SAFETY: `from` is page-locked memory as long as the slice.
