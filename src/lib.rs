@@ -53,6 +53,11 @@
 //! Each imports only what stands above it (`tests/layering.rs` checks). Nothing is allocated, compiled or
 //! looked up after a plan is built; a plan is built once per input size and kept.
 //!
+//! # Features
+//!
+//! `train` (the module [`train`]) and `cli` (the two programs, with `train`) are on by default. What embeds an engine
+//! takes `default-features = false` and compiles neither, nor what they depend on.
+//!
 //! # Numbers
 //!
 //! The same input, weights, instruction set and plan give the same bits, whatever the number of threads.
@@ -73,6 +78,7 @@ pub mod model;
 pub mod ops;
 pub mod plan;
 pub mod tensor;
+#[cfg(feature = "train")]
 pub mod train;
 pub mod variables;
 
