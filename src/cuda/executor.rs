@@ -21,7 +21,7 @@ pub struct Executor {
     /// The host's side of inputs and results, and the graph that runs between them.
     floats: Option<Floats>,
     /// The end of the last run on a stream that is not the device's, until one waited for it.
-    elsewhere: Option<Arc<CudaEvent>>,
+    last_external: Option<Arc<CudaEvent>>,
     device: Arc<Device>,
     arena: DeviceBuffer,
     _constants: Vec<Arc<DeviceBuffer>>,
@@ -33,7 +33,7 @@ unsafe impl Send for Executor {}
 
 impl Drop for Executor {
     fn drop(&mut self) {
-        if let Some(event) = &self.elsewhere {
+        if let Some(event) = &self.last_external {
             // The arena goes next. A failure (the context is gone) leaves nothing to wait for.
             let _ = event.synchronize();
         }
@@ -105,7 +105,7 @@ impl Executor {
             let bound = program.launches.iter().map(|launch| Bound::new(runtime, launch, &mut pointer));
             steps.push(bound.collect::<Result<Vec<_>>>()?);
         }
-        Ok(Executor { plan, steps, floats: None, elsewhere: None, device, arena, _constants: constants })
+        Ok(Executor { plan, steps, floats: None, last_external: None, device, arena, _constants: constants })
     }
 
     /// As [`Executor::new`], with inputs and results as f32 on the host: [`Executor::run`] is one graph of
@@ -206,8 +206,8 @@ impl Executor {
     }
 
     /// Lets what is sent to `stream` come after the last run on another stream.
-    pub(super) fn follow(&self, stream: sys::CUstream) -> Result<()> {
-        let Some(event) = &self.elsewhere else { return Ok(()) };
+    pub(super) fn wait_on_last(&self, stream: sys::CUstream) -> Result<()> {
+        let Some(event) = &self.last_external else { return Ok(()) };
         // SAFETY: a live event and a stream of its context.
         unsafe { sys::cuStreamWaitEvent(stream, event.cu_event(), 0) }
             .result()
@@ -215,15 +215,15 @@ impl Executor {
     }
 
     /// Notes that a run on another stream ends with `event`.
-    pub(super) fn leave(&mut self, event: Arc<CudaEvent>) {
-        self.elsewhere = Some(event);
+    pub(super) fn record_end(&mut self, event: Arc<CudaEvent>) {
+        self.last_external = Some(event);
     }
 
     /// Lets what is sent to the device's own stream come after the last run on another, and forgets that one:
     /// who sends waits.
-    pub(super) fn settle(&mut self) -> Result<()> {
-        self.follow(self.device.stream().cu_stream())?;
-        self.elsewhere = None;
+    pub(super) fn join(&mut self) -> Result<()> {
+        self.wait_on_last(self.device.stream().cu_stream())?;
+        self.last_external = None;
         Ok(())
     }
 
@@ -263,7 +263,7 @@ impl Executor {
     /// [`Error::Graph`] if the executor was made without floats. [`Error::Cuda`] as the driver says; after a
     /// fault the device's context is of no further use.
     pub fn run(&mut self) -> Result<()> {
-        self.settle()?;
+        self.join()?;
         let missing = || Error::Graph("the executor has no inputs and results on the host".into());
         replay(&self.device, &self.floats.as_ref().ok_or_else(missing)?.graph)
     }

@@ -174,7 +174,7 @@ impl Pipeline {
                 device.stream().context().new_event(None).map_err(|e| fault("cannot make an event", e))?;
             self.enqueued = Some(Enqueued { graph, done: Arc::new(event) });
         }
-        executor.follow(stream)?;
+        executor.wait_on_last(stream)?;
         let mut target = self.pixels();
         for (_, plane, rows) in planes {
             copy_rows(plane, (target, self.ends.preprocess.pitch), row, rows, stream)?;
@@ -191,7 +191,7 @@ impl Pipeline {
         unsafe { sys::cuEventRecord(done.cu_event(), stream) }
             .result()
             .map_err(|e| fault("cannot record an event", e))?;
-        executor.leave(done.clone());
+        executor.record_end(done.clone());
         Ok(self.on_device())
     }
 }

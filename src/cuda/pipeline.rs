@@ -173,7 +173,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Cuda`] as the driver says.
     pub fn run(&mut self, executor: &mut Executor) -> Result<()> {
-        executor.settle()?;
+        executor.join()?;
         replay(executor.device(), &self.graph)
     }
 

@@ -41,7 +41,7 @@ impl Executor {
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) as the driver says.
     pub fn time_network(&mut self, runs: usize) -> Result<Vec<Duration>> {
-        self.settle()?;
+        self.join()?;
         let (inputs, stopwatch) = (Inputs::new(self)?, Stopwatch::new(self.device())?);
         let graph = capture(self.device(), || self.record())?;
         let time = || {
@@ -62,7 +62,7 @@ impl Executor {
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) as the driver says.
     pub fn time_steps(&mut self, runs: usize, mut report: impl FnMut(usize, Duration)) -> Result<()> {
-        self.settle()?;
+        self.join()?;
         let (inputs, stopwatch) = (Inputs::new(self)?, Stopwatch::new(self.device())?);
         let repeated =
             |step: usize| capture(self.device(), || (0..REPEATS).try_for_each(|_| self.record_step(step)));

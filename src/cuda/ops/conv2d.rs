@@ -6,7 +6,7 @@ use super::divisor::divisor;
 use super::launches::{elements, per_element, storage, vector};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
-use crate::cuda::tiles::conv::{self, Addressing, ConvChoice, ConvShape, Math, Tile};
+use crate::cuda::tiles::conv::{self, Addressing, ConvChoice, ConvGemm, Math, Tile};
 use crate::ops::Conv2d;
 use crate::ops::FusedConv2d;
 use crate::ops::ValueType;
@@ -120,14 +120,14 @@ pub(super) struct Tail {
 }
 
 /// The convolution of a site, as kernels see it.
-pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvShape {
+pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvGemm {
     let (x, w, y) = (site.inputs[0].shape, site.inputs[1].shape, site.outputs[0].shape);
-    ConvShape {
+    ConvGemm {
         batch: x[0],
         map: [x[1], x[2]],
         channels: x[3],
         out: [y[1], y[2]],
-        filters: w[0],
+        n: w[0],
         taps: [w[1], w[2]],
         stride: op.stride,
         padding: op.padding,
@@ -228,7 +228,7 @@ fn moments(map: ValueType, groups: usize) -> Result<Launch, String> {
 
 /// A convolution to launch.
 struct Conv<'a> {
-    shape: ConvShape,
+    shape: ConvGemm,
     epilogue: &'a Epilogue,
     dtype: DType,
     /// Elements of a chunk of 16 bytes.
@@ -239,7 +239,7 @@ struct Conv<'a> {
 impl Conv<'_> {
     /// 1 if pixels of the result are whole chunks.
     fn whole_chunks(&self) -> (&'static str, i64) {
-        ("WHOLE_CHUNKS", i64::from(self.shape.filters.is_multiple_of(self.lanes)))
+        ("WHOLE_CHUNKS", i64::from(self.shape.n.is_multiple_of(self.lanes)))
     }
 
     fn upsampled(&self) -> (&'static str, i64) {
@@ -253,7 +253,7 @@ impl Conv<'_> {
         let image = self.shape.out[0] * self.shape.out[1];
         self.dtype != DType::F32
             && splits == 1
-            && self.shape.filters == groups * self.lanes
+            && self.shape.n == groups * self.lanes
             && tile.m / tile.warps[0] == PART_PIXELS
             && (self.shape.batch == 1 || image.is_multiple_of(PART_PIXELS))
     }
@@ -277,13 +277,13 @@ impl Conv<'_> {
         let shape = &self.shape;
         let step = tile.chunks * self.lanes;
         let (row, column) = (shape.map[1] * shape.channels, shape.channels);
-        let (tiles_m, tiles_n) = (shape.pixels().div_ceil(tile.m), shape.filters.div_ceil(tile.n));
+        let (tiles_m, tiles_n) = (shape.m().div_ceil(tile.m), shape.n.div_ceil(tile.n));
         let column_step = shape.dilation[1] * column;
         let params = GemmParams {
-            pixels: shape.pixels() as u32,
-            filters: shape.filters as u32,
-            depth: shape.depth() as u32,
-            pitch: shape.depth().next_multiple_of(self.lanes) as u32,
+            pixels: shape.m() as u32,
+            filters: shape.n as u32,
+            depth: shape.k() as u32,
+            pitch: shape.k().next_multiple_of(self.lanes) as u32,
             map: shape.map.map(|v| v as u32),
             channels: shape.channels as u32,
             out: shape.out.map(|v| v as u32),
@@ -293,7 +293,7 @@ impl Conv<'_> {
             next_column: column_step as i32 - column as i32,
             next_row: (shape.dilation[0] * row) as i32 - (shape.taps[1] * column_step) as i32,
             tiles_n: tiles_n as u32,
-            slice: shape.depth().div_ceil(step).div_ceil(splits) as u32,
+            slice: shape.k().div_ceil(step).div_ceil(splits) as u32,
             by_out: shape.out.map(divisor),
             by_channels: divisor(shape.channels),
             by_tiles_n: divisor(tiles_n),
@@ -340,19 +340,19 @@ impl Conv<'_> {
             return (launches, 0);
         }
         launches.push(self.add_partials(splits));
-        (launches, splits * shape.pixels() * shape.filters * 4)
+        (launches, splits * shape.m() * shape.n * 4)
     }
 
     fn add_partials(&self, splits: usize) -> Launch {
         let whole = self.whole_chunks();
-        let elements = self.shape.pixels() * self.shape.filters;
+        let elements = self.shape.m() * self.shape.n;
         let count = if whole.1 == 1 { elements / self.lanes } else { elements };
         let params = SplitParams {
             count: count as u32,
-            filters: self.shape.filters as u32,
+            filters: self.shape.n as u32,
             splits: splits as u32,
             out_width: self.shape.out[1] as u32,
-            by_filters: divisor(self.shape.filters),
+            by_filters: divisor(self.shape.n),
             by_out_width: divisor(self.shape.out[1]),
         };
         let [bias, residual] = self.bias_and_residual();
@@ -380,7 +380,7 @@ impl Conv<'_> {
         let params = FewChannelsParams {
             map: shape.map.map(|v| v as u32),
             out: shape.out.map(|v| v as u32),
-            filters: shape.filters as u32,
+            filters: shape.n as u32,
             padding: shape.padding.map(|v| v as i32),
             tiles: tiles.map(|v| v as u32),
             by_tiles: tiles.map(divisor),
@@ -399,7 +399,7 @@ impl Conv<'_> {
                 ("TILE_N", filters as i64),
                 self.whole_chunks(),
             ],
-            grid: [(shape.batch * tiles[0] * tiles[1]) as u32, shape.filters.div_ceil(filters) as u32, 1],
+            grid: [(shape.batch * tiles[0] * tiles[1]) as u32, shape.n.div_ceil(filters) as u32, 1],
             block: [(TILE[0] * 32) as u32, 1, 1],
             shared: (patch + filters * chunks * 16).max(bands) as u32,
             args: self.args(Arg::of(&params)),
@@ -449,11 +449,11 @@ impl Conv<'_> {
 
     fn direct(&self) -> Launch {
         let shape = &self.shape;
-        let count = shape.pixels() * shape.filters;
+        let count = shape.m() * shape.n;
         let params = DirectParams {
             count: count as u32,
-            filters: shape.filters as u32,
-            group_filters: (shape.filters / shape.groups) as u32,
+            filters: shape.n as u32,
+            group_filters: (shape.n / shape.groups) as u32,
             map: shape.map.map(|v| v as u32),
             channels: shape.channels as u32,
             group_channels: (shape.channels / shape.groups) as u32,

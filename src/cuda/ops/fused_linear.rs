@@ -73,8 +73,8 @@ impl FusedLinear {
             entry: "fused_linear",
             defines: vec![
                 ("MATH", i64::from(layers.tensor_cores)),
-                ("BM", tile.rows as i64),
-                ("BN", tile.columns as i64),
+                ("BM", tile.m as i64),
+                ("BN", tile.n as i64),
                 ("WARPS_M", warps_m as i64),
                 ("WARPS_N", warps_n as i64),
                 ("WARPS_K", warps_k as i64),
@@ -83,13 +83,13 @@ impl FusedLinear {
                 ("ROW_ACTIVATION", number(row_activation)),
                 ("ACTIVATION", number(self.activation)),
             ],
-            grid: [layers.column_tiles(tile) as u32, layers.rows.div_ceil(tile.rows) as u32, 1],
+            grid: [layers.column_tiles(tile) as u32, layers.rows.div_ceil(tile.m) as u32, 1],
             block: [tile.threads() as u32, 1, 1],
             shared: tile.resident(layers.terms) as u32,
             args,
         };
         let math = if layers.tensor_cores { "tf32" } else { "f32" };
-        let kernel = format!("{math} {}x{}", tile.rows, tile.columns);
+        let kernel = format!("{math} {}x{}", tile.m, tile.n);
         Program { kernel, launches: vec![launch], ..Program::default() }
     }
 }

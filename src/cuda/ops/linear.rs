@@ -3,7 +3,7 @@ use super::activation::number;
 use super::sum_parts::sum_parts;
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Program};
-use crate::cuda::tiles::rows::{self, Plan, Product};
+use crate::cuda::tiles::rows::{self, Product, SplitTile};
 use crate::ops::Linear;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
@@ -37,39 +37,39 @@ impl Rows {
     }
 
     pub fn candidates(&self, target: &Target) -> Vec<Program> {
-        rows::candidates(&self.product, &target.caps).iter().map(|plan| self.planned(plan)).collect()
+        rows::candidates(&self.product, &target.caps).iter().map(|choice| self.planned(choice)).collect()
     }
 
-    fn planned(&self, plan: &Plan) -> Program {
-        let Product { rows, columns, .. } = self.product;
-        let mut program = Program { kernel: self.name(plan), ..Program::default() };
-        if plan.splits == 1 {
-            program.launches.push(self.tiles(plan, self.epilogue, Arg::Output(0)));
+    fn planned(&self, choice: &SplitTile) -> Program {
+        let Product { m: rows, n: columns, .. } = self.product;
+        let mut program = Program { kernel: self.name(choice), ..Program::default() };
+        if choice.splits == 1 {
+            program.launches.push(self.tiles(choice, self.epilogue, Arg::Output(0)));
         } else {
             let count = rows * columns;
-            program.workspace = plan.splits * count * 4;
-            program.launches.push(self.tiles(plan, Epilogue::default(), Arg::Workspace(0)));
-            program.launches.push(sum_parts(plan.splits, count, columns, self.epilogue));
+            program.workspace = choice.splits * count * 4;
+            program.launches.push(self.tiles(choice, Epilogue::default(), Arg::Workspace(0)));
+            program.launches.push(sum_parts(choice.splits, count, columns, self.epilogue));
         }
         program
     }
 
-    fn name(&self, plan: &Plan) -> String {
-        format!("{} {plan}", if self.product.tensor_cores { "tf32" } else { "f32" })
+    fn name(&self, choice: &SplitTile) -> String {
+        format!("{} {choice}", if self.product.tensor_cores { "tf32" } else { "f32" })
     }
 
     /// The launch that multiplies and writes to `y`.
-    fn tiles(&self, plan: &Plan, epilogue: Epilogue, y: Arg) -> Launch {
+    fn tiles(&self, choice: &SplitTile, epilogue: Epilogue, y: Arg) -> Launch {
         let operand = |index: Option<usize>| index.map_or(Arg::Null, Arg::Input);
-        let Product { rows, columns, terms, batch, tensor_cores, .. } = self.product;
-        let tile = plan.tile;
+        let Product { m: rows, n: columns, k: terms, batch, tensor_cores, .. } = self.product;
+        let tile = choice.tile;
         let [warps_m, warps_n, warps_k] = tile.warps;
-        let y_stride = if batch * plan.splits > 1 { rows * columns } else { 0 };
+        let y_stride = if batch * choice.splits > 1 { rows * columns } else { 0 };
         let params = Params {
             rows: rows as u32,
             columns: columns as u32,
             terms: terms as u32,
-            split: plan.split_terms(terms) as u32,
+            split: choice.split_terms(terms) as u32,
             x_stride: if self.shared_x { 0 } else { (rows * terms) as u32 },
             w_stride: if batch > 1 { (columns * terms) as u32 } else { 0 },
             y_stride: y_stride as u32,
@@ -80,21 +80,21 @@ impl Rows {
             defines: vec![
                 ("MATH", i64::from(tensor_cores)),
                 ("COPY", if terms.is_multiple_of(4) { 4 } else { 1 }),
-                ("BM", tile.rows as i64),
-                ("BN", tile.columns as i64),
+                ("BM", tile.m as i64),
+                ("BN", tile.n as i64),
                 ("SLABS", tile.slabs as i64),
                 ("STAGES", tile.stages as i64),
                 ("WARPS_M", warps_m as i64),
                 ("WARPS_N", warps_n as i64),
                 ("WARPS_K", warps_k as i64),
-                ("PARTIAL", i64::from(plan.splits > 1)),
+                ("PARTIAL", i64::from(choice.splits > 1)),
                 ("ROW_BIAS", i64::from(self.row_bias)),
                 ("ACTIVATION", number(epilogue.activation)),
             ],
             grid: [
-                columns.div_ceil(tile.columns) as u32,
-                rows.div_ceil(tile.rows) as u32,
-                (batch * plan.splits) as u32,
+                columns.div_ceil(tile.n) as u32,
+                rows.div_ceil(tile.m) as u32,
+                (batch * choice.splits) as u32,
             ],
             block: [tile.threads() as u32, 1, 1],
             shared: tile.shared() as u32,
@@ -117,9 +117,9 @@ fn layer(op: &Linear, site: &Site<'_>, target: &Target) -> Result<Rows, String> 
         return Err(format!("a linear layer over a map stored as {y} is a 1x1 convolution"));
     }
     let product = Product {
-        rows: y.shape.len() / y.shape.last(),
-        columns: y.shape.last(),
-        terms: site.inputs[1].shape[1],
+        m: y.shape.len() / y.shape.last(),
+        n: y.shape.last(),
+        k: site.inputs[1].shape[1],
         batch: 1,
         tensor_cores: target.precision.is_half(),
         may_split: true,

@@ -38,9 +38,9 @@ fn variant(op: &MaskConv, site: &Site<'_>, target: &Target) -> Variant {
         return Variant::Tensor { extents, shared, bias: op.bias, dtype: site.outputs[0].dtype };
     }
     let product = Product {
-        rows: extents.objects,
-        columns: extents.pixels,
-        terms: extents.channels,
+        m: extents.objects,
+        n: extents.pixels,
+        k: extents.channels,
         batch: extents.batch,
         tensor_cores: false,
         may_split: false,

@@ -5,9 +5,9 @@ use super::conv_cost::Model;
 use crate::cuda::gpu::{Caps, Precision};
 use std::fmt;
 
-/// A convolution, as kernels see it. Pairs are (vertical, horizontal).
+/// A convolution as an implicit matrix product `[M, K] x [N, K]^T`, one a group. Pairs are (vertical, horizontal).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConvShape {
+pub struct ConvGemm {
     /// Maps of the batch.
     pub batch: usize,
     /// Size of the map that is read.
@@ -16,8 +16,8 @@ pub struct ConvShape {
     pub channels: usize,
     /// Size of the map that is written.
     pub out: [usize; 2],
-    /// Its channels.
-    pub filters: usize,
+    /// Its channels, the columns of the product.
+    pub n: usize,
     /// Taps of a filter.
     pub taps: [usize; 2],
     /// Step between outputs.
@@ -32,14 +32,14 @@ pub struct ConvShape {
     pub residual: usize,
 }
 
-impl ConvShape {
-    /// Rows of the implicit matrix product: output pixels.
-    pub fn pixels(&self) -> usize {
+impl ConvGemm {
+    /// Rows of the product: output pixels.
+    pub fn m(&self) -> usize {
         self.batch * self.out[0] * self.out[1]
     }
 
-    /// Its reduction: taps times channels of a group.
-    pub fn depth(&self) -> usize {
+    /// Terms of each sum: taps times channels of a group.
+    pub fn k(&self) -> usize {
         self.taps[0] * self.taps[1] * self.channels / self.groups
     }
 
@@ -236,7 +236,7 @@ const MIN_STEPS: usize = 4;
 ///
 /// # Errors
 /// As [`candidates`].
-pub fn conv(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<ConvChoice, String> {
+pub fn conv(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result<ConvChoice, String> {
     Ok(candidates(shape, precision, caps)?.remove(0))
 }
 
@@ -245,13 +245,13 @@ pub fn conv(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<Conv
 ///
 /// # Errors
 /// A sentence if offsets do not fit into 32 bits, or no tile into shared memory.
-pub fn candidates(shape: &ConvShape, precision: Precision, caps: &Caps) -> Result<Vec<ConvChoice>, String> {
+pub fn candidates(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result<Vec<ConvChoice>, String> {
     let elements = shape.batch * shape.map[0] * shape.map[1] * shape.channels;
-    let results = shape.pixels() * shape.filters;
-    if elements.max(results).max(shape.depth() * shape.filters) > i32::MAX as usize {
+    let results = shape.m() * shape.n;
+    if elements.max(results).max(shape.k() * shape.n) > i32::MAX as usize {
         return Err(format!("maps of {elements} and {results} elements; offsets have 31 bits"));
     }
-    if shape.groups > 1 && shape.groups == shape.channels && shape.filters == shape.channels {
+    if shape.groups > 1 && shape.groups == shape.channels && shape.n == shape.channels {
         if shape.taps.iter().all(|&taps| taps <= MAX_DEPTHWISE_TAPS) {
             // Neighbouring pixels share columns of the map only where taps are neighbours.
             let pixels: &[usize] = match (shape.dilation, shape.stride[1]) {
@@ -265,12 +265,12 @@ pub fn candidates(shape: &ConvShape, precision: Precision, caps: &Caps) -> Resul
         return Ok(vec![ConvChoice::Direct]);
     }
     let few_taps = shape.taps.iter().all(|&taps| taps <= MAX_TAPS);
-    if shape.groups != 1 || !few_taps || shape.depth() == 0 {
+    if shape.groups != 1 || !few_taps || shape.k() == 0 {
         return Ok(vec![ConvChoice::Direct]);
     }
     let mut found = Vec::new();
     if precision.is_half() && shape.has_few_channels() {
-        let filters = if shape.filters > 32 { [64, 32] } else { [32, 64] };
+        let filters = if shape.n > 32 { [64, 32] } else { [32, 64] };
         found.extend(filters.map(|filters| ConvChoice::FewChannels { filters }));
     }
     found.extend(gemms(shape, precision, caps));
@@ -282,7 +282,7 @@ pub fn candidates(shape: &ConvShape, precision: Precision, caps: &Caps) -> Resul
 }
 
 /// The implicit GEMMs that fit, by rising estimates.
-fn gemms(shape: &ConvShape, precision: Precision, caps: &Caps) -> Vec<ConvChoice> {
+fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice> {
     let lanes = 16 / precision.storage().size();
     let addressing = match () {
         _ if !shape.channels.is_multiple_of(lanes) => Addressing::Elements,
@@ -298,7 +298,7 @@ fn gemms(shape: &ConvShape, precision: Precision, caps: &Caps) -> Vec<ConvChoice
     };
     let mut found: Vec<(f64, ConvChoice)> = Vec::new();
     for &tile in tiles.iter().filter(|tile| tile.shared(addressing) <= caps.shared_per_block as usize) {
-        let steps = shape.depth().div_ceil(tile.chunks * lanes);
+        let steps = shape.k().div_ceil(tile.chunks * lanes);
         for splits in SPLITS {
             // Parts of equal length, the last of at least one step.
             let slice = steps.div_ceil(splits);
@@ -321,13 +321,13 @@ mod tests {
     use crate::cuda::gpu::GPUS;
 
     /// Square stride 1 or 2, "same" padding.
-    fn square(map: [usize; 2], channels: usize, filters: usize, taps: usize, stride: usize) -> ConvShape {
-        ConvShape {
+    fn square(map: [usize; 2], channels: usize, filters: usize, taps: usize, stride: usize) -> ConvGemm {
+        ConvGemm {
             batch: 1,
             map,
             channels,
             out: map.map(|v| v.div_ceil(stride)),
-            filters,
+            n: filters,
             taps: [taps; 2],
             stride: [stride; 2],
             padding: [taps / 2; 2],
@@ -339,7 +339,7 @@ mod tests {
 
     /// The layers of K-Net with ResNet-50 and FPN at 800 x 1344 that do the most work, and how they run on an
     /// H100 in f16.
-    fn heaviest() -> Vec<(&'static str, ConvShape, &'static str)> {
+    fn heaviest() -> Vec<(&'static str, ConvGemm, &'static str)> {
         let c = [[200, 336], [100, 168], [50, 84], [25, 42]];
         vec![
             ("stem", square([800, 1344], 3, 64, 7, 2), "few channels 8x32x64"),
@@ -395,11 +395,11 @@ mod tests {
                     }
                     let (addressing, tile, splits, microseconds) = gemm(choice);
                     let model = Model { shape: &shape, precision, caps: &caps, tile, addressing };
-                    let macs = (shape.pixels() * shape.filters * shape.depth()) as f64;
+                    let macs = (shape.m() * shape.n * shape.k()) as f64;
                     let rate =
                         model.multiply_rate() * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz);
                     assert!(microseconds > macs / rate, "{name}: {microseconds} us");
-                    let steps = shape.depth().div_ceil(tile.chunks * 16 / precision.storage().size());
+                    let steps = shape.k().div_ceil(tile.chunks * 16 / precision.storage().size());
                     assert_eq!(steps.div_ceil(steps.div_ceil(splits)), splits, "{name}");
                     assert!(tile.shared(addressing) <= caps.shared_per_block as usize, "{name}");
                 }
@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn a_residual_costs_the_time_that_device_memory_takes_for_it() {
         let plain = square([200, 336], 64, 256, 1, 1);
-        let added = ConvShape { residual: plain.pixels() * plain.filters, ..plain };
+        let added = ConvGemm { residual: plain.m() * plain.n, ..plain };
         let estimate = |shape| gemm(conv(&shape, Precision::F16, &Caps::H100).unwrap()).3;
         let least = (2 * added.residual) as f64 / (f64::from(Caps::H100.bandwidth_gbs) * 1e3);
         assert!(estimate(added) - estimate(plain) >= least, "{} us", estimate(added) - estimate(plain));
@@ -440,21 +440,21 @@ mod tests {
 
     #[test]
     fn groups_take_the_depthwise_or_the_direct_kernel() {
-        let choose = |shape: ConvShape| conv(&shape, Precision::F16, &Caps::H100).unwrap().to_string();
-        let depthwise = ConvShape { groups: 32, ..square([20, 20], 32, 32, 3, 1) };
+        let choose = |shape: ConvGemm| conv(&shape, Precision::F16, &Caps::H100).unwrap().to_string();
+        let depthwise = ConvGemm { groups: 32, ..square([20, 20], 32, 32, 3, 1) };
         assert_eq!(choose(depthwise), "depthwise 4 pixels");
-        assert_eq!(choose(ConvShape { stride: [2; 2], ..depthwise }), "depthwise 2 pixels");
-        assert_eq!(choose(ConvShape { dilation: [2; 2], ..depthwise }), "depthwise 1 pixels");
-        assert_eq!(choose(ConvShape { filters: 64, ..depthwise }), "direct");
-        assert_eq!(choose(ConvShape { groups: 4, ..depthwise }), "direct");
-        assert_eq!(choose(ConvShape { taps: [17, 1], groups: 1, ..depthwise }), "direct");
+        assert_eq!(choose(ConvGemm { stride: [2; 2], ..depthwise }), "depthwise 2 pixels");
+        assert_eq!(choose(ConvGemm { dilation: [2; 2], ..depthwise }), "depthwise 1 pixels");
+        assert_eq!(choose(ConvGemm { n: 64, ..depthwise }), "direct");
+        assert_eq!(choose(ConvGemm { groups: 4, ..depthwise }), "direct");
+        assert_eq!(choose(ConvGemm { taps: [17, 1], groups: 1, ..depthwise }), "direct");
     }
 
     #[test]
     fn candidates_differ_by_name_and_fit_and_come_by_rising_estimate() {
-        let mut shapes: Vec<ConvShape> = heaviest().into_iter().map(|(_, shape, _)| shape).collect();
-        shapes.push(ConvShape { groups: 32, ..square([20, 20], 32, 32, 3, 1) });
-        shapes.push(ConvShape { groups: 4, ..square([20, 20], 32, 32, 3, 1) });
+        let mut shapes: Vec<ConvGemm> = heaviest().into_iter().map(|(_, shape, _)| shape).collect();
+        shapes.push(ConvGemm { groups: 32, ..square([20, 20], 32, 32, 3, 1) });
+        shapes.push(ConvGemm { groups: 4, ..square([20, 20], 32, 32, 3, 1) });
         for caps in GPUS.map(|gpu| gpu.caps) {
             for (precision, shape) in Precision::ALL.iter().flat_map(|p| shapes.iter().map(move |s| (*p, s)))
             {

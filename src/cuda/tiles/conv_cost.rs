@@ -21,7 +21,7 @@
 //!
 //! Rates are those of `gpu/rates.rs`, of tensor cores by `mma.sync`.
 
-use super::conv::{Addressing, ConvShape, Math, Tile};
+use super::conv::{Addressing, ConvGemm, Math, Tile};
 use crate::cuda::gpu::{Caps, Precision, rates};
 
 /// Clocks of a step that only other blocks can fill.
@@ -35,7 +35,7 @@ const SHARED_BYTES: f64 = 128.0;
 
 /// The cost model of an implicit GEMM.
 pub(super) struct Model<'a> {
-    pub shape: &'a ConvShape,
+    pub shape: &'a ConvGemm,
     pub precision: Precision,
     pub caps: &'a Caps,
     pub tile: Tile,
@@ -48,17 +48,17 @@ impl Model<'_> {
         let Model { shape, caps, tile, .. } = *self;
         let size = self.precision.storage().size();
         let multiprocessors = caps.multiprocessors as usize;
-        let blocks = shape.pixels().div_ceil(tile.m) * shape.filters.div_ceil(tile.n) * splits;
-        let steps = (shape.depth() * size).div_ceil(tile.chunks * 16).div_ceil(splits);
+        let blocks = shape.m().div_ceil(tile.m) * shape.n.div_ceil(tile.n) * splits;
+        let steps = (shape.k() * size).div_ceil(tile.chunks * 16).div_ceil(splits);
         // The runtime keeps 1 KiB of each block's shared memory.
         let room = caps.shared_per_multiprocessor as usize / (tile.shared(self.addressing) + 1024);
         let resident = room.min(tile.blocks).max(1);
         let busiest = blocks.div_ceil(multiprocessors);
 
-        let results = shape.pixels() * shape.filters;
+        let results = shape.m() * shape.n;
         let memory = self.memory_bytes(blocks);
         let map = shape.batch * shape.map[0] * shape.map[1] * shape.channels;
-        let read = ((map + shape.depth() * shape.filters) * size) as f64 / (blocks * steps) as f64 / memory;
+        let read = ((map + shape.k() * shape.n) * size) as f64 / (blocks * steps) as f64 / memory;
         let partials = splits * 4 * results;
         let kept = 2 * partials <= caps.l2_bytes as usize;
         let of_partials = |memory| if kept { self.l2_bytes() } else { memory };

@@ -7,15 +7,15 @@
 use crate::cuda::gpu::Caps;
 use std::fmt;
 
-/// A product `[rows, terms] x [columns, terms]^T` for each of `batch` matrices.
+/// A product `[M, K] x [N, K]^T` for each of `batch` matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Product {
     /// Rows of the result.
-    pub rows: usize,
+    pub m: usize,
     /// Columns of the result.
-    pub columns: usize,
+    pub n: usize,
     /// Terms of each sum.
-    pub terms: usize,
+    pub k: usize,
     /// Matrices.
     pub batch: usize,
     /// TF32 tensor cores; else f32 arithmetic.
@@ -28,9 +28,9 @@ pub struct Product {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// Rows of the result.
-    pub rows: usize,
+    pub m: usize,
     /// Columns of the result.
-    pub columns: usize,
+    pub n: usize,
     /// Slabs of 32 terms in a stage.
     pub slabs: usize,
     /// Stages in shared memory.
@@ -61,43 +61,43 @@ impl Tile {
     }
 
     fn slab(&self) -> usize {
-        (self.rows + self.columns) * 128
+        (self.m + self.n) * 128
     }
 
     /// Bytes of the sums of all warps.
     fn sums(&self) -> usize {
-        self.warps[2] * self.rows * (self.columns + 8) * 4
+        self.warps[2] * self.m * (self.n + 8) * 4
     }
 }
 
 /// All tiles, the first the smallest. None needs more shared memory than any device of compute capability 8.0
 /// or later has.
 pub const TILES: [Tile; 4] = [
-    Tile { rows: 16, columns: 16, slabs: 4, stages: 3, warps: [1, 1, 4] },
-    Tile { rows: 32, columns: 32, slabs: 4, stages: 3, warps: [1, 2, 4] },
-    Tile { rows: 32, columns: 64, slabs: 2, stages: 4, warps: [2, 2, 2] },
-    Tile { rows: 64, columns: 64, slabs: 2, stages: 3, warps: [2, 2, 2] },
+    Tile { m: 16, n: 16, slabs: 4, stages: 3, warps: [1, 1, 4] },
+    Tile { m: 32, n: 32, slabs: 4, stages: 3, warps: [1, 2, 4] },
+    Tile { m: 32, n: 64, slabs: 2, stages: 4, warps: [2, 2, 2] },
+    Tile { m: 64, n: 64, slabs: 2, stages: 3, warps: [2, 2, 2] },
 ];
 
 /// A tile and the number of blocks that share each sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct SplitTile {
     /// The tile.
     pub tile: Tile,
     /// Blocks that share a sum.
     pub splits: usize,
 }
 
-impl Plan {
+impl SplitTile {
     /// Terms of each split: a multiple of a stage's, so that every split has some.
     pub fn split_terms(&self, terms: usize) -> usize {
         terms.max(1).div_ceil(self.splits).next_multiple_of(self.tile.stage_terms())
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for SplitTile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}", self.tile.rows, self.tile.columns)?;
+        write!(f, "{}x{}", self.tile.m, self.tile.n)?;
         if self.splits > 1 { write!(f, " split {}", self.splits) } else { Ok(()) }
     }
 }
@@ -117,18 +117,18 @@ fn rate(tensor_cores: bool) -> usize {
 }
 
 /// Estimated cycles.
-fn cycles(product: &Product, plan: &Plan, caps: &Caps) -> usize {
-    let Tile { rows, columns, .. } = plan.tile;
-    let tiles = product.rows.div_ceil(rows) * product.columns.div_ceil(columns) * product.batch;
+fn cycles(product: &Product, choice: &SplitTile, caps: &Caps) -> usize {
+    let Tile { m: rows, n: columns, .. } = choice.tile;
+    let tiles = product.m.div_ceil(rows) * product.n.div_ceil(columns) * product.batch;
     let multiprocessors = caps.multiprocessors.max(1) as usize;
-    let each = (tiles * plan.splits).div_ceil(multiprocessors);
-    let terms = plan.split_terms(product.terms);
+    let each = (tiles * choice.splits).div_ceil(multiprocessors);
+    let terms = choice.split_terms(product.k);
     let copy = (rows + columns) * terms * 4 / L2_BYTES;
     let multiply = rows * columns * terms / rate(product.tensor_cores);
-    let sums = match plan.splits {
+    let sums = match choice.splits {
         1 => 0,
         splits => {
-            let bytes = 2 * product.rows * product.columns * splits * 4;
+            let bytes = 2 * product.m * product.n * splits * 4;
             START + bytes / (L2_BYTES * multiprocessors) + splits.div_ceil(4) * READ
         }
     };
@@ -136,21 +136,22 @@ fn cycles(product: &Product, plan: &Plan, caps: &Caps) -> usize {
 }
 
 /// The cheapest tile: the first of [`candidates`].
-pub fn choose(product: &Product, caps: &Caps) -> Plan {
+pub fn choose(product: &Product, caps: &Caps) -> SplitTile {
     candidates(product, caps)[0]
 }
 
 /// Every tile, with every number of splits that leaves none without terms, by rising estimate; the smaller,
 /// unsplit one of equals first.
-pub fn candidates(product: &Product, caps: &Caps) -> Vec<Plan> {
-    let plans = TILES.into_iter().flat_map(|tile| [1, 2, 4, 8, 16].map(|splits| Plan { tile, splits }));
-    let allowed = |plan: &Plan| {
-        let sound = product.terms.div_ceil(plan.split_terms(product.terms)) == plan.splits;
-        plan.splits == 1 || (product.may_split && product.batch == 1 && sound)
+pub fn candidates(product: &Product, caps: &Caps) -> Vec<SplitTile> {
+    let choices =
+        TILES.into_iter().flat_map(|tile| [1, 2, 4, 8, 16].map(|splits| SplitTile { tile, splits }));
+    let allowed = |choice: &SplitTile| {
+        let sound = product.k.div_ceil(choice.split_terms(product.k)) == choice.splits;
+        choice.splits == 1 || (product.may_split && product.batch == 1 && sound)
     };
-    let mut plans: Vec<Plan> = plans.filter(allowed).collect();
-    plans.sort_by_key(|plan| cycles(product, plan, caps));
-    plans
+    let mut choices: Vec<SplitTile> = choices.filter(allowed).collect();
+    choices.sort_by_key(|choice| cycles(product, choice, caps));
+    choices
 }
 
 /// Layers over the same rows, which a prologue makes: `kernels/rows/fused.cu`.
@@ -171,11 +172,11 @@ pub struct Layers {
 impl Layers {
     /// Column tiles of all layers.
     pub fn column_tiles(&self, tile: &Tile) -> usize {
-        self.columns.iter().map(|columns| columns.div_ceil(tile.columns)).sum()
+        self.columns.iter().map(|columns| columns.div_ceil(tile.n)).sum()
     }
 
     fn cycles(&self, tile: &Tile, caps: &Caps) -> usize {
-        let Tile { rows, columns, .. } = *tile;
+        let Tile { m: rows, n: columns, .. } = *tile;
         let tiles = self.rows.div_ceil(rows) * self.column_tiles(tile);
         let each = tiles.div_ceil(caps.multiprocessors.max(1) as usize);
         let copy = (rows * self.operands + columns) * self.terms * 4 / L2_BYTES;
@@ -205,7 +206,8 @@ mod tests {
     use super::*;
 
     fn chosen(rows: usize, columns: usize, terms: usize) -> String {
-        let product = Product { rows, columns, terms, batch: 1, tensor_cores: true, may_split: true };
+        let product =
+            Product { m: rows, n: columns, k: terms, batch: 1, tensor_cores: true, may_split: true };
         choose(&product, &Caps::H100).to_string()
     }
 
@@ -224,7 +226,7 @@ mod tests {
             assert!(tile.shared() <= 99 << 10);
             assert!(tile.threads() <= 256);
             let [m, n, k] = tile.warps;
-            assert!(tile.rows.is_multiple_of(16 * m) && tile.columns.is_multiple_of(16 * n));
+            assert!(tile.m.is_multiple_of(16 * m) && tile.n.is_multiple_of(16 * n));
             assert!(tile.slabs.is_multiple_of(k));
             assert!(tile.sums() <= tile.shared());
         }
@@ -235,10 +237,10 @@ mod tests {
         for terms in 1..700 {
             for columns in [16, 80, 256] {
                 let product =
-                    Product { rows: 12, columns, terms, batch: 1, tensor_cores: true, may_split: true };
-                let plan = choose(&product, &Caps::H100);
-                let each = plan.split_terms(terms);
-                assert!(each * (plan.splits - 1) < terms && each * plan.splits >= terms, "{terms}");
+                    Product { m: 12, n: columns, k: terms, batch: 1, tensor_cores: true, may_split: true };
+                let choice = choose(&product, &Caps::H100);
+                let each = choice.split_terms(terms);
+                assert!(each * (choice.splits - 1) < terms && each * choice.splits >= terms, "{terms}");
             }
         }
     }
