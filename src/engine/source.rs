@@ -139,14 +139,13 @@ pub fn file_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
         };
     };
     let config = Config::from_json(text).map_err(|e| Error::checkpoint(file.path(), e.to_string()))?;
-    check_declared(file, &config)?;
     match name {
         Some(name) if name != config.name => Err(Error::usage(format!(
             "{}: holds model `{}`, not `{name}`",
             file.path().display(),
             config.name
         ))),
-        _ => Ok(config),
+        _ => check_declared(file, &config).map(|()| config),
     }
 }
 
