@@ -55,8 +55,8 @@
 //!
 //! # Features
 //!
-//! `train` (the module [`train`]) and `cli` (the two programs, with `train`) are on by default. What embeds an engine
-//! takes `default-features = false` and compiles neither, nor what they depend on.
+//! `train` (the module [`train`]) and `cli` (the two programs, with `train`) are on by default. What embeds
+//! an engine takes `default-features = false` and compiles neither, nor what they depend on.
 //!
 //! # Numbers
 //!

@@ -5,7 +5,8 @@ use super::conv_cost::Model;
 use crate::cuda::gpu::{Caps, Precision};
 use std::fmt;
 
-/// A convolution as an implicit matrix product `[M, K] x [N, K]^T`, one a group. Pairs are (vertical, horizontal).
+/// A convolution as an implicit matrix product `[M, K] x [N, K]^T`, one a group. Pairs are (vertical,
+/// horizontal).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConvGemm {
     /// Maps of the batch.
