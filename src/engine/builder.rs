@@ -88,7 +88,7 @@ impl EngineBuilder {
         self
     }
 
-    /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is up to a third faster;
+    /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is about a fifth faster;
     /// with [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close
     /// to the threshold. A GPU rounds by [`EngineBuilder::precision`].
     pub fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {

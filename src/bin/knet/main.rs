@@ -107,7 +107,7 @@ struct ModelArguments {
     precision: PrecisionArgument,
 
     /// Round as little as PyTorch does, for results that agree with it to the last mask: direct convolution
-    /// or F(2x2) on the CPU (about a quarter slower), f32 on a GPU
+    /// or F(2x2) on the CPU (about a fifth slower), f32 on a GPU
     #[arg(long, conflicts_with = "precision")]
     precise: bool,
 }
