@@ -12,7 +12,8 @@ PACKED = REPOSITORY / "out" / "gpu"
 MAX_ARCHIVE = 40 << 20
 SUITES = ("cuda_device", "cuda_half", "model")
 # What the suites read, from the repository.
-FILES = ("tests/goldens/inputs", "tests/goldens/knet_s3_r50_fpn", "tests/goldens/knet_s3_r50_fpn_panoptic", "assets/photos", "weights")
+FILES = ("tests/goldens/inputs", "tests/goldens/knet_s3_r50_fpn", "tests/goldens/knet_s3_r50_fpn_panoptic", "tests/goldens/seeds",
+         "assets/photos", "weights")
 # Goldens of training are not read on a GPU.
 LEFT_OUT = ("train.json", "train.safetensors")
 PEER = ("bench_gpu.py", "ceilings.py", "efficientnet_lite.py", "knet_torch.py", "weights.py")
