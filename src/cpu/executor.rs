@@ -75,9 +75,8 @@ impl Constant {
     }
 }
 
-/// A step with its kernel and constants.
+/// What a step's kernel works on.
 struct Bound {
-    kernel: Arc<dyn Kernel>,
     inputs: Vec<Source>,
     outputs: Vec<Slot>,
     packed: Packed,
@@ -230,7 +229,7 @@ impl Executor {
     }
 
     fn run_step(&mut self, index: usize) {
-        let step = &self.steps[index];
+        let (step, kernel) = (&self.steps[index], &self.plan.steps[index].program);
         let arena = Arena::new(&mut self.arena);
         let mut inputs: [&[f32]; MAX_INPUTS] = Default::default();
         for (input, source) in inputs.iter_mut().zip(&step.inputs) {
@@ -254,11 +253,11 @@ impl Executor {
             Packed::Constant(constant) => (constant.as_slice(), workspace),
             Packed::AtRun { input, len } => {
                 let (packed, rest) = workspace.split_at_mut(len.next_multiple_of(ALIGNMENT / 4));
-                step.kernel.pack(inputs[*input], &mut packed[..*len]);
+                kernel.pack(inputs[*input], &mut packed[..*len]);
                 (&packed[..*len], rest)
             }
         };
-        step.kernel.run(&mut Args { inputs, outputs, packed, workspace });
+        kernel.run(&mut Args { inputs, outputs, packed, workspace });
     }
 }
 
@@ -329,7 +328,7 @@ fn bind(consts: &[Const], step: &Step<Arc<dyn Kernel>>, weights: &Weights) -> Re
             step.outputs.len()
         )));
     }
-    let kernel = step.program.clone();
+    let kernel = &step.program;
     let mut packed = Packed::None;
     if let Some(packing) = kernel.packing() {
         packed = match step.inputs[packing.input].place {
@@ -359,5 +358,5 @@ fn bind(consts: &[Const], step: &Step<Arc<dyn Kernel>>, weights: &Weights) -> Re
         Place::Arena(slot) => Some(slot),
         Place::Const(_) => None,
     });
-    Ok(Bound { kernel, inputs: sources, outputs: slots.collect(), packed, workspace: step.workspace })
+    Ok(Bound { inputs: sources, outputs: slots.collect(), packed, workspace: step.workspace })
 }

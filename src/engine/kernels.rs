@@ -26,10 +26,12 @@ impl Engine {
         let target = first.target();
         let graph = optimize(build(&self.config, 1, [size.0, size.1], TapMode::Off)?.graph)?;
         let plan = cuda::plan(&graph, first.clone())?;
-        let mut launches = Vec::new();
-        for selection in selections {
-            let steps = cuda::plan(&graph, selection.clone())?.steps;
-            launches.extend(steps.into_iter().flat_map(|step| step.program.launches));
+        let of = |plan: &cuda::Plan| -> Vec<Launch> {
+            plan.steps.iter().flat_map(|step| &step.program.launches).cloned().collect()
+        };
+        let mut launches = of(&plan);
+        for selection in &selections[1..] {
+            launches.extend(of(&cuda::plan(&graph, selection.clone())?));
         }
         let output = |name: &str| {
             let found = plan.output(name).map(|operand| operand.ty);

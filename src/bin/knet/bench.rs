@@ -3,8 +3,7 @@
 use crate::size::{self, Size};
 use crate::{ModelArguments, print};
 use clap::Args;
-use knet::cuda::gpu::Target;
-use knet::cuda::gpu::roofline;
+use knet::cuda::gpu::{Target, roofline};
 use knet::engine::{Device, Segmentation, Timings};
 use knet::plan::{Plan, Step};
 use knet::{Engine, Error, Result};

@@ -15,8 +15,7 @@ mod voice;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knet::cpu::Arithmetic;
-use knet::cuda::gpu::Precision;
-use knet::cuda::gpu::{GPUS, Gpu};
+use knet::cuda::gpu::{GPUS, Gpu, Precision};
 use knet::engine::{Device, EngineBuilder, WeightSource};
 use knet::error::{escaped, say};
 use knet::image::RgbImage;

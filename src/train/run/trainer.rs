@@ -10,8 +10,7 @@ use rayon::prelude::*;
 
 use super::config::{BatchNormMode, RunConfig};
 use super::describe;
-use super::kept;
-use super::kept::CONFIG_FILE;
+use super::kept::{self, CONFIG_FILE};
 use super::lock::Lock;
 use super::log::{LineHead, Meter};
 use super::norms::RunningStatistics;

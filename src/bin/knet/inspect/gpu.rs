@@ -1,9 +1,7 @@
 //! `knet inspect --gpu`: the plan for a GPU that need not be here.
 
 use knet::Result;
-use knet::cuda::gpu::Gpu;
-use knet::cuda::gpu::roofline;
-use knet::cuda::gpu::{Precision, Target};
+use knet::cuda::gpu::{Gpu, Precision, Target, roofline};
 use knet::cuda::launch::Program;
 use knet::cuda::ops::conv2d;
 use knet::cuda::tiles::conv::conv;
