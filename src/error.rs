@@ -31,8 +31,16 @@ pub enum ErrorKind {
     Data,
     /// A training run whose numbers are no longer finite.
     Diverged,
-    /// No usable GPU, driver or compiler, or a fault of one.
+    /// No GPU that can be used, or none of that number: no driver or an old one, no device, no compiler for
+    /// its kernels. The CPU can do the work.
+    NoDevice,
+    /// The GPU's context is of no further use: a fault while running, or the device is gone. Drop everything
+    /// that uses it; whether it can be opened again, only trying tells.
+    DeviceLost,
+    /// Another fault of the driver, of the compiler or of a kernel.
     Cuda,
+    /// A call that does not fit what was called before. The program is at fault; nothing is lost.
+    State,
     /// More memory is needed than there is.
     Memory,
 }
@@ -46,10 +54,10 @@ impl ErrorKind {
             ErrorKind::Image => 4,
             ErrorKind::Checkpoint => 5,
             ErrorKind::Weights => 6,
-            ErrorKind::Graph => 7,
+            ErrorKind::Graph | ErrorKind::State => 7,
             ErrorKind::Data => 8,
             ErrorKind::Diverged => 9,
-            ErrorKind::Cuda => 10,
+            ErrorKind::NoDevice | ErrorKind::DeviceLost | ErrorKind::Cuda => 10,
             ErrorKind::Memory => 11,
         }
     }
@@ -212,9 +220,18 @@ pub enum Error {
         /// Ids of the images in the batch.
         ids: Vec<u64>,
     },
-    /// CUDA: no driver, no device, no compiler, a kernel that does not compile, or a fault while running.
+    /// CUDA: no driver, no device or no compiler.
+    #[error("cuda: {0}")]
+    NoDevice(String),
+    /// CUDA: a fault after which nothing that was on the device can be used.
+    #[error("cuda: {0}; everything on the device is lost")]
+    DeviceLost(String),
+    /// CUDA: a kernel that does not compile, or what else the driver refuses.
     #[error("cuda: {0}")]
     Cuda(String),
+    /// A call out of order.
+    #[error("{0}")]
+    State(String),
     /// Memory that is not there.
     #[error("{what} needs {} of memory, {}: choose a smaller size of images, batch or model", size(*needed), available.map_or("which the system does not give".into(), |bytes| format!("{} are available", size(bytes))))]
     Memory {
@@ -248,7 +265,10 @@ impl Error {
             Error::Shape { .. } | Error::Graph(_) => ErrorKind::Graph,
             Error::Data { .. } => ErrorKind::Data,
             Error::Diverged { .. } => ErrorKind::Diverged,
+            Error::NoDevice(_) => ErrorKind::NoDevice,
+            Error::DeviceLost(_) => ErrorKind::DeviceLost,
             Error::Cuda(_) => ErrorKind::Cuda,
+            Error::State(_) => ErrorKind::State,
             Error::Memory { .. } => ErrorKind::Memory,
             Error::Usage(_) => ErrorKind::Usage,
         }

@@ -115,6 +115,12 @@ impl Checkpoint {
         Some(&self.file[begin..begin + info.bytes])
     }
 
+    /// Whether a tensor holds a NaN or an infinity, or what f32 cannot hold; nothing is decoded for it. `None`
+    /// if there is no such tensor.
+    pub fn any_non_finite(&self, name: &str) -> Option<bool> {
+        Some(self.info(name)?.dtype.any_non_finite(self.bytes(name)?))
+    }
+
     /// Reads a tensor as f32. f16 and bf16 are widened exactly, f64 and integers beyond 2^24 rounded.
     /// The values are not searched for NaN; see [`first_non_finite`](super::first_non_finite).
     ///

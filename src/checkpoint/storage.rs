@@ -113,6 +113,26 @@ impl StorageType {
             StorageType::Bool => each(bytes, |[b]| f32::from(b != 0)),
         }
     }
+
+    /// Whether an element would be NaN or infinite as f32. The bytes are looked at as they are, and nothing
+    /// is decoded; an incomplete last element is passed over.
+    pub(super) fn any_non_finite(self, bytes: &[u8]) -> bool {
+        // Blocks without early exit let the test vectorise.
+        const BLOCK: usize = 1024;
+        fn any<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> bool {
+            let blocks = bytes.as_chunks::<N>().0.chunks(BLOCK);
+            blocks.into_iter().any(|block| block.iter().fold(false, |found, &b| found | bad(b)))
+        }
+        // An all-ones exponent marks NaN and infinity.
+        match self {
+            StorageType::F64 => any(bytes, |b| !(f64::from_le_bytes(b) as f32).is_finite()),
+            StorageType::F32 => any(bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
+            StorageType::F16 => any(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
+            StorageType::BF16 => any(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
+            // No integer leaves the range of f32.
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for StorageType {
@@ -154,6 +174,25 @@ mod tests {
                 assert_eq!(first_non_finite(&values), Some(at));
             }
         }
+    }
+
+    #[test]
+    fn stored_bytes_are_finite_where_their_values_are() {
+        let values = [0.0, -1.5, 65504.0, 1e-8, f64::MAX, f64::NAN, f64::NEG_INFINITY];
+        for value in values {
+            let stored: [(StorageType, Vec<u8>); 4] = [
+                (StorageType::F64, value.to_le_bytes().to_vec()),
+                (StorageType::F32, (value as f32).to_le_bytes().to_vec()),
+                (StorageType::F16, f16::from_f64(value).to_le_bytes().to_vec()),
+                (StorageType::BF16, bf16::from_f64(value).to_le_bytes().to_vec()),
+            ];
+            for (dtype, bytes) in stored {
+                let finite = dtype.widen(&bytes)[0].is_finite();
+                let many = [vec![0; 3000 * dtype.size()], bytes].concat();
+                assert_eq!(dtype.any_non_finite(&many), !finite, "{dtype} {value}");
+            }
+        }
+        assert!(!StorageType::U64.any_non_finite(&[0xff; 8]));
     }
 
     #[test]

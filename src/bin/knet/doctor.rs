@@ -113,7 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     };
     print(&text)?;
-    Ok(ExitCode::from(if works { 0 } else { ErrorKind::Cuda.exit_code() }))
+    Ok(ExitCode::from(if works { 0 } else { ErrorKind::NoDevice.exit_code() }))
 }
 
 fn json(report: &Report, device: Device) -> Value {
@@ -158,7 +158,7 @@ fn gpu_here(report: &mut Report) -> Result<bool> {
 fn gpu(report: &mut Report, ordinal: usize) {
     let driver = cuda::device::driver().and_then(|driver| {
         let missing = "there is no NVIDIA driver: install one, or make libcuda known to the loader";
-        driver.ok_or_else(|| Error::Cuda(missing.into()))
+        driver.ok_or_else(|| Error::NoDevice(missing.into()))
     });
     let version = |&(major, minor): &(u32, u32)| format!("for CUDA {major}.{minor}");
     if report.outcome("driver", driver, version).is_none() {
