@@ -23,8 +23,7 @@ use image::{Rgb, RgbImage};
 use knet::checkpoint::{TensorData, TensorOut, seeded, write_safetensors};
 use knet::cpu::{self, Executor, Pool, Selection, Weights};
 use knet::cuda::gpu::Precision;
-use knet::cuda::pipeline::{Masks, copy_photo};
-use knet::cuda::post::{Extent, MaskLogits};
+use knet::cuda::pipeline::copy_rows;
 use knet::engine::source::{self, CONFIG_KEY};
 use knet::engine::{Device, Segmentation, WeightSource};
 use knet::graph::passes::optimize;
@@ -35,7 +34,7 @@ use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResul
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use knet::isa::Isa;
 use knet::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, TapMode, Task, build};
-use knet::tensor::DType;
+use knet::task::instance::{Extent, Masks, bands, mask_bytes};
 use knet::{Engine, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -77,7 +76,7 @@ fn segment(criterion: &mut Criterion) {
                 bencher.iter_custom(|runs| {
                     let start = Instant::now();
                     for _ in 0..runs {
-                        engine.segment_into(photo, result).expect("a result");
+                        engine.segment_into(&*photo, result).expect("a result");
                     }
                     let time = start.elapsed();
                     seconds.push(time.as_secs_f64() / runs as f64);
@@ -100,7 +99,7 @@ fn segment_cuda(criterion: &mut Criterion, ordinal: usize) {
                 engine.segment_into(&photo(size), &mut result).expect("a result");
                 (engine, photo(size), result)
             });
-            bencher.iter(|| engine.segment_into(photo, result).expect("a result"));
+            bencher.iter(|| engine.segment_into(&*photo, result).expect("a result"));
         });
     }
 }
@@ -113,8 +112,9 @@ fn network_cuda(criterion: &mut Criterion, ordinal: usize) {
         let mut ready = None;
         group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
             let engine = ready.get_or_insert_with(|| engine_on_gpu(model, ordinal).expect("a model"));
-            bencher
-                .iter_custom(|runs| engine.time_network(padded, runs as usize).expect("times").iter().sum());
+            bencher.iter_custom(|runs| {
+                engine.session_mut().time_network(padded, runs as usize).expect("times").iter().sum()
+            });
         });
     }
 }
@@ -282,7 +282,7 @@ impl Postprocessor {
 
 /// Ten masks as a GPU leaves them in host memory.
 struct LeftByGpu {
-    logits: MaskLogits,
+    size: (usize, usize),
     bits: Vec<u8>,
     extents: Vec<Extent>,
 }
@@ -294,32 +294,24 @@ type Inside = dyn Fn(usize, usize, usize) -> bool;
 
 impl LeftByGpu {
     fn new((height, width): (usize, usize), inside: &Inside) -> Self {
-        let padded = (height.next_multiple_of(SIZE_DIVISOR), width.next_multiple_of(SIZE_DIVISOR));
-        let logits = MaskLogits {
-            objects: PLACES,
-            size: (padded.0 / 8, padded.1 / 8),
-            dtype: DType::F16,
-            padded,
-            resized: (height, width),
-            original: (height, width),
-        };
-        let (mut bits, mut extents) = (Vec::new(), vec![Extent::NOTHING; PLACES * logits.bands()]);
+        let (size, bands) = ((height, width), bands((height, width)));
+        let (mut bits, mut extents) = (Vec::new(), vec![Extent::NOTHING; PLACES * bands]);
         for place in 0..PLACES {
             let mask = BitMask::from_fn(height, width, |y, x| inside(place, y, x));
             for (y, x) in mask.pixels() {
-                let extent = &mut extents[place * logits.bands() + y / Extent::ROWS];
+                let extent = &mut extents[place * bands + y / Extent::ROWS];
                 let [y, x] = [y, x].map(|n| n as u32);
                 *extent = extent.join(Extent { area: 1, left: x, right: x, top: y, bottom: y });
             }
             bits.extend_from_slice(mask.bytes());
-            bits.resize((place + 1) * logits.mask_bytes(), 0);
+            bits.resize((place + 1) * mask_bytes(size), 0);
         }
-        LeftByGpu { logits, bits, extents }
+        LeftByGpu { size, bits, extents }
     }
 
     /// What an engine does with them.
     fn assemble(&self, result: &mut InstanceResult) -> Result<()> {
-        let masks = Masks::new(&self.bits, &self.extents, &self.logits);
+        let masks = Masks::new(&self.bits, &self.extents, self.size);
         let (pairs, places): (Vec<i32>, Vec<u32>) = (0..PLACES).map(|i| (i as i32, i as u32)).unzip();
         let ranked = Ranked {
             classes: 1,
@@ -333,7 +325,7 @@ impl LeftByGpu {
                 (all.area as usize, PixelBox { x, y, width, height })
             },
         };
-        result.assemble(&ranked, self.logits.original)
+        result.assemble(&ranked, self.size)
     }
 }
 
@@ -363,8 +355,8 @@ fn host(criterion: &mut Criterion) {
     }
     group.bench_function("photo", |bencher| {
         let photo = photo(SIZE);
-        let mut staged = vec![0u8; photo.as_raw().len()];
-        pool.run(|| bencher.iter(|| copy_photo(photo.as_raw(), &mut staged)));
+        let (mut staged, row) = (vec![0u8; photo.as_raw().len()], 3 * SIZE.1);
+        pool.run(|| bencher.iter(|| copy_rows((photo.as_raw(), row), (&mut staged, row), SIZE.0, row)));
     });
 }
 

@@ -9,8 +9,8 @@
 //   y        = f32(f64(f32(v - mean)) * (1 / std))
 //
 // The identity and the exact halving, which the CPU handles apart, come out of these formulas as they are. NV12 (a plane of
-// Y, a plane of interleaved U and V at half size) is converted pixel by pixel, before the resize, in OpenCV's fixed point with
-// 20 fractional bits.
+// Y, a plane of interleaved U and V at half size) and I420 (a plane of Y, below it U and V side by side) are converted pixel by
+// pixel, before the resize, in OpenCV's fixed point with 20 fractional bits.
 // A block of 256 threads makes TILE_H x TILE_W output pixels. It first tabulates what is worth it in shared memory: the
 // taps of its rows and columns (the only f64 arithmetic besides the table) and the 3 x 256 values of y. Then thread (x, y) makes
 // pixels of one column. Results meet in shared memory and leave in 16-byte chunks where rows are whole chunks.
@@ -23,6 +23,11 @@
 #define RGB8 0
 #define BGR8 1
 #define NV12 2
+#define I420 3
+#define RGBA8 4
+#define BGRA8 5
+#define GRAY8 6
+#define SUBSAMPLED (FORMAT == NV12 || FORMAT == I420)
 
 #define THREADS 256
 #define TILE_W 64
@@ -38,7 +43,7 @@ struct Params {
     i32 pitch;             // bytes from row to row, of both planes
     i32 resized_h, resized_w;
     i32 padded_h, padded_w;
-    i32 luma, u_blue, u_green, v_green, v_red;  // of NV12, times 2^20
+    i32 luma, u_blue, u_green, v_green, v_red;  // of NV12 and I420, times 2^20
     i32 chunks;            // rows of the result are whole chunks
 };
 
@@ -67,19 +72,21 @@ __device__ inline Tap tap(i32 d, double step, i32 size, bool snap) {
     return Tap{min(max(low, 0), last), min(max(low + 1, 0), last), fixed(__fsub_rn(1.0f, fraction)), fixed(fraction)};
 }
 
-// Red, green, blue of pixel `column` of a row that starts at `first` (and at `second`, of NV12's chroma).
+// Red, green, blue of pixel `column` of a row that starts at `first` (and at `second`, of its chroma).
 __device__ inline void fetch(const u8* __restrict__ first, const u8* __restrict__ second, i32 column, const Params& p,
                              i32 (&rgb)[3]) {
-    if (FORMAT == NV12) {
+    if (SUBSAMPLED) {
         const i32 luma = max(i32(first[column]) - 16, 0) * p.luma + (1 << 19);
-        const u8* chroma = second + (column & ~1);
-        const i32 u = i32(chroma[0]) - 128, v = i32(chroma[1]) - 128;
+        const u8* chroma = second + (FORMAT == NV12 ? column & ~1 : column >> 1);
+        const i32 u = i32(chroma[0]) - 128, v = i32(chroma[FORMAT == NV12 ? 1 : p.source_w >> 1]) - 128;
         rgb[0] = min(max((luma + p.v_red * v) >> 20, 0), 255);
         rgb[1] = min(max((luma + p.v_green * v + p.u_green * u) >> 20, 0), 255);
         rgb[2] = min(max((luma + p.u_blue * u) >> 20, 0), 255);
     } else {
+        constexpr i32 bytes = FORMAT == GRAY8 ? 1 : FORMAT == RGBA8 || FORMAT == BGRA8 ? 4 : 3;
+        constexpr bool swapped = FORMAT == BGR8 || FORMAT == BGRA8;
 #pragma unroll
-        for (int c = 0; c < 3; ++c) rgb[c] = first[column * 3 + (FORMAT == BGR8 ? 2 - c : c)];
+        for (int c = 0; c < 3; ++c) rgb[c] = first[column * bytes + (FORMAT == GRAY8 ? 0 : swapped ? 2 - c : c)];
     }
 }
 
@@ -115,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int i = 0; i < 2; ++i) {
             const i32 source_row = i == 0 ? v.low : v.high;
             const u8* luma = first + u64(source_row) * p.pitch;
-            const u8* chroma = FORMAT == NV12 ? second + u64(source_row / 2) * p.pitch : nullptr;
+            const u8* chroma = SUBSAMPLED ? second + u64(source_row / 2) * p.pitch : nullptr;
             fetch(luma, chroma, h.low, p, pixel[2 * i]);
             fetch(luma, chroma, h.high, p, pixel[2 * i + 1]);
         }

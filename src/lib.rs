@@ -45,7 +45,8 @@
 //! | [`model`] | K-Net as graphs, with the parameter names of the official checkpoints |
 //! | [`checkpoint`] | safetensors, official `.pth` files, seeded weights |
 //! | [`image`] | photo to network input; logits to masks, maps, overlays and COCO files |
-//! | [`engine`] | the public API that joins them |
+//! | [`task`] | instance, panoptic: from the network's results to the user's, on the CPU and on a GPU; one file each |
+//! | [`engine`] | the public API that joins them: models, sessions, sources of weights |
 //! | [`train`] | training: data sets, augmentation, losses, matching, optimizer; evaluation by COCO AP, panoptic quality, mIoU |
 //! | [`fsio`], [`isa`] | files written whole or not at all; run-time choice of the instruction set |
 //! | [`variables`] | the environment variables that are known |
@@ -77,10 +78,11 @@ pub(crate) mod memory;
 pub mod model;
 pub mod ops;
 pub mod plan;
+pub mod task;
 pub mod tensor;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod variables;
 
-pub use engine::Engine;
+pub use engine::{Engine, Model, Segmentation, Session};
 pub use error::{Error, ErrorKind, Result};

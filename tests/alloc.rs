@@ -1,14 +1,13 @@
 //! Segmenting allocates nothing after the first image of a size, and a training step nothing after the first:
 //! not in the caller, not in any other thread of the process. Without the test harness, whose own thread
-//! allocates whenever it likes.
+//! allocates whenever it likes. And sessions of one model share its weights.
 //!
 //! `KNET_ALLOC_TRACE=1` prints where each offending allocation comes from.
 
 use image::{Rgb, RgbImage};
-use knet::Engine;
 use knet::checkpoint::seeded;
 use knet::cpu::Weights;
-use knet::engine::Segmentation;
+use knet::engine::{Device, InputSize, ModelOptions, SessionOptions};
 use knet::graph::Param;
 use knet::isa::Isa;
 use knet::model::Config;
@@ -16,6 +15,7 @@ use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec};
 use knet::train::optimizer::{AdamW, AdamWConfig};
 use knet::train::step::TrainStep;
+use knet::{Engine, Model, Segmentation, Session};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
 use std::cell::Cell;
@@ -24,6 +24,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 struct Counting;
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Bytes that are allocated.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
 static TRACE: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -33,6 +35,7 @@ thread_local! {
 
 fn count(layout: Layout) {
     COUNT.fetch_add(1, SeqCst);
+    LIVE.fetch_add(layout.size(), SeqCst);
     if TRACE.load(SeqCst) && !TRACING.replace(true) {
         eprintln!("{} bytes allocated at\n{}", layout.size(), Backtrace::force_capture());
         TRACING.set(false);
@@ -54,12 +57,15 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(layout);
+        // SAFETY: the caller's sizes are sound.
+        count(unsafe { Layout::from_size_align_unchecked(size, layout.align()) });
+        LIVE.fetch_sub(layout.size(), SeqCst);
         // SAFETY: the caller keeps the contract of `realloc`; the pointer came from `System`.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), SeqCst);
         // SAFETY: the caller keeps the contract of `dealloc`; the pointer came from `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -142,7 +148,29 @@ fn training(threads: usize) {
     assert_eq!(count, 0, "{threads} threads: allocations in 40 further training steps");
 }
 
+/// Two sessions of one model, of which the second takes little besides its own arena.
+fn sessions() {
+    let model = Model::load(&ModelOptions { device: Device::Cpu, ..ModelOptions::default() }).unwrap();
+    let options = SessionOptions { threads: 1, size: InputSize::Within(32, 64), ..Default::default() };
+    let photo = photo(64, 96);
+    let open = || {
+        let before = LIVE.load(SeqCst);
+        let mut session = Session::new(model.clone(), &options).unwrap();
+        let result = session.segment(&photo).unwrap();
+        (session, result, LIVE.load(SeqCst) - before)
+    };
+    let (_first, found, whole) = open();
+    let weights = model.weight_bytes();
+    let (_second, again, more) = open();
+    assert!(found == again);
+    assert_eq!(model.weight_bytes(), weights, "the second session has packed something again");
+    assert!(whole > weights && weights > 100 << 20, "{whole} bytes for weights of {weights}");
+    assert!(more < weights / 10, "{more} bytes for a second session, weights are {weights}");
+    println!("two sessions: {whole} bytes, then {more}; {weights} of weights");
+}
+
 fn main() {
+    sessions();
     [1, 2].into_iter().for_each(training);
     assert!(allocations(|| drop(vec![1u8; 100])) == 1, "the allocator counts");
     for model in ["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"] {

@@ -23,18 +23,24 @@ mod model;
 use cuda_case::{HOST_ONLY, Operands, one_node, seen};
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, result};
 use knet::cuda::gpu::Precision;
-use knet::cuda::on_device::{DeviceImage, DevicePlane, DeviceResults, DeviceSlice, ExternalStream};
-use knet::cuda::pipeline::{Ends, Results};
-use knet::cuda::post::{self, MaskLogits, Ranking};
-use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
+use knet::cuda::on_device::{DeviceSlice, ExternalStream};
+use knet::cuda::post::MaskLogits;
+use knet::cuda::pre::Preprocess;
 use knet::cuda::tune::{self, Measured, Scope, Table, Timer};
 use knet::cuda::{Device, Executor, Pipeline, Plan, Runtime, select, stored};
-use knet::engine::{self, Segmentation};
+use knet::engine::{self, InputSize, ModelOptions, Segmentation, SessionOptions};
 use knet::graph::{Builder, Layout};
+use knet::image::instance::InstanceConfig;
+use knet::image::preprocess::{Geometry, PreprocessConfig};
+use knet::image::view::{ImageView, PixelFormat, Plane, YuvMatrix};
 use knet::ops::case::Case;
 use knet::ops::epilogue::Epilogue;
 use knet::ops::{Conv2d, GlobalAvgPool, Linear, Reshape, ValueType, all_cases};
+use knet::task::DeviceResults;
+use knet::task::instance::{self, DeviceInstances, InstanceBuffer, Masks};
+use knet::task::panoptic::DeviceAssignment;
 use knet::tensor::{DType, Tensor};
+use knet::{Model, Session};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -175,21 +181,19 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
         .collect();
     let (rgb, bgr) = (stream.clone_htod(&bytes)?, stream.clone_htod(&swapped)?);
     stream.synchronize()?;
-    let on_device = |memory: &CudaSlice<u8>, format| DeviceImage {
-        format,
-        size: (height, width),
-        pixels: DevicePlane { address: memory.device_ptr(&stream).0 + 1, pitch },
-        chroma: None,
+    let size = (height, width);
+    let on_device = |memory: &CudaSlice<u8>, format| {
+        ImageView::new(format, size, &[Plane::device(memory.device_ptr(&stream).0 + 1, pitch)])
     };
     // SAFETY: the stream outlives the engine's work, for which this function waits.
     let external = unsafe { ExternalStream::from_raw(stream.cu_stream().cast()) };
     for (memory, format) in [(&rgb, PixelFormat::Rgb8), (&bgr, PixelFormat::Bgr8)] {
-        let image = on_device(memory, format);
+        let image = on_device(memory, format)?;
         // SAFETY: the memory lives until the wait below.
-        let results = unsafe { engine.segment_on_device(&image, external) }?;
+        let results = unsafe { engine.session_mut().segment_on_device(&image, external) }?;
         stream.synchronize()?;
         match results {
-            DeviceResults::Instances { masks, mask_bytes, scores, places, .. } => {
+            DeviceResults::Instance(DeviceInstances { masks, mask_bytes, scores, places, .. }) => {
                 let (bits, scores, places): (Vec<u8>, Vec<f32>, Vec<u32>) =
                     (read(masks)?, read(scores)?, read(places)?);
                 assert!(!wanted.instances().is_empty());
@@ -199,7 +203,7 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
                     assert_eq!(mask, wanted.mask(instance).bytes(), "instance {i}");
                 }
             }
-            DeviceResults::Assignment { objects, areas, .. } => {
+            DeviceResults::Panoptic(DeviceAssignment { objects, areas, .. }) => {
                 let (objects, areas): (Vec<u16>, Vec<u32>) = (read(objects)?, read(areas)?);
                 let mut counted = vec![0; areas.len() / 2];
                 objects.iter().for_each(|&object| counted[usize::from(object)] += 1);
@@ -215,10 +219,12 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
     let mut scores = Vec::new();
     for stream in [external, other, external] {
         // SAFETY: the memory lives until the wait below.
-        let results = unsafe { engine.segment_on_device(&on_device(&rgb, PixelFormat::Rgb8), stream) }?;
-        let (DeviceResults::Instances { scores: all, .. } | DeviceResults::Assignment { scores: all, .. }) =
-            results;
-        scores.push(all);
+        let results =
+            unsafe { engine.session_mut().segment_on_device(&on_device(&rgb, PixelFormat::Rgb8)?, stream) }?;
+        scores.push(match results {
+            DeviceResults::Instance(found) => found.scores,
+            DeviceResults::Panoptic(found) => found.scores,
+        });
     }
     assert!(engine.segment(&photo)? == wanted, "the host's image after the device's");
     assert!(scores.iter().all(|slice| *slice == scores[0]), "results stay in place");
@@ -227,17 +233,13 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
     // NV12: two planes at pitches of their own.
     let planes =
         (stream.clone_htod(&vec![120u8; 100 * height])?, stream.clone_htod(&vec![128u8; 104 * height / 2])?);
-    let plane = |memory: &CudaSlice<u8>, pitch| DevicePlane { address: memory.device_ptr(&stream).0, pitch };
-    let grey = DeviceImage {
-        format: PixelFormat::Nv12(YuvMatrix::Bt709),
-        size: (height, width),
-        pixels: plane(&planes.0, 100),
-        chroma: Some(plane(&planes.1, 104)),
-    };
+    let plane = |memory: &CudaSlice<u8>, stride| Plane::device(memory.device_ptr(&stream).0, stride);
+    let nv12 = PixelFormat::Nv12(YuvMatrix::Bt709);
+    let grey = ImageView::new(nv12, size, &[plane(&planes.0, 100), plane(&planes.1, 104)])?;
     // SAFETY: the memory lives until the wait below.
-    let results = unsafe { engine.segment_on_device(&grey, external) }?;
+    let results = unsafe { engine.session_mut().segment_on_device(&grey, external) }?;
     stream.synchronize()?;
-    if let DeviceResults::Instances { scores, .. } = results {
+    if let DeviceResults::Instance(DeviceInstances { scores, .. }) = results {
         let found: Vec<f32> = read(scores)?;
         // Luma 120 of 16 to 235 is 121 of 0 to 255.
         let flat = engine.segment(&image::RgbImage::from_pixel(
@@ -249,20 +251,20 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
         assert_eq!(found[..wanted.len()], wanted);
     }
 
-    let good = on_device(&rgb, PixelFormat::Rgb8);
-    let at = |address, pitch| DeviceImage { pixels: DevicePlane { address, pitch }, ..good };
+    let good = on_device(&rgb, PixelFormat::Rgb8)?;
+    let address = rgb.device_ptr(&stream).0 + 1;
+    let at = |address, stride| ImageView::new(PixelFormat::Rgb8, size, &[Plane::device(address, stride)]);
     // More than a device has: a driver may call a whole pool one allocation.
     let far = 1 << 40;
     let bad = [
-        (at(good.pixels.address, pitch - 6), "overlap"),
-        (at(good.pixels.address, far), "behind"),
-        (at(good.pixels.address, usize::MAX), "more than memory has"),
-        (at(photo.as_raw().as_ptr() as u64, pitch), "is no memory of"),
-        (DeviceImage { chroma: Some(good.pixels), ..good }, "no plane of chroma"),
-        (DeviceImage { format: PixelFormat::Nv12(YuvMatrix::Bt601), ..good }, "needs a plane of chroma"),
-        (DeviceImage { size: (0, width), ..good }, "no pixels"),
-        (DeviceImage { chroma: Some(plane(&planes.1, far)), ..grey }, "chroma: 32 rows"),
+        (at(address, far)?, "behind"),
+        (at(address, usize::MAX)?, "more than memory has"),
+        (at(photo.as_raw().as_ptr() as u64, pitch)?, "is no memory of"),
+        (ImageView::from(&photo), "on the host"),
+        (ImageView::new(nv12, size, &[plane(&planes.0, 100), plane(&planes.1, far)])?, "chroma: 32 rows"),
     ];
+    let on_host = engine.segment(good).expect_err("no copy to the host");
+    assert!(on_host.to_string().contains("in the memory of a GPU"), "{on_host}");
     let foreign = CudaContext::new_non_primary(ordinal, 0)?;
     // SAFETY: nothing is sent to its stream.
     unsafe { foreign.disable_event_tracking() };
@@ -270,13 +272,13 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
     // SAFETY: the stream lives until the end of this function.
     let elsewhere = unsafe { ExternalStream::from_raw(stream_of_foreign.cu_stream().cast()) };
     // SAFETY: refused before anything is read.
-    match unsafe { engine.segment_on_device(&good, elsewhere) } {
+    match unsafe { engine.session_mut().segment_on_device(&good, elsewhere) } {
         Err(error) if error.to_string().contains("another context") => {}
         other => return Err(format!("a stream of another context: {other:?}").into()),
     }
     for (image, wanted) in bad {
         // SAFETY: refused before anything is read.
-        match unsafe { engine.segment_on_device(&image, external) } {
+        match unsafe { engine.session_mut().segment_on_device(&image, external) } {
             Err(error) if error.kind() == knet::ErrorKind::Usage && error.to_string().contains(wanted) => {}
             other => return Err(format!("{wanted}: {other:?}").into()),
         }
@@ -318,19 +320,14 @@ fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
     let instances = 2;
     let wide = |width: usize| {
         let source = (height, width);
-        let (resized, padded) = (input, input);
+        let geometry = Geometry { original: source, resized: input, padded: input };
         let (mean, std) = ([120.0; 3], [60.0; 3]);
-        let preprocess =
-            Preprocess { format: PixelFormat::Rgb8, source, pitch: 3 * width, resized, padded, mean, std };
-        let ranking = Ranking {
-            classes,
-            instances,
-            min_score: 0.0,
-            proposals: objects,
-            things: classes,
-            mask_score: false,
-        };
-        Ends { preprocess, original: source, results: Results::Instances(ranking) }
+        let preprocess = PreprocessConfig { mean, std, ..PreprocessConfig::default() };
+        let preprocess = Preprocess::new(PixelFormat::Rgb8, source, &geometry, &preprocess);
+        let logits = MaskLogits::of(executor.plan(), "masks", &geometry)?;
+        let config = InstanceConfig { max_per_image: instances, ..InstanceConfig::default() };
+        let post = instance::launches(&logits, classes, &config, &target).expect("sizes fit");
+        Pipeline::new(&executor, &runtime, &preprocess, &post, &["masks", "scores"])
     };
     // The last one asks for less than 48 KiB, and has more with what the kernel declares by itself: 32 rows
     // of 48 bytes.
@@ -338,12 +335,13 @@ fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
         let (size, dtype) = ((rows, columns), DType::F16);
         let logits =
             MaskLogits { objects, size, dtype, padded: input, resized: input, original: (height, width) };
-        post::instance_masks(&logits, instances).expect("sizes fit").launches[0].shared
+        let config = InstanceConfig { max_per_image: instances, ..InstanceConfig::default() };
+        let post = instance::launches(&logits, classes, &config, &target).expect("sizes fit");
+        post.program.launches.last().map_or(0, |masks| masks.shared)
     });
     assert!(shared[0] > shared[1] && shared[1] > 48 << 10, "{shared:?}");
     assert!(shared[2] <= 48 << 10 && shared[2] + 32 * 48 > 48 << 10, "{shared:?}");
-    let pipeline = |width| Pipeline::new(&executor, &runtime, &wide(width), [0, 1]);
-    let mut pipelines = WIDTHS.map(pipeline).into_iter().collect::<knet::Result<Vec<_>>>()?;
+    let mut pipelines = WIDTHS.map(wide).into_iter().collect::<knet::Result<Vec<_>>>()?;
 
     let context = context(ordinal)?;
     let stream = context.new_stream()?;
@@ -351,29 +349,24 @@ fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
     let external = unsafe { ExternalStream::from_raw(stream.cu_stream().cast()) };
     for (width, pipeline) in WIDTHS.into_iter().zip(&mut pipelines) {
         let photo = model::photo(height as u32, width as u32);
-        pipeline.image_mut().copy_from_slice(photo.as_raw());
+        pipeline.write(&ImageView::from(&photo))?;
         pipeline.run(&mut executor)?;
-        let places = pipeline.ranking().2.to_vec();
+        let places = pipeline.host::<u32>(InstanceBuffer::Places as usize).to_vec();
+        let extents = pipeline.host(InstanceBuffer::Extents as usize);
+        let masks = Masks::new(pipeline.host(InstanceBuffer::HostMasks as usize), extents, (height, width));
         let mut wanted = vec![vec![0; height * width / 8]; instances];
-        wanted
-            .iter_mut()
-            .enumerate()
-            .try_for_each(|(place, mask)| pipeline.masks().copy(place, 0..0, mask))?;
+        wanted.iter_mut().enumerate().try_for_each(|(place, mask)| masks.copy(place, 0..0, mask))?;
         assert!(wanted[0].iter().any(|&byte| byte != 0), "{width}: no pixel");
         let pixels = stream.clone_htod(photo.as_raw())?;
-        let image = DeviceImage {
-            format: PixelFormat::Rgb8,
-            size: (height, width),
-            pixels: DevicePlane { address: pixels.device_ptr(&stream).0, pitch: 3 * width },
-            chroma: None,
-        };
+        let plane = Plane::device(pixels.device_ptr(&stream).0, 3 * width);
+        let image = ImageView::new(PixelFormat::Rgb8, (height, width), &[plane])?;
         // SAFETY: the memory lives until the wait below.
-        let results = unsafe { pipeline.enqueue(&mut executor, &image, external) }?;
+        unsafe { pipeline.enqueue(&mut executor, &image, external) }?;
         stream.synchronize()?;
-        let DeviceResults::Instances { masks, mask_bytes, places: on_device, .. } = results else {
-            return Err("instances were asked for".into());
-        };
+        let [masks, on_device] =
+            [InstanceBuffer::Masks, InstanceBuffer::Places].map(|b| pipeline.device(b as usize));
         let (bits, on_device): (Vec<u8>, Vec<u32>) = (read(masks)?, read(on_device)?);
+        let mask_bytes = instance::mask_bytes((height, width));
         assert_eq!(on_device, places, "{width}");
         for &place in places.iter().filter(|&&place| place != u32::MAX) {
             let mask = &bits[place as usize * mask_bytes..][..height * width / 8];
@@ -416,6 +409,47 @@ fn check_determinism(name: &str, precision: Precision, emulated: bool) -> Result
     Ok(())
 }
 
+/// Two sessions of one model: weights are on the device once, each works on a stream of its own, and at once
+/// they give what each gives alone.
+fn check_sessions(ordinal: usize) -> Result<(), Failed> {
+    let options = ModelOptions {
+        name: Some("knet_s3_r50_fpn".into()),
+        device: engine::Device::Cuda(ordinal),
+        ..ModelOptions::default()
+    };
+    let model = Model::load(&options)?;
+    let size = InputSize::Within(32, 64);
+    let session = || Session::new(model.clone(), &SessionOptions { size, ..Default::default() });
+    let device = Device::open(ordinal)?;
+    let photos = [model::photo(64, 96), model::photo(50, 100)];
+    let free = || device.memory().map(|(free, _)| free);
+
+    let start = free()?;
+    let mut first = session()?;
+    let wanted = first.segment(&photos[0])?;
+    let (one, weights) = (free()?, model.weight_bytes());
+    let mut second = session()?;
+    let other = second.segment(&photos[1])?;
+    let two = free()?;
+    assert_eq!(model.weight_bytes(), weights, "the second session has brought weights again");
+    assert!(start - one > weights && weights > 50 << 20, "{} bytes for weights of {weights}", start - one);
+    assert!(one - two < weights / 4, "{} bytes for a second session, weights are {weights}", one - two);
+
+    let run = |session: &mut Session, photo: &image::RgbImage, wanted: &Segmentation| {
+        (0..3).try_for_each(|time| match session.segment(photo) {
+            Ok(found) if found == *wanted => Ok(()),
+            Ok(_) => Err(format!("run {time} beside another session differs")),
+            Err(error) => Err(error.to_string()),
+        })
+    };
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| run(&mut second, &photos[1], &other));
+        run(&mut first, &photos[0], &wanted)?;
+        beside.join().map_err(|_| "a thread panicked")??;
+        Ok(())
+    })
+}
+
 /// All trials by operator, or what else the first part of their names is, with the operations of each group.
 fn groups(ordinal: usize, emulated: bool) -> BTreeMap<String, (u64, Vec<Trial>)> {
     let mut groups: BTreeMap<String, (u64, Vec<Trial>)> = BTreeMap::new();
@@ -444,6 +478,7 @@ fn groups(ordinal: usize, emulated: bool) -> BTreeMap<String, (u64, Vec<Trial>)>
         add("tuning", 0, Trial::test(name, move || check_candidates(&case, precision, ordinal, most)));
     }
     add("pipeline", 0, Trial::test("pipeline/wide_photos", move || check_wide_photos(ordinal)));
+    add("sessions", 0, Trial::test("sessions/share_weights", move || check_sessions(ordinal)));
     let precisions = if emulated { &[Precision::F16][..] } else { &Precision::ALL };
     for name in ["knet_s3_lite0_fpn", "knet_s3_r50_fpn_panoptic"] {
         for &precision in precisions {

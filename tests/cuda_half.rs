@@ -164,7 +164,7 @@ impl Bench {
         let (config, load) = source::open(&WeightSource::Seeded(0), Some(golden.model))?;
         let photo = golden.image();
         let mut cpu = Engine::builder().model(golden.model).device(engine::Device::Cpu).size(None).build()?;
-        let taps = cpu.taps(&photo)?.into_iter().collect();
+        let taps = cpu.session_mut().taps(&photo)?.into_iter().collect();
         let mut preprocessor = Preprocessor::new(PreprocessConfig {
             size: None,
             mean: config.normalization.mean,
@@ -340,7 +340,7 @@ fn check_seeded() -> Result<(), Failed> {
     let golden = Golden::open("knet_s3_r50_fpn", "a");
     let builder = engine_on(device::device(), Precision::F16);
     let mut engine = builder.model(golden.model).size(None).build()?;
-    let found = engine.segment_resized(&golden.image(), golden.original())?;
+    let found = engine.session_mut().segment_resized(&golden.image(), golden.original())?;
     let (indices, masks) = (golden.indices("final.mask_indices"), golden.masks());
     let wanted: Vec<(usize, usize)> = golden.indices("final.labels").into_iter().zip(indices).collect();
     let objects: Vec<(usize, usize)> = found.instances().iter().map(|i| (i.label, i.mask_index)).collect();
@@ -366,7 +366,7 @@ fn check_seeded_panoptic() -> Result<(), Failed> {
     let golden = Golden::open("knet_s3_r50_fpn_panoptic", "a");
     let builder = engine_on(device::device(), Precision::F16);
     let mut engine = builder.model(golden.model).size(None).build()?;
-    let found = engine.segment_resized(&golden.image(), golden.original())?;
+    let found = engine.session_mut().segment_resized(&golden.image(), golden.original())?;
     let winners = &found.panoptic().ok_or("no panoptic result")?.trace.argmax_ids;
     let wanted = golden.indices("final.argmax_ids");
     let same = winners.iter().zip(&wanted).filter(|&(&a, &b)| a as usize == b).count();

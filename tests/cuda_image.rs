@@ -10,13 +10,17 @@ use image::RgbImage;
 use knet::cuda::gpu::{Precision, Target};
 use knet::cuda::launch::{Packing, Program};
 use knet::cuda::pack::{pack, unpack};
-use knet::cuda::post::{Extent, MaskLogits, Ranking, instances, panoptic};
-use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
+use knet::cuda::post::{MaskLogits, PostProcess};
+use knet::cuda::pre::Preprocess;
 use knet::image::HeadOutput;
 use knet::image::bitmask::PixelBox;
 use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
+use knet::image::view::{ImageView, Memory as PlaneMemory, PixelFormat, Plane, YuvMatrix};
+use knet::task::instance::{Extent, InstanceBuffer, bands, mask_bytes};
+use knet::task::panoptic::PanopticBuffer;
+use knet::task::{instance, panoptic};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options};
 
@@ -158,6 +162,50 @@ fn nv12_inputs_are_converted_as_opencv_does() {
 }
 
 #[test]
+fn every_format_is_read_as_the_cpu_reads_it() {
+    let (size, config) = ((38, 54), PreprocessConfig { size: Some((48, 96)), ..PreprocessConfig::default() });
+    let formats = [
+        PixelFormat::Rgba8,
+        PixelFormat::Bgra8,
+        PixelFormat::Gray8,
+        PixelFormat::I420(YuvMatrix::Bt601),
+        PixelFormat::I420(YuvMatrix::Bt709),
+        PixelFormat::Nv12(YuvMatrix::Bt709),
+    ];
+    for (index, format) in formats.into_iter().enumerate() {
+        // Rows of the caller's with gaps of their own.
+        let memory: Vec<(Vec<u8>, usize)> = format
+            .shapes(size)
+            .enumerate()
+            .map(|(plane, shape)| {
+                let stride = shape.row_bytes + 3 + plane;
+                (noise(shape.rows * stride, 100 + (10 * index + plane) as u64), stride)
+            })
+            .collect();
+        let planes: Vec<Plane<'_>> =
+            memory.iter().map(|(bytes, stride)| Plane::host(bytes, *stride)).collect();
+        let view = ImageView::new(format, size, &planes).unwrap();
+        let mut preprocessor = Preprocessor::new(config).unwrap();
+        let geometry = preprocessor.geometry(size.0, size.1);
+        let mut wanted = vec![0.0; geometry.input_len()];
+        preprocessor.run(view, &mut wanted).unwrap();
+        let wanted = Tensor::new([geometry.padded.0, geometry.padded.1, 3], wanted);
+
+        let preprocess = Preprocess::new(format, size, &geometry, &config);
+        let mut staged = vec![0; preprocess.bytes()];
+        for ((plane, shape), placed) in view.planes().zip(preprocess.planes()) {
+            let PlaneMemory::Host(bytes) = plane.memory else { panic!("{format:?}") };
+            for y in 0..shape.rows {
+                let row = &bytes[y * plane.stride..][..shape.row_bytes];
+                staged[placed.offset + y * preprocess.pitch..][..row.len()].copy_from_slice(row);
+            }
+        }
+        let (luma, chroma) = staged.split_at(preprocess.chroma());
+        assert_input(&preprocess, &[luma, chroma], &wanted, &[STORAGE[index % 3]]);
+    }
+}
+
+#[test]
 fn impossible_images_are_refused_with_the_numbers() {
     let good = Preprocess {
         format: PixelFormat::Nv12(YuvMatrix::Bt601),
@@ -171,7 +219,7 @@ fn impossible_images_are_refused_with_the_numbers() {
     good.launch(DType::F16).unwrap();
     for (bad, word) in [
         (Preprocess { source: (0, 30), ..good }, "(0, 30)"),
-        (Preprocess { source: (21, 30), ..good }, "(21, 30)"),
+        (Preprocess { source: (21, 30), ..good }, "21x30"),
         (Preprocess { pitch: 29, ..good }, "29"),
         (Preprocess { format: PixelFormat::Rgb8, ..good }, "90 bytes"),
         (Preprocess { padded: (64, 59), ..good }, "(64, 59)"),
@@ -223,6 +271,11 @@ fn described(geometry: Geometry, stride: usize, objects: usize, dtype: DType) ->
     MaskLogits { objects, size, dtype, padded, resized, original }
 }
 
+/// Bytes of the buffers.
+fn sizes(post: &PostProcess) -> Vec<usize> {
+    post.buffers.iter().map(|buffer| buffer.bytes).collect()
+}
+
 /// Runs the instance kernels and asserts that they find what the CPU finds. Gives the number of pixels of all
 /// instances.
 fn assert_instances(
@@ -238,24 +291,22 @@ fn assert_instances(
     let mut result = InstanceResult::default();
     InstancePostprocessor::new(config).run(&head, geometry, &mut result).unwrap();
 
-    let InstanceConfig { max_per_image, min_score, proposals, things, mask_score } = config;
-    let ranking = Ranking { classes, instances: max_per_image, min_score, proposals, things, mask_score };
     let target = Target { caps: emulate::CAPS, precision: Precision::F16 };
-    let program = instances(described, &ranking, &target).unwrap();
-    let k = max_per_image.min(objects * classes);
-    let (mask_bytes, bands) = (described.mask_bytes(), described.bands());
-    let sizes = [k * mask_bytes, k * bands * size_of::<Extent>(), 4 * k, 4 * k, 4 * k, 4 * k, k * mask_bytes];
+    let post = instance::launches(described, classes, &config, &target).unwrap();
+    let (mask_bytes, bands) = (mask_bytes(described.original), bands(described.original));
     let operands: [&[u8]; 2] =
         [&pack(logits, Packing::plain(described.dtype)), bytemuck::cast_slice(class_logits)];
-    let found = run(&program, &operands, &sizes, true);
-    let words = |i: usize| bytemuck::pod_collect_to_vec::<u8, u32>(&found[i]);
-    let (scores, indices, slots, places) = (words(2), words(3), words(4), words(5));
+    let found = run(&post.program, &operands, &sizes(&post), true);
+    let buffer = |which: InstanceBuffer| &found[which as usize];
+    let words = |which| bytemuck::pod_collect_to_vec::<u8, u32>(buffer(which));
+    let (scores, indices) = (words(InstanceBuffer::Scores), words(InstanceBuffer::Pairs));
+    let (slots, places) = (words(InstanceBuffer::Places), words(InstanceBuffer::Objects));
     let kept = slots.iter().take_while(|&&slot| slot != u32::MAX).count();
     assert!(slots[kept..].iter().all(|&slot| slot == u32::MAX), "{slots:?}");
     assert_eq!(kept, result.instances().len(), "{described:?}");
     assert_eq!(places.iter().filter(|&&object| object != u32::MAX).count(), result.masks().len());
 
-    let extents: Vec<Extent> = bytemuck::pod_collect_to_vec(&found[1]);
+    let extents: Vec<Extent> = bytemuck::pod_collect_to_vec(buffer(InstanceBuffer::Extents));
     let unused = &extents[result.masks().len() * bands..];
     assert!(
         unused.iter().all(|&extent| extent == Extent::NOTHING),
@@ -268,11 +319,13 @@ fn assert_instances(
         assert_eq!(slots[i] as usize, instance.slot, "{described:?}: {i}");
         assert_eq!(places[instance.slot] as usize, instance.mask_index, "{described:?}: {i}");
         let wanted = result.mask(instance).bytes();
-        let (mask, tail) = found[0][instance.slot * mask_bytes..][..mask_bytes].split_at(wanted.len());
+        let (mask, tail) =
+            buffer(InstanceBuffer::Masks)[instance.slot * mask_bytes..][..mask_bytes].split_at(wanted.len());
         assert!(mask == wanted, "{described:?}: mask of object {} differs", instance.mask_index);
         assert!(tail.iter().all(|&byte| byte == 0), "{described:?}");
         // The host's copy lacks the bands without pixels.
-        let host = found[6][instance.slot * mask_bytes..].chunks(Extent::ROWS * geometry.original.1 / 8);
+        let host = buffer(InstanceBuffer::HostMasks)[instance.slot * mask_bytes..]
+            .chunks(Extent::ROWS * geometry.original.1 / 8);
         for ((band, host), wanted) in extents[instance.slot * bands..]
             .iter()
             .zip(host)
@@ -367,22 +420,23 @@ fn panoptic_pixels_go_to_the_cpu_s_objects() {
         let mut result = PanopticResult::default();
         PanopticPostprocessor::new(config).run(&head, &geometry, &mut result).unwrap();
 
-        let program = panoptic(&described, config.proposals, config.things, config.stuff).unwrap();
-        let sizes = [2 * geometry.original.0 * geometry.original.1, 8 * objects, 4 * objects, 4 * objects];
+        let post = panoptic::launches(&described, &config).unwrap();
         let operands: [&[u8]; 2] =
             [&pack(&logits, Packing::plain(dtype)), bytemuck::cast_slice(&class_logits)];
-        let found = run(&program, &operands, &sizes, false);
-        let words = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, u32>(bytes);
+        let found = run(&post.program, &operands, &sizes(&post), false);
+        let words = |which| bytemuck::pod_collect_to_vec::<u8, u32>(&found[which as usize]);
         let trace = &result.trace;
         let scores: Vec<u32> = trace.total_scores.iter().map(|score| score.to_bits()).collect();
-        assert_eq!(words(&found[2]), scores, "{described:?}");
-        assert_eq!(words(&found[3]), trace.total_labels, "{described:?}");
-        let ids: Vec<u32> =
-            bytemuck::pod_collect_to_vec::<u8, u16>(&found[0]).into_iter().map(u32::from).collect();
+        assert_eq!(words(PanopticBuffer::Scores), scores, "{described:?}");
+        assert_eq!(words(PanopticBuffer::Classes), trace.total_labels, "{described:?}");
+        let ids: Vec<u32> = bytemuck::pod_collect_to_vec::<u8, u16>(&found[PanopticBuffer::Objects as usize])
+            .into_iter()
+            .map(u32::from)
+            .collect();
         let differ = ids.iter().zip(&trace.argmax_ids).filter(|(a, b)| a != b).count();
         assert_eq!(differ, 0, "{described:?}: pixels at other objects");
         assert_eq!(
-            words(&found[1]),
+            words(PanopticBuffer::Areas),
             [trace.mask_area.as_slice(), &trace.original_area].concat(),
             "{described:?}"
         );
@@ -398,22 +452,19 @@ fn masks_of_other_sizes_are_refused() {
     let (geometry, stride) = chains()[0];
     let good = described(geometry, stride, 4, DType::F16);
     let target = Target { caps: emulate::CAPS, precision: Precision::F16 };
-    let ranking = |instances| Ranking {
-        classes: 5,
-        instances,
-        min_score: 0.0,
-        proposals: 4,
-        things: 5,
-        mask_score: false,
+    let launches = |logits: &MaskLogits, max_per_image| {
+        let config = InstanceConfig { max_per_image, proposals: 4, things: 5, ..InstanceConfig::default() };
+        instance::launches(logits, 5, &config, &target)
     };
-    instances(&good, &ranking(3), &target).unwrap();
-    assert!(instances(&good, &ranking(0), &target).unwrap().launches.is_empty());
+    launches(&good, 3).unwrap();
+    assert!(launches(&good, 0).unwrap().program.launches.is_empty());
     for bad in [
         MaskLogits { size: (7, 12), ..good },
         MaskLogits { resized: (65, 90), ..good },
         MaskLogits { original: (0, 131), ..good },
     ] {
-        assert!(instances(&bad, &ranking(3), &target).unwrap_err().contains("("), "{bad:?}");
+        assert!(launches(&bad, 3).unwrap_err().contains("("), "{bad:?}");
     }
-    assert!(panoptic(&good, 2, 5, 1).unwrap_err().contains("4 objects"));
+    let config = PanopticConfig { proposals: 2, things: 5, stuff: 1, ..PanopticConfig::default() };
+    assert!(panoptic::launches(&good, &config).unwrap_err().contains("4 objects"));
 }

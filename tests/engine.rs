@@ -163,7 +163,7 @@ fn other_widths() {
     let result = engine.segment(&photo(64, 96)).unwrap();
     // 12 objects of 5 classes, fewer than the limit of 100: every pair.
     assert_eq!(result.instances().len(), 60);
-    assert_eq!(result.instance_result().masks().len(), 12);
+    assert_eq!(result.instance_result().unwrap().masks().len(), 12);
     let scores: Vec<f32> = result.instances().iter().map(|i| i.score).collect();
     assert!(
         scores.is_sorted_by(|a, b| a >= b) && scores.iter().all(|s| (0.0..=1.0).contains(s)),
@@ -318,10 +318,10 @@ fn an_unknown_model_is_met_with_a_suggestion() {
 fn plans_are_reproducible_and_keep_to_the_arena() {
     for model in ["knet_s3_r50_fpn", "knet_s3_r101_fpn_panoptic", "knet_s3_lite2_fpn"] {
         let engine = Engine::builder().model(model).threads(2).build().unwrap();
-        let (plan, taps) = engine.plan((128, 192), TapMode::Off).unwrap();
+        let (plan, taps) = engine.session().plan((128, 192), TapMode::Off).unwrap();
         assert!(taps.is_empty());
         let text = plan.to_string();
-        assert_eq!(text, engine.plan((128, 192), TapMode::Off).unwrap().0.to_string());
+        assert_eq!(text, engine.session().plan((128, 192), TapMode::Off).unwrap().0.to_string());
         assert_eq!(text.lines().count(), plan.steps.len() + 2, "a header, a line a step, a total");
         assert!(text.lines().last().unwrap().contains("GFLOP"), "{text}");
         for (line, step) in text.lines().skip(1).zip(&plan.steps) {
@@ -343,7 +343,7 @@ fn plans_are_reproducible_and_keep_to_the_arena() {
             }
             assert!(step.workspace.offset + step.workspace.bytes <= plan.arena_bytes, "{}", step.name);
         }
-        let error = engine.plan((100, 192), TapMode::Off).unwrap_err();
+        let error = engine.session().plan((100, 192), TapMode::Off).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("100x192"), "{error}");
     }

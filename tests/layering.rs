@@ -17,15 +17,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("ops", &["error", "tensor", "graph"]),
     ("plan", &["error", "tensor", "graph", "ops"]),
     ("cpu", &["error", "tensor", "graph", "ops", "plan", "isa", "memory"]),
-    ("cuda", &["error", "tensor", "fsio", "graph", "ops", "plan", "memory"]),
+    ("cuda", &["error", "tensor", "fsio", "graph", "ops", "plan", "memory", "image"]),
     ("model", &["error", "tensor", "graph", "ops"]),
     ("checkpoint", &["error", "tensor", "fsio", "isa", "memory"]),
     ("image", &["error", "tensor", "fsio", "isa", "memory"]),
+    ("task", TASK),
     ("engine", ENGINE),
     ("train", TRAIN),
     ("capi", CAPI),
 ];
 
+const TASK: &[&str] = &["error", "tensor", "ops", "plan", "cuda", "model", "image"];
 const ENGINE: &[&str] = &[
     "error",
     "tensor",
@@ -40,6 +42,7 @@ const ENGINE: &[&str] = &[
     "model",
     "checkpoint",
     "image",
+    "task",
 ];
 const TRAIN: &[&str] = &[
     "error",
@@ -55,6 +58,7 @@ const TRAIN: &[&str] = &[
     "model",
     "checkpoint",
     "image",
+    "task",
     "engine",
 ];
 const CAPI: &[&str] = &["error", "tensor", "image", "engine", "train"];

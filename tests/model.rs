@@ -40,10 +40,11 @@ fn check_taps(golden: &Golden) {
     let mut engine = engine(golden.model);
     let image = golden.image();
     let winograd = engine
+        .session()
         .plan((golden.image().height() as usize, golden.image().width() as usize), knet::model::TapMode::Off)
         .is_ok_and(|(plan, _)| plan.steps.iter().any(|s| s.kernel.contains("winograd")));
     let tolerance = if winograd { WINOGRAD_TOLERANCE } else { TAP_TOLERANCE };
-    let taps = engine.taps(&image).unwrap();
+    let taps = engine.session_mut().taps(&image).unwrap();
     let mut seen = 0;
     for (name, tensor) in &taps {
         let entry = &golden.meta["tensors"][name.as_str()];
@@ -60,7 +61,7 @@ fn check_taps(golden: &Golden) {
 
 fn check_instances(golden: &Golden) {
     let image = golden.image();
-    let result = engine(golden.model).segment_resized(&image, golden.original()).unwrap();
+    let result = engine(golden.model).session_mut().segment_resized(&image, golden.original()).unwrap();
     let instances = result.instances();
     assert_eq!(instances.iter().map(|i| i.label).collect::<Vec<_>>(), golden.indices("final.labels"));
     let mask_indices: Vec<usize> = instances.iter().map(|i| i.mask_index).collect();
@@ -82,7 +83,7 @@ fn check_instances(golden: &Golden) {
 
 fn check_panoptic(golden: &Golden) {
     let image = golden.image();
-    let result = engine(golden.model).segment_resized(&image, golden.original()).unwrap();
+    let result = engine(golden.model).session_mut().segment_resized(&image, golden.original()).unwrap();
     let panoptic = result.panoptic().unwrap();
     let differing = |ours: &[u32], name: &str| {
         let theirs = golden.indices(name);
@@ -122,7 +123,7 @@ fn check_seeds(model: &'static str, precision: Precision) {
         let weights = WeightSource::Seeded(seed.parse().unwrap());
         let builder = device::builder().weights(weights).model(model).size(None).threads(2);
         let mut engine = builder.arithmetic(Arithmetic::Exact).precision(precision).build().unwrap();
-        let taps = engine.taps(&image).unwrap();
+        let taps = engine.session_mut().taps(&image).unwrap();
         for name in ["s2.cls_score", "s2.mask_preds"] {
             let wanted: Vec<f64> = serde_json::from_value(wanted[name].clone()).unwrap();
             let values = taps.iter().find(|(tap, _)| tap == name).unwrap().1.data();

@@ -6,21 +6,20 @@ use super::kernel::Packing;
 use crate::error::Result;
 use crate::graph::Param;
 use crate::plan::Const;
-use crate::plan::constants::{Constants, Loader};
+use crate::plan::constants::{Constants, Loader, Store};
 use crate::tensor::Tensor;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Store of constants, filled on demand. Kept between plans so that a new input size loads little.
 pub struct Weights {
     constants: Constants,
-    packed: Mutex<HashMap<(String, Packing), Arc<AlignedBuffer>>>,
+    packed: Store<(String, Packing), AlignedBuffer>,
 }
 
 impl Weights {
     /// An empty store over a source of parameters.
     pub fn new(load: Box<Loader>) -> Self {
-        Weights { constants: Constants::new(load), packed: Mutex::default() }
+        Weights { constants: Constants::new(load), packed: Store::default() }
     }
 
     /// As [`Constants::load`].
@@ -50,17 +49,16 @@ impl Weights {
         packing: Packing,
         pack: impl FnOnce(&[f32], &mut [f32]),
     ) -> Result<Arc<AlignedBuffer>> {
-        // A poisoned lock only means that another thread panicked between two whole insertions.
-        let store = || self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (consts[index].key.clone(), packing);
-        if let Some(known) = store().get(&key) {
-            return Ok(known.clone());
-        }
-        let mut buffer = AlignedBuffer::new(packing.len)?;
-        pack(self.constant(consts, index)?.data(), buffer.as_mut_slice());
-        let buffer = Arc::new(buffer);
-        store().insert(key, buffer.clone());
-        Ok(buffer)
+        self.packed.get((consts[index].key.clone(), packing), || {
+            let mut buffer = AlignedBuffer::new(packing.len)?;
+            pack(self.constant(consts, index)?.data(), buffer.as_mut_slice());
+            Ok(buffer)
+        })
+    }
+
+    /// Bytes of the constants that plans share, packed and plain.
+    pub fn bytes(&self) -> usize {
+        self.constants.bytes() + self.packed.total(|buffer| 4 * buffer.as_slice().len())
     }
 
     /// As [`Constants::trim`].

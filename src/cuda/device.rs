@@ -3,6 +3,7 @@
 use crate::cuda::gpu::Caps;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
+use cudarc::driver::sys::CUresult::*;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ pub fn driver() -> Result<Option<(u32, u32)>> {
 /// Number of devices that the driver has.
 ///
 /// # Errors
-/// [`Error::Cuda`]: no driver, or as it says.
+/// [`Error::NoDevice`] without a driver; [`Error::Cuda`] as it says.
 pub fn count() -> Result<usize> {
     driver()?.ok_or_else(no_driver)?;
     match CudaContext::device_count() {
@@ -41,10 +42,10 @@ pub fn count() -> Result<usize> {
 }
 
 fn no_driver() -> Error {
-    Error::Cuda("no NVIDIA driver: libcuda is not on the loader's path".into())
+    Error::NoDevice("no NVIDIA driver: libcuda is not on the loader's path".into())
 }
 
-/// An open device with one stream. All work of an engine goes to that stream, in order.
+/// An open device with one stream. All work of a session goes to that stream, in order.
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
@@ -57,20 +58,20 @@ impl Device {
     /// Opens GPU `ordinal`.
     ///
     /// # Errors
-    /// [`Error::Cuda`]: no driver or one for CUDA 11.3 or older, a driver without a device, no such device,
-    /// or one older than compute capability 8.0.
+    /// [`Error::NoDevice`]: no driver or one for CUDA 11.3 or older, a driver without a device, no such
+    /// device, or one older than compute capability 8.0. [`Error::Cuda`] as the driver says.
     pub fn open(ordinal: usize) -> Result<Device> {
         let driver = driver()?.ok_or_else(no_driver)?;
         if driver < OLDEST_DRIVER {
             let ((major, minor), (least_major, least_minor)) = (driver, OLDEST_DRIVER);
-            return Err(Error::Cuda(format!(
+            return Err(Error::NoDevice(format!(
                 "the NVIDIA driver is for CUDA {major}.{minor}; update it to one for CUDA {least_major}.{least_minor} or later"
             )));
         }
         let open = || -> std::result::Result<Device, DriverError> {
             let context = CudaContext::new(ordinal)?;
-            // One stream, ordered by itself: no events are wanted around every use of a buffer.
-            // SAFETY: all work goes to the one stream below.
+            // Each stream is ordered by itself: no events are wanted around every use of a buffer.
+            // SAFETY: all work on a buffer goes to one stream; constants are whole before another reads them.
             unsafe { context.disable_event_tracking() };
             let stream = context.new_stream()?;
             let number = |attribute| context.attribute(attribute).map(|value| value.max(0) as u32);
@@ -94,12 +95,22 @@ impl Device {
         let device = open().map_err(|e| fault(&format!("cannot open device {ordinal}"), e))?;
         if device.caps.compute < (8, 0) {
             let (major, minor) = device.caps.compute;
-            return Err(Error::Cuda(format!(
+            return Err(Error::NoDevice(format!(
                 "{} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or later",
                 device.name
             )));
         }
         Ok(device)
+    }
+
+    /// The same device with another stream, whose work goes on beside this one's.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] as the driver says.
+    pub(super) fn with_new_stream(&self) -> Result<Device> {
+        let stream = self.context.new_stream().map_err(|e| fault("cannot make a stream", e))?;
+        let Device { context, name, caps, driver, .. } = self;
+        Ok(Device { context: context.clone(), stream, name: name.clone(), caps: *caps, driver: *driver })
     }
 
     /// The device's name.
@@ -158,5 +169,49 @@ pub(crate) fn fault(what: &str, error: DriverError) -> Error {
             .map(|text| text.to_string_lossy().into_owned())
             .unwrap_or_else(|_: DriverError| "unknown".into())
     };
-    Error::Cuda(format!("{what}: {} ({})", text(error.error_string()), text(error.error_name())))
+    let message = format!("{what}: {} ({})", text(error.error_string()), text(error.error_name()));
+    classify(error.0, message)
+}
+
+/// The error of a code of the driver's.
+fn classify(code: sys::CUresult, message: String) -> Error {
+    match code {
+        code if LOST.contains(&code) => Error::DeviceLost(message),
+        CUDA_ERROR_NO_DEVICE | CUDA_ERROR_INVALID_DEVICE => Error::NoDevice(message),
+        _ => Error::Cuda(message),
+    }
+}
+
+/// Errors after which the context answers every call with the same error.
+const LOST: [sys::CUresult; 15] = [
+    CUDA_ERROR_DEINITIALIZED,
+    CUDA_ERROR_ECC_UNCORRECTABLE,
+    CUDA_ERROR_NVLINK_UNCORRECTABLE,
+    CUDA_ERROR_ILLEGAL_ADDRESS,
+    CUDA_ERROR_LAUNCH_TIMEOUT,
+    CUDA_ERROR_CONTEXT_IS_DESTROYED,
+    CUDA_ERROR_ASSERT,
+    CUDA_ERROR_HARDWARE_STACK_ERROR,
+    CUDA_ERROR_ILLEGAL_INSTRUCTION,
+    CUDA_ERROR_MISALIGNED_ADDRESS,
+    CUDA_ERROR_INVALID_ADDRESS_SPACE,
+    CUDA_ERROR_INVALID_PC,
+    CUDA_ERROR_LAUNCH_FAILED,
+    CUDA_ERROR_SYSTEM_NOT_READY,
+    CUDA_ERROR_UNKNOWN,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn errors_of_the_driver_have_a_kind_to_act_on() {
+        // Without a driver the texts of errors are unknown, and their kinds are not.
+        let kind = |code| classify(code, String::new()).kind();
+        assert_eq!(kind(CUDA_ERROR_ILLEGAL_ADDRESS), ErrorKind::DeviceLost);
+        assert_eq!(kind(CUDA_ERROR_INVALID_DEVICE), ErrorKind::NoDevice);
+        assert_eq!(kind(CUDA_ERROR_INVALID_VALUE), ErrorKind::Cuda);
+    }
 }

@@ -105,7 +105,14 @@ impl Pinned {
             // use.
             unsafe {
                 pointer = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP)
-                    .map_err(|e| fault(&format!("cannot lock {bytes} bytes of host memory"), e))?
+                    .map_err(|e| match e.0 {
+                        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::Memory {
+                            what: "page-locked host memory".into(),
+                            needed: bytes as u64,
+                            available: None,
+                        },
+                        _ => fault(&format!("cannot lock {bytes} bytes of host memory"), e),
+                    })?
                     .cast::<u8>();
                 pointer.write_bytes(0, bytes);
             }

@@ -8,9 +8,10 @@
 use super::device::{Device, fault};
 use super::executor::Executor;
 use super::pipeline::Pipeline;
-use super::pre::PixelFormat;
+use super::pre::PlacedPlane;
 use super::recording::capture;
 use crate::error::{Error, Result};
+use crate::image::view::{ImageView, Memory, Plane, PlaneShape};
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -32,52 +33,6 @@ impl ExternalStream {
     }
 }
 
-/// Rows of bytes in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DevicePlane {
-    /// Device address of the first row.
-    pub address: u64,
-    /// Bytes from one row to the next.
-    pub pitch: usize,
-}
-
-/// An 8-bit image in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceImage {
-    /// How pixels lie.
-    pub format: PixelFormat,
-    /// Height and width.
-    pub size: (usize, usize),
-    /// The pixels, or of NV12 the luma.
-    pub pixels: DevicePlane,
-    /// Of NV12 the plane of U and V, half as many rows.
-    pub chroma: Option<DevicePlane>,
-}
-
-impl DeviceImage {
-    /// Bytes of a row of either plane.
-    pub(crate) fn row_bytes(&self) -> usize {
-        match self.format {
-            PixelFormat::Nv12(_) => self.size.1,
-            PixelFormat::Rgb8 | PixelFormat::Bgr8 => 3 * self.size.1,
-        }
-    }
-
-    /// The planes with their rows.
-    fn planes(&self) -> Result<Vec<(&'static str, DevicePlane, usize)>> {
-        let rows = self.size.0;
-        let fault = |what: &str| Err(Error::usage(format!("a {:?} image {what}", self.format)));
-        match (self.format, self.chroma) {
-            (PixelFormat::Nv12(_), None) => fault("needs a plane of chroma"),
-            (PixelFormat::Nv12(_), Some(chroma)) => {
-                Ok(vec![("luma", self.pixels, rows), ("chroma", chroma, rows.div_ceil(2))])
-            }
-            (_, Some(_)) => fault("has no plane of chroma"),
-            (_, None) => Ok(vec![("image", self.pixels, rows)]),
-        }
-    }
-}
-
 /// Bytes of device memory that belong to a pipeline: valid once the run's work is done, until the pipeline
 /// runs again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,36 +41,6 @@ pub struct DeviceSlice {
     pub address: u64,
     /// Length.
     pub bytes: usize,
-}
-
-/// What a run leaves in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceResults {
-    /// Instances by descending score; all arrays but the masks have one entry an instance.
-    Instances {
-        /// Bit masks by place, each so many bytes after the one before; pixel `i` of the image, row by row,
-        /// is bit `7 - i % 8` of byte `i / 8` of a mask.
-        masks: DeviceSlice,
-        /// Bytes from one mask to the next.
-        mask_bytes: usize,
-        /// f32 scores.
-        scores: DeviceSlice,
-        /// i32 `object * classes + class`.
-        pairs: DeviceSlice,
-        /// u32 places of the masks; `u32::MAX`: dropped, as are all after it.
-        places: DeviceSlice,
-    },
-    /// An object for each pixel; N objects, the things first.
-    Assignment {
-        /// u16 object of each pixel, row by row.
-        objects: DeviceSlice,
-        /// u32 pixels that each object wins `[N]`, then those of its own mask `[N]`.
-        areas: DeviceSlice,
-        /// f32 score of each object.
-        scores: DeviceSlice,
-        /// u32 class of each object.
-        classes: DeviceSlice,
-    },
 }
 
 /// What a pipeline needs to be run on the caller's stream.
@@ -134,12 +59,12 @@ impl Drop for Enqueued {
 }
 
 impl Pipeline {
-    /// Enqueues a run over an image in device memory on the caller's stream, and gives where its results will
-    /// lie. The image must have the size and format that the pipeline was made for; any pitch. Nothing is
-    /// waited for.
+    /// Enqueues a run over an image in device memory on the caller's stream; its results will lie where
+    /// [`Pipeline::device`] says. The image must have the size and format that the pipeline was made for; any
+    /// stride. Nothing is waited for.
     ///
     /// # Errors
-    /// [`Error::Usage`] for an image of another size or format, rows that overlap, and addresses that are not
+    /// [`Error::Usage`] for an image of another size or format, one on the host, and addresses that are not
     /// device memory or have too little of it behind them, as far as the driver tells (it may round
     /// allocations up, or take a memory pool for one); for a stream of another context. [`Error::Cuda`] as
     /// the driver says.
@@ -149,24 +74,16 @@ impl Pipeline {
     pub unsafe fn enqueue(
         &mut self,
         executor: &mut Executor,
-        image: &DeviceImage,
+        image: &ImageView<'_>,
         stream: ExternalStream,
-    ) -> Result<DeviceResults> {
+    ) -> Result<()> {
         let device = executor.device().clone();
         device.bind()?;
         let ExternalStream(stream) = stream;
         check_stream(&device, stream)?;
-        let row = image.row_bytes();
-        if (image.size, image.format) != (self.ends.preprocess.source, self.ends.preprocess.format) {
-            let (size, format) = (self.ends.preprocess.source, self.ends.preprocess.format);
-            let (found, other) = (image.size, image.format);
-            return Err(Error::usage(format!(
-                "the pipeline is for {format:?} images of {size:?}, this is {other:?} of {found:?}"
-            )));
-        }
-        let planes = image.planes()?;
-        for (what, plane, rows) in &planes {
-            check_plane(&device, what, plane, row, *rows)?;
+        self.check(image)?;
+        for (plane, shape) in image.planes() {
+            check_plane(&device, &plane, &shape)?;
         }
         if self.enqueued.is_none() {
             let graph = capture(&device, || self.record(executor))?;
@@ -175,10 +92,9 @@ impl Pipeline {
             self.enqueued = Some(Enqueued { graph, done: Arc::new(event) });
         }
         executor.wait_on_last(stream)?;
-        let mut target = self.pixels();
-        for (_, plane, rows) in planes {
-            copy_rows(plane, (target, self.ends.preprocess.pitch), row, rows, stream)?;
-            target += (self.ends.preprocess.pitch * rows) as u64;
+        for ((plane, _), placed) in image.planes().zip(self.preprocess.planes()) {
+            let target = self.pixels() + placed.offset as u64;
+            copy_rows(&plane, (target, self.preprocess.pitch), &placed, stream)?;
         }
         let Some(Enqueued { graph, done }) = &self.enqueued else {
             return Err(Error::Cuda("no graph".into()));
@@ -192,7 +108,7 @@ impl Pipeline {
             .result()
             .map_err(|e| fault("cannot record an event", e))?;
         executor.record_end(done.clone());
-        Ok(self.on_device())
+        Ok(())
     }
 }
 
@@ -249,11 +165,9 @@ impl Pointed {
 /// Refuses a plane that does not lie in one allocation of the device, as far as the driver tells: what it
 /// calls an allocation may be rounded up, or be the whole of a memory pool, so a plane that ends a little
 /// late may pass.
-fn check_plane(device: &Device, what: &str, plane: &DevicePlane, row: usize, rows: usize) -> Result<()> {
-    let DevicePlane { address, pitch } = *plane;
-    if pitch < row {
-        return Err(Error::usage(format!("{what}: rows of {row} bytes overlap at a pitch of {pitch}")));
-    }
+fn check_plane(device: &Device, plane: &Plane<'_>, shape: &PlaneShape) -> Result<()> {
+    let PlaneShape { name: what, rows, row_bytes: row } = *shape;
+    let (address, pitch) = (address(plane)?, plane.stride);
     let Pointed { memory_type, ordinal, start, bytes } = Pointed::at(address)?;
     let of_device = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as u32;
     if memory_type != of_device || ordinal as usize != device.ordinal() {
@@ -270,12 +184,18 @@ fn check_plane(device: &Device, what: &str, plane: &DevicePlane, row: usize, row
     Ok(())
 }
 
+fn address(plane: &Plane<'_>) -> Result<u64> {
+    match plane.memory {
+        Memory::Device(address) => Ok(address),
+        Memory::Host(_) => Err(Error::usage("the image is on the host, not in the memory of a GPU")),
+    }
+}
+
 /// Enqueues a copy of rows within the device.
 fn copy_rows(
-    from: DevicePlane,
+    from: &Plane<'_>,
     (to, to_pitch): (u64, usize),
-    row: usize,
-    rows: usize,
+    placed: &PlacedPlane,
     stream: sys::CUstream,
 ) -> Result<()> {
     let copy = sys::CUDA_MEMCPY2D_st {
@@ -283,9 +203,9 @@ fn copy_rows(
         srcY: 0,
         srcMemoryType: sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE,
         srcHost: std::ptr::null(),
-        srcDevice: from.address,
+        srcDevice: address(from)?,
         srcArray: std::ptr::null_mut(),
-        srcPitch: from.pitch,
+        srcPitch: from.stride,
         dstXInBytes: 0,
         dstY: 0,
         dstMemoryType: sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE,
@@ -293,8 +213,8 @@ fn copy_rows(
         dstDevice: to,
         dstArray: std::ptr::null_mut(),
         dstPitch: to_pitch,
-        WidthInBytes: row,
-        Height: rows,
+        WidthInBytes: placed.row_bytes,
+        Height: placed.rows,
     };
     // SAFETY: both ends were checked or made for as many rows.
     unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream) }.result().map_err(|e| fault("cannot copy the image", e))

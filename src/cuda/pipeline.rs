@@ -1,61 +1,37 @@
-//! From the bytes of a photo to masks or a panoptic assignment in one captured graph: copy in,
-//! pre-processing, the network, post-processing, copies out; one wait. Bit masks are not copied:
-//! post-processing puts what they have of pixels where the host reads it.
+//! From the bytes of a photo to what a task makes of it in one captured graph: copy in, pre-processing, the
+//! network, post-processing, copies out; one wait. What post-processing writes to the host by itself (bit
+//! masks: what they have of pixels) is not copied.
 
 use super::executor::Executor;
 use super::memory::{DeviceBuffer, Pinned};
-use super::on_device::{DeviceResults, DeviceSlice, Enqueued};
-use super::post::{self, Extent, MaskLogits, Ranking};
-use super::pre::{PixelFormat, Preprocess, YuvMatrix};
+use super::on_device::{DeviceSlice, Enqueued};
+use super::post::{PostProcess, Residence};
+use super::pre::{FORMATS, Preprocess};
 use super::recording::{Bound, capture, copy_in, copy_out, replay};
 use super::runtime::Runtime;
-use crate::cuda::gpu::Target;
-use crate::cuda::launch::{Arg, Launch, Program};
+use crate::cuda::launch::{Arg, Launch};
 use crate::error::{Error, Result};
+use crate::image::preprocess::{Geometry, PreprocessConfig};
+use crate::image::view::{ImageView, Memory};
+use crate::plan::Operand;
 use crate::tensor::DType;
 use cudarc::driver::CudaGraph;
 use rayon::prelude::*;
-use std::ops::Range;
 
-/// What a pipeline does around the network.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ends {
-    /// From the photo to the network input.
-    pub preprocess: Preprocess,
-    /// Height and width of results: the photo's, or what it was before someone else resized it.
-    pub original: (usize, usize),
-    /// Results at the size of the photo.
-    pub results: Results,
-}
-
-/// What comes out of a pipeline.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Results {
-    /// The best instances and their bit masks.
-    Instances(Ranking),
-    /// An object for every pixel; of `proposals` things and one for each of `stuff` classes.
-    Assignment {
-        /// Objects that are things.
-        proposals: usize,
-        /// Thing classes.
-        things: usize,
-        /// Stuff classes.
-        stuff: usize,
-    },
-}
-
-/// The ends of an executor for photos of one size. Several may share one executor, as runs do not overlap.
+/// The ends of an executor for photos of one size and format. Several may share one executor, as runs do not
+/// overlap.
 pub struct Pipeline {
     image: Pinned,
-    /// The results of post-processing, in the order of its program; those that stay on the device are empty.
-    results: Vec<Pinned>,
-    logits: MaskLogits,
+    /// Results on the host; those that stay on the device are empty.
+    on_host: Vec<Pinned>,
     graph: CudaGraph,
-    pub(super) ends: Ends,
+    pub(super) preprocess: Preprocess,
     /// Dropped before the memory that it works in.
     pub(super) enqueued: Option<Enqueued>,
-    /// Results, then the image's pixels, then the workspace.
-    memory: Vec<DeviceBuffer>,
+    /// Results on the device; those that are written to the host are empty.
+    on_device: Vec<DeviceBuffer>,
+    pixels: DeviceBuffer,
+    _workspace: DeviceBuffer,
     prepare: Bound,
     /// What follows the network where results stay on the device.
     post: Vec<Bound>,
@@ -68,69 +44,57 @@ pub struct Pipeline {
 unsafe impl Send for Pipeline {}
 
 impl Pipeline {
-    /// Binds pre- and post-processing around `executor`, whose results `cls_score` and `mask_preds` are those
-    /// of these positions, and captures all of it.
+    /// Binds pre- and post-processing around `executor`, whose results of the names `reads` are the operands
+    /// of `post`, and captures all of it.
     ///
     /// # Errors
     /// [`Error::Memory`] if device or host have too little; [`Error::Cuda`] for sizes that the kernels do not
-    /// take, and as the driver says.
+    /// take, and as the driver says; [`Error::Graph`] if the network has no such result.
     pub fn new(
         executor: &Executor,
         runtime: &Runtime,
-        ends: &Ends,
-        [cls_score, mask_preds]: [usize; 2],
+        preprocess: &Preprocess,
+        post: &PostProcess,
+        reads: &[&str],
     ) -> Result<Pipeline> {
-        let device = executor.device();
-        let plan = executor.plan();
-        let (input, scores, masks) =
-            (&plan.inputs[0].1, &plan.outputs[cls_score].1, &plan.outputs[mask_preds].1);
-        let Ends { preprocess, original, results } = ends;
-        let shape = masks.ty.shape;
-        let logits = MaskLogits {
-            objects: shape[1],
-            size: (shape[2], shape[3]),
-            dtype: masks.ty.dtype,
-            padded: preprocess.padded,
-            resized: preprocess.resized,
-            original: *original,
-        };
-        let PostProcess { program, results: kinds } = PostProcess::new(&logits, results, &runtime.target())?;
+        let (device, plan) = (executor.device(), executor.plan());
+        let PostProcess { program, buffers } = post;
+        let input = &plan.inputs[0].1;
         let prepare = preprocess.launch(input.ty.dtype).map_err(Error::Cuda)?;
         runtime.load(&program.launches.iter().chain([&prepare]).collect::<Vec<_>>())?;
 
-        let (rows, chroma_rows) = match preprocess.format {
-            PixelFormat::Nv12(_) => (preprocess.source.0, preprocess.source.0.div_ceil(2)),
-            PixelFormat::Rgb8 | PixelFormat::Bgr8 => (preprocess.source.0, 0),
-        };
-        let image = Pinned::new(device, preprocess.pitch * (rows + chroma_rows))?;
+        let image = Pinned::new(device, preprocess.bytes())?;
         let pixels = DeviceBuffer::new(device, image.len(), "the photo")?;
-        let chroma = pixels.pointer() + (preprocess.pitch * rows) as u64;
         let network_input = executor.address(input)?;
         let prepare = Bound::new(runtime, &prepare, |arg| {
             Ok(match arg {
                 Arg::Input(0) => pixels.pointer(),
-                Arg::Input(_) => chroma,
+                Arg::Input(_) => pixels.pointer() + preprocess.chroma() as u64,
                 _ => network_input,
             })
         })?;
 
         let workspace = DeviceBuffer::new(device, program.workspace, "post-processing")?;
         let (mut on_device, mut on_host) = (Vec::new(), Vec::new());
-        for &(bytes, kind) in &kinds {
-            let sizes = match kind {
-                Kind::Copied => [bytes, bytes],
-                Kind::Kept => [bytes, 0],
-                Kind::Written => [0, bytes],
+        for buffer in buffers {
+            let sizes = match buffer.residence {
+                Residence::Copied => [buffer.bytes, buffer.bytes],
+                Residence::Device => [buffer.bytes, 0],
+                Residence::Host => [0, buffer.bytes],
             };
             on_device.push(DeviceBuffer::new(device, sizes[0], "results at the size of the photo")?);
             on_host.push(Pinned::new(device, sizes[1])?);
         }
-        let (mask_logits, score_logits) = (executor.address(masks)?, executor.address(scores)?);
+        let read = |name: &&str| -> Result<u64> {
+            let missing = || Error::Graph(format!("the plan has no output `{name}`"));
+            let operand: &Operand = plan.output(name).ok_or_else(missing)?;
+            executor.address(operand)
+        };
+        let operands = reads.iter().map(read).collect::<Result<Vec<u64>>>()?;
         let bind = |to_host: bool| -> Result<Vec<Bound>> {
             let address = |arg: &Arg| match arg {
-                Arg::Input(0) => Ok(mask_logits),
-                Arg::Input(_) => Ok(score_logits),
-                Arg::Output(i) if kinds[*i].1 != Kind::Written => Ok(on_device[*i].pointer()),
+                Arg::Input(i) => Ok(operands[*i]),
+                Arg::Output(i) if buffers[*i].residence != Residence::Host => Ok(on_device[*i].pointer()),
                 Arg::Output(i) if to_host => on_host[*i].on_device(),
                 Arg::Workspace(offset) => Ok(workspace.pointer() + *offset as u64),
                 Arg::Output(_) | Arg::Null | Arg::Struct(_) => Ok(0),
@@ -143,29 +107,54 @@ impl Pipeline {
             prepare.launch(device)?;
             executor.record()?;
             post_to_host.iter().try_for_each(|launch| launch.launch(device))?;
-            let copied =
-                on_device.iter().zip(&on_host).zip(&kinds).filter(|(_, (_, kind))| *kind == Kind::Copied);
-            copied.into_iter().try_for_each(|((from, to), _)| copy_out(device, from.pointer(), to))
+            let ends = on_device.iter().zip(&on_host).zip(buffers);
+            let mut copied = ends.filter(|(_, buffer)| buffer.residence == Residence::Copied);
+            copied.try_for_each(|((from, to), _)| copy_out(device, from.pointer(), to))
         })?;
-        let mut memory = on_device;
-        memory.extend([pixels, workspace]);
         Ok(Pipeline {
             image,
-            results: on_host,
-            logits,
+            on_host,
             graph,
-            ends: *ends,
+            preprocess: *preprocess,
             enqueued: None,
-            memory,
+            on_device,
+            pixels,
+            _workspace: workspace,
             prepare,
             post,
             _post_to_host: post_to_host,
         })
     }
 
-    /// The photo's bytes, to be filled before every [`Pipeline::run`]: as many as rows and pitch say.
-    pub fn image_mut(&mut self) -> &mut [u8] {
-        self.image.as_mut_slice()
+    /// Copies a photo of the host to where [`Pipeline::run`] fetches it from, on the threads of the pool that
+    /// it is called in.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for another size or format than the pipeline's, and for an image in device memory.
+    pub fn write(&mut self, image: &ImageView<'_>) -> Result<()> {
+        self.check(image)?;
+        let pitch = self.preprocess.pitch;
+        let bytes = self.image.as_mut_slice::<u8>();
+        for ((plane, _), placed) in image.planes().zip(self.preprocess.planes()) {
+            let Memory::Host(from) = plane.memory else {
+                return Err(Error::usage("the image is in the memory of a GPU: its results stay there too"));
+            };
+            let to = &mut bytes[placed.offset..];
+            copy_rows((from, plane.stride), (to, pitch), placed.rows, placed.row_bytes);
+        }
+        Ok(())
+    }
+
+    /// Refuses an image that the pipeline was not made for.
+    pub(super) fn check(&self, image: &ImageView<'_>) -> Result<()> {
+        let Preprocess { format, source, .. } = self.preprocess;
+        if (image.size(), image.format()) == (source, format) {
+            return Ok(());
+        }
+        let (found, other) = (image.size(), image.format());
+        Err(Error::usage(format!(
+            "the pipeline is for {format:?} images of {source:?}, this is {other:?} of {found:?}"
+        )))
     }
 
     /// Runs everything: one graph launch, one wait.
@@ -187,221 +176,53 @@ impl Pipeline {
 
     /// Where the image goes on the device.
     pub(super) fn pixels(&self) -> u64 {
-        self.memory[self.memory.len() - 2].pointer()
+        self.pixels.pointer()
     }
 
-    /// Where the results lie on the device.
-    pub(super) fn on_device(&self) -> DeviceResults {
-        let slice = |index: usize| {
-            let buffer = &self.memory[index];
-            DeviceSlice { address: buffer.pointer(), bytes: buffer.len() }
-        };
-        match self.ends.results {
-            Results::Instances(_) => {
-                let [masks, scores, pairs, places] = [0, 2, 3, 4].map(slice);
-                DeviceResults::Instances {
-                    masks,
-                    mask_bytes: self.logits.mask_bytes(),
-                    scores,
-                    pairs,
-                    places,
-                }
-            }
-            Results::Assignment { .. } => {
-                let [objects, areas, scores, classes] = [0, 1, 2, 3].map(slice);
-                DeviceResults::Assignment { objects, areas, scores, classes }
-            }
-        }
+    /// What the last run left in a buffer on the host; nothing if the buffer stays on the device.
+    pub fn host<T: bytemuck::Pod>(&self, buffer: usize) -> &[T] {
+        self.on_host[buffer].as_slice()
     }
 
-    /// Of [`Results::Instances`]: by descending score, the scores, `object * C + class` and the place of the
-    /// mask ([`u32::MAX`]: dropped, as are all after it).
-    pub fn ranking(&self) -> (&[f32], &[i32], &[u32]) {
-        (self.results[2].as_slice(), self.results[3].as_slice(), self.results[4].as_slice())
-    }
-
-    /// Of [`Results::Instances`]: the bit masks by place.
-    pub fn masks(&self) -> Masks<'_> {
-        Masks::new(self.results[6].as_slice(), self.results[1].as_slice(), &self.logits)
-    }
-
-    /// Of [`Results::Assignment`]: the object of each pixel.
-    pub fn assignment(&self) -> &[u16] {
-        self.results[0].as_slice()
-    }
-
-    /// Of [`Results::Assignment`]: the pixels that each object wins, and those of its own mask.
-    pub fn areas(&self) -> (&[u32], &[u32]) {
-        self.results[1].as_slice().split_at(self.logits.objects)
-    }
-
-    /// Of [`Results::Assignment`]: score and class of each object.
-    pub fn classified(&self) -> (&[f32], &[u32]) {
-        (self.results[2].as_slice(), self.results[3].as_slice())
+    /// Where a buffer lies on the device; nowhere if it is written to the host.
+    pub fn device(&self, buffer: usize) -> DeviceSlice {
+        let buffer = &self.on_device[buffer];
+        DeviceSlice { address: buffer.pointer(), bytes: buffer.len() }
     }
 }
 
-/// What pipelines around a network run besides it: pre-processing of every format of image into an input of
-/// element type `input`, and post-processing of these logits. Which kernels these are does not depend on the
-/// sizes of photos.
+/// Pre-processing of photos of every format into a network's input of element type `input`. Which kernels
+/// these are does not depend on the sizes of photos.
 ///
 /// # Errors
 /// As [`Pipeline::new`] for sizes that the kernels do not take.
-pub fn launches(
-    input: DType,
-    logits: &MaskLogits,
-    results: &Results,
-    target: &Target,
-) -> Result<Vec<Launch>> {
-    let PostProcess { program, .. } = PostProcess::new(logits, results, target)?;
-    let (source, resized, padded) = (logits.padded, logits.resized, logits.padded);
-    let (mean, std) = ([0.0; 3], [1.0; 3]);
-    let mut launches = program.launches;
-    for format in [PixelFormat::Rgb8, PixelFormat::Bgr8, PixelFormat::Nv12(YuvMatrix::default())] {
-        let preprocess = Preprocess { format, source, pitch: 3 * source.1, resized, padded, mean, std };
-        launches.push(preprocess.launch(input).map_err(Error::Cuda)?);
-    }
-    Ok(launches)
-}
-
-/// Copies a photo's bytes, equally many at both ends, on the threads of the pool that it is called in: one
-/// thread copies a large photo more slowly than the bus takes it.
-pub fn copy_photo(from: &[u8], to: &mut [u8]) {
-    const AT_ONCE: usize = 256 << 10;
-    to.par_chunks_mut(AT_ONCE).zip(from.par_chunks(AT_ONCE)).for_each(|(to, from)| to.copy_from_slice(from));
-}
-
-/// Bit masks of a run by place. Bands without a pixel hold what earlier runs left there.
-#[derive(Clone, Copy)]
-pub struct Masks<'a> {
-    bits: &'a [u8],
-    extents: &'a [Extent],
-    logits: &'a MaskLogits,
-}
-
-impl<'a> Masks<'a> {
-    /// Masks by place, each [`MaskLogits::mask_bytes`] long, and what each of their bands covers,
-    /// `[places, bands]`.
-    pub fn new(bits: &'a [u8], extents: &'a [Extent], logits: &'a MaskLogits) -> Self {
-        Masks { bits, extents, logits }
-    }
-
-    /// What the mask at a place covers; nothing if there is no such place.
-    pub fn extent(&self, place: usize) -> Extent {
-        let bands = self.extents.chunks(self.logits.bands().max(1)).nth(place).unwrap_or_default();
-        bands.iter().fold(Extent::NOTHING, |all, &part| all.join(part))
-    }
-
-    /// Copies the mask at a place, in the layout of `BitMask`, over a mask that is empty outside of the rows
-    /// `stale`: bands that have pixels neither here nor there are not touched.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if there is no such place, or `mask` has not the photo's size.
-    pub fn copy(&self, place: usize, stale: Range<usize>, mask: &mut [u8]) -> Result<()> {
-        let ((height, width), stride) = (self.logits.original, self.logits.mask_bytes());
-        let Some(bits) =
-            self.bits.chunks(stride).nth(place).filter(|_| mask.len() == (height * width).div_ceil(8))
-        else {
-            let (places, bytes) = (self.bits.len() / stride, mask.len());
-            let reason = format!("place {place} of {places} for a mask of {height}x{width} in {bytes} bytes");
-            return Err(Error::Shape { op: "postprocess", value: "masks".into(), reason });
-        };
-        let (band, extents) = (Extent::ROWS * width / 8, &self.extents[place * self.logits.bands()..]);
-        let bands = mask.chunks_mut(band).zip(bits.chunks(band)).zip(extents);
-        for (first, ((to, from), extent)) in (0..).step_by(Extent::ROWS).zip(bands) {
-            if extent.area > 0 {
-                to.copy_from_slice(&from[..to.len()]);
-            } else if first < stale.end && stale.start < first + Extent::ROWS {
-                to.fill(0);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Where a result of post-processing goes.
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    /// Made on the device and copied to the host.
-    Copied,
-    /// Made on the device, and not copied.
-    Kept,
-    /// Written to the host by its kernel.
-    Written,
-}
-
-/// What follows the network.
-struct PostProcess {
-    program: Program,
-    /// Bytes of each result, and where it goes.
-    results: Vec<(usize, Kind)>,
-}
-
-impl PostProcess {
-    fn new(logits: &MaskLogits, results: &Results, target: &Target) -> Result<Self> {
-        use Kind::{Copied, Kept, Written};
-        let (n, pixels) = (logits.objects, logits.original.0 * logits.original.1);
-        let (program, results) = match results {
-            Results::Instances(ranking) => {
-                let k = ranking.instances.min(n * ranking.classes);
-                let (masks, extents) = (k * logits.mask_bytes(), k * logits.bands() * size_of::<Extent>());
-                let small = (4 * k, Copied);
-                // The objects of places are what the launch of the masks reads.
-                let kinds =
-                    [(masks, Kept), (extents, Copied), small, small, small, (4 * k, Kept), (masks, Written)];
-                (post::instances(logits, ranking, target), kinds.to_vec())
-            }
-            &Results::Assignment { proposals, things, stuff } => {
-                let sizes = [2 * pixels, 8 * n, 4 * n, 4 * n];
-                (
-                    post::panoptic(logits, proposals, things, stuff),
-                    sizes.map(|bytes| (bytes, Copied)).to_vec(),
-                )
-            }
-        };
-        Ok(PostProcess { program: program.map_err(Error::Cuda)?, results })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Photos of 70 x 12 pixels: bands of 32, 32 and 6 rows, 48, 48 and 9 bytes.
-    const LOGITS: MaskLogits = MaskLogits {
-        objects: 2,
-        size: (10, 4),
-        dtype: DType::F16,
-        padded: (80, 32),
-        resized: (70, 12),
-        original: (70, 12),
+pub fn preprocessing(input: DType, geometry: &Geometry, config: &PreprocessConfig) -> Result<Vec<Launch>> {
+    let launch = |format| {
+        let preprocess = Preprocess::new(format, geometry.original, geometry, config);
+        preprocess.launch(input).map_err(Error::Cuda)
     };
+    FORMATS.into_iter().map(launch).collect()
+}
 
-    #[test]
-    fn bands_without_pixels_are_empty_whatever_was_left_there() {
-        let stride = LOGITS.mask_bytes();
-        let bits: Vec<u8> = (0..2 * stride).map(|i| i as u8 | 1).collect();
-        let filled = Extent { area: 7, left: 0, right: 3, top: 0, bottom: 1 };
-        let extents = [Extent::NOTHING, filled, Extent::NOTHING, filled, Extent::NOTHING, filled];
-        let masks = Masks { bits: &bits, extents: &extents, logits: &LOGITS };
-        for place in 0..2 {
-            let mut mask = vec![0xff; 105];
-            masks.copy(place, 0..70, &mut mask).unwrap();
-            for (i, &byte) in mask.iter().enumerate() {
-                let band = i / 48;
-                let wanted = if extents[3 * place + band].area > 0 { bits[place * stride + i] } else { 0 };
-                assert_eq!(byte, wanted, "byte {i} of mask {place}");
-            }
-        }
-        // What is known to be empty is not written: the last band of mask 0, if only the first two had pixels
-        // before.
-        let mut mask = vec![0xff; 105];
-        masks.copy(0, 0..33, &mut mask).unwrap();
-        assert!(mask[..48].iter().all(|&byte| byte == 0));
-        assert!(mask[48..96] == bits[48..96] && mask[96..].iter().all(|&byte| byte == 0xff));
-        let fault = masks.copy(2, 0..0, &mut [0; 105]).unwrap_err().to_string();
-        assert!(fault.contains("place 2 of 2"), "{fault}");
-        let fault = masks.copy(0, 0..0, &mut [0; 104]).unwrap_err().to_string();
-        assert!(fault.contains("70x12 in 104 bytes"), "{fault}");
+/// Copies rows, each so many bytes after the one before at either end, on the threads of the pool that it is
+/// called in: one thread copies a large photo more slowly than the bus takes it.
+pub fn copy_rows(
+    (from, from_stride): (&[u8], usize),
+    (to, to_stride): (&mut [u8], usize),
+    rows: usize,
+    row_bytes: usize,
+) {
+    const AT_ONCE: usize = 256 << 10;
+    if from_stride == row_bytes && to_stride == row_bytes {
+        let bytes = rows * row_bytes;
+        let parts = to[..bytes].par_chunks_mut(AT_ONCE).zip(from[..bytes].par_chunks(AT_ONCE));
+        return parts.for_each(|(to, from)| to.copy_from_slice(from));
     }
+    let at_once = (AT_ONCE / to_stride.max(1)).max(1);
+    let bytes = to.len().min(rows * to_stride);
+    to[..bytes].par_chunks_mut(at_once * to_stride).enumerate().for_each(|(part, to)| {
+        for (row, to) in (part * at_once..rows).zip(to.chunks_mut(to_stride)) {
+            to[..row_bytes].copy_from_slice(&from[row * from_stride..][..row_bytes]);
+        }
+    });
 }

@@ -3,6 +3,8 @@
 
 use super::ops::launches::{lanes, storage};
 use crate::cuda::launch::{Arg, Launch};
+use crate::image::preprocess::{Geometry, PreprocessConfig};
+use crate::image::view::{PixelFormat, YuvMatrix};
 use crate::tensor::DType;
 
 /// Columns and rows of a block: `TILE_W`, `TILE_H` of `kernels/preprocess.cu`.
@@ -12,39 +14,6 @@ const THREADS: u32 = 256;
 /// Largest side and row of an image, which keeps every coordinate and sum in 32 bits.
 const MAX_SIDE: usize = 1 << 20;
 
-/// How luma and chroma become red, green and blue; 8 bits, video range (luma 16 to 235).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum YuvMatrix {
-    /// ITU-R BT.601, with OpenCV's coefficients (`COLOR_YUV2RGB_NV12`): standard definition, and most
-    /// cameras.
-    #[default]
-    Bt601,
-    /// ITU-R BT.709: high definition video.
-    Bt709,
-}
-
-impl YuvMatrix {
-    /// Factors of luma, U in blue, U in green, V in green, V in red, times 2^20.
-    fn coefficients(self) -> [i32; 5] {
-        match self {
-            YuvMatrix::Bt601 => [1_220_542, 2_116_026, -409_993, -852_492, 1_673_527],
-            YuvMatrix::Bt709 => [1_220_945, 2_215_014, -223_607, -558_796, 1_879_825],
-        }
-    }
-}
-
-/// How an image lies in memory, rows from top to bottom.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum PixelFormat {
-    /// Three bytes a pixel: red, green, blue.
-    #[default]
-    Rgb8,
-    /// Three bytes a pixel: blue, green, red.
-    Bgr8,
-    /// A plane of luma, and a plane of interleaved U and V, one pair for 2 x 2 pixels. Even sides.
-    Nv12(YuvMatrix),
-}
-
 /// From an image in device memory to the network input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Preprocess {
@@ -52,7 +21,7 @@ pub struct Preprocess {
     pub format: PixelFormat,
     /// Height and width of the image.
     pub source: (usize, usize),
-    /// Bytes from one row to the next (of NV12: in both planes).
+    /// Bytes from one row to the next, in all planes: U and V of I420 lie side by side.
     pub pitch: usize,
     /// Height and width after the resize.
     pub resized: (usize, usize),
@@ -62,6 +31,46 @@ pub struct Preprocess {
     pub mean: [f32; 3],
     /// Standard deviation of each channel, R G B.
     pub std: [f32; 3],
+}
+
+/// Every format, for whoever compiles kernels before images are there.
+pub const FORMATS: [PixelFormat; 7] = [
+    PixelFormat::Rgb8,
+    PixelFormat::Bgr8,
+    PixelFormat::Rgba8,
+    PixelFormat::Bgra8,
+    PixelFormat::Gray8,
+    PixelFormat::Nv12(YuvMatrix::Bt601),
+    PixelFormat::I420(YuvMatrix::Bt601),
+];
+
+/// The number of a format in `kernels/preprocess.cu`.
+fn code(format: PixelFormat) -> i64 {
+    match format {
+        PixelFormat::Rgb8 => 0,
+        PixelFormat::Bgr8 => 1,
+        PixelFormat::Nv12(_) => 2,
+        PixelFormat::I420(_) => 3,
+        PixelFormat::Rgba8 => 4,
+        PixelFormat::Bgra8 => 5,
+        PixelFormat::Gray8 => 6,
+    }
+}
+
+/// Bytes of a row of pixels, or of luma.
+fn row_bytes(format: PixelFormat, size: (usize, usize)) -> usize {
+    format.shapes(size).next().map_or(0, |plane| plane.row_bytes)
+}
+
+/// Where a plane of an image lies in the memory that pre-processing reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacedPlane {
+    /// Its first byte.
+    pub offset: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Bytes of a row.
+    pub row_bytes: usize,
 }
 
 #[repr(C)]
@@ -80,7 +89,42 @@ struct Params {
 }
 
 impl Preprocess {
-    /// The launch. [`Arg::Input`] 0 is the image (its luma), 1 the chroma plane (null but for NV12),
+    /// From an image of `source` (height, width) pixels, with rows as close as they can be.
+    pub fn new(
+        format: PixelFormat,
+        source: (usize, usize),
+        geometry: &Geometry,
+        config: &PreprocessConfig,
+    ) -> Self {
+        let PreprocessConfig { mean, std, .. } = *config;
+        let Geometry { resized, padded, .. } = *geometry;
+        Preprocess { format, source, pitch: row_bytes(format, source), resized, padded, mean, std }
+    }
+
+    /// The planes, one after another; U and V of I420, which have half as many bytes in a row as the luma,
+    /// side by side.
+    pub fn planes(&self) -> impl Iterator<Item = PlacedPlane> {
+        let luma = self.pitch * self.source.0;
+        let mut offset = 0;
+        self.format.shapes(self.source).enumerate().map(move |(index, plane)| {
+            let placed = PlacedPlane { offset, rows: plane.rows, row_bytes: plane.row_bytes };
+            offset = if index == 0 { luma } else { offset + plane.row_bytes };
+            placed
+        })
+    }
+
+    /// Bytes of all planes.
+    pub fn bytes(&self) -> usize {
+        let (rows, chroma) = (self.source.0, self.format.is_subsampled());
+        self.pitch * (rows + if chroma { rows / 2 } else { 0 })
+    }
+
+    /// First byte of the chroma.
+    pub fn chroma(&self) -> usize {
+        self.pitch * self.source.0
+    }
+
+    /// The launch. [`Arg::Input`] 0 is the image (its luma), 1 its chroma (null if it has none),
     /// [`Arg::Output`] 0 the network input `[1, padded height, padded width, 3]`, R G B, of element type
     /// `dtype`.
     ///
@@ -89,10 +133,9 @@ impl Preprocess {
     /// positive.
     pub fn launch(&self, dtype: DType) -> Result<Launch, String> {
         self.check()?;
-        let (format, coefficients) = match self.format {
-            PixelFormat::Rgb8 => (0, [0; 5]),
-            PixelFormat::Bgr8 => (1, [0; 5]),
-            PixelFormat::Nv12(matrix) => (2, matrix.coefficients()),
+        let coefficients = match self.format {
+            PixelFormat::Nv12(matrix) | PixelFormat::I420(matrix) => matrix.coefficients(),
+            _ => [0; 5],
         };
         let pair = |(height, width): (usize, usize)| [height as i32, width as i32];
         // OpenCV derives the step from the reciprocal ratio; the double rounding is part of the result.
@@ -109,12 +152,12 @@ impl Preprocess {
             coefficients,
             chunks: i32::from((self.padded.1 * 3).is_multiple_of(lanes(dtype))),
         };
-        let chroma = if format == 2 { Arg::Input(1) } else { Arg::Null };
+        let chroma = if self.format.is_subsampled() { Arg::Input(1) } else { Arg::Null };
         let blocks = |size: usize, tile: usize| size.div_ceil(tile) as u32;
         Ok(Launch {
             source: "preprocess.cu",
             entry: "preprocess",
-            defines: vec![storage(dtype), ("FORMAT", format)],
+            defines: vec![storage(dtype), ("FORMAT", code(self.format))],
             grid: [blocks(self.padded.1, TILE.0), blocks(self.padded.0, TILE.1), 1],
             block: [THREADS, 1, 1],
             shared: 0,
@@ -133,16 +176,14 @@ impl Preprocess {
         if resized.0 > padded.0 || resized.1 > padded.1 {
             return Err(format!("an image of {resized:?} cannot be padded to {padded:?}"));
         }
-        let row = if matches!(format, PixelFormat::Nv12(_)) { source.1 } else { source.1 * 3 };
+        let row = row_bytes(format, source);
         if pitch < row || pitch > i32::MAX as usize {
             return Err(format!(
                 "rows of {} {format:?} pixels take {row} bytes, the pitch is {pitch}",
                 source.1
             ));
         }
-        if matches!(format, PixelFormat::Nv12(_)) && !(source.0 % 2 == 0 && source.1 % 2 == 0) {
-            return Err(format!("NV12 images have even sides, this one is {source:?}"));
-        }
+        format.check(source).map_err(|error| error.to_string())?;
         if !std.iter().all(|&s| s > 0.0 && s.is_finite()) || !mean.iter().all(|m| m.is_finite()) {
             return Err(format!(
                 "mean {mean:?} must be finite, standard deviation {std:?} finite and positive"

@@ -12,7 +12,7 @@ use crate::cuda::gpu::{Precision, Target};
 use crate::cuda::launch::{Launch, Packing};
 use crate::error::{Error, Result};
 use crate::plan::Const;
-use crate::plan::constants::{Constants, Loader};
+use crate::plan::constants::{Constants, Loader, Store};
 use cudarc::driver::{DriverError, result, sys};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -22,15 +22,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Shared memory a block may have without asking, static and dynamic together, in bytes.
 const SHARED_WITHOUT_OPT_IN: u32 = 48 << 10;
 
-/// A device with the kernels and constants that plans have asked for so far.
+/// A stream of a device, with the kernels and constants that plans have asked for so far; these it shares with
+/// every runtime that was [forked](Runtime::fork) from it.
 pub struct Runtime {
     device: Arc<Device>,
     selection: Selection,
+    shared: Arc<Shared>,
+}
+
+/// What does not depend on a stream.
+struct Shared {
     code: Code,
     cache: Cache,
     constants: Constants,
     modules: Mutex<HashMap<Job, Arc<Module>>>,
-    packed: Mutex<HashMap<(String, Packing), Arc<DeviceBuffer>>>,
+    packed: Store<(String, Packing), DeviceBuffer>,
 }
 
 /// Loaded code.
@@ -83,12 +89,24 @@ impl Runtime {
         Ok(Runtime {
             selection: Target { caps: *device.caps(), precision }.into(),
             device: Arc::new(device),
-            code: Code::wanted()?,
-            cache: Cache::user(),
-            constants: Constants::new(load),
-            modules: Mutex::default(),
-            packed: Mutex::default(),
+            shared: Arc::new(Shared {
+                code: Code::wanted()?,
+                cache: Cache::user(),
+                constants: Constants::new(load),
+                modules: Mutex::default(),
+                packed: Store::default(),
+            }),
         })
+    }
+
+    /// A runtime with the same kernels and constants and a stream of its own, for work that goes on beside
+    /// this one's.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] as the driver says.
+    pub fn fork(&self) -> Result<Runtime> {
+        let device = Arc::new(self.device.with_new_stream()?);
+        Ok(Runtime { device, selection: self.selection.clone(), shared: self.shared.clone() })
     }
 
     /// Whether kernels for `device` can come from anywhere. NVRTC is looked for only where the cache has none
@@ -137,29 +155,34 @@ impl Runtime {
 
     /// As [`Constants::trim`].
     pub fn trim(&self) {
-        self.constants.trim();
+        self.shared.constants.trim();
+    }
+
+    /// Bytes of the constants in device memory, which all plans share.
+    pub fn constant_bytes(&self) -> usize {
+        self.shared.packed.total(DeviceBuffer::len)
     }
 
     /// Constants on the host.
     pub(crate) fn constants(&self) -> &Constants {
-        &self.constants
+        &self.shared.constants
     }
 
     /// Compiles, several at a time, and loads whatever `launches` need and is not loaded yet.
     pub(crate) fn load(&self, launches: &[&Launch]) -> Result<()> {
         let mut jobs: Vec<Job> = launches.iter().map(|launch| self.job(launch)).collect();
         {
-            let known = lock(&self.modules);
+            let known = lock(&self.shared.modules);
             let mut seen = std::collections::HashSet::new();
             jobs.retain(|job| !known.contains_key(job) && seen.insert(job.clone()));
         }
         let compiled: Vec<Compiled> =
-            jobs.par_iter().map(|job| self.cache.compile(job, Nvrtc::get)).collect::<Result<_>>()?;
+            jobs.par_iter().map(|job| self.shared.cache.compile(job, Nvrtc::get)).collect::<Result<_>>()?;
         self.device.bind()?;
         for (job, compiled) in jobs.into_iter().zip(compiled) {
             let handle = self.module(&job, &compiled)?;
             let module = Arc::new(Module { device: self.device.clone(), handle, shared: Mutex::default() });
-            lock(&self.modules).insert(job, module);
+            lock(&self.shared.modules).insert(job, module);
         }
         Ok(())
     }
@@ -176,7 +199,7 @@ impl Runtime {
         };
         match Nvrtc::get() {
             Ok(nvrtc) if compiled.entry.is_some() && is_refusal(error) => {
-                let renewed = self.cache.renew(job, nvrtc)?;
+                let renewed = self.shared.cache.renew(job, nvrtc)?;
                 load(&renewed.code).map_err(|error| self.refused(job, &renewed, error))
             }
             _ => Err(self.refused(job, compiled, error)),
@@ -206,7 +229,7 @@ impl Runtime {
     /// [`Error::Cuda`] if the kernel is not loaded or the device cannot run the launch.
     pub(crate) fn function(&self, launch: &Launch) -> Result<Function> {
         let missing = || Error::Cuda(format!("{launch} is not loaded"));
-        let module = lock(&self.modules).get(&self.job(launch)).cloned().ok_or_else(missing)?;
+        let module = lock(&self.shared.modules).get(&self.job(launch)).cloned().ok_or_else(missing)?;
         let name = CString::new(launch.entry).map_err(|_| missing())?;
         self.device.bind()?;
         // SAFETY: a loaded module.
@@ -246,14 +269,11 @@ impl Runtime {
         index: usize,
         packing: Packing,
     ) -> Result<Arc<DeviceBuffer>> {
-        let key = (consts[index].key.clone(), packing);
-        if let Some(known) = lock(&self.packed).get(&key) {
-            return Ok(known.clone());
-        }
-        let bytes = pack(self.constants.constant(consts, index)?.as_ref(), packing);
-        let buffer = Arc::new(DeviceBuffer::of(&self.device, &bytes, &key.0)?);
-        lock(&self.packed).insert(key, buffer.clone());
-        Ok(buffer)
+        let key = &consts[index].key;
+        self.shared.packed.get((key.clone(), packing), || {
+            let bytes = pack(self.constants().constant(consts, index)?.as_ref(), packing);
+            DeviceBuffer::of(&self.device, &bytes, key)
+        })
     }
 
     fn job(&self, launch: &Launch) -> Job {
@@ -261,7 +281,7 @@ impl Runtime {
             source: launch.source,
             defines: launch.defines.clone(),
             compute: self.device.caps().compute,
-            code: self.code,
+            code: self.shared.code,
         }
     }
 }

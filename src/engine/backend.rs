@@ -1,23 +1,21 @@
-//! Where the network runs: the CPU or a GPU behind one face.
+//! Where a model computes: the CPU or a GPU.
 
-use super::gpu::Gpu;
 use super::tuning::Tuning;
-use crate::cpu::{self, Pool, Selection, Weights};
+use crate::cpu::{self, Selection, Weights};
 use crate::cuda::gpu::{Precision, Target};
 use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::ops::ValueType;
 use crate::plan::Plan;
 use crate::plan::constants::Loader;
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-/// Where an engine computes.
+/// Where a model computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The first GPU if it can be used, else the CPU; [`Engine::device_note`](super::Engine::device_note)
+    /// The first GPU if it can be used, else the CPU; [`Model::device_note`](super::Model::device_note)
     /// then says why.
     #[default]
     Auto,
@@ -53,19 +51,10 @@ impl fmt::Display for Device {
     }
 }
 
-/// A back end with its constants.
+/// A back end with constants: those of a model, or a session's share of them.
 pub(super) enum Backend {
-    Cpu { selection: Selection, weights: Weights },
+    Cpu { selection: Selection, weights: Arc<Weights> },
     Cuda(Box<Runtime>),
-}
-
-/// A plan bound to a back end.
-pub(super) enum Executor {
-    Cpu(Box<cpu::Executor>),
-    /// Between floats on the host.
-    Cuda(Box<cuda::Executor>),
-    /// From photos to results at their size.
-    Gpu(Box<Gpu>),
 }
 
 /// What a person may want to know of how a back end came about.
@@ -100,12 +89,23 @@ impl Backend {
             },
         };
         let Some(gpu) = gpu else {
-            let backend = Backend::Cpu { selection, weights: Weights::new(load) };
+            let backend = Backend::Cpu { selection, weights: Arc::new(Weights::new(load)) };
             return Ok((backend, Notes { device, tuning: None }));
         };
         let mut runtime = Runtime::new(gpu, precision, load)?;
         let tuning = tuning.apply(&mut runtime)?;
         Ok((Backend::Cuda(Box::new(runtime)), Notes { device: None, tuning }))
+    }
+
+    /// The same constants for a session of `threads` threads, on a GPU with a stream of its own.
+    pub(super) fn fork(&self, threads: usize) -> Result<Backend> {
+        Ok(match self {
+            Backend::Cpu { selection, weights } => {
+                let selection = Selection { threads, ..*selection };
+                Backend::Cpu { selection, weights: weights.clone() }
+            }
+            Backend::Cuda(runtime) => Backend::Cuda(Box::new(runtime.fork()?)),
+        })
     }
 
     /// The device, for people.
@@ -119,14 +119,15 @@ impl Backend {
         }
     }
 
-    pub(super) fn is_emulated(&self) -> bool {
-        matches!(self, Backend::Cuda(runtime) if runtime.device().is_emulated())
+    pub(super) fn target(&self) -> Option<Target> {
+        self.runtime().map(Runtime::target)
     }
 
-    pub(super) fn target(&self) -> Option<Target> {
+    /// Bytes of the constants that are loaded, as kernels read them.
+    pub(super) fn constant_bytes(&self) -> usize {
         match self {
-            Backend::Cpu { .. } => None,
-            Backend::Cuda(runtime) => Some(runtime.target()),
+            Backend::Cpu { weights, .. } => weights.bytes(),
+            Backend::Cuda(runtime) => runtime.constant_bytes(),
         }
     }
 
@@ -138,118 +139,11 @@ impl Backend {
         }
     }
 
-    /// As [`Backend::executor`], without floats on the host where a GPU can go from photos to results by
-    /// itself.
-    pub(super) fn pipelined(&self, graph: &Graph, pool: &Pool) -> Result<Executor> {
-        let Backend::Cuda(runtime) = self else { return self.executor(graph, pool) };
-        let plan = cuda::plan(graph, runtime.selection().clone())?;
-        let executor = pool.run(|| cuda::Executor::new(plan, runtime))?;
-        runtime.trim();
-        Ok(Executor::Gpu(Box::new(Gpu::new(executor))))
-    }
-
     /// The GPU's runtime.
     pub(super) fn runtime(&self) -> Option<&Runtime> {
         match self {
             Backend::Cpu { .. } => None,
             Backend::Cuda(runtime) => Some(runtime),
-        }
-    }
-
-    /// Plans `graph` and binds the plan to memory and constants.
-    pub(super) fn executor(&self, graph: &Graph, pool: &Pool) -> Result<Executor> {
-        match self {
-            Backend::Cpu { selection, weights } => {
-                let plan = cpu::plan(graph, *selection)?;
-                let executor = pool.run(|| cpu::Executor::new(plan, weights))?;
-                weights.trim();
-                Ok(Executor::Cpu(Box::new(executor)))
-            }
-            Backend::Cuda(runtime) => {
-                let plan = cuda::plan(graph, runtime.selection().clone())?;
-                let executor = pool.run(|| cuda::Executor::with_floats(plan, runtime))?;
-                runtime.trim();
-                Ok(Executor::Cuda(Box::new(executor)))
-            }
-        }
-    }
-}
-
-impl Executor {
-    /// The plan, for people.
-    pub(super) fn plan(&self) -> Plan {
-        match self {
-            Executor::Cpu(executor) => executor.plan().described(),
-            Executor::Cuda(executor) => executor.plan().described(),
-            Executor::Gpu(gpu) => gpu.executor().plan().described(),
-        }
-    }
-
-    pub(super) fn input_mut(&mut self, index: usize) -> &mut [f32] {
-        match self {
-            Executor::Cpu(executor) => executor.input_mut(index),
-            Executor::Cuda(executor) => executor.input_mut(index),
-            Executor::Gpu(gpu) => gpu.executor_mut().input_mut(index),
-        }
-    }
-
-    pub(super) fn run(&mut self) -> Result<()> {
-        match self {
-            Executor::Cpu(executor) => executor.run(),
-            Executor::Cuda(executor) => executor.run()?,
-            Executor::Gpu(gpu) => gpu.run()?,
-        }
-        Ok(())
-    }
-
-    /// The time of the network alone in each of `runs` runs, over whatever its inputs hold: on a GPU by the
-    /// device's own clock, as one graph without copies; on the CPU by the wall's.
-    pub(super) fn time_network(&mut self, runs: usize) -> Result<Vec<Duration>> {
-        match self {
-            Executor::Cpu(executor) => Ok((0..runs)
-                .map(|_| {
-                    let start = Instant::now();
-                    executor.run();
-                    start.elapsed()
-                })
-                .collect()),
-            Executor::Cuda(executor) => executor.time_network(runs),
-            Executor::Gpu(gpu) => gpu.executor_mut().time_network(runs),
-        }
-    }
-
-    /// The time of each step in each of `runs` runs: on the CPU in runs of the network, on a GPU as
-    /// [`cuda::Executor::time_steps`] takes it.
-    pub(super) fn time_steps(&mut self, runs: usize, mut report: impl FnMut(usize, Duration)) -> Result<()> {
-        match self {
-            Executor::Cpu(executor) => (0..runs).for_each(|_| executor.run_timed(&mut report)),
-            Executor::Cuda(executor) => executor.time_steps(runs, report)?,
-            Executor::Gpu(gpu) => gpu.executor_mut().time_steps(runs, report)?,
-        }
-        Ok(())
-    }
-
-    pub(super) fn output(&self, index: usize) -> &[f32] {
-        match self {
-            Executor::Cpu(executor) => executor.output(index),
-            Executor::Cuda(executor) => executor.output(index),
-            Executor::Gpu(gpu) => gpu.executor().output(index),
-        }
-    }
-
-    pub(super) fn output_index(&self, name: &str) -> Option<usize> {
-        match self {
-            Executor::Cpu(executor) => executor.output_index(name),
-            Executor::Cuda(executor) => executor.output_index(name),
-            Executor::Gpu(gpu) => gpu.executor().output_index(name),
-        }
-    }
-
-    pub(super) fn output_type(&self, index: usize) -> ValueType {
-        match self {
-            Executor::Cpu(executor) => executor.output_type(index),
-            Executor::Cuda(executor) => executor.output_type(index),
-            Executor::Gpu(gpu) => gpu.executor().output_type(index),
         }
     }
 }

@@ -4,32 +4,19 @@ use crate::image::bitmask::BitMask;
 use crate::image::instance::{Instance, InstanceResult};
 use crate::image::panoptic::PanopticResult;
 use crate::model::Task;
+use crate::task::Found;
 
-/// What an [`Engine`](super::Engine) found in one image. Reuse one value for many images
-/// ([`Engine::segment_into`](super::Engine::segment_into)) and no memory is allocated.
-#[derive(Clone, Debug, PartialEq)]
+/// What a model found in one image.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Segmentation {
-    pub(super) task: Task,
     pub(super) size: (usize, usize),
-    pub(super) instances: InstanceResult,
-    pub(super) panoptic: PanopticResult,
-}
-
-impl Default for Segmentation {
-    fn default() -> Self {
-        Segmentation {
-            task: Task::Instance,
-            size: (0, 0),
-            instances: InstanceResult::default(),
-            panoptic: PanopticResult::default(),
-        }
-    }
+    pub(super) found: Found,
 }
 
 impl Segmentation {
     /// Which kind of result this is.
     pub fn task(&self) -> Task {
-        self.task
+        self.found.task()
     }
 
     /// Height and width of the image, and of every mask and map.
@@ -37,12 +24,14 @@ impl Segmentation {
         self.size
     }
 
-    /// The instances, best first; empty for panoptic results.
+    /// The result of its task.
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// The instances, best first; empty for other results.
     pub fn instances(&self) -> &[Instance] {
-        match self.task {
-            Task::Instance => self.instances.instances(),
-            Task::Panoptic => &[],
-        }
+        self.instance_result().map_or(&[], InstanceResult::instances)
     }
 
     /// The mask of one of [`Segmentation::instances`]. Instances made by the same kernel share a mask.
@@ -50,16 +39,24 @@ impl Segmentation {
     /// # Panics
     /// If the instance belongs to another result with more masks.
     pub fn mask(&self, instance: &Instance) -> &BitMask {
-        self.instances.mask(instance)
+        let result = self.instance_result();
+        assert!(result.is_some(), "an instance of another result");
+        result.map(|result| result.mask(instance)).unwrap()
     }
 
-    /// The panoptic map with its segments; `None` for instance results.
+    /// The panoptic map with its segments; `None` for other results.
     pub fn panoptic(&self) -> Option<&PanopticResult> {
-        (self.task == Task::Panoptic).then_some(&self.panoptic)
+        match &self.found {
+            Found::Panoptic(map) => Some(map),
+            _ => None,
+        }
     }
 
-    /// The distinct masks of an instance result.
-    pub fn instance_result(&self) -> &InstanceResult {
-        &self.instances
+    /// The instances with their distinct masks; `None` for other results.
+    pub fn instance_result(&self) -> Option<&InstanceResult> {
+        match &self.found {
+            Found::Instance(instances) => Some(instances),
+            _ => None,
+        }
     }
 }

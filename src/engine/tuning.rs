@@ -1,15 +1,15 @@
 //! Kernels chosen by measuring: which table an engine follows, and how one is made.
 
-use super::Engine;
+use super::{Model, Session};
 use crate::cuda::Runtime;
 use crate::cuda::tune::{self, Outcome, Table, Timer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::TapMode;
 use std::path::PathBuf;
 
-/// Which table of measured kernels an engine on a GPU follows. Sites that the table does not know get what
+/// Which table of measured kernels a model on a GPU follows. Sites that the table does not know get what
 /// the cost models choose. A table that was measured on another device, in another precision or with other
-/// kernels is not followed, and [`Engine::tuning_note`] says so.
+/// kernels is not followed, and [`Model::tuning_note`] says so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Tuning {
     /// The file that `KNET_TUNED` names (empty: none), else the user's, where `knet tune` writes: beside the
@@ -45,18 +45,13 @@ impl Tuning {
     }
 }
 
-impl Engine {
-    /// Why a tuning table that is there is not followed; `None` if it is, or if there is none.
-    pub fn tuning_note(&self) -> Option<&str> {
-        self.tuning_note.as_deref()
-    }
-
+impl Model {
     /// The tuning table that kernels are chosen by.
     pub fn tuning(&self) -> Option<&Table> {
-        self.backend.runtime().and_then(|runtime| runtime.selection().table())
+        self.selection()?.table()
     }
 
-    /// The file of the table that an engine on this device in this precision follows unless told otherwise:
+    /// The file of the table that a model on this device in this precision follows unless told otherwise:
     /// beside the kernel cache.
     ///
     /// # Errors
@@ -85,15 +80,17 @@ impl Engine {
         }
         Ok(())
     }
+}
 
+impl Session {
     /// Times the `candidates` best kernels, by the cost models, of every distinct step that has a choice, at
     /// one input size (both sides multiples of [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR)), and gives the
-    /// table that the engine follows with what was measured in it. `report` gets each step's outcome as it
-    /// comes, its number from 1, and how many there are. The engine goes on as it is: the table is for the
-    /// next one.
+    /// table that the model follows with what was measured in it. `report` gets each step's outcome as it
+    /// comes, its number from 1, and how many there are. The session goes on as it is: the table is for the
+    /// next model.
     ///
     /// # Errors
-    /// [`Error::Usage`] on the CPU and on the emulator; as [`Engine::plan`]; [`Error::Cuda`] as the driver
+    /// [`Error::Usage`] on the CPU and on the emulator; as [`Session::plan`]; [`Error::Cuda`] as the driver
     /// says.
     pub fn tune(
         &self,
@@ -101,12 +98,13 @@ impl Engine {
         candidates: usize,
         mut report: impl FnMut(&Outcome, usize, usize) -> Result<()>,
     ) -> Result<Table> {
-        self.check_clock()?;
-        let runtime = self.tunable()?;
+        let model = self.model();
+        model.check_clock()?;
+        let runtime = model.tunable()?;
         let (plan, _) = self.plan(size, TapMode::Off)?;
         let tasks = tune::tasks(&plan, &runtime.target(), candidates)?;
         let mut timer = self.pool.run(|| Timer::new(runtime, &tasks, tune::REPEATS))?;
-        let mut table = self.tuning().cloned().unwrap_or_else(|| Table::new(runtime.scope()));
+        let mut table = model.tuning().cloned().unwrap_or_else(|| Table::new(runtime.scope()));
         for (index, task) in tasks.iter().enumerate() {
             let outcome = tune::run(task, |task, candidate| timer.measure(task, candidate))?;
             report(&outcome, index + 1, tasks.len())?;

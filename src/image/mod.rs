@@ -23,11 +23,14 @@ pub mod preprocess;
 pub mod resize;
 pub mod rle;
 pub mod text;
+pub mod view;
 mod worker_pool;
 
 /// The crate `image` in the version whose pictures this crate takes: `knet::image::image_rs::open(path)`.
 pub use ::image as image_rs;
 pub use ::image::{DynamicImage, RgbImage};
+
+pub use view::ImageView;
 
 use crate::error::{Error, Result};
 use mask_resize::MaskSampler;

@@ -1,13 +1,13 @@
-//! From an RGB image to the network input: resize, normalise and pad, in one pass over the output.
+//! From an image to the network input: resize, normalise and pad, in one pass over the output. An image of
+//! another format than packed RGB is converted to it first, in a pass of its own.
 //!
 //! Normalisation is exactly mmcv's `imnormalize`: the mean (float32 values held as float64) is subtracted and
 //! the difference rounded to float32; that is multiplied by the float64 reciprocal of the standard deviation
 //! and rounded again. With 8-bit input each channel has only 256 results, so they are tabulated. Padding is
 //! zeros **after** normalisation, at the right and the bottom.
 
-use image::RgbImage;
-
 use super::resize::{Resizer, keep_ratio_size};
+use super::view::ImageView;
 use crate::error::{Error, Result};
 
 /// Sizes of one image on its way through the network, each `(height, width)`.
@@ -60,6 +60,8 @@ pub struct Preprocessor {
     config: PreprocessConfig,
     table: Box<[[f32; 256]; 3]>,
     resizer: Option<Resizer>,
+    /// An image that did not come as packed RGB.
+    converted: Vec<u8>,
 }
 
 impl Preprocessor {
@@ -84,7 +86,7 @@ impl Preprocessor {
                 *out = (f64::from((v as f64 - mean) as f32) * scale) as f32;
             }
         }
-        Ok(Preprocessor { config, table, resizer: None })
+        Ok(Preprocessor { config, table, resizer: None, converted: Vec::new() })
     }
 
     /// The configuration.
@@ -108,12 +110,11 @@ impl Preprocessor {
     ///
     /// # Errors
     /// [`Error::Shape`] if `out` has another length than [`Geometry::input_len`]; [`Error::Usage`] if the
-    /// image has no pixels.
-    pub fn run(&mut self, image: &RgbImage, out: &mut [f32]) -> Result<Geometry> {
-        let source = (image.height() as usize, image.width() as usize);
-        if source.0 * source.1 == 0 {
-            return Err(Error::usage("the image has no pixels"));
-        }
+    /// image has no pixels, or has them in device memory.
+    pub fn run<'a>(&mut self, image: impl Into<ImageView<'a>>, out: &mut [f32]) -> Result<Geometry> {
+        let image = image.into();
+        let source = image.size();
+        image.format().check(source)?;
         let geometry = self.geometry(source.0, source.1);
         if out.len() != geometry.input_len() {
             return Err(Error::Shape {
@@ -132,9 +133,17 @@ impl Preprocessor {
             Some(resizer) if resizer.sizes() == sizes => resizer,
             stale => stale.insert(Resizer::new(sizes.0, sizes.1)),
         };
+        let pixels = match image.as_rgb() {
+            Some(pixels) => pixels,
+            None => {
+                self.converted.resize(3 * source.0 * source.1, 0);
+                image.to_rgb(&mut self.converted)?;
+                &self.converted
+            }
+        };
         let stride = geometry.padded.1 * 3;
         let table = &self.table;
-        resizer.rows_into(image.as_raw(), out, stride, |pixels, row| {
+        resizer.rows_into(pixels, out, stride, |pixels, row| {
             let (inside, padding) = row.split_at_mut(pixels.len());
             for (out, rgb) in inside.as_chunks_mut::<3>().0.iter_mut().zip(pixels.as_chunks::<3>().0) {
                 for c in 0..3 {

@@ -6,16 +6,19 @@ use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::launch::{Arg, Launch, Packing, Program};
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::pack::{pack, unpack};
-use knet::cuda::post::{self, MaskLogits, Ranking};
-use knet::cuda::pre::{PixelFormat, Preprocess, YuvMatrix};
+use knet::cuda::post::MaskLogits;
+use knet::cuda::pre::{FORMATS, Preprocess};
 use knet::cuda::{Plan, ops, select, stored};
 use knet::graph::Graph;
 use knet::graph::passes::optimize;
+use knet::image::instance::InstanceConfig;
+use knet::image::panoptic::PanopticConfig;
 use knet::model::{Config, TapMode, build};
 use knet::ops::ValueType;
 use knet::plan::arena::Slot;
 use knet::plan::constants::Constants;
 use knet::plan::{Operand, Place, Site, Step};
+use knet::task::{instance, panoptic};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Instance, Memory, Module, Options, Report};
 use std::collections::{BTreeMap, HashMap};
@@ -340,19 +343,18 @@ const MODELS: [(&str, [usize; 2]); 5] = [
 /// Pre- and post-processing of a small photo.
 fn image_launches(dtype: DType) -> Vec<Launch> {
     let (original, resized, padded) = ((20, 30), (40, 60), (64, 64));
-    let formats = [PixelFormat::Rgb8, PixelFormat::Bgr8, PixelFormat::Nv12(YuvMatrix::Bt601)];
-    let preprocess = formats.map(|format| {
+    let preprocess = FORMATS.map(|format| {
         let (mean, std) = ([0.0; 3], [1.0; 3]);
-        Preprocess { format, source: original, pitch: 90, resized, padded, mean, std }.launch(dtype)
+        Preprocess { format, source: original, pitch: 120, resized, padded, mean, std }.launch(dtype)
     });
     let logits = MaskLogits { objects: 4, size: (8, 8), dtype, padded, resized, original };
     let target = Target { caps: CAPS, precision: Precision::F16 };
     let ranked = [false, true].map(|mask_score| {
-        let (classes, instances, proposals, things) = (5, 3, 4, 5);
-        let ranking = Ranking { classes, instances, min_score: 0.0, proposals, things, mask_score };
-        post::instances(&logits, &ranking, &target)
+        let config = InstanceConfig { max_per_image: 3, proposals: 4, things: 5, mask_score, min_score: 0.0 };
+        instance::launches(&logits, 5, &config, &target)
     });
-    let programs = ranked.into_iter().chain([post::panoptic(&logits, 2, 5, 2)]);
-    let postprocess = programs.flat_map(|program| program.expect("sizes fit").launches);
+    let config = PanopticConfig { proposals: 2, things: 5, stuff: 2, ..PanopticConfig::default() };
+    let posts = ranked.into_iter().chain([panoptic::launches(&logits, &config)]);
+    let postprocess = posts.flat_map(|post| post.expect("sizes fit").program.launches);
     preprocess.into_iter().map(|launch| launch.expect("sizes fit")).chain(postprocess).collect()
 }

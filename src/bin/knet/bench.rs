@@ -61,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return training::run(arguments);
     }
     let mut engine = arguments.model.build(arguments.model.engine().size(None))?;
-    engine.check_clock()?;
+    engine.model().check_clock()?;
     let size = arguments.size.unwrap_or(Size::of(engine.config()));
     let (Size { height, width }, padded) = (size, size.padded());
     let image = synthetic(height, width)?;
@@ -69,9 +69,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let parts = time_parts(&mut engine, &image, input, arguments.runs as usize)?;
     let runs = (arguments.runs as usize).min(10);
     let (plan, steps) = if arguments.no_steps {
-        (engine.plan(input, knet::model::TapMode::Off)?.0, Vec::new())
+        (engine.session().plan(input, knet::model::TapMode::Off)?.0, Vec::new())
     } else {
-        engine.profile(input, runs)?
+        engine.session_mut().profile(input, runs)?
     };
     let medians: Vec<f64> = steps.into_iter().map(|times| percentiles(times).p50).collect();
     let config = engine.config();
@@ -90,11 +90,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             report[part.key] = part.times.to_json();
             report["meaning"][part.key] = part.meaning.into();
         }
-        if let Some(target) = engine.target() {
+        if let Some(target) = engine.model().target() {
             let [least, operations] = least_times(&plan, &target);
             (report["roofline_ms"], report["operations_ms"]) = (least.into(), operations.into());
         }
-        report["steps"] = steps_json(&plan, &medians, engine.target().as_ref());
+        report["steps"] = steps_json(&plan, &medians, engine.model().target().as_ref());
         return print(&format!("{report:#}\n"));
     }
     let mut text = format!(
@@ -117,13 +117,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let network = parts.iter().find(|part| part.key == "network").map_or(0.0, |part| part.times.p50);
     let (gflop, rate) = (plan.flops() as f64 / 1e9, gflops(plan.flops(), network));
     text += &format!("\nnetwork: {gflop:.1} GFLOP, {rate:.1} GFLOP/s (direct-convolution operations)\n");
-    if let Some(target) = engine.target() {
+    if let Some(target) = engine.model().target() {
         let [least, operations] = least_times(&plan, &target);
         let share = |ms: f64| 100.0 * ms / network;
         text += &format!("roofline: {least:.3} ms, step by step, {:.1} % reached; ", share(least));
         text += &format!("operations alone: {operations:.3} ms, {:.1} %\n", share(operations));
     }
-    text += &steps_table(&plan, &medians, engine.target().as_ref());
+    text += &steps_table(&plan, &medians, engine.model().target().as_ref());
     print(&text)
 }
 
@@ -156,7 +156,7 @@ fn time_parts(
     }
     let part = |key, name, meaning, times| Part { key, name, meaning, times: percentiles(times) };
     let timed = |get: fn(&Timings) -> Duration| timings.iter().map(get).collect::<Vec<_>>();
-    let mut parts = if engine.target().is_some() {
+    let mut parts = if engine.model().target().is_some() {
         vec![
             part("pre", "pre", "host: the image to page-locked memory", timed(|t| t.pre)),
             part(
@@ -170,7 +170,7 @@ fn time_parts(
                 "network",
                 "network",
                 "device's clock: a graph of the network alone",
-                engine.time_network(input, runs)?,
+                engine.session_mut().time_network(input, runs)?,
             ),
         ]
     } else {

@@ -98,7 +98,7 @@ impl Fill {
             (None, device) => device,
         };
         let engine = self.model.build(self.model.engine().device(device))?;
-        let selections = match (self.gpu, engine.selection()) {
+        let selections = match (self.gpu, engine.model().selection()) {
             (Some(gpu), _) => {
                 gpu.reported().into_iter().map(|caps| Target { caps, precision }.into()).collect()
             }
@@ -109,7 +109,7 @@ impl Fill {
         // What `knet doctor` runs, so that it can say that all is well.
         let mut launches = vec![probe::launch(&selections[0].target())?];
         for size in self.sizes(&engine) {
-            launches.extend(engine.launches(size, &selections)?);
+            launches.extend(engine.model().launches(size, &selections)?);
         }
         let job = |launch: Launch| Job { source: launch.source, defines: launch.defines, compute, code };
         let jobs: Vec<Job> = launches.into_iter().map(job).collect::<HashSet<_>>().into_iter().collect();

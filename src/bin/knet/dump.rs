@@ -57,8 +57,8 @@ pub fn run(arguments: &Arguments) -> knet::Result<()> {
     let image = picture(&arguments.image.display().to_string(), image);
     let own = || Size { height: image.height() as usize, width: image.width() as usize };
     let Size { height, width } = arguments.ori_size.unwrap_or_else(own);
-    let taps = engine.taps(&image)?;
-    let segmentation = engine.segment_resized(&image, (height, width))?;
+    let taps = engine.session_mut().taps(&image)?;
+    let segmentation = engine.session_mut().segment_resized(&image, (height, width))?;
     let finals = finals(&segmentation);
     let taps = taps.iter().map(|(name, tensor)| (name.as_str(), tensor.shape(), tensor.data()));
     let taps: Vec<_> = taps.collect();

@@ -136,8 +136,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let report = evaluation.run(&mut engine, |image| {
         bar.set_position(image.done as u64);
-        if let (Some(_), Some(record)) = (&arguments.coco, image.image) {
-            results.extend(coco_results(image.found.instance_result(), &record.json_id(), &category_of));
+        let instances = arguments.coco.as_ref().and_then(|_| image.found.instance_result());
+        if let (Some(instances), Some(record)) = (instances, image.image) {
+            results.extend(coco_results(instances, &record.json_id(), &category_of));
         }
         ControlFlow::Continue(())
     });

@@ -69,7 +69,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let plan = match &gpu {
         Some(gpu) => gpu.plan.described(),
-        None => engine.plan((size[0], size[1]), TapMode::Off)?.0,
+        None => engine.session().plan((size[0], size[1]), TapMode::Off)?.0,
     };
     let tensors = source::parameters(engine.config())?;
     let size_of = |p: &Param| p.upstream_shape.iter().product::<usize>();

@@ -149,10 +149,10 @@ impl ModelArguments {
     /// a tuning table is not followed.
     fn build(&self, builder: EngineBuilder) -> Result<Engine, Error> {
         let engine = builder.build()?;
-        if let (Some(reason), Some(_)) = (engine.device_note(), self.device) {
+        if let (Some(reason), Some(_)) = (engine.model().device_note(), self.device) {
             note(format_args!("computing on the CPU: {reason}"));
         }
-        if let Some(reason) = engine.tuning_note() {
+        if let Some(reason) = engine.model().tuning_note() {
             note(format_args!("tuning table not followed: {reason}"));
         }
         let (config, source, device) = (engine.config(), self.source(), engine.device());

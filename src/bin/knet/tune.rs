@@ -47,10 +47,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => Tuning::User,
     };
     let engine = arguments.model.build(arguments.model.engine().size(None).tuning(tuning))?;
-    engine.check_clock()?;
+    engine.model().check_clock()?;
     let path = match named {
         Some(path) => path,
-        None => engine.user_tuning_file()?,
+        None => engine.model().user_tuning_file()?,
     };
     let [height, width] = arguments.size.unwrap_or(Size::of(engine.config())).padded();
     let mut outcomes: Vec<Outcome> = Vec::new();
@@ -59,17 +59,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let model = &engine.config().name;
     let title = format!("{model}, {height}x{width}, {}", engine.device());
     let mut started = false;
-    let table = engine.tune((height, width), arguments.candidates.into(), |outcome, _, count| {
-        outcomes.push(outcome.clone());
-        if arguments.json {
-            return Ok(());
-        }
-        if !started {
-            started = true;
-            print(&format!("{title}: {count} distinct steps have a choice\n\n{header}"))?;
-        }
-        print(&row(outcome))
-    })?;
+    let table =
+        engine.session().tune((height, width), arguments.candidates.into(), |outcome, _, count| {
+            outcomes.push(outcome.clone());
+            if arguments.json {
+                return Ok(());
+            }
+            if !started {
+                started = true;
+                print(&format!("{title}: {count} distinct steps have a choice\n\n{header}"))?;
+            }
+            print(&row(outcome))
+        })?;
     table.write(&path)?;
     let (before, gain) = totals(&outcomes);
     if arguments.json {

@@ -186,7 +186,7 @@ impl Cache {
 
     /// What is missing where neither the cache nor a compiler has the code of `job`.
     fn without_compiler(&self, job: &Job, found: &Found, error: Error) -> Error {
-        let Error::Cuda(reason) = error else { return error };
+        let (Error::Cuda(reason) | Error::NoDevice(reason)) = error else { return error };
         let lacks = match (found, self.path(job)) {
             (Found::Damaged(damage), Some(path)) => {
                 format!("its file in the cache, {}, is damaged ({damage})", path.display())
@@ -194,7 +194,7 @@ impl Cache {
             (_, Some(path)) => format!("its file in the cache, {}, is not there", path.display()),
             (_, None) => "there is no kernel cache".into(),
         };
-        Error::Cuda(format!("{}: {lacks}, and there is {reason}", job.title()))
+        Error::NoDevice(format!("{}: {lacks}, and there is {reason}", job.title()))
     }
 
     /// All entries, by name, whatever version of the program made them.

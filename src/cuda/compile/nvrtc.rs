@@ -71,10 +71,10 @@ impl Nvrtc {
     /// Python environment, on the loader's path. Nothing in the working directory is ever loaded.
     ///
     /// # Errors
-    /// [`Error::Cuda`] naming every file that was tried, why it does not serve, and what to do.
+    /// [`Error::NoDevice`] naming every file that was tried, why it does not serve, and what to do.
     pub fn get() -> Result<&'static Nvrtc> {
         static FOUND: OnceLock<std::result::Result<Nvrtc, String>> = OnceLock::new();
-        FOUND.get_or_init(find::find).as_ref().map_err(|reason| Error::Cuda(reason.clone()))
+        FOUND.get_or_init(find::find).as_ref().map_err(|reason| Error::NoDevice(reason.clone()))
     }
 
     /// The compiler in the file `path`, if it compiles: an absolute path.

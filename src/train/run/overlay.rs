@@ -14,6 +14,7 @@ use crate::image::overlay::{Layer, draw, instance_layers, name, panoptic_layers}
 use crate::image::palette::distinct;
 use crate::image::picture::write_rgb;
 use crate::image::text;
+use crate::task::Found;
 use crate::train::data::{Mix, Sample};
 
 /// Side of a photo's place on the sheet, pixels.
@@ -73,9 +74,9 @@ impl Samples {
         }
         for (index, photo) in (0..).zip(&self.photos) {
             let found = engine.segment(&photo.image)?;
-            let layers = match found.panoptic() {
-                Some(panoptic) => panoptic_layers(panoptic, &classes),
-                None => instance_layers(found.instance_result(), &classes, MIN_SCORE),
+            let layers = match found.found() {
+                Found::Panoptic(map) => panoptic_layers(map, &classes),
+                Found::Instance(instances) => instance_layers(instances, &classes, MIN_SCORE),
             };
             let model = tile(&draw(&photo.image, &layers)?);
             let (x, y) = (index % PHOTOS * 2 * TILE, HEADER + index / PHOTOS * TILE);

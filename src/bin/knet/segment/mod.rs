@@ -19,6 +19,7 @@ use knet::image::output::{
 use knet::image::overlay::{draw, flat, instance_layers, panoptic_layers};
 use knet::image::picture::{write_numbers, write_rgb};
 use knet::model::Task;
+use knet::task::Found;
 use knet::train::data::Catalogue;
 use knet::{Engine, Error, Result};
 use plan::Item;
@@ -291,9 +292,9 @@ impl Job {
         }
         let (overlay, colours) = (wants(Format::Overlay), wants(Format::Colour));
         if overlay.is_some() || colours.is_some() {
-            let mut layers = match self.result.panoptic() {
-                Some(panoptic) => panoptic_layers(panoptic, &self.classes),
-                None => instance_layers(self.result.instance_result(), &self.classes, 0.0),
+            let mut layers = match self.result.found() {
+                Found::Panoptic(map) => panoptic_layers(map, &self.classes),
+                Found::Instance(instances) => instance_layers(instances, &self.classes, 0.0),
             };
             if !self.labels {
                 layers.iter_mut().for_each(|layer| layer.label.clear());
@@ -306,24 +307,23 @@ impl Job {
             }
         }
         if let Some(path) = wants(Format::Png) {
-            match map {
-                Some(map) => write_rgb(&path, &map)?,
-                None => {
-                    let numbers = instance_numbers(self.result.instance_result(), self.result.size());
-                    write_numbers(&path, photo.dimensions(), &numbers)?;
-                }
+            if let Some(map) = map {
+                write_rgb(&path, &map)?;
+            } else if let Found::Instance(instances) = self.result.found() {
+                let numbers = instance_numbers(instances, self.result.size());
+                write_numbers(&path, photo.dimensions(), &numbers)?;
             }
         }
         if let Some(path) = wants(Format::Json) {
             atomic_write(&path, |out| Ok(serde_json::to_writer(out, &report)?))?;
         }
-        if let Some(list) = &mut self.list {
+        if let (Some(list), Found::Instance(instances)) = (&mut self.list, self.result.found()) {
             let image_id = &list.image_ids[id as usize - 1];
-            list.results.extend(coco_results(self.result.instance_result(), image_id, &list.category_of));
+            list.results.extend(coco_results(instances, image_id, &list.category_of));
         }
-        let found = match self.result.panoptic() {
-            Some(panoptic) => format!("{} segments", panoptic.segments.len()),
-            None => format!("{} instances", self.result.instances().len()),
+        let found = match self.result.found() {
+            Found::Panoptic(map) => format!("{} segments", map.segments.len()),
+            Found::Instance(instances) => format!("{} instances", instances.instances().len()),
         };
         let time = self.engine.timings().total();
         Ok(format!("{}: {found} in {:.0} ms", item.photo.display(), time.as_secs_f64() * 1e3))
@@ -345,13 +345,13 @@ impl Job {
         let encode = |value: serde_json::Result<Value>| {
             value.map_err(|e| Error::usage(format!("{}: cannot be written as JSON: {e}", image.file_name)))
         };
-        match self.result.panoptic() {
-            Some(panoptic) => {
-                let (annotation, map) = coco_panoptic(panoptic, image, png_name, &self.classes)?;
+        match self.result.found() {
+            Found::Panoptic(map) => {
+                let (annotation, map) = coco_panoptic(map, image, png_name, &self.classes)?;
                 Ok((encode(serde_json::to_value(annotation))?, Some(map)))
             }
-            None => {
-                let instances = coco_instances(self.result.instance_result(), image, &self.classes, 0.0)?;
+            Found::Instance(instances) => {
+                let instances = coco_instances(instances, image, &self.classes, 0.0)?;
                 let (height, width) = self.result.size();
                 let model = &self.engine.config().name;
                 let instances = encode(serde_json::to_value(instances))?;

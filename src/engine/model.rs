@@ -1,0 +1,127 @@
+//! A loaded model.
+
+use super::backend::{Backend, Device};
+use super::{Tuning, WeightSource, class_list, source};
+use crate::cpu::{Arithmetic, Selection};
+use crate::cuda::gpu::{Precision, Target};
+use crate::cuda::{self, Runtime};
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::graph::passes::optimize;
+use crate::image::classes::Class;
+use crate::isa::Isa;
+use crate::model::{Config, Tap, TapMode, build};
+use std::sync::Arc;
+
+/// Where a model comes from and where it computes.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    /// Weights. The default is `seeded:0`.
+    pub weights: WeightSource,
+    /// Name of the model, for weights that do not say it.
+    pub name: Option<String>,
+    /// Computes here. The default is [`Device::Auto`].
+    pub device: Device,
+    /// Stores and multiplies in this precision on a GPU. The CPU computes in f32 whatever is set here.
+    pub precision: Precision,
+    /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is about a fifth faster;
+    /// with [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close
+    /// to the threshold. A GPU rounds by its precision.
+    pub arithmetic: Arithmetic,
+    /// Chooses a GPU's kernels by this table where it knows them. The default is [`Tuning::User`].
+    pub tuning: Tuning,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        ModelOptions {
+            weights: WeightSource::Seeded(0),
+            name: None,
+            device: Device::default(),
+            precision: Precision::default(),
+            arithmetic: Arithmetic::default(),
+            tuning: Tuning::default(),
+        }
+    }
+}
+
+/// A model in memory: what it is, and its weights as kernels read them.
+///
+/// It never changes. Any number of [`Session`](super::Session)s, each in a thread of its own, work with one
+/// model and share its weights: what one session has packed, or brought to the GPU, the next one finds.
+pub struct Model {
+    config: Config,
+    pub(super) backend: Backend,
+    device_note: Option<String>,
+    tuning_note: Option<String>,
+}
+
+impl Model {
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`](crate::Error::NoDevice) if a GPU was named and cannot be used; as [`source::open`];
+    /// [`Error::Usage`](crate::Error::Usage) for a damaged tuning table that was named,
+    /// [`Error::Io`](crate::Error::Io) for one that cannot be read.
+    pub fn load(options: &ModelOptions) -> Result<Arc<Model>> {
+        let (config, load) = source::open(&options.weights, options.name.as_deref())?;
+        // How many threads there are is for sessions to say.
+        let selection = Selection { arithmetic: options.arithmetic, ..Selection::new(Isa::detect(), 1) };
+        let ModelOptions { device, precision, tuning, .. } = options;
+        let (backend, notes) = Backend::new(*device, *precision, selection, tuning, load)?;
+        let (device_note, tuning_note) = (notes.device, notes.tuning);
+        Ok(Arc::new(Model { config, backend, device_note, tuning_note }))
+    }
+
+    /// What it is.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The classes, in the order of the class indices in results; see [`class_list`].
+    pub fn classes(&self) -> Vec<Class> {
+        class_list(&self.config)
+    }
+
+    /// Where it computes, for people: the GPU's name and the precision, or the CPU's instruction set.
+    pub fn device(&self) -> String {
+        self.backend.name()
+    }
+
+    /// Why [`Device::Auto`] took the CPU; `None` if it did not, or if a device was named.
+    pub fn device_note(&self) -> Option<&str> {
+        self.device_note.as_deref()
+    }
+
+    /// Whether it computes on the PTX emulator's stand-in for a driver, where no time means anything.
+    pub fn is_emulated(&self) -> bool {
+        self.backend.runtime().is_some_and(|runtime| runtime.device().is_emulated())
+    }
+
+    /// What its kernels are chosen for, if it computes on a GPU.
+    pub fn target(&self) -> Option<Target> {
+        self.backend.target()
+    }
+
+    /// How the kernels of the GPU that it computes on are chosen; `None` on the CPU.
+    pub fn selection(&self) -> Option<&cuda::Selection> {
+        self.backend.runtime().map(Runtime::selection)
+    }
+
+    /// Why a tuning table that is there is not followed; `None` if it is, or if there is none.
+    pub fn tuning_note(&self) -> Option<&str> {
+        self.tuning_note.as_deref()
+    }
+
+    /// Bytes of the weights that sessions have loaded so far, as kernels read them, on the device that
+    /// computes. They are there once, however many sessions use them.
+    pub fn weight_bytes(&self) -> usize {
+        self.backend.constant_bytes()
+    }
+
+    /// The network at one input size, ready to be planned.
+    pub(super) fn graph(&self, size: (usize, usize), taps: TapMode) -> Result<(Graph, Vec<Tap>)> {
+        let network = build(&self.config, 1, [size.0, size.1], taps)?;
+        Ok((optimize(network.graph)?, network.taps))
+    }
+}

@@ -1,0 +1,300 @@
+//! The network at one input size, bound to memory: on the CPU, or on a GPU with pre- and post-processing of
+//! the last few photo sizes around it.
+
+use super::backend::Backend;
+use super::recent::Recent;
+use super::session::{Adapter, MAX_PLANS};
+use crate::cpu::{self, Pool};
+use crate::cuda::on_device::ExternalStream;
+use crate::cuda::pre::Preprocess;
+use crate::cuda::{self, Pipeline, Runtime};
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::image::preprocess::Geometry;
+use crate::image::view::{ImageView, PixelFormat};
+use crate::plan::Plan;
+use crate::task::Postprocess;
+use std::time::{Duration, Instant};
+
+/// A network of one input size on its device.
+pub(super) enum Network {
+    Cpu(Box<cpu::Executor>),
+    Cuda(Box<Gpu>),
+}
+
+/// An executor and the pipelines around it. They are dropped first: they work in its arena.
+pub(super) struct Gpu {
+    pipelines: Recent<Ends, Pipeline>,
+    executor: cuda::Executor,
+}
+
+/// What a pipeline is made for.
+#[derive(Clone, Copy, PartialEq)]
+struct Ends {
+    format: PixelFormat,
+    /// Height and width of the image.
+    source: (usize, usize),
+    geometry: Geometry,
+}
+
+impl Network {
+    /// Plans `graph` and binds the plan to memory and constants.
+    pub(super) fn new(backend: &Backend, graph: &Graph, pool: &Pool) -> Result<Network> {
+        match backend {
+            Backend::Cpu { selection, weights } => {
+                let plan = cpu::plan(graph, *selection)?;
+                let executor = pool.run(|| cpu::Executor::new(plan, weights))?;
+                weights.trim();
+                Ok(Network::Cpu(Box::new(executor)))
+            }
+            Backend::Cuda(runtime) => {
+                let plan = cuda::plan(graph, runtime.selection().clone())?;
+                let executor = pool.run(|| cuda::Executor::new(plan, runtime))?;
+                runtime.trim();
+                Ok(Network::Cuda(Box::new(Gpu { pipelines: Recent::new(MAX_PLANS), executor })))
+            }
+        }
+    }
+
+    /// The plan, for people.
+    pub(super) fn plan(&self) -> Plan {
+        match self {
+            Network::Cpu(executor) => executor.plan().described(),
+            Network::Cuda(gpu) => gpu.executor.plan().described(),
+        }
+    }
+
+    /// Brings a photo to where [`Network::run`] finds it.
+    pub(super) fn prepare<P: Postprocess>(
+        &mut self,
+        backend: &Backend,
+        adapter: &mut Adapter<P>,
+        image: &ImageView<'_>,
+    ) -> Result<()> {
+        match self {
+            Network::Cpu(executor) => adapter.preprocessor.run(*image, executor.input_mut(0)).map(|_| ()),
+            Network::Cuda(gpu) => gpu.pipeline(backend, adapter, image)?.write(image),
+        }
+    }
+
+    /// Runs the network, on a GPU with what comes before and after it.
+    pub(super) fn run(&mut self) -> Result<()> {
+        match self {
+            Network::Cpu(executor) => executor.run(),
+            Network::Cuda(gpu) => {
+                let Gpu { pipelines, executor } = &mut **gpu;
+                pipelines.latest().ok_or_else(unprepared)?.run(executor)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the result of the last [`Network::run`].
+    pub(super) fn finish<P: Postprocess>(
+        &mut self,
+        adapter: &mut Adapter<P>,
+        found: &mut P::Found,
+    ) -> Result<()> {
+        let Adapter { task, geometry, .. } = adapter;
+        match self {
+            Network::Cpu(executor) => {
+                let executor = &**executor;
+                let output = |name: &str| {
+                    let missing = || Error::Graph(format!("the network has no output `{name}`"));
+                    let index = executor.output_index(name).ok_or_else(missing)?;
+                    Ok((executor.output_type(index).shape, executor.output(index)))
+                };
+                task.on_host(&output, geometry, found)
+            }
+            Network::Cuda(gpu) => {
+                task.from_device(gpu.pipelines.latest().ok_or_else(unprepared)?, geometry, found)
+            }
+        }
+    }
+
+    /// Enqueues a run over an image in device memory on the caller's stream, and says where its results will
+    /// lie.
+    ///
+    /// # Safety
+    /// As [`Pipeline::enqueue`].
+    pub(super) unsafe fn enqueue<P: Postprocess>(
+        &mut self,
+        backend: &Backend,
+        adapter: &Adapter<P>,
+        image: &ImageView<'_>,
+        stream: ExternalStream,
+    ) -> Result<P::OnDevice> {
+        let Network::Cuda(gpu) = self else {
+            return Err(Error::usage(format!("{} has no device memory", backend.name())));
+        };
+        gpu.pipeline(backend, adapter, image)?;
+        let Gpu { pipelines, executor } = &mut **gpu;
+        let pipeline = pipelines.latest().ok_or_else(unprepared)?;
+        // SAFETY: the caller vouches for image and stream.
+        unsafe { pipeline.enqueue(executor, image, stream) }?;
+        Ok(adapter.task.on_device(pipeline, &adapter.geometry))
+    }
+
+    /// The time of the network alone in each of `runs` runs, over whatever its inputs hold: on a GPU by the
+    /// device's own clock, as one graph without copies; on the CPU by the wall's.
+    pub(super) fn time(&mut self, runs: usize) -> Result<Vec<Duration>> {
+        match self {
+            Network::Cpu(executor) => Ok((0..runs)
+                .map(|_| {
+                    let start = Instant::now();
+                    executor.run();
+                    start.elapsed()
+                })
+                .collect()),
+            Network::Cuda(gpu) => gpu.executor.time_network(runs),
+        }
+    }
+
+    /// The time of each step in each of `runs` runs: on the CPU in runs of the network, on a GPU as
+    /// [`cuda::Executor::time_steps`] takes it.
+    pub(super) fn time_steps(&mut self, runs: usize, mut report: impl FnMut(usize, Duration)) -> Result<()> {
+        match self {
+            Network::Cpu(executor) => (0..runs).for_each(|_| executor.run_timed(&mut report)),
+            Network::Cuda(gpu) => gpu.executor.time_steps(runs, report)?,
+        }
+        Ok(())
+    }
+}
+
+impl Gpu {
+    /// The pipeline for photos like this one, made if there is none. It becomes the most recent.
+    fn pipeline<P: Postprocess>(
+        &mut self,
+        backend: &Backend,
+        adapter: &Adapter<P>,
+        image: &ImageView<'_>,
+    ) -> Result<&mut Pipeline> {
+        let Adapter { geometry, preprocessor, task } = adapter;
+        let ends = Ends { format: image.format(), source: image.size(), geometry: *geometry };
+        let Gpu { pipelines, executor } = self;
+        pipelines.get(ends, || {
+            let runtime: &Runtime = backend.runtime().ok_or_else(unprepared)?;
+            let preprocess = Preprocess::new(ends.format, ends.source, geometry, preprocessor.config());
+            let post = task.launches(executor.plan(), geometry, &runtime.target())?;
+            Pipeline::new(executor, runtime, &preprocess, &post, task.reads())
+        })
+    }
+}
+
+fn unprepared() -> Error {
+    Error::State("a GPU run before an image was prepared".into())
+}
+
+#[cfg(test)]
+mod tests {
+    //! A third task, as whoever adds one would write it: the class of every pixel at the size of the mask
+    //! logits. Here it has no line in the list of `src/task`, so nothing but this test knows it.
+
+    use super::*;
+    use crate::cuda::gpu::Target;
+    use crate::cuda::launch::{Arg, Launch, Program};
+    use crate::cuda::post::{Buffer, MaskLogits, PostProcess, Residence};
+    use crate::engine::{Device, Model, ModelOptions};
+    use crate::image::RgbImage;
+    use crate::image::preprocess::{PreprocessConfig, Preprocessor};
+    use crate::model::{Config, MASK_PREDS, SIZE_DIVISOR, TapMode};
+    use crate::task::{HostOutputs, Options};
+
+    /// The object with the largest logit of each pixel.
+    struct Winners;
+
+    #[derive(Clone, Copy)]
+    enum WinnersBuffer {
+        Map,
+    }
+
+    impl Postprocess for Winners {
+        type Found = Vec<u16>;
+        type OnDevice = cuda::on_device::DeviceSlice;
+
+        fn new(_: &Config, _: &Options) -> Result<Self> {
+            Ok(Winners)
+        }
+
+        fn reads(&self) -> &'static [&'static str] {
+            &[MASK_PREDS]
+        }
+
+        fn on_host(&mut self, network: &HostOutputs<'_>, _: &Geometry, found: &mut Vec<u16>) -> Result<()> {
+            let (shape, logits) = network(MASK_PREDS)?;
+            let pixels = shape[2] * shape[3];
+            let best = |pixel: usize| {
+                let logit = |object: &usize| logits[object * pixels + pixel];
+                let objects = (0..shape[1]).rev();
+                objects.max_by(|a, b| logit(a).total_cmp(&logit(b))).unwrap_or_default() as u16
+            };
+            found.clear();
+            found.extend((0..pixels).map(best));
+            Ok(())
+        }
+
+        fn launches(&self, plan: &cuda::Plan, geometry: &Geometry, _: &Target) -> Result<PostProcess> {
+            let logits = MaskLogits::of(plan, MASK_PREDS, geometry)?;
+            let pixels = logits.size.0 * logits.size.1;
+            let launch = Launch {
+                source: "winners.cu",
+                entry: "winners",
+                defines: Vec::new(),
+                grid: [pixels.div_ceil(256) as u32, 1, 1],
+                block: [256, 1, 1],
+                shared: 0,
+                args: vec![Arg::Input(0), Arg::Output(WinnersBuffer::Map as usize)],
+            };
+            Ok(PostProcess {
+                program: Program { launches: vec![launch], ..Program::default() },
+                buffers: vec![Buffer { bytes: 2 * pixels, residence: Residence::Copied }],
+            })
+        }
+
+        fn from_device(&mut self, run: &Pipeline, _: &Geometry, found: &mut Vec<u16>) -> Result<()> {
+            *found = run.host(WinnersBuffer::Map as usize).to_vec();
+            Ok(())
+        }
+
+        fn on_device(&self, run: &Pipeline, _: &Geometry) -> Self::OnDevice {
+            run.device(WinnersBuffer::Map as usize)
+        }
+    }
+
+    #[test]
+    fn a_third_task_is_one_file() {
+        let options = ModelOptions {
+            name: Some("knet_s3_lite0_fpn".into()),
+            device: Device::Cpu,
+            ..ModelOptions::default()
+        };
+        let model = Model::load(&options).unwrap();
+        let pool = Pool::new(1).unwrap();
+        let backend = model.backend.fork(1).unwrap();
+        let preprocess =
+            PreprocessConfig { size: Some((64, 96)), divisor: SIZE_DIVISOR, ..Default::default() };
+        let preprocessor = Preprocessor::new(preprocess).unwrap();
+        let geometry = preprocessor.geometry(48, 72);
+        let (graph, _) = model.graph(geometry.padded, TapMode::Off).unwrap();
+        let mut network = Network::new(&backend, &graph, &pool).unwrap();
+        let task = Winners::new(model.config(), &Options::default()).unwrap();
+        let mut adapter = Adapter { geometry, preprocessor, task };
+        let photo = RgbImage::from_fn(72, 48, |x, y| ::image::Rgb([x as u8 * 3, y as u8 * 5, 90]));
+        let mut found = Vec::new();
+        pool.run(|| {
+            network.prepare(&backend, &mut adapter, &ImageView::from(&photo)).unwrap();
+            network.run().unwrap();
+            network.finish(&mut adapter, &mut found).unwrap();
+        });
+        let (height, width) = (geometry.padded.0 / 4, geometry.padded.1 / 4);
+        assert!(found.len() == height * width || 4 * found.len() == height * width, "{}", found.len());
+        assert!(found.iter().any(|&object| object != found[0]), "one object has all pixels");
+
+        // What a GPU would launch for it needs no GPU to be written down.
+        let target = Target { caps: crate::cuda::gpu::Caps::H100, precision: Default::default() };
+        let plan = cuda::plan(&graph, target).unwrap();
+        let post = adapter.task.launches(&plan, &geometry, &target).unwrap();
+        assert_eq!(post.buffers[WinnersBuffer::Map as usize].bytes, 2 * found.len());
+        assert_eq!(post.program.launches[0].grid, [found.len().div_ceil(256) as u32, 1, 1]);
+    }
+}

@@ -1,0 +1,283 @@
+//! A thread's way through a model: plans, memory, a stream and threads of its own.
+
+use super::backend::Backend;
+use super::network::Network;
+use super::recent::Recent;
+use super::{Model, Segmentation};
+use crate::cpu::Pool;
+use crate::error::Result;
+use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
+use crate::image::view::ImageView;
+use crate::model::{Normalization, SIZE_DIVISOR, Tap, TapMode, Task};
+use crate::plan::Plan;
+use crate::task::{AnyTask, Options};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Most input sizes a session keeps plans for, and most photo sizes it keeps tables for; what was unused for
+/// longest is dropped.
+pub(super) const MAX_PLANS: usize = 4;
+
+/// What size photos have in the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InputSize {
+    /// Resized to fit into the model's own size.
+    #[default]
+    OfModel,
+    /// Resized to fit into (short side, long side) pixels.
+    Within(usize, usize),
+    /// As they are.
+    AsTheyAre,
+}
+
+/// What a session gives, and with what.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SessionOptions {
+    /// The kind of result; by default the model's own. A panoptic model gives instances too; an instance
+    /// model gives nothing else.
+    pub task: Option<Task>,
+    /// Number of worker threads; 0, the default, means one per core.
+    pub threads: usize,
+    /// What size photos have in the network.
+    pub size: InputSize,
+    /// What results are to hold.
+    pub results: Options,
+}
+
+/// A model at work: it belongs to one camera or thread. It plans the network when it first sees an input size
+/// and keeps the plans of the last few sizes; after that, [`Session::segment_into`] allocates nothing.
+///
+/// A session is `Send`: move it to the thread that serves. Sessions of one [`Model`] may work at once, and
+/// give the bits that each would give alone. What a program that uses the same GPU besides must not do while
+/// a session plans: [`cuda`](crate::cuda).
+pub struct Session {
+    model: Arc<Model>,
+    pub(super) backend: Backend,
+    task: Task,
+    options: Options,
+    pub(super) pool: Pool,
+    pub(super) preprocessor: Preprocessor,
+    networks: Recent<(usize, usize), Network>,
+    adapters: Recent<Geometry, Adapter<AnyTask>>,
+    timings: Timings,
+}
+
+/// What lies between photos of one size and the network. Photos of many sizes share an input size, so these
+/// are not part of a [`Network`].
+pub(super) struct Adapter<P> {
+    pub geometry: Geometry,
+    pub preprocessor: Preprocessor,
+    pub task: P,
+}
+
+/// Wall-clock time of the parts of one call. A GPU does all of it in one go: there `network` is the whole of
+/// its work, `pre` and `post` are the host's before and after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Resize, normalise, pad.
+    pub pre: Duration,
+    /// The network.
+    pub network: Duration,
+    /// Masks or map at the size of the photo.
+    pub post: Duration,
+}
+
+impl Timings {
+    /// Sum of the parts.
+    pub fn total(&self) -> Duration {
+        self.pre + self.network + self.post
+    }
+}
+
+impl Session {
+    /// A session of `model`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`](crate::Error::Usage) for a size without pixels, a filter's share beyond 0 to 1 or a
+    /// task the model cannot do; [`Error::Cuda`](crate::Error::Cuda) as the driver says.
+    pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
+        let config = model.config();
+        let task = options.task.unwrap_or(config.task);
+        // Whatever the task cannot do is told now, not at the first photo.
+        AnyTask::of(task, config, &options.results)?;
+        let size = match options.size {
+            InputSize::OfModel => Some((config.size[0], config.size[1])),
+            InputSize::Within(short, long) => Some((short, long)),
+            InputSize::AsTheyAre => None,
+        };
+        let Normalization { mean, std } = config.normalization;
+        let preprocessor = Preprocessor::new(PreprocessConfig { size, mean, std, divisor: SIZE_DIVISOR })?;
+        let pool = Pool::new(options.threads)?;
+        let backend = model.backend.fork(pool.threads())?;
+        Ok(Session {
+            model,
+            backend,
+            task,
+            options: options.results,
+            pool,
+            preprocessor,
+            networks: Recent::new(MAX_PLANS),
+            adapters: Recent::new(MAX_PLANS),
+            timings: Timings::default(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The kind of result this session gives.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// Number of worker threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Segments one image: an [`RgbImage`](crate::image::RgbImage), or a view of pixels in any
+    /// [format](crate::image::view::PixelFormat) on the host.
+    ///
+    /// # Errors
+    /// [`Error::Usage`](crate::Error::Usage) for an image without pixels or in device memory; as
+    /// [`Session::plan`] and the weights at a new size.
+    pub fn segment<'a>(&mut self, image: impl Into<ImageView<'a>>) -> Result<Segmentation> {
+        let mut result = Segmentation::default();
+        self.segment_into(image, &mut result)?;
+        Ok(result)
+    }
+
+    /// Segments one image into an existing result, reusing its memory: from the second image of a size on,
+    /// nothing is allocated, also if up to four sizes take turns.
+    ///
+    /// # Errors
+    /// As [`Session::segment`]. The result then holds nothing of use.
+    pub fn segment_into<'a>(
+        &mut self,
+        image: impl Into<ImageView<'a>>,
+        result: &mut Segmentation,
+    ) -> Result<()> {
+        let image = image.into();
+        let geometry = self.geometry(&image)?;
+        self.run(&image, &geometry, result)
+    }
+
+    /// As [`Session::segment`], as if the image had been resized from one of `original` (height, width):
+    /// masks come out at that size. For comparison with reference data that starts after the resize.
+    ///
+    /// # Errors
+    /// As [`Session::segment`].
+    pub fn segment_resized<'a>(
+        &mut self,
+        image: impl Into<ImageView<'a>>,
+        original: (usize, usize),
+    ) -> Result<Segmentation> {
+        let image = image.into();
+        let geometry = Geometry { original, ..self.geometry(&image)? };
+        let mut result = Segmentation::default();
+        self.run(&image, &geometry, &mut result)?;
+        Ok(result)
+    }
+
+    /// Times of the last call.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Plans the network for an image size and loads its weights, so that the first image is as fast as the
+    /// others. `height` and `width` are the image's, before any resize.
+    ///
+    /// # Errors
+    /// As [`Session::segment`].
+    pub fn warm_up(&mut self, height: usize, width: usize) -> Result<()> {
+        let geometry = self.preprocessor.geometry(height, width);
+        let Session { model, backend, networks, pool, .. } = self;
+        networks.get(geometry.padded, || network(model, backend, pool, geometry.padded)).map(|_| ())
+    }
+
+    /// Plans the network for one input size; both sides multiples of
+    /// [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR).
+    ///
+    /// # Errors
+    /// As [`build`](crate::model::build).
+    pub fn plan(&self, size: (usize, usize), taps: TapMode) -> Result<(Plan, Vec<Tap>)> {
+        let (graph, taps) = self.model.graph(size, taps)?;
+        Ok((self.backend.plan(&graph)?, taps))
+    }
+
+    /// Runs the network alone `runs` times at an input size, and gives for each step of the plan its time in
+    /// every run; on a GPU that of one of many repeats in a graph of its own
+    /// ([`cuda::Executor::time_steps`](crate::cuda::Executor::time_steps)).
+    ///
+    /// # Errors
+    /// As [`Session::plan`].
+    pub fn profile(&mut self, size: (usize, usize), runs: usize) -> Result<(Plan, Vec<Vec<Duration>>)> {
+        let Session { model, backend, networks, pool, .. } = self;
+        let network = networks.get(size, || network(model, backend, pool, size))?;
+        let plan = network.plan();
+        let mut times = vec![Vec::with_capacity(runs); plan.steps.len()];
+        pool.run(|| network.time_steps(runs, |step, time| times[step].push(time)))?;
+        Ok((plan, times))
+    }
+
+    /// The time of the network alone in each of `runs` runs at an input size: on a GPU the device's time of
+    /// one graph, without copies and without pre- and post-processing; on the CPU wall-clock time.
+    ///
+    /// # Errors
+    /// As [`Session::plan`].
+    pub fn time_network(&mut self, size: (usize, usize), runs: usize) -> Result<Vec<Duration>> {
+        let Session { model, backend, networks, pool, .. } = self;
+        let network = networks.get(size, || network(model, backend, pool, size))?;
+        pool.run(|| network.time(runs))
+    }
+
+    pub(super) fn geometry(&self, image: &ImageView<'_>) -> Result<Geometry> {
+        let (height, width) = image.size();
+        image.format().check((height, width))?;
+        Ok(self.preprocessor.geometry(height, width))
+    }
+
+    fn run(&mut self, image: &ImageView<'_>, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
+        let (network, adapter, backend, pool) = self.ready(geometry)?;
+        result.size = geometry.original;
+        let mut timings = Timings::default();
+        pool.run(|| -> Result<()> {
+            let start = Instant::now();
+            network.prepare(backend, adapter, image)?;
+            let prepared = Instant::now();
+            network.run()?;
+            let computed = Instant::now();
+            network.finish(adapter, &mut result.found)?;
+            timings =
+                Timings { pre: prepared - start, network: computed - prepared, post: computed.elapsed() };
+            Ok(())
+        })?;
+        self.timings = timings;
+        Ok(())
+    }
+
+    /// What photos of one size go through, made where it is not there.
+    pub(super) fn ready(
+        &mut self,
+        geometry: &Geometry,
+    ) -> Result<(&mut Network, &mut Adapter<AnyTask>, &Backend, &Pool)> {
+        let Session { model, backend, pool, networks, adapters, preprocessor, task, options, .. } = self;
+        let network = networks.get(geometry.padded, || network(model, backend, pool, geometry.padded))?;
+        let adapter = adapters.get(*geometry, || {
+            Ok(Adapter {
+                geometry: *geometry,
+                preprocessor: Preprocessor::new(*preprocessor.config())?,
+                task: AnyTask::of(*task, model.config(), options)?,
+            })
+        })?;
+        Ok((network, adapter, backend, pool))
+    }
+}
+
+/// The network of a model at an input size.
+fn network(model: &Model, backend: &Backend, pool: &Pool, size: (usize, usize)) -> Result<Network> {
+    let (graph, _) = model.graph(size, TapMode::Off)?;
+    Network::new(backend, &graph, pool)
+}

@@ -1,0 +1,63 @@
+//! Every intermediate value of a run, for comparison with reference data.
+
+use super::backend::Backend;
+use super::session::Session;
+use crate::error::Result;
+use crate::image::view::ImageView;
+use crate::model::{Tap, TapLayout, TapMode};
+use crate::tensor::{Shape, Tensor};
+use crate::{cpu, cuda};
+
+impl Session {
+    /// Every intermediate value of one image, by the names, shapes and layouts of the reference data.
+    ///
+    /// # Errors
+    /// As [`Session::plan`], and whatever the weights say.
+    pub fn taps<'a>(&mut self, image: impl Into<ImageView<'a>>) -> Result<Vec<(String, Tensor)>> {
+        let image = image.into();
+        let geometry = self.geometry(&image)?;
+        let (graph, taps) = self.model().graph(geometry.padded, TapMode::All)?;
+        let Session { backend, pool, preprocessor, .. } = self;
+        pool.run(|| match backend {
+            Backend::Cpu { selection, weights } => {
+                let mut executor = cpu::Executor::new(cpu::plan(&graph, *selection)?, weights)?;
+                preprocessor.run(image, executor.input_mut(0))?;
+                executor.run();
+                Ok(upstream(&taps, |name| {
+                    let index = executor.output_index(name)?;
+                    Some((executor.output_type(index).shape, executor.output(index)))
+                }))
+            }
+            Backend::Cuda(runtime) => {
+                let plan = cuda::plan(&graph, runtime.selection().clone())?;
+                let mut executor = cuda::Executor::with_floats(plan, runtime)?;
+                preprocessor.run(image, executor.input_mut(0))?;
+                executor.run()?;
+                Ok(upstream(&taps, |name| {
+                    let index = executor.output_index(name)?;
+                    Some((executor.output_type(index).shape, executor.output(index)))
+                }))
+            }
+        })
+    }
+}
+
+/// The taps that `output` gives, as PyTorch lays them out.
+fn upstream<'a>(taps: &[Tap], output: impl Fn(&str) -> Option<(Shape, &'a [f32])>) -> Vec<(String, Tensor)> {
+    let found = taps.iter().filter_map(|tap| {
+        let (shape, data) = output(&tap.name)?;
+        Some((tap.name.clone(), upstream_layout(Tensor::new(shape, data.to_vec()), tap.layout)))
+    });
+    found.collect()
+}
+
+/// A tap as PyTorch lays it out.
+fn upstream_layout(tensor: Tensor, layout: TapLayout) -> Tensor {
+    let shape = tensor.shape();
+    match (layout, shape.dims()) {
+        (TapLayout::Features, _) => tensor.permute(&[0, 3, 1, 2]),
+        (TapLayout::Objects, &[b, n, c]) => tensor.reshape(Shape::new(&[b, n, c, 1, 1])),
+        (TapLayout::ObjectRows, &[b, n, c]) => tensor.reshape(Shape::new(&[b * n, 1, c])),
+        _ => tensor,
+    }
+}
