@@ -34,7 +34,7 @@ use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResul
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use knet::isa::Isa;
 use knet::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, TapMode, Task, build};
-use knet::task::instance::{Extent, Masks, bands, mask_bytes};
+use knet::task::instance::gpu::{Extent, Masks, bands, mask_bytes};
 use knet::{Engine, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -56,8 +56,9 @@
 //!
 //! # Features
 //!
-//! `train` (the module [`train`]) and `cli` (the two programs, with `train`) are on by default. What embeds
-//! an engine takes `default-features = false` and compiles neither, nor what they depend on.
+//! `cuda` (NVIDIA GPUs: the module `cuda`), `train` (the module `train`) and `cli` (the two programs, with
+//! both) are on by default. What embeds an engine takes `default-features = false`, with `features = ["cuda"]`
+//! where there may be a GPU, and compiles neither the others nor what they depend on.
 //!
 //! # Numbers
 //!
@@ -67,6 +68,7 @@
 
 pub mod checkpoint;
 pub mod cpu;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod engine;
 pub mod error;

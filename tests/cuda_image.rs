@@ -18,9 +18,8 @@ use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResul
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use knet::image::view::{ImageView, Memory as PlaneMemory, PixelFormat, Plane, YuvMatrix};
-use knet::task::instance::{Extent, InstanceBuffer, bands, mask_bytes};
-use knet::task::panoptic::PanopticBuffer;
-use knet::task::{instance, panoptic};
+use knet::task::instance::gpu::{self as instance, Extent, InstanceBuffer, bands, mask_bytes};
+use knet::task::panoptic::gpu::{self as panoptic, PanopticBuffer};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options};
 

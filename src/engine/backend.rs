@@ -1,8 +1,8 @@
 //! Where a model computes: the CPU or a GPU.
 
-use super::tuning::Tuning;
+use super::ModelOptions;
 use crate::cpu::{self, Selection, Weights};
-use crate::cuda::gpu::{Precision, Target};
+#[cfg(feature = "cuda")]
 use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -53,8 +53,30 @@ impl fmt::Display for Device {
 
 /// A back end with constants: those of a model, or a session's share of them.
 pub(super) enum Backend {
-    Cpu { selection: Selection, weights: Arc<Weights> },
-    Cuda(Box<Runtime>),
+    Cpu {
+        selection: Selection,
+        weights: Arc<Weights>,
+    },
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<Runtime>),
+}
+
+/// A device that can be used.
+#[cfg(feature = "cuda")]
+type Gpu = cuda::Device;
+#[cfg(not(feature = "cuda"))]
+type Gpu = std::convert::Infallible;
+
+#[cfg(feature = "cuda")]
+fn ready(ordinal: usize) -> Result<Gpu> {
+    let device = cuda::Device::open(ordinal)?;
+    Runtime::check(&device)?;
+    Ok(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn ready(_: usize) -> Result<Gpu> {
+    Err(Error::NoDevice("knet was built without its feature `cuda`".into()))
 }
 
 /// What a person may want to know of how a back end came about.
@@ -66,21 +88,14 @@ pub(super) struct Notes {
 }
 
 impl Backend {
-    /// The back end for `device`, with kernels by `selection` on the CPU, and why it is not the GPU if it
-    /// might have been, or does not follow the tuning table.
+    /// The back end that `options` ask for, with kernels by `selection` on the CPU, and why it is not the GPU
+    /// if it might have been, or does not follow the tuning table.
     pub(super) fn new(
-        device: Device,
-        precision: Precision,
+        options: &ModelOptions,
         selection: Selection,
-        tuning: &Tuning,
         load: Box<Loader>,
     ) -> Result<(Backend, Notes)> {
-        let ready = |ordinal| -> Result<cuda::Device> {
-            let device = cuda::Device::open(ordinal)?;
-            Runtime::check(&device)?;
-            Ok(device)
-        };
-        let (gpu, device) = match device {
+        let (gpu, device) = match options.device {
             Device::Cpu => (None, None),
             Device::Cuda(ordinal) => (Some(ready(ordinal)?), None),
             Device::Auto => match ready(0) {
@@ -92,9 +107,19 @@ impl Backend {
             let backend = Backend::Cpu { selection, weights: Arc::new(Weights::new(load)) };
             return Ok((backend, Notes { device, tuning: None }));
         };
-        let mut runtime = Runtime::new(gpu, precision, load)?;
-        let tuning = tuning.apply(&mut runtime)?;
-        Ok((Backend::Cuda(Box::new(runtime)), Notes { device: None, tuning }))
+        Backend::on_gpu(gpu, options, load)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(gpu: Gpu, options: &ModelOptions, load: Box<Loader>) -> Result<(Backend, Notes)> {
+        let mut runtime = Runtime::new(gpu, options.precision, load)?;
+        let tuning = options.tuning.apply(&mut runtime)?;
+        Ok((Backend::Cuda(Arc::new(runtime)), Notes { device: None, tuning }))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn on_gpu(gpu: Gpu, _: &ModelOptions, _: Box<Loader>) -> Result<(Backend, Notes)> {
+        match gpu {}
     }
 
     /// The same constants for a session of `threads` threads, on a GPU with a stream of its own.
@@ -104,7 +129,8 @@ impl Backend {
                 let selection = Selection { threads, ..*selection };
                 Backend::Cpu { selection, weights: weights.clone() }
             }
-            Backend::Cuda(runtime) => Backend::Cuda(Box::new(runtime.fork()?)),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(runtime) => Backend::Cuda(Arc::new(runtime.fork()?)),
         })
     }
 
@@ -112,6 +138,7 @@ impl Backend {
     pub(super) fn name(&self) -> String {
         match self {
             Backend::Cpu { selection, .. } => format!("cpu ({})", selection.isa),
+            #[cfg(feature = "cuda")]
             Backend::Cuda(runtime) => {
                 let precision = runtime.target().precision.name();
                 format!("{} ({precision})", runtime.device().name())
@@ -119,14 +146,11 @@ impl Backend {
         }
     }
 
-    pub(super) fn target(&self) -> Option<Target> {
-        self.runtime().map(Runtime::target)
-    }
-
     /// Bytes of the constants that are loaded, as kernels read them.
     pub(super) fn constant_bytes(&self) -> usize {
         match self {
             Backend::Cpu { weights, .. } => weights.bytes(),
+            #[cfg(feature = "cuda")]
             Backend::Cuda(runtime) => runtime.constant_bytes(),
         }
     }
@@ -135,11 +159,13 @@ impl Backend {
     pub(super) fn plan(&self, graph: &Graph) -> Result<Plan> {
         match self {
             Backend::Cpu { selection, .. } => Ok(cpu::plan(graph, *selection)?.described()),
+            #[cfg(feature = "cuda")]
             Backend::Cuda(runtime) => Ok(cuda::plan(graph, runtime.selection().clone())?.described()),
         }
     }
 
     /// The GPU's runtime.
+    #[cfg(feature = "cuda")]
     pub(super) fn runtime(&self) -> Option<&Runtime> {
         match self {
             Backend::Cpu { .. } => None,

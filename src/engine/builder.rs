@@ -1,7 +1,10 @@
 //! The settings of an engine.
 
-use super::{Device, Engine, InputSize, Model, ModelOptions, SessionOptions, Tuning, WeightSource};
+#[cfg(feature = "cuda")]
+use super::Tuning;
+use super::{Device, Engine, InputSize, Model, ModelOptions, SessionOptions, WeightSource};
 use crate::cpu::Arithmetic;
+#[cfg(feature = "cuda")]
 use crate::cuda::gpu::Precision;
 use crate::error::Result;
 use crate::image::instance::InstanceFilter;
@@ -69,6 +72,7 @@ impl EngineBuilder {
     }
 
     /// Stores and multiplies in this precision on a GPU. The CPU computes in f32 whatever is set here.
+    #[cfg(feature = "cuda")]
     pub fn precision(mut self, precision: Precision) -> Self {
         self.model.precision = precision;
         self
@@ -83,6 +87,7 @@ impl EngineBuilder {
     }
 
     /// Chooses a GPU's kernels by this table where it knows them. The default is [`Tuning::User`].
+    #[cfg(feature = "cuda")]
     pub fn tuning(mut self, tuning: Tuning) -> Self {
         self.model.tuning = tuning;
         self

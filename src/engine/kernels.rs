@@ -6,7 +6,7 @@ use crate::cuda::{self, Selection, pipeline};
 use crate::error::{Error, Result};
 use crate::image::preprocess::{Geometry, PreprocessConfig};
 use crate::model::{Normalization, SIZE_DIVISOR, TapMode};
-use crate::task::{AnyTask, Options, Postprocess, TASKS};
+use crate::task::{AnyTask, Options, PostprocessOnGpu, TASKS};
 
 impl Model {
     /// What runs on a GPU, which need not be here, at one input size (both sides multiples of

@@ -7,15 +7,20 @@ mod backend;
 mod builder;
 mod classes;
 pub mod convert;
+#[cfg(feature = "cuda")]
+mod gpu;
+#[cfg(feature = "cuda")]
 mod kernels;
 mod model;
 mod network;
+#[cfg(feature = "cuda")]
 mod on_device;
 mod recent;
 mod segmentation;
 mod session;
 pub mod source;
 mod taps;
+#[cfg(feature = "cuda")]
 mod tuning;
 
 pub use backend::Device;
@@ -25,6 +30,7 @@ pub use model::{Model, ModelOptions};
 pub use segmentation::Segmentation;
 pub use session::{InputSize, Session, SessionOptions, Timings};
 pub use source::WeightSource;
+#[cfg(feature = "cuda")]
 pub use tuning::Tuning;
 
 use crate::error::Result;

@@ -1,10 +1,15 @@
 //! A loaded model.
 
+#[cfg(feature = "cuda")]
+use super::Tuning;
 use super::backend::{Backend, Device};
-use super::{Tuning, WeightSource, class_list, source};
+use super::{WeightSource, class_list, source};
 use crate::cpu::{Arithmetic, Selection};
-use crate::cuda::gpu::{Precision, Target};
-use crate::cuda::{self, Runtime};
+#[cfg(feature = "cuda")]
+use crate::cuda::{
+    self, Runtime,
+    gpu::{Precision, Target},
+};
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::graph::passes::optimize;
@@ -23,12 +28,14 @@ pub struct ModelOptions {
     /// Computes here. The default is [`Device::Auto`].
     pub device: Device,
     /// Stores and multiplies in this precision on a GPU. The CPU computes in f32 whatever is set here.
+    #[cfg(feature = "cuda")]
     pub precision: Precision,
     /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is about a fifth faster;
     /// with [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close
     /// to the threshold. A GPU rounds by its precision.
     pub arithmetic: Arithmetic,
     /// Chooses a GPU's kernels by this table where it knows them. The default is [`Tuning::User`].
+    #[cfg(feature = "cuda")]
     pub tuning: Tuning,
 }
 
@@ -38,8 +45,10 @@ impl Default for ModelOptions {
             weights: WeightSource::Seeded(0),
             name: None,
             device: Device::default(),
+            #[cfg(feature = "cuda")]
             precision: Precision::default(),
             arithmetic: Arithmetic::default(),
+            #[cfg(feature = "cuda")]
             tuning: Tuning::default(),
         }
     }
@@ -67,8 +76,7 @@ impl Model {
         let (config, load) = source::open(&options.weights, options.name.as_deref())?;
         // How many threads there are is for sessions to say.
         let selection = Selection { arithmetic: options.arithmetic, ..Selection::new(Isa::detect(), 1) };
-        let ModelOptions { device, precision, tuning, .. } = options;
-        let (backend, notes) = Backend::new(*device, *precision, selection, tuning, load)?;
+        let (backend, notes) = Backend::new(options, selection, load)?;
         let (device_note, tuning_note) = (notes.device, notes.tuning);
         Ok(Arc::new(Model { config, backend, device_note, tuning_note }))
     }
@@ -94,16 +102,19 @@ impl Model {
     }
 
     /// Whether it computes on the PTX emulator's stand-in for a driver, where no time means anything.
+    #[cfg(feature = "cuda")]
     pub fn is_emulated(&self) -> bool {
         self.backend.runtime().is_some_and(|runtime| runtime.device().is_emulated())
     }
 
     /// What its kernels are chosen for, if it computes on a GPU.
+    #[cfg(feature = "cuda")]
     pub fn target(&self) -> Option<Target> {
-        self.backend.target()
+        self.backend.runtime().map(Runtime::target)
     }
 
     /// How the kernels of the GPU that it computes on are chosen; `None` on the CPU.
+    #[cfg(feature = "cuda")]
     pub fn selection(&self) -> Option<&cuda::Selection> {
         self.backend.runtime().map(Runtime::selection)
     }

@@ -1,40 +1,26 @@
-//! The network at one input size, bound to memory: on the CPU, or on a GPU with pre- and post-processing of
-//! the last few photo sizes around it.
+//! The network at one input size, bound to memory: on the CPU, or on a GPU with pre- and post-processing
+//! around it.
 
 use super::backend::Backend;
-use super::recent::Recent;
-use super::session::{Adapter, MAX_PLANS};
+#[cfg(feature = "cuda")]
+use super::gpu::Gpu;
+use super::session::Adapter;
 use crate::cpu::{self, Pool};
-use crate::cuda::on_device::ExternalStream;
-use crate::cuda::pre::Preprocess;
-use crate::cuda::{self, Pipeline, Runtime};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::image::preprocess::Geometry;
-use crate::image::view::{ImageView, PixelFormat};
+use crate::image::view::ImageView;
 use crate::plan::Plan;
-use crate::task::Postprocess;
+#[cfg(not(feature = "cuda"))]
+use crate::task::Postprocess as Finish;
+#[cfg(feature = "cuda")]
+use crate::task::PostprocessOnGpu as Finish;
 use std::time::{Duration, Instant};
 
 /// A network of one input size on its device.
 pub(super) enum Network {
     Cpu(Box<cpu::Executor>),
+    #[cfg(feature = "cuda")]
     Cuda(Box<Gpu>),
-}
-
-/// An executor and the pipelines around it. They are dropped first: they work in its arena.
-pub(super) struct Gpu {
-    pipelines: Recent<Ends, Pipeline>,
-    executor: cuda::Executor,
-}
-
-/// What a pipeline is made for.
-#[derive(Clone, Copy, PartialEq)]
-struct Ends {
-    format: PixelFormat,
-    /// Height and width of the image.
-    source: (usize, usize),
-    geometry: Geometry,
 }
 
 impl Network {
@@ -47,12 +33,8 @@ impl Network {
                 weights.trim();
                 Ok(Network::Cpu(Box::new(executor)))
             }
-            Backend::Cuda(runtime) => {
-                let plan = cuda::plan(graph, runtime.selection().clone())?;
-                let executor = pool.run(|| cuda::Executor::new(plan, runtime))?;
-                runtime.trim();
-                Ok(Network::Cuda(Box::new(Gpu { pipelines: Recent::new(MAX_PLANS), executor })))
-            }
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(runtime) => Ok(Network::Cuda(Box::new(Gpu::new(runtime, graph, pool)?))),
         }
     }
 
@@ -60,20 +42,21 @@ impl Network {
     pub(super) fn plan(&self) -> Plan {
         match self {
             Network::Cpu(executor) => executor.plan().described(),
+            #[cfg(feature = "cuda")]
             Network::Cuda(gpu) => gpu.executor.plan().described(),
         }
     }
 
     /// Brings a photo to where [`Network::run`] finds it.
-    pub(super) fn prepare<P: Postprocess>(
+    pub(super) fn prepare<P: Finish>(
         &mut self,
-        backend: &Backend,
         adapter: &mut Adapter<P>,
         image: &ImageView<'_>,
     ) -> Result<()> {
         match self {
             Network::Cpu(executor) => adapter.preprocessor.run(*image, executor.input_mut(0)).map(|_| ()),
-            Network::Cuda(gpu) => gpu.pipeline(backend, adapter, image)?.write(image),
+            #[cfg(feature = "cuda")]
+            Network::Cuda(gpu) => gpu.pipeline(adapter, image)?.write(image),
         }
     }
 
@@ -81,20 +64,14 @@ impl Network {
     pub(super) fn run(&mut self) -> Result<()> {
         match self {
             Network::Cpu(executor) => executor.run(),
-            Network::Cuda(gpu) => {
-                let Gpu { pipelines, executor } = &mut **gpu;
-                pipelines.latest().ok_or_else(unprepared)?.run(executor)?;
-            }
+            #[cfg(feature = "cuda")]
+            Network::Cuda(gpu) => gpu.run()?,
         }
         Ok(())
     }
 
     /// Makes the result of the last [`Network::run`].
-    pub(super) fn finish<P: Postprocess>(
-        &mut self,
-        adapter: &mut Adapter<P>,
-        found: &mut P::Found,
-    ) -> Result<()> {
+    pub(super) fn finish<P: Finish>(&mut self, adapter: &mut Adapter<P>, found: &mut P::Found) -> Result<()> {
         let Adapter { task, geometry, .. } = adapter;
         match self {
             Network::Cpu(executor) => {
@@ -106,33 +83,9 @@ impl Network {
                 };
                 task.on_host(&output, geometry, found)
             }
-            Network::Cuda(gpu) => {
-                task.from_device(gpu.pipelines.latest().ok_or_else(unprepared)?, geometry, found)
-            }
+            #[cfg(feature = "cuda")]
+            Network::Cuda(gpu) => task.from_device(gpu.latest()?, geometry, found),
         }
-    }
-
-    /// Enqueues a run over an image in device memory on the caller's stream, and says where its results will
-    /// lie.
-    ///
-    /// # Safety
-    /// As [`Pipeline::enqueue`].
-    pub(super) unsafe fn enqueue<P: Postprocess>(
-        &mut self,
-        backend: &Backend,
-        adapter: &Adapter<P>,
-        image: &ImageView<'_>,
-        stream: ExternalStream,
-    ) -> Result<P::OnDevice> {
-        let Network::Cuda(gpu) = self else {
-            return Err(Error::usage(format!("{} has no device memory", backend.name())));
-        };
-        gpu.pipeline(backend, adapter, image)?;
-        let Gpu { pipelines, executor } = &mut **gpu;
-        let pipeline = pipelines.latest().ok_or_else(unprepared)?;
-        // SAFETY: the caller vouches for image and stream.
-        unsafe { pipeline.enqueue(executor, image, stream) }?;
-        Ok(adapter.task.on_device(pipeline, &adapter.geometry))
     }
 
     /// The time of the network alone in each of `runs` runs, over whatever its inputs hold: on a GPU by the
@@ -146,6 +99,7 @@ impl Network {
                     start.elapsed()
                 })
                 .collect()),
+            #[cfg(feature = "cuda")]
             Network::Cuda(gpu) => gpu.executor.time_network(runs),
         }
     }
@@ -155,50 +109,27 @@ impl Network {
     pub(super) fn time_steps(&mut self, runs: usize, mut report: impl FnMut(usize, Duration)) -> Result<()> {
         match self {
             Network::Cpu(executor) => (0..runs).for_each(|_| executor.run_timed(&mut report)),
+            #[cfg(feature = "cuda")]
             Network::Cuda(gpu) => gpu.executor.time_steps(runs, report)?,
         }
         Ok(())
     }
 }
 
-impl Gpu {
-    /// The pipeline for photos like this one, made if there is none. It becomes the most recent.
-    fn pipeline<P: Postprocess>(
-        &mut self,
-        backend: &Backend,
-        adapter: &Adapter<P>,
-        image: &ImageView<'_>,
-    ) -> Result<&mut Pipeline> {
-        let Adapter { geometry, preprocessor, task } = adapter;
-        let ends = Ends { format: image.format(), source: image.size(), geometry: *geometry };
-        let Gpu { pipelines, executor } = self;
-        pipelines.get(ends, || {
-            let runtime: &Runtime = backend.runtime().ok_or_else(unprepared)?;
-            let preprocess = Preprocess::new(ends.format, ends.source, geometry, preprocessor.config());
-            let post = task.launches(executor.plan(), geometry, &runtime.target())?;
-            Pipeline::new(executor, runtime, &preprocess, &post, task.reads())
-        })
-    }
-}
-
-fn unprepared() -> Error {
-    Error::State("a GPU run before an image was prepared".into())
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "cuda"))]
 mod tests {
     //! A third task, as whoever adds one would write it: the class of every pixel at the size of the mask
     //! logits. Here it has no line in the list of `src/task`, so nothing but this test knows it.
 
     use super::*;
-    use crate::cuda::gpu::Target;
     use crate::cuda::launch::{Arg, Launch, Program};
     use crate::cuda::post::{Buffer, MaskLogits, PostProcess, Residence};
+    use crate::cuda::{self, Pipeline, gpu::Target};
     use crate::engine::{Device, Model, ModelOptions};
     use crate::image::RgbImage;
-    use crate::image::preprocess::{PreprocessConfig, Preprocessor};
+    use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
     use crate::model::{Config, MASK_PREDS, SIZE_DIVISOR, TapMode};
-    use crate::task::{HostOutputs, Options};
+    use crate::task::{HostOutputs, Options, Postprocess, PostprocessOnGpu};
 
     /// The object with the largest logit of each pixel.
     struct Winners;
@@ -210,7 +141,6 @@ mod tests {
 
     impl Postprocess for Winners {
         type Found = Vec<u16>;
-        type OnDevice = cuda::on_device::DeviceSlice;
 
         fn new(_: &Config, _: &Options) -> Result<Self> {
             Ok(Winners)
@@ -232,6 +162,10 @@ mod tests {
             found.extend((0..pixels).map(best));
             Ok(())
         }
+    }
+
+    impl PostprocessOnGpu for Winners {
+        type OnDevice = cuda::on_device::DeviceSlice;
 
         fn launches(&self, plan: &cuda::Plan, geometry: &Geometry, _: &Target) -> Result<PostProcess> {
             let logits = MaskLogits::of(plan, MASK_PREDS, geometry)?;
@@ -282,7 +216,7 @@ mod tests {
         let photo = RgbImage::from_fn(72, 48, |x, y| ::image::Rgb([x as u8 * 3, y as u8 * 5, 90]));
         let mut found = Vec::new();
         pool.run(|| {
-            network.prepare(&backend, &mut adapter, &ImageView::from(&photo)).unwrap();
+            network.prepare(&mut adapter, &ImageView::from(&photo)).unwrap();
             network.run().unwrap();
             network.finish(&mut adapter, &mut found).unwrap();
         });

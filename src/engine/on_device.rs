@@ -1,6 +1,7 @@
 //! Images and results in device memory, on the caller's stream.
 
 use super::Session;
+use super::network::Network;
 use crate::cuda::on_device::ExternalStream;
 use crate::error::{Error, Result};
 use crate::image::view::ImageView;
@@ -30,12 +31,12 @@ impl Session {
         image: &ImageView<'_>,
         stream: ExternalStream,
     ) -> Result<DeviceResults> {
-        if self.backend.runtime().is_none() {
-            return Err(Error::usage(format!("{} has no device memory", self.backend.name())));
-        }
         let geometry = self.geometry(image)?;
-        let (network, adapter, backend, _) = self.ready(&geometry)?;
+        let (network, adapter, _) = self.ready(&geometry)?;
+        let Network::Cuda(gpu) = network else {
+            return Err(Error::usage(format!("{} has no device memory", self.backend.name())));
+        };
         // SAFETY: the caller vouches for image and stream.
-        unsafe { network.enqueue(backend, adapter, image, stream) }
+        unsafe { gpu.enqueue(adapter, image, stream) }
     }
 }

@@ -32,6 +32,7 @@ impl<K: PartialEq, V> Recent<K, V> {
     }
 
     /// The value that was asked for last.
+    #[cfg(any(test, feature = "cuda"))]
     pub(super) fn latest(&mut self) -> Option<&mut V> {
         self.entries.last_mut().map(|(_, value)| value)
     }

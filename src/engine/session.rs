@@ -240,12 +240,12 @@ impl Session {
     }
 
     fn run(&mut self, image: &ImageView<'_>, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
-        let (network, adapter, backend, pool) = self.ready(geometry)?;
+        let (network, adapter, pool) = self.ready(geometry)?;
         result.size = geometry.original;
         let mut timings = Timings::default();
         pool.run(|| -> Result<()> {
             let start = Instant::now();
-            network.prepare(backend, adapter, image)?;
+            network.prepare(adapter, image)?;
             let prepared = Instant::now();
             network.run()?;
             let computed = Instant::now();
@@ -262,7 +262,7 @@ impl Session {
     pub(super) fn ready(
         &mut self,
         geometry: &Geometry,
-    ) -> Result<(&mut Network, &mut Adapter<AnyTask>, &Backend, &Pool)> {
+    ) -> Result<(&mut Network, &mut Adapter<AnyTask>, &Pool)> {
         let Session { model, backend, pool, networks, adapters, preprocessor, task, options, .. } = self;
         let network = networks.get(geometry.padded, || network(model, backend, pool, geometry.padded))?;
         let adapter = adapters.get(*geometry, || {
@@ -272,7 +272,7 @@ impl Session {
                 task: AnyTask::of(*task, model.config(), options)?,
             })
         })?;
-        Ok((network, adapter, backend, pool))
+        Ok((network, adapter, pool))
     }
 }
 

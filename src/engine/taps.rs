@@ -2,11 +2,13 @@
 
 use super::backend::Backend;
 use super::session::Session;
+use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::error::Result;
 use crate::image::view::ImageView;
 use crate::model::{Tap, TapLayout, TapMode};
 use crate::tensor::{Shape, Tensor};
-use crate::{cpu, cuda};
 
 impl Session {
     /// Every intermediate value of one image, by the names, shapes and layouts of the reference data.
@@ -28,6 +30,7 @@ impl Session {
                     Some((executor.output_type(index).shape, executor.output(index)))
                 }))
             }
+            #[cfg(feature = "cuda")]
             Backend::Cuda(runtime) => {
                 let plan = cuda::plan(&graph, runtime.selection().clone())?;
                 let mut executor = cuda::Executor::with_floats(plan, runtime)?;

@@ -237,6 +237,11 @@ impl InstancePostprocessor {
         InstancePostprocessor { config, ..Default::default() }
     }
 
+    /// The configuration.
+    pub fn config(&self) -> &InstanceConfig {
+        &self.config
+    }
+
     /// Makes the instances of one image, replacing what `result` held and reusing its memory.
     ///
     /// # Errors

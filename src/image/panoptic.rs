@@ -144,6 +144,11 @@ impl PanopticPostprocessor {
         }
     }
 
+    /// The configuration.
+    pub fn config(&self) -> &PanopticConfig {
+        &self.config
+    }
+
     /// Makes the panoptic map of one image, replacing what `result` held and reusing its memory.
     ///
     /// # Errors

@@ -1,15 +1,14 @@
 //! Tasks: what becomes of the network's results. Each is one file that says which results of the graph it
-//! reads, how the CPU finishes them, what a GPU launches for it into which buffers, and what its result is.
+//! reads, how the CPU finishes them and what its result is; what a GPU launches for it into which buffers is
+//! beside it in `gpu.rs`.
 //!
-//! Another task is a file with a [`Postprocess`] and a line in the list below.
+//! Another task is such a file and a line in the list below.
 
 pub mod instance;
 pub mod panoptic;
 
-use crate::cuda;
-use crate::cuda::gpu::Target;
-use crate::cuda::pipeline::Pipeline;
-use crate::cuda::post::PostProcess;
+#[cfg(feature = "cuda")]
+use crate::cuda::{self, gpu::Target, pipeline::Pipeline, post::PostProcess};
 use crate::error::Result;
 use crate::image::HeadOutput;
 use crate::image::instance::InstanceFilter;
@@ -35,8 +34,6 @@ pub type HostOutputs<'a> = dyn Fn(&str) -> Result<(Shape, &'a [f32])> + 'a;
 pub trait Postprocess: Sized + Send {
     /// The result for a photo.
     type Found: Default;
-    /// What a run leaves in device memory.
-    type OnDevice;
 
     /// The task for a model.
     ///
@@ -58,6 +55,13 @@ pub trait Postprocess: Sized + Send {
         geometry: &Geometry,
         found: &mut Self::Found,
     ) -> Result<()>;
+}
+
+/// A task that a GPU finishes, too.
+#[cfg(feature = "cuda")]
+pub trait PostprocessOnGpu: Postprocess {
+    /// What a run leaves in device memory.
+    type OnDevice;
 
     /// What a GPU launches after the network, and the buffers of its results.
     ///
@@ -106,9 +110,10 @@ macro_rules! tasks {
         }
 
         /// What a run of one of the tasks leaves in device memory.
+        #[cfg(feature = "cuda")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum DeviceResults {
-            $(#[doc = concat!("Of [`Task::", stringify!($name), "`].")] $name(<$post as Postprocess>::OnDevice)),*
+            $(#[doc = concat!("Of [`Task::", stringify!($name), "`].")] $name(<$post as PostprocessOnGpu>::OnDevice)),*
         }
 
         impl AnyTask {
@@ -132,7 +137,6 @@ macro_rules! tasks {
 
         impl Postprocess for AnyTask {
             type Found = Found;
-            type OnDevice = DeviceResults;
 
             fn new(config: &Config, options: &Options) -> Result<Self> {
                 AnyTask::of(config.task, config, options)
@@ -149,6 +153,11 @@ macro_rules! tasks {
                     })*
                 }
             }
+        }
+
+        #[cfg(feature = "cuda")]
+        impl PostprocessOnGpu for AnyTask {
+            type OnDevice = DeviceResults;
 
             fn launches(&self, plan: &cuda::Plan, geometry: &Geometry, target: &Target) -> Result<PostProcess> {
                 match self { $(AnyTask::$name(task) => task.launches(plan, geometry, target)),* }

@@ -1,0 +1,90 @@
+//! The network at one input size on a GPU, with pre- and post-processing of the last few photo sizes around it.
+
+use super::recent::Recent;
+use super::session::{Adapter, MAX_PLANS};
+use crate::cpu::Pool;
+use crate::cuda::on_device::ExternalStream;
+use crate::cuda::pre::Preprocess;
+use crate::cuda::{self, Pipeline, Runtime};
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::image::preprocess::Geometry;
+use crate::image::view::{ImageView, PixelFormat};
+use crate::task::PostprocessOnGpu;
+use std::sync::Arc;
+
+/// An executor and the pipelines around it. They are dropped first: they work in its arena.
+pub(super) struct Gpu {
+    pipelines: Recent<Ends, Pipeline>,
+    runtime: Arc<Runtime>,
+    pub(super) executor: cuda::Executor,
+}
+
+/// What a pipeline is made for.
+#[derive(Clone, Copy, PartialEq)]
+struct Ends {
+    format: PixelFormat,
+    /// Height and width of the image.
+    source: (usize, usize),
+    geometry: Geometry,
+}
+
+impl Gpu {
+    /// Plans `graph` and binds the plan to memory and constants.
+    pub(super) fn new(runtime: &Arc<Runtime>, graph: &Graph, pool: &Pool) -> Result<Gpu> {
+        let plan = cuda::plan(graph, runtime.selection().clone())?;
+        let executor = pool.run(|| cuda::Executor::new(plan, runtime))?;
+        runtime.trim();
+        Ok(Gpu { pipelines: Recent::new(MAX_PLANS), runtime: runtime.clone(), executor })
+    }
+
+    /// Runs the pipeline of the last photo.
+    pub(super) fn run(&mut self) -> Result<()> {
+        let Gpu { pipelines, executor, .. } = self;
+        pipelines.latest().ok_or_else(unprepared)?.run(executor)
+    }
+
+    /// The pipeline of the last photo.
+    pub(super) fn latest(&mut self) -> Result<&Pipeline> {
+        Ok(self.pipelines.latest().ok_or_else(unprepared)?)
+    }
+
+    /// Enqueues a run over an image in device memory on the caller's stream, and says where its results will
+    /// lie.
+    ///
+    /// # Safety
+    /// As [`Pipeline::enqueue`].
+    pub(super) unsafe fn enqueue<P: PostprocessOnGpu>(
+        &mut self,
+        adapter: &Adapter<P>,
+        image: &ImageView<'_>,
+        stream: ExternalStream,
+    ) -> Result<P::OnDevice> {
+        self.pipeline(adapter, image)?;
+        let Gpu { pipelines, executor, .. } = self;
+        let pipeline = pipelines.latest().ok_or_else(unprepared)?;
+        // SAFETY: the caller vouches for image and stream.
+        unsafe { pipeline.enqueue(executor, image, stream) }?;
+        Ok(adapter.task.on_device(pipeline, &adapter.geometry))
+    }
+
+    /// The pipeline for photos like this one, made if there is none. It becomes the most recent.
+    pub(super) fn pipeline<P: PostprocessOnGpu>(
+        &mut self,
+        adapter: &Adapter<P>,
+        image: &ImageView<'_>,
+    ) -> Result<&mut Pipeline> {
+        let Adapter { geometry, preprocessor, task } = adapter;
+        let ends = Ends { format: image.format(), source: image.size(), geometry: *geometry };
+        let Gpu { pipelines, runtime, executor } = self;
+        pipelines.get(ends, || {
+            let preprocess = Preprocess::new(ends.format, ends.source, geometry, preprocessor.config());
+            let post = task.launches(executor.plan(), geometry, &runtime.target())?;
+            Pipeline::new(executor, runtime, &preprocess, &post, task.reads())
+        })
+    }
+}
+
+fn unprepared() -> Error {
+    Error::State("a GPU run before an image was prepared".into())
+}
