@@ -12,9 +12,6 @@
 //! set. For comparison with PyTorch see `tools/peer`.
 
 mod common;
-#[path = "../tests/common/run.rs"]
-#[expect(dead_code, reason = "the test suites use the rest")]
-mod run;
 
 use criterion::{Criterion, Throughput};
 use knet::cpu::{self, Executor, Pool, Selection};
@@ -26,9 +23,9 @@ use knet::isa::Isa;
 use knet::ops::case::Case;
 use knet::ops::{Op, all_cases};
 use knet::tensor::Tensor;
-use run::{Operands, one_node};
 use std::collections::HashMap;
 use std::time::Duration;
+use testkit::run::{Operands, one_node};
 
 /// How the operands reach the operator in a model: weights are known before the first run, activations are
 /// not.

@@ -118,7 +118,7 @@ def main():
             with zipfile.ZipFile(file) as archive:
                 pickle = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
                 put("pth", file.stem + ".pkl", archive.read(pickle))
-    # As pycocotools writes them; some of the vectors of tests/image/rle.rs.
+    # As pycocotools writes them; some of the vectors of tests/io/image/rle.rs.
     rle("empty", 7, 5, "S1")
     rle("full", 7, 5, "0S1")
     rle("none", 0, 7, "")

@@ -51,7 +51,7 @@
 //! | [`fsio`], [`isa`] | files written whole or not at all; run-time choice of the instruction set |
 //! | [`variables`] | the environment variables that are known |
 //!
-//! Each imports only what stands above it (`tests/layering.rs` checks). Nothing is allocated, compiled or
+//! Each imports only what stands above it (`tests/layering` checks). Nothing is allocated, compiled or
 //! looked up after a plan is built; a plan is built once per input size and kept.
 //!
 //! # Features
@@ -64,7 +64,7 @@
 //!
 //! The same input, weights, instruction set and plan give the same bits, whatever the number of threads.
 //! Every fast path is tested against a naive reference in double precision, the references against PyTorch,
-//! and whole models against the official K-Net code, tap by tap (`tests/model.rs`).
+//! and whole models against the official K-Net code, tap by tap (`tests/model/goldens.rs`).
 
 pub mod checkpoint;
 pub mod cpu;

@@ -83,7 +83,7 @@ def from_seeded(meta_path, seed):
 
 
 def fixture():
-    """Every kind of tensor the reader knows; `tests/checkpoint.rs` holds the same values."""
+    """Every kind of tensor the reader knows; `tests/io/checkpoint.rs` holds the same values."""
     base = torch.arange(24, dtype=torch.float32) / 4
     return OrderedDict([
         ("backbone.conv1.weight", torch.nn.Parameter(base.reshape(2, 3, 2, 2).clone())),

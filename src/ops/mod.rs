@@ -13,16 +13,16 @@
 //!    [`Op`] variant and every dispatch. Beside it `mod name;`, here and in `src/cpu/ops/mod.rs`, where
 //!    `cargo fmt` finds them.
 //! 4. *A golden*: tensors made by PyTorch in `tests/goldens/ops/<name>.safetensors`, read by
-//!    `tests/goldens.rs`.
+//!    `tests/ops/goldens.rs`.
 //!
-//! Tests (`tests/ops.rs`) and benches (`benches/ops.rs`) walk [`all_cases`]; they are not edited for a new
+//! Tests (`tests/ops`) and benches (`benches/ops.rs`) walk [`all_cases`]; they are not edited for a new
 //! op.
 //!
 //! # Gradients
 //!
 //! [`Operator::backward`] emits gradient nodes on the same graph; it never runs anything. Gradient operators
 //! (`Conv2dInputGrad`, ...) are operators like all others: reference, cases, a CPU kernel.
-//! `tests/gradients.rs` holds every `backward` against finite differences over the operator's own cases.
+//! `tests/ops/gradients.rs` holds every `backward` against finite differences over the operator's own cases.
 //!
 //! What an operator launches on a GPU is said in `src/cuda/ops/<name>.rs`, by a pure function of shapes,
 //! types and the device's capabilities; operators of training have none.

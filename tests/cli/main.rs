@@ -1,24 +1,19 @@
 //! The `knet` program: exit codes, messages, and the files it writes or does not write.
 
-#[path = "../common/model.rs"]
-#[expect(dead_code, reason = "other suites write safetensors")]
-mod model;
-#[path = "../common/pth_writer.rs"]
-mod pth_writer;
-
 mod evaluation;
+mod gpu;
 mod outputs;
 
 use image::{ImageFormat, RgbImage};
 use knet::checkpoint::Checkpoint;
-use model::{photo, seeded_entries, small_config};
-use pth_writer::{cat, dict, global, pickle, text, tuple, write_checkpoint, zip_of};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
+use testkit::model::{photo, seeded_entries, small_config};
+use testkit::pth_writer::{cat, dict, global, pickle, text, tuple, write_checkpoint, zip_of};
 use zip::CompressionMethod;
 
 struct Outcome {

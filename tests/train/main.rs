@@ -1,10 +1,12 @@
 //! `knet-train` from end to end on small pictures: learns them, survives being killed, and says clearly what
 //! is wrong.
 
+mod data;
 mod going_on;
+mod goldens;
+mod losses;
+mod metrics;
 mod readme;
-#[path = "../common/shared.rs"]
-mod shared;
 mod starting;
 
 use image::{Rgb, RgbImage};

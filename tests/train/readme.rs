@@ -1,10 +1,10 @@
 //! The training file of the README, on ten photos with two classes of their own.
 
-use crate::shared;
 use knet::train::run::log::read;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
+use testkit::shared;
 
 /// Photos of `coco-open` with a few objects each.
 const PHOTOS: [u64; 10] = [86, 165, 360, 370, 459, 471, 785, 872, 1296, 8690];

@@ -1,4 +1,4 @@
-"""What PyTorch's EfficientNet-Lite says about photos, for the opt-in test of `tests/efficientnet_lite.rs`.
+"""What PyTorch's EfficientNet-Lite says about photos, for the opt-in test of `tests/model/efficientnet_lite.rs`.
 
     reference.py PACKAGES PHOTOS OUT.safetensors
 

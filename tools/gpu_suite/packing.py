@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKED = REPOSITORY / "out" / "gpu"
 # It must travel beside whatever else a machine is given.
 MAX_ARCHIVE = 40 << 20
-SUITES = ("cuda_device", "cuda_half", "model")
+SUITES = ("device", "model")
 # What the suites read, from the repository.
 FILES = ("tests/goldens/inputs", "tests/goldens/knet_s3_r50_fpn", "tests/goldens/knet_s3_r50_fpn_panoptic", "tests/goldens/seeds",
          "assets/photos", "weights")

@@ -21,7 +21,7 @@ THREADS = 4
 # Failed cases that are run again, each in a process of its own: a fault of one may have made the others fail.
 MOST_AGAIN = 12
 # Trials of the suite of operators that are no operators.
-OTHER_TRIALS = ("determinism", "on_device", "pipeline", "tuning")
+OTHER_TRIALS = ("determinism", "half/", "on_device", "pipeline", "tuning")
 # Kernels to look into, by the names of their functions; of those with many launches these, by number.
 KERNELS = "::regex:^(few_channels|max_pool2d|norm_sum|mask_pool|mask_conv|fused_linear|postprocess_instance)$:1"
 CONVOLUTIONS = "::implicit_gemm:1|20|40"
@@ -118,12 +118,12 @@ class Plans:
         """Every case of every operator in one precision, a process a shard, so that a fault in one leaves the others' results."""
         skip = [word for other in OTHER_TRIALS for word in ("--skip", other)]
         options = [f"/{precision}", *skip, "--test-threads", str(THREADS)]
-        program = self.place.program("cuda_device")
+        program = self.place.program("device")
         shards = [[program, *options, "--shard", f"{index}/{SHARDS}"] for index in range(SHARDS)]
         return Part(f"operators-{precision}", shards, 90, 15, read=trials, after_failure=self.again if again else None)
 
     def again(self, output: str) -> list[Part]:
-        return [self.suite(f"again {name}", "cuda_device", "--exact", name, cap=20) for name in failed_trials(output)[:MOST_AGAIN]]
+        return [self.suite(f"again {name}", "device", "--exact", name, cap=20) for name in failed_trials(output)[:MOST_AGAIN]]
 
     def tuned(self) -> Path:
         return self.place.out / "tuned.json"
@@ -176,10 +176,10 @@ class Plans:
             self.doctor(),
             self.ceilings(),
             self.bench("bench-r50", "--model", R50),
-            self.suite("same-bits", "cuda_device", f"determinism/{R50}_panoptic/f16", cap=30),
-            self.suite("goldens-f16", "cuda_half", f"parts/{R50}/a/f16", cap=40),
-            self.suite("trained-f16", "cuda_half", "trained", "--skip", "bf16", cap=40),
-            self.suite("goldens-f32", "model", "instance", "--skip", "_b", cap=50),
+            self.suite("same-bits", "device", f"determinism/{R50}_panoptic/f16", cap=30),
+            self.suite("goldens-f16", "device", f"half/parts/{R50}/a/f16", cap=40),
+            self.suite("trained-f16", "device", "half/trained", "--skip", "bf16", cap=40),
+            self.suite("goldens-f32", "model", "goldens::instance", "--skip", "_b", cap=50),
             self.operators("f16"),
             self.operators("f32"),
             *self.tune(),
@@ -206,7 +206,7 @@ class Plans:
         for name in names[:MOST_AGAIN]:
             if name.startswith("again "):
                 trial = name.removeprefix("again ")
-                alone = self.suite(name, "cuda_device", "--exact", trial, cap=20)
+                alone = self.suite(name, "device", "--exact", trial, cap=20)
                 parts.append(alone)
                 if self.sanitizer:
                     checked = [[self.sanitizer, "--tool", "memcheck", "--error-exitcode", "99", *alone.commands[0]]]
@@ -218,12 +218,12 @@ class Plans:
     def everything(self, before: list[dict]) -> list[Part]:
         seen: dict[str, Part] = {}
         more = [
-            self.suite("determinism", "cuda_device", "determinism", cap=300),
-            self.suite("on-device", "cuda_device", "on_device", cap=120),
-            self.suite("wide-photos", "cuda_device", "pipeline", cap=60),
-            self.suite("tuning", "cuda_device", "tuning", cap=120),
-            self.suite("goldens-f32-all", "model", cap=400),
-            self.suite("half-all", "cuda_half", cap=400),
+            self.suite("determinism", "device", "determinism", cap=300),
+            self.suite("on-device", "device", "on_device", cap=120),
+            self.suite("wide-photos", "device", "pipeline", cap=60),
+            self.suite("tuning", "device", "tuning", cap=120),
+            self.suite("goldens-f32-all", "model", "goldens::", cap=400),
+            self.suite("half-all", "device", "half/", cap=400),
             self.sanitized("initcheck"),
             self.sanitized("synccheck"),
         ]

@@ -11,7 +11,7 @@ K-Net pools by a hard threshold, so a mask logit that rounding carries over 0 ch
 computes it: PyTorch's own float32 does so against its float64. A loss must be within 1e-5 of either; where it is not within
 that of float32, the logits of each gate that float32 and float64 put on different sides are listed. Ranks, mask bits and pixels that differ
 are listed with how far apart the two candidates are, or how far from the threshold, as a logit: a near-tie is at most 1e-3. --store
-writes the peer's numbers (losses in float64) that tests/seeds.rs compares with, without PyTorch.
+writes the peer's numbers (losses in float64) that tests/train/goldens.rs compares with, without PyTorch.
 """
 import argparse
 import json
@@ -176,7 +176,7 @@ def check_inference(args, name, seed, image, path):
 
 
 def stored_inference(name, seed, image):
-    """What tests/model.rs compares: of the corner of the image, which the emulator manages in seconds. Says how near a tie is."""
+    """What tests/model/goldens.rs compares: of the corner of the image, which the emulator manages in seconds. Says how near a tie is."""
     taps, final = peer_inference(name, seed, read(image)[:CORNER[0], :CORNER[1]])
     nearest = {gate: float(np.abs(taps[f"{gate}.mask_preds"]).min()) for gate in GATES}
     print(f"    stored; nearest to the threshold: {', '.join(f'{gate} {value:.1e}' for gate, value in nearest.items())}")
@@ -189,7 +189,7 @@ def main():
     ap.add_argument("--knet", default=str(REPO / "target/release/knet"), help="the program (default target/release/knet)")
     ap.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 9)), help="seeds of the weights (default 1 to 8)")
     ap.add_argument("--out", type=Path, help="file for the table, in Markdown")
-    ap.add_argument("--store", type=Path, help="file for the peer's numbers, which tests/seeds.rs reads")
+    ap.add_argument("--store", type=Path, help="file for the peer's numbers, which tests/train/goldens.rs and tests/model/goldens.rs read")
     args = ap.parse_args()
 
     image = REPO / "tests/goldens/inputs/a.png"

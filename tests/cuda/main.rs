@@ -1,0 +1,9 @@
+//! The CUDA back end without a device: kernels on the emulator inside this process, what the compiler makes
+//! of them, and programs on the stand-in driver.
+
+mod conv;
+mod counts;
+mod gates;
+mod image;
+mod program;
+mod rows;

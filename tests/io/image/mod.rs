@@ -1,0 +1,8 @@
+//! Image input and output against OpenCV, PyTorch and pycocotools goldens.
+
+mod goldens;
+mod postprocess;
+mod preprocess;
+mod render;
+mod resize;
+mod rle;

@@ -1,0 +1,7 @@
+//! Checkpoints and images: what is read, refused, converted and drawn.
+
+mod bad_checkpoints;
+mod bad_images;
+mod checkpoint;
+mod convert;
+mod image;

@@ -1,0 +1,8 @@
+//! Models, from a stage to the engine, and what plans and operators promise for any shape.
+
+mod efficientnet_lite;
+mod engine;
+mod goldens;
+mod plan;
+mod properties;
+mod stages;

@@ -1,0 +1,321 @@
+//! Operators against tensors made by PyTorch (`tests/goldens`; their making is described in
+//! `ops/INDEX.md` of the reference data). Each golden case is a small graph, checked twice: by the
+//! references in double precision, which must agree to the rounding of the stored f32, and by the CPU
+//! back end for each instruction set.
+//!
+//! Goldens keep PyTorch's layouts (NCHW, OIHW); operands are converted on the way in and results on the
+//! way out.
+
+use knet::graph::{Builder, Graph};
+use knet::isa::Isa;
+use knet::ops::activation::Activation;
+use knet::ops::case::{Tolerance, relative_l2};
+use knet::ops::epilogue::Epilogue;
+use knet::ops::resize::ResizeMode;
+use knet::ops::{
+    Activate, Attention, BatchNorm, Conv2d, GroupNorm, LayerNorm, Linear, MaxPool2d, Op, Resize,
+    SinePositionalEncoding, Softmax, ValueType,
+};
+use knet::tensor::Tensor;
+use libtest_mimic::{Failed, Trial};
+use serde_json::Value;
+use std::sync::Arc;
+use testkit::golden::{File, STORED, eps, integer};
+use testkit::run;
+
+/// Goldens computed by PyTorch in f32 on angles up to 2 pi: a rounding of the angle shifts a sine by 2.4e-7.
+const OFFICIAL_SINE: f64 = 5e-7;
+/// Goldens computed by PyTorch in f32, source coordinates (here up to 7) included: 7 * 6e-8 of a pixel.
+const OFFICIAL_RESIZE: f64 = 5e-7;
+
+/// Elements at the start that thinned goldens keep.
+const HEAD: usize = 64;
+
+/// NHWC to NCHW.
+const CHANNELS_FIRST: [usize; 4] = [0, 3, 1, 2];
+
+/// A graph with its inputs and what PyTorch makes of them.
+struct Golden {
+    name: String,
+    graph: Graph,
+    inputs: Vec<Tensor>,
+    /// Brings the result into PyTorch's layout.
+    axes: Vec<usize>,
+    /// Of a thinned golden: it keeps the first [`HEAD`] elements and then every so-many-th.
+    stride: usize,
+    wanted: Tensor,
+    /// Bound on the error of the references.
+    reference: f64,
+    /// Bound on the error of the CPU back end.
+    fast: f64,
+}
+
+impl Golden {
+    /// One operator over `inputs`, already in the graph's layout, with f64-made results in the same layout.
+    fn new(name: String, op: impl Into<Op>, inputs: Vec<Tensor>, wanted: Tensor) -> Self {
+        let mut builder = Builder::new();
+        let named = inputs.iter().enumerate();
+        let ids: Vec<_> =
+            named.map(|(i, t)| builder.input(&format!("operand{i}"), ValueType::f32(t.shape()))).collect();
+        let result = builder.node("result", op, &ids).unwrap_or_else(|error| panic!("{name}: {error}"));
+        builder.output("result", result);
+        let graph = builder.finish().unwrap();
+        let axes = (0..wanted.shape().rank()).collect();
+        let fast = Tolerance::REDUCTION.relative_l2;
+        Golden { name, graph, inputs, axes, stride: 1, wanted, reference: STORED, fast }
+    }
+
+    /// The same with results in NCHW.
+    fn nchw(name: String, op: impl Into<Op>, inputs: Vec<Tensor>, wanted: Tensor) -> Self {
+        Golden { axes: CHANNELS_FIRST.to_vec(), ..Golden::new(name, op, inputs, wanted) }
+    }
+
+    fn bounds(self, reference: f64, fast: f64) -> Self {
+        Golden { reference, fast, ..self }
+    }
+
+    fn check_reference(&self) -> Result<(), Failed> {
+        let result = run::reference(&self.graph, &self.inputs).remove(0);
+        self.compare(result, self.reference)
+    }
+
+    fn check_fast(&self, isa: Isa) -> Result<(), Failed> {
+        let mut machine = run::Machine::new(&self.graph, &run::no_weights(), isa, 2)?;
+        let result = machine.run(&self.inputs).remove(0);
+        self.compare(Tensor::new(result.ty.shape, result.to_f64()), self.fast)
+    }
+
+    fn compare(&self, result: Tensor<f64>, bound: f64) -> Result<(), Failed> {
+        let result = result.permute(&self.axes);
+        if self.stride == 1 && result.shape() != self.wanted.shape() {
+            return Err(format!("result is {}, golden is {}", result.shape(), self.wanted.shape()).into());
+        }
+        let (head, tail) = result.data().split_at(HEAD.min(result.data().len()));
+        let kept: Vec<f64> = head.iter().chain(tail.iter().step_by(self.stride)).copied().collect();
+        if kept.len() != self.wanted.data().len() {
+            return Err(format!("{} elements to compare with {}", kept.len(), self.wanted.shape()).into());
+        }
+        let error = relative_l2(&kept, self.wanted.to_f64().data());
+        if error.is_nan() || error > bound {
+            return Err(format!("off by {error:.3e} relative L2, at most {bound:.1e}").into());
+        }
+        Ok(())
+    }
+}
+
+fn conv2d() -> Vec<Golden> {
+    let file = File::read("ops", "conv2d");
+    file.each(|name, case, attributes| {
+        let pair = |name| [integer(attributes, name); 2];
+        let bias = file.find(case, "bias");
+        let op = Conv2d {
+            stride: pair("stride"),
+            padding: pair("padding"),
+            padding_end: pair("padding"),
+            dilation: pair("dilation"),
+            groups: integer(attributes, "groups"),
+            epilogue: Epilogue { bias: bias.is_some(), ..Epilogue::default() },
+        };
+        let mut inputs = vec![file.map(case, "x"), file.map(case, "weight")];
+        inputs.extend(bias);
+        Some(Golden::nchw(name, op, inputs, file.get(case, "y")))
+    })
+}
+
+fn linear() -> Vec<Golden> {
+    let file = File::read("ops", "linear");
+    file.each(|name, case, _| {
+        let mut inputs = file.all(case, ["x", "weight"]);
+        let bias = file.find(case, "bias");
+        let epilogue = Epilogue { bias: bias.is_some(), ..Epilogue::default() };
+        inputs.extend(bias);
+        Some(Golden::new(name, Linear { epilogue }, inputs, file.get(case, "y")))
+    })
+}
+
+fn norms() -> Vec<Golden> {
+    let batch = File::read("ops", "batch_norm");
+    let mut goldens = batch.each(|name, case, attributes| {
+        if attributes["training"] == true {
+            return None;
+        }
+        let mut inputs = vec![batch.map(case, "x")];
+        inputs.extend(batch.all(case, ["weight", "bias", "running_mean", "running_var"]));
+        Some(Golden::nchw(name, BatchNorm { eps: eps(attributes) }, inputs, batch.get(case, "y")))
+    });
+    let group = File::read("ops", "group_norm");
+    goldens.extend(group.each(|name, case, attributes| {
+        let groups = integer(attributes, "num_groups");
+        let op = GroupNorm { groups, eps: eps(attributes), activation: None };
+        let mut inputs = vec![group.map(case, "x")];
+        inputs.extend(group.all(case, ["weight", "bias"]));
+        Some(Golden::nchw(name, op, inputs, group.get(case, "y")))
+    }));
+    let layer = File::read("ops", "layer_norm");
+    goldens.extend(layer.each(|name, case, attributes| {
+        let op = LayerNorm { eps: eps(attributes), activation: None };
+        Some(Golden::new(name, op, layer.all(case, ["x", "weight", "bias"]), layer.get(case, "y")))
+    }));
+    goldens
+}
+
+fn activations() -> Vec<Golden> {
+    let file = File::read("ops", "activations");
+    file.each(|name, case, attributes| {
+        let x = file.get(case, "x");
+        let rank = x.shape().rank() as i64;
+        let (op, reference, fast): (Op, f64, f64) = match case.split('_').next() {
+            Some("relu") => (Activate { activation: Activation::Relu }.into(), 0.0, 0.0),
+            Some("sigmoid") => {
+                let op = Activate { activation: Activation::Sigmoid };
+                (op.into(), STORED, Tolerance::POINTWISE.relative_l2)
+            }
+            Some("softmax") => {
+                let axis = attributes["dim"].as_i64().expect("dim").rem_euclid(rank) as usize;
+                (Softmax { axis }.into(), STORED, Tolerance::REDUCTION.relative_l2)
+            }
+            _ => return None,
+        };
+        Some(Golden::new(name, op, vec![x], file.get(case, "y")).bounds(reference, fast))
+    })
+}
+
+fn resize() -> Vec<Golden> {
+    let file = File::read("ops", "bilinear_resize");
+    file.each(|name, case, attributes| {
+        let wanted = file.get(case, "y");
+        let align_corners = attributes["align_corners"] == true;
+        let nearest = attributes["mode"] == "nearest";
+        let mode = if nearest { ResizeMode::Nearest } else { ResizeMode::Bilinear { align_corners } };
+        let op = Resize {
+            mode,
+            size: [wanted.shape()[2], wanted.shape()[3]],
+            step: attributes["scale_factor"].as_f64().map(|factor| [1.0 / factor; 2]),
+        };
+        let golden = Golden::nchw(name, op, vec![file.map(case, "x")], wanted);
+        Some(if nearest { golden.bounds(0.0, 0.0) } else { golden.bounds(STORED, 3e-7) })
+    })
+}
+
+fn max_pool() -> Vec<Golden> {
+    let file = File::read("ops", "max_pool2d");
+    file.each(|name, case, attributes| {
+        let pair = |name| [integer(attributes, name); 2];
+        let op = MaxPool2d { kernel: pair("kernel"), stride: pair("stride"), padding: pair("padding") };
+        let golden = Golden::nchw(name, op, vec![file.map(case, "x")], file.get(case, "y"));
+        Some(golden.bounds(0.0, 0.0))
+    })
+}
+
+/// The projections, the attention and the residual sum as a model composes them.
+fn attention() -> Vec<Golden> {
+    let file = File::read("ops", "multihead_attention");
+    file.each(|name, case, attributes| {
+        let heads = integer(attributes, "num_heads");
+        // [N, batch, C] to [batch, N, C].
+        let mut inputs = vec![file.get(case, "x").permute(&[1, 0, 2])];
+        inputs.extend(file.all(
+            case,
+            [
+                "p.attn.in_proj_weight",
+                "p.attn.in_proj_bias",
+                "p.attn.out_proj.weight",
+                "p.attn.out_proj.bias",
+            ],
+        ));
+        let mut builder = Builder::new();
+        let mut define =
+            |(i, t): (usize, &Tensor)| builder.input(&format!("p{i}"), ValueType::f32(t.shape()));
+        let ids: Vec<_> = inputs.iter().enumerate().map(&mut define).collect();
+        let projection = Linear { epilogue: Epilogue::BIAS };
+        let qkv = builder.node("qkv", projection, &ids[..3]).unwrap();
+        let mixed = builder.node("mixed", Attention { heads }, &[qkv]).unwrap();
+        let with_residual = Linear { epilogue: Epilogue { residual: true, ..Epilogue::BIAS } };
+        let y = builder.node("y", with_residual, &[mixed, ids[3], ids[4], ids[0]]).unwrap();
+        builder.output("y", y);
+        Some(Golden {
+            name,
+            graph: builder.finish().unwrap(),
+            inputs,
+            axes: vec![1, 0, 2],
+            stride: 1,
+            wanted: file.get(case, "y"),
+            reference: STORED,
+            fast: Tolerance::REDUCTION.relative_l2,
+        })
+    })
+}
+
+fn sine_encoding() -> Vec<Golden> {
+    let file = File::read("ops", "sine_positional_encoding");
+    let make = |name, case: &str, attributes: &Value, tensor: &str, reference, fast| {
+        let op = SinePositionalEncoding {
+            height: integer(attributes, "H"),
+            width: integer(attributes, "W"),
+            features: integer(attributes, "num_feats"),
+        };
+        Golden::nchw(name, op, vec![], file.get(case, tensor)).bounds(reference, fast)
+    };
+    let mut goldens = file
+        .each(|name, case, attributes| Some(make(name, case, attributes, "y", OFFICIAL_SINE, OFFICIAL_SINE)));
+    goldens.extend(file.each(|name, case, attributes| {
+        file.find(case, "y64")?;
+        Some(make(format!("{name}_y64"), case, attributes, "y64", STORED, STORED))
+    }));
+    goldens
+}
+
+/// The same operators in the `unit` goldens, which PyTorch computed in f32.
+fn unit() -> Vec<Golden> {
+    let file = File::read("unit", "ops");
+    let x = file.map("bil", "x");
+    let resize = |case: &str, tensor: &str, mode: ResizeMode, bound: f64| {
+        let wanted = file.get(case, tensor);
+        let op = Resize { mode, size: [wanted.shape()[2], wanted.shape()[3]], step: None };
+        Golden::nchw(format!("unit/{case}.{tensor}"), op, vec![x.clone()], wanted).bounds(bound, bound)
+    };
+    let bilinear = ResizeMode::Bilinear { align_corners: false };
+    let sine = |tensor: &str, height, width, stride| {
+        let op = SinePositionalEncoding { height, width, features: 128 };
+        let name = format!("unit/sine_pe.{tensor}");
+        let golden = Golden::nchw(name, op, vec![], file.get("sine_pe", tensor));
+        Golden { stride, axes: CHANNELS_FIRST.to_vec(), ..golden.bounds(OFFICIAL_SINE, OFFICIAL_SINE) }
+    };
+    vec![
+        resize("bil", "up2", bilinear, OFFICIAL_RESIZE),
+        resize("bil", "to_13x9", bilinear, OFFICIAL_RESIZE),
+        resize("bil", "to_3x4", bilinear, OFFICIAL_RESIZE),
+        resize("nearest", "to_10x14", ResizeMode::Nearest, 0.0),
+        resize("nearest", "to_9x13", ResizeMode::Nearest, 0.0),
+        sine("4x6", 4, 6, 1),
+        sine("25x42", 25, 42, 67),
+    ]
+}
+
+/// Trials of the references and of every instruction set.
+pub fn trials() -> Vec<Trial> {
+    let families = [
+        conv2d(),
+        linear(),
+        norms(),
+        activations(),
+        resize(),
+        max_pool(),
+        attention(),
+        sine_encoding(),
+        unit(),
+    ];
+    let mut trials = Vec::new();
+    for golden in families.into_iter().flatten().map(Arc::new) {
+        let reference = golden.clone();
+        trials.push(Trial::test(format!("goldens/{}/reference", golden.name), move || {
+            reference.check_reference()
+        }));
+        for isa in Isa::available() {
+            let fast = golden.clone();
+            trials.push(Trial::test(format!("goldens/{}/{isa}", golden.name), move || fast.check_fast(isa)));
+        }
+    }
+    assert!(trials.len() > 100, "only {} trials: are the goldens whole?", trials.len());
+    trials
+}

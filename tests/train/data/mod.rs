@@ -1,0 +1,6 @@
+//! Data sets and loaders: what they read, in which order, and what they refuse.
+
+mod formats;
+mod loading;
+mod malformed;
+mod sheet;

@@ -1,0 +1,196 @@
+//! Runs graphs on the CPU back end and by the operators' references. Shared by the test suites that
+//! compare the two.
+
+use knet::cpu::{self, Executor, Selection, Weights};
+use knet::error::Result;
+use knet::graph::{Builder, Graph, Layout, Param, Source};
+use knet::isa::Isa;
+use knet::ops::case::{Case, relative_l2};
+use knet::ops::{Op, ValueType};
+use knet::tensor::{DType, Tensor};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+/// Thread counts under which every kernel must give the same bits.
+pub const THREADS: [usize; 4] = [1, 2, 3, 5];
+
+/// How the operands of a one-node graph reach it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Operands {
+    /// All are inputs of the graph.
+    Inputs,
+    /// The first is an input, the others are parameters: filters are packed once, norms are constants.
+    Params,
+}
+
+/// A result: its type, and its elements as bits (of `f32` or `i32`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Shape and element type.
+    pub ty: ValueType,
+    /// The elements.
+    pub bits: Vec<u32>,
+}
+
+impl Output {
+    /// The elements as references give them: indices as floats of the same value.
+    pub fn to_f64(&self) -> Vec<f64> {
+        let float = |&bits: &u32| match self.ty.dtype {
+            DType::F16 | DType::BF16 => unreachable!("the CPU stores floats as f32"),
+            DType::F32 => f64::from(f32::from_bits(bits)),
+            DType::I32 => f64::from(bits as i32),
+        };
+        self.bits.iter().map(float).collect()
+    }
+}
+
+/// A graph of one node and the tensors of its parameters.
+pub fn one_node(op: &Op, inputs: &[Tensor], operands: Operands) -> Result<(Graph, Weights)> {
+    let mut builder = Builder::new();
+    let mut params = HashMap::new();
+    let mut ids = Vec::new();
+    for (index, tensor) in inputs.iter().enumerate() {
+        let name = format!("operand{index}");
+        ids.push(if index == 0 || operands == Operands::Inputs {
+            builder.input(&name, ValueType::f32(tensor.shape()))
+        } else {
+            params.insert(name.clone(), tensor.clone());
+            builder.param(&name, tensor.shape().dims(), Layout::Plain)?
+        });
+    }
+    for (index, id) in builder.nodes("result", op.clone(), &ids)?.into_iter().enumerate() {
+        builder.output(&format!("result{index}"), id);
+    }
+    let weights = Weights::new(Box::new(move |param| Ok(params[&param.key].clone())));
+    Ok((builder.finish()?, weights))
+}
+
+/// Weights of a graph without parameters.
+pub fn no_weights() -> Weights {
+    Weights::new(Box::new(|param| panic!("no parameter `{}`", param.key)))
+}
+
+/// A planned graph with a pool of threads to run it in.
+pub struct Machine {
+    executor: Executor,
+    pool: &'static ThreadPool,
+}
+
+impl Machine {
+    /// Plans `graph` for this instruction set and number of threads.
+    pub fn new(graph: &Graph, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
+        let selection = Selection::new(isa, threads);
+        Ok(Machine { executor: Executor::new(cpu::plan(graph, selection)?, weights)?, pool: pool(threads) })
+    }
+
+    /// One run over these graph inputs.
+    pub fn run(&mut self, inputs: &[Tensor]) -> Vec<Output> {
+        for index in 0..self.executor.plan().inputs.len() {
+            self.executor.input_mut(index).copy_from_slice(inputs[index].data());
+        }
+        let executor = &mut self.executor;
+        self.pool.install(|| executor.run());
+        (0..executor.plan().outputs.len())
+            .map(|index| Output {
+                ty: executor.output_type(index),
+                bits: executor.output(index).iter().map(|v| v.to_bits()).collect(),
+            })
+            .collect()
+    }
+}
+
+/// The graph's results by the references of its nodes. Inputs are in the order of definition; the graph
+/// has no parameters.
+pub fn reference(graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor<f64>> {
+    reference_with(graph, inputs, |param| panic!("no parameter `{}`", param.key))
+}
+
+/// [`reference`] of a graph whose parameters are those that `load` gives, in the checkpoint's layout.
+pub fn reference_with(graph: &Graph, inputs: &[Tensor], load: impl Fn(&Param) -> Tensor) -> Vec<Tensor<f64>> {
+    let mut inputs = inputs.iter();
+    let mut values: Vec<Option<Tensor<f64>>> = graph
+        .values()
+        .iter()
+        .map(|value| match &value.source {
+            Source::Input => Some(inputs.next().expect("an input").to_f64()),
+            Source::Param(param) | Source::Variable(param) => Some(param.layout.apply(load(param)).to_f64()),
+            Source::Node { .. } => None,
+        })
+        .collect();
+    for node in graph.nodes() {
+        let operands: Vec<&Tensor<f64>> =
+            node.inputs.iter().map(|id| values[id.index()].as_ref().expect("defined before use")).collect();
+        let results = node.op.reference(&operands);
+        for (id, result) in node.outputs.iter().zip(results) {
+            values[id.index()] = Some(result);
+        }
+    }
+    graph.outputs().iter().map(|(_, id)| values[id.index()].clone().expect("defined")).collect()
+}
+
+/// Compares results with the truth.
+pub fn compare(found: &[Output], wanted: &[Tensor<f64>], bound: f64) -> Result<(), String> {
+    if found.len() != wanted.len() {
+        return Err(format!("{} results instead of {}", found.len(), wanted.len()));
+    }
+    for (index, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+        if found.ty.shape != wanted.shape() || found.bits.len() != wanted.data().len() {
+            return Err(format!("result {index} is {}, not {}", found.ty, wanted.shape()));
+        }
+        let error = relative_l2(&found.to_f64(), wanted.data());
+        if error.is_nan() || error > bound {
+            return Err(format!("result {index} is off by {error:.3e} relative L2, at most {bound:.1e}"));
+        }
+    }
+    Ok(())
+}
+
+/// Runs a case with these thread counts, with operands as inputs and as parameters, twice each, against
+/// `wanted`; every run must give the same bits.
+pub fn check_case(
+    case: &Case,
+    inputs: &[Tensor],
+    wanted: &[Tensor<f64>],
+    isa: Isa,
+    threads: &[usize],
+) -> Result<(), String> {
+    let mut first: Option<Vec<Output>> = None;
+    for operands in [Operands::Inputs, Operands::Params] {
+        let (graph, weights) = one_node(&case.op, inputs, operands).map_err(|e| e.to_string())?;
+        for &threads in threads {
+            let site = format!("{operands:?}, {threads} threads");
+            let mut machine =
+                Machine::new(&graph, &weights, isa, threads).map_err(|e| format!("{site}: {e}"))?;
+            for run in 0..2 {
+                let found = machine.run(inputs);
+                if let Some(first) = &first {
+                    if *first != found {
+                        return Err(format!("{site}, run {run}: {}", first_difference(first, &found)));
+                    }
+                } else {
+                    compare(&found, wanted, case.tolerance.relative_l2)
+                        .map_err(|e| format!("{site}: {e}"))?;
+                    first = Some(found);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn first_difference(first: &[Output], found: &[Output]) -> String {
+    for (index, (a, b)) in first.iter().zip(found).enumerate() {
+        let (x, y) = (a.to_f64(), b.to_f64());
+        if let Some(at) = (0..x.len().min(y.len())).find(|&i| a.bits[i] != b.bits[i]) {
+            return format!("result {index} differs from the first run at {at}: {} and {}", x[at], y[at]);
+        }
+    }
+    "results differ from the first run in number, shape or type".to_string()
+}
+
+/// A pool of this many threads, made once.
+fn pool(threads: usize) -> &'static ThreadPool {
+    static POOLS: [OnceLock<ThreadPool>; 8] = [const { OnceLock::new() }; 8];
+    POOLS[threads].get_or_init(|| ThreadPoolBuilder::new().num_threads(threads).build().expect("threads"))
+}
