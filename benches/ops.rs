@@ -20,28 +20,18 @@ use knet::cuda::{self, Runtime};
 use knet::error::Result;
 use knet::graph::Param;
 use knet::isa::Isa;
+use knet::ops::all_cases;
 use knet::ops::case::Case;
-use knet::ops::{Op, all_cases};
 use knet::tensor::Tensor;
 use std::collections::HashMap;
 use std::time::Duration;
 use testkit::run::{Operands, one_node};
 
-/// How the operands reach the operator in a model: weights are known before the first run, activations are
-/// not.
-fn operands(op: &Op) -> Operands {
-    match op {
-        Op::Conv2d(_) | Op::Linear(_) | Op::BatchNorm(_) | Op::GroupNorm(_) | Op::LayerNorm(_) => {
-            Operands::Params
-        }
-        _ => Operands::Inputs,
-    }
-}
-
 fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
     let selection = Selection::new(Isa::detect(), pool.threads());
     let inputs = case.make_inputs(7);
-    let (graph, weights) = one_node(&case.op, &inputs, operands(&case.op)).expect("a case is valid");
+    let (graph, weights) =
+        one_node(&case.op, &inputs, Operands::of_model(&case.op)).expect("a case is valid");
     let plan = cpu::plan(&graph, selection).expect("a case can be planned");
     // An operator without operands is a constant: a model runs it when it is loaded.
     let Some(step) = plan.steps.first() else { return };
@@ -70,7 +60,7 @@ fn ops(criterion: &mut Criterion) {
 /// A case on the GPU, by itself.
 fn cuda_case(case: &Case, ordinal: usize) -> Result<cuda::Executor> {
     let inputs = case.make_inputs(7);
-    let (graph, _) = one_node(&case.op, &inputs, operands(&case.op))?;
+    let (graph, _) = one_node(&case.op, &inputs, Operands::of_model(&case.op))?;
     let names: Vec<String> = (0..inputs.len()).map(|i| format!("operand{i}")).collect();
     let params: HashMap<String, Tensor> = names.into_iter().zip(inputs.iter().cloned()).collect();
     let load = Box::new(move |param: &Param| Ok(params[&param.key].clone()));

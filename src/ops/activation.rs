@@ -1,8 +1,8 @@
 //! Pointwise activations.
 
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_float, expect_inputs,
-    expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_float,
+    expect_inputs, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -122,6 +122,7 @@ pub struct ActivateGrad {
 
 impl Operator for ActivateGrad {
     const NAME: &'static str = "activation_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;

@@ -1,7 +1,8 @@
 //! Multi-head scaled dot-product self-attention.
 
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
+    expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -99,6 +100,7 @@ pub struct AttentionGrad {
 
 impl Operator for AttentionGrad {
     const NAME: &'static str = "attention_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;

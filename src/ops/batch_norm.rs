@@ -1,7 +1,7 @@
 //! Frozen batch normalisation.
 
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
     expect_shape,
 };
 use crate::error::Result;
@@ -21,6 +21,9 @@ pub struct BatchNorm {
 
 impl Operator for BatchNorm {
     const NAME: &'static str = "batch_norm";
+    /// The running statistics.
+    const GRADIENT: Gradient = Gradient::Of { constants: &[3, 4], detached: &[] };
+    const WEIGHTS: bool = true;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 5)?;
@@ -112,6 +115,7 @@ impl BatchNormGrad {
 
 impl Operator for BatchNormGrad {
     const NAME: &'static str = "batch_norm_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         BatchNormGrad::infer_operands(inputs)

@@ -1,7 +1,7 @@
 //! Batch normalisation over the batch, as in training.
 
 use super::{
-    Backward, BatchNormGrad, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float,
+    Backward, BatchNormGrad, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float,
     expect_inputs, expect_shape,
 };
 use crate::error::{Error, Result};
@@ -21,6 +21,8 @@ pub struct BatchNormTrain {
 
 impl Operator for BatchNormTrain {
     const NAME: &'static str = "batch_norm_train";
+    /// The statistics, which only update the running ones.
+    const GRADIENT: Gradient = Gradient::Of { constants: &[], detached: &[1, 2] };
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 3)?;
@@ -98,6 +100,7 @@ pub struct BatchNormTrainGrad {
 
 impl Operator for BatchNormTrainGrad {
     const NAME: &'static str = "batch_norm_train_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         BatchNormGrad::infer_operands(inputs)

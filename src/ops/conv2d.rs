@@ -81,6 +81,7 @@ impl Default for Conv2d {
 
 impl Operator for Conv2d {
     const NAME: &'static str = "conv2d";
+    const WEIGHTS: bool = true;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2 + self.epilogue.operands())?;

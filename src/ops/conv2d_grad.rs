@@ -1,6 +1,6 @@
 //! Gradients of a convolution with respect to its map and to its filter.
 
-use super::{Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
+use super::{Gradient, Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
 use crate::tensor::{Shape, Tensor};
 use std::ops::Range;
 
@@ -88,6 +88,7 @@ impl Conv2dInputGrad {
 
 impl Operator for Conv2dInputGrad {
     const NAME: &'static str = "conv2d_input_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;
@@ -157,6 +158,7 @@ impl Conv2dFilterGrad {
 
 impl Operator for Conv2dFilterGrad {
     const NAME: &'static str = "conv2d_filter_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;

@@ -1,7 +1,8 @@
 //! Softmax cross-entropy with ignored positions.
 
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
+    expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -88,6 +89,7 @@ pub struct CrossEntropyLossGrad;
 
 impl Operator for CrossEntropyLossGrad {
     const NAME: &'static str = "cross_entropy_loss_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 3)?;

@@ -1,6 +1,6 @@
 //! One value everywhere.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs};
+use super::{Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs};
 use crate::tensor::{Shape, Tensor};
 
 /// A tensor of one value: the gradient of a result that nothing depends on, or a constant operand.
@@ -23,6 +23,7 @@ impl PartialEq for Fill {
 
 impl Operator for Fill {
     const NAME: &'static str = "fill";
+    const GRADIENT: Gradient = Gradient::None("no operands");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 0)?;

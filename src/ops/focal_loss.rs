@@ -2,7 +2,8 @@
 
 use super::mask_loss::softplus;
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
+    expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -65,6 +66,8 @@ impl FocalLoss {
 
 impl Operator for FocalLoss {
     const NAME: &'static str = "focal_loss";
+    /// Labels and weights.
+    const GRADIENT: Gradient = Gradient::Of { constants: &[1, 2], detached: &[] };
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2 + usize::from(self.weighted))?;
@@ -148,6 +151,7 @@ impl FocalLossGrad {
 
 impl Operator for FocalLossGrad {
     const NAME: &'static str = "focal_loss_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         let loss_inputs = 2 + usize::from(self.weighted);

@@ -1,7 +1,8 @@
 //! Folding a frozen batch norm into the convolution before it.
 
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
+    expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -21,6 +22,8 @@ pub struct FoldBatchNorm {
 
 impl Operator for FoldBatchNorm {
     const NAME: &'static str = "fold_batch_norm";
+    /// The running statistics.
+    const GRADIENT: Gradient = Gradient::Of { constants: &[3, 4], detached: &[] };
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 5)?;
@@ -94,6 +97,7 @@ pub struct FoldBatchNormGrad {
 
 impl Operator for FoldBatchNormGrad {
     const NAME: &'static str = "fold_batch_norm_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 6)?;

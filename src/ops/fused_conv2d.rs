@@ -1,7 +1,8 @@
 //! A convolution that also does what its neighbours would read its result, or its residual, again for.
 
 use super::{
-    Conv2d, Inferred, Operator, ValueType, case::Case, case::Tolerance, epilogue::Epilogue, expect_rank,
+    Conv2d, Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, epilogue::Epilogue,
+    expect_rank,
 };
 use crate::tensor::{Shape, Tensor};
 
@@ -62,6 +63,7 @@ impl FusedConv2d {
 
 impl Operator for FusedConv2d {
     const NAME: &'static str = "fused_conv2d";
+    const GRADIENT: Gradient = Gradient::None("made of operators that have one, for inference");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         let wanted = 2 + self.conv.epilogue.operands();

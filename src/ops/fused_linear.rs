@@ -1,8 +1,8 @@
 //! Linear layers over rows made on the way.
 
 use super::{
-    Inferred, LayerNorm, Linear, Operator, ValueType, activation::Activation, case::Case, case::Fill,
-    epilogue::Epilogue, expect_float, expect_rank, expect_shape,
+    Gradient, Inferred, LayerNorm, Linear, Operator, ValueType, activation::Activation, case::Case,
+    case::Fill, epilogue::Epilogue, expect_float, expect_rank, expect_shape,
 };
 use crate::tensor::{Shape, Tensor};
 
@@ -105,6 +105,7 @@ impl FusedLinear {
 
 impl Operator for FusedLinear {
     const NAME: &'static str = "fused_linear";
+    const GRADIENT: Gradient = Gradient::None("made of operators that have one, for inference");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         let wanted =

@@ -1,6 +1,6 @@
 //! Mean over all pixels of a map.
 
-use super::{Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
+use super::{Gradient, Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
 use crate::tensor::Tensor;
 
 /// `y[b, c]` is the mean of `x[b, .., .., c]`.
@@ -11,6 +11,7 @@ pub struct GlobalAvgPool;
 
 impl Operator for GlobalAvgPool {
     const NAME: &'static str = "global_avg_pool";
+    const GRADIENT: Gradient = Gradient::None("classifiers are not trained here");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 1)?;

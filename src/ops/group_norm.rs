@@ -2,8 +2,8 @@
 
 use super::activation::Activation;
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, case::Tolerance, expect_inputs,
-    expect_rank, expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, case::Tolerance,
+    expect_inputs, expect_rank, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -25,6 +25,7 @@ pub struct GroupNorm {
 
 impl Operator for GroupNorm {
     const NAME: &'static str = "group_norm";
+    const WEIGHTS: bool = true;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 3)?;
@@ -114,6 +115,7 @@ pub struct GroupNormGrad {
 
 impl Operator for GroupNormGrad {
     const NAME: &'static str = "group_norm_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 3)?;

@@ -2,7 +2,7 @@
 
 use super::activation::Activation;
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
     expect_shape,
 };
 use crate::error::Result;
@@ -23,6 +23,7 @@ pub struct LayerNorm {
 
 impl Operator for LayerNorm {
     const NAME: &'static str = "layer_norm";
+    const WEIGHTS: bool = true;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 3)?;
@@ -98,6 +99,7 @@ pub struct LayerNormGrad {
 
 impl Operator for LayerNormGrad {
     const NAME: &'static str = "layer_norm_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 3)?;

@@ -20,6 +20,7 @@ pub struct Linear {
 
 impl Operator for Linear {
     const NAME: &'static str = "linear";
+    const WEIGHTS: bool = true;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2 + self.epilogue.operands())?;

@@ -1,7 +1,8 @@
 //! Losses between the masks of matched objects and their targets: binary cross-entropy and dice.
 
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
+    expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -57,6 +58,8 @@ fn check(inputs: &[ValueType]) -> std::result::Result<Shape, String> {
 
 impl Operator for MaskLoss {
     const NAME: &'static str = "mask_loss";
+    /// Targets and their order; the sums that `backward` reads.
+    const GRADIENT: Gradient = Gradient::Of { constants: &[1, 2], detached: &[2] };
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 3)?;
@@ -124,6 +127,7 @@ pub struct MaskLossGrad;
 
 impl Operator for MaskLossGrad {
     const NAME: &'static str = "mask_loss_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 6)?;

@@ -1,6 +1,6 @@
 //! K-Net's hard-mask pooling.
 
-use super::{Backward, Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
+use super::{Backward, Gradient, Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
@@ -76,6 +76,7 @@ pub struct MaskPoolGrad;
 
 impl Operator for MaskPoolGrad {
     const NAME: &'static str = "mask_pool_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;

@@ -2,7 +2,7 @@
 
 use super::mask_loss::{DICE_EPS, softplus};
 use super::{
-    Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+    Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
 };
 use crate::tensor::Tensor;
 
@@ -22,6 +22,7 @@ pub struct MaskCost {
 
 impl Operator for MaskCost {
     const NAME: &'static str = "mask_cost";
+    const GRADIENT: Gradient = Gradient::None("matching is no function to differentiate");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;
@@ -110,6 +111,7 @@ impl ClassCost {
 
 impl Operator for ClassCost {
     const NAME: &'static str = "class_cost";
+    const GRADIENT: Gradient = Gradient::None("matching is no function to differentiate");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;

@@ -1,8 +1,8 @@
 //! Maximum over windows.
 
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs, expect_rank,
-    expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs,
+    expect_rank, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -115,6 +115,7 @@ pub struct MaxPool2dGrad {
 
 impl Operator for MaxPool2dGrad {
     const NAME: &'static str = "max_pool2d_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;

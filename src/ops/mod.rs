@@ -110,6 +110,13 @@ pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
     /// Name in dumps and errors, `snake_case`.
     const NAME: &'static str;
 
+    /// What [`Operator::backward`] covers.
+    const GRADIENT: Gradient = Gradient::ALL;
+
+    /// Whether all operands but the first are weights in a model: known before the first run, so that back
+    /// ends prepare them once.
+    const WEIGHTS: bool = false;
+
     /// Output types for these input types, or a sentence on what does not fit.
     fn infer(&self, inputs: &[ValueType]) -> Inferred;
 
@@ -125,9 +132,10 @@ pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
     /// An operand that needs no gradient, or that has none (the logits of a hard mask), gives `None`.
     ///
     /// # Errors
-    /// [`Error::Graph`] if the operator has no gradient, which is the default; as [`Builder::node`].
+    /// [`Error::Graph`] if the operator has no gradient ([`Gradient::None`]); as [`Builder::node`].
     fn backward(&self, _b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
-        Err(Error::Graph(format!("`{}`: operator {} has no gradient", site.name, Self::NAME)))
+        let why = if let Gradient::None(why) = Self::GRADIENT { why } else { "`backward` is missing" };
+        Err(Error::Graph(format!("`{}`: operator {} has no gradient: {why}", site.name, Self::NAME)))
     }
 
     /// Floating-point operations (a multiply-add counts two) of the direct algorithm.
@@ -135,6 +143,27 @@ pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
 
     /// Shapes that tests and benches run: 1, odd, non-multiples of a tile, empty, and real layers.
     fn cases() -> Vec<Case>;
+}
+
+/// What of an operator is differentiated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gradient {
+    /// Nothing, and why.
+    None(&'static str),
+    /// Every float result by every operand, but for these.
+    Of {
+        /// Operands that count as constants: targets, running statistics.
+        constants: &'static [usize],
+        /// Results that are read and not differentiated: statistics of a batch.
+        detached: &'static [usize],
+    },
+}
+
+impl Gradient {
+    /// Every float result by every operand.
+    pub const ALL: Gradient = Gradient::Of { constants: &[], detached: &[] };
+    /// Of operators that are gradients themselves.
+    pub const SECOND: Gradient = Gradient::None("gradients are not differentiated again");
 }
 
 /// What [`Operator::backward`] sees of the node it differentiates.
@@ -245,6 +274,16 @@ macro_rules! define_ops {
             /// Name in dumps and errors.
             pub fn name(&self) -> &'static str {
                 match self { $($(Op::$variant(_) => <$variant as Operator>::NAME,)+)* }
+            }
+
+            /// See [`Operator::GRADIENT`].
+            pub fn gradient(&self) -> Gradient {
+                match self { $($(Op::$variant(_) => <$variant as Operator>::GRADIENT,)+)* }
+            }
+
+            /// See [`Operator::WEIGHTS`].
+            pub fn has_weights(&self) -> bool {
+                match self { $($(Op::$variant(_) => <$variant as Operator>::WEIGHTS,)+)* }
             }
 
             /// See [`Operator::infer`].

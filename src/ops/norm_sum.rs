@@ -2,7 +2,7 @@
 
 use super::fused_conv2d::{PART_PIXELS, moments_shape};
 use super::{
-    Inferred, Operator, ValueType, activation::Activation, case::Case, case::Fill, expect_inputs,
+    Gradient, Inferred, Operator, ValueType, activation::Activation, case::Case, case::Fill, expect_inputs,
     expect_rank, expect_shape,
 };
 use crate::tensor::Tensor;
@@ -70,6 +70,7 @@ impl NormSum {
 
 impl Operator for NormSum {
     const NAME: &'static str = "norm_sum";
+    const GRADIENT: Gradient = Gradient::None("made of operators that have one, for inference");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, self.terms().map(|(_, normalised)| if normalised { 4 } else { 1 }).sum())?;

@@ -1,7 +1,8 @@
 //! Resizing of maps, with the semantics of PyTorch's `interpolate`.
 
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs, expect_rank,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs,
+    expect_rank,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -164,6 +165,7 @@ impl ResizeGrad {
 
 impl Operator for ResizeGrad {
     const NAME: &'static str = "resize_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 1)?;

@@ -1,6 +1,6 @@
 //! Sine positional encoding of a map.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs};
+use super::{Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs};
 use crate::tensor::Tensor;
 
 /// Encodes the position of each pixel (Carion et al. 2020, appendix A.4; mmdet's normalised variant).
@@ -20,6 +20,7 @@ pub struct SinePositionalEncoding {
 
 impl Operator for SinePositionalEncoding {
     const NAME: &'static str = "sine_positional_encoding";
+    const GRADIENT: Gradient = Gradient::None("no operands");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 0)?;

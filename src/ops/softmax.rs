@@ -1,7 +1,7 @@
 //! Softmax along one axis.
 
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
     expect_shape,
 };
 use crate::error::Result;
@@ -87,6 +87,7 @@ pub struct SoftmaxGrad {
 
 impl Operator for SoftmaxGrad {
     const NAME: &'static str = "softmax_grad";
+    const GRADIENT: Gradient = Gradient::SECOND;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;

@@ -1,6 +1,8 @@
 //! The k largest elements of each row.
 
-use super::{Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs, expect_rank};
+use super::{
+    Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs, expect_rank,
+};
 use crate::tensor::Tensor;
 
 /// The `k` largest elements of each row, in descending order; of equal elements the one with the lower index
@@ -15,6 +17,7 @@ pub struct TopK {
 
 impl Operator for TopK {
     const NAME: &'static str = "top_k";
+    const GRADIENT: Gradient = Gradient::None("an index moves by jumps");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 1)?;

@@ -7,6 +7,7 @@ use crate::Groups;
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, result};
 use knet::cuda::gpu::Precision;
 use knet::cuda::on_device::{DeviceSlice, ExternalStream};
+use knet::cuda::ops;
 use knet::cuda::post::MaskLogits;
 use knet::cuda::pre::Preprocess;
 use knet::cuda::tune::{self, Measured, Scope, Table, Timer};
@@ -27,7 +28,8 @@ use knet::{Model, Session};
 use libtest_mimic::{Failed, Trial};
 use std::collections::HashMap;
 use std::sync::Arc;
-use testkit::cuda_case::{HOST_ONLY, Operands, one_node, seen};
+use testkit::cuda_case::{one_node, seen};
+use testkit::run::Operands;
 use testkit::{cuda_case, device, model};
 
 /// Operations of the largest case that is run: `KNET_TEST_FLOPS` (compute-sanitizer slows kernels down a
@@ -444,7 +446,7 @@ pub fn groups(ordinal: usize, emulated: bool) -> Groups {
         trials.push(trial);
     };
     let most = most_flops(emulated);
-    for case in all_cases().into_iter().filter(|case| !HOST_ONLY.contains(&case.op.name())) {
+    for case in all_cases().into_iter().filter(|case| ops::has_kernel(&case.op)) {
         let outputs = case.op.infer(&case.inputs).expect("cases are sound");
         let flops = case.op.flops(&case.inputs, &outputs);
         if flops > most {

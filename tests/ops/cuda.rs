@@ -3,14 +3,16 @@
 //! operator needs no line here.
 
 use knet::cuda::gpu::Precision;
+use knet::cuda::ops;
 use knet::ops::all_cases;
 use knet::ops::case::Case;
 use knet::plan::constants::Constants;
 use libtest_mimic::{Failed, Trial};
 use ptxemu::Config;
 use testkit::cuda_case;
-use testkit::cuda_case::{HOST_ONLY, Operands, one_node, seen};
+use testkit::cuda_case::{one_node, seen};
 use testkit::emulate::{Run, plan};
+use testkit::run::Operands;
 
 /// Emulated multiply-adds of one case that CI has the time for; larger cases have smaller siblings.
 const MAX_MACS: u64 = 60_000_000;
@@ -37,7 +39,7 @@ fn check(case: &Case, precision: Precision, operands: Operands) -> Result<(), Fa
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for case in all_cases() {
-        if HOST_ONLY.contains(&case.op.name()) {
+        if !ops::has_kernel(&case.op) {
             continue;
         }
         let outputs = case.op.infer(&case.inputs).expect("cases are sound");

@@ -9,7 +9,7 @@
 use knet::graph::autodiff::gradients;
 use knet::graph::{Builder, Graph};
 use knet::ops::case::{Case, Fill};
-use knet::ops::{ValueType, all_cases};
+use knet::ops::{Gradient, ValueType, all_cases};
 use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Failed, Trial};
 use testkit::run;
@@ -25,32 +25,6 @@ const BUDGET: u64 = 400_000_000;
 /// A case of more operations has smaller siblings and is left out.
 const TOO_LARGE: u64 = 30_000_000;
 
-/// Operators without a gradient, and why.
-const NO_GRADIENT: &[&str] = &[
-    "top_k",                    // post-processing
-    "sine_positional_encoding", // no operands
-    "mask_cost",                // matching is no function to differentiate
-    "class_cost",               // as above
-    "fused_conv2d",             // made of operators that have one, for inference
-    "fused_linear",             // as above
-    "norm_sum",                 // as above
-    "global_avg_pool",          // classifiers are not trained here
-];
-
-/// Operands that count as constants: the running statistics of a frozen norm; targets, labels and weights of
-/// losses.
-const CONSTANTS: &[(&str, &[usize])] =
-    &[("batch_norm", &[3, 4]), ("fold_batch_norm", &[3, 4]), ("mask_loss", &[1, 2]), ("focal_loss", &[1, 2])];
-
-/// Results that are not differentiated: the statistics of a batch, which only update the running ones, and
-/// sums that the backward pass reads.
-const DETACHED: &[(&str, &[usize])] = &[("batch_norm_train", &[1, 2]), ("mask_loss", &[2])];
-
-/// Whether a list names this operand or result of an operator.
-fn listed(list: &[(&str, &[usize])], op: &str, index: usize) -> bool {
-    list.iter().any(|(name, indices)| *name == op && indices.contains(&index))
-}
-
 /// A case with its backward graph. Graph inputs: the operands, then a weight for each float result.
 struct Check {
     case: Case,
@@ -59,19 +33,24 @@ struct Check {
     weights: Vec<Tensor>,
     /// Result of the graph that is the gradient of each operand; `None` where it is zero by definition.
     grads: Vec<Option<usize>>,
+    /// What [`Gradient`] leaves out.
+    constants: &'static [usize],
+    detached: &'static [usize],
 }
 
 impl Check {
     /// `None` if the operator has no gradient and need not have one.
     fn new(case: Case) -> Result<Option<Check>, String> {
-        let op = case.op.name();
-        let second_order = op.contains("_grad");
         let mut b = Builder::new();
         let operand = |(i, ty): (usize, &_)| b.input(&format!("operand{i}"), *ty);
         let ids: Vec<_> = case.inputs.iter().enumerate().map(operand).collect();
         let results = b.nodes("result", case.op.clone(), &ids).expect("a case is well formed");
+        let (constants, detached, none): (_, &[usize], _) = match case.op.gradient() {
+            Gradient::None(_) => (&[][..], &[], true),
+            Gradient::Of { constants, detached } => (constants, detached, false),
+        };
         let seeded =
-            |&(i, id): &(usize, _)| b.graph().value(id).ty.dtype == DType::F32 && !listed(DETACHED, op, i);
+            |&(i, id): &(usize, _)| b.graph().value(id).ty.dtype == DType::F32 && !detached.contains(&i);
         let floats: Vec<_> = results.iter().copied().enumerate().filter(seeded).map(|(_, id)| id).collect();
         let mut weights = Vec::new();
         let mut seeds = Vec::new();
@@ -85,14 +64,17 @@ impl Check {
         }
         let found = match gradients(&mut b, &seeds, &ids) {
             Ok(found) => found,
-            Err(_) if second_order || NO_GRADIENT.contains(&op) => return Ok(None),
+            Err(_) if none => return Ok(None),
             Err(error) => return Err(error.to_string()),
         };
         if ids.is_empty() {
             return Ok(None);
         }
-        if NO_GRADIENT.contains(&op) {
-            return Err(format!("{op} has a gradient now: take it off the list"));
+        if none {
+            return Err(format!(
+                "{} has a gradient, and its `GRADIENT` says that it has none",
+                case.op.name()
+            ));
         }
         let mut outputs = 0;
         let mut grads = Vec::new();
@@ -104,7 +86,8 @@ impl Check {
             }));
         }
         let inputs = case.make_inputs(11);
-        Ok(Some(Check { graph: b.finish().expect("a valid graph"), case, inputs, weights, grads }))
+        let graph = b.finish().expect("a valid graph");
+        Ok(Some(Check { graph, case, inputs, weights, grads, constants, detached }))
     }
 
     fn flops(&self) -> u64 {
@@ -115,9 +98,7 @@ impl Check {
     fn loss(&self, inputs: &[Tensor<f64>]) -> f64 {
         let results = self.case.op.reference(&inputs.iter().collect::<Vec<_>>());
         let outputs = self.case.op.infer(&self.case.inputs).expect("a case is well formed");
-        let seeded = |&(i, ty): &(usize, ValueType)| {
-            ty.dtype == DType::F32 && !listed(DETACHED, self.case.op.name(), i)
-        };
+        let seeded = |&(i, ty): &(usize, ValueType)| ty.dtype == DType::F32 && !self.detached.contains(&i);
         let floats = outputs.into_iter().enumerate().filter(seeded).map(|(i, _)| &results[i]);
         let product = |(result, weight): (&Tensor<f64>, &Tensor)| -> f64 {
             result.data().iter().zip(weight.data()).map(|(&r, &w)| r * f64::from(w)).sum()
@@ -133,7 +114,7 @@ impl Check {
         for operand in 0..inputs.len() {
             // An operand of zeros sits on a corner on purpose, where there is no derivative.
             let corner = self.case.fills[operand] == Fill::Constant(0.0);
-            if corner || listed(CONSTANTS, self.case.op.name(), operand) {
+            if corner || self.constants.contains(&operand) {
                 continue;
             }
             let len = inputs[operand].data().len();

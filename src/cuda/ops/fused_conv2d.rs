@@ -1,7 +1,7 @@
 //! A convolution with tails: as a convolution, with the code of `kernels/conv/tail.cuh`.
 
-use super::CudaOp;
 use super::conv2d::{Tail, shape, with_tail};
+use super::{CudaOp, Rounding};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::Program;
 use crate::cuda::tiles::conv::{self, ConvChoice};
@@ -9,6 +9,8 @@ use crate::ops::FusedConv2d;
 use crate::plan::Site;
 
 impl CudaOp for FusedConv2d {
+    const ROUNDING: Rounding = Rounding::Between;
+
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
         program(self, site, &conv::conv(&shape(&self.conv, site), target.precision, &target.caps)?)
     }

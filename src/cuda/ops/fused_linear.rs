@@ -1,5 +1,5 @@
-use super::CudaOp;
 use super::activation::number;
+use super::{CudaOp, Rounding};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Program};
 use crate::cuda::tiles::rows::{Layers, Tile};
@@ -95,6 +95,8 @@ impl FusedLinear {
 }
 
 impl CudaOp for FusedLinear {
+    const ROUNDING: Rounding = Rounding::Factors;
+
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
         let layers = self.shape(site, target);
         Ok(self.tiled(&layers, &layers.choose(&target.caps)))

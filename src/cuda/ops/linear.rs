@@ -1,6 +1,6 @@
-use super::CudaOp;
 use super::activation::number;
 use super::sum_parts::sum_parts;
+use super::{CudaOp, Rounding};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Program};
 use crate::cuda::tiles::rows::{self, Product, SplitTile};
@@ -128,6 +128,8 @@ fn layer(op: &Linear, site: &Site<'_>, target: &Target) -> Result<Rows, String> 
 }
 
 impl CudaOp for Linear {
+    const ROUNDING: Rounding = Rounding::Factors;
+
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
         Ok(layer(self, site, target)?.program(target))
     }

@@ -32,6 +32,9 @@ use crate::plan::Site;
 
 /// An operator a GPU can run.
 pub trait CudaOp: Operator {
+    /// What the kernels round besides operands and results, which are rounded as they are stored.
+    const ROUNDING: Rounding = Rounding::Nothing;
+
     /// What runs at this site.
     ///
     /// # Errors
@@ -46,6 +49,17 @@ pub trait CudaOp: Operator {
     fn candidates(&self, site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
         Ok(vec![self.program(site, target)?])
     }
+}
+
+/// What kernels round on the way from operands to results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// Nothing to less than f32.
+    Nothing,
+    /// Both factors of every product, to TF32, where the precision stores 16 bits.
+    Factors,
+    /// What goes from one product to the next, to what the precision stores maps as.
+    Between,
 }
 
 /// All that could run at a site: what [`program`] gives, then the others that the device can run.
@@ -89,6 +103,14 @@ macro_rules! dispatch {
                 other => Err(no_kernel(other)),
             }
         }
+
+        /// [`CudaOp::ROUNDING`]; `None` of an operator that a GPU cannot run.
+        pub fn rounding(op: &Op) -> Option<Rounding> {
+            match op {
+                $(Op::$variant(_) => Some(<crate::ops::$variant as CudaOp>::ROUNDING),)*
+                _ => None,
+            }
+        }
     };
 }
 dispatch! {
@@ -111,6 +133,12 @@ dispatch! {
     Slice
     Softmax
     TopK
+}
+
+/// Whether a GPU can run the operator. The others are those of training, those that only act on parameters,
+/// and views.
+pub fn has_kernel(op: &Op) -> bool {
+    rounding(op).is_some()
 }
 
 fn no_kernel(op: &Op) -> String {

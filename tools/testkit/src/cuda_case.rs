@@ -2,9 +2,11 @@
 //! off.
 
 use crate::emulate::{rounded, run_program};
+use crate::run::Operands;
 use knet::cuda::Plan;
 use knet::cuda::gpu::Precision;
 use knet::cuda::launch::{Packing, Program};
+use knet::cuda::ops::{self, Rounding};
 use knet::cuda::pack::{pack, unpack};
 use knet::graph::{Builder, Graph, Layout};
 use knet::ops::ValueType;
@@ -13,49 +15,6 @@ use knet::plan::{Place, Site};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options, Report};
 use std::collections::HashMap;
-
-/// Operators without CUDA kernels: those of training, those that only ever act on parameters (or that the
-/// passes turn into such, as they fold frozen norms into convolutions), and views.
-pub const HOST_ONLY: &[&str] = &[
-    "activation_grad",
-    "attention_grad",
-    "batch_norm",
-    "batch_norm_grad",
-    "batch_norm_train",
-    "batch_norm_train_grad",
-    "class_cost",
-    "conv2d_filter_grad",
-    "conv2d_input_grad",
-    "cross_entropy_loss",
-    "cross_entropy_loss_grad",
-    "fill",
-    "focal_loss",
-    "focal_loss_grad",
-    "fold_batch_norm",
-    "fold_batch_norm_grad",
-    "group_norm_grad",
-    "layer_norm_grad",
-    "mask_cost",
-    "mask_loss",
-    "mask_loss_grad",
-    "mask_pool_grad",
-    "matmul",
-    "max_pool2d_grad",
-    "reduce_sum",
-    "reshape",
-    "resize_grad",
-    "softmax_grad",
-    "unslice",
-];
-
-/// Which operands are parameters of the graph, and so constants of the plan.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Operands {
-    /// None.
-    Inputs,
-    /// All but the first.
-    Params,
-}
 
 /// A graph of one node and the values of its parameters.
 pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> (Graph, HashMap<String, Tensor>) {
@@ -94,19 +53,19 @@ pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
     // sum towards zero after every 8 products, by 2^-24 of it in the mean: of a sum that grows as a random
     // walk does, all K / 8 cuts together make a bias of about 2/3 K / 8 2^-24, 2.3e-5 for K = 4608, a tenth
     // of what the rounding of the result makes.
-    let rounded = if case.op.name() == "fused_conv2d" { precision.storage() } else { stored };
+    let rounding = ops::rounding(&case.op);
+    let rounded = if rounding == Some(Rounding::Between) { precision.storage() } else { stored };
     let storage = match rounded {
         DType::F32 | DType::I32 => 0.0,
         DType::F16 => 3.5e-4,
         DType::BF16 => 2.8e-3,
     };
-    // Rows of objects are multiplied in TF32 unless the precision is f32: 11 bits of each factor.
-    let multiplied = ["linear", "fused_linear"].contains(&case.op.name());
+    // TF32 has 11 bits.
     let tf32 = match precision {
         // Three TF32 products leave out 2^-22 of each; and of the sum of each step of 8, which tensor cores
         // cut, 2^-24 in the mean.
         Precision::Tf32x3 => 5e-7,
-        Precision::F16 | Precision::Bf16 if multiplied => 5e-4,
+        Precision::F16 | Precision::Bf16 if rounding == Some(Rounding::Factors) => 5e-4,
         _ => 0.0,
     };
     let exact = case.tolerance.relative_l2 == 0.0;

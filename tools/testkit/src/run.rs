@@ -24,6 +24,13 @@ pub enum Operands {
     Params,
 }
 
+impl Operands {
+    /// As in a model.
+    pub fn of_model(op: &Op) -> Operands {
+        if op.has_weights() { Operands::Params } else { Operands::Inputs }
+    }
+}
+
 /// A result: its type, and its elements as bits (of `f32` or `i32`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
