@@ -13,6 +13,7 @@
 //! the same objects in the same order. Seeded weights cannot be held to that by any arithmetic of 11 bits:
 //! see [`check_seeded`].
 
+use crate::beside;
 use image::RgbImage;
 use knet::Engine;
 use knet::cuda::gpu::{Precision, Target};
@@ -387,13 +388,13 @@ fn photos(emulated: bool) -> Vec<(String, RgbImage, (usize, usize))> {
 /// Its trials on the device under test.
 pub fn trials(ordinal: usize, emulated: bool) -> Vec<Trial> {
     let mut trials = vec![
-        Trial::test("half/seeded/instance", check_seeded),
-        Trial::test("half/seeded/panoptic", check_seeded_panoptic),
+        beside("half/seeded/instance", check_seeded),
+        beside("half/seeded/panoptic", check_seeded_panoptic),
     ];
     for (name, photo, size) in photos(emulated) {
         for precision in HALF {
             let (name, photo) = (format!("half/trained/{name}/{}", precision.name()), photo.clone());
-            trials.push(Trial::test(name, move || check_trained(&photo, size, precision)));
+            trials.push(beside(name, move || check_trained(&photo, size, precision)));
         }
     }
     for model in ["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"] {
@@ -404,7 +405,7 @@ pub fn trials(ordinal: usize, emulated: bool) -> Vec<Trial> {
                     continue;
                 }
                 let check = move || check_parts(Golden::open(model, case), precision, ordinal);
-                trials.push(Trial::test(format!("half/parts/{model}/{case}/{}", precision.name()), check));
+                trials.push(beside(format!("half/parts/{model}/{case}/{}", precision.name()), check));
             }
         }
     }

@@ -11,9 +11,30 @@ mod operators;
 
 use knet::cuda::Device;
 use knet::engine;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
 use testkit::device::device;
+
+/// Who works on the device: all trials beside each other, but those that measure how much of its memory is
+/// free.
+static DEVICE: RwLock<()> = RwLock::new(());
+
+/// A trial that others may run beside.
+fn beside(name: impl Into<String>, check: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Trial {
+    Trial::test(name, || {
+        let _others = DEVICE.read().unwrap_or_else(PoisonError::into_inner);
+        check()
+    })
+}
+
+/// A trial that has the device to itself.
+fn alone(name: impl Into<String>, check: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Trial {
+    Trial::test(name, || {
+        let _nobody = DEVICE.write().unwrap_or_else(PoisonError::into_inner);
+        check()
+    })
+}
 
 /// Trials by operator, or what else the first part of their names is, with the operations of each group.
 type Groups = BTreeMap<String, (u64, Vec<Trial>)>;

@@ -3,7 +3,7 @@
 //! (`tools/with-ptxemu`), on which only the small cases are run again, as `tests/ops/cuda.rs` has emulated
 //! all of them.
 
-use crate::Groups;
+use crate::{Groups, alone, beside};
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, result};
 use knet::cuda::gpu::Precision;
 use knet::cuda::on_device::{DeviceSlice, ExternalStream};
@@ -455,24 +455,24 @@ pub fn groups(ordinal: usize, emulated: bool) -> Groups {
         for precision in Precision::ALL {
             let name = format!("{}/{}", case.full_name(), precision.name());
             let (operator, case) = (case.op.name(), case.clone());
-            add(operator, flops, Trial::test(name, move || check_case(&case, precision, ordinal)));
+            add(operator, flops, beside(name, move || check_case(&case, precision, ordinal)));
         }
     }
     for (case, precision) in choices().into_iter().flat_map(|case| Precision::ALL.map(|p| (case.clone(), p)))
     {
         let name = format!("tuning/{}/{}", case.name, precision.name());
         let most = if emulated { 4 } else { 1000 };
-        add("tuning", 0, Trial::test(name, move || check_candidates(&case, precision, ordinal, most)));
+        add("tuning", 0, beside(name, move || check_candidates(&case, precision, ordinal, most)));
     }
-    add("pipeline", 0, Trial::test("pipeline/wide_photos", move || check_wide_photos(ordinal)));
-    add("sessions", 0, Trial::test("sessions/share_weights", move || check_sessions(ordinal)));
+    add("pipeline", 0, beside("pipeline/wide_photos", move || check_wide_photos(ordinal)));
+    add("sessions", 0, alone("sessions/share_weights", move || check_sessions(ordinal)));
     let precisions = if emulated { &[Precision::F16][..] } else { &Precision::ALL };
     for name in ["knet_s3_lite0_fpn", "knet_s3_r50_fpn_panoptic"] {
         for &precision in precisions {
             let check = move || check_determinism(name, precision, emulated);
-            add("determinism", 0, Trial::test(format!("determinism/{name}/{}", precision.name()), check));
+            add("determinism", 0, beside(format!("determinism/{name}/{}", precision.name()), check));
         }
-        add("on_device", 0, Trial::test(format!("on_device/{name}"), move || check_on_device(name, ordinal)));
+        add("on_device", 0, beside(format!("on_device/{name}"), move || check_on_device(name, ordinal)));
     }
     groups
 }
