@@ -25,13 +25,12 @@ use knet::ops::case::Case;
 use knet::tensor::Tensor;
 use std::collections::HashMap;
 use std::time::Duration;
-use testkit::run::{Operands, one_node};
+use testkit::run::{Operands, fill, one_node};
 
 fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
     let selection = Selection::new(Isa::detect(), pool.threads());
     let inputs = case.make_inputs(7);
-    let (graph, weights) =
-        one_node(&case.op, &inputs, Operands::of_model(&case.op)).expect("a case is valid");
+    let (graph, weights) = one_node(case, &inputs, Operands::of_model(&case.op)).expect("a case is valid");
     let plan = cpu::plan(&graph, selection).expect("a case can be planned");
     // An operator without operands is a constant: a model runs it when it is loaded.
     let Some(step) = plan.steps.first() else { return };
@@ -41,7 +40,7 @@ fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
     };
     let mut executor = pool.run(|| Executor::new(plan, &weights)).expect("an executor");
     for (index, input) in inputs.iter().enumerate().take(executor.plan().inputs.len()) {
-        executor.input_mut(index).copy_from_slice(input.data());
+        fill(&mut executor, index, input);
     }
     let mut group = criterion.benchmark_group(case.op.name());
     group.throughput(throughput);
@@ -60,7 +59,7 @@ fn ops(criterion: &mut Criterion) {
 /// A case on the GPU, by itself.
 fn cuda_case(case: &Case, ordinal: usize) -> Result<cuda::Executor> {
     let inputs = case.make_inputs(7);
-    let (graph, _) = one_node(&case.op, &inputs, Operands::of_model(&case.op))?;
+    let (graph, _) = one_node(case, &inputs, Operands::of_model(&case.op))?;
     let names: Vec<String> = (0..inputs.len()).map(|i| format!("operand{i}")).collect();
     let params: HashMap<String, Tensor> = names.into_iter().zip(inputs.iter().cloned()).collect();
     let load = Box::new(move |param: &Param| Ok(params[&param.key].clone()));

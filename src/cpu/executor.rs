@@ -11,7 +11,7 @@ use crate::memory;
 use crate::ops::ValueType;
 use crate::plan::arena::{ALIGNMENT, Slot};
 use crate::plan::{self, Choice, Const, Operand, Place, Step};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -143,6 +143,11 @@ impl Executor {
     pub fn input_mut(&mut self, index: usize) -> &mut [f32] {
         let Place::Arena(slot) = self.plan.inputs[index].1.place else { return &mut [] };
         &mut self.arena.as_mut_slice()[range(slot)]
+    }
+
+    /// As [`Executor::input_mut`], for an input of indices.
+    pub fn input_i32_mut(&mut self, index: usize) -> &mut [i32] {
+        bytemuck::cast_slice_mut(self.input_mut(index))
     }
 
     /// The memory of variable `index`. It keeps its contents from run to run.
@@ -346,7 +351,6 @@ fn bind(consts: &[Const], step: &Step<Arc<dyn Kernel>>, weights: &Weights) -> Re
         .iter()
         .enumerate()
         .map(|(i, operand)| {
-            debug_assert!(operand.ty.dtype == DType::F32, "operands of kernels are floats");
             Ok(match operand.place {
                 Place::Arena(slot) => Source::Arena(slot),
                 Place::Const(_) if packed_input == Some(i) => Source::Absent,

@@ -93,7 +93,8 @@ impl fmt::Debug for dyn Kernel {
 /// Memory of one kernel call. Slices of absent operands are empty; no two slices overlap except inputs
 /// with inputs. Outputs and workspace hold stale data on entry.
 pub struct Args<'a> {
-    /// Operands in the graph's layout. A packed operand that is a constant is empty here.
+    /// Operands in the graph's layout. Indices are `i32` seen as bytes of `f32`: use [`Args::input_i32`]. A
+    /// packed operand that is a constant is empty here.
     pub inputs: [&'a [f32]; MAX_INPUTS],
     /// Results. Index results are `i32` seen as bytes of `f32`: use [`Args::output_i32`].
     pub outputs: [&'a mut [f32]; MAX_OUTPUTS],
@@ -103,7 +104,12 @@ pub struct Args<'a> {
     pub workspace: &'a mut [f32],
 }
 
-impl Args<'_> {
+impl<'a> Args<'a> {
+    /// Operand `index` as indices.
+    pub fn input_i32(&self, index: usize) -> &'a [i32] {
+        bytemuck::cast_slice(self.inputs[index])
+    }
+
     /// Result `index` as indices.
     pub fn output_i32(&mut self, index: usize) -> &mut [i32] {
         bytemuck::cast_slice_mut(self.outputs[index])

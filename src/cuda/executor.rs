@@ -241,6 +241,11 @@ impl Executor {
         self.floats.as_mut().map_or(&mut [], |floats| floats.inputs[index].host.as_mut_slice())
     }
 
+    /// As [`Executor::input_mut`], for an input of indices.
+    pub fn input_i32_mut(&mut self, index: usize) -> &mut [i32] {
+        bytemuck::cast_slice_mut(self.input_mut(index))
+    }
+
     /// Result `index`, valid after [`Executor::run`]; empty without floats. Index results are `i32` bits.
     pub fn output(&self, index: usize) -> &[f32] {
         self.floats.as_ref().map_or(&[], |floats| floats.outputs[index].host.as_slice())

@@ -51,7 +51,7 @@ use crate::cuda::gpu::Target;
 use crate::cuda::launch::Program;
 use crate::error::Result;
 use crate::graph::Graph;
-use crate::ops::ValueType;
+use crate::ops::{Role, ValueType};
 use crate::plan::{self, Choice, Site};
 use crate::tensor::DType;
 use lower::{fuse_conv_tails, fuse_linears};
@@ -75,13 +75,16 @@ pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     Plan::build_stored(&graph, stored(selection.target()), select(selection))
 }
 
-/// Type in device memory of a value that the graph knows as `ty`: feature maps and mask logits (rank 4) take
-/// the precision's storage type; rows of objects stay f32, as they are few and the sums of mask pooling leave
-/// f16's range.
+/// Type in device memory of a value that the graph knows as `ty`, by its [`Role`] alone: maps take the
+/// precision's storage type, everything else stays as it is.
 pub fn stored(target: Target) -> impl Fn(ValueType) -> ValueType {
-    move |ty| match ty.dtype {
-        DType::F32 if ty.shape.rank() == 4 => ValueType { dtype: target.precision.storage(), ..ty },
-        _ => ty,
+    move |ty| {
+        let dtype = match ty.role {
+            Role::Map => target.precision.storage(),
+            Role::Rows | Role::Weight | Role::Exact => DType::F32,
+            Role::Index => DType::I32,
+        };
+        ValueType { dtype, ..ty }
     }
 }
 

@@ -35,7 +35,7 @@ fn number(run: usize, i: usize) -> f32 {
 /// [`Error::Cuda`] if the device cannot run it.
 pub fn launch(target: &Target) -> Result<Launch> {
     let op = Op::from(Activate { activation: Activation::Relu });
-    let types = [ValueType::f32([1, COUNT])];
+    let types = [ValueType::rows([1, COUNT])];
     let site = Site { op: &op, inputs: &types, constant: &[false], outputs: &types };
     let program = ops::program(&site, target).map_err(Error::Cuda)?;
     let [launch] = <[Launch; 1]>::try_from(program.launches)

@@ -78,7 +78,7 @@ impl Tape {
 
     fn add(&mut self, b: &mut Builder, value: ValueId, grad: ValueId) -> Result<()> {
         let (of, is) = (b.graph().value(value), b.graph().value(grad));
-        if of.ty != is.ty {
+        if !of.ty.is_like(&is.ty) {
             return Err(Error::Graph(format!("`{}` is {} but its gradient {}", of.name, of.ty, is.ty)));
         }
         let sum = match self.grads[value.index()] {

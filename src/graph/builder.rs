@@ -54,7 +54,8 @@ impl Builder {
             };
         }
         let shape = Shape::new(&layout.apply_shape(upstream_shape));
-        let value = Value { name: key.to_string(), ty: ValueType::f32(shape), source: Source::Param(param) };
+        let value =
+            Value { name: key.to_string(), ty: ValueType::weight(shape), source: Source::Param(param) };
         let id = self.define(value);
         self.params.insert(key.to_string(), id);
         Ok(id)

@@ -236,7 +236,11 @@ impl Graph {
                     )));
                 }
                 if value.ty != ty {
-                    return Err(Error::Graph(format!("`{}` is {} but inferred {ty}", value.name, value.ty)));
+                    let ValueType { role, .. } = value.ty;
+                    return Err(Error::Graph(format!(
+                        "`{}` is {} ({role:?}) but inferred {ty} ({:?})",
+                        value.name, value.ty, ty.role
+                    )));
                 }
                 defined[id.index()] = true;
             }
@@ -297,4 +301,25 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId], name: &str) -> R
             reason: format!("{reason} (inputs: {})", names.join(", ")),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Activate, Role, activation::Activation};
+
+    #[test]
+    fn a_value_that_lost_its_role_is_refused() {
+        let mut b = Builder::new();
+        let x = b.input("x", ValueType::map([1, 2, 3, 4]));
+        let y = b.node("y", Activate { activation: Activation::Relu }, &[x]).unwrap();
+        b.output("y", y);
+        let mut graph = b.finish().unwrap();
+        graph.values[y.index()].ty.role = Role::Exact;
+        let error = graph.verify().unwrap_err().to_string();
+        assert!(
+            error.contains("`y` is f32[1, 2, 3, 4] (Exact) but inferred f32[1, 2, 3, 4] (Map)"),
+            "{error}"
+        );
+    }
 }

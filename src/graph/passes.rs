@@ -3,7 +3,9 @@
 use super::{Graph, Node, Param, Source, Value, ValueId};
 use crate::error::Result;
 use crate::ops::epilogue::Epilogue;
-use crate::ops::{Activate, BatchNorm, BatchNormTrain, Binary, FoldBatchNorm, Op, binary::BinaryKind};
+use crate::ops::{
+    Activate, BatchNorm, BatchNormTrain, Binary, FoldBatchNorm, Op, ValueType, binary::BinaryKind,
+};
 
 /// All passes, in the order in which they enable each other.
 ///
@@ -32,7 +34,7 @@ pub fn train_batch_norm(graph: &mut Graph, select: impl Fn(&Param) -> bool) {
         }
         let weight = &graph.value(gamma).name;
         let norm = weight.strip_suffix(".weight").unwrap_or(weight).to_string();
-        let ty = graph.value(gamma).ty;
+        let ty = ValueType::exact(graph.value(gamma).ty.shape);
         for (output, statistic) in [(1, "batch_mean"), (2, "batch_var")] {
             let (id, name) = (ValueId(graph.values.len() as u32), format!("{norm}.{statistic}"));
             let source = Source::Node { node: index, output };
@@ -99,7 +101,7 @@ pub fn fuse_residual(graph: &mut Graph) {
         [(a, b), (b, a)].into_iter().find_map(|(product, residual)| {
             let producer = sole_producer(graph, uses, product)?;
             let epilogue = epilogue_of(&graph.nodes[producer].op)?;
-            let fits = graph.value(product).ty == graph.value(residual).ty
+            let fits = graph.value(product).ty.is_like(&graph.value(residual).ty)
                 && !epilogue.residual
                 && epilogue.activation.is_none()
                 && product != residual;
@@ -255,7 +257,7 @@ mod tests {
     /// Two convolutions with a norm each; that of `b` is trained.
     fn trained() -> Graph {
         let mut b = Builder::new();
-        let mut x = b.input("x", ValueType::f32([2, 5, 4, 3]));
+        let mut x = b.input("x", ValueType::map([2, 5, 4, 3]));
         for layer in ["a", "b"] {
             let filter = b.param(&format!("{layer}.conv.weight"), &[3, 3, 1, 1], Layout::Filter).unwrap();
             x = b.node(&format!("{layer}.conv"), Conv2d::with(1, 0), &[x, filter]).unwrap();

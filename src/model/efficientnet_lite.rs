@@ -109,7 +109,7 @@ pub fn classifier(variant: usize, batch: usize, size: [usize; 2], classes: usize
         return Err(Error::usage(format!("an image of {}x{} has no pixels", size[0], size[1])));
     }
     let mut b = Builder::new();
-    let image = b.input(super::IMAGE, ValueType::f32([batch, size[0], size[1], 3]));
+    let image = b.input(super::IMAGE, ValueType::map([batch, size[0], size[1], 3]));
     let levels = efficientnet_lite(&mut b, image, variant)?;
     let last = levels[levels.len() - 1];
     let head = Geometry { c_out: HEAD, kernel: 1, stride: 1, groups: 1 };

@@ -95,7 +95,7 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
     }
     let mut b = Builder::new();
     let mut found = Taps::default();
-    let image = b.input(IMAGE, ValueType::f32([batch, size[0], size[1], 3]));
+    let image = b.input(IMAGE, ValueType::map([batch, size[0], size[1], 3]));
     let levels = match config.backbone {
         BackboneConfig::ResNet { depth } => resnet::resnet(&mut b, image, depth)?,
         BackboneConfig::EfficientNetLite { variant } => {

@@ -71,7 +71,8 @@ impl Operator for Activate {
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 1)?;
-        Ok(vec![ValueType::f32(inputs[0].shape)])
+        expect_float(inputs, 0)?;
+        Ok(vec![inputs[0]])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

@@ -28,7 +28,7 @@ impl Operator for Attention {
         if self.heads == 0 || !qkv[2].is_multiple_of(3) || !(qkv[2] / 3).is_multiple_of(self.heads) {
             return Err(format!("the last axis of {qkv} is not 3 times a multiple of {} heads", self.heads));
         }
-        Ok(vec![ValueType::f32([qkv[0], qkv[1], qkv[2] / 3])])
+        Ok(vec![inputs[0].with_shape([qkv[0], qkv[1], qkv[2] / 3])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

@@ -32,7 +32,8 @@ impl Operator for BatchNormTrain {
         }
         expect_shape(inputs, 1, [x.last()], "gamma")?;
         expect_shape(inputs, 2, [x.last()], "beta")?;
-        Ok(vec![inputs[0], inputs[1], inputs[1]])
+        let statistic = ValueType::exact([x.last()]);
+        Ok(vec![inputs[0], statistic, statistic])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

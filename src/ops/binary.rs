@@ -1,7 +1,7 @@
 //! Pointwise functions of two operands.
 
 use super::{
-    Backward, Inferred, Operator, ReduceSum, ValueType, case::Case, case::Tolerance, expect_float,
+    Backward, Inferred, Operator, ReduceSum, Role, ValueType, case::Case, case::Tolerance, expect_float,
     expect_inputs,
 };
 use crate::error::Result;
@@ -47,7 +47,7 @@ impl Operator for Binary {
         if a.rank() != b.rank() || a.dims()[leading..] != b.dims()[leading..] {
             return Err(format!("{b} is neither {a} nor {a} with leading axes of size 1"));
         }
-        Ok(vec![inputs[0]])
+        Ok(vec![ValueType { role: Role::of(inputs), ..inputs[0] }])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

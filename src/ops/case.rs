@@ -1,7 +1,7 @@
 //! Test cases of operators: one list drives correctness tests, property tests and benches.
 
 use super::{Op, ValueType};
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::Tensor;
 
 /// How an input of a case is filled.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,8 +10,8 @@ pub enum Fill {
     Uniform(f64, f64),
     /// One value everywhere.
     Constant(f64),
-    /// Uniform over the whole numbers from the first (included) to the second (not included).
-    Index(i64, i64),
+    /// Indices, uniform from the first (included) to the second (not included).
+    Index(i32, i32),
 }
 
 /// Largest error a fast path may show against the reference.
@@ -55,20 +55,23 @@ pub struct Case {
 
 impl Case {
     /// A case over float inputs of these shapes, filled uniformly in [-1, 1), judged by
-    /// [`Tolerance::REDUCTION`].
+    /// [`Tolerance::REDUCTION`]. Inputs of four dimensions are maps, all others rows: as a model has them.
     pub fn new(name: impl Into<String>, op: impl Into<Op>, shapes: &[&[usize]]) -> Self {
         Case {
             name: name.into(),
             op: op.into(),
-            inputs: shapes.iter().map(|&s| ValueType::f32(Shape::new(s))).collect(),
+            inputs: shapes.iter().map(|&shape| operand(shape)).collect(),
             fills: vec![Fill::Uniform(-1.0, 1.0); shapes.len()],
             tolerance: Tolerance::REDUCTION,
             bench: false,
         }
     }
 
-    /// Fills input `index` otherwise.
+    /// Fills input `index` otherwise; with indices, it is one of indices.
     pub fn fill(mut self, index: usize, fill: Fill) -> Self {
+        if matches!(fill, Fill::Index(..)) {
+            self.inputs[index] = ValueType::index(self.inputs[index].shape);
+        }
         self.fills[index] = fill;
         self
     }
@@ -91,18 +94,23 @@ impl Case {
     }
 
     /// The inputs: exact f32 values drawn from a SplitMix64 stream that depends on `seed` and the input's
-    /// index alone.
+    /// index alone. Indices are floats of the same value, as in references: who runs the case on a back end
+    /// writes them as i32.
     pub fn make_inputs(&self, seed: u64) -> Vec<Tensor> {
         let make = |(i, (ty, fill)): (usize, (&ValueType, &Fill))| {
             let mut state = seed ^ (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             Tensor::from_fn(ty.shape, |_| match *fill {
                 Fill::Uniform(low, high) => (low + (high - low) * unit(&mut state)) as f32,
                 Fill::Constant(value) => value as f32,
-                Fill::Index(low, high) => (low + ((high - low) as f64 * unit(&mut state)) as i64) as f32,
+                Fill::Index(low, high) => (low + (f64::from(high - low) * unit(&mut state)) as i32) as f32,
             })
         };
         self.inputs.iter().zip(&self.fills).enumerate().map(make).collect()
     }
+}
+
+fn operand(shape: &[usize]) -> ValueType {
+    if shape.len() == 4 { ValueType::map(shape) } else { ValueType::rows(shape) }
 }
 
 /// Next draw of a SplitMix64 stream, uniform in [0, 1).

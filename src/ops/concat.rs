@@ -1,7 +1,8 @@
 //! Joining tensors along one axis.
 
 use super::{
-    Backward, Inferred, Operator, ReduceSum, Slice, ValueType, case::Case, case::Tolerance, expect_float,
+    Backward, Inferred, Operator, ReduceSum, Role, Slice, ValueType, case::Case, case::Tolerance,
+    expect_float,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -51,7 +52,7 @@ impl Operator for Concat {
             }
             dims[self.axis] += shape[self.axis];
         }
-        Ok(vec![ValueType::f32(Shape::new(&dims))])
+        Ok(vec![ValueType { role: Role::of(inputs), ..inputs[0].with_shape(Shape::new(&dims)) }])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

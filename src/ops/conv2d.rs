@@ -101,7 +101,7 @@ impl Operator for Conv2d {
         };
         let y = [x[0], p, q, w[0]].into();
         self.epilogue.check(inputs, y)?;
-        Ok(vec![ValueType::f32(y)])
+        Ok(vec![ValueType::map(y)])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

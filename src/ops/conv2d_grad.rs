@@ -96,7 +96,7 @@ impl Operator for Conv2dInputGrad {
         let w = expect_rank(inputs, 1, 4, "[K, R, S, C / groups]")?;
         let x: Shape = [dy[0], self.size[0], self.size[1], w[3] * self.groups].into();
         self.taps().check(x, w, dy)?;
-        Ok(vec![ValueType::f32(x)])
+        Ok(vec![ValueType::map(x)])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -166,7 +166,7 @@ impl Operator for Conv2dFilterGrad {
         let dy = expect_rank(inputs, 1, 4, "[B, P, Q, K]")?;
         let w = self.filter(x, dy);
         self.taps().check(x, w, dy)?;
-        Ok(vec![ValueType::f32(w)])
+        Ok(vec![ValueType::weight(w)])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

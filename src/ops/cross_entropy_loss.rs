@@ -1,8 +1,8 @@
 //! Softmax cross-entropy with ignored positions.
 
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
-    expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_indices, expect_inputs,
+    expect_rank, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -12,14 +12,14 @@ use crate::tensor::{Shape, Tensor};
 /// outside the classes are ignored. In the rank loss of panoptic K-Net the "classes" are the objects of an
 /// image.
 ///
-/// Inputs: logits `[O, K, I]`, labels `[O, I]`. Output: `[1]`. Labels are constants; normalisation is the
-/// caller's.
+/// Inputs: logits `[O, K, I]`, labels `[O, I]` (i32). Output: `[1]`. Labels are constants; normalisation
+/// is the caller's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CrossEntropyLoss;
 
 fn check(inputs: &[ValueType]) -> std::result::Result<Shape, String> {
     let logits = expect_rank(inputs, 0, 3, "[O, K, I]")?;
-    expect_shape(inputs, 1, [logits[0], logits[2]], "labels")?;
+    expect_indices(inputs, 1, [logits[0], logits[2]], "labels")?;
     Ok(logits)
 }
 
@@ -28,14 +28,14 @@ fn check(inputs: &[ValueType]) -> std::result::Result<Shape, String> {
 fn visit(inputs: &[&Tensor<f64>], mut visit: impl FnMut(&dyn Fn(usize) -> usize, usize, f64)) {
     let (x, labels) = (inputs[0], inputs[1]);
     let [classes, inner] = [x.shape()[1], x.shape()[2]];
-    for (position, label) in labels.data().iter().map(|label| label.round()).enumerate() {
-        if !(0.0..classes as f64).contains(&label) {
+    for (position, label) in labels.data().iter().enumerate() {
+        if !(0.0..classes as f64).contains(label) {
             continue;
         }
         let index = |class: usize| (position / inner * classes + class) * inner + position % inner;
         let max = (0..classes).map(|class| x.data()[index(class)]).fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = (0..classes).map(|class| (x.data()[index(class)] - max).exp()).sum();
-        visit(&index, label as usize, max + sum.ln());
+        visit(&index, *label as usize, max + sum.ln());
     }
 }
 
@@ -45,7 +45,7 @@ impl Operator for CrossEntropyLoss {
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;
         check(inputs)?;
-        Ok(vec![ValueType::f32([1])])
+        Ok(vec![ValueType::exact([1])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -67,14 +67,14 @@ impl Operator for CrossEntropyLoss {
         let case = |name: &str, [o, k, i]: [usize; 3]| {
             Case::new(name, CrossEntropyLoss, &[&[o, k, i], &[o, i]])
                 .fill(0, Fill::Uniform(-6.0, 6.0))
-                .fill(1, Fill::Index(-1, k as i64))
+                .fill(1, Fill::Index(-1, k as i32))
         };
         vec![
             case("one", [1, 1, 1]),
             case("rows", [9, 7, 1]),
             case("map", [2, 5, 63]),
             case("extreme", [2, 7, 9]).fill(0, Fill::Uniform(-500.0, 500.0)),
-            case("all_ignored", [1, 4, 6]).fill(1, Fill::Constant(-1.0)),
+            case("all_ignored", [1, 4, 6]).fill(1, Fill::Index(-1, 0)),
             case("rank", [2, 153, 16384]).bench(),
         ]
     }
@@ -117,7 +117,7 @@ impl Operator for CrossEntropyLossGrad {
     fn cases() -> Vec<Case> {
         let grad = |case: Case| {
             let mut case = Case { op: CrossEntropyLossGrad.into(), ..case };
-            case.inputs.push(ValueType::f32([1]));
+            case.inputs.push(ValueType::exact([1]));
             case.fills.push(Fill::Uniform(-1.0, 1.0));
             case
         };

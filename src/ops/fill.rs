@@ -5,7 +5,7 @@ use crate::tensor::{Shape, Tensor};
 
 /// A tensor of one value: the gradient of a result that nothing depends on, or a constant operand.
 ///
-/// No inputs. Output: `shape`.
+/// No inputs. Output: `shape`, exact: nothing says what it stands for, and plans know it as a constant.
 #[derive(Clone, Copy, Debug)]
 pub struct Fill {
     /// Shape of the result.
@@ -27,7 +27,7 @@ impl Operator for Fill {
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 0)?;
-        Ok(vec![ValueType::f32(self.shape)])
+        Ok(vec![ValueType::exact(self.shape)])
     }
 
     fn reference(&self, _: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

@@ -2,8 +2,8 @@
 
 use super::mask_loss::softplus;
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
-    expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_indices, expect_inputs,
+    expect_rank, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -17,7 +17,7 @@ use crate::tensor::{Shape, Tensor};
 /// gradient it seeds.
 ///
 /// Inputs: logits `[O, K, I]` (`K` classes; `O` objects and `I` 1, or `O` images and `I` pixels of planar
-/// maps), labels `[O, I]`, and if `weighted` weights `[R, K]`, where row `o % R` holds for object `o`.
+/// maps), labels `[O, I]` (i32), and if `weighted` weights `[R, K]`, where row `o % R` holds for object `o`.
 /// Output: `[1]`.
 ///
 /// Labels and weights are constants: no gradient flows to them.
@@ -35,7 +35,7 @@ impl FocalLoss {
 
     fn check(&self, inputs: &[ValueType]) -> std::result::Result<Shape, String> {
         let logits = expect_rank(inputs, 0, 3, "[O, K, I]")?;
-        expect_shape(inputs, 1, [logits[0], logits[2]], "labels")?;
+        expect_indices(inputs, 1, [logits[0], logits[2]], "labels")?;
         if self.weighted {
             let weights = expect_rank(inputs, 2, 2, "[R, K]")?;
             if weights[1] != logits[1] || weights[0] == 0 || !logits[0].is_multiple_of(weights[0]) {
@@ -56,7 +56,7 @@ impl FocalLoss {
                     1.0
                 };
                 for i in 0..inner {
-                    let label = inputs[1].data()[object * inner + i].round();
+                    let label = inputs[1].data()[object * inner + i];
                     visit((object * classes + class) * inner + i, label == class as f64, weight);
                 }
             }
@@ -72,7 +72,7 @@ impl Operator for FocalLoss {
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2 + usize::from(self.weighted))?;
         self.check(inputs)?;
-        Ok(vec![ValueType::f32([1])])
+        Ok(vec![ValueType::exact([1])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -106,13 +106,13 @@ impl Operator for FocalLoss {
             let op = FocalLoss { alpha: FocalLoss::ALPHA, weighted: false };
             Case::new(name, op, &[&[o, k, i], &[o, i]])
                 .fill(0, Fill::Uniform(-6.0, 6.0))
-                .fill(1, Fill::Index(-1, k as i64 + 1))
+                .fill(1, Fill::Index(-1, k as i32 + 1))
         };
         let weighted = |name: &str, [o, k, i]: [usize; 3], rows: usize| {
             let op = FocalLoss { alpha: FocalLoss::ALPHA, weighted: true };
             Case::new(name, op, &[&[o, k, i], &[o, i], &[rows, k]])
                 .fill(0, Fill::Uniform(-6.0, 6.0))
-                .fill(1, Fill::Index(-1, k as i64 + 1))
+                .fill(1, Fill::Index(-1, k as i32 + 1))
                 .fill(2, Fill::Uniform(0.0, 1.0))
         };
         vec![
@@ -186,7 +186,7 @@ impl Operator for FocalLossGrad {
         let grad = |case: Case| {
             let weighted = case.inputs.len() == 3;
             let mut case = Case { op: FocalLossGrad { alpha: FocalLoss::ALPHA, weighted }.into(), ..case };
-            case.inputs.push(ValueType::f32([1]));
+            case.inputs.push(ValueType::exact([1]));
             case.fills.push(Fill::Uniform(-1.0, 1.0));
             case
         };

@@ -85,7 +85,7 @@ impl Operator for FusedConv2d {
                     "{groups} groups do not divide the channels of {y}, or are above {most}"
                 ));
             }
-            outputs.push(ValueType::f32(moments_shape(y, groups)));
+            outputs.push(ValueType::exact(moments_shape(y, groups)));
         }
         Ok(outputs)
     }

@@ -1,7 +1,7 @@
 //! Linear layers over rows made on the way.
 
 use super::{
-    Gradient, Inferred, LayerNorm, Linear, Operator, ValueType, activation::Activation, case::Case,
+    Gradient, Inferred, LayerNorm, Linear, Operator, Role, ValueType, activation::Activation, case::Case,
     case::Fill, epilogue::Epilogue, expect_float, expect_rank, expect_shape,
 };
 use crate::tensor::{Shape, Tensor};
@@ -42,6 +42,12 @@ impl Prologue {
     /// Whether each operand of rows is followed by its norm's gamma and beta.
     pub fn has_norms(&self) -> bool {
         matches!(self, Prologue::Norm { .. } | Prologue::Gates { .. })
+    }
+
+    /// The operands that are rows.
+    fn rows(&self, inputs: &[ValueType]) -> Vec<ValueType> {
+        let step = if self.has_norms() { 3 } else { 1 };
+        inputs[..self.operands()].iter().step_by(step).copied().collect()
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Tensor<f64> {
@@ -127,6 +133,7 @@ impl Operator for FusedLinear {
                 _ => expect_shape(inputs, index, x, "rows")?,
             }
         }
+        let rows = ValueType { role: Role::of(&self.prologue.rows(inputs)), ..inputs[0] };
         let mut outputs = Vec::new();
         for (weight, bias) in self.layers() {
             let w = expect_rank(inputs, weight, 2, "[N, K]")?;
@@ -138,10 +145,10 @@ impl Operator for FusedLinear {
             }
             let mut dims = x.dims().to_vec();
             dims[x.rank() - 1] = w[0];
-            outputs.push(ValueType::f32(Shape::new(&dims)));
+            outputs.push(rows.with_shape(Shape::new(&dims)));
         }
         if self.keep {
-            outputs.push(ValueType::f32(x));
+            outputs.push(rows);
         }
         Ok(outputs)
     }

@@ -19,7 +19,7 @@ impl Operator for GlobalAvgPool {
         if x[1] * x[2] == 0 {
             return Err(format!("map {x} has no pixels to average"));
         }
-        Ok(vec![ValueType::f32([x[0], x[3]])])
+        Ok(vec![ValueType::rows([x[0], x[3]])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

@@ -1,8 +1,8 @@
 //! Fully connected layer.
 
 use super::{
-    Backward, Inferred, MatMul, Operator, Reshape, ValueType, case::Case, epilogue::Epilogue, expect_inputs,
-    expect_rank,
+    Backward, Inferred, MatMul, Operator, Reshape, Role, ValueType, case::Case, epilogue::Epilogue,
+    expect_inputs, expect_rank,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -33,7 +33,7 @@ impl Operator for Linear {
         dims[x.rank() - 1] = w[0];
         let y = Shape::new(&dims);
         self.epilogue.check(inputs, y)?;
-        Ok(vec![ValueType::f32(y)])
+        Ok(vec![inputs[0].with_shape(y)])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -65,11 +65,12 @@ impl Operator for Linear {
         let x = view("input.matrix", x, [1, rows, k].into())?;
         let w = view("weight.matrix", w, [1, n, k].into())?;
         if site.needs[0] {
-            let dx = b.node(&site.named("input.product"), MatMul::default(), &[dy, w])?;
+            let product = MatMul::new(b.graph().value(site.inputs[0]).ty.role);
+            let dx = b.node(&site.named("input.product"), product, &[dy, w])?;
             grads[0] = Some(b.node(&site.named("input.grad"), Reshape { shape: x_shape }, &[dx])?);
         }
         if site.needs[1] {
-            let turned = MatMul { transpose_a: true, transpose_b: false };
+            let turned = MatMul { transpose_a: true, ..MatMul::new(Role::Weight) };
             let dw = b.node(&site.named("weight.product"), turned, &[dy, x])?;
             grads[1] = Some(b.node(&site.named("weight.grad"), Reshape { shape: [n, k].into() }, &[dw])?);
         }

@@ -1,8 +1,8 @@
 //! K-Net's per-object mask convolution.
 
 use super::{
-    Backward, Fill, Inferred, MatMul, Operator, ReduceSum, Reshape, ValueType, case::Case, expect_inputs,
-    expect_rank, expect_shape,
+    Backward, Fill, Inferred, MatMul, Operator, ReduceSum, Reshape, Role, ValueType, case::Case,
+    expect_inputs, expect_rank, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -32,7 +32,7 @@ impl Operator for MaskConv {
         if self.bias {
             expect_shape(inputs, 2, [kernels[1]], "bias")?;
         }
-        Ok(vec![ValueType::f32([x[0], kernels[1], x[1], x[2]])])
+        Ok(vec![ValueType::map([x[0], kernels[1], x[1], x[2]])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -60,14 +60,14 @@ impl Operator for MaskConv {
         let x = view("features.matrix", x, [batch, pixels, c].into())?;
         let mut grads = vec![None; site.inputs.len()];
         if site.needs[0] {
-            let mut grad = b.node(&site.named("kernels.grad"), MatMul::default(), &[dy, x])?;
+            let mut grad = b.node(&site.named("kernels.grad"), MatMul::new(Role::Rows), &[dy, x])?;
             if shared {
                 grad = b.node(&site.named("kernels.sum"), ReduceSum { shape: kernels_shape }, &[grad])?;
             }
             grads[0] = Some(grad);
         }
         if site.needs[1] {
-            let turned = MatMul { transpose_a: true, transpose_b: false };
+            let turned = MatMul { transpose_a: true, ..MatMul::new(Role::Map) };
             let dx = b.node(&site.named("features.product"), turned, &[dy, kernels])?;
             grads[1] = Some(b.node(&site.named("features.grad"), Reshape { shape: x_shape }, &[dx])?);
         }
@@ -75,7 +75,7 @@ impl Operator for MaskConv {
             // A sum over the last axis is a product with ones.
             let ones = Fill { shape: [1, 1, pixels].into(), value: 1.0 };
             let ones = b.node(&site.named("ones"), ones, &[])?;
-            let turned = MatMul { transpose_a: false, transpose_b: true };
+            let turned = MatMul { transpose_b: true, ..MatMul::new(Role::Weight) };
             let each = b.node(&site.named("bias.each"), turned, &[ones, dy])?;
             let sum = b.node(&site.named("bias.sum"), ReduceSum { shape: [1, 1, n].into() }, &[each])?;
             grads[2] = Some(b.node(&site.named("bias.grad"), Reshape { shape: [n].into() }, &[sum])?);

@@ -1,8 +1,8 @@
 //! Losses between the masks of matched objects and their targets: binary cross-entropy and dice.
 
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
-    expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_indices, expect_inputs,
+    expect_rank, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -18,9 +18,9 @@ pub const DICE_EPS: f64 = 1e-3;
 /// `dice = 1 - 2 p.t / (p.p + eps + t.t + eps)`. Targets may be soft. Normalisation (mean over positives,
 /// loss weight) is the caller's, through the gradient it seeds.
 ///
-/// Inputs: mask logits `[B, N, H, W]`, targets `[B, G, H, W]`, `matched` `[B, N]`: the slot of each object's
-/// target, negative for objects without one. Outputs: cross-entropy `[1]`, dice `[1]`, and `[B, N, 3]` the
-/// sums `p.t`, `p.p` and `t.t` of the matched objects for the backward pass.
+/// Inputs: mask logits `[B, N, H, W]`, targets `[B, G, H, W]`, `matched` `[B, N]` (i32): the slot of each
+/// object's target, negative for objects without one. Outputs: cross-entropy `[1]`, dice `[1]`, and
+/// `[B, N, 3]` the sums `p.t`, `p.p` and `t.t` of the matched objects for the backward pass.
 ///
 /// Targets are constants: no gradient flows to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ fn planes<'a>(inputs: &'a [&Tensor<f64>]) -> impl Iterator<Item = (usize, Option
     let [_, slots, h, w] = [0, 1, 2, 3].map(|axis| targets.shape()[axis]);
     let (objects, pixels) = (matched.shape()[1], h * w);
     matched.data().iter().enumerate().map(move |(object, &slot)| {
-        let slot = (slot.round() >= 0.0).then(|| object / objects * slots + slot.round() as usize);
+        let slot = (slot >= 0.0).then(|| object / objects * slots + slot as usize);
         (object, slot.map(|slot| &targets.data()[slot * pixels..][..pixels]))
     })
 }
@@ -52,7 +52,7 @@ fn check(inputs: &[ValueType]) -> std::result::Result<Shape, String> {
     if [logits[0], logits[2], logits[3]] != [targets[0], targets[2], targets[3]] {
         return Err(format!("targets {targets} are not over the pixels of masks {logits}"));
     }
-    expect_shape(inputs, 2, [logits[0], logits[1]], "matched slots")?;
+    expect_indices(inputs, 2, [logits[0], logits[1]], "matched slots")?;
     Ok(logits)
 }
 
@@ -64,7 +64,7 @@ impl Operator for MaskLoss {
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 3)?;
         let logits = check(inputs)?;
-        Ok(vec![ValueType::f32([1]), ValueType::f32([1]), ValueType::f32([logits[0], logits[1], 3])])
+        Ok(vec![ValueType::exact([1]), ValueType::exact([1]), ValueType::exact([logits[0], logits[1], 3])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -103,7 +103,7 @@ impl Operator for MaskLoss {
             Case::new(name, MaskLoss, &[&[b, n, h, w], &[b, g, h, w], &[b, n]])
                 .fill(0, Fill::Uniform(-6.0, 6.0))
                 .fill(1, Fill::Uniform(0.0, 1.0))
-                .fill(2, Fill::Index(-1, g as i64))
+                .fill(2, Fill::Index(-1, g as i32))
         };
         vec![
             case("one", [1, 1, 1, 1, 1]),
@@ -171,6 +171,7 @@ impl Operator for MaskLossGrad {
                 let mut grad =
                     Case::new(case.name.clone(), MaskLossGrad, &shapes).fill(3, Fill::Uniform(1.0, 2.0));
                 grad.fills[..3].copy_from_slice(&case.fills);
+                grad.inputs[..3].copy_from_slice(&case.inputs);
                 Case { bench: case.bench, ..grad }
             })
             .collect()

@@ -23,7 +23,7 @@ impl Operator for MaskPool {
         if [masks[0], masks[2], masks[3]] != [x[0], x[1], x[2]] {
             return Err(format!("masks {masks} are not over the pixels of features {x}"));
         }
-        Ok(vec![ValueType::f32([x[0], masks[1], x[3]])])
+        Ok(vec![ValueType::rows([x[0], masks[1], x[3]])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -85,7 +85,7 @@ impl Operator for MaskPoolGrad {
         if [masks[0], masks[1]] != [dy[0], dy[1]] {
             return Err(format!("gradient {dy} is not of the objects of masks {masks}"));
         }
-        Ok(vec![ValueType::f32([masks[0], masks[2], masks[3], dy[2]])])
+        Ok(vec![ValueType::map([masks[0], masks[2], masks[3], dy[2]])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

@@ -2,7 +2,8 @@
 
 use super::mask_loss::{DICE_EPS, softplus};
 use super::{
-    Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank, expect_shape,
+    Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_indices, expect_inputs,
+    expect_rank,
 };
 use crate::tensor::Tensor;
 
@@ -31,7 +32,7 @@ impl Operator for MaskCost {
         if [logits[0], logits[2], logits[3]] != [targets[0], targets[2], targets[3]] {
             return Err(format!("targets {targets} are not over the pixels of masks {logits}"));
         }
-        Ok(vec![ValueType::f32([logits[0], logits[1], targets[1]])])
+        Ok(vec![ValueType::exact([logits[0], logits[1], targets[1]])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -80,8 +81,8 @@ impl Operator for MaskCost {
 /// (upstream `FocalLossCost`: alpha 0.25, gamma 2): `positive = alpha (1 - p)^2 (-ln(p + eps))`,
 /// `negative = (1 - alpha) p^2 (-ln(1 - p + eps))`, `eps` 1e-12.
 ///
-/// Inputs: class logits `[B, M, K]` of which the first `objects` rows take part, labels `[B, G]`. Output:
-/// `[B, objects, G]`; slots whose label lies outside the classes cost 0.
+/// Inputs: class logits `[B, M, K]` of which the first `objects` rows take part, labels `[B, G]` (i32).
+/// Output: `[B, objects, G]`; slots whose label lies outside the classes cost 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClassCost {
     /// Rows that take part: the thing proposals, which come first.
@@ -103,9 +104,10 @@ impl ClassCost {
     }
 
     /// Index of the logit of slot `g`'s class at object `n`, over `[B, M, K]`.
-    pub(crate) fn logit(dims: &[usize], b: usize, n: usize, label: f64) -> Option<usize> {
+    pub(crate) fn logit(dims: &[usize], b: usize, n: usize, label: i32) -> Option<usize> {
         let (rows, classes) = (dims[1], dims[2]);
-        (label >= 0.0 && label < classes as f64).then(|| (b * rows + n) * classes + label as usize)
+        let class = usize::try_from(label).ok().filter(|&class| class < classes)?;
+        Some((b * rows + n) * classes + class)
     }
 }
 
@@ -116,19 +118,21 @@ impl Operator for ClassCost {
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 2)?;
         let logits = expect_rank(inputs, 0, 3, "[B, M, K]")?;
-        let labels = expect_rank(inputs, 1, 2, "[B, G]")?;
+        let &[_, slots] = inputs[1].shape.dims() else {
+            return Err(format!("labels (input 1) must be i32 [B, G], is {}", inputs[1]));
+        };
         if logits[1] < self.objects {
             return Err(format!("{} objects of logits {logits}", self.objects));
         }
-        expect_shape(inputs, 1, [logits[0], labels[1]], "labels")?;
-        Ok(vec![ValueType::f32([logits[0], self.objects, labels[1]])])
+        expect_indices(inputs, 1, [logits[0], slots], "labels")?;
+        Ok(vec![ValueType::exact([logits[0], self.objects, slots])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
         let (logits, labels) = (inputs[0], inputs[1]);
         let [batch, slots] = [labels.shape()[0], labels.shape()[1]];
         vec![Tensor::from_fn([batch, self.objects, slots], |at| {
-            let label = labels.data()[at[0] * slots + at[2]];
+            let label = labels.data()[at[0] * slots + at[2]] as i32;
             let logit = ClassCost::logit(logits.shape().dims(), at[0], at[1], label);
             logit.map_or(0.0, |index| self.cost(logits.data()[index]))
         })]
@@ -142,7 +146,7 @@ impl Operator for ClassCost {
         let case = |name: &str, [b, m, k, g]: [usize; 4], objects| {
             Case::new(name, ClassCost { objects, weight: 2.0 }, &[&[b, m, k], &[b, g]])
                 .fill(0, Fill::Uniform(-9.0, 9.0))
-                .fill(1, Fill::Index(-1, k as i64))
+                .fill(1, Fill::Index(-1, k as i32))
         };
         vec![
             case("one", [1, 1, 1, 1], 1),

@@ -1,6 +1,8 @@
 //! Batched matrix product of two activations.
 
-use super::{Backward, Inferred, Operator, ReduceSum, ValueType, case::Case, expect_inputs, expect_rank};
+use super::{
+    Backward, Inferred, Operator, ReduceSum, Role, ValueType, case::Case, expect_inputs, expect_rank,
+};
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
@@ -10,15 +12,22 @@ use crate::tensor::{Shape, Tensor};
 /// Inputs: `a` `[B, M, K]` (`[B, K, M]` if `transpose_a`), `b` `[B, K, N]` (`[B, N, K]` if `transpose_b`); an
 /// operand with one matrix gives it to the whole batch. Output: `[B, M, N]`. A product with constant weights
 /// is a [`Linear`](super::Linear).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatMul {
     /// The matrices of the first input are stored transposed.
     pub transpose_a: bool,
     /// The matrices of the second input are stored transposed.
     pub transpose_b: bool,
+    /// What the result is, of which the operands say nothing: rows of objects may be the product of two maps.
+    pub role: Role,
 }
 
 impl MatMul {
+    /// The product of matrices as they are stored, for a result of this role.
+    pub fn new(role: Role) -> MatMul {
+        MatMul { transpose_a: false, transpose_b: false, role }
+    }
+
     /// `[B, M, K, N]` of these input shapes (each `[batch, rows, columns]`).
     pub fn extents(&self, a: &[usize], b: &[usize]) -> [usize; 4] {
         let (m, k) = if self.transpose_a { (a[2], a[1]) } else { (a[1], a[2]) };
@@ -52,7 +61,7 @@ impl Operator for MatMul {
             let [ta, tb] = [self.transpose_a, self.transpose_b].map(|t| if t { " transposed" } else { "" });
             return Err(format!("{a}{ta} times {b}{tb} is no product"));
         }
-        Ok(vec![ValueType::f32([batch, m, n])])
+        Ok(vec![ValueType { role: self.role, ..ValueType::rows([batch, m, n]) }])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -74,19 +83,23 @@ impl Operator for MatMul {
 
     fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
         let (dy, x, y) = (site.grad()?, site.inputs[0], site.inputs[1]);
-        let turned = |transpose_a, transpose_b| MatMul { transpose_a, transpose_b };
+        // The gradient of an operand is what the operand is.
+        let role = |b: &Builder, of: ValueId| b.graph().value(of).ty.role;
+        let turned = |transpose_a, transpose_b, role| MatMul { transpose_a, transpose_b, role };
         let mut grads = vec![None; 2];
         if site.needs[0] {
+            let role = role(b, x);
             let (op, factors) = match self.transpose_a {
-                false => (turned(false, !self.transpose_b), [dy, y]),
-                true => (turned(self.transpose_b, true), [y, dy]),
+                false => (turned(false, !self.transpose_b, role), [dy, y]),
+                true => (turned(self.transpose_b, true, role), [y, dy]),
             };
             grads[0] = Some(op.product(b, &site.named("left.grad"), &factors, x)?);
         }
         if site.needs[1] {
+            let role = role(b, y);
             let (op, factors) = match self.transpose_b {
-                false => (turned(!self.transpose_a, false), [x, dy]),
-                true => (turned(true, self.transpose_a), [dy, x]),
+                false => (turned(!self.transpose_a, false, role), [x, dy]),
+                true => (turned(true, self.transpose_a, role), [dy, x]),
             };
             grads[1] = Some(op.product(b, &site.named("right.grad"), &factors, y)?);
         }
@@ -99,9 +112,9 @@ impl Operator for MatMul {
     }
 
     fn cases() -> Vec<Case> {
-        let plain = MatMul::default();
+        let plain = MatMul::new(Role::Rows);
         let (ta, tb) = (MatMul { transpose_a: true, ..plain }, MatMul { transpose_b: true, ..plain });
-        let both = MatMul { transpose_a: true, transpose_b: true };
+        let both = MatMul { transpose_b: true, ..ta };
         vec![
             Case::new("one", plain, &[&[1, 1, 1], &[1, 1, 1]]),
             Case::new("odd", plain, &[&[3, 5, 7], &[3, 7, 11]]),

@@ -50,7 +50,7 @@ impl Operator for MaxPool2d {
             ));
         }
         match (self.extent(0, x[1]), self.extent(1, x[2])) {
-            (Some(p), Some(q)) if x[1] > 0 && x[2] > 0 => Ok(vec![ValueType::f32([x[0], p, q, x[3]])]),
+            (Some(p), Some(q)) if x[1] > 0 && x[2] > 0 => Ok(vec![inputs[0].with_shape([x[0], p, q, x[3]])]),
             _ => Err(format!("window {kernel:?} (padding {padding:?}) does not fit into map {x}")),
         }
     }

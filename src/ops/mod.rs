@@ -61,44 +61,15 @@ pub mod sine_positional_encoding;
 pub mod slice;
 pub mod softmax;
 pub mod top_k;
+mod value;
+
+pub use value::{Role, ValueType};
 
 use crate::error::{Error, Result};
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{DType, Shape, Tensor};
 use case::Case;
 use std::fmt;
-
-/// Shape and element type of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ValueType {
-    /// Dimensions.
-    pub shape: Shape,
-    /// Element type.
-    pub dtype: DType,
-}
-
-impl ValueType {
-    /// A float value of `shape`.
-    pub fn f32(shape: impl Into<Shape>) -> Self {
-        ValueType { shape: shape.into(), dtype: DType::F32 }
-    }
-
-    /// An index value of `shape`.
-    pub fn i32(shape: impl Into<Shape>) -> Self {
-        ValueType { shape: shape.into(), dtype: DType::I32 }
-    }
-
-    /// Size in bytes.
-    pub fn bytes(&self) -> usize {
-        self.shape.len() * self.dtype.size()
-    }
-}
-
-impl fmt::Display for ValueType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.dtype.name(), self.shape)
-    }
-}
 
 /// Result of shape inference: the output types, or what does not fit (naming both shapes).
 pub type Inferred = std::result::Result<Vec<ValueType>, String>;
@@ -117,11 +88,11 @@ pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
     /// ends prepare them once.
     const WEIGHTS: bool = false;
 
-    /// Output types for these input types, or a sentence on what does not fit.
+    /// Output types for these input types, each with its [`Role`], or a sentence on what does not fit.
     fn infer(&self, inputs: &[ValueType]) -> Inferred;
 
     /// The operator by plain loops in double precision: slow, readable, and the truth for every other
-    /// path. Index outputs are returned as floats of the same value.
+    /// path. Indices, among inputs and outputs, are floats of the same value: a double holds every i32.
     ///
     /// Inputs have passed [`Operator::infer`].
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>>;
@@ -360,8 +331,26 @@ pub(crate) fn expect_shape(
     wanted: impl Into<Shape>,
     what: &str,
 ) -> std::result::Result<(), String> {
-    let wanted = ValueType::f32(wanted);
-    if inputs[index] == wanted {
+    expect_like(inputs, index, ValueType::exact(wanted), what)
+}
+
+/// Fails with a sentence unless input `index` holds indices in exactly the shape `wanted`.
+pub(crate) fn expect_indices(
+    inputs: &[ValueType],
+    index: usize,
+    wanted: impl Into<Shape>,
+    what: &str,
+) -> std::result::Result<(), String> {
+    expect_like(inputs, index, ValueType::index(wanted), what)
+}
+
+fn expect_like(
+    inputs: &[ValueType],
+    index: usize,
+    wanted: ValueType,
+    what: &str,
+) -> std::result::Result<(), String> {
+    if inputs[index].is_like(&wanted) {
         Ok(())
     } else {
         Err(format!("{what} (input {index}) must be {wanted}, is {}", inputs[index]))

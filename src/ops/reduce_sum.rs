@@ -10,8 +10,9 @@ use crate::tensor::{Shape, Tensor};
 
 /// `y[1, .., 1, j] = sum over i of x[i, j]`, where `i` runs over the leading axes and `j` over all others.
 ///
-/// Input: `x` of any shape. Output: `shape`, which is that of `x` with leading axes of size 1. It undoes the
-/// repetition of [`Binary`]'s second operand, and gives the gradient of a bias.
+/// Input: `x` of any shape. Output: `shape`, which is that of `x` with leading axes of size 1; exact, as it
+/// may be a sum over all pixels of a batch. It undoes the repetition of [`Binary`]'s second operand, and
+/// gives the gradient of a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReduceSum {
     /// Shape of the result.
@@ -28,7 +29,7 @@ impl Operator for ReduceSum {
         if x.rank() != y.rank() || x.dims()[leading..] != y.dims()[leading..] {
             return Err(format!("{y} is not {x} with leading axes of size 1"));
         }
-        Ok(vec![ValueType::f32(y)])
+        Ok(vec![ValueType::exact(y)])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

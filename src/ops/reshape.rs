@@ -21,7 +21,7 @@ impl Operator for Reshape {
         if inputs[0].shape.len() != self.shape.len() {
             return Err(format!("{} does not have the elements of {}", inputs[0], self.shape));
         }
-        Ok(vec![ValueType { shape: self.shape, dtype: inputs[0].dtype }])
+        Ok(vec![inputs[0].with_shape(self.shape)])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

@@ -78,14 +78,14 @@ impl Operator for Resize {
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 1)?;
         let x = expect_rank(inputs, 0, 4, "[B, H, W, C]")?;
-        let y = [x[0], self.size[0], self.size[1], x[3]];
+        let y = inputs[0].with_shape([x[0], self.size[0], self.size[1], x[3]]);
         if x[1] * x[2] == 0 && self.size[0] * self.size[1] != 0 {
-            return Err(format!("map {x} has no pixels to make {} from", ValueType::f32(y)));
+            return Err(format!("map {x} has no pixels to make {y} from"));
         }
         if self.step.is_some_and(|step| !step.iter().all(|s| s.is_finite() && *s > 0.0)) {
-            return Err(format!("step {:?} from {x} to {} must be positive", self.step, ValueType::f32(y)));
+            return Err(format!("step {:?} from {x} to {y} must be positive", self.step));
         }
-        Ok(vec![ValueType::f32(y)])
+        Ok(vec![y])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -170,7 +170,7 @@ impl Operator for ResizeGrad {
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 1)?;
         let dy = expect_rank(inputs, 0, 4, "[B, P, Q, C]")?;
-        let dx = ValueType::f32([dy[0], self.size[0], self.size[1], dy[3]]);
+        let dx = inputs[0].with_shape([dy[0], self.size[0], self.size[1], dy[3]]);
         self.forward([dy[1], dy[2]]).infer(&[dx])?;
         Ok(vec![dx])
     }

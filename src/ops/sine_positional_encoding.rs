@@ -24,7 +24,7 @@ impl Operator for SinePositionalEncoding {
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 0)?;
-        Ok(vec![ValueType::f32([1, self.height, self.width, 2 * self.features])])
+        Ok(vec![ValueType::map([1, self.height, self.width, 2 * self.features])])
     }
 
     fn reference(&self, _: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

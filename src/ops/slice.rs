@@ -31,7 +31,7 @@ impl Operator for Slice {
         }
         let mut dims = x.dims().to_vec();
         dims[self.axis] = self.len;
-        Ok(vec![ValueType::f32(Shape::new(&dims))])
+        Ok(vec![inputs[0].with_shape(Shape::new(&dims))])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -99,7 +99,7 @@ impl Operator for Unslice {
         }
         let mut dims = dy.dims().to_vec();
         dims[axis] = size;
-        Ok(vec![ValueType::f32(Shape::new(&dims))])
+        Ok(vec![inputs[0].with_shape(Shape::new(&dims))])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

@@ -29,7 +29,7 @@ impl Operator for TopK {
             return Err(format!("the rows of {x} are too long for 32-bit indices"));
         }
         let y = [x[0], self.k];
-        Ok(vec![ValueType::f32(y), ValueType::i32(y)])
+        Ok(vec![inputs[0].with_shape(y), ValueType::index(y)])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

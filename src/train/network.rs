@@ -196,7 +196,7 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
     let mut seeds = Vec::new();
     for (term, &loss) in terms.iter().zip(&losses) {
         b.output(&term.name, loss);
-        seeds.push((loss, b.input(&term.seed(), ValueType::f32([1]))));
+        seeds.push((loss, b.input(&term.seed(), ValueType::exact([1]))));
     }
     let grads = gradients(&mut b, &seeds, &variables)?;
     let mut trained = Vec::new();
@@ -251,9 +251,9 @@ impl Inputs {
     fn new(a: &mut Assembly<'_>) -> Result<Self> {
         let (batch, slots, config) = (a.spec.batch, a.spec.max_objects, a.spec.config);
         let [h, w] = a.target_size();
-        let masks = a.b.input(TARGET_MASKS, ValueType::f32([batch, slots, h, w]));
-        let labels = a.b.input(TARGET_LABELS, ValueType::f32([batch, slots]));
-        let pairs = ValueType::f32([config.objects(), config.classes()]);
+        let masks = a.b.input(TARGET_MASKS, ValueType::map([batch, slots, h, w]));
+        let labels = a.b.input(TARGET_LABELS, ValueType::index([batch, slots]));
+        let pairs = ValueType::exact([config.objects(), config.classes()]);
         let class_weights = (config.stuff_classes > 0).then(|| a.b.input(CLASS_WEIGHTS, pairs));
         Ok(Inputs { masks, labels, class_weights })
     }
@@ -348,12 +348,12 @@ impl Assembly<'_> {
                 let loss = self.class_loss(&named("cls"), index, classes, inputs.class_weights)?;
                 add(named("cls"), TermKind::Class, index, weights.class, loss);
             }
-            let matched = self.b.input(&matched_input(index), ValueType::f32([batch, objects]));
+            let matched = self.b.input(&matched_input(index), ValueType::index([batch, objects]));
             let found = self.b.nodes(&named("mask"), MaskLoss, &[round.masks, inputs.masks, matched])?;
             add(named("mask"), TermKind::Mask, index, weights.mask, found[0]);
             add(named("dice"), TermKind::Dice, index, weights.dice, found[1]);
             if panoptic {
-                let labels = self.b.input(&rank_input(index), ValueType::f32([batch, h * w]));
+                let labels = self.b.input(&rank_input(index), ValueType::index([batch, h * w]));
                 let flat = Reshape { shape: [batch, objects, h * w].into() };
                 let logits = self.b.node(&format!("{}.logits", named("rank")), flat, &[round.masks])?;
                 let loss = self.b.node(&named("rank"), CrossEntropyLoss, &[logits, labels])?;
@@ -363,7 +363,7 @@ impl Assembly<'_> {
         let maps = self.tap("rpn.seg_preds")?;
         let maps = self.at_target_size("rpn.seg_preds", maps)?;
         let [batch, classes, h, w] = [0, 1, 2, 3].map(|axis| self.b.shape(maps)[axis]);
-        let labels = self.b.input(SEG_LABELS, ValueType::f32([batch, h * w]));
+        let labels = self.b.input(SEG_LABELS, ValueType::index([batch, h * w]));
         let flat = Reshape { shape: [batch, classes, h * w].into() };
         let logits = self.b.node("loss_rpn_seg.logits", flat, &[maps])?;
         let op = FocalLoss { alpha: FocalLoss::ALPHA, weighted: false };
@@ -380,7 +380,7 @@ impl Assembly<'_> {
         weights: Option<ValueId>,
     ) -> Result<ValueId> {
         let [batch, objects, count] = [0, 1, 2].map(|axis| self.b.shape(classes)[axis]);
-        let labels = self.b.input(&labels_input(round), ValueType::f32([batch * objects, 1]));
+        let labels = self.b.input(&labels_input(round), ValueType::index([batch * objects, 1]));
         let rows = Reshape { shape: [batch * objects, count, 1].into() };
         let logits = self.b.node(&format!("{name}.logits"), rows, &[classes])?;
         let op = FocalLoss { alpha: FocalLoss::ALPHA, weighted: weights.is_some() };

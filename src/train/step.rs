@@ -247,22 +247,9 @@ impl TrainStep {
     }
 
     fn load(&mut self, batch: &Batch) -> Result<()> {
-        let inputs = [
-            (self.image, &batch.images, "images"),
-            (self.masks, &batch.masks, "masks"),
-            (self.labels, &batch.labels, "labels"),
-        ];
-        for (input, values, what) in inputs {
-            let memory = self.executor.input_mut(input);
-            if memory.len() != values.len() {
-                return Err(Error::Shape {
-                    op: "train step",
-                    value: what.to_string(),
-                    reason: format!("{} values, the plan takes {}", values.len(), memory.len()),
-                });
-            }
-            memory.copy_from_slice(values);
-        }
+        copy(self.executor.input_mut(self.image), &batch.images, "images")?;
+        copy(self.executor.input_mut(self.masks), &batch.masks, "masks")?;
+        copy(self.executor.input_i32_mut(self.labels), &batch.labels, "labels")?;
         if let Some(input) = self.class_weights {
             let Shape { proposals, things, classes, .. } = self.shape;
             for (index, weight) in self.executor.input_mut(input).iter_mut().enumerate() {
@@ -308,29 +295,29 @@ impl TrainStep {
         let label = |image: usize, slot: usize| batch.labels[image * slots + slot];
         let mask = |image: usize, slot: usize| &batch.masks[(image * slots + slot) * pixels..][..pixels];
         for round in &self.rounds {
-            let matched = self.executor.input_mut(round.matched);
+            let matched = self.executor.input_i32_mut(round.matched);
             for (value, slot) in matched.iter_mut().zip(&round.slots) {
-                *value = slot.map_or(-1.0, |slot| slot as f32);
+                *value = slot.map_or(-1, |slot| slot as i32);
             }
             if let Some(input) = round.labels {
-                let labels = self.executor.input_mut(input).iter_mut().zip(&round.slots);
+                let labels = self.executor.input_i32_mut(input).iter_mut().zip(&round.slots);
                 for (object, (value, slot)) in labels.enumerate() {
-                    *value = slot.map_or(classes as f32, |slot| label(object / round.objects, slot));
+                    *value = slot.map_or(classes as i32, |slot| label(object / round.objects, slot));
                 }
             }
             if let Some(input) = round.rank {
-                let ranks = self.executor.input_mut(input);
-                ranks.fill(-1.0);
+                let ranks = self.executor.input_i32_mut(input);
+                ranks.fill(-1);
                 for (object, slot) in round.slots.iter().enumerate() {
                     let Some(slot) = *slot else { continue };
                     let (image, object) = (object / round.objects, object % round.objects);
-                    paint(&mut ranks[image * pixels..][..pixels], mask(image, slot), object as f32);
+                    paint(&mut ranks[image * pixels..][..pixels], mask(image, slot), object as i32);
                 }
             }
         }
         // Stuff first, then the matched things of the kernel head in order of proposal.
-        let seg = self.executor.input_mut(self.seg_labels);
-        seg.fill(classes as f32);
+        let seg = self.executor.input_i32_mut(self.seg_labels);
+        seg.fill(classes as i32);
         for image in 0..batch.ids.len() {
             let seg = &mut seg[image * pixels..][..pixels];
             for slot in batch.things[image]..batch.objects[image] {
@@ -341,7 +328,7 @@ impl TrainStep {
                 paint(seg, mask(image, *slot), label(image, *slot));
             }
         }
-        let labelled = seg.iter().filter(|&&label| label < classes as f32).count();
+        let labelled = seg.iter().filter(|&&label| label < classes as i32).count();
         for slot in &mut self.terms {
             let positives = self.rounds[slot.term.round].positives;
             let count = match slot.term.kind {
@@ -370,8 +357,21 @@ impl TrainStep {
     }
 }
 
+/// Fills an input of the plan.
+fn copy<T: Copy>(memory: &mut [T], values: &[T], what: &str) -> Result<()> {
+    if memory.len() != values.len() {
+        return Err(Error::Shape {
+            op: "train step",
+            value: what.to_string(),
+            reason: format!("{} values, the plan takes {}", values.len(), memory.len()),
+        });
+    }
+    memory.copy_from_slice(values);
+    Ok(())
+}
+
 /// Writes `value` wherever the (soft) mask is not zero.
-fn paint(map: &mut [f32], mask: &[f32], value: f32) {
+fn paint(map: &mut [i32], mask: &[f32], value: i32) {
     for (pixel, &mask) in map.iter_mut().zip(mask) {
         if mask > 0.0 {
             *pixel = value;

@@ -96,11 +96,11 @@ fn allocations(work: impl FnOnce()) -> usize {
 /// A batch with `things` random rectangles in each of two images.
 fn batch(size: [usize; 2], slots: usize, things: usize, seed: usize) -> Batch {
     let (pixels, plane) = (size[0] * size[1], size[0] * size[1] / 16);
-    let mut labels = vec![-1.0; 2 * slots];
+    let mut labels = vec![-1; 2 * slots];
     let mut masks = vec![0.0; 2 * slots * plane];
     for image in 0..2 {
         for slot in 0..things {
-            labels[image * slots + slot] = (slot % 3) as f32;
+            labels[image * slots + slot] = (slot % 3) as i32;
             let start = (seed * 7 + slot * 13 + image) % (plane / 2);
             masks[(image * slots + slot) * plane..][start..start + plane / 3].fill(1.0);
         }

@@ -40,7 +40,7 @@ fn case(op: Conv2d, x: [usize; 4], w: [usize; 4]) -> Case {
         epilogue: Epilogue { bias: true, residual: true, activation: Some(Activation::Relu) },
         ..op
     };
-    let types = [x, w].map(ValueType::f32);
+    let types = [x, w].map(ValueType::map);
     // The residual has the shape of the result, which a convolution without a tail tells.
     let y = Conv2d { epilogue: Epilogue::default(), ..op }.infer(&types).unwrap()[0].shape;
     Case::new("forced", op, &[&x, &w, &w[..1], y.dims()])

@@ -49,7 +49,12 @@ fn runtime(ordinal: usize, precision: Precision, params: HashMap<String, Tensor>
 /// The results of a run over `inputs`; indices as numbers.
 fn run(executor: &mut Executor, inputs: &[Tensor]) -> knet::Result<Vec<Vec<f32>>> {
     for index in 0..executor.plan().inputs.len() {
-        executor.input_mut(index).copy_from_slice(inputs[index].data());
+        if executor.plan().inputs[index].1.ty.dtype == DType::I32 {
+            let memory = executor.input_i32_mut(index).iter_mut();
+            memory.zip(inputs[index].data()).for_each(|(index, &value)| *index = value as i32);
+        } else {
+            executor.input_mut(index).copy_from_slice(inputs[index].data());
+        }
     }
     executor.run()?;
     let floats = |index: usize| match executor.output_type(index).dtype {
@@ -273,6 +278,27 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Indices go to the device and come back as they are, whatever floats their bits would be.
+fn check_indices(ordinal: usize) -> Result<(), Failed> {
+    let mut builder = Builder::new();
+    let given = builder.input("given", ValueType::index([2, 3]));
+    let flat = builder.node("flat", Reshape { shape: [6].into() }, &[given])?;
+    builder.output("flat", flat);
+    let runtime = runtime(ordinal, Precision::F16, HashMap::new())?;
+    let target = runtime.target();
+    let plan = Plan::build_stored(&builder.finish()?, stored(target), select(target))?;
+    let mut executor = Executor::with_floats(plan, &runtime)?;
+    // The bits of some are those of a NaN that signals.
+    let indices = [-1, 0, 1, 0x7fa0_0001, i32::MAX, i32::MIN];
+    executor.input_i32_mut(0).copy_from_slice(&indices);
+    executor.run()?;
+    let found: Vec<i32> = executor.output(0).iter().map(|v| v.to_bits() as i32).collect();
+    if found != indices || executor.output_type(0) != ValueType::index([6]) {
+        return Err(format!("{found:?}").into());
+    }
+    Ok(())
+}
+
 /// Rows of photos that are wide enough for post-processing to need more shared memory than a kernel may have
 /// without asking, by pipelines of descending width around one network: what an earlier one asked for stays,
 /// as its graph for results that stay on the device is captured when it is first asked for.
@@ -280,7 +306,7 @@ fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
     const WIDTHS: [usize; 3] = [11_500, 11_300, 10_900];
     let (height, input, objects, classes) = (32, (32, 352), 4, 2);
     let mut builder = Builder::new();
-    let image = builder.input("image", ValueType::f32([1, input.0, input.1, 3]));
+    let image = builder.input("image", ValueType::map([1, input.0, input.1, 3]));
     let mut params = HashMap::new();
     let mut convolve = |name: &str, stride: [usize; 2], filter: [usize; 4]| {
         let op = Conv2d { stride, ..Conv2d::new() };
@@ -464,6 +490,7 @@ pub fn groups(ordinal: usize, emulated: bool) -> Groups {
         let most = if emulated { 4 } else { 1000 };
         add("tuning", 0, beside(name, move || check_candidates(&case, precision, ordinal, most)));
     }
+    add("indices", 0, beside("indices/as_operands", move || check_indices(ordinal)));
     add("pipeline", 0, beside("pipeline/wide_photos", move || check_wide_photos(ordinal)));
     add("sessions", 0, alone("sessions/share_weights", move || check_sessions(ordinal)));
     let precisions = if emulated { &[Precision::F16][..] } else { &Precision::ALL };

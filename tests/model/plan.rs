@@ -2,13 +2,18 @@
 //! would be.
 
 use knet::cpu::{self, Selection};
+use knet::cuda::gpu::{Caps, Precision, Target};
+use knet::cuda::stored;
 use knet::graph::{Builder, Graph, ValueId};
 use knet::isa::Isa;
+use knet::model::Config;
 use knet::ops::activation::Activation;
 use knet::ops::binary::BinaryKind;
 use knet::ops::case::relative_l2;
-use knet::ops::{Activate, Binary, Concat, Reshape, ValueType};
-use knet::tensor::Tensor;
+use knet::ops::{Activate, Binary, Concat, Reshape, Role, TopK, ValueType};
+use knet::plan::{Choice, Operand, Plan};
+use knet::tensor::{DType, Tensor};
+use knet::train::network::{LossWeights, TrainSpec, build_training};
 use testkit::run;
 
 /// Concatenations among the steps of the plan; its results must be those of the references.
@@ -47,7 +52,7 @@ fn relu(b: &mut Builder, name: &str, x: ValueId) -> ValueId {
 fn joined(rows: [usize; 2], columns: usize, axis: usize) -> (Builder, [ValueId; 3]) {
     let mut b = Builder::new();
     let parts = [("x", rows[0]), ("y", rows[1])].map(|(name, rows)| {
-        let input = b.input(name, ValueType::f32([1, rows, columns]));
+        let input = b.input(name, ValueType::rows([1, rows, columns]));
         relu(&mut b, &format!("{name}.relu"), input)
     });
     let all = b.node("all", Concat { axis }, &parts).unwrap();
@@ -93,7 +98,7 @@ fn what_cannot_be_made_in_place_is_copied() {
 #[test]
 fn inputs_views_and_joined_values_are_copied() {
     let mut b = Builder::new();
-    let x = b.input("x", ValueType::f32([1, 2, 64]));
+    let x = b.input("x", ValueType::rows([1, 2, 64]));
     let made = relu(&mut b, "made", x);
     let view = b.node("view", Reshape { shape: [1, 2, 64].into() }, &[made]).unwrap();
     let other = relu(&mut b, "other", x);
@@ -105,4 +110,63 @@ fn inputs_views_and_joined_values_are_copied() {
     b.output("outer", outer);
     // Only `inner` is made in place.
     assert_eq!(concats(&b.finish().unwrap()), 3);
+}
+
+#[test]
+fn a_gpu_stores_the_maps_of_training_in_half_precision_and_nothing_else() {
+    let config = Config::named("knet_s3_r50_fpn_panoptic").unwrap();
+    let spec = TrainSpec {
+        config: &config,
+        batch: 2,
+        size: [64, 64],
+        max_objects: 5,
+        weights: LossWeights::default(),
+        frozen: &[],
+        train_batch_norm: true,
+    };
+    let network = build_training(&spec).unwrap();
+    let target = Target { caps: Caps::H100, precision: Precision::F16 };
+    let plan: Plan = Plan::build_stored(&network.graph, stored(target), |_| Ok(Choice::default())).unwrap();
+    assert!(plan.variables.len() > 100);
+    for (param, operand) in &plan.variables {
+        assert_eq!(operand.ty.dtype, DType::F32, "{}: a variable is its own master copy", param.key);
+    }
+    let find = |ends: &[(String, Operand)], name: &str| {
+        ends.iter().find(|(end, _)| end == name).unwrap_or_else(|| panic!("no {name}")).1.ty
+    };
+    for (inputs, dtype) in [
+        (&["image", "target.masks"][..], DType::F16),
+        (&["target.labels", "matched.0", "labels.1", "rank.2", "seg.labels"], DType::I32),
+        (&["class_weights", "seed.loss_rpn_mask"], DType::F32),
+    ] {
+        inputs.iter().for_each(|name| assert_eq!(find(&plan.inputs, name).dtype, dtype, "{name}"));
+    }
+    for (name, operand) in &plan.outputs {
+        assert_eq!(operand.ty.dtype, DType::F32, "{name}: costs, losses, statistics and gradients");
+    }
+    let exact = find(&plan.outputs, "cost.1");
+    assert_eq!(exact.role, Role::Exact);
+    let maps = plan.steps.iter().flat_map(|step| &step.outputs).filter(|o| o.ty.role == Role::Map);
+    assert!(maps.clone().count() > 300 && maps.into_iter().all(|map| map.ty.dtype == DType::F16));
+}
+
+#[test]
+fn the_place_of_the_best_can_be_an_operand() {
+    // Indices travel like any value: as a result, an input, and another view of one.
+    let mut b = Builder::new();
+    let x = b.input("x", ValueType::rows([1, 6]));
+    let given = b.input("given", ValueType::index([2, 3]));
+    let best = b.nodes("best", TopK { k: 2 }, &[x]).unwrap()[1];
+    let flat = b.node("flat", Reshape { shape: [6].into() }, &[given]).unwrap();
+    b.output("best", best);
+    b.output("flat", flat);
+    let graph = b.finish().unwrap();
+    let inputs = [
+        Tensor::new([1, 6], vec![0.5, 3.0, -1.0, 2.0, 0.0, 1.0]),
+        Tensor::new([2, 3], vec![-1.0, 0.0, 1.0, 2.0, 16_777_216.0, -2_147_483_648.0]),
+    ];
+    let found = run::Machine::new(&graph, &run::no_weights(), Isa::detect(), 2).unwrap().run(&inputs);
+    assert_eq!(found[0].to_f64(), [1.0, 3.0]);
+    assert_eq!(found[1].to_f64(), inputs[1].to_f64().data());
+    assert!(found.iter().all(|output| output.ty.dtype == DType::I32 && output.ty.role == Role::Index));
 }

@@ -10,7 +10,7 @@ use knet::ops::{
     Attention, Concat, Conv2d, GroupNorm, LayerNorm, Linear, MaskConv, MaskPool, MaxPool2d, Op, Resize,
     Slice, Softmax, TopK, ValueType, all_cases,
 };
-use knet::tensor::{DType, Shape, Tensor};
+use knet::tensor::{Shape, Tensor};
 use proptest::prelude::*;
 use testkit::run;
 
@@ -67,7 +67,7 @@ fn epilogue() -> impl Strategy<Value = Epilogue> {
 
 /// The shapes of a product with the operands of its epilogue.
 fn with_operands(product: Op, epilogue: Epilogue, shapes: &[Vec<usize>]) -> Option<Vec<Vec<usize>>> {
-    let types: Vec<ValueType> = shapes.iter().map(|s| ValueType::f32(s.as_slice())).collect();
+    let types: Vec<ValueType> = shapes.iter().map(|s| ValueType::rows(s.as_slice())).collect();
     let y = product.infer(&types).ok()?[0].shape;
     let mut shapes = shapes.to_vec();
     shapes.extend(epilogue.bias.then(|| vec![y.last()]));
@@ -222,9 +222,10 @@ proptest! {
         types in prop::collection::vec((prop::collection::vec(0usize..5, 0..6), any::<bool>()), 0..10),
     ) {
         let cases = all_cases();
-        let float = |index| if index { DType::I32 } else { DType::F32 };
-        let types: Vec<ValueType> =
-            types.iter().map(|(dims, index)| ValueType { shape: Shape::new(dims), dtype: float(*index) }).collect();
+        let ty = |(dims, index): &(Vec<usize>, bool)| {
+            if *index { ValueType::index(dims.as_slice()) } else { ValueType::rows(dims.as_slice()) }
+        };
+        let types: Vec<ValueType> = types.iter().map(ty).collect();
         if let Err(reason) = pick.get(&cases).op.infer(&types) {
             prop_assert!(!reason.is_empty());
         }

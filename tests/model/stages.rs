@@ -130,8 +130,8 @@ fn kernel_updator_matches_upstream() {
         };
         let inputs = [load("update_feature"), load("input_feature")];
         let mut b = Builder::new();
-        let x_feat = b.input("update_feature", ValueType::f32(inputs[0].shape()));
-        let kernels = b.input("input_feature", ValueType::f32(inputs[1].shape()));
+        let x_feat = b.input("update_feature", ValueType::rows(inputs[0].shape()));
+        let kernels = b.input("input_feature", ValueType::rows(inputs[1].shape()));
         let y = kernel_updator(&mut b, "p", x_feat, kernels).unwrap();
         b.output("y", y);
         check(&file, case, b.finish().unwrap(), &inputs, &["y"]);
@@ -153,9 +153,11 @@ fn kernel_update_head_matches_upstream() {
             load("mask_preds"),
         ];
         let mut b = Builder::new();
-        let mut input = |i: usize, name: &str| b.input(name, ValueType::f32(inputs[i].shape()));
-        let objects =
-            Objects { features: input(0, "x"), kernels: input(1, "kernels"), masks: input(2, "masks") };
+        let objects = Objects {
+            features: b.input("x", ValueType::map(inputs[0].shape())),
+            kernels: b.input("kernels", ValueType::rows(inputs[1].shape())),
+            masks: b.input("masks", ValueType::map(inputs[2].shape())),
+        };
         let out = kernel_update_head(&mut b, &config, "p", objects).unwrap();
         b.output("cls_score", out.cls_score);
         b.output("new_mask_preds", out.objects.masks);

@@ -75,7 +75,7 @@ impl Check {
         let ids: Vec<ValueId> = operands
             .iter()
             .enumerate()
-            .map(|(i, operand)| b.input(&format!("operand{i}"), ValueType::f32(operand.value.shape())))
+            .map(|(i, operand)| b.input(&format!("operand{i}"), ValueType::map(operand.value.shape())))
             .collect();
         for (i, id) in forward(&mut b, &ids).into_iter().enumerate() {
             b.output(&format!("result{i}"), id);
@@ -111,7 +111,7 @@ impl Check {
         let results = b.graph().outputs().to_vec();
         for ((result, id), outcome) in results.into_iter().zip(outcomes) {
             if let Some(upstream) = outcome.upstream {
-                let ty = ValueType::f32(upstream.shape());
+                let ty = ValueType::map(upstream.shape());
                 seeds.push((id, b.input(&format!("{result}.upstream"), ty)));
                 inputs.push(upstream);
             }

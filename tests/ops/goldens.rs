@@ -56,7 +56,7 @@ impl Golden {
         let mut builder = Builder::new();
         let named = inputs.iter().enumerate();
         let ids: Vec<_> =
-            named.map(|(i, t)| builder.input(&format!("operand{i}"), ValueType::f32(t.shape()))).collect();
+            named.map(|(i, t)| builder.input(&format!("operand{i}"), ValueType::map(t.shape()))).collect();
         let result = builder.node("result", op, &ids).unwrap_or_else(|error| panic!("{name}: {error}"));
         builder.output("result", result);
         let graph = builder.finish().unwrap();
@@ -225,7 +225,7 @@ fn attention() -> Vec<Golden> {
         ));
         let mut builder = Builder::new();
         let mut define =
-            |(i, t): (usize, &Tensor)| builder.input(&format!("p{i}"), ValueType::f32(t.shape()));
+            |(i, t): (usize, &Tensor)| builder.input(&format!("p{i}"), ValueType::map(t.shape()));
         let ids: Vec<_> = inputs.iter().enumerate().map(&mut define).collect();
         let projection = Linear { epilogue: Epilogue::BIAS };
         let qkv = builder.node("qkv", projection, &ids[..3]).unwrap();

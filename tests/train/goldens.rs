@@ -70,7 +70,7 @@ impl Golden {
             size: [h, w],
             images: vec![0.0; images * pixels * 3],
             masks: vec![0.0; images * SLOTS * pixels / 16],
-            labels: vec![-1.0; images * SLOTS],
+            labels: vec![-1; images * SLOTS],
             things: Vec::new(),
             objects: Vec::new(),
             ids: (0..images as u64).collect(),
@@ -96,7 +96,7 @@ impl Golden {
             }
             batch.objects.push(labels.len());
             for (slot, (plane, label)) in planes.iter().zip(labels).enumerate() {
-                batch.labels[image * SLOTS + slot] = label as f32;
+                batch.labels[image * SLOTS + slot] = label as i32;
                 let target = &mut batch.masks[(image * SLOTS + slot) * pixels / 16..][..pixels / 16];
                 for (index, value) in target.iter_mut().enumerate() {
                     let (y, x) = (4 * (index / (w / 4)) + 1, 4 * (index % (w / 4)) + 1);

@@ -30,21 +30,31 @@ fn integers(file: &Checkpoint, name: &str) -> Vec<i32> {
     bytes.map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
+/// An operand: its type and its values.
+type Operand = (ValueType, Tensor);
+
+fn floats(values: Tensor) -> Operand {
+    (ValueType::map(values.shape()), values)
+}
+
+/// Indices, as floats of the same value.
+fn indices<const N: usize>(shape: [usize; N], values: impl IntoIterator<Item = i32>) -> Operand {
+    let values = values.into_iter().map(|index| index as f32).collect();
+    (ValueType::index(shape), Tensor::new(shape, values))
+}
+
 /// A loss with its first operand's gradient: result `index` of `op`, times `scale`.
-fn check(what: &str, op: &Op, operands: &[Tensor], index: usize, scale: f32, loss: &Tensor, grad: &Tensor) {
+fn check(what: &str, op: &Op, operands: &[Operand], index: usize, scale: f32, loss: &Tensor, grad: &Tensor) {
     let mut b = Builder::new();
-    let ids: Vec<ValueId> = operands
-        .iter()
-        .enumerate()
-        .map(|(i, t)| b.input(&format!("{i}"), ValueType::f32(t.shape())))
-        .collect();
-    let seed = b.input("seed", ValueType::f32([1]));
+    let ids: Vec<ValueId> =
+        operands.iter().enumerate().map(|(i, (ty, _))| b.input(&format!("{i}"), *ty)).collect();
+    let seed = b.input("seed", ValueType::exact([1]));
     let results = b.nodes("loss", op.clone(), &ids).unwrap();
     let found = gradients(&mut b, &[(results[index], seed)], &ids[..1]).unwrap();
     b.output("loss", results[index]);
     b.output("grad", found[0].unwrap());
     let graph = b.finish().unwrap();
-    let mut inputs = operands.to_vec();
+    let mut inputs: Vec<Tensor> = operands.iter().map(|(_, values)| values.clone()).collect();
     inputs.push(Tensor::new([1], vec![scale]));
     let judge = |who: &str, value: f64, found: &[f64], bound: f64| {
         let wanted = f64::from(loss.data()[0]);
@@ -79,8 +89,8 @@ fn mask_losses() {
         for case in cases {
             let logits = load(case, "logits");
             let rows = logits.shape()[0];
-            let matched = Tensor::new([1, rows], (0..rows).map(|i| i as f32).collect());
-            let operands = [planes(&logits), planes(&load(case, "target")), matched];
+            let matched = indices([1, rows], 0..rows as i32);
+            let operands = [floats(planes(&logits)), floats(planes(&load(case, "target"))), matched];
             // Mean over all elements, and 4 times the mean over rows.
             let scale = if index == 0 { 1.0 / logits.data().len() as f32 } else { 4.0 / rows as f32 };
             let grad = load(case, "grad_logits");
@@ -105,13 +115,13 @@ fn focal_losses() {
         let load = |name: &str| file.load_f32(&format!("{case}.{name}")).unwrap();
         let logits = load("logits");
         let [rows, classes] = [logits.shape()[0], logits.shape()[1]];
-        let labels = integers(&file, &format!("{case}.labels")).into_iter().map(|l| l as f32).collect();
-        let mut operands = vec![logits.clone().reshape([rows, classes, 1]), Tensor::new([rows, 1], labels)];
+        let labels = indices([rows, 1], integers(&file, &format!("{case}.labels")));
+        let mut operands = vec![floats(logits.clone().reshape([rows, classes, 1])), labels];
         if file.info(&format!("{case}.weight")).is_some() {
             let weight = load("weight");
             let full = (0..rows * classes)
                 .map(|i| weight.data()[if weight.shape().rank() == 1 { i / classes } else { i }]);
-            operands.push(Tensor::new([rows, classes], full.collect()));
+            operands.push(floats(Tensor::new([rows, classes], full.collect())));
         }
         let op = FocalLoss { alpha: FocalLoss::ALPHA, weighted: operands.len() == 3 };
         let attrs = &settings["cases"][case];
@@ -133,16 +143,16 @@ fn cross_entropies() {
         let load = |name: &str| file.load_f32(&format!("{case}.{name}")).unwrap();
         let logits = load("logits");
         let [b, k, h, w] = [0, 1, 2, 3].map(|axis| logits.shape()[axis]);
-        let labels: Vec<f32> = integers(&file, &format!("{case}.target"))
+        let labels: Vec<i32> = integers(&file, &format!("{case}.target"))
             .into_iter()
-            .map(|l| if l == 255 { -1.0 } else { l as f32 })
+            .map(|l| if l == 255 { -1 } else { l })
             .collect();
-        let valid = labels.iter().filter(|&&l| l >= 0.0).count();
+        let valid = labels.iter().filter(|&&l| l >= 0).count();
         let count = if case == "avg_non_ignore" { valid } else { labels.len() };
         // The auxiliary head's weight.
         let weight = if case == "aux" { 0.4 } else { 1.0 };
-        let operands = [logits.reshape([b, k, h * w]), Tensor::new([b, h * w], labels)];
         let scale = weight / count as f32;
+        let operands = [floats(logits.reshape([b, k, h * w])), indices([b, h * w], labels)];
         check(
             &format!("ce/{case}"),
             &CrossEntropyLoss.into(),
@@ -220,7 +230,7 @@ fn adamw() {
             let start = load(key.to_string());
             b.param(key, start.shape().dims(), Layout::Plain).unwrap();
             // The gradient is an input that the graph passes on.
-            let grad = b.input(&format!("{key}.input"), ValueType::f32(start.shape()));
+            let grad = b.input(&format!("{key}.input"), ValueType::weight(start.shape()));
             b.output(&grad_output(key), grad);
             values.insert(key.to_string(), start);
         }

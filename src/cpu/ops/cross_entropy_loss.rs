@@ -24,6 +24,11 @@ impl Extents {
         Extents { outer, classes, inner, isa: context.isa }
     }
 
+    /// The class that a label names; `None` if the position is ignored.
+    fn class(&self, label: i32) -> Option<usize> {
+        usize::try_from(label).ok().filter(|&class| class < self.classes)
+    }
+
     fn positions(&self) -> usize {
         self.outer * self.inner
     }
@@ -80,13 +85,13 @@ impl Kernel for Forward {
 
     fn run(&self, args: &mut Args<'_>) {
         let extents = &self.0;
-        let [logits, labels, ..] = args.inputs;
+        let (logits, labels) = (args.inputs[0], args.input_i32(1));
         let (max, inverse) = args.workspace.split_at_mut(extents.positions());
         extents.normalise(logits, max, inverse);
         let mut total = 0.0;
         for (position, &label) in labels.iter().enumerate() {
-            if label >= 0.0 && label < extents.classes as f32 {
-                let row = position / extents.inner * extents.classes + label as usize;
+            if let Some(class) = extents.class(label) {
+                let row = position / extents.inner * extents.classes + class;
                 let x = logits[row * extents.inner + position % extents.inner];
                 total += f64::from(max[position]) - f64::from(x) - f64::from(inverse[position]).ln();
             }
@@ -114,12 +119,11 @@ impl Kernel for Backward {
 
     fn run(&self, args: &mut Args<'_>) {
         let extents = &self.0;
-        let [logits, labels, upstream, ..] = args.inputs;
+        let ([logits, _, upstream, ..], labels) = (args.inputs, args.input_i32(1));
         let (max, scale) = args.workspace.split_at_mut(extents.positions());
         extents.normalise(logits, max, scale);
         for (scale, &label) in scale.iter_mut().zip(labels) {
-            let labelled = label >= 0.0 && label < extents.classes as f32;
-            *scale = if labelled { *scale * upstream[0] } else { 0.0 };
+            *scale = if extents.class(label).is_some() { *scale * upstream[0] } else { 0.0 };
         }
         let (max, scale) = (&*max, &*scale);
         let inner = extents.inner.max(1);
@@ -130,7 +134,7 @@ impl Kernel for Backward {
                 let (outer, class) = (row / extents.classes, row % extents.classes);
                 let here = outer * inner..(outer + 1) * inner;
                 let column = Row {
-                    class: class as f32,
+                    class: class as i32,
                     upstream: upstream[0],
                     labels: &labels[here.clone()],
                     max: &max[here.clone()],
@@ -145,9 +149,9 @@ impl Kernel for Backward {
 /// What holds for the logits of one class.
 #[derive(Clone, Copy)]
 struct Row<'a> {
-    class: f32,
+    class: i32,
     upstream: f32,
-    labels: &'a [f32],
+    labels: &'a [i32],
     max: &'a [f32],
     scale: &'a [f32],
 }

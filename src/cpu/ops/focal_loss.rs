@@ -20,10 +20,10 @@ struct Rows {
 /// What holds for one row of logits.
 #[derive(Clone, Copy)]
 struct Row<'a> {
-    class: f32,
+    class: i32,
     weight: f32,
     alpha: f32,
-    labels: &'a [f32],
+    labels: &'a [i32],
 }
 
 impl Rows {
@@ -42,11 +42,11 @@ impl Rows {
         self.rows.div_ceil(self.per_task())
     }
 
-    fn row<'a>(&self, inputs: &[&'a [f32]], row: usize) -> Row<'a> {
+    fn row<'a>(&self, labels: &'a [i32], weights: &[f32], row: usize) -> Row<'a> {
         let (object, class) = (row / self.classes, row % self.classes);
-        let weight = if self.weighted { inputs[2][row % inputs[2].len()] } else { 1.0 };
-        let labels = &inputs[1][object * self.inner..][..self.inner];
-        Row { class: class as f32, weight, alpha: self.alpha, labels }
+        let weight = if self.weighted { weights[row % weights.len()] } else { 1.0 };
+        let labels = &labels[object * self.inner..][..self.inner];
+        Row { class: class as i32, weight, alpha: self.alpha, labels }
     }
 }
 
@@ -69,14 +69,15 @@ impl Kernel for Forward {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let (rows, inputs) = (&self.0, &args.inputs);
+        let (rows, labels) = (&self.0, args.input_i32(1));
+        let [logits, _, weights, ..] = args.inputs;
         let partial = &mut args.workspace[..2 * rows.tasks()];
         partial.par_chunks_mut(2).enumerate().for_each(|(task, partial)| {
             let first = task * rows.per_task();
             let mut total = 0.0;
             for row in first..(first + rows.per_task()).min(rows.rows) {
-                let logits = &inputs[0][row * rows.inner..][..rows.inner];
-                total += forward(rows.isa, rows.row(inputs, row), logits);
+                let logits = &logits[row * rows.inner..][..rows.inner];
+                total += forward(rows.isa, rows.row(labels, weights, row), logits);
             }
             partial[0] = total as f32;
             partial[1] = (total - f64::from(partial[0])) as f32;
@@ -89,7 +90,7 @@ simd! {
     /// Loss of one row.
     fn forward(isa, row: Row<'_>, logits: &[f32]) -> f64 {
         const BLOCK: usize = 2048;
-        let loss = |x: f32, label: f32| {
+        let loss = |x: f32, label: i32| {
             let positive = label == row.class;
             // The loss of a negative at x is that of a positive at -x but for its weight.
             let (x, alpha) = if positive { (-x, row.alpha) } else { (x, 1.0 - row.alpha) };
@@ -128,15 +129,16 @@ impl Kernel for Backward {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let (rows, inputs) = (&self.0, &args.inputs);
-        let upstream = inputs[2 + usize::from(rows.weighted)][0];
+        let (rows, labels) = (&self.0, args.input_i32(1));
+        let [logits, _, weights, ..] = args.inputs;
+        let upstream = args.inputs[2 + usize::from(rows.weighted)][0];
         let chunk = rows.per_task() * rows.inner.max(1);
         args.outputs[0].par_chunks_mut(chunk).enumerate().for_each(|(task, dx)| {
             for (i, dx) in dx.chunks_mut(rows.inner).enumerate() {
                 let index = task * rows.per_task() + i;
-                let mut row = rows.row(inputs, index);
+                let mut row = rows.row(labels, weights, index);
                 row.weight *= upstream;
-                backward(rows.isa, row, &inputs[0][index * rows.inner..][..rows.inner], dx);
+                backward(rows.isa, row, &logits[index * rows.inner..][..rows.inner], dx);
             }
         });
     }

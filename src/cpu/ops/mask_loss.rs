@@ -26,12 +26,10 @@ impl Planes {
     }
 
     /// Target of an object, counted over the batch.
-    fn target<'a>(&self, targets: &'a [f32], matched: &[f32], object: usize) -> Option<&'a [f32]> {
-        let slot = matched[object];
-        (slot >= 0.0).then(|| {
-            let plane = object / self.objects * self.slots + slot.round() as usize;
-            &targets[plane * self.pixels..][..self.pixels]
-        })
+    fn target<'a>(&self, targets: &'a [f32], matched: &[i32], object: usize) -> Option<&'a [f32]> {
+        let slot = usize::try_from(matched[object]).ok()?;
+        let plane = object / self.objects * self.slots + slot;
+        Some(&targets[plane * self.pixels..][..self.pixels])
     }
 }
 
@@ -49,7 +47,7 @@ impl Kernel for Forward {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let [logits, targets, matched, ..] = args.inputs;
+        let ([logits, targets, ..], matched) = (args.inputs, args.input_i32(2));
         let [entropy, dice, sums, ..] = &mut args.outputs;
         let planes = &self.0;
         // The cross-entropy of an object passes through the place of `t.t`, which is added up again last.
@@ -137,7 +135,7 @@ impl Kernel for Backward {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let [logits, targets, matched, sums, entropy, dice, ..] = args.inputs;
+        let ([logits, targets, _, sums, entropy, dice, ..], matched) = (args.inputs, args.input_i32(2));
         let planes = &self.0;
         let (entropy, dice) = (entropy[0], f64::from(dice[0]));
         args.outputs[0].par_chunks_mut(planes.pixels.max(1)).enumerate().for_each(|(object, dx)| {

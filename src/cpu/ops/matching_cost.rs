@@ -133,11 +133,11 @@ impl Kernel for Classes {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let [logits, labels, ..] = args.inputs;
+        let (logits, labels) = (args.inputs[0], args.input_i32(1));
         for (index, cost) in args.outputs[0].iter_mut().enumerate() {
             let (row, slot) = (index / self.slots, index % self.slots);
             let (image, object) = (row / self.op.objects, row % self.op.objects);
-            let label = f64::from(labels[image * self.slots + slot]);
+            let label = labels[image * self.slots + slot];
             let logit = ClassCost::logit(&self.dims, image, object, label);
             *cost = logit.map_or(0.0, |index| self.op.cost(f64::from(logits[index])) as f32);
         }

@@ -28,12 +28,14 @@ impl Kernel for Reference {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let inputs: Vec<Tensor<f64>> = self
-            .inputs
-            .iter()
-            .zip(args.inputs)
-            .map(|(ty, data)| Tensor::new(ty.shape, data.iter().map(|&v| f64::from(v)).collect()))
-            .collect();
+        let read = |(index, ty): (usize, &ValueType)| {
+            let data = match ty.dtype {
+                DType::I32 => args.input_i32(index).iter().map(|&v| f64::from(v)).collect(),
+                _ => args.inputs[index].iter().map(|&v| f64::from(v)).collect(),
+            };
+            Tensor::new(ty.shape, data)
+        };
+        let inputs: Vec<Tensor<f64>> = self.inputs.iter().enumerate().map(read).collect();
         let inputs: Vec<&Tensor<f64>> = inputs.iter().collect();
         for (i, result) in self.op.reference(&inputs).iter().enumerate() {
             match self.outputs[i].dtype {

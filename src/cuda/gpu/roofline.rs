@@ -2,9 +2,9 @@
 //! bandwidth, whichever is longer (Williams, Waterman, Patterson 2009).
 
 use super::{Caps, Precision, Target, rates};
-use crate::ops::ValueType;
-use crate::plan::{Operand, Place, Plan, Step};
-use crate::tensor::DType;
+use crate::cuda::stored;
+use crate::ops::Op;
+use crate::plan::{Place, Plan, Step};
 use std::time::Duration;
 
 /// Peak of dense multiply-adds with f32 accumulation, in operations a second (a multiply-add counts two). By
@@ -18,16 +18,19 @@ pub fn peak(caps: &Caps, precision: Precision) -> f64 {
     2.0 * multiply_adds * f64::from(caps.multiprocessors) * f64::from(caps.clock_mhz) * 1e6
 }
 
-/// Bytes of a step's operands and results on the device, each counted once. Filters and other maps among the
-/// constants, which plans know by the graph's type, take the precision's.
+/// Bytes of a step's operands and results on the device, each counted once. Constants, which plans know by
+/// the graph's type, count by their role as if they lay in the arena, but for filters of convolutions:
+/// kernels read those in the precision's type.
 pub fn bytes<P>(step: &Step<P>, target: &Target) -> u64 {
-    let stored = |operand: &Operand| match (operand.place, operand.ty) {
-        (Place::Const(_), ValueType { shape, dtype: DType::F32 }) if shape.rank() == 4 => {
-            shape.len() * target.precision.storage().size()
+    let convolution = matches!(step.op, Op::Conv2d(_) | Op::FusedConv2d(_));
+    let inputs = step.inputs.iter().enumerate().map(|(index, operand)| match operand.place {
+        Place::Const(_) if convolution && index == 1 => {
+            operand.ty.shape.len() * target.precision.storage().size()
         }
-        (_, ty) => ty.bytes(),
-    };
-    step.inputs.iter().chain(&step.outputs).map(|operand| stored(operand) as u64).sum()
+        Place::Const(_) => stored(*target)(operand.ty).bytes(),
+        Place::Arena(_) => operand.ty.bytes(),
+    });
+    inputs.chain(step.outputs.iter().map(|output| output.ty.bytes())).map(|bytes| bytes as u64).sum()
 }
 
 /// The least time of so many operations.

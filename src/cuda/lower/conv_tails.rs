@@ -79,7 +79,7 @@ fn fuse_moments(graph: &mut Graph) {
         let moments = ValueId(graph.values.len() as u32);
         graph.values.push(Value {
             name: format!("{name}.moments"),
-            ty: ValueType::f32(moments_shape(ty.shape, groups)),
+            ty: ValueType::exact(moments_shape(ty.shape, groups)),
             source: Source::Node { node: producer, output: 1 },
         });
         graph.nodes[producer].op = FusedConv2d { groups: Some(groups), ..op }.into();
@@ -95,7 +95,7 @@ fn fuse_sums(graph: &mut Graph) {
     for index in 0..graph.nodes.len() {
         let Op::Binary(Binary { kind: BinaryKind::Add }) = graph.nodes[index].op else { continue };
         let [a, b] = graph.nodes[index].inputs[..] else { continue };
-        if graph.value(a).ty != graph.value(b).ty {
+        if !graph.value(a).ty.is_like(&graph.value(b).ty) {
             continue;
         }
         let sum = |id: ValueId| -> Option<(NormSum, Vec<ValueId>)> {

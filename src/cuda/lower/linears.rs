@@ -8,7 +8,7 @@ use crate::ops::activation::Activation;
 use crate::ops::binary::BinaryKind;
 use crate::ops::epilogue::Epilogue;
 use crate::ops::fused_linear::Prologue;
-use crate::ops::{Binary, FusedLinear, Linear, Op, Slice, ValueType};
+use crate::ops::{Binary, FusedLinear, Linear, Op, Role, Slice, ValueType};
 use std::collections::BTreeMap;
 
 /// Makes [`FusedLinear`] nodes of linear layers, what makes their rows, and each other: layers whose results
@@ -109,7 +109,7 @@ fn split_slices(graph: &mut Graph) {
                 let Value { name, ty, .. } = graph.value(param).clone();
                 let mut dims = ty.shape.dims().to_vec();
                 dims[0] = len;
-                let part = define(graph, format!("{name}.{start}"), ValueType::f32(dims.as_slice()));
+                let part = define(graph, format!("{name}.{start}"), ty.with_shape(dims.as_slice()));
                 let op = Slice { axis: 0, start, len }.into();
                 graph.nodes.push(Node { op, inputs: vec![param], outputs: vec![part] });
                 operands.push(part);
@@ -163,7 +163,7 @@ fn rows(graph: &Graph, uses: &Uses, x: ValueId) -> Rows {
 
 fn same_shapes(graph: &Graph, node: usize) -> bool {
     let inputs = &graph.nodes[node].inputs;
-    graph.value(inputs[0]).ty == graph.value(inputs[1]).ty
+    graph.value(inputs[0]).ty.is_like(&graph.value(inputs[1]).ty)
 }
 
 /// `sigmoid(norm(a)) * norm(b) + sigmoid(norm(c)) * norm(d)`, all of it used here alone.
@@ -201,8 +201,9 @@ fn gates(graph: &Graph, uses: &Uses, sum: usize) -> Option<Rows> {
 /// The layer at `node`, if it can be one of a group.
 fn layer(graph: &Graph, node: usize) -> Option<Epilogue> {
     let Node { op: Op::Linear(Linear { epilogue }), inputs, .. } = &graph.nodes[node] else { return None };
-    let x = graph.value(inputs[0]).ty.shape;
-    let fits = x.last().is_multiple_of(4) && x.last() <= FusedLinear::MAX_TERMS && x.rank() < 4;
+    let ValueType { shape: x, role, .. } = graph.value(inputs[0]).ty;
+    // Rows are f32; maps may be stored otherwise, and a layer over one is a convolution.
+    let fits = x.last().is_multiple_of(4) && x.last() <= FusedLinear::MAX_TERMS && role != Role::Map;
     (fits && !epilogue.residual).then_some(*epilogue)
 }
 

@@ -481,7 +481,7 @@ mod tests {
 
     /// The program of a convolution in f16 on an H100.
     fn program(op: Conv2d, inputs: &[&[usize]], constant: &[bool]) -> Result<Program, String> {
-        let mut inputs: Vec<ValueType> = inputs.iter().map(|dims| ValueType::f32(*dims)).collect();
+        let mut inputs: Vec<ValueType> = inputs.iter().map(|dims| ValueType::map(*dims)).collect();
         let mut outputs = op.infer(&inputs).unwrap();
         inputs[0].dtype = DType::F16;
         outputs[0].dtype = DType::F16;

@@ -151,7 +151,7 @@ mod tests {
     use crate::cuda::gpu::{Caps, Precision};
     use crate::cuda::{Selection, plan};
     use crate::graph::{Builder, Graph, Layout};
-    use crate::ops::{Activate, Conv2d, ValueType, activation::Activation};
+    use crate::ops::{Activate, Conv2d, Linear, ValueType, activation::Activation};
     use std::sync::Arc;
 
     const TARGET: Target = Target { caps: Caps::H100, precision: Precision::F16 };
@@ -159,7 +159,7 @@ mod tests {
     /// Two equal convolutions of a map, one of another shape, and an activation, which has no choice.
     fn graph() -> Graph {
         let mut builder = Builder::new();
-        let mut value = builder.input("x", ValueType::f32([1, 25, 42, 256]));
+        let mut value = builder.input("x", ValueType::map([1, 25, 42, 256]));
         for (name, taps, filters) in [("a", 3, 256), ("b", 3, 256), ("c", 1, 512)] {
             let filter =
                 builder.param(&format!("{name}.weight"), &[filters, taps, taps, 256], Layout::Plain).unwrap();
@@ -184,6 +184,20 @@ mod tests {
             let step = planned.steps.iter().find(|step| step.name == task.steps[0]).unwrap();
             assert_eq!(task.candidates[0].kernel, step.kernel);
         }
+    }
+
+    #[test]
+    fn sites_that_differ_in_roles_alone_are_one_task() {
+        let mut builder = Builder::new();
+        for (name, ty) in [("a", ValueType::rows([1, 100, 256])), ("b", ValueType::exact([1, 100, 256]))] {
+            let x = builder.input(&format!("{name}.x"), ty);
+            let weight = builder.param(&format!("{name}.weight"), &[256, 256], Layout::Plain).unwrap();
+            let y = builder.node(name, Linear::default(), &[x, weight]).unwrap();
+            builder.output(name, y);
+        }
+        let planned = plan(&builder.finish().unwrap(), TARGET).unwrap();
+        let tasks = tasks(&planned, &TARGET, 5).unwrap();
+        assert_eq!(tasks.iter().map(|task| task.steps.join(" ")).collect::<Vec<_>>(), ["a b"]);
     }
 
     #[test]

@@ -334,8 +334,8 @@ fn score(logits: &MaskLogits, classes: usize, config: &InstanceConfig, scores: A
 /// The `k` best of a row of scores: the operator's program.
 fn rank(pairs: usize, k: usize, target: &Target) -> Result<Program, String> {
     let op = TopK { k }.into();
-    let inputs = [ValueType::f32([1, pairs])];
-    let outputs = [ValueType::f32([1, k]), ValueType::i32([1, k])];
+    let inputs = [ValueType::rows([1, pairs])];
+    let outputs = [ValueType::rows([1, k]), ValueType::index([1, k])];
     ops::program(&Site { op: &op, inputs: &inputs, constant: &[false], outputs: &outputs }, target)
 }
 

@@ -23,7 +23,7 @@ pub struct Batch {
     /// Zeros in unused slots.
     pub masks: Vec<f32>,
     /// `[B, G]`: class index (things first, then stuff), -1 in unused slots.
-    pub labels: Vec<f32>,
+    pub labels: Vec<i32>,
     /// For each image the number of thing slots, which come first; the stuff classes present follow,
     /// ascending.
     pub things: Vec<usize>,
@@ -43,7 +43,7 @@ impl Batch {
             size,
             images: vec![0.0; images * height * width * 3],
             masks: vec![0.0; images * objects * (height / STRIDE) * (width / STRIDE)],
-            labels: vec![-1.0; images * objects],
+            labels: vec![-1; images * objects],
             things: vec![0; images],
             objects: vec![0; images],
             ids: vec![0; images],
@@ -125,7 +125,7 @@ impl Batch {
         let masks = &mut self.masks[slot * slots * pixels..][..slots * pixels];
         let labels = &mut self.labels[slot * slots..][..slots];
         masks.fill(0.0);
-        labels.fill(-1.0);
+        labels.fill(-1);
 
         // What is there: things in their order, then stuff by class.
         let mut present: Vec<Target> = Vec::new();
@@ -166,7 +166,7 @@ impl Batch {
             match *target {
                 Target::Thing(object) => {
                     let object = &frame.objects[object];
-                    labels[i] = object.class as f32;
+                    labels[i] = object.class as i32;
                     let out = &mut masks[i * pixels..][..pixels];
                     let mask = &object.mask;
                     for y in central(mask.y, mask.height) {
@@ -178,7 +178,7 @@ impl Batch {
                     }
                 }
                 Target::Stuff(class) => {
-                    labels[i] = class as f32;
+                    labels[i] = class as i32;
                     slot_of[class] = Some(i);
                 }
             }

@@ -70,7 +70,7 @@ fn without_augmentation_a_batch_is_what_the_engine_would_see() {
         let count = (batch.ids[slot] - 100) as usize % 3;
         assert_eq!((batch.things[slot], batch.objects[slot]), (count, count));
         let labels = &batch.labels[slot * 3..][..3];
-        assert_eq!(labels, &[[-1.0, -1.0, -1.0], [0.0, -1.0, -1.0], [0.0, 1.0, -1.0]][count]);
+        assert_eq!(labels, &[[-1, -1, -1], [0, -1, -1], [0, 1, -1]][count]);
         for k in 0..3 {
             let mask = &batch.masks[(slot * 3 + k) * 16 * 24..][..16 * 24];
             // Columns 8 to 15 become 13 to 26 (x 5 / 3), which hold the middle pixels of the target cells 3
@@ -92,7 +92,7 @@ fn stuff_masks_follow_the_things() {
     let (batches, _) = take(&mix(&[file]), config, 1);
     let batch = &batches[0];
     assert_eq!((batch.size, &batch.things[..], &batch.objects[..]), ([32, 64], &[1][..], &[2][..]));
-    assert_eq!(batch.labels, [1.0, 2.0, -1.0, -1.0, -1.0]);
+    assert_eq!(batch.labels, [1, 2, -1, -1, -1]);
     let mask = |k: usize, y: usize, x: usize| batch.masks[(k * 8 + y) * 16 + x];
     // The dog covers columns 4 to 13 and rows 10 to 19, the sky rows 0 to 9.
     assert_eq!([0, 1, 2, 3, 4].map(|x| mask(0, 3, x)), [0.0, 1.0, 1.0, 0.5, 0.0]);
@@ -113,7 +113,7 @@ fn too_many_objects_are_thinned_out_and_counted() {
     let kept: HashMap<_, usize> = batches.iter().flat_map(|b| b.ids.iter().zip(&b.labels)).fold(
         HashMap::new(),
         |mut seen, (&id, &label)| {
-            *seen.entry((id, label as i32)).or_default() += 1;
+            *seen.entry((id, label)).or_default() += 1;
             seen
         },
     );

@@ -5,6 +5,7 @@ use knet::cpu::{self, Executor, Selection, Weights};
 use knet::error::Result;
 use knet::graph::{Builder, Graph, Layout, Param, Source};
 use knet::isa::Isa;
+
 use knet::ops::case::{Case, relative_l2};
 use knet::ops::{Op, ValueType};
 use knet::tensor::{DType, Tensor};
@@ -32,12 +33,19 @@ impl Operands {
 }
 
 /// A result: its type, and its elements as bits (of `f32` or `i32`).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Output {
     /// Shape and element type.
     pub ty: ValueType,
     /// The elements.
     pub bits: Vec<u32>,
+}
+
+/// A gradient of a parameter has another role than that of an input: no kernel knows.
+impl PartialEq for Output {
+    fn eq(&self, other: &Self) -> bool {
+        self.ty.is_like(&other.ty) && self.bits == other.bits
+    }
 }
 
 impl Output {
@@ -52,21 +60,25 @@ impl Output {
     }
 }
 
-/// A graph of one node and the tensors of its parameters.
-pub fn one_node(op: &Op, inputs: &[Tensor], operands: Operands) -> Result<(Graph, Weights)> {
+fn is_input(case: &Case, operand: usize, operands: Operands) -> bool {
+    operand == 0 || operands == Operands::Inputs || case.inputs[operand].dtype == DType::I32
+}
+
+/// A graph of one node and the tensors of its parameters. Indices are always inputs: parameters are floats.
+pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> Result<(Graph, Weights)> {
     let mut builder = Builder::new();
     let mut params = HashMap::new();
     let mut ids = Vec::new();
     for (index, tensor) in inputs.iter().enumerate() {
         let name = format!("operand{index}");
-        ids.push(if index == 0 || operands == Operands::Inputs {
-            builder.input(&name, ValueType::f32(tensor.shape()))
+        ids.push(if is_input(case, index, operands) {
+            builder.input(&name, case.inputs[index])
         } else {
             params.insert(name.clone(), tensor.clone());
             builder.param(&name, tensor.shape().dims(), Layout::Plain)?
         });
     }
-    for (index, id) in builder.nodes("result", op.clone(), &ids)?.into_iter().enumerate() {
+    for (index, id) in builder.nodes("result", case.op.clone(), &ids)?.into_iter().enumerate() {
         builder.output(&format!("result{index}"), id);
     }
     let weights = Weights::new(Box::new(move |param| Ok(params[&param.key].clone())));
@@ -91,10 +103,10 @@ impl Machine {
         Ok(Machine { executor: Executor::new(cpu::plan(graph, selection)?, weights)?, pool: pool(threads) })
     }
 
-    /// One run over these graph inputs.
+    /// One run over these graph inputs; indices are given as floats of the same value.
     pub fn run(&mut self, inputs: &[Tensor]) -> Vec<Output> {
         for index in 0..self.executor.plan().inputs.len() {
-            self.executor.input_mut(index).copy_from_slice(inputs[index].data());
+            fill(&mut self.executor, index, &inputs[index]);
         }
         let executor = &mut self.executor;
         self.pool.install(|| executor.run());
@@ -104,6 +116,16 @@ impl Machine {
                 bits: executor.output(index).iter().map(|v| v.to_bits()).collect(),
             })
             .collect()
+    }
+}
+
+/// Fills input `index`; indices are given as floats of the same value.
+pub fn fill(executor: &mut Executor, index: usize, values: &Tensor) {
+    if executor.plan().inputs[index].1.ty.dtype == DType::I32 {
+        let memory = executor.input_i32_mut(index).iter_mut();
+        memory.zip(values.data()).for_each(|(index, &value)| *index = value as i32);
+    } else {
+        executor.input_mut(index).copy_from_slice(values.data());
     }
 }
 
@@ -164,13 +186,15 @@ pub fn check_case(
 ) -> Result<(), String> {
     let mut first: Option<Vec<Output>> = None;
     for operands in [Operands::Inputs, Operands::Params] {
-        let (graph, weights) = one_node(&case.op, inputs, operands).map_err(|e| e.to_string())?;
+        let (graph, weights) = one_node(case, inputs, operands).map_err(|e| e.to_string())?;
+        let given = inputs.iter().enumerate().filter(|(i, _)| is_input(case, *i, operands));
+        let given: Vec<Tensor> = given.map(|(_, tensor)| tensor.clone()).collect();
         for &threads in threads {
             let site = format!("{operands:?}, {threads} threads");
             let mut machine =
                 Machine::new(&graph, &weights, isa, threads).map_err(|e| format!("{site}: {e}"))?;
             for run in 0..2 {
-                let found = machine.run(inputs);
+                let found = machine.run(&given);
                 if let Some(first) = &first {
                     if *first != found {
                         return Err(format!("{site}, run {run}: {}", first_difference(first, &found)));

@@ -113,7 +113,7 @@ fn batch(config: &Config, arguments: &Arguments, size: [usize; 2]) -> Result<Bat
         size,
         images: pixels.repeat(images),
         masks: vec![0.0; images * slots * height * width],
-        labels: vec![-1.0; images * slots],
+        labels: vec![-1; images * slots],
         things: vec![objects; images],
         objects: vec![slots.min(objects + config.stuff_classes.min(4)); images],
         ids: (0..images as u64).collect(),
@@ -131,8 +131,8 @@ fn batch(config: &Config, arguments: &Arguments, size: [usize; 2]) -> Result<Bat
             continue;
         }
         batch.labels[slot] = match stuff {
-            true => (config.thing_classes + within - objects) as f32,
-            false => (draw() * config.thing_classes as f32).floor(),
+            true => (config.thing_classes + within - objects) as i32,
+            false => (draw() * config.thing_classes as f32) as i32,
         };
         let [cy, cx, ry, rx] = [draw(), draw(), 0.05 + 0.2 * draw(), 0.05 + 0.2 * draw()];
         let plane = &mut batch.masks[slot * height * width..][..height * width];
