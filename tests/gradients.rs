@@ -38,6 +38,11 @@ const NO_GRADIENT: &[&str] = &[
     "fused_linear",             // as above
     "norm_sum",                 // as above
     "global_avg_pool",          // classifiers are not trained here
+    "adamw",                    // an update follows the gradients
+    "accumulate",               // as above
+    "moving_average",           // as above
+    "sum_squares",              // as above
+    "clip_scale",               // as above
 ];
 
 /// Operands that count as constants: the running statistics of a frozen norm; targets, labels and weights of

@@ -9,6 +9,7 @@ mod kernels;
 mod on_device;
 mod segmentation;
 pub mod source;
+mod training;
 mod tuning;
 
 pub use backend::Device;
@@ -16,6 +17,7 @@ pub use builder::EngineBuilder;
 pub use classes::{class_list, known_names, knows_ids};
 pub use segmentation::Segmentation;
 pub use source::WeightSource;
+pub use training::{TRAINING_PRECISION, training_executor};
 pub use tuning::Tuning;
 
 use crate::cpu::Pool;

@@ -17,13 +17,16 @@ use std::collections::HashMap;
 /// Operators without CUDA kernels: those of training, those that only ever act on parameters (or that the
 /// passes turn into such, as they fold frozen norms into convolutions), and views.
 pub const HOST_ONLY: &[&str] = &[
+    "accumulate",
     "activation_grad",
+    "adamw",
     "attention_grad",
     "batch_norm",
     "batch_norm_grad",
     "batch_norm_train",
     "batch_norm_train_grad",
     "class_cost",
+    "clip_scale",
     "conv2d_filter_grad",
     "conv2d_input_grad",
     "cross_entropy_loss",
@@ -41,10 +44,12 @@ pub const HOST_ONLY: &[&str] = &[
     "mask_pool_grad",
     "matmul",
     "max_pool2d_grad",
+    "moving_average",
     "reduce_sum",
     "reshape",
     "resize_grad",
     "softmax_grad",
+    "sum_squares",
     "unslice",
 ];
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Device, Engine, WeightSource};
+use crate::engine::{Device, Engine, TRAINING_PRECISION, WeightSource};
 use crate::error::{Error, Result};
 use crate::model::Config;
 use crate::train::data::warning::list;
@@ -108,14 +108,14 @@ pub fn judge(scores: &[Score], metric: Option<Metric>) -> Option<f64> {
     (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
 }
 
-/// An engine with the weights in `path`, on the device and in the precision that training has: what a GPU in
-/// f16 makes of a checkpoint must not choose the best one of a run on the CPU in f32.
+/// An engine with the weights in `path`, on the device that trains and in the precision that training has:
+/// what a GPU in f16 makes of a checkpoint must not choose the best one of a run on the CPU in f32.
 ///
 /// # Errors
 /// As [`EngineBuilder::build`](crate::engine::EngineBuilder::build).
-pub fn engine(path: &Path, threads: usize) -> Result<Engine> {
+pub fn engine(path: &Path, device: Device, threads: usize) -> Result<Engine> {
     let builder = Engine::builder().weights(WeightSource::File(path.to_path_buf()));
-    builder.device(Device::Cpu).threads(threads).build()
+    builder.device(device).precision(TRAINING_PRECISION).threads(threads).build()
 }
 
 /// Opens the validation sets, and checks that their classes are those of `train`.
