@@ -123,19 +123,17 @@ pub trait Executor: Send {
     /// As [`Executor::read_variable`].
     fn write_variable(&mut self, variable: VariableId, values: &[f32]) -> Result<()>;
 
-    /// Gives every variable its initial value: what `source` gives for its parameter, in the checkpoint's
-    /// layout, or zeros. To be called before the first run.
+    /// Gives every variable that begins as a parameter its value, which `source` gives in the checkpoint's
+    /// layout. The others hold zeros from the start.
     ///
     /// # Errors
     /// What `source` says; [`Error::Shape`] if a tensor is not of the parameter's shape; as
     /// [`Executor::write_variable`].
     fn load(&mut self, source: &dyn Fn(&Param) -> Result<Tensor>) -> Result<()> {
-        for (index, variable) in (0..).zip(self.variables().to_vec()) {
-            let values = match &variable.initial {
-                Some(param) => param.layout.apply(source(param)?),
-                None => Tensor::zeros(variable.operand.ty.shape),
-            };
-            self.write_variable(VariableId(index), values.data())?;
+        for index in 0..self.variables().len() {
+            let Some(param) = self.variables()[index].initial.clone() else { continue };
+            let tensor = param.layout.apply(source(&param)?);
+            self.write_variable(VariableId(index as u32), tensor.data())?;
         }
         Ok(())
     }

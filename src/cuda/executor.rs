@@ -111,7 +111,13 @@ impl Executor {
             let bound = program.launches.iter().map(|launch| Bound::new(runtime, launch, &mut pointer));
             steps.push(bound.collect::<Result<Vec<_>>>()?);
         }
-        Ok(Executor { plan, steps, floats: None, last_external: None, device, arena, _constants: constants })
+        let executor =
+            Executor { plan, steps, floats: None, last_external: None, device, arena, _constants: constants };
+        for variable in executor.plan.variables.iter().filter(|variable| variable.initial.is_none()) {
+            let place = executor.address(&variable.operand)?;
+            memory::clear(&executor.device, place, variable.operand.ty.bytes())?;
+        }
+        Ok(executor)
     }
 
     /// As [`Executor::new`], with inputs and results on the host, floats as f32: a segment is one graph of

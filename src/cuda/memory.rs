@@ -68,6 +68,20 @@ pub(super) fn write(device: &Device, to: sys::CUdeviceptr, data: &[u8]) -> Resul
     device.synchronize()
 }
 
+/// Makes bytes on the device zero, before all that is sent to its stream later.
+///
+/// # Errors
+/// [`Error::Cuda`] as the driver says.
+pub(super) fn clear(device: &Device, place: sys::CUdeviceptr, bytes: usize) -> Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    device.bind()?;
+    // SAFETY: as many bytes are there, and outlive the stream's work, for which whoever runs a plan waits.
+    unsafe { result::memset_d8_async(place, 0, bytes, device.stream().cu_stream()) }
+        .map_err(|e| fault("cannot clear memory of the device", e))
+}
+
 /// Copies as many bytes as `data` has from the device, after all that was sent to its stream, and waits.
 ///
 /// # Errors
