@@ -40,6 +40,7 @@
 //! | [`graph`] | SSA graph with static shapes, builder, verifier, rewriting passes |
 //! | [`ops`] | one file an operator: attributes, shape inference, reference, cases; the recipe to add one |
 //! | [`plan`] | schedule with the program of each step, lifetimes to arena offsets, text dump |
+//! | [`exec`] | the contract of executors: inputs, segments, results and variables by handle |
 //! | [`cpu`] | executor and fast paths: packed GEMM, Winograd, implicit GEMM, attention |
 //! | [`cuda`] | NVIDIA GPUs: launches as plain data, kernels compiled at run time, one captured graph from photo to masks |
 //! | [`model`] | K-Net as graphs, with the parameter names of the official checkpoints |
@@ -72,6 +73,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod engine;
 pub mod error;
+pub mod exec;
 pub mod fsio;
 pub mod graph;
 pub mod image;

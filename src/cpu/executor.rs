@@ -3,14 +3,15 @@
 use super::buffer::AlignedBuffer;
 use super::conv::Arithmetic;
 use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
-use super::{ops, weights::Weights};
+use super::{Pool, ops, weights::Weights};
 use crate::error::{Error, Result};
-use crate::graph::Graph;
+use crate::exec::{self, Host, HostMut, Report};
+use crate::graph::{Graph, InputId, OutputId, SegmentId, VariableId};
 use crate::isa::Isa;
 use crate::memory;
 use crate::ops::ValueType;
 use crate::plan::arena::{ALIGNMENT, Slot};
-use crate::plan::{self, Choice, Const, Operand, Place, Step};
+use crate::plan::{self, Choice, Const, Operand, Place, Segment, Step, Variable};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -81,12 +82,14 @@ struct Bound {
     outputs: Vec<Slot>,
     packed: Packed,
     workspace: Slot,
+    /// Operands that are copied to where their new value is made, as the plan gives both their own memory.
+    carried: Vec<(usize, usize)>,
 }
 
 enum Source {
     Arena(Slot),
     Constant(Constant),
-    /// A constant operand that only exists packed.
+    /// A constant operand that only exists packed, or an operand whose place is a result's.
     Absent,
 }
 
@@ -107,6 +110,8 @@ pub struct Executor {
     steps: Vec<Bound>,
     arena: AlignedBuffer,
     constants: Vec<Option<Constant>>,
+    /// Where it runs, if not in the caller's pool.
+    pool: Option<Pool>,
 }
 
 impl Executor {
@@ -130,7 +135,13 @@ impl Executor {
             }
         }
         let arena = AlignedBuffer::new(plan.arena_bytes / 4)?;
-        Ok(Executor { plan, steps, arena, constants })
+        Ok(Executor { plan, steps, arena, constants, pool: None })
+    }
+
+    /// An executor that runs in a pool of its own when it is run as an [`exec::Executor`]. The pool has as
+    /// many threads as the plan was made for.
+    pub fn in_pool(self, pool: Pool) -> Self {
+        Executor { pool: Some(pool), ..self }
     }
 
     /// The plan.
@@ -148,34 +159,6 @@ impl Executor {
     /// As [`Executor::input_mut`], for an input of indices.
     pub fn input_i32_mut(&mut self, index: usize) -> &mut [i32] {
         bytemuck::cast_slice_mut(self.input_mut(index))
-    }
-
-    /// The memory of variable `index`. It keeps its contents from run to run.
-    pub fn variable_mut(&mut self, index: usize) -> &mut [f32] {
-        let Place::Arena(slot) = self.plan.variables[index].1.place else { return &mut [] };
-        &mut self.arena.as_mut_slice()[range(slot)]
-    }
-
-    /// The contents of variable `index`.
-    pub fn variable(&self, index: usize) -> &[f32] {
-        let Place::Arena(slot) = self.plan.variables[index].1.place else { return &[] };
-        &self.arena.as_slice()[range(slot)]
-    }
-
-    /// Variable `variable`, to be changed, and result `output`: what an optimizer works on.
-    ///
-    /// # Errors
-    /// [`Error::Graph`] if they share memory or are constants.
-    pub fn variable_and_output(&mut self, variable: usize, output: usize) -> Result<(&mut [f32], &[f32])> {
-        let (key, value) = &self.plan.variables[variable];
-        let (name, result) = &self.plan.outputs[output];
-        if let (Place::Arena(value), Place::Arena(result)) = (value.place, result.place)
-            && let Ok([value, result]) =
-                self.arena.as_mut_slice().get_disjoint_mut([range(value), range(result)])
-        {
-            return Ok((value, result));
-        }
-        Err(Error::Graph(format!("variable `{}` and result `{name}` are not apart in memory", key.key)))
     }
 
     /// Result `index`, valid after [`Executor::run`]. Index results are `i32` bits: see
@@ -202,34 +185,42 @@ impl Executor {
         self.plan.outputs[index].1.ty
     }
 
-    /// Runs all steps. Call it inside the rayon pool whose size the plan was made for.
+    /// Runs all segments. Call it inside the rayon pool whose size the plan was made for.
     pub fn run(&mut self) {
-        self.run_steps(0..self.steps.len());
+        (0..self.plan.segments.len()).for_each(|segment| self.run_segment(segment, Executor::run_step));
     }
 
-    /// Runs some of the steps: a run may be cut into consecutive ranges, between which inputs that no earlier
-    /// step reads are filled and results of earlier steps are read.
-    pub fn run_steps(&mut self, steps: std::ops::Range<usize>) {
-        for index in steps {
-            self.run_step(index);
+    /// Runs all segments and gives the time of each step to `report`.
+    pub fn run_timed(&mut self, mut report: impl FnMut(usize, Duration)) {
+        (0..self.plan.segments.len()).for_each(|segment| self.time_segment(segment, &mut report));
+    }
+
+    fn time_segment(&mut self, segment: usize, mut report: impl FnMut(usize, Duration)) {
+        self.run_segment(segment, |executor, index| {
+            let start = Instant::now();
+            executor.run_step(index);
+            report(index, start.elapsed());
+        });
+    }
+
+    /// Runs the steps of a segment by `run`, then copies the new values that were made elsewhere.
+    fn run_segment(&mut self, segment: usize, mut run: impl FnMut(&mut Self, usize)) {
+        self.plan.segments[segment].steps.clone().for_each(|index| run(self, index));
+        for (from, to) in &self.plan.segments[segment].copies {
+            if let (Place::Arena(from), Place::Arena(to)) = (from.place, to.place) {
+                self.arena.as_mut_slice().copy_within(range(from), range(to).start);
+            }
         }
     }
 
-    /// Runs all steps and gives the time of each to `report`.
-    pub fn run_timed(&mut self, report: impl FnMut(usize, Duration)) {
-        self.run_steps_timed(0..self.steps.len(), report);
-    }
-
-    /// As [`Executor::run_steps`], and gives the time of each step to `report`.
-    pub fn run_steps_timed(
-        &mut self,
-        steps: std::ops::Range<usize>,
-        mut report: impl FnMut(usize, Duration),
-    ) {
-        for index in steps {
-            let start = Instant::now();
-            self.run_step(index);
-            report(index, start.elapsed());
+    /// Does `work` in the pool of its own, if it has one.
+    fn pooled(&mut self, work: impl FnOnce(&mut Self) + Send) {
+        match self.pool.take() {
+            None => work(self),
+            Some(pool) => {
+                pool.run(|| work(self));
+                self.pool = Some(pool);
+            }
         }
     }
 
@@ -239,8 +230,9 @@ impl Executor {
         let mut inputs: [&[f32]; MAX_INPUTS] = Default::default();
         for (input, source) in inputs.iter_mut().zip(&step.inputs) {
             *input = match source {
-                // SAFETY: the plan lays buffers that are alive at the same step apart, so no slice made
-                // mutable below covers an operand; operands may cover each other, as shared slices may.
+                // SAFETY: the plan lays buffers that are alive at the same step apart, and an operand that
+                // shares its memory with a result is absent, so no slice made mutable below covers an
+                // operand; operands may cover each other, as shared slices may.
                 Source::Arena(slot) => unsafe { arena.shared(*slot) },
                 Source::Constant(constant) => constant.as_slice(),
                 Source::Absent => &[],
@@ -250,6 +242,10 @@ impl Executor {
         for (output, slot) in outputs.iter_mut().zip(&step.outputs) {
             // SAFETY: as above: results lie apart from operands, from each other and from the workspace.
             *output = unsafe { arena.exclusive(*slot) };
+        }
+        for &(input, output) in &step.carried {
+            outputs[output].copy_from_slice(inputs[input]);
+            inputs[input] = &[];
         }
         // SAFETY: as above.
         let workspace = unsafe { arena.exclusive(step.workspace) };
@@ -302,8 +298,74 @@ fn range(slot: Slot) -> std::ops::Range<usize> {
     slot.offset / 4..(slot.offset + slot.bytes) / 4
 }
 
+impl exec::Executor for Executor {
+    fn described(&self) -> plan::Plan {
+        self.plan.described()
+    }
+
+    fn inputs(&self) -> &[(String, Operand)] {
+        &self.plan.inputs
+    }
+
+    fn outputs(&self) -> &[(String, Operand)] {
+        &self.plan.outputs
+    }
+
+    fn variables(&self) -> &[Variable] {
+        &self.plan.variables
+    }
+
+    fn segments(&self) -> &[Segment] {
+        &self.plan.segments
+    }
+
+    fn input(&mut self, input: InputId) -> HostMut<'_> {
+        let dtype = self.plan.inputs[input.index()].1.ty.dtype;
+        HostMut::of(dtype, self.input_mut(input.index()))
+    }
+
+    fn read(&self, output: OutputId) -> Host<'_> {
+        Host::of(self.output_type(output.index()).dtype, self.output(output.index()))
+    }
+
+    fn run(&mut self, segment: SegmentId) -> Result<()> {
+        self.pooled(|executor| executor.run_segment(segment.index(), Executor::run_step));
+        Ok(())
+    }
+
+    fn run_timed(&mut self, segment: SegmentId, report: &mut Report<'_>) -> Result<()> {
+        self.pooled(|executor| executor.time_segment(segment.index(), report));
+        Ok(())
+    }
+
+    fn read_variable(&self, variable: VariableId, values: &mut [f32]) -> Result<()> {
+        let variable = &self.plan.variables[variable.index()];
+        exec::check_variable(variable, values.len())?;
+        if let Place::Arena(slot) = variable.operand.place {
+            values.copy_from_slice(&self.arena.as_slice()[range(slot)]);
+        }
+        Ok(())
+    }
+
+    fn write_variable(&mut self, variable: VariableId, values: &[f32]) -> Result<()> {
+        let variable = &self.plan.variables[variable.index()];
+        exec::check_variable(variable, values.len())?;
+        if let Place::Arena(slot) = variable.operand.place {
+            self.arena.as_mut_slice()[range(slot)].copy_from_slice(values);
+        }
+        Ok(())
+    }
+}
+
+/// Whether operand `input` lies where the step makes its new value.
+fn is_in_place<P>(step: &Step<P>, input: usize) -> bool {
+    let replaced = step.op.replaces().iter().filter(|(operand, _)| *operand == input);
+    replaced.into_iter().any(|&(_, output)| step.outputs[output].place == step.inputs[input].place)
+}
+
 /// What the unsafe code of [`Executor::run_step`] rests on: results and workspace lie apart from each other
-/// and from every operand. The planner sees to it; a plan is plain data, so it is checked once more.
+/// and from every operand, but for an operand in whose place its new value is made. The planner sees to it; a
+/// plan is plain data, so it is checked once more.
 fn check_memory(step: &Step<Arc<dyn Kernel>>) -> Result<()> {
     let slot = |operand: &Operand| match operand.place {
         Place::Arena(slot) => Some(slot),
@@ -315,7 +377,9 @@ fn check_memory(step: &Step<Arc<dyn Kernel>>) -> Result<()> {
         let disjoint = a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset;
         disjoint || a.bytes == 0 || b.bytes == 0
     };
-    let read_apart = step.inputs.iter().filter_map(slot).all(|read| written.iter().all(|w| apart(&read, w)));
+    let read = step.inputs.iter().enumerate().filter(|(input, _)| !is_in_place(step, *input));
+    let read_apart =
+        read.filter_map(|(_, operand)| slot(operand)).all(|read| written.iter().all(|w| apart(&read, w)));
     let written_apart = (0..written.len()).all(|i| written[..i].iter().all(|w| apart(&written[i], w)));
     if read_apart && written_apart && written.len() == step.outputs.len() + 1 {
         Ok(())
@@ -352,6 +416,7 @@ fn bind(consts: &[Const], step: &Step<Arc<dyn Kernel>>, weights: &Weights) -> Re
         .enumerate()
         .map(|(i, operand)| {
             Ok(match operand.place {
+                Place::Arena(_) if is_in_place(step, i) => Source::Absent,
                 Place::Arena(slot) => Source::Arena(slot),
                 Place::Const(_) if packed_input == Some(i) => Source::Absent,
                 Place::Const(index) => Source::Constant(Constant::Plain(weights.constant(consts, index)?)),
@@ -362,5 +427,7 @@ fn bind(consts: &[Const], step: &Step<Arc<dyn Kernel>>, weights: &Weights) -> Re
         Place::Arena(slot) => Some(slot),
         Place::Const(_) => None,
     });
-    Ok(Bound { inputs: sources, outputs: slots.collect(), packed, workspace: step.workspace })
+    let replaced = step.op.replaces().iter().copied();
+    let carried = replaced.filter(|&(input, _)| !is_in_place(step, input)).collect();
+    Ok(Bound { inputs: sources, outputs: slots.collect(), packed, workspace: step.workspace, carried })
 }

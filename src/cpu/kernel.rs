@@ -94,9 +94,11 @@ impl fmt::Debug for dyn Kernel {
 /// with inputs. Outputs and workspace hold stale data on entry.
 pub struct Args<'a> {
     /// Operands in the graph's layout. Indices are `i32` seen as bytes of `f32`: use [`Args::input_i32`]. A
-    /// packed operand that is a constant is empty here.
+    /// packed operand that is a constant is empty here, and so is one that a result replaces
+    /// ([`Operator::REPLACES`]).
     pub inputs: [&'a [f32]; MAX_INPUTS],
-    /// Results. Index results are `i32` seen as bytes of `f32`: use [`Args::output_i32`].
+    /// Results. One that replaces an operand holds that on entry. Index results are `i32` seen as bytes of
+    /// `f32`: use [`Args::output_i32`].
     pub outputs: [&'a mut [f32]; MAX_OUTPUTS],
     /// The packed operand, or empty.
     pub packed: &'a [f32],

@@ -4,21 +4,25 @@ use super::Plan;
 use super::device::{Device, fault};
 use super::memory::{self, DeviceBuffer, Pinned};
 use super::ops::cast;
-use super::recording::{Bound, capture, copy_in, copy_out, replay};
+use super::recording::{Bound, capture, copy_between, copy_in, copy_out, replay};
 use super::runtime::Runtime;
+use super::stopwatch::Stopwatch;
 use crate::cuda::launch::{Arg, Packing, Program};
 use crate::error::{Error, Result};
+use crate::exec::{self, Host, HostMut, Report};
+use crate::graph::{InputId, OutputId, SegmentId, VariableId};
 use crate::ops::ValueType;
-use crate::plan::{Operand, Place, Step};
+use crate::plan::{self, Operand, Place, Segment, Step, Variable};
 use crate::tensor::DType;
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A plan bound to memory and kernels. Everything is allocated and compiled when it is made.
 pub struct Executor {
     plan: Plan,
     steps: Vec<Vec<Bound>>,
-    /// The host's side of inputs and results, and the graph that runs between them.
+    /// The host's side of inputs and results, and the graphs that run between them.
     floats: Option<Floats>,
     /// The end of the last run on a stream that is not the device's, until one waited for it.
     last_external: Option<Arc<CudaEvent>>,
@@ -40,11 +44,13 @@ impl Drop for Executor {
     }
 }
 
-/// Inputs and results as f32 on the host.
+/// Inputs and results on the host, floats as f32.
 struct Floats {
     inputs: Vec<Staging>,
     outputs: Vec<Staging>,
-    graph: CudaGraph,
+    /// A graph for each segment: inputs that it is the first to read, its steps, results that it makes.
+    /// `None` if there is nothing to do.
+    graphs: Vec<Option<CudaGraph>>,
 }
 
 /// A value that travels between host and device.
@@ -105,11 +111,17 @@ impl Executor {
             let bound = program.launches.iter().map(|launch| Bound::new(runtime, launch, &mut pointer));
             steps.push(bound.collect::<Result<Vec<_>>>()?);
         }
-        Ok(Executor { plan, steps, floats: None, last_external: None, device, arena, _constants: constants })
+        let executor =
+            Executor { plan, steps, floats: None, last_external: None, device, arena, _constants: constants };
+        for variable in executor.plan.variables.iter().filter(|variable| variable.initial.is_none()) {
+            let place = executor.address(&variable.operand)?;
+            memory::clear(&executor.device, place, variable.operand.ty.bytes())?;
+        }
+        Ok(executor)
     }
 
-    /// As [`Executor::new`], with inputs and results as f32 on the host: [`Executor::run`] is one graph of
-    /// copies in, kernels and copies out. It allocates nothing and waits once.
+    /// As [`Executor::new`], with inputs and results on the host, floats as f32: a segment is one graph of
+    /// copies in, kernels and copies out. Running it allocates nothing and waits once.
     ///
     /// # Errors
     /// As [`Executor::new`].
@@ -118,12 +130,19 @@ impl Executor {
         let plan = &executor.plan;
         let inputs = executor.stage(&plan.inputs, runtime, |stored| (DType::F32, stored))?;
         let outputs = executor.stage(&plan.outputs, runtime, |stored| (stored, DType::F32))?;
-        let graph = capture(&executor.device, || {
-            executor.send_inputs(&inputs)?;
-            executor.record()?;
-            executor.send_outputs(&outputs)
-        })?;
-        executor.floats = Some(Floats { inputs, outputs, graph });
+        let mut floats = Floats { inputs, outputs, graphs: Vec::new() };
+        for segment in &executor.plan.segments {
+            let graph = || {
+                capture(&executor.device, || {
+                    executor.send_inputs(segment, &floats)?;
+                    executor.record_segment(segment)?;
+                    executor.send_outputs(segment, &floats)
+                })
+            };
+            let captured = executor.has_work(segment, &floats).then(graph).transpose()?;
+            floats.graphs.push(captured);
+        }
+        executor.floats = Some(floats);
         Ok(executor)
     }
 
@@ -163,8 +182,20 @@ impl Executor {
         ends.iter().map(stage).collect()
     }
 
-    fn send_inputs(&self, inputs: &[Staging]) -> Result<()> {
-        for input in inputs {
+    /// Whether a segment sends anything to the device.
+    fn has_work(&self, segment: &Segment, floats: &Floats) -> bool {
+        let travels = |staging: &Staging| staging.value.is_some() && staging.host.len() > 0;
+        let mut ends = segment.inputs.iter().map(|id| &floats.inputs[id.index()]);
+        let mut results = segment.outputs.iter().map(|id| &floats.outputs[id.index()]);
+        let mut copies = segment.copies.iter().filter(|(from, _)| from.ty.bytes() > 0);
+        self.steps[segment.steps.clone()].iter().any(|bound| !bound.is_empty())
+            || ends.any(travels)
+            || results.any(travels)
+            || copies.next().is_some()
+    }
+
+    fn send_inputs(&self, segment: &Segment, floats: &Floats) -> Result<()> {
+        for input in segment.inputs.iter().map(|id| &floats.inputs[id.index()]) {
             let Some(value) = input.value else { continue };
             let target = input.device.as_ref().map_or(value, |(floats, _)| floats.pointer());
             copy_in(&self.device, &input.host, target)?;
@@ -175,8 +206,8 @@ impl Executor {
         Ok(())
     }
 
-    fn send_outputs(&self, outputs: &[Staging]) -> Result<()> {
-        for output in outputs {
+    fn send_outputs(&self, segment: &Segment, floats: &Floats) -> Result<()> {
+        for output in segment.outputs.iter().map(|id| &floats.outputs[id.index()]) {
             let Some(mut source) = output.value else { continue };
             if let Some((floats, cast)) = &output.device {
                 cast.launch(&self.device)?;
@@ -187,9 +218,21 @@ impl Executor {
         Ok(())
     }
 
-    /// Sends all steps to the device's stream, between whatever the caller sends.
+    /// Sends all segments to the device's stream, between whatever the caller sends.
     pub(super) fn record(&self) -> Result<()> {
-        (0..self.steps.len()).try_for_each(|step| self.record_step(step))
+        self.plan.segments.iter().try_for_each(|segment| self.record_segment(segment))
+    }
+
+    /// Sends the steps of a segment, and the copies of new values that were made elsewhere.
+    fn record_segment(&self, segment: &Segment) -> Result<()> {
+        segment.steps.clone().try_for_each(|step| self.record_step(step))?;
+        self.record_copies(segment)
+    }
+
+    fn record_copies(&self, segment: &Segment) -> Result<()> {
+        segment.copies.iter().try_for_each(|(from, to)| {
+            copy_between(&self.device, self.address(from)?, self.address(to)?, from.ty.bytes())
+        })
     }
 
     /// Sends one step to the device's stream.
@@ -262,14 +305,93 @@ impl Executor {
         ValueType { dtype: if ty.dtype == DType::I32 { DType::I32 } else { DType::F32 }, ..ty }
     }
 
-    /// Runs the plan between the host's floats: one graph launch, one wait.
+    /// Runs all segments between the host's floats: one graph launch and one wait each.
     ///
     /// # Errors
     /// [`Error::Graph`] if the executor was made without floats. [`Error::Cuda`] as the driver says; after a
     /// fault the device's context is of no further use.
     pub fn run(&mut self) -> Result<()> {
+        (0..self.plan.segments.len()).try_for_each(|segment| self.run_segment(segment))
+    }
+
+    fn run_segment(&mut self, segment: usize) -> Result<()> {
         self.join()?;
+        match &self.floats()?.graphs[segment] {
+            Some(graph) => replay(&self.device, graph),
+            None => Ok(()),
+        }
+    }
+
+    fn floats(&self) -> Result<&Floats> {
         let missing = || Error::Graph("the executor has no inputs and results on the host".into());
-        replay(&self.device, &self.floats.as_ref().ok_or_else(missing)?.graph)
+        self.floats.as_ref().ok_or_else(missing)
+    }
+}
+
+/// What [`Executor::with_floats`] makes.
+impl exec::Executor for Executor {
+    fn described(&self) -> plan::Plan {
+        self.plan.described()
+    }
+
+    fn inputs(&self) -> &[(String, Operand)] {
+        &self.plan.inputs
+    }
+
+    fn outputs(&self) -> &[(String, Operand)] {
+        &self.plan.outputs
+    }
+
+    fn variables(&self) -> &[Variable] {
+        &self.plan.variables
+    }
+
+    fn segments(&self) -> &[Segment] {
+        &self.plan.segments
+    }
+
+    fn input(&mut self, input: InputId) -> HostMut<'_> {
+        let dtype = self.plan.inputs[input.index()].1.ty.dtype;
+        HostMut::of(dtype, self.input_mut(input.index()))
+    }
+
+    fn read(&self, output: OutputId) -> Host<'_> {
+        Host::of(self.output_type(output.index()).dtype, self.output(output.index()))
+    }
+
+    fn run(&mut self, segment: SegmentId) -> Result<()> {
+        self.run_segment(segment.index())
+    }
+
+    fn run_timed(&mut self, segment: SegmentId, report: &mut Report<'_>) -> Result<()> {
+        self.join()?;
+        self.device.bind()?;
+        let (floats, stopwatch) = (self.floats()?, Stopwatch::new(&self.device)?);
+        let segment = &self.plan.segments[segment.index()];
+        self.send_inputs(segment, floats)?;
+        for step in segment.steps.clone() {
+            let mut time = Duration::ZERO;
+            if !self.steps[step].is_empty() {
+                // Once, not repeated as for a table of times: a step may update a variable.
+                let graph = capture(&self.device, || self.record_step(step))?;
+                time = stopwatch.time(&self.device, &graph)?;
+            }
+            report(step, time);
+        }
+        self.record_copies(segment)?;
+        self.send_outputs(segment, floats)?;
+        self.device.synchronize()
+    }
+
+    fn read_variable(&self, variable: VariableId, values: &mut [f32]) -> Result<()> {
+        let variable = &self.plan.variables[variable.index()];
+        exec::check_variable(variable, values.len())?;
+        memory::read(&self.device, self.address(&variable.operand)?, bytemuck::cast_slice_mut(values))
+    }
+
+    fn write_variable(&mut self, variable: VariableId, values: &[f32]) -> Result<()> {
+        let variable = &self.plan.variables[variable.index()];
+        exec::check_variable(variable, values.len())?;
+        memory::write(&self.device, self.address(&variable.operand)?, bytemuck::cast_slice(values))
     }
 }

@@ -37,13 +37,7 @@ impl DeviceBuffer {
     /// As [`DeviceBuffer::new`].
     pub(crate) fn of(device: &Arc<Device>, data: &[u8], what: &str) -> Result<Self> {
         let buffer = DeviceBuffer::new(device, data.len(), what)?;
-        if !data.is_empty() {
-            // On the device's own stream, which does not wait for the default one, so that kernels come after
-            // the copy. SAFETY: as many bytes as the buffer holds; `data` outlives the wait.
-            unsafe { result::memcpy_htod_async(buffer.pointer, data, device.stream().cu_stream()) }
-                .map_err(|e| fault(&format!("cannot copy {what} to the device"), e))?;
-            device.synchronize()?;
-        }
+        write(device, buffer.pointer, data)?;
         Ok(buffer)
     }
 
@@ -56,6 +50,51 @@ impl DeviceBuffer {
     pub(crate) fn pointer(&self) -> sys::CUdeviceptr {
         self.pointer
     }
+}
+
+/// Copies `data` to where there are as many bytes, and waits.
+///
+/// # Errors
+/// [`Error::Cuda`] as the driver says.
+pub(super) fn write(device: &Device, to: sys::CUdeviceptr, data: &[u8]) -> Result<()> {
+    if data.is_empty() {
+        return Ok(());
+    }
+    device.bind()?;
+    // On the device's own stream, which does not wait for the default one, so that kernels come after the
+    // copy. SAFETY: as many bytes as are there; `data` outlives the wait.
+    unsafe { result::memcpy_htod_async(to, data, device.stream().cu_stream()) }
+        .map_err(|e| fault("cannot copy to the device", e))?;
+    device.synchronize()
+}
+
+/// Makes bytes on the device zero, before all that is sent to its stream later.
+///
+/// # Errors
+/// [`Error::Cuda`] as the driver says.
+pub(super) fn clear(device: &Device, place: sys::CUdeviceptr, bytes: usize) -> Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    device.bind()?;
+    // SAFETY: as many bytes are there, and outlive the stream's work, for which whoever runs a plan waits.
+    unsafe { result::memset_d8_async(place, 0, bytes, device.stream().cu_stream()) }
+        .map_err(|e| fault("cannot clear memory of the device", e))
+}
+
+/// Copies as many bytes as `data` has from the device, after all that was sent to its stream, and waits.
+///
+/// # Errors
+/// [`Error::Cuda`] as the driver says.
+pub(super) fn read(device: &Device, from: sys::CUdeviceptr, data: &mut [u8]) -> Result<()> {
+    if data.is_empty() {
+        return Ok(());
+    }
+    device.bind()?;
+    // SAFETY: as above.
+    unsafe { result::memcpy_dtoh_async(data, from, device.stream().cu_stream()) }
+        .map_err(|e| fault("cannot copy from the device", e))?;
+    device.synchronize()
 }
 
 /// Refuses what the device has no memory for, before anything is compiled or copied for it.

@@ -61,15 +61,19 @@ pub type Plan = plan::Plan<Program>;
 
 /// The plan of an optimised graph of inference: steps over rows of objects are fused first, because each
 /// costs less than its launch, and in 16-bit types so are norms and sums of maps. In f32, which is for
-/// parity, a norm takes its moments relative to an element of the map, as the CPU does.
+/// parity, a norm takes its moments relative to an element of the map, as the CPU does. A graph that is cut
+/// into segments or updates variables is planned as it is.
 ///
 /// # Errors
 /// As [`Plan::build_stored`](plan::Plan::build_stored).
 pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     let selection = selection.into();
     let mut graph = graph.clone();
-    fuse_linears(&mut graph)?;
-    if selection.target().precision.is_half() {
+    let inference = graph.segments().is_empty() && graph.updates().is_empty();
+    if inference {
+        fuse_linears(&mut graph)?;
+    }
+    if inference && selection.target().precision.is_half() {
         fuse_conv_tails(&mut graph)?;
     }
     Plan::build_stored(&graph, stored(selection.target()), select(selection))

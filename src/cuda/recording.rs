@@ -111,11 +111,21 @@ pub(super) fn copy_out(device: &Device, from: sys::CUdeviceptr, to: &Pinned) -> 
 
 /// Sends a copy of all of `from` to the device's stream.
 pub(super) fn copy_within(device: &Device, from: &DeviceBuffer, to: sys::CUdeviceptr) -> Result<()> {
-    if from.len() == 0 {
+    copy_between(device, from.pointer(), to, from.len())
+}
+
+/// Sends a copy from one place on the device to another to the device's stream.
+pub(super) fn copy_between(
+    device: &Device,
+    from: sys::CUdeviceptr,
+    to: sys::CUdeviceptr,
+    bytes: usize,
+) -> Result<()> {
+    if bytes == 0 {
         return Ok(());
     }
     // SAFETY: as many bytes at both ends, which outlive the stream's work: whoever sends waits for it.
-    unsafe { result::memcpy_dtod_async(to, from.pointer(), from.len(), device.stream().cu_stream()) }
+    unsafe { result::memcpy_dtod_async(to, from, bytes, device.stream().cu_stream()) }
         .map_err(|e| fault("cannot copy on the device", e))
 }
 

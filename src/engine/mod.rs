@@ -20,6 +20,8 @@ mod segmentation;
 mod session;
 pub mod source;
 mod taps;
+#[cfg(feature = "train")]
+mod training;
 #[cfg(feature = "cuda")]
 mod tuning;
 
@@ -30,6 +32,8 @@ pub use model::{Model, ModelOptions};
 pub use segmentation::Segmentation;
 pub use session::{InputSize, Session, SessionOptions, Timings};
 pub use source::WeightSource;
+#[cfg(feature = "train")]
+pub use training::{training_executor, validation_engine};
 #[cfg(feature = "cuda")]
 pub use tuning::Tuning;
 

@@ -1,6 +1,8 @@
 //! Building graphs.
 
-use super::{Graph, Layout, Node, Param, Source, Value, ValueId, infer};
+use super::{
+    Graph, InputId, Layout, Node, OutputId, Param, SegmentId, Source, Value, ValueId, VariableId, infer,
+};
 use crate::error::{Error, Result};
 use crate::ops::{Op, ValueType};
 use crate::tensor::Shape;
@@ -22,12 +24,8 @@ impl Builder {
 
     /// Goes on building a finished graph.
     pub fn resume(graph: Graph) -> Self {
-        let params = graph.values.iter().enumerate().filter_map(|(index, value)| match &value.source {
-            Source::Param(param) | Source::Variable(param) => {
-                Some((param.key.clone(), ValueId(index as u32)))
-            }
-            _ => None,
-        });
+        let ids = (0..graph.values.len()).map(|index| ValueId(index as u32));
+        let params = ids.filter_map(|id| Some((graph.param(id)?.key.clone(), id)));
         Builder { params: params.collect(), graph }
     }
 
@@ -61,6 +59,34 @@ impl Builder {
         Ok(id)
     }
 
+    /// A value that changes between runs and begins as `initial`, or as zeros. Its type must be that of
+    /// `initial` in the graph's layout.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if it is not.
+    pub fn variable(&mut self, name: &str, ty: ValueType, initial: Option<Param>) -> Result<ValueId> {
+        if let Some(param) = &initial
+            && ty != ValueType::weight(Shape::new(&param.layout.apply_shape(&param.upstream_shape)))
+        {
+            return Err(Error::Graph(format!("variable `{name}` is {ty}, but begins as {param:?}")));
+        }
+        Ok(self.define(Value { name: name.to_string(), ty, source: Source::Variable(initial) }))
+    }
+
+    /// Makes `value` the new value of a variable: see [`Graph::updates`].
+    pub fn update(&mut self, variable: ValueId, value: ValueId) {
+        self.graph.updates.push((variable, value));
+    }
+
+    /// Begins a segment: the nodes from here on, and those before as well if it is the first. Between
+    /// segments the caller reads results and writes inputs. The name is for people.
+    pub fn segment(&mut self, name: &str) -> SegmentId {
+        let segments = &mut self.graph.segments;
+        let first = if segments.is_empty() { 0 } else { self.graph.nodes.len() };
+        segments.push((name.to_string(), first));
+        SegmentId((segments.len() - 1) as u32)
+    }
+
     /// Applies an operator with one result, called `name`.
     ///
     /// # Errors
@@ -90,8 +116,25 @@ impl Builder {
     }
 
     /// Declares a result of the graph.
-    pub fn output(&mut self, name: &str, value: ValueId) {
+    pub fn output(&mut self, name: &str, value: ValueId) -> OutputId {
         self.graph.outputs.push((name.to_string(), value));
+        OutputId((self.graph.outputs.len() - 1) as u32)
+    }
+
+    /// As [`Graph::input_id`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn input_id(&self, value: ValueId) -> Result<InputId> {
+        self.graph.input_id(value)
+    }
+
+    /// As [`Graph::variable_id`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn variable_id(&self, value: ValueId) -> Result<VariableId> {
+        self.graph.variable_id(value)
     }
 
     /// Shape of a value.

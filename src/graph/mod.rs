@@ -6,9 +6,11 @@
 
 pub mod autodiff;
 pub mod builder;
+mod handle;
 pub mod passes;
 
 pub use builder::Builder;
+pub use handle::{InputId, OutputId, SegmentId, VariableId};
 
 use crate::error::{Error, Result};
 use crate::ops::{Op, ValueType};
@@ -99,8 +101,9 @@ pub enum Source {
     Input,
     /// A parameter that stays as it is: what depends on such parameters alone is computed once.
     Param(Param),
-    /// A parameter that changes between runs, as in training. It lives in the arena for good.
-    Variable(Param),
+    /// A value that lives in the arena for good and changes between runs, as in training. It begins as a
+    /// parameter, or as zeros.
+    Variable(Option<Param>),
     /// Output `output` of node `node`.
     Node {
         /// Position among [`Graph::nodes`].
@@ -138,6 +141,9 @@ pub struct Graph {
     pub(crate) values: Vec<Value>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) outputs: Vec<(String, ValueId)>,
+    /// Name and first node of each segment.
+    pub(crate) segments: Vec<(String, usize)>,
+    pub(crate) updates: Vec<(ValueId, ValueId)>,
 }
 
 impl Graph {
@@ -154,6 +160,71 @@ impl Graph {
     /// Named results.
     pub fn outputs(&self) -> &[(String, ValueId)] {
         &self.outputs
+    }
+
+    /// Name and first node of each segment; none if nothing cuts a run.
+    pub fn segments(&self) -> &[(String, usize)] {
+        &self.segments
+    }
+
+    /// The segment that a node belongs to; 0 if there are none.
+    pub fn segment_of(&self, node: usize) -> usize {
+        self.segments.iter().filter(|(_, first)| *first <= node).count().saturating_sub(1)
+    }
+
+    /// Variables and their new values: when the segment that makes a new value is done, the variable has it.
+    /// In the graph a variable is the old value.
+    pub fn updates(&self) -> &[(ValueId, ValueId)] {
+        &self.updates
+    }
+
+    /// The values that the caller provides, in order of definition.
+    pub fn inputs(&self) -> impl Iterator<Item = (InputId, ValueId)> {
+        let ids = self.defined_as(|source| matches!(source, Source::Input));
+        (0..).map(InputId).zip(ids)
+    }
+
+    /// The variables, in order of definition.
+    pub fn variables(&self) -> impl Iterator<Item = (VariableId, ValueId)> {
+        let ids = self.defined_as(|source| matches!(source, Source::Variable(_)));
+        (0..).map(VariableId).zip(ids)
+    }
+
+    fn defined_as(&self, wanted: impl Fn(&Source) -> bool) -> impl Iterator<Item = ValueId> {
+        let found = self.values.iter().enumerate().filter(move |(_, value)| wanted(&value.source));
+        found.map(|(index, _)| ValueId(index as u32))
+    }
+
+    /// The handle of an input. Passes keep it.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if the value is none.
+    pub fn input_id(&self, value: ValueId) -> Result<InputId> {
+        let found = self.inputs().find(|&(_, id)| id == value).map(|(input, _)| input);
+        found.ok_or_else(|| Error::Graph(format!("`{}` is no input", self.value(value).name)))
+    }
+
+    /// The handle of a variable. Passes keep it.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if the value is none.
+    pub fn variable_id(&self, value: ValueId) -> Result<VariableId> {
+        let found = self.variables().find(|&(_, id)| id == value).map(|(variable, _)| variable);
+        found.ok_or_else(|| Error::Graph(format!("`{}` is no variable", self.value(value).name)))
+    }
+
+    /// The value of an input's handle.
+    pub fn input(&self, id: InputId) -> Option<ValueId> {
+        self.inputs().nth(id.index()).map(|(_, value)| value)
+    }
+
+    /// For each value the one whose memory it is another view of: itself, but for reshapes.
+    pub(crate) fn storage(&self) -> Vec<ValueId> {
+        let mut storage: Vec<ValueId> = (0..self.values.len()).map(|index| ValueId(index as u32)).collect();
+        for node in self.nodes.iter().filter(|node| matches!(node.op, Op::Reshape(_))) {
+            storage[node.outputs[0].index()] = storage[node.inputs[0].index()];
+        }
+        storage
     }
 
     /// Takes the named results away, for a builder that goes on from them and declares its own.
@@ -173,14 +244,15 @@ impl Graph {
 
     /// Turns the parameters that `select` chooses into variables and gives them, in order of definition.
     ///
-    /// Call it after the passes: they fold only what is constant.
+    /// Call it after the passes: they fold only what is constant, and drop parameters that nothing needs, but
+    /// no variable.
     pub fn make_variables(&mut self, select: impl Fn(&Param) -> bool) -> Vec<ValueId> {
         let mut variables = Vec::new();
         for (index, value) in self.values.iter_mut().enumerate() {
             if let Source::Param(param) = &value.source
                 && select(param)
             {
-                value.source = Source::Variable(param.clone());
+                value.source = Source::Variable(Some(param.clone()));
                 variables.push(ValueId(index as u32));
             }
         }
@@ -190,7 +262,8 @@ impl Graph {
     /// The parameter behind a value, if it is one.
     pub fn param(&self, id: ValueId) -> Option<&Param> {
         match &self.value(id).source {
-            Source::Param(param) | Source::Variable(param) => Some(param),
+            Source::Param(param) => Some(param),
+            Source::Variable(param) => param.as_ref(),
             _ => None,
         }
     }
@@ -201,7 +274,7 @@ impl Graph {
     }
 
     /// Checks every invariant: definitions before uses, one definition a value, types as the operators
-    /// infer them, outputs that exist.
+    /// infer them, outputs that exist, updates that no later segment contradicts.
     ///
     /// # Errors
     /// [`Error::Graph`] or [`Error::Shape`] naming the first node or value at fault.
@@ -250,6 +323,39 @@ impl Graph {
                 return Err(Error::Graph(format!("output `{name}` is never defined")));
             }
         }
+        let starts = std::iter::once(0).chain(self.segments.iter().map(|&(_, first)| first));
+        if !starts.chain([self.nodes.len()]).is_sorted() || self.segments.first().is_some_and(|s| s.1 > 0) {
+            return Err(Error::Graph(format!("segments {:?} are no division of a run", self.segments)));
+        }
+        self.verify_updates()
+    }
+
+    /// A new value is what a node makes, and the old one is not asked for once it is gone.
+    fn verify_updates(&self) -> Result<()> {
+        let storage = self.storage();
+        for (index, &(variable, value)) in self.updates.iter().enumerate() {
+            let (of, new) = (self.value(variable), self.value(value));
+            let fault = |reason: &str| Err(Error::Graph(format!("update of `{}`: {reason}", of.name)));
+            let Source::Variable(_) = of.source else { return fault("it is no variable") };
+            let Source::Node { node, .. } = new.source else { return fault("its new value is no node's") };
+            if storage[value.index()] != value {
+                return fault("its new value is a view of another value");
+            }
+            if of.ty != new.ty {
+                return fault(&format!("it is {}, its new value {}", of.ty, new.ty));
+            }
+            if self.updates[..index].iter().any(|&(other, _)| other == variable) {
+                return fault("it is updated twice");
+            }
+            if self.outputs.iter().any(|(_, id)| storage[id.index()] == variable) {
+                return fault("its old value is a result, and gone when results are read");
+            }
+            let reads = |node: &Node| node.inputs.iter().any(|id| storage[id.index()] == variable);
+            let last = self.nodes.iter().rposition(reads).unwrap_or(0);
+            if self.segment_of(last) > self.segment_of(node) {
+                return fault("a later segment reads the old value");
+            }
+        }
         Ok(())
     }
 
@@ -261,7 +367,10 @@ impl Graph {
                 let _ = writeln!(text, "input {} : {}", value.name, value.ty);
             }
         }
-        for node in &self.nodes {
+        for (index, node) in self.nodes.iter().enumerate() {
+            for (name, _) in self.segments.iter().filter(|(_, first)| *first == index) {
+                let _ = writeln!(text, "segment {name}");
+            }
             let show = |&id: &ValueId| match &self.value(id).source {
                 Source::Node { .. } => format!("%{}", id.0),
                 _ => self.value(id).name.clone(),
@@ -282,6 +391,9 @@ impl Graph {
         }
         for (name, id) in &self.outputs {
             let _ = writeln!(text, "output {name} = %{} : {}", id.0, self.value(*id).ty);
+        }
+        for (variable, value) in &self.updates {
+            let _ = writeln!(text, "update {} = %{}", self.value(*variable).name, value.0);
         }
         text
     }

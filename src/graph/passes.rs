@@ -1,6 +1,6 @@
 //! Rewrites of a graph. Each keeps the results up to rounding; [`optimize`] verifies after each.
 
-use super::{Graph, Node, Param, Source, Value, ValueId};
+use super::{Graph, Node, OutputId, Param, Source, Value, ValueId};
 use crate::error::Result;
 use crate::ops::epilogue::Epilogue;
 use crate::ops::{
@@ -19,19 +19,43 @@ pub fn optimize(mut graph: Graph) -> Result<Graph> {
     Ok(graph)
 }
 
+/// A batch norm that takes its statistics from the batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainedNorm {
+    /// Values that a statistic is taken over.
+    pub count: usize,
+    /// The running mean, which is no longer an operand, and the batch's.
+    pub mean: (Param, OutputId),
+    /// The same of the variance; the batch's is biased.
+    pub variance: (Param, OutputId),
+}
+
 /// Makes `batch_norm` nodes whose scale and shift `select` chooses normalise by the statistics of the batch.
 /// Those become outputs of the graph, `{norm}.batch_mean` and `{norm}.batch_var` (biased) for a norm with the
 /// parameter `{norm}.weight`, so that a trainer can update the running ones, which are no longer operands.
 ///
 /// Not one of the passes of [`optimize`]: call it before them, because they fold frozen norms away.
-pub fn train_batch_norm(graph: &mut Graph, select: impl Fn(&Param) -> bool) {
+pub fn train_batch_norm(graph: &mut Graph, select: impl Fn(&Param) -> bool) -> Vec<TrainedNorm> {
+    let mut trained = Vec::new();
     for index in 0..graph.nodes.len() {
         let Op::BatchNorm(BatchNorm { eps }) = graph.nodes[index].op else { continue };
-        let [x, gamma, beta, ..] = graph.nodes[index].inputs[..] else { continue };
+        let [x, gamma, beta, mean, variance] = graph.nodes[index].inputs[..] else { continue };
         let chosen = |id: ValueId| matches!(&graph.value(id).source, Source::Param(param) if select(param));
         if !chosen(gamma) || !chosen(beta) {
             continue;
         }
+        let (Some(mean), Some(variance)) = (graph.param(mean).cloned(), graph.param(variance).cloned())
+        else {
+            continue;
+        };
+        let shape = graph.value(x).ty.shape;
+        let mean_output = OutputId(graph.outputs.len() as u32);
+        let variance_output = OutputId(mean_output.0 + 1);
+        trained.push(TrainedNorm {
+            count: shape.len() / shape.last().max(1),
+            mean: (mean, mean_output),
+            variance: (variance, variance_output),
+        });
         let weight = &graph.value(gamma).name;
         let norm = weight.strip_suffix(".weight").unwrap_or(weight).to_string();
         let ty = ValueType::exact(graph.value(gamma).ty.shape);
@@ -45,6 +69,7 @@ pub fn train_batch_norm(graph: &mut Graph, select: impl Fn(&Param) -> bool) {
         graph.nodes[index].op = BatchNormTrain { eps }.into();
         graph.nodes[index].inputs = vec![x, gamma, beta];
     }
+    trained
 }
 
 /// `conv2d` followed by a frozen `batch_norm` becomes one convolution with a scaled filter and a bias; the
@@ -57,7 +82,7 @@ pub fn fold_batch_norm(graph: &mut Graph) {
         let [x, gamma, beta, mean, variance] = graph.nodes[index].inputs[..] else { continue };
         let Some(producer) = sole_producer(graph, &uses, x) else { continue };
         let Op::Conv2d(conv) = graph.nodes[producer].op.clone() else { continue };
-        if conv.epilogue != Epilogue::default() {
+        if conv.epilogue != Epilogue::default() || graph.segment_of(producer) != graph.segment_of(index) {
             continue;
         }
         let [input, filter] = graph.nodes[producer].inputs[..] else { continue };
@@ -133,10 +158,11 @@ pub fn fuse_activation(graph: &mut Graph) {
     });
 }
 
-/// Removes nodes and values that no output depends on.
+/// Removes nodes and values that no output and no update depends on. Inputs and variables stay.
 pub fn eliminate_dead_code(graph: &mut Graph) {
     let mut live = vec![false; graph.values.len()];
-    for (_, id) in &graph.outputs {
+    let updated = graph.updates.iter().map(|(_, value)| value);
+    for id in graph.outputs.iter().map(|(_, id)| id).chain(updated) {
         live[id.index()] = true;
     }
     let mut keep = vec![false; graph.nodes.len()];
@@ -147,18 +173,20 @@ pub fn eliminate_dead_code(graph: &mut Graph) {
         }
     }
     for (index, value) in graph.values.iter().enumerate() {
-        live[index] |= value.source == Source::Input;
+        live[index] |= matches!(value.source, Source::Input | Source::Variable(_));
     }
     compact(graph, &keep, &live);
 }
 
 /// Applies a fusion to every node: `rule` gives the producer to absorb and the node that replaces both, at
-/// the later one's place.
+/// the later one's place. What a segment makes stays in it.
 fn fuse(graph: &mut Graph, rule: impl Fn(&Graph, &[usize], &Node) -> Option<(usize, Node)>) {
     let mut keep = vec![true; graph.nodes.len()];
     let uses = count_uses(graph);
     for index in 0..graph.nodes.len() {
-        if let Some((producer, fused)) = rule(graph, &uses, &graph.nodes[index]) {
+        if let Some((producer, fused)) = rule(graph, &uses, &graph.nodes[index])
+            && graph.segment_of(producer) == graph.segment_of(index)
+        {
             graph.nodes[index] = Node { outputs: graph.nodes[index].outputs.clone(), ..fused };
             graph.nodes[producer].inputs.clear();
             keep[producer] = false;
@@ -197,11 +225,13 @@ fn set_epilogue(op: &mut Op, epilogue: Epilogue) {
     }
 }
 
-/// Uses of each value by nodes and outputs.
+/// Uses of each value by nodes, outputs and updates.
 pub(crate) fn count_uses(graph: &Graph) -> Vec<usize> {
     let mut uses = vec![0; graph.values.len()];
     let by_nodes = graph.nodes.iter().flat_map(|node| &node.inputs);
-    by_nodes.chain(graph.outputs.iter().map(|(_, id)| id)).for_each(|id| uses[id.index()] += 1);
+    let by_outputs = graph.outputs.iter().map(|(_, id)| id);
+    let by_updates = graph.updates.iter().map(|(_, value)| value);
+    by_nodes.chain(by_outputs).chain(by_updates).for_each(|id| uses[id.index()] += 1);
     uses
 }
 
@@ -231,6 +261,10 @@ fn compact(graph: &mut Graph, keep: &[bool], live: &[bool]) {
             .collect()
     };
     let (node_number, value_number) = (renumber(keep), renumber(live));
+    let kept = keep.iter().filter(|&&kept| kept).count();
+    for (_, first) in &mut graph.segments {
+        *first = node_number.get(*first).map_or(kept, |&number| number as usize);
+    }
     let mut index = 0..;
     graph.nodes.retain(|_| index.next().is_some_and(|i: usize| keep[i]));
     let mut index = 0..;
@@ -241,6 +275,10 @@ fn compact(graph: &mut Graph, keep: &[bool], live: &[bool]) {
         node.outputs.iter_mut().for_each(fix);
     }
     graph.outputs.iter_mut().for_each(|(_, id)| fix(id));
+    graph.updates.iter_mut().for_each(|(variable, value)| {
+        fix(variable);
+        fix(value);
+    });
     for value in &mut graph.values {
         if let Source::Node { node, .. } = &mut value.source {
             *node = node_number[*node] as usize;

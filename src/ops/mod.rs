@@ -27,7 +27,9 @@
 //! What an operator launches on a GPU is said in `src/cuda/ops/<name>.rs`, by a pure function of shapes,
 //! types and the device's capabilities; operators of training have none.
 
+pub mod accumulate;
 pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod batch_norm;
 pub mod batch_norm_train;
@@ -44,6 +46,7 @@ pub mod fold_batch_norm;
 pub mod fused_conv2d;
 pub mod fused_linear;
 pub mod global_avg_pool;
+pub mod gradient_norm;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
@@ -53,6 +56,7 @@ pub mod mask_pool;
 pub mod matching_cost;
 pub mod matmul;
 pub mod max_pool2d;
+pub mod moving_average;
 pub mod norm_sum;
 pub mod reduce_sum;
 pub mod reshape;
@@ -87,6 +91,10 @@ pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
     /// Whether all operands but the first are weights in a model: known before the first run, so that back
     /// ends prepare them once.
     const WEIGHTS: bool = false;
+
+    /// Results that are an operand's new value, as (operand, result) of equal type: the plan may give both
+    /// the same memory, so a kernel reads no element of the operand after it wrote that of the result.
+    const REPLACES: &'static [(usize, usize)] = &[];
 
     /// Output types for these input types, each with its [`Role`], or a sentence on what does not fit.
     fn infer(&self, inputs: &[ValueType]) -> Inferred;
@@ -189,7 +197,9 @@ impl Backward<'_> {
 macro_rules! for_each_op {
     ($callback:ident) => {
         $callback! {
+            Accumulate in accumulate;
             Activate, ActivateGrad in activation;
+            AdamW in adamw;
             Attention, AttentionGrad in attention;
             BatchNorm, BatchNormGrad in batch_norm;
             BatchNormTrain, BatchNormTrainGrad in batch_norm_train;
@@ -204,6 +214,7 @@ macro_rules! for_each_op {
             FusedConv2d in fused_conv2d;
             FusedLinear in fused_linear;
             GlobalAvgPool in global_avg_pool;
+            SumSquares, ClipScale in gradient_norm;
             GroupNorm, GroupNormGrad in group_norm;
             LayerNorm, LayerNormGrad in layer_norm;
             Linear in linear;
@@ -213,6 +224,7 @@ macro_rules! for_each_op {
             MaskCost, ClassCost in matching_cost;
             MatMul in matmul;
             MaxPool2d, MaxPool2dGrad in max_pool2d;
+            MovingAverage in moving_average;
             NormSum in norm_sum;
             ReduceSum in reduce_sum;
             Reshape in reshape;
@@ -255,6 +267,11 @@ macro_rules! define_ops {
             /// See [`Operator::WEIGHTS`].
             pub fn has_weights(&self) -> bool {
                 match self { $($(Op::$variant(_) => <$variant as Operator>::WEIGHTS,)+)* }
+            }
+
+            /// See [`Operator::REPLACES`].
+            pub fn replaces(&self) -> &'static [(usize, usize)] {
+                match self { $($(Op::$variant(_) => <$variant as Operator>::REPLACES,)+)* }
             }
 
             /// See [`Operator::infer`].

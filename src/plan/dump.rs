@@ -1,6 +1,6 @@
 //! A plan as text.
 
-use super::{Place, Plan};
+use super::{Place, Plan, Segment};
 use std::fmt;
 
 impl<P> fmt::Display for Plan<P> {
@@ -12,6 +12,11 @@ impl<P> fmt::Display for Plan<P> {
             "step", "value", "op", "kernel", "shape", "MFLOP", "KiB", "offset", "scratch"
         )?;
         for (index, step) in self.steps.iter().enumerate() {
+            // A run in one piece needs no heading.
+            let begun = |segment: &&Segment| self.segments.len() > 1 && segment.steps.start == index;
+            for Segment { name, steps, .. } in self.segments.iter().filter(begun) {
+                writeln!(f, "{name}: steps {} to {}", steps.start, steps.end)?;
+            }
             let output = &step.outputs[0];
             let offset = match output.place {
                 Place::Arena(slot) => slot.offset,

@@ -8,12 +8,19 @@
 //! Values that depend on parameters alone are *constants*: they are computed once when an executor is made,
 //! not at every run, and shared between plans by their [`Const::key`]. A reshape is no step: its result is
 //! another name of its operand's memory. Nor is a concatenation whose operands can be made where they belong.
+//!
+//! *Variables* keep their memory for good. The new value of an update is made there if the step that makes it
+//! is the last to read the old value, and reads it only as an operand that it may replace; else the segment
+//! ends with a copy.
 
 pub mod arena;
 pub mod constants;
 mod dump;
+mod segment;
 mod site;
+mod update;
 
+pub use segment::Segment;
 pub use site::{OwnedSite, Site};
 
 use crate::error::{Error, Result};
@@ -106,6 +113,18 @@ impl<P> Step<P> {
     }
 }
 
+/// A value that changes between runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variable {
+    /// Name for people.
+    pub name: String,
+    /// What it begins as; zeros without.
+    pub initial: Option<Param>,
+    /// Its place for good. It is stored in the graph's type on every back end: updates are small beside what
+    /// they are added to.
+    pub operand: Operand,
+}
+
 /// A schedule with its memory layout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan<P = ()> {
@@ -113,11 +132,15 @@ pub struct Plan<P = ()> {
     pub consts: Vec<Const>,
     /// Kernel calls, in order.
     pub steps: Vec<Step<P>>,
-    /// Caller-provided values.
+    /// Caller-provided values, by [`InputId`](crate::graph::InputId).
     pub inputs: Vec<(String, Operand)>,
-    /// Parameters that change between runs, and their place: no step writes there.
-    pub variables: Vec<(Param, Operand)>,
-    /// Results. A result that is a constant or an input is legitimate.
+    /// Values that change between runs, by [`VariableId`](crate::graph::VariableId). The only step that
+    /// writes to the memory of one makes its new value.
+    pub variables: Vec<Variable>,
+    /// The division of a run, by [`SegmentId`](crate::graph::SegmentId): one at least, without a gap.
+    pub segments: Vec<Segment>,
+    /// Results, by [`OutputId`](crate::graph::OutputId). A result that is a constant or an input is
+    /// legitimate.
     pub outputs: Vec<(String, Operand)>,
     /// Bytes of the arena.
     pub arena_bytes: usize,
@@ -144,9 +167,13 @@ impl<P> Plan<P> {
         choose: impl Fn(&Site<'_>) -> std::result::Result<Choice<P>, String>,
     ) -> Result<Plan<P>> {
         graph.verify()?;
-        let types = graph.values().iter().map(|value| stored(value.ty)).collect();
-        let mut planner = Planner::new(graph, types);
+        let types = graph.values().iter().map(|value| match value.source {
+            Source::Variable(_) => value.ty,
+            _ => stored(value.ty),
+        });
+        let mut planner = Planner::new(graph, types.collect());
         planner.place_constants();
+        planner.place_updates();
         planner.schedule(choose)?;
         Ok(planner.finish())
     }
@@ -168,6 +195,7 @@ impl<P> Plan<P> {
             steps: self.steps.iter().map(step).collect(),
             inputs: self.inputs.clone(),
             variables: self.variables.clone(),
+            segments: self.segments.clone(),
             outputs: self.outputs.clone(),
             arena_bytes: self.arena_bytes,
         }
@@ -181,19 +209,6 @@ impl<P> Plan<P> {
     /// Total floating-point operations of a run.
     pub fn flops(&self) -> u64 {
         self.steps.iter().map(|s| s.flops).sum()
-    }
-
-    /// The first step that reads one of these inputs: all steps before it can run before the inputs are
-    /// known.
-    pub fn first_use(&self, inputs: &[&str]) -> usize {
-        let named = self.inputs.iter().filter(|(name, _)| inputs.contains(&name.as_str()));
-        named.map(|&(_, operand)| self.first_reader(operand)).min().unwrap_or(self.steps.len())
-    }
-
-    /// The first step that reads the memory of an input. Its memory is its own until its last reader.
-    fn first_reader(&self, input: Operand) -> usize {
-        let reads = |step: &Step<P>| step.inputs.iter().any(|operand| operand.place == input.place);
-        self.steps.iter().position(reads).unwrap_or(self.steps.len())
     }
 
     /// Finds a result by name.
@@ -224,6 +239,8 @@ struct Planner<'a, P> {
     pieces: Vec<Piece>,
     /// For each value that is made inside the result of a concatenation: that result, and the byte in it.
     joins: Vec<Option<(ValueId, usize)>>,
+    /// For each value that is made in the memory of a variable, as its new value: that variable.
+    takes: Vec<Option<ValueId>>,
     /// Life of each buffer.
     intervals: Vec<Interval>,
     /// Workspace piece of each step.
@@ -241,6 +258,7 @@ impl<'a, P> Planner<'a, P> {
                 steps: Vec::new(),
                 inputs: Vec::new(),
                 variables: Vec::new(),
+                segments: Vec::new(),
                 outputs: Vec::new(),
                 arena_bytes: 0,
             },
@@ -249,6 +267,7 @@ impl<'a, P> Planner<'a, P> {
             places: vec![None; values],
             pieces: Vec::new(),
             joins: vec![None; values],
+            takes: vec![None; values],
             intervals: Vec::new(),
             workspaces: Vec::new(),
         }
@@ -315,7 +334,8 @@ impl<'a, P> Planner<'a, P> {
                 starts.push((*id, next));
                 next += self.types[place].bytes();
                 let made = matches!(&graph.value(*id).source, Source::Node { node, .. } if !joins(&graph.nodes()[*node].op));
-                let free = !self.constant[place] && self.joins[place].is_none();
+                let free =
+                    !self.constant[place] && self.joins[place].is_none() && self.takes[place].is_none();
                 let first = starts.iter().filter(|(other, _)| other == id).count() == 1;
                 let aligned = starts[starts.len() - 1].1.is_multiple_of(ALIGNMENT);
                 made && free && first && aligned && self.types[place].dtype == dtype
@@ -336,6 +356,10 @@ impl<'a, P> Planner<'a, P> {
     /// Gives a result of `step` its memory.
     fn define(&mut self, id: ValueId, step: usize) {
         let place = id.index();
+        if let Some(variable) = self.takes[place] {
+            self.places[place] = self.places[variable.index()];
+            return;
+        }
         let piece = match self.joins[place] {
             None => self.new_buffer(self.types[place].bytes(), step),
             Some((result, offset)) => {
@@ -365,7 +389,8 @@ impl<'a, P> Planner<'a, P> {
                 self.define(ValueId(index as u32), 0);
             }
         }
-        for node in graph.nodes() {
+        for (index, node) in graph.nodes().iter().enumerate() {
+            self.begin_segments(index);
             if self.constant[node.outputs[0].index()] {
                 continue;
             }
@@ -417,6 +442,7 @@ impl<'a, P> Planner<'a, P> {
             });
         }
         let end = self.plan.steps.len();
+        self.end_segments()?;
         for (name, id) in graph.outputs() {
             self.extend_life(*id, end);
             let operand = self.operand(*id)?;
@@ -429,10 +455,10 @@ impl<'a, P> Planner<'a, P> {
                     let operand = self.operand(id)?;
                     self.plan.inputs.push((value.name.clone(), operand));
                 }
-                Source::Variable(param) => {
+                Source::Variable(initial) => {
                     self.extend_life(id, end);
-                    let operand = self.operand(id)?;
-                    self.plan.variables.push((param.clone(), operand));
+                    let (name, initial, operand) = (value.name.clone(), initial.clone(), self.operand(id)?);
+                    self.plan.variables.push(Variable { name, initial, operand });
                 }
                 _ => {}
             }
@@ -455,7 +481,11 @@ impl<'a, P> Planner<'a, P> {
         }
         let ends = self.plan.inputs.iter_mut().chain(&mut self.plan.outputs);
         ends.for_each(|(_, operand)| resolve(operand));
-        self.plan.variables.iter_mut().for_each(|(_, operand)| resolve(operand));
+        self.plan.variables.iter_mut().for_each(|variable| resolve(&mut variable.operand));
+        for (from, to) in self.plan.segments.iter_mut().flat_map(|segment| &mut segment.copies) {
+            resolve(from);
+            resolve(to);
+        }
         self.plan.arena_bytes = bytes;
         self.plan
     }
@@ -488,7 +518,8 @@ impl<'a, P> Planner<'a, P> {
 
     fn extend_life(&mut self, id: ValueId, step: usize) {
         if let Some(piece) = self.places[id.index()] {
-            self.intervals[self.pieces[piece].buffer].last = step;
+            let last = &mut self.intervals[self.pieces[piece].buffer].last;
+            *last = step.max(*last);
         }
     }
 }

@@ -4,10 +4,10 @@
 //! |---|---|
 //! | [`data`] | data sets, augmentation, sampling order, loader threads: annotated photos to batches of arrays |
 //! | [`evaluate`] | COCO AP, panoptic quality, mIoU |
-//! | [`network`] | the training graph: network, matching costs, losses, gradients |
+//! | [`network`] | the training graph: network, matching costs, losses, gradients, updates |
 //! | [`matcher`] | exact bipartite assignment of proposals to annotated objects |
-//! | [`step`] | one training step: two segments of a plan around the assignment |
-//! | [`optimizer`], [`schedule`] | AdamW and learning-rate schedules |
+//! | [`step`] | one training step: segments of a plan around the assignment |
+//! | [`optimizer`], [`schedule`] | AdamW as nodes of the graph; learning-rate schedules |
 //! | [`run`] | whole runs: configuration, initial weights, saved state, logs |
 
 pub mod data;

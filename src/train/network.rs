@@ -1,33 +1,32 @@
-//! The training graph: the network, the costs its matching needs, the losses, and their gradients.
+//! The training graph: the network, the costs its matching needs, the losses, their gradients, and what an
+//! update does with them.
 //!
 //! A *round* is a set of predictions with losses: round 0 is the kernel head, round `s + 1` the update stage
 //! `s`. The masks of round `r` are matched by the predictions of round `r - 1` (round 0, and round 1 too, by
 //! the initial masks), so the costs of all rounds are known after the forward pass, and the host breaks the
-//! run once: see [`step`](super::step).
+//! run there: see [`step`](super::step).
+//!
+//! The host reaches all it reads and writes by the handles in [`TrainNetwork`]; names are for people.
 
+use super::optimizer::{self, AdamWConfig, Optimizer, Weight};
 use crate::error::{Error, Result};
 use crate::graph::autodiff::gradients;
 use crate::graph::passes::{eliminate_dead_code, optimize, train_batch_norm};
-use crate::graph::{Builder, Graph, Node, Param, ValueId};
+use crate::graph::{Builder, Graph, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
 use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
 use crate::ops::binary::BinaryKind;
 use crate::ops::resize::ResizeMode;
 use crate::ops::{
-    Binary, ClassCost, CrossEntropyLoss, FocalLoss, MaskCost, MaskLoss, Op, Reshape, Resize, Slice, ValueType,
+    Binary, ClassCost, CrossEntropyLoss, Fill, FocalLoss, MaskCost, MaskLoss, MovingAverage, Reshape, Resize,
+    Slice, ValueType,
 };
 use serde::{Deserialize, Serialize};
 
 /// Masks are compared at this stride of the input.
 pub const TARGET_STRIDE: usize = 4;
 
-/// Input: soft target masks `[B, G, H / 4, W / 4]`.
-pub const TARGET_MASKS: &str = "target.masks";
-/// Input: class of each target `[B, G]`, -1 for an empty slot.
-pub const TARGET_LABELS: &str = "target.labels";
-/// Input: weight of each (object, class) pair in the class loss of a panoptic model, `[N, K]`.
-pub const CLASS_WEIGHTS: &str = "class_weights";
-/// Late input: class of each pixel, `[B, H / 4 * W / 4]`; the number of classes stands for background.
-pub const SEG_LABELS: &str = "seg.labels";
+/// Share of a batch in the running statistics of a norm.
+const MOMENTUM: f32 = 0.1;
 
 /// Weights of the loss terms; those of masks, dice and classes are the weights of the matching costs too. The
 /// default is upstream's.
@@ -69,6 +68,10 @@ pub struct TrainSpec<'a> {
     pub frozen: &'a [String],
     /// Batch norms that are not frozen normalise by the statistics of the batch instead of the running ones.
     pub train_batch_norm: bool,
+    /// What updates the parameters; `None` for losses and gradients alone.
+    pub optimizer: Option<&'a AdamWConfig>,
+    /// Batches whose gradients make one update.
+    pub accumulate: usize,
 }
 
 /// Kind of a loss term.
@@ -89,7 +92,7 @@ pub enum TermKind {
 /// A loss term.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Term {
-    /// Upstream's name, and the name of the graph's result: the sum before normalisation, `[1]`.
+    /// Upstream's name.
     pub name: String,
     /// What it measures.
     pub kind: TermKind,
@@ -97,62 +100,88 @@ pub struct Term {
     pub round: usize,
     /// Loss weight.
     pub weight: f32,
+    /// The sum before normalisation, `[1]`.
+    pub loss: OutputId,
+    /// Late input: what seeds its gradient, weight over normalisation, `[1]`.
+    pub seed: InputId,
 }
 
-impl Term {
-    /// Name of the late input that seeds its gradient: weight over normalisation, `[1]`.
-    pub fn seed(&self) -> String {
-        format!("seed.{}", self.name)
-    }
+/// What the host matches a round of predictions by, and what it says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Round {
+    /// Objects: the kernel head predicts no stuff masks of its own.
+    pub objects: usize,
+    /// Costs of matching it, `[B, proposals, G]`. Rounds 0 and 1 share theirs.
+    pub cost: OutputId,
+    /// Late input: slot of each object, `[B, N]`, -1 for none.
+    pub matched: InputId,
+    /// Late input: class of each object, `[B * N, 1]`; the number of classes stands for background. The
+    /// kernel head has none.
+    pub labels: Option<InputId>,
+    /// Late input: object of each pixel, `[B, H / 4 * W / 4]`, -1 for none; panoptic models only.
+    pub rank: Option<InputId>,
 }
 
-/// The late input that holds the slot of each object of a round, `[B, N]`.
-pub fn matched_input(round: usize) -> String {
-    format!("matched.{round}")
+/// Inputs that belong to no round and no term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inputs {
+    /// Images, as the model takes them.
+    pub image: InputId,
+    /// Soft target masks, `[B, G, H / 4, W / 4]`.
+    pub masks: InputId,
+    /// Class of each target, `[B, G]`, -1 for an empty slot.
+    pub labels: InputId,
+    /// Weight of each (object, class) pair in the class loss of a panoptic model, `[N, K]`.
+    pub class_weights: Option<InputId>,
+    /// Late input: class of each pixel, `[B, H / 4 * W / 4]`; the number of classes stands for background.
+    pub seg_labels: InputId,
 }
 
-/// The late input that holds the class of each object of a round, `[B * N, 1]`; the number of classes stands
-/// for background.
-pub fn labels_input(round: usize) -> String {
-    format!("labels.{round}")
+/// The segments of a step, in order; those of the [`Optimizer`] follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// Predictions and costs.
+    pub forward: SegmentId,
+    /// Losses and gradients: it reads the late inputs.
+    pub backward: SegmentId,
+    /// What a batch that went well leaves for later: running statistics, and its part of a sum of gradients.
+    pub follow: SegmentId,
 }
 
-/// The late input that holds the object of each pixel, `[B, H / 4 * W / 4]`, -1 for none.
-pub fn rank_input(round: usize) -> String {
-    format!("rank.{round}")
+/// A parameter with a gradient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trained {
+    /// Which.
+    pub param: Param,
+    /// Its value.
+    pub variable: VariableId,
+    /// Its gradient in the graph's layout; where several batches make an update, the sum of theirs so far.
+    pub gradient: OutputId,
 }
 
-/// The result that holds the costs of matching round `round`, `[B, proposals, G]`. Rounds 0 and 1 share
-/// theirs.
-pub fn cost_output(round: usize) -> String {
-    format!("cost.{}", round.max(1))
-}
-
-/// The result that holds the gradient of a parameter.
-pub fn grad_output(key: &str) -> String {
-    format!("grad.{key}")
-}
-
-/// A training graph.
+/// A training graph and how to reach its values.
 #[derive(Debug)]
 pub struct TrainNetwork {
-    /// Forward, costs, losses and gradients.
+    /// Forward, costs, losses, gradients and updates.
     pub graph: Graph,
+    /// How a step is cut.
+    pub segments: Segments,
+    /// What a batch fills.
+    pub inputs: Inputs,
+    /// The kernel head and every stage.
+    pub rounds: Vec<Round>,
     /// The loss terms in upstream's order.
     pub terms: Vec<Term>,
-    /// Rounds of predictions: the kernel head and every stage.
-    pub rounds: usize,
-    /// Objects of each round: the kernel head predicts no stuff masks of its own.
-    pub objects: Vec<usize>,
     /// Parameters that are trained, in order of definition.
-    pub trained: Vec<Param>,
-    /// Batch norms in training: their names, and the number of values that a statistic is taken over. The
-    /// results `{name}.batch_mean` and `{name}.batch_var` (biased) are for the running statistics.
-    pub norms: Vec<(String, usize)>,
+    pub trained: Vec<Trained>,
+    /// Running statistics of the batch norms in training.
+    pub statistics: Vec<(Param, VariableId)>,
+    /// The optimizer, if one was asked for.
+    pub optimizer: Option<Optimizer>,
 }
 
 /// Predictions of one round.
-struct Round {
+struct Predictions {
     /// Class logits `[B, N, K]`; the kernel head has none.
     classes: Option<ValueId>,
     /// Mask logits `[B, N, H / 4, W / 4]`.
@@ -175,88 +204,133 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
         statistic || spec.frozen.iter().any(|prefix| param.key.starts_with(prefix.as_str()))
     };
     let mut graph = build(spec.config, spec.batch, spec.size, TapMode::Predictions)?.graph;
-    if spec.train_batch_norm {
-        train_batch_norm(&mut graph, |param| !frozen(param));
-    }
-    let norms = trained_norms(&graph);
+    let norms = match spec.train_batch_norm {
+        true => train_batch_norm(&mut graph, |param| !frozen(param)),
+        false => Vec::new(),
+    };
     let mut graph = optimize(graph)?;
     let taps = graph.take_outputs();
-    let variables = graph.make_variables(|param| !frozen(param));
-    let mut assembly = Assembly { b: Builder::resume(graph), spec, taps };
-    let rounds = assembly.rounds()?;
-    let inputs = Inputs::new(&mut assembly)?;
-    assembly.costs(&rounds, &inputs)?;
-    let (terms, losses) = assembly.losses(&rounds, &inputs)?;
-    let objects = rounds.iter().map(|round| assembly.b.shape(round.masks)[1]).collect();
+    let mut b = Builder::resume(graph);
+    let forward = b.segment("forward");
+    let mut assembly = Assembly { b, spec, taps };
+    let predictions = assembly.predictions()?;
+    let known = Known::new(&mut assembly)?;
+    let costs = assembly.costs(&predictions, &known)?;
+    let backward = assembly.b.segment("backward");
+    let Compared { rounds, terms, seg_labels } = assembly.losses(&predictions, &known, &costs)?;
+    let inputs = known.inputs(&assembly.b, seg_labels)?;
+    let mut averages = Vec::new();
+    for norm in &norms {
+        // The running variance is unbiased, the batch's is not.
+        let unbiased = norm.count as f32 / (norm.count as f32 - 1.0).max(1.0);
+        for (param, batch, factor) in
+            [(&norm.mean.0, norm.mean.1, 1.0), (&norm.variance.0, norm.variance.1, unbiased)]
+        {
+            let (name, value) = &assembly.taps[batch.index()];
+            averages.push((param.clone(), assembly.b.output(name, *value), factor));
+        }
+    }
 
-    let Assembly { mut b, taps, .. } = assembly;
-    for (name, value) in taps.iter().filter(|(name, _)| is_statistic(name)) {
-        b.output(name, *value);
-    }
-    let mut seeds = Vec::new();
-    for (term, &loss) in terms.iter().zip(&losses) {
-        b.output(&term.name, loss);
-        seeds.push((loss, b.input(&term.seed(), ValueType::exact([1]))));
-    }
-    let grads = gradients(&mut b, &seeds, &variables)?;
-    let mut trained = Vec::new();
-    for (&variable, grad) in variables.iter().zip(grads) {
-        let Some(grad) = grad else { continue };
-        let key = b.graph().value(variable).name.clone();
-        trained.extend(b.graph().param(variable).cloned());
-        b.output(&grad_output(&key), grad);
-    }
-    if trained.is_empty() {
+    // Most taps are no results here: what serves them alone goes, and with it parameters that nothing trains.
+    let mut graph = assembly.b.finish()?;
+    eliminate_dead_code(&mut graph);
+    let variables = graph.make_variables(|param| !frozen(param));
+    let mut b = Builder::resume(graph);
+    let mut weights = backpropagate(&mut b, &terms, &variables)?;
+    if weights.is_empty() {
         return Err(Error::usage(format!("frozen {:?} leave nothing to train", spec.frozen)));
+    }
+    let follow = b.segment("follow");
+    let statistics = follow_statistics(&mut b, averages)?;
+    let optimizer =
+        spec.optimizer.map(|config| optimizer::append(&mut b, config, spec.accumulate, &mut weights));
+    let optimizer = optimizer.transpose()?;
+    let mut trained = Vec::new();
+    for Weight { param, variable, gradient } in weights {
+        let gradient = b.output(&format!("grad.{}", param.key), gradient);
+        trained.push(Trained { param, variable: b.variable_id(variable)?, gradient });
     }
     let mut graph = b.finish()?;
     eliminate_dead_code(&mut graph);
     graph.verify()?;
-    Ok(TrainNetwork { graph, terms, rounds: rounds.len(), objects, trained, norms })
+    let segments = Segments { forward, backward, follow };
+    Ok(TrainNetwork { graph, segments, inputs, rounds, terms, trained, statistics, optimizer })
 }
 
-/// Name of the result with the mean of a batch norm in training, `[C]`.
-pub fn batch_mean_output(norm: &str) -> String {
-    format!("{norm}.batch_mean")
-}
-
-/// Name of the result with the (biased) variance of a batch norm in training, `[C]`.
-pub fn batch_var_output(norm: &str) -> String {
-    format!("{norm}.batch_var")
-}
-
-fn is_statistic(output: &str) -> bool {
-    output.ends_with(".batch_mean") || output.ends_with(".batch_var")
-}
-
-/// See [`TrainNetwork::norms`].
-fn trained_norms(graph: &Graph) -> Vec<(String, usize)> {
-    let nodes = graph.nodes().iter().filter(|node| matches!(node.op, Op::BatchNormTrain(_)));
-    let norm = |node: &Node| {
-        let weight = &graph.value(node.inputs[1]).name;
-        let shape = graph.value(node.inputs[0]).ty.shape;
-        (weight.strip_suffix(".weight").unwrap_or(weight).to_string(), shape.len() / shape.last())
+/// Appends the gradients of the losses with respect to `variables`; those without are left out.
+fn backpropagate(b: &mut Builder, terms: &[Term], variables: &[ValueId]) -> Result<Vec<Weight>> {
+    let missing = || Error::Graph("a loss has no seed".into());
+    let seed = |term: &Term| {
+        let (_, loss) = b.graph().outputs()[term.loss.index()];
+        Ok((loss, b.graph().input(term.seed).ok_or_else(missing)?))
     };
-    nodes.map(norm).collect()
+    let seeds = terms.iter().map(seed).collect::<Result<Vec<_>>>()?;
+    let found = gradients(b, &seeds, variables)?;
+    let weight = |(&variable, gradient): (&ValueId, Option<ValueId>)| {
+        Some(Weight { param: b.graph().param(variable)?.clone(), variable, gradient: gradient? })
+    };
+    Ok(variables.iter().zip(found).filter_map(weight).collect())
+}
+
+/// Lets running statistics follow those of the batch, which are results, with these factors.
+fn follow_statistics(
+    b: &mut Builder,
+    averages: Vec<(Param, OutputId, f32)>,
+) -> Result<Vec<(Param, VariableId)>> {
+    if averages.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rate = b.node("momentum", Fill { shape: [1].into(), value: MOMENTUM }, &[])?;
+    let mut statistics = Vec::new();
+    for (param, batch, factor) in averages {
+        let (_, batch) = b.graph().outputs()[batch.index()];
+        let running = b.variable(&param.key, b.graph().value(batch).ty, Some(param.clone()))?;
+        let next =
+            b.node(&format!("{}.next", param.key), MovingAverage { factor }, &[running, batch, rate])?;
+        b.update(running, next);
+        statistics.push((param, b.variable_id(running)?));
+    }
+    Ok(statistics)
 }
 
 /// Inputs known before the run.
-struct Inputs {
+struct Known {
+    image: ValueId,
     masks: ValueId,
     labels: ValueId,
     class_weights: Option<ValueId>,
 }
 
-impl Inputs {
+impl Known {
     fn new(a: &mut Assembly<'_>) -> Result<Self> {
+        let (_, image) =
+            a.b.graph().inputs().next().ok_or_else(|| Error::Graph("the model takes no image".into()))?;
         let (batch, slots, config) = (a.spec.batch, a.spec.max_objects, a.spec.config);
         let [h, w] = a.target_size();
-        let masks = a.b.input(TARGET_MASKS, ValueType::map([batch, slots, h, w]));
-        let labels = a.b.input(TARGET_LABELS, ValueType::index([batch, slots]));
+        let masks = a.b.input("target.masks", ValueType::map([batch, slots, h, w]));
+        let labels = a.b.input("target.labels", ValueType::index([batch, slots]));
         let pairs = ValueType::exact([config.objects(), config.classes()]);
-        let class_weights = (config.stuff_classes > 0).then(|| a.b.input(CLASS_WEIGHTS, pairs));
-        Ok(Inputs { masks, labels, class_weights })
+        let class_weights = (config.stuff_classes > 0).then(|| a.b.input("class_weights", pairs));
+        Ok(Known { image, masks, labels, class_weights })
     }
+
+    /// The handles, with that of the class of each pixel.
+    fn inputs(&self, b: &Builder, seg_labels: InputId) -> Result<Inputs> {
+        Ok(Inputs {
+            image: b.input_id(self.image)?,
+            masks: b.input_id(self.masks)?,
+            labels: b.input_id(self.labels)?,
+            class_weights: self.class_weights.map(|id| b.input_id(id)).transpose()?,
+            seg_labels,
+        })
+    }
+}
+
+/// Rounds with what they are matched to, and their losses.
+struct Compared {
+    rounds: Vec<Round>,
+    terms: Vec<Term>,
+    seg_labels: InputId,
 }
 
 /// The graph while it grows from predictions to losses.
@@ -298,25 +372,44 @@ impl Assembly<'_> {
         self.b.node(&format!("{name}.things"), Slice { axis: 1, start: 0, len }, &[x])
     }
 
-    fn rounds(&mut self) -> Result<Vec<Round>> {
+    /// An input that is known after the forward pass.
+    fn late(&mut self, name: &str, ty: ValueType) -> Result<(ValueId, InputId)> {
+        let value = self.b.input(name, ty);
+        Ok((value, self.b.input_id(value)?))
+    }
+
+    /// The term `name`, whose sum is `loss`.
+    fn term(
+        &mut self,
+        name: String,
+        (kind, round): (TermKind, usize),
+        weight: f32,
+        loss: ValueId,
+    ) -> Result<Term> {
+        let (_, seed) = self.late(&format!("seed.{name}"), ValueType::exact([1]))?;
+        Ok(Term { loss: self.b.output(&name, loss), name, kind, round, weight, seed })
+    }
+
+    fn predictions(&mut self) -> Result<Vec<Predictions>> {
         let initial = self.tap("rpn.mask_preds")?;
         let initial = self.first_objects("rpn.mask_preds", initial, self.spec.config.proposals)?;
         let masks = self.at_target_size("rpn.mask_preds", initial)?;
-        let mut rounds = vec![Round { classes: None, masks }];
+        let mut rounds = vec![Predictions { classes: None, masks }];
         for stage in 0..self.spec.config.stages {
             let name = format!("s{stage}.mask_preds");
             let masks = self.tap(&name)?;
             let masks = self.at_target_size(&name, masks)?;
-            rounds.push(Round { classes: Some(self.tap(&format!("s{stage}.cls_score"))?), masks });
+            rounds.push(Predictions { classes: Some(self.tap(&format!("s{stage}.cls_score"))?), masks });
         }
         Ok(rounds)
     }
 
     /// Costs of matching every round but the last, whose predictions match nothing.
-    fn costs(&mut self, rounds: &[Round], inputs: &Inputs) -> Result<()> {
+    fn costs(&mut self, rounds: &[Predictions], inputs: &Known) -> Result<Vec<OutputId>> {
+        let mut costs = Vec::new();
         let (weights, objects) = (self.spec.weights, self.spec.config.proposals);
         for (index, round) in rounds[..rounds.len() - 1].iter().enumerate() {
-            let name = cost_output(index + 1);
+            let name = format!("cost.{}", index + 1);
             let masks = self.first_objects(&name, round.masks, objects)?;
             let op = MaskCost { mask_weight: weights.mask, dice_weight: weights.dice };
             let mut cost = self.b.node(&name, op, &[masks, inputs.masks])?;
@@ -325,62 +418,69 @@ impl Assembly<'_> {
                 let of_classes = self.b.node(&format!("{name}.class"), op, &[classes, inputs.labels])?;
                 cost = self.b.node(&name, Binary { kind: BinaryKind::Add }, &[cost, of_classes])?;
             }
-            self.b.output(&name, cost);
+            costs.push(self.b.output(&name, cost));
         }
-        Ok(())
+        Ok(costs)
     }
 
-    fn losses(&mut self, rounds: &[Round], inputs: &Inputs) -> Result<(Vec<Term>, Vec<ValueId>)> {
+    fn losses(
+        &mut self,
+        predictions: &[Predictions],
+        inputs: &Known,
+        costs: &[OutputId],
+    ) -> Result<Compared> {
         let panoptic = self.spec.config.stuff_classes > 0;
         let weights = self.spec.weights;
-        let (mut terms, mut losses) = (Vec::new(), Vec::new());
-        let mut add = |name: String, kind, round, weight, loss| {
-            terms.push(Term { name, kind, round, weight });
-            losses.push(loss);
-        };
-        for (index, round) in rounds.iter().enumerate() {
+        let (mut rounds, mut terms) = (Vec::new(), Vec::new());
+        for (index, round) in predictions.iter().enumerate() {
             let named = |what: &str| match index {
                 0 => format!("loss_rpn_{what}"),
                 _ => format!("s{}_loss_{what}", index - 1),
             };
             let [batch, objects, h, w] = [0, 1, 2, 3].map(|axis| self.b.shape(round.masks)[axis]);
+            let (mut labels, mut rank) = (None, None);
             if let Some(classes) = round.classes {
-                let loss = self.class_loss(&named("cls"), index, classes, inputs.class_weights)?;
-                add(named("cls"), TermKind::Class, index, weights.class, loss);
+                let ty = ValueType::index([batch * objects, 1]);
+                let (targets, id) = self.late(&format!("labels.{index}"), ty)?;
+                labels = Some(id);
+                let loss = self.class_loss(&named("cls"), classes, targets, inputs.class_weights)?;
+                terms.push(self.term(named("cls"), (TermKind::Class, index), weights.class, loss)?);
             }
-            let matched = self.b.input(&matched_input(index), ValueType::index([batch, objects]));
-            let found = self.b.nodes(&named("mask"), MaskLoss, &[round.masks, inputs.masks, matched])?;
-            add(named("mask"), TermKind::Mask, index, weights.mask, found[0]);
-            add(named("dice"), TermKind::Dice, index, weights.dice, found[1]);
+            let (slots, matched) =
+                self.late(&format!("matched.{index}"), ValueType::index([batch, objects]))?;
+            let found = self.b.nodes(&named("mask"), MaskLoss, &[round.masks, inputs.masks, slots])?;
+            terms.push(self.term(named("mask"), (TermKind::Mask, index), weights.mask, found[0])?);
+            terms.push(self.term(named("dice"), (TermKind::Dice, index), weights.dice, found[1])?);
             if panoptic {
-                let labels = self.b.input(&rank_input(index), ValueType::index([batch, h * w]));
+                let (targets, id) = self.late(&format!("rank.{index}"), ValueType::index([batch, h * w]))?;
+                rank = Some(id);
                 let flat = Reshape { shape: [batch, objects, h * w].into() };
                 let logits = self.b.node(&format!("{}.logits", named("rank")), flat, &[round.masks])?;
-                let loss = self.b.node(&named("rank"), CrossEntropyLoss, &[logits, labels])?;
-                add(named("rank"), TermKind::Rank, index, weights.rank, loss);
+                let loss = self.b.node(&named("rank"), CrossEntropyLoss, &[logits, targets])?;
+                terms.push(self.term(named("rank"), (TermKind::Rank, index), weights.rank, loss)?);
             }
+            rounds.push(Round { objects, cost: costs[index.max(1) - 1], matched, labels, rank });
         }
         let maps = self.tap("rpn.seg_preds")?;
         let maps = self.at_target_size("rpn.seg_preds", maps)?;
         let [batch, classes, h, w] = [0, 1, 2, 3].map(|axis| self.b.shape(maps)[axis]);
-        let labels = self.b.input(SEG_LABELS, ValueType::index([batch, h * w]));
+        let (labels, seg_labels) = self.late("seg.labels", ValueType::index([batch, h * w]))?;
         let flat = Reshape { shape: [batch, classes, h * w].into() };
         let logits = self.b.node("loss_rpn_seg.logits", flat, &[maps])?;
         let op = FocalLoss { alpha: FocalLoss::ALPHA, weighted: false };
         let loss = self.b.node("loss_rpn_seg", op, &[logits, labels])?;
-        add("loss_rpn_seg".to_string(), TermKind::Seg, 0, weights.seg, loss);
-        Ok((terms, losses))
+        terms.push(self.term("loss_rpn_seg".to_string(), (TermKind::Seg, 0), weights.seg, loss)?);
+        Ok(Compared { rounds, terms, seg_labels })
     }
 
     fn class_loss(
         &mut self,
         name: &str,
-        round: usize,
         classes: ValueId,
+        labels: ValueId,
         weights: Option<ValueId>,
     ) -> Result<ValueId> {
         let [batch, objects, count] = [0, 1, 2].map(|axis| self.b.shape(classes)[axis]);
-        let labels = self.b.input(&labels_input(round), ValueType::index([batch * objects, 1]));
         let rows = Reshape { shape: [batch * objects, count, 1].into() };
         let logits = self.b.node(&format!("{name}.logits"), rows, &[classes])?;
         let op = FocalLoss { alpha: FocalLoss::ALPHA, weighted: weights.is_some() };

@@ -1,15 +1,12 @@
-//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019), gradient clipping, accumulation and a
-//! moving average of the weights, in PyTorch's order of operations.
+//! AdamW with clipping by the global norm, accumulation over batches and a moving average of the weights: the
+//! nodes that do it in a training graph, and what the host says for each update.
 
-use super::network::grad_output;
-use crate::cpu::{Executor, Pool};
 use crate::error::{Error, Result};
-use crate::memory;
-use rayon::prelude::*;
+use crate::exec::{Executor, Report};
+use crate::graph::{Builder, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
+use crate::ops::gradient_norm::join;
+use crate::ops::{Accumulate, AdamW, ClipScale, Fill, MovingAverage, SumSquares, ValueType};
 use serde::{Deserialize, Serialize};
-
-/// Elements of a task and of a partial sum: fixed, so that every bit is the same for any number of threads.
-const CHUNK: usize = 1 << 14;
 
 /// Settings of a group of parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,7 +26,7 @@ fn one() -> f64 {
     1.0
 }
 
-/// Settings of [`AdamW`]; the defaults are K-Net's.
+/// Settings of an [`Optimizer`]; the defaults are K-Net's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamWConfig {
@@ -87,79 +84,182 @@ impl AdamWConfig {
     }
 }
 
-/// One trained parameter.
+/// A parameter to be updated, while its graph is built.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// Which.
+    pub param: Param,
+    /// Its value.
+    pub variable: ValueId,
+    /// Its gradient.
+    pub gradient: ValueId,
+}
+
+/// What the optimizer keeps of a parameter, each in the parameter's layout in the graph.
 #[derive(Clone, Debug)]
 pub struct Slot {
-    /// Upstream key.
-    pub key: String,
+    /// Which.
+    pub param: Param,
     /// First moment.
-    pub first: Vec<f32>,
+    pub first: VariableId,
     /// Second moment.
-    pub second: Vec<f32>,
-    /// Moving average of the parameter; empty if none is kept.
-    pub average: Vec<f32>,
-    /// Sum of gradients since the last update; empty without accumulation.
-    accumulated: Vec<f32>,
-    variable: usize,
-    output: usize,
+    pub second: VariableId,
+    /// Moving average of the parameter, if one is kept. It begins as the parameter.
+    pub average: Option<VariableId>,
+    /// 1 if the last update made a value that is NaN or infinite.
+    fault: OutputId,
+}
+
+/// The rates of parameters that have the same factors.
+#[derive(Clone, Debug)]
+struct Rates {
+    input: InputId,
+    /// Factor on the learning rate.
     lr: f64,
     weight_decay: f64,
 }
 
-/// Optimizer state over the variables of a training executor.
+/// The host's side of the updates in a graph: it counts them and says how far each goes.
 #[derive(Clone, Debug)]
-pub struct AdamW {
+pub struct Optimizer {
     config: AdamWConfig,
     slots: Vec<Slot>,
-    partial: Vec<f64>,
+    rates: Vec<Rates>,
+    /// 0 begins a new sum of gradients.
+    keep: Option<InputId>,
+    /// Sum of the squares of all gradients.
+    squares: OutputId,
+    /// Share of the parameters in their moving averages.
+    follow: Option<InputId>,
+    /// Clipping and updates.
+    segments: [SegmentId; 2],
     /// Updates done.
     updates: u64,
     accumulate: usize,
+    /// Batches since.
     pending: usize,
 }
 
-impl AdamW {
-    /// State for every variable of `executor` that has a gradient; `accumulate` steps make one update.
-    /// Averages start at the variables' values, so load those first.
-    ///
-    /// # Errors
-    /// As [`AdamWConfig::validate`]; [`Error::Memory`] if there is too little for the moments.
-    pub fn new(config: AdamWConfig, executor: &Executor, accumulate: usize) -> Result<Self> {
-        config.validate()?;
-        let trained: usize = executor.plan().variables.iter().map(|(_, operand)| operand.ty.bytes()).sum();
-        let copies = 2 + usize::from(config.ema > 0.0) + usize::from(accumulate > 1);
-        memory::check("the optimizer with its moments of every parameter", trained.saturating_mul(copies))?;
-        let mut slots = Vec::new();
-        let mut chunks = 0;
-        for (variable, (param, operand)) in executor.plan().variables.iter().enumerate() {
-            let Some(output) = executor.output_index(&grad_output(&param.key)) else { continue };
-            let len = operand.ty.shape.len();
-            let group = config.groups.iter().find(|group| param.key.contains(&group.contains));
-            slots.push(Slot {
-                key: param.key.clone(),
-                first: vec![0.0; len],
-                second: vec![0.0; len],
-                average: if config.ema > 0.0 { executor.variable(variable).to_vec() } else { Vec::new() },
-                accumulated: if accumulate > 1 { vec![0.0; len] } else { Vec::new() },
-                variable,
-                output,
-                lr: group.map_or(1.0, |group| group.lr),
-                weight_decay: group.map_or(1.0, |group| group.weight_decay) * config.weight_decay,
-            });
-            chunks += len.div_ceil(CHUNK);
-        }
-        let accumulate = accumulate.max(1);
-        Ok(AdamW { config, slots, partial: vec![0.0; chunks], updates: 0, accumulate, pending: 0 })
+/// Appends the updates of `weights` to a graph, whose current segment runs for each batch: there go sums of
+/// gradients, which replace those of `weights` if `accumulate` batches make an update. Two segments follow:
+/// one finds the norm of the gradients, one updates.
+///
+/// # Errors
+/// As [`AdamWConfig::validate`]; as [`Builder::node`].
+pub fn append(
+    b: &mut Builder,
+    config: &AdamWConfig,
+    accumulate: usize,
+    weights: &mut [Weight],
+) -> Result<Optimizer> {
+    config.validate()?;
+    let accumulate = accumulate.max(1);
+    let keep = if accumulate > 1 { Some(append_sums(b, weights)?) } else { None };
+    let norm = b.segment("norm");
+    let (scale, squares) = append_norm(b, config, accumulate, weights)?;
+    let update = b.segment("update");
+    let follow = (config.ema > 0.0).then(|| b.input("ema.rate", ValueType::exact([1])));
+    let (mut rates, mut slots): (Vec<(Rates, ValueId)>, _) = (Vec::new(), Vec::new());
+    for weight in weights.iter() {
+        let group = config.groups.iter().find(|group| weight.param.key.contains(&group.contains));
+        let lr = group.map_or(1.0, |group| group.lr);
+        let weight_decay = group.map_or(1.0, |group| group.weight_decay) * config.weight_decay;
+        let known = rates.iter().find(|(rates, _)| (rates.lr, rates.weight_decay) == (lr, weight_decay));
+        let value = match known {
+            Some((_, value)) => *value,
+            None => {
+                let value = b.input(&format!("rates.{}", rates.len()), ValueType::exact([3]));
+                rates.push((Rates { input: b.input_id(value)?, lr, weight_decay }, value));
+                value
+            }
+        };
+        slots.push(append_update(b, config, weight, [scale, value], follow)?);
     }
+    Ok(Optimizer {
+        config: config.clone(),
+        slots,
+        rates: rates.into_iter().map(|(rates, _)| rates).collect(),
+        keep,
+        squares,
+        follow: follow.map(|id| b.input_id(id)).transpose()?,
+        segments: [norm, update],
+        updates: 0,
+        accumulate,
+        pending: 0,
+    })
+}
 
+/// Sums of gradients in place of gradients; gives the input that begins new ones.
+fn append_sums(b: &mut Builder, weights: &mut [Weight]) -> Result<InputId> {
+    let keep = b.input("keep", ValueType::exact([1]));
+    for Weight { param, gradient, .. } in weights {
+        let name = format!("sum.{}", param.key);
+        let sum = b.variable(&name, b.graph().value(*gradient).ty, None)?;
+        let next = b.node(&format!("{name}.next"), Accumulate, &[sum, *gradient, keep])?;
+        b.update(sum, next);
+        *gradient = next;
+    }
+    b.input_id(keep)
+}
+
+/// The factor on gradients, and the sum of their squares.
+fn append_norm(
+    b: &mut Builder,
+    config: &AdamWConfig,
+    accumulate: usize,
+    weights: &[Weight],
+) -> Result<(ValueId, OutputId)> {
+    let mut total = b.node("squares.none", Fill { shape: [3].into(), value: 0.0 }, &[])?;
+    for weights in weights.chunks(SumSquares::MOST) {
+        let operands: Vec<ValueId> =
+            std::iter::once(total).chain(weights.iter().map(|weight| weight.gradient)).collect();
+        total = b.node("squares", SumSquares, &operands)?;
+    }
+    let op = ClipScale { clip_norm: config.clip_norm, mean: 1.0 / accumulate as f64 };
+    Ok((b.node("clip", op, &[total])?, b.output("squares", total)))
+}
+
+/// Moments, average and update of one parameter.
+fn append_update(
+    b: &mut Builder,
+    config: &AdamWConfig,
+    weight: &Weight,
+    [scale, rates]: [ValueId; 2],
+    follow: Option<ValueId>,
+) -> Result<Slot> {
+    let Weight { param, variable, gradient } = weight;
+    let (key, ty) = (&param.key, b.graph().value(*variable).ty);
+    let first = b.variable(&format!("first.{key}"), ty, None)?;
+    let second = b.variable(&format!("second.{key}"), ty, None)?;
+    let [beta1, beta2] = config.betas.map(|beta| beta as f32);
+    let op = AdamW { beta1, beta2, eps: config.eps as f32 };
+    let next = b.nodes(&format!("{key}.next"), op, &[*variable, *gradient, first, second, scale, rates])?;
+    for (variable, next) in [*variable, first, second].into_iter().zip(&next) {
+        b.update(variable, *next);
+    }
+    let average = match follow {
+        None => None,
+        Some(rate) => {
+            let average = b.variable(&format!("average.{key}"), ty, Some(param.clone()))?;
+            let op = MovingAverage { factor: 1.0 };
+            let followed = b.node(&format!("average.{key}.next"), op, &[average, next[0], rate])?;
+            b.update(average, followed);
+            Some(b.variable_id(average)?)
+        }
+    };
+    Ok(Slot {
+        param: param.clone(),
+        first: b.variable_id(first)?,
+        second: b.variable_id(second)?,
+        average,
+        fault: b.output(&format!("fault.{key}"), next[3]),
+    })
+}
+
+impl Optimizer {
     /// The parameters with their moments.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
-    }
-
-    /// The same, to restore a run. The lengths must stay.
-    pub fn slots_mut(&mut self) -> &mut [Slot] {
-        &mut self.slots
     }
 
     /// Updates done.
@@ -172,115 +272,74 @@ impl AdamW {
         self.updates = updates;
     }
 
-    /// Takes the gradients of the executor's last run. After every `accumulate` of them the variables are
-    /// updated with learning rate `lr` (before the groups' factors); then the global norm of the mean
-    /// gradient before clipping is returned. If that is NaN or infinite, nothing has been updated.
-    ///
-    /// # Errors
-    /// [`Error::Graph`] if variables and gradients share memory.
-    pub fn step(&mut self, executor: &mut Executor, pool: &Pool, lr: f64) -> Result<Option<f64>> {
-        pool.run(|| self.step_inside(executor, lr))
+    /// Counts a batch, whose gradients are about to be summed.
+    pub fn begin_batch(&mut self, executor: &mut dyn Executor) {
+        if let Some(keep) = self.keep {
+            executor.input(keep).floats().fill(f32::from(u8::from(self.pending > 0)));
+        }
+        self.pending += 1;
     }
 
-    fn step_inside(&mut self, executor: &mut Executor, lr: f64) -> Result<Option<f64>> {
-        self.pending += 1;
-        if self.accumulate > 1 {
-            let first = self.pending == 1;
-            for slot in &mut self.slots {
-                add_gradient(&mut slot.accumulated, executor.output(slot.output), first);
-            }
-        }
+    /// Forgets the batches since the last update.
+    pub fn break_off(&mut self) {
+        self.pending = 0;
+    }
+
+    /// After every `accumulate` batches the variables are updated with learning rate `lr` (before the groups'
+    /// factors); then the global norm of the mean gradient before clipping is returned. If that is NaN or
+    /// infinite, nothing has been updated. `report` is given the times of the steps.
+    ///
+    /// # Errors
+    /// As [`Executor::run`].
+    pub fn step(
+        &mut self,
+        executor: &mut dyn Executor,
+        lr: f64,
+        mut report: Option<&mut Report<'_>>,
+    ) -> Result<Option<f64>> {
         if self.pending < self.accumulate {
             return Ok(None);
         }
         self.pending = 0;
+        let [norm, update] = self.segments;
+        run(executor, norm, &mut report)?;
         let mean = 1.0 / self.accumulate as f64;
-        let norm = mean * self.sum_of_squares(executor).sqrt();
+        let norm = mean * join(executor.read(self.squares).floats()).sqrt();
         if !norm.is_finite() {
             return Ok(Some(norm));
         }
         self.updates += 1;
-        let clip =
-            if self.config.clip_norm > 0.0 { (self.config.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let [beta1, beta2] = self.config.betas;
         let correction = |beta: f64| 1.0 - beta.powi(self.updates.min(i32::MAX as u64) as i32);
-        // A young average follows more closely, so that it does not remember the start.
-        let ema = self.config.ema.min((1 + self.updates) as f64 / (10 + self.updates) as f64);
-        for slot in &mut self.slots {
-            let lr = lr * slot.lr;
-            let update = Update {
-                scale: (clip * mean) as f32,
-                keep: (1.0 - lr * slot.weight_decay) as f32,
-                beta1: beta1 as f32,
-                beta2: beta2 as f32,
-                step: (lr / correction(beta1)) as f32,
-                root: correction(beta2).sqrt() as f32,
-                eps: self.config.eps as f32,
-                ema: ema as f32,
-            };
-            let (values, grads) = executor.variable_and_output(slot.variable, slot.output)?;
-            let grads = if self.accumulate > 1 { &slot.accumulated } else { grads };
-            let state = slot.first.par_chunks_mut(CHUNK).zip(slot.second.par_chunks_mut(CHUNK));
-            let work = values.par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK)).zip(state);
-            if slot.average.is_empty() {
-                work.for_each(|((p, g), (m, v))| update.run(p, g, m, v, &mut []));
-            } else {
-                let work = work.zip(slot.average.par_chunks_mut(CHUNK));
-                work.for_each(|(((p, g), (m, v)), average)| update.run(p, g, m, v, average));
-            }
+        for rates in &self.rates {
+            let lr = lr * rates.lr;
+            let values = [1.0 - lr * rates.weight_decay, lr / correction(beta1), correction(beta2).sqrt()];
+            executor.input(rates.input).floats().copy_from_slice(&values.map(|value| value as f32));
         }
+        if let Some(follow) = self.follow {
+            // A young average follows more closely, so that it does not remember the start.
+            let ema = self.config.ema.min((1 + self.updates) as f64 / (10 + self.updates) as f64);
+            executor.input(follow).floats().fill(1.0 - ema as f32);
+        }
+        run(executor, update, &mut report)?;
         Ok(Some(norm))
     }
 
-    /// Sum of squares of all gradients, in a fixed order.
-    fn sum_of_squares(&mut self, executor: &Executor) -> f64 {
-        let mut rest = self.partial.as_mut_slice();
-        for slot in &self.slots {
-            let grads =
-                if self.accumulate > 1 { &slot.accumulated[..] } else { executor.output(slot.output) };
-            let (partial, tail) = rest.split_at_mut(grads.len().div_ceil(CHUNK));
-            rest = tail;
-            grads.par_chunks(CHUNK).zip(partial).for_each(|(grads, sum)| {
-                *sum = grads.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
-            });
-        }
-        self.partial.iter().sum()
+    /// The first parameter that the last update made NaN or infinite.
+    pub fn fault(&self, executor: &dyn Executor) -> Option<&Param> {
+        let bad = |slot: &&Slot| executor.read(slot.fault).floats() != [0.0];
+        self.slots.iter().find(bad).map(|slot| &slot.param)
     }
 }
 
-fn add_gradient(sum: &mut [f32], grads: &[f32], first: bool) {
-    sum.par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK)).for_each(|(sum, grads)| {
-        if first {
-            sum.copy_from_slice(grads);
-        } else {
-            sum.iter_mut().zip(grads).for_each(|(sum, g)| *sum += g);
-        }
-    });
-}
-
-/// Factors of one update, the same for all elements of a parameter.
-#[derive(Clone, Copy)]
-struct Update {
-    scale: f32,
-    keep: f32,
-    beta1: f32,
-    beta2: f32,
-    step: f32,
-    root: f32,
-    eps: f32,
-    ema: f32,
-}
-
-impl Update {
-    fn run(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], average: &mut [f32]) {
-        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-            let g = g * self.scale;
-            *m += (g - *m) * (1.0 - self.beta1);
-            *v = *v * self.beta2 + (1.0 - self.beta2) * g * g;
-            *p = *p * self.keep - self.step * (*m / (v.sqrt() / self.root + self.eps));
-        }
-        for (average, p) in average.iter_mut().zip(p) {
-            *average += (*p - *average) * (1.0 - self.ema);
-        }
+/// Runs a segment, timed if anyone wants to know.
+pub(super) fn run(
+    executor: &mut dyn Executor,
+    segment: SegmentId,
+    report: &mut Option<&mut Report<'_>>,
+) -> Result<()> {
+    match report {
+        None => executor.run(segment),
+        Some(report) => executor.run_timed(segment, report),
     }
 }

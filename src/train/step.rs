@@ -1,19 +1,22 @@
-//! One training step: forward and matching costs, assignment on the host, losses and gradients.
+//! One training step: forward and matching costs, assignment on the host, losses and gradients, and the
+//! update.
 //!
-//! The plan is one list of steps over one arena. The host breaks it once, where the first late input is read:
-//! it takes the cost matrices, assigns proposals to objects, and uploads what the losses compare with.
-//! Nothing is allocated after the first step.
+//! The plan is one list of steps over one arena, in segments. The host breaks a step between two: it takes
+//! the cost matrices, assigns proposals to objects, and uploads what the losses compare with. Nothing is
+//! allocated after the first step.
 
 use super::data::Batch;
 use super::matcher::Matcher;
-use super::network::{self as names, Term, TermKind, TrainNetwork, TrainSpec, build_training};
-use crate::cpu::{self, Arithmetic, Executor, Pool, Selection, Weights};
+use super::network::{
+    self, Inputs, Segments, Term, TermKind, TrainNetwork, TrainSpec, Trained, build_training,
+};
+use super::optimizer::{Optimizer, run};
+use crate::engine::{Device, training_executor};
 use crate::error::{Error, Result};
-use crate::graph::Param;
-use crate::isa::Isa;
-use crate::model::IMAGE;
-use crate::tensor::{DType, Tensor};
-use std::ops::Range;
+use crate::exec::{Executor, Host, Report};
+use crate::graph::{Param, VariableId};
+use crate::plan::constants::Loader;
+use crate::tensor::Tensor;
 use std::time::Duration;
 
 /// The losses of a step, weighted and normalised as upstream reports them.
@@ -34,21 +37,17 @@ impl Losses {
 
 /// A planned training step, bound to memory.
 pub struct TrainStep {
-    executor: Executor,
-    pool: Pool,
-    /// First step of the second segment.
-    split: usize,
+    executor: Box<dyn Executor>,
+    segments: Segments,
+    inputs: Inputs,
     rounds: Vec<Round>,
     terms: Vec<TermSlot>,
-    image: usize,
-    masks: usize,
-    labels: usize,
-    class_weights: Option<usize>,
-    seg_labels: usize,
+    trained: Vec<Trained>,
+    statistics: Vec<(Param, VariableId)>,
+    optimizer: Option<Optimizer>,
     shape: Shape,
     matcher: Matcher,
     losses: Losses,
-    norms: Vec<(String, usize)>,
 }
 
 /// Extents that all rounds share.
@@ -64,14 +63,9 @@ struct Shape {
     pixels: usize,
 }
 
-/// Where a round's numbers lie.
+/// A round in the current step.
 struct Round {
-    objects: usize,
-    /// Result with the costs of matching it.
-    cost: usize,
-    matched: usize,
-    labels: Option<usize>,
-    rank: Option<usize>,
+    ids: network::Round,
     /// Slot of each object, `[B, objects]`.
     slots: Vec<Option<usize>>,
     /// Objects with a target in the whole batch.
@@ -80,133 +74,133 @@ struct Round {
 
 struct TermSlot {
     term: Term,
-    output: usize,
-    seed: usize,
     /// Weight over normalisation in the current step.
     factor: f32,
 }
 
 impl TrainStep {
-    /// Plans a step and loads the parameters from `weights`.
+    /// Plans a step for a device and loads the parameters, which `load` gives in the checkpoint's layout.
     ///
     /// # Errors
-    /// As [`build_training`], [`cpu::plan`] and the source of the weights.
-    pub fn new(spec: &TrainSpec<'_>, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
-        let pool = Pool::new(threads)?;
+    /// As [`build_training`] and [`training_executor`].
+    pub fn new(spec: &TrainSpec<'_>, load: Box<Loader>, device: Device, threads: usize) -> Result<Self> {
         let network = build_training(spec)?;
-        // Exact: what a stage pools hangs on which side of 0 a mask logit falls, and a pixel of a small mask
-        // is a per cent of it.
-        let selection = Selection { arithmetic: Arithmetic::Exact, ..Selection::new(isa, pool.threads()) };
-        let plan = cpu::plan(&network.graph, selection)?;
-        let mut executor = pool.run(|| Executor::new(plan, weights))?;
-        for index in 0..executor.plan().variables.len() {
-            let param = executor.plan().variables[index].0.clone();
-            let tensor = param.layout.apply(weights.load(&param)?);
-            executor.variable_mut(index).copy_from_slice(tensor.data());
-        }
-        TrainStep::bind(spec, network, executor, pool)
+        let executor = training_executor(device, &network.graph, threads, load)?;
+        Ok(TrainStep::bind(spec, network, executor))
     }
 
-    fn bind(spec: &TrainSpec<'_>, network: TrainNetwork, executor: Executor, pool: Pool) -> Result<Self> {
-        let plan = executor.plan();
-        let input = |name: &str| {
-            let found = plan.inputs.iter().position(|(input, _)| input == name);
-            found.ok_or_else(|| Error::Graph(format!("the training graph has no input `{name}`")))
-        };
-        let output = |name: &str| {
-            let found = executor.output_index(name);
-            found.ok_or_else(|| Error::Graph(format!("the training graph has no result `{name}`")))
-        };
+    fn bind(spec: &TrainSpec<'_>, network: TrainNetwork, executor: Box<dyn Executor>) -> Self {
         let config = spec.config;
-        let panoptic = config.stuff_classes > 0;
-        let mut late: Vec<String> = vec![names::SEG_LABELS.to_string()];
-        let mut rounds = Vec::new();
-        for (index, &objects) in network.objects.iter().enumerate() {
-            let labels = (index > 0).then(|| names::labels_input(index));
-            let rank = panoptic.then(|| names::rank_input(index));
-            let matched = names::matched_input(index);
-            rounds.push(Round {
-                objects,
-                cost: output(&names::cost_output(index))?,
-                matched: input(&matched)?,
-                labels: labels.as_deref().map(input).transpose()?,
-                rank: rank.as_deref().map(input).transpose()?,
-                slots: vec![None; spec.batch * objects],
-                positives: 0,
-            });
-            late.extend(labels.into_iter().chain(rank).chain([matched]));
-        }
-        let mut terms = Vec::new();
-        for term in network.terms {
-            late.push(term.seed());
-            terms.push(TermSlot {
-                output: output(&term.name)?,
-                seed: input(&term.seed())?,
-                term,
-                factor: 0.0,
-            });
-        }
-        let named = |slot: &TermSlot| (slot.term.name.clone(), 0.0);
-        let losses = Losses { terms: terms.iter().map(named).collect(), total: 0.0 };
-        let late: Vec<&str> = late.iter().map(String::as_str).collect();
-        let shape = Shape {
-            batch: spec.batch,
-            slots: spec.max_objects,
-            proposals: config.proposals,
-            things: config.thing_classes,
-            classes: config.classes(),
-            pixels: spec.size.iter().map(|side| side / names::TARGET_STRIDE).product(),
-        };
-        Ok(TrainStep {
-            split: plan.first_use(&late),
-            rounds,
-            terms,
-            image: input(IMAGE)?,
-            masks: input(names::TARGET_MASKS)?,
-            labels: input(names::TARGET_LABELS)?,
-            class_weights: panoptic.then(|| input(names::CLASS_WEIGHTS)).transpose()?,
-            seg_labels: input(names::SEG_LABELS)?,
-            shape,
+        let round =
+            |ids: network::Round| Round { ids, slots: vec![None; spec.batch * ids.objects], positives: 0 };
+        let named = |term: &Term| (term.name.clone(), 0.0);
+        TrainStep {
+            losses: Losses { terms: network.terms.iter().map(named).collect(), total: 0.0 },
+            rounds: network.rounds.into_iter().map(round).collect(),
+            terms: network.terms.into_iter().map(|term| TermSlot { term, factor: 0.0 }).collect(),
+            segments: network.segments,
+            inputs: network.inputs,
+            trained: network.trained,
+            statistics: network.statistics,
+            optimizer: network.optimizer,
+            shape: Shape {
+                batch: spec.batch,
+                slots: spec.max_objects,
+                proposals: config.proposals,
+                things: config.thing_classes,
+                classes: config.classes(),
+                pixels: spec.size.iter().map(|side| side / network::TARGET_STRIDE).product(),
+            },
             matcher: Matcher::with_capacity(config.proposals, spec.max_objects),
-            losses,
-            norms: network.norms,
             executor,
-            pool,
-        })
+        }
     }
 
-    /// The executor, whose results are the gradients after [`TrainStep::run`].
-    pub fn executor(&self) -> &Executor {
-        &self.executor
+    /// What runs it.
+    pub fn executor(&self) -> &dyn Executor {
+        &*self.executor
     }
 
-    /// The executor and the pool it runs in: what an optimizer needs.
-    pub fn parts_mut(&mut self) -> (&mut Executor, &Pool) {
-        (&mut self.executor, &self.pool)
+    /// The optimizer, if the step has one.
+    pub fn optimizer(&self) -> Option<&Optimizer> {
+        self.optimizer.as_ref()
     }
 
-    /// Every trained or trainable parameter with its current values, in the checkpoint's layout.
-    pub fn parameters(&self) -> impl Iterator<Item = (&Param, Tensor)> {
-        let variables = self.executor.plan().variables.iter().enumerate();
-        variables.map(|(index, (param, operand))| {
-            let tensor = Tensor::new(operand.ty.shape, self.executor.variable(index).to_vec());
-            (param, param.layout.invert(tensor, &param.upstream_shape))
-        })
+    /// The parameters with a gradient.
+    pub fn trained(&self) -> &[Trained] {
+        &self.trained
     }
 
-    /// Batch norms in training; see [`TrainNetwork::norms`].
-    pub fn norms(&self) -> &[(String, usize)] {
-        &self.norms
+    /// Every parameter that changes, running statistics among them.
+    pub fn changing(&self) -> impl Iterator<Item = (&Param, VariableId)> {
+        let trained = self.trained.iter().map(|trained| (&trained.param, trained.variable));
+        trained.chain(self.statistics.iter().map(|(param, variable)| (param, *variable)))
+    }
+
+    /// The values of [`TrainStep::changing`], in the checkpoint's layout.
+    ///
+    /// # Errors
+    /// As [`TrainStep::read`].
+    pub fn parameters(&self) -> Result<Vec<(&Param, Tensor)>> {
+        self.changing().map(|(param, variable)| Ok((param, self.read(param, variable)?))).collect()
+    }
+
+    /// A variable of the shape of `param`, in the checkpoint's layout.
+    ///
+    /// # Errors
+    /// As [`Executor::read_variable`].
+    pub fn read(&self, param: &Param, variable: VariableId) -> Result<Tensor> {
+        let mut tensor = Tensor::zeros(self.executor.variables()[variable.index()].operand.ty.shape);
+        self.executor.read_variable(variable, tensor.data_mut())?;
+        Ok(param.layout.invert(tensor, &param.upstream_shape))
+    }
+
+    /// Gives a variable of the shape of `param` a value in the checkpoint's layout.
+    ///
+    /// # Errors
+    /// As [`Executor::write_variable`].
+    pub fn write(&mut self, param: &Param, variable: VariableId, tensor: &Tensor) -> Result<()> {
+        self.executor.write_variable(variable, param.layout.apply(tensor.clone()).data())
+    }
+
+    /// Restores the number of updates, which bias correction depends on.
+    pub fn set_updates(&mut self, updates: u64) {
+        self.optimizer.iter_mut().for_each(|optimizer| optimizer.set_updates(updates));
+    }
+
+    /// The running statistics, for [`TrainStep::break_off`].
+    ///
+    /// # Errors
+    /// As [`TrainStep::read`].
+    pub fn statistics(&self) -> Result<Vec<Tensor>> {
+        self.statistics.iter().map(|(param, variable)| self.read(param, *variable)).collect()
+    }
+
+    /// Forgets the batches since the last update, when the running statistics were these.
+    ///
+    /// # Errors
+    /// As [`TrainStep::write`].
+    pub fn break_off(&mut self, statistics: &[Tensor]) -> Result<()> {
+        self.optimizer.iter_mut().for_each(Optimizer::break_off);
+        for ((param, variable), tensor) in self.statistics.clone().iter().zip(statistics) {
+            self.write(param, *variable, tensor)?;
+        }
+        Ok(())
+    }
+
+    /// Costs of matching a round, `[B, proposals, G]`, valid after [`TrainStep::run`].
+    pub fn costs(&self, round: usize) -> &[f32] {
+        self.executor.read(self.rounds[round].ids.cost).floats()
+    }
+
+    /// The gradient of a parameter in the graph's layout, valid after [`TrainStep::run`].
+    pub fn gradient(&self, trained: &Trained) -> &[f32] {
+        self.executor.read(trained.gradient).floats()
     }
 
     /// Slot that each object of a round was matched with in the last step, `[B, objects]`.
     pub fn matched(&self, round: usize) -> &[Option<usize>] {
         &self.rounds[round].slots
-    }
-
-    /// Result of the graph by name, valid after [`TrainStep::run`]: costs, raw loss sums, gradients.
-    pub fn result(&self, name: &str) -> Option<&[f32]> {
-        self.executor.output_index(name).map(|index| self.executor.output(index))
     }
 
     /// One forward and backward pass over a batch of the planned shape.
@@ -215,7 +209,7 @@ impl TrainStep {
     /// [`Error::Shape`] if the batch has another shape; [`Error::Diverged`] naming the first term that is NaN
     /// or infinite.
     pub fn run(&mut self, batch: &Batch) -> Result<&Losses> {
-        self.run_segments(batch, |executor, steps| executor.run_steps(steps))
+        self.run_segments(batch, None)
     }
 
     /// As [`TrainStep::run`], and gives the time of each step of the plan to `report`.
@@ -227,32 +221,57 @@ impl TrainStep {
         batch: &Batch,
         mut report: impl FnMut(usize, Duration) + Send,
     ) -> Result<&Losses> {
-        self.run_segments(batch, |executor, steps| executor.run_steps_timed(steps, &mut report))
+        self.run_segments(batch, Some(&mut report))
     }
 
-    fn run_segments(
+    /// As [`Optimizer::step`], for the batches that were run since the last update. Without an optimizer
+    /// there is never an update.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn update(&mut self, lr: f64) -> Result<Option<f64>> {
+        self.update_by(lr, None)
+    }
+
+    /// As [`TrainStep::update`], and gives the time of each step of the plan to `report`.
+    ///
+    /// # Errors
+    /// As [`TrainStep::update`].
+    pub fn update_timed(
         &mut self,
-        batch: &Batch,
-        mut run: impl FnMut(&mut Executor, Range<usize>) + Send,
-    ) -> Result<&Losses> {
+        lr: f64,
+        mut report: impl FnMut(usize, Duration) + Send,
+    ) -> Result<Option<f64>> {
+        self.update_by(lr, Some(&mut report))
+    }
+
+    fn update_by(&mut self, lr: f64, report: Option<&mut Report<'_>>) -> Result<Option<f64>> {
+        let Some(optimizer) = &mut self.optimizer else { return Ok(None) };
+        optimizer.step(&mut *self.executor, lr, report)
+    }
+
+    fn run_segments(&mut self, batch: &Batch, mut report: Option<&mut Report<'_>>) -> Result<&Losses> {
+        let Segments { forward, backward, follow } = self.segments;
         self.load(batch)?;
-        let (executor, split) = (&mut self.executor, self.split);
-        let end = executor.plan().steps.len();
-        self.pool.run(|| run(executor, 0..split));
+        run(&mut *self.executor, forward, &mut report)?;
         self.assign(batch)?;
         self.fill_targets(batch);
-        let executor = &mut self.executor;
-        self.pool.run(|| run(executor, split..end));
-        self.collect(batch)
+        run(&mut *self.executor, backward, &mut report)?;
+        self.collect(batch)?;
+        // A batch whose losses are of no use leaves no trace.
+        self.optimizer.iter_mut().for_each(|optimizer| optimizer.begin_batch(&mut *self.executor));
+        run(&mut *self.executor, follow, &mut report)?;
+        Ok(&self.losses)
     }
 
     fn load(&mut self, batch: &Batch) -> Result<()> {
-        copy(self.executor.input_mut(self.image), &batch.images, "images")?;
-        copy(self.executor.input_mut(self.masks), &batch.masks, "masks")?;
-        copy(self.executor.input_i32_mut(self.labels), &batch.labels, "labels")?;
-        if let Some(input) = self.class_weights {
+        let Inputs { image, masks, labels, class_weights, .. } = self.inputs;
+        self.executor.write(image, Host::F32(&batch.images))?;
+        self.executor.write(masks, Host::F32(&batch.masks))?;
+        self.executor.write(labels, Host::I32(&batch.labels))?;
+        if let Some(input) = class_weights {
             let Shape { proposals, things, classes, .. } = self.shape;
-            for (index, weight) in self.executor.input_mut(input).iter_mut().enumerate() {
+            for (index, weight) in self.executor.input(input).floats().iter_mut().enumerate() {
                 let (object, class) = (index / classes, index % classes);
                 // A proposal answers for things alone, a stuff kernel for its own class alone.
                 let pair =
@@ -267,17 +286,17 @@ impl TrainStep {
     fn assign(&mut self, batch: &Batch) -> Result<()> {
         let Shape { slots, proposals, things, .. } = self.shape;
         for (index, round) in self.rounds.iter_mut().enumerate() {
-            let costs = self.executor.output(round.cost);
+            let (costs, objects) = (self.executor.read(round.ids.cost).floats(), round.ids.objects);
             for image in 0..batch.ids.len() {
                 let costs = &costs[image * proposals * slots..][..proposals * slots];
-                let matched = &mut round.slots[image * round.objects..][..round.objects];
+                let matched = &mut round.slots[image * objects..][..objects];
                 let (thing_slots, stuff_slots) = matched.split_at_mut(proposals);
                 if !self.matcher.assign(costs, slots, batch.things[image], thing_slots) {
                     let what = format!("matching costs of round {index}");
                     return Err(Error::Diverged { what, ids: vec![batch.ids[image]] });
                 }
                 stuff_slots.fill(None);
-                if round.objects > proposals {
+                if objects > proposals {
                     for slot in batch.things[image]..batch.objects[image] {
                         let class = batch.labels[image * slots + slot] as usize;
                         stuff_slots[class - things] = Some(slot);
@@ -295,36 +314,36 @@ impl TrainStep {
         let label = |image: usize, slot: usize| batch.labels[image * slots + slot];
         let mask = |image: usize, slot: usize| &batch.masks[(image * slots + slot) * pixels..][..pixels];
         for round in &self.rounds {
-            let matched = self.executor.input_i32_mut(round.matched);
+            let matched = self.executor.input(round.ids.matched).indices();
             for (value, slot) in matched.iter_mut().zip(&round.slots) {
                 *value = slot.map_or(-1, |slot| slot as i32);
             }
-            if let Some(input) = round.labels {
-                let labels = self.executor.input_i32_mut(input).iter_mut().zip(&round.slots);
+            if let Some(input) = round.ids.labels {
+                let labels = self.executor.input(input).indices().iter_mut().zip(&round.slots);
                 for (object, (value, slot)) in labels.enumerate() {
-                    *value = slot.map_or(classes as i32, |slot| label(object / round.objects, slot));
+                    *value = slot.map_or(classes as i32, |slot| label(object / round.ids.objects, slot));
                 }
             }
-            if let Some(input) = round.rank {
-                let ranks = self.executor.input_i32_mut(input);
+            if let Some(input) = round.ids.rank {
+                let ranks = self.executor.input(input).indices();
                 ranks.fill(-1);
                 for (object, slot) in round.slots.iter().enumerate() {
                     let Some(slot) = *slot else { continue };
-                    let (image, object) = (object / round.objects, object % round.objects);
+                    let (image, object) = (object / round.ids.objects, object % round.ids.objects);
                     paint(&mut ranks[image * pixels..][..pixels], mask(image, slot), object as i32);
                 }
             }
         }
         // Stuff first, then the matched things of the kernel head in order of proposal.
-        let seg = self.executor.input_i32_mut(self.seg_labels);
+        let seg = self.executor.input(self.inputs.seg_labels).indices();
         seg.fill(classes as i32);
         for image in 0..batch.ids.len() {
             let seg = &mut seg[image * pixels..][..pixels];
             for slot in batch.things[image]..batch.objects[image] {
                 paint(seg, mask(image, slot), label(image, slot));
             }
-            let round = &self.rounds[0];
-            for slot in round.slots[image * round.objects..][..round.objects].iter().flatten() {
+            let Round { slots, ids, .. } = &self.rounds[0];
+            for slot in slots[image * ids.objects..][..ids.objects].iter().flatten() {
                 paint(seg, mask(image, *slot), label(image, *slot));
             }
         }
@@ -339,35 +358,21 @@ impl TrainStep {
                 TermKind::Seg => labelled.max(1),
             };
             slot.factor = if count == 0 { 0.0 } else { slot.term.weight / count as f32 };
-            self.executor.input_mut(slot.seed)[0] = slot.factor;
+            self.executor.input(slot.term.seed).floats().fill(slot.factor);
         }
     }
 
-    fn collect(&mut self, batch: &Batch) -> Result<&Losses> {
+    fn collect(&mut self, batch: &Batch) -> Result<()> {
         self.losses.total = 0.0;
         for (slot, (_, loss)) in self.terms.iter().zip(&mut self.losses.terms) {
-            debug_assert!(self.executor.output_type(slot.output).dtype == DType::F32);
-            *loss = slot.factor * self.executor.output(slot.output)[0];
+            *loss = slot.factor * self.executor.read(slot.term.loss).floats()[0];
             if !loss.is_finite() {
                 return Err(Error::Diverged { what: slot.term.name.clone(), ids: batch.ids.clone() });
             }
             self.losses.total += *loss;
         }
-        Ok(&self.losses)
+        Ok(())
     }
-}
-
-/// Fills an input of the plan.
-fn copy<T: Copy>(memory: &mut [T], values: &[T], what: &str) -> Result<()> {
-    if memory.len() != values.len() {
-        return Err(Error::Shape {
-            op: "train step",
-            value: what.to_string(),
-            reason: format!("{} values, the plan takes {}", values.len(), memory.len()),
-        });
-    }
-    memory.copy_from_slice(values);
-    Ok(())
 }
 
 /// Writes `value` wherever the (soft) mask is not zero.

@@ -9,14 +9,12 @@ mod image;
 
 use ::image::{Rgb, RgbImage};
 use knet::checkpoint::seeded;
-use knet::cpu::Weights;
 use knet::engine::{Device, InputSize, ModelOptions, SessionOptions};
 use knet::graph::Param;
-use knet::isa::Isa;
 use knet::model::Config;
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec};
-use knet::train::optimizer::{AdamW, AdamWConfig};
+use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
 use knet::{Engine, Model, Segmentation, Session};
 use libtest_mimic::{Arguments, Trial};
@@ -126,8 +124,7 @@ fn training(threads: usize) {
         thing_classes: 3,
         ..Config::named("knet_s3_lite0_fpn").unwrap()
     };
-    let weights =
-        Weights::new(Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0)));
+    let optimizer = AdamWConfig { ema: 0.99, ..AdamWConfig::default() };
     let spec = TrainSpec {
         config: &config,
         batch: 2,
@@ -135,17 +132,17 @@ fn training(threads: usize) {
         max_objects: 12,
         weights: LossWeights::default(),
         frozen: &["backbone._conv_stem.".to_string()],
-        train_batch_norm: false,
+        train_batch_norm: true,
+        optimizer: Some(&optimizer),
+        accumulate: 2,
     };
-    let mut step = TrainStep::new(&spec, &weights, Isa::detect(), threads).unwrap();
-    let mut optimizer =
-        AdamW::new(AdamWConfig { ema: 0.99, ..AdamWConfig::default() }, step.executor(), 2).unwrap();
+    let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
+    let mut step = TrainStep::new(&spec, load, Device::Cpu, threads).unwrap();
     // More objects than proposals, fewer, and none.
     let batches = [3, 12, 0, 7].map(|things| batch(spec.size, spec.max_objects, things, things));
     let mut run = |batch: &Batch| {
         step.run(batch).unwrap();
-        let (executor, pool) = step.parts_mut();
-        optimizer.step(executor, pool, 1e-4).unwrap();
+        step.update(1e-4).unwrap();
     };
     run(&batches[0]);
     let count = allocations(|| (0..40).for_each(|i| run(&batches[i % 4])));

@@ -1,17 +1,18 @@
-//! Plans of small graphs: which concatenations are steps, and that values made in place are those that copies
-//! would be.
+//! Plans of small graphs: which concatenations are steps, that values made in place are those that copies
+//! would be, and how a run is cut and variables are updated.
 
 use knet::cpu::{self, Selection};
 use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::stored;
-use knet::graph::{Builder, Graph, ValueId};
+use knet::exec::{Executor, Host};
+use knet::graph::{Builder, Graph, InputId, OutputId, SegmentId, ValueId, VariableId};
 use knet::isa::Isa;
 use knet::model::Config;
 use knet::ops::activation::Activation;
 use knet::ops::binary::BinaryKind;
 use knet::ops::case::relative_l2;
-use knet::ops::{Activate, Binary, Concat, Reshape, Role, TopK, ValueType};
-use knet::plan::{Choice, Operand, Plan};
+use knet::ops::{Accumulate, Activate, Binary, Concat, Fill, Reshape, Role, TopK, ValueType};
+use knet::plan::{Choice, Operand, Plan, Variable};
 use knet::tensor::{DType, Tensor};
 use knet::train::network::{LossWeights, TrainSpec, build_training};
 use testkit::run;
@@ -123,13 +124,15 @@ fn a_gpu_stores_the_maps_of_training_in_half_precision_and_nothing_else() {
         weights: LossWeights::default(),
         frozen: &[],
         train_batch_norm: true,
+        optimizer: None,
+        accumulate: 1,
     };
     let network = build_training(&spec).unwrap();
     let target = Target { caps: Caps::H100, precision: Precision::F16 };
     let plan: Plan = Plan::build_stored(&network.graph, stored(target), |_| Ok(Choice::default())).unwrap();
     assert!(plan.variables.len() > 100);
-    for (param, operand) in &plan.variables {
-        assert_eq!(operand.ty.dtype, DType::F32, "{}: a variable is its own master copy", param.key);
+    for Variable { name, operand, .. } in &plan.variables {
+        assert_eq!(operand.ty.dtype, DType::F32, "{name}: a variable is its own master copy");
     }
     let find = |ends: &[(String, Operand)], name: &str| {
         ends.iter().find(|(end, _)| end == name).unwrap_or_else(|| panic!("no {name}")).1.ty
@@ -169,4 +172,133 @@ fn the_place_of_the_best_can_be_an_operand() {
     assert_eq!(found[0].to_f64(), [1.0, 3.0]);
     assert_eq!(found[1].to_f64(), inputs[1].to_f64().data());
     assert!(found.iter().all(|output| output.ty.dtype == DType::I32 && output.ty.role == Role::Index));
+}
+
+/// A graph of two segments whose variables are updated in every way there is.
+struct Updates {
+    graph: Graph,
+    inputs: [InputId; 2],
+    segments: [SegmentId; 2],
+    /// In place; by a copy, as it is read after; in place of what is read no more.
+    variables: [VariableId; 3],
+    outputs: [OutputId; 2],
+}
+
+fn updates() -> Updates {
+    let mut b = Builder::new();
+    let ty = ValueType::rows([3, 40]);
+    let add = Binary { kind: BinaryKind::Add };
+    let x = b.input("x", ty);
+    let [sum, weight, last] = ["sum", "weight", "last"].map(|name| b.variable(name, ty, None).unwrap());
+    let first = b.segment("first");
+    let seen = b.node("seen", add, &[x, last]).unwrap();
+    let shown = b.node("shown", Activate { activation: Activation::Relu }, &[seen]).unwrap();
+    let shown = b.output("shown", shown);
+    let second = b.segment("second");
+    let y = b.input("y", ty);
+    let keep = b.node("keep", Fill { shape: [1].into(), value: 1.0 }, &[]).unwrap();
+    let summed = b.node("summed", Accumulate, &[sum, y, keep]).unwrap();
+    b.update(sum, summed);
+    let moved = b.node("moved", add, &[weight, summed]).unwrap();
+    let before = b.node("before", add, &[weight, seen]).unwrap();
+    b.update(weight, moved);
+    let next = b.node("next", Activate { activation: Activation::Relu }, &[y]).unwrap();
+    b.update(last, next);
+    let before = b.output("before", before);
+    Updates {
+        inputs: [x, y].map(|id| b.input_id(id).unwrap()),
+        segments: [first, second],
+        variables: [sum, weight, last].map(|id| b.variable_id(id).unwrap()),
+        outputs: [shown, before],
+        graph: b.finish().unwrap(),
+    }
+}
+
+#[test]
+fn segments_stop_a_run_and_updates_replace_variables() {
+    let Updates { graph, inputs: [x, y], segments: [first, second], variables, outputs } = updates();
+    let plan = cpu::plan(&graph, Selection::new(Isa::detect(), 2)).unwrap();
+    let names: Vec<&str> = plan.segments.iter().map(|segment| segment.name.as_str()).collect();
+    assert_eq!(names, ["first", "second"]);
+    assert_eq!(plan.segments[0].steps, 0..2);
+    assert_eq!(plan.segments[1].steps, 2..6);
+    assert_eq!((&plan.segments[0].inputs[..], &plan.segments[1].inputs[..]), (&[x][..], &[y][..]));
+    assert_eq!(
+        (&plan.segments[0].outputs[..], &plan.segments[1].outputs[..]),
+        (&outputs[..1], &outputs[1..])
+    );
+    let copied: Vec<usize> = plan.segments.iter().map(|segment| segment.copies.len()).collect();
+    assert_eq!(copied, [0, 1], "`weight` alone is read after its new value is made");
+    let executor = cpu::Executor::new(plan, &run::no_weights()).unwrap();
+    let mut executor: Box<dyn Executor> = Box::new(executor.in_pool(cpu::Pool::new(2).unwrap()));
+    executor.load(&|_| unreachable!("all begin as zeros")).unwrap();
+
+    let value = |seed: usize| -> Vec<f32> { (0..120).map(|i| ((i * 7 + seed) % 13) as f32 - 6.0).collect() };
+    let [mut sum, mut weight, mut last] = [(); 3].map(|()| vec![0.0f32; 120]);
+    for run in 0..3 {
+        let (seen, late) = (value(run), value(run + 5));
+        executor.write(x, Host::F32(&seen)).unwrap();
+        executor.run(first).unwrap();
+        let seen: Vec<f32> = seen.iter().zip(&last).map(|(x, last)| x + last).collect();
+        let shown: Vec<f32> = seen.iter().map(|v| v.max(0.0)).collect();
+        assert_eq!(executor.read(outputs[0]).floats(), shown);
+        executor.write(y, Host::F32(&late)).unwrap();
+        executor.run(second).unwrap();
+        let before: Vec<f32> = weight.iter().zip(&seen).map(|(w, s)| w + s).collect();
+        assert_eq!(executor.read(outputs[1]).floats(), before);
+        for i in 0..120 {
+            sum[i] += late[i];
+            weight[i] += sum[i];
+            last[i] = late[i].max(0.0);
+        }
+        for (variable, wanted) in variables.iter().zip([&sum, &weight, &last]) {
+            let mut found = vec![0.0; 120];
+            executor.read_variable(*variable, &mut found).unwrap();
+            assert_eq!(found, *wanted, "run {run}");
+        }
+    }
+    let error = executor.write(x, Host::I32(&[1])).unwrap_err().to_string();
+    assert!(error.contains('x') && error.contains("1 indices") && error.contains("f32[3, 40]"), "{error}");
+    assert!(executor.write_variable(variables[0], &[0.0]).is_err());
+}
+
+#[test]
+fn updates_that_contradict_the_order_are_refused() {
+    let refused = |build: &dyn Fn(&mut Builder, ValueId, ValueId)| {
+        let mut b = Builder::new();
+        let ty = ValueType::rows([4]);
+        let (x, variable) = (b.input("x", ty), b.variable("v", ty, None).unwrap());
+        build(&mut b, x, variable);
+        b.finish().unwrap_err().to_string()
+    };
+    let double = |b: &mut Builder, x| b.node("y", Binary { kind: BinaryKind::Add }, &[x, x]).unwrap();
+    let cases: [(&str, &dyn Fn(&mut Builder, ValueId, ValueId)); 5] = [
+        ("no variable", &|b, x, _| {
+            let y = double(b, x);
+            b.update(x, y);
+        }),
+        ("no node's", &|b, x, v| b.update(v, x)),
+        ("twice", &|b, x, v| {
+            let y = double(b, x);
+            b.update(v, y);
+            b.update(v, y);
+        }),
+        ("is a result", &|b, x, v| {
+            let y = double(b, x);
+            b.update(v, y);
+            b.output("v", v);
+        }),
+        ("a later segment reads", &|b, x, v| {
+            b.segment("one");
+            let y = double(b, x);
+            b.update(v, y);
+            b.segment("two");
+            let z = double(b, v);
+            b.output("z", z);
+        }),
+    ];
+    for (wanted, build) in cases {
+        let error = refused(build);
+        assert!(error.contains(wanted), "{error} instead of {wanted}");
+    }
 }

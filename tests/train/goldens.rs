@@ -2,14 +2,13 @@
 //! costs, assignments, targets, every loss term, every parameter's gradient, and the first AdamW update.
 
 use knet::checkpoint::{Checkpoint, seeded};
-use knet::cpu::Weights;
+use knet::engine::Device;
 use knet::graph::Param;
-use knet::isa::Isa;
 use knet::model::Config;
 use knet::ops::case::relative_l2;
 use knet::train::data::Batch;
-use knet::train::network::{LossWeights, TrainSpec, cost_output, grad_output};
-use knet::train::optimizer::{AdamW, AdamWConfig};
+use knet::train::network::{LossWeights, TrainSpec, Trained};
+use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -120,10 +119,11 @@ impl Golden {
             weights: LossWeights::default(),
             frozen: &FROZEN.map(String::from),
             train_batch_norm: false,
+            optimizer: Some(&AdamWConfig::default()),
+            accumulate: 1,
         };
-        let weights =
-            Weights::new(Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0)));
-        TrainStep::new(&spec, &weights, Isa::detect(), 0).unwrap()
+        let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
+        TrainStep::new(&spec, load, Device::Cpu, 0).unwrap()
     }
 }
 
@@ -136,9 +136,8 @@ fn sample(values: &[f32]) -> Vec<f32> {
 }
 
 /// A gradient in the checkpoint's layout.
-fn gradient(step: &TrainStep, param: &Param) -> Vec<f32> {
-    let values =
-        step.result(&grad_output(&param.key)).unwrap_or_else(|| panic!("no gradient of {}", param.key));
+fn gradient(step: &TrainStep, trained: &Trained) -> Vec<f32> {
+    let (values, param) = (step.gradient(trained), &trained.param);
     let shape = param.layout.apply_shape(&param.upstream_shape);
     let tensor = knet::tensor::Tensor::new(shape.as_slice(), values.to_vec());
     param.layout.invert(tensor, &param.upstream_shape).into_data()
@@ -157,7 +156,7 @@ fn check_model(model: &'static str) {
         assert_eq!(found, wanted.data(), "targets of image {image}");
     }
     let mut step = golden.step(&batch);
-    let plan = step.executor().plan().described();
+    let plan = step.executor().described();
     let forward = plan.steps.iter().filter(|step| step.op.name() == "conv2d");
     let coarse = forward.clone().find(|step| step.kernel.starts_with("winograd-f4"));
     assert!(forward.count() > 50);
@@ -168,7 +167,7 @@ fn check_model(model: &'static str) {
     for round in 0..4 {
         let stage = if round == 0 { "rpn".to_string() } else { format!("s{}", round - 1) };
         for image in 0..2 {
-            let costs = step.result(&cost_output(round)).unwrap();
+            let costs = step.costs(round);
             let wanted = golden.tensors.load_f32(&format!("assign.{stage}.img{image}.cost")).unwrap();
             let things = batch.things[image];
             for (index, &wanted) in wanted.data().iter().enumerate() {
@@ -204,16 +203,15 @@ fn check_model(model: &'static str) {
     assert_eq!(losses.terms.len(), golden.facts["losses"].as_object().unwrap().len() - 3);
 
     let params = golden.facts["params"].as_object().unwrap();
-    let trained: Vec<Param> = step.parameters().map(|(param, _)| param.clone()).collect();
-    let mut keys: Vec<&str> = trained.iter().map(|param| param.key.as_str()).collect();
+    let mut keys: Vec<&str> = step.trained().iter().map(|trained| trained.param.key.as_str()).collect();
     keys.sort_unstable();
     let mut wanted_keys: Vec<&str> = params.keys().map(String::as_str).collect();
     wanted_keys.sort_unstable();
     assert_eq!(keys, wanted_keys, "{model}: trained parameters");
     let mut off_norms = Vec::new();
     let mut off_samples = Vec::new();
-    for param in &trained {
-        let grads = gradient(&step, param);
+    for trained in step.trained() {
+        let (param, grads) = (&trained.param, gradient(&step, trained));
         let wanted = params[&param.key]["grad_l2_f64"].as_f64().unwrap();
         let off = (norm(grads.iter().copied()) / wanted - 1.0).abs();
         off_norms.push((off, param.key.clone()));
@@ -238,13 +236,13 @@ fn check_model(model: &'static str) {
     }
     println!("{model}: worst loss {worst_loss:?}");
 
-    let before: Vec<Vec<f32>> = step.parameters().map(|(_, tensor)| tensor.into_data()).collect();
-    let mut optimizer = AdamW::new(AdamWConfig::default(), step.executor(), 1).unwrap();
-    let (executor, pool) = step.parts_mut();
-    let grad_norm = optimizer.step(executor, pool, 1e-4).unwrap().unwrap();
+    let parameters = step.parameters().unwrap();
+    let before: Vec<Vec<f32>> = parameters.into_iter().map(|(_, tensor)| tensor.into_data()).collect();
+    let grad_norm = step.update(1e-4).unwrap().unwrap();
+    assert!(step.optimizer().unwrap().fault(step.executor()).is_none());
     let wanted = golden.facts["grad_norm"].as_f64().unwrap();
     assert!((grad_norm / wanted - 1.0).abs() < 1e-4, "{model}: gradient norm {grad_norm}, {wanted}");
-    for ((param, after), before) in step.parameters().zip(&before) {
+    for ((param, after), before) in step.parameters().unwrap().into_iter().zip(&before) {
         let delta = norm(after.data().iter().zip(before).map(|(a, b)| a - b));
         let wanted = params[&param.key]["delta_l2_after_1"].as_f64().unwrap();
         // Elements whose clipped gradient is near eps move by an amount that depends on its last digits; and

@@ -3,15 +3,15 @@
 
 use knet::checkpoint::Checkpoint;
 use knet::cpu::{self, Executor, Pool, Selection};
+use knet::exec::Host;
 use knet::graph::autodiff::gradients;
-use knet::graph::{Builder, Graph, Layout, ValueId};
+use knet::graph::{Builder, Layout, Param, ValueId};
 use knet::isa::Isa;
 use knet::ops::case::relative_l2;
 use knet::ops::{CrossEntropyLoss, FocalLoss, MaskCost, MaskLoss, Op, ValueType};
 use knet::tensor::Tensor;
 use knet::train::matcher::Matcher;
-use knet::train::network::grad_output;
-use knet::train::optimizer::{AdamW, AdamWConfig};
+use knet::train::optimizer::{self, AdamWConfig, Weight};
 use std::path::Path;
 use testkit::run;
 
@@ -223,26 +223,6 @@ fn adamw() {
         let attrs = &settings["cases"][case];
         let number = |name: &str| attrs[name].as_f64();
         let load = |name: String| file.load_f32(&format!("{case}.{name}")).unwrap();
-        let mut b = Builder::new();
-        let keys = ["p0", "p1", "p2"];
-        let mut values = std::collections::HashMap::new();
-        for key in keys {
-            let start = load(key.to_string());
-            b.param(key, start.shape().dims(), Layout::Plain).unwrap();
-            // The gradient is an input that the graph passes on.
-            let grad = b.input(&format!("{key}.input"), ValueType::weight(start.shape()));
-            b.output(&grad_output(key), grad);
-            values.insert(key.to_string(), start);
-        }
-        let mut graph: Graph = b.finish().unwrap();
-        graph.make_variables(|_| true);
-        let pool = Pool::new(1).unwrap();
-        let selection = Selection::new(Isa::detect(), 1);
-        let plan = cpu::plan(&graph, selection).unwrap();
-        let mut executor = Executor::new(plan, &run::no_weights()).unwrap();
-        for (index, key) in keys.iter().enumerate() {
-            executor.variable_mut(index).copy_from_slice(values[*key].data());
-        }
         let config = AdamWConfig {
             lr: number("lr").unwrap(),
             weight_decay: number("weight_decay").unwrap(),
@@ -250,18 +230,36 @@ fn adamw() {
             groups: Vec::new(),
             ..AdamWConfig::default()
         };
-        let lr = config.lr;
-        let mut optimizer = AdamW::new(config, &executor, 1).unwrap();
-        for step in 1..=3 {
-            for (index, key) in keys.iter().enumerate() {
-                executor.input_mut(index).copy_from_slice(load(format!("g{step}.{key}")).data());
-            }
-            optimizer.step(&mut executor, &pool, lr).unwrap();
+        let mut b = Builder::new();
+        let (mut weights, mut inputs) = (Vec::new(), Vec::new());
+        let keys = ["p0", "p1", "p2"];
+        for key in keys {
+            let shape = load(key.to_string()).shape();
+            let (key, ty) = (key.to_string(), ValueType::weight(shape));
+            let param = Param { key, upstream_shape: shape.dims().to_vec(), layout: Layout::Plain };
+            let variable = b.variable(&param.key, ty, Some(param.clone())).unwrap();
+            let gradient = b.input(&format!("{}.input", param.key), ty);
+            inputs.push((b.input_id(gradient).unwrap(), b.variable_id(variable).unwrap()));
+            weights.push(Weight { param, variable, gradient });
         }
-        for (index, key) in keys.iter().enumerate() {
+        let mut optimizer = optimizer::append(&mut b, &config, 1, &mut weights).unwrap();
+        let plan = cpu::plan(&b.finish().unwrap(), Selection::new(Isa::detect(), 1)).unwrap();
+        assert!(plan.segments.iter().all(|segment| segment.copies.is_empty()), "updates are done in place");
+        let executor = Executor::new(plan, &run::no_weights()).unwrap().in_pool(Pool::new(1).unwrap());
+        let mut executor: Box<dyn knet::exec::Executor> = Box::new(executor);
+        executor.load(&|param| Ok(load(param.key.clone()))).unwrap();
+        for step in 1..=3 {
+            for (key, (input, _)) in keys.iter().zip(&inputs) {
+                executor.write(*input, Host::F32(load(format!("g{step}.{key}")).data())).unwrap();
+            }
+            optimizer.begin_batch(&mut *executor);
+            assert!(optimizer.step(&mut *executor, config.lr, None).unwrap().is_some());
+        }
+        for (key, (_, variable)) in keys.iter().zip(&inputs) {
             let wanted = load(format!("after3.{key}"));
-            let found: Vec<f64> = executor.variable(index).iter().map(|&v| f64::from(v)).collect();
-            let off = relative_l2(&found, wanted.to_f64().data());
+            let mut found = Tensor::zeros(wanted.shape());
+            executor.read_variable(*variable, found.data_mut()).unwrap();
+            let off = relative_l2(found.to_f64().data(), wanted.to_f64().data());
             assert!(off < 1e-6, "{case}: {key} off by {off:.1e}");
         }
     }

@@ -1,6 +1,8 @@
 //! One file an operator: how the CPU runs it.
 
+mod accumulate;
 mod activation;
+mod adamw;
 mod attention;
 mod batch_norm;
 mod batch_norm_train;
@@ -17,6 +19,7 @@ mod fold_batch_norm;
 mod fused_conv2d;
 mod fused_linear;
 mod global_avg_pool;
+mod gradient_norm;
 mod group_norm;
 mod layer_norm;
 mod linear;
@@ -26,6 +29,7 @@ mod mask_pool;
 mod matching_cost;
 mod matmul;
 mod max_pool2d;
+mod moving_average;
 mod norm_sum;
 mod normalise;
 mod normalise_grad;

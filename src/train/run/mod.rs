@@ -1,7 +1,7 @@
 //! Whole training runs: a configuration in, checkpoints and logs out.
 //!
 //! ```text
-//! RunConfig -> Mix -> Config -> initial values or State -> TrainStep, AdamW, Loader
+//! RunConfig -> Mix -> Config -> initial values or State -> TrainStep, Loader
 //!   -> [ batches -> losses and gradients -> update -> log ]* -> save
 //! ```
 //!
@@ -18,7 +18,6 @@ mod describe;
 pub mod kept;
 pub mod lock;
 pub mod log;
-pub mod norms;
 pub mod outputs;
 pub mod overlay;
 mod overrides;

@@ -9,8 +9,9 @@ use super::log::{LineHead, Log, Meter, line, read, validation_line};
 use super::overlay::Samples;
 use super::state::Progress;
 use super::tensorboard::EventFile;
-use super::validate::{self, Score, Validator, engine, judge};
+use super::validate::{self, Score, Validator, judge};
 use super::{Observer, curves, describe};
+use crate::engine::{Device, validation_engine};
 use crate::error::{Error, Result};
 use crate::model::Config;
 use crate::train::data::Mix;
@@ -33,6 +34,8 @@ pub struct Judged(pub Option<f64>);
 /// All that a run writes beside its checkpoints.
 pub struct Outputs {
     config: OutputConfig,
+    /// Where the run trains.
+    device: Device,
     threads: usize,
     log: Log,
     events: EventFile,
@@ -44,7 +47,7 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Opens the validation sets, and the files of a run that goes on at `iteration`.
+    /// Opens the validation sets, and the files of a run on `device` that goes on at `iteration`.
     ///
     /// # Errors
     /// [`Error::Io`]; as [`validate::open`] and [`Validator::open`].
@@ -52,7 +55,7 @@ impl Outputs {
         config: &RunConfig,
         train: &Mix,
         model: &Config,
-        iteration: u64,
+        (device, iteration): (Device, u64),
         observer: &mut dyn Observer,
     ) -> Result<Outputs> {
         let run = &config.run;
@@ -73,6 +76,7 @@ impl Outputs {
             validator,
             images: mix.as_ref().map_or(0, Mix::len),
             samples,
+            device,
             threads: config.threads,
             config: run.clone(),
             drawn: Instant::now(),
@@ -140,7 +144,8 @@ impl Outputs {
     ) -> Result<Option<Judged>> {
         let Some(validator) = &mut self.validator else { return Ok(None) };
         let start = Instant::now();
-        let Some(scores) = validator.run(&mut engine(weights, self.threads)?, stop)? else { return Ok(None) };
+        let mut engine = validation_engine(weights, self.device, self.threads)?;
+        let Some(scores) = validator.run(&mut engine, stop)? else { return Ok(None) };
         let judged = judge(&scores, self.config.best);
         self.log.write(&validation_line(iteration, epoch, &scores, judged))?;
         for Score { set, metrics } in &scores {
@@ -157,7 +162,7 @@ impl Outputs {
             };
             observer.note(&format!("{when}: {set}: {}", text.join(", ")));
         }
-        observer.note(&format!("validated in {:.1} s", start.elapsed().as_secs_f64()));
+        observer.note(&format!("validated in {:.1} s on {}", start.elapsed().as_secs_f64(), engine.device()));
         Ok(Some(Judged(judged)))
     }
 
@@ -170,7 +175,7 @@ impl Outputs {
             let folder = self.path(OVERLAY_FOLDER);
             std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
             let path = folder.join(format!("{iteration:07}.png"));
-            self.samples.write(&mut engine(weights, self.threads)?, &path)?;
+            self.samples.write(&mut validation_engine(weights, self.device, self.threads)?, &path)?;
         }
         self.drawn = Instant::now();
         Ok(())

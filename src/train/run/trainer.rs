@@ -6,29 +6,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::config::{BatchNormMode, RunConfig};
 use super::describe;
 use super::kept::{self, CONFIG_FILE};
 use super::lock::Lock;
 use super::log::{LineHead, Meter};
-use super::norms::RunningStatistics;
 use super::outputs::{CURVES_FILE, Judged, LOG_FILE, Outputs};
 use super::resume::{Origin, total_iterations};
 use super::start::{Values, check_patterns, initial_values};
 use super::state::{Moments, Progress, State};
-use crate::checkpoint::first_non_finite;
-use crate::cpu::Weights;
+use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::fsio::sweep;
-use crate::graph::Param;
-use crate::isa::Isa;
+use crate::graph::{Param, VariableId};
 use crate::model::Config;
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::Tensor;
 use crate::train::data::{Loader, LoaderConfig, Mix};
 use crate::train::network::TrainSpec;
-use crate::train::optimizer::AdamW;
+use crate::train::optimizer::{Optimizer, Slot};
 use crate::train::schedule::Schedule;
 use crate::train::step::TrainStep;
 
@@ -40,6 +35,9 @@ pub const LAST_FILE: &str = "last.safetensors";
 pub const DIVERGED_FILE: &str = "diverged.state";
 /// The weights that validated best.
 pub const BEST_FILE: &str = "best.safetensors";
+
+/// Where runs train, and so where they validate: the one device that has programs for all of it.
+const DEVICE: Device = Device::Cpu;
 
 /// Hears what a run does.
 pub trait Observer {
@@ -82,11 +80,9 @@ pub struct Trainer {
     schedule: Schedule,
     total: u64,
     step: TrainStep,
-    optimizer: AdamW,
     loader: Loader,
     /// Parameters that stay as they are.
     constants: Values,
-    statistics: RunningStatistics,
     progress: Progress,
     origin: Origin,
     outputs: Outputs,
@@ -157,7 +153,7 @@ impl Trainer {
         let groups = config.optimizer.groups.iter().map(|group| &group.contains);
         check_patterns("optimizer.groups", groups, |key, part| key.contains(part), &values)?;
         let loader_config = LoaderConfig { start: progress.position, ..config.loader(&model) };
-        let outputs = Outputs::open(&config, &mix, &model, progress.iteration, observer)?;
+        let outputs = Outputs::open(&config, &mix, &model, (DEVICE, progress.iteration), observer)?;
         let loader = Loader::new(Arc::clone(&mix), loader_config)?;
         let total = total_iterations(&config, &loader, progress.iteration)?;
         describe::mismatches(&config, &model, &mix, total, observer);
@@ -170,32 +166,30 @@ impl Trainer {
             weights: config.loss,
             frozen: &config.frozen,
             train_batch_norm: config.batch_norm == BatchNormMode::Train,
+            optimizer: Some(&config.optimizer),
+            accumulate: config.data.accumulate,
         };
         let values = Arc::new(values);
         let source = Arc::clone(&values);
-        let weights = Weights::new(Box::new(move |param: &Param| {
+        let load = Box::new(move |param: &Param| {
             let missing = || Error::Graph(format!("no initial value for `{}`", param.key));
             source.get(&param.key).cloned().ok_or_else(missing)
-        }));
+        });
         kept::write(&config)?;
-        let step = TrainStep::new(&spec, &weights, Isa::detect(), config.threads)?;
-        drop(weights);
+        let mut step = TrainStep::new(&spec, load, DEVICE, config.threads)?;
         let mut constants = Arc::unwrap_or_clone(values);
-        for (param, _) in &step.executor().plan().variables {
+        for (param, _) in step.changing() {
             constants.remove(&param.key);
         }
-        let mut optimizer = AdamW::new(config.optimizer.clone(), step.executor(), config.data.accumulate)?;
         if resume {
-            restore(&mut optimizer, &step, &moments, progress.iteration, &state_path)?;
+            restore(&mut step, &moments, progress.iteration, &state_path)?;
         }
         let now = Instant::now();
         Ok(Trainer {
             schedule: config.schedule.schedule(total),
             total,
-            optimizer,
             loader,
             constants,
-            statistics: RunningStatistics::new(&step)?,
             step,
             seconds_before: progress.seconds,
             progress,
@@ -330,11 +324,11 @@ impl Trainer {
         let start = Instant::now();
         // Running statistics follow every batch; an update that is broken off must not leave a trace.
         let several = self.config.data.accumulate > 1;
-        let statistics = (several && !self.statistics.is_empty()).then(|| self.constants.clone());
+        let statistics = if several { self.step.statistics()? } else { Vec::new() };
         self.lr = self.config.optimizer.lr * self.schedule.factor(self.progress.iteration, self.total);
         for part in 0..self.config.data.accumulate {
             if part > 0 && stop.load(Ordering::Relaxed) {
-                self.constants = statistics.unwrap_or(std::mem::take(&mut self.constants));
+                self.step.break_off(&statistics)?;
                 return Ok(false);
             }
             let waiting = Instant::now();
@@ -342,21 +336,17 @@ impl Trainer {
             self.meter.waiting += waiting.elapsed().as_secs_f64();
             let losses = self.step.run(batch)?;
             self.meter.add(losses);
-            self.statistics.update(&self.step, &mut self.constants);
             self.meter.images += batch.len() as u64;
             self.meter.left_out += batch.left_out as u64;
-            let (executor, pool) = self.step.parts_mut();
-            if let Some(norm) = self.optimizer.step(executor, pool, self.lr)? {
+            if let Some(norm) = self.step.update(self.lr)? {
                 self.grad_norm = norm;
                 let ids = || batch.ids.clone();
                 if !norm.is_finite() {
                     return Err(Error::Diverged { what: "the gradient".into(), ids: ids() });
                 }
-                let bad = (0..executor.plan().variables.len())
-                    .into_par_iter()
-                    .find_first(|&variable| first_non_finite(executor.variable(variable)).is_some());
-                if let Some(variable) = bad {
-                    let what = format!("`{}` after the update", executor.plan().variables[variable].0.key);
+                let fault = self.step.optimizer().and_then(|optimizer| optimizer.fault(self.step.executor()));
+                if let Some(param) = fault {
+                    let what = format!("`{}` after the update", param.key);
                     return Err(Error::Diverged { what, ids: ids() });
                 }
             }
@@ -382,7 +372,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Diverged`] for values that are not finite: the last good state stays. As [`State::write`].
     fn save(&mut self) -> Result<()> {
-        let state = self.state();
+        let state = self.state()?;
         if let Some(key) = state.non_finite() {
             return Err(Error::Diverged { what: format!("`{key}`"), ids: Vec::new() });
         }
@@ -394,7 +384,7 @@ impl Trainer {
 
     /// Writes the weights for use alone.
     fn export(&self) -> Result<()> {
-        self.state().export(&self.path(LAST_FILE), &self.model, self.config.run.f16)
+        self.state()?.export(&self.path(LAST_FILE), &self.model, self.config.run.f16)
     }
 
     /// Validates the weights that were saved last, and keeps them if they are the best.
@@ -407,7 +397,7 @@ impl Trainer {
         self.progress.validated = self.place();
         if let Some(value) = judged.filter(|value| self.progress.best.is_none_or(|best| *value > best)) {
             self.progress.best = Some(value);
-            self.state().export(&self.path(BEST_FILE), &self.model, self.config.run.f16)?;
+            self.state()?.export(&self.path(BEST_FILE), &self.model, self.config.run.f16)?;
         }
         // What is the best, and that this was looked at, belongs to the state.
         self.save()
@@ -417,7 +407,10 @@ impl Trainer {
     fn save_after(&mut self, error: &Error, observer: &mut dyn Observer) {
         let name = if matches!(error, Error::Diverged { .. }) { DIVERGED_FILE } else { STATE_FILE };
         let path = self.path(name);
-        let state = self.state();
+        let state = match self.state() {
+            Ok(state) => state,
+            Err(failure) => return observer.note(&format!("the state cannot be read: {failure}")),
+        };
         if let Some(key) = state.non_finite() {
             observer.note(&format!(
                 "stopped in iteration {}; its state is not saved, as `{key}` is not finite: {STATE_FILE} is the last good one",
@@ -435,68 +428,48 @@ impl Trainer {
         }
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> Result<State> {
         let mut values = self.constants.clone();
-        values.extend(self.step.parameters().map(|(param, tensor)| (param.key.clone(), tensor)));
-        let variables: BTreeMap<&str, (&Param, Shape)> = variables(&self.step).collect();
+        values.extend(self.step.parameters()?.into_iter().map(|(param, tensor)| (param.key.clone(), tensor)));
         let mut moments = BTreeMap::new();
-        for slot in self.optimizer.slots() {
-            let Some((param, shape)) = variables.get(slot.key.as_str()) else { continue };
-            let upstream = |values: &[f32]| {
-                param.layout.invert(Tensor::new(*shape, values.to_vec()), &param.upstream_shape)
-            };
-            let average = (!slot.average.is_empty()).then(|| upstream(&slot.average));
-            let kept = Moments { first: upstream(&slot.first), second: upstream(&slot.second), average };
-            moments.insert(slot.key.clone(), kept);
+        for slot in self.step.optimizer().into_iter().flat_map(Optimizer::slots) {
+            let read = |variable| self.step.read(&slot.param, variable);
+            let average = slot.average.map(read).transpose()?;
+            let kept = Moments { first: read(slot.first)?, second: read(slot.second)?, average };
+            moments.insert(slot.param.key.clone(), kept);
         }
-        State { progress: self.progress.clone(), values, moments, origin: Some(self.origin.clone()) }
+        Ok(State { progress: self.progress.clone(), values, moments, origin: Some(self.origin.clone()) })
     }
-}
-
-/// Key, parameter and shape in the graph's layout of everything that is trained.
-fn variables(step: &TrainStep) -> impl Iterator<Item = (&str, (&Param, Shape))> {
-    step.executor()
-        .plan()
-        .variables
-        .iter()
-        .map(|(param, operand)| (param.key.as_str(), (param, operand.ty.shape)))
 }
 
 /// Gives the optimizer back what it knew.
 fn restore(
-    optimizer: &mut AdamW,
-    step: &TrainStep,
+    step: &mut TrainStep,
     moments: &BTreeMap<String, Moments>,
     updates: u64,
     path: &std::path::Path,
 ) -> Result<()> {
-    optimizer.set_updates(updates);
-    let variables: BTreeMap<&str, (&Param, Shape)> = variables(step).collect();
-    for slot in optimizer.slots_mut() {
+    step.set_updates(updates);
+    let slots: Vec<Slot> = step.optimizer().map(|optimizer| optimizer.slots().to_vec()).unwrap_or_default();
+    for Slot { param, first, second, average, .. } in slots {
         let refuse = |reason: &str| Error::Checkpoint {
             path: path.to_path_buf(),
-            key: Some(slot.key.clone()),
+            key: Some(param.key.clone()),
             offset: None,
             reason: reason.to_string(),
         };
-        let Some(kept) = moments.get(&slot.key) else {
+        let Some(kept) = moments.get(&param.key) else {
             return Err(refuse("has no moments in the state: was it frozen before?"));
         };
-        let Some((param, shape)) = variables.get(slot.key.as_str()) else { continue };
-        let fits = |tensor: &Tensor| tensor.shape().dims() == param.upstream_shape;
-        if ![Some(&kept.first), Some(&kept.second), kept.average.as_ref()].into_iter().flatten().all(fits) {
-            return Err(refuse("its moments have another shape than the parameter"));
-        }
-        let graph = |tensor: &Tensor| {
-            let tensor = param.layout.apply(tensor.clone());
-            debug_assert_eq!(tensor.shape(), *shape);
-            tensor.data().to_vec()
-        };
-        slot.first = graph(&kept.first);
-        slot.second = graph(&kept.second);
         // Without an average in the state, a new one begins at the weights.
-        if let Some(average) = kept.average.as_ref().filter(|_| !slot.average.is_empty()) {
-            slot.average = graph(average);
+        let average = average.and_then(|variable| Some((variable, kept.average.as_ref()?)));
+        let known: [Option<(VariableId, &Tensor)>; 3] =
+            [Some((first, &kept.first)), Some((second, &kept.second)), average];
+        for (variable, tensor) in known.into_iter().flatten() {
+            if tensor.shape().dims() != param.upstream_shape {
+                return Err(refuse("its moments have another shape than the parameter"));
+            }
+            step.write(&param, variable, tensor)?;
         }
     }
     Ok(())

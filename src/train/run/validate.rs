@@ -1,12 +1,11 @@
 //! Validation: the weights for use on the validation sets.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Device, Engine, WeightSource};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::Config;
 use crate::train::data::warning::list;
@@ -106,16 +105,6 @@ pub fn judge(scores: &[Score], metric: Option<Metric>) -> Option<f64> {
     };
     let found: Vec<f64> = scores.iter().filter_map(of).collect();
     (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
-}
-
-/// An engine with the weights in `path`, on the device and in the precision that training has: what a GPU in
-/// f16 makes of a checkpoint must not choose the best one of a run on the CPU in f32.
-///
-/// # Errors
-/// As [`EngineBuilder::build`](crate::engine::EngineBuilder::build).
-pub fn engine(path: &Path, threads: usize) -> Result<Engine> {
-    let builder = Engine::builder().weights(WeightSource::File(path.to_path_buf()));
-    builder.device(Device::Cpu).threads(threads).build()
 }
 
 /// Opens the validation sets, and checks that their classes are those of `train`.

@@ -143,7 +143,10 @@ pub fn reference_with(graph: &Graph, inputs: &[Tensor], load: impl Fn(&Param) ->
         .iter()
         .map(|value| match &value.source {
             Source::Input => Some(inputs.next().expect("an input").to_f64()),
-            Source::Param(param) | Source::Variable(param) => Some(param.layout.apply(load(param)).to_f64()),
+            Source::Param(param) | Source::Variable(Some(param)) => {
+                Some(param.layout.apply(load(param)).to_f64())
+            }
+            Source::Variable(None) => Some(Tensor::zeros(value.ty.shape)),
             Source::Node { .. } => None,
         })
         .collect();

@@ -4,13 +4,13 @@ use super::{Arguments, percentiles, steps_json, steps_table, synthetic};
 use crate::print;
 use crate::size::Size;
 use knet::Result;
-use knet::cpu::Weights;
-use knet::engine::source;
+use knet::cpu::Pool;
+use knet::engine::{Device, source};
 use knet::isa::Isa;
 use knet::model::Config;
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TARGET_STRIDE, TrainSpec};
-use knet::train::optimizer::{AdamW, AdamWConfig};
+use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -20,10 +20,10 @@ const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1.
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (config, loader) = source::open(&arguments.model.source(), arguments.model.model.as_deref())?;
-    let weights = Weights::new(loader);
     let size = arguments.size.unwrap_or(Size::of(&config)).padded();
     let batch = batch(&config, arguments, size)?;
     let frozen = FROZEN.map(String::from);
+    let optimizer = AdamWConfig::default();
     let spec = TrainSpec {
         config: &config,
         batch: arguments.batch as usize,
@@ -32,36 +32,35 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         weights: LossWeights::default(),
         frozen: &frozen,
         train_batch_norm: false,
+        optimizer: Some(&optimizer),
+        accumulate: 1,
     };
-    let mut step =
-        TrainStep::new(&spec, &weights, Isa::detect(), arguments.model.threads.map_or(0, usize::from))?;
-    weights.trim();
-    let mut optimizer = AdamW::new(AdamWConfig::default(), step.executor(), 1)?;
-    let lr = AdamWConfig::default().lr;
+    let threads = Pool::new(arguments.model.threads.map_or(0, usize::from))?.threads();
+    let mut step = TrainStep::new(&spec, loader, Device::Cpu, threads)?;
+    let lr = optimizer.lr;
     let losses = step.run(&batch)?.clone();
-    let (executor, pool) = step.parts_mut();
-    let grad_norm = optimizer.step(executor, pool, lr)?;
+    let grad_norm = step.update(lr)?;
     let mut times = Vec::new();
     for _ in 0..arguments.runs {
         let start = Instant::now();
         step.run(&batch)?;
-        let (executor, pool) = step.parts_mut();
-        optimizer.step(executor, pool, lr)?;
+        step.update(lr)?;
         times.push(start.elapsed());
     }
     let step_ms: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
     let memory = peak_memory_mb();
     let p = percentiles(times);
-    let plan = step.executor().plan().described();
+    let plan = step.executor().described();
     let mut medians = Vec::new();
     if !arguments.no_steps {
         let mut times: Vec<Vec<Duration>> = vec![Vec::new(); plan.steps.len()];
         for _ in 0..arguments.runs.min(5) {
-            step.run_timed(&batch, |index, time| times[index].push(time))?;
+            let mut report = |index: usize, time| times[index].push(time);
+            step.run_timed(&batch, &mut report)?;
+            step.update_timed(lr, &mut report)?;
         }
         medians = times.into_iter().map(|times| percentiles(times).p50).collect();
     }
-    let threads = step.parts_mut().1.threads();
     if arguments.json {
         let terms: serde_json::Map<String, Value> =
             losses.terms.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
