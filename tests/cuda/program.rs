@@ -10,15 +10,24 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use testkit::emulate;
 use testkit::model::{photo, seeded_entries, small_config, write_entries};
 
 struct Emulated {
     folder: tempfile::TempDir,
+    /// Of the kernels.
+    cache: PathBuf,
 }
 
 impl Emulated {
-    /// A folder with three photos of one size.
+    /// A folder with three photos of one size. Kernels are those of all suites, compiled once.
     fn new() -> Self {
+        let shared = emulate::cache(emulate::nvrtc().unwrap());
+        Emulated { cache: shared.folder().unwrap().into(), ..Emulated::alone() }
+    }
+
+    /// As [`Emulated::new`], for tests of the cache itself: it lies in the folder `cache` and is empty.
+    fn alone() -> Self {
         let folder = tempfile::tempdir().unwrap();
         for name in ["a.png", "b.png", "c.png"] {
             let shift = u32::from(name.as_bytes()[0]);
@@ -27,7 +36,8 @@ impl Emulated {
             });
             photo.save(folder.path().join(name)).unwrap();
         }
-        Emulated { folder }
+        let cache = folder.path().join("cache");
+        Emulated { folder, cache }
     }
 
     fn path(&self) -> &Path {
@@ -37,14 +47,14 @@ impl Emulated {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/with-ptxemu"));
         command.arg(env!("CARGO_BIN_EXE_knet")).args(arguments).current_dir(self.path());
-        command.env("KNET_CACHE", self.path().join("cache")).env_remove("KNET_TUNED");
+        command.env("KNET_CACHE", &self.cache).env_remove("KNET_TUNED");
         command
     }
 
     /// The program without the stand-in, as where there is no GPU.
     fn bare(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_knet"));
-        command.args(arguments).current_dir(self.path()).env("KNET_CACHE", self.path().join("cache"));
+        command.args(arguments).current_dir(self.path()).env("KNET_CACHE", &self.cache);
         command
     }
 
@@ -191,7 +201,7 @@ fn results_depend_on_the_photo_alone() {
 /// Damaged entries of the kernel cache are compiled again, and two programs may fill one cache at once.
 #[test]
 fn the_kernel_cache_survives_damage_and_company() {
-    let emulated = Emulated::new();
+    let emulated = Emulated::alone();
     let one = ["segment", "a.png", "--device", "cuda", "--size", "64,96", "--format=json"];
     let mut first = emulated.command(&one).args(["--out", "first"]).spawn().unwrap();
     let mut second = emulated.command(&one).args(["--out", "second"]).spawn().unwrap();
@@ -241,7 +251,7 @@ fn what_a_gpu_cannot_do_is_said() {
 /// Each is named with what is wrong with it and what to do; nothing is loaded from a relative path.
 #[test]
 fn what_is_no_nvrtc_is_said() {
-    let emulated = Emulated::new();
+    let emulated = Emulated::alone();
     let at = |name: &str| emulated.path().join(name).to_str().unwrap().to_string();
     fs::write(at("text.so"), "libnvrtc.so.13, as a text file\n".repeat(4)).unwrap();
     // The first bytes of a 32-bit library for x86.
@@ -268,7 +278,7 @@ fn what_is_no_nvrtc_is_said() {
 /// wheels.
 #[test]
 fn a_filled_cache_needs_no_compiler() {
-    let emulated = Emulated::new();
+    let emulated = Emulated::alone();
     let json = |folder: &str| fs::read(emulated.path().join(folder).join("a.json")).unwrap();
     let segment = |gpu: &str, cache: &str, nvrtc: &Path, out: &str| {
         let one = ["segment", "a.png", "--device", "cuda", "--size", "64,96", "--format=json", "--out", out];
@@ -331,7 +341,7 @@ fn a_filled_cache_needs_no_compiler() {
 #[cfg(unix)]
 fn a_cache_that_others_can_write_to_is_refused() {
     use std::os::unix::fs::PermissionsExt;
-    let emulated = Emulated::new();
+    let emulated = Emulated::alone();
     let doctor = |code| emulated.json(&mut emulated.command(&["doctor", "--json"]), code);
     assert_eq!(doctor(0)["works"], true);
     let folder = emulated.path().join("cache");
@@ -360,7 +370,7 @@ fn a_cache_that_others_can_write_to_is_refused() {
 /// One line a check, and the exit code of what `--device` asks for.
 #[test]
 fn the_doctor_finds_what_would_stop_a_run() {
-    let emulated = Emulated::new();
+    let emulated = Emulated::alone();
     let doctor = |settings: &[(&str, &Path)], code: i32| {
         let mut command = emulated.command(&["doctor", "--json"]);
         command.envs(settings.iter().copied());
@@ -427,7 +437,7 @@ fn the_doctor_finds_what_would_stop_a_run() {
 /// A table that was named must be sound; one that does not hold is not followed, and a line says why.
 #[test]
 fn tuning_tables_that_do_not_hold_are_not_followed() {
-    let emulated = Emulated::new();
+    let emulated = Emulated::alone();
     let refused = emulated.fail(&mut emulated.command(&["tune", "--device", "cuda", "--size", "64x96"]), 2);
     assert!(refused.contains("is an emulator: no time it takes means anything"), "{refused}");
     let scope = Scope {
