@@ -252,17 +252,17 @@ enum Postprocessor {
 
 impl Postprocessor {
     fn new(config: &Config) -> Self {
-        let (proposals, things) = (config.proposals, config.thing_classes);
+        let (proposals, things) = (config.head.proposals, config.classes.things);
         match config.task {
             Task::Instance => {
-                let max_per_image = config.max_per_image;
+                let max_per_image = config.test.max_per_image;
                 let config = InstanceConfig { max_per_image, proposals, things, ..InstanceConfig::default() };
                 Postprocessor::Instance(InstancePostprocessor::new(config), InstanceResult::default())
             }
             Task::Panoptic => {
-                let stuff = config.stuff_classes;
+                let stuff = config.classes.stuff;
                 let (score_threshold, overlap_threshold) =
-                    (config.instance_score_threshold, config.overlap_threshold);
+                    (config.test.instance_score_threshold, config.test.overlap_threshold);
                 let config = PanopticConfig { proposals, things, stuff, score_threshold, overlap_threshold };
                 Postprocessor::Panoptic(
                     Box::new(PanopticPostprocessor::new(config)),

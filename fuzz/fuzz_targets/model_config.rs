@@ -27,7 +27,7 @@ fuzz_target!(|input: &[u8]| {
     }
     let Ok(config) = Config::from_json(text) else { return };
     assert_eq!(Config::from_json(&config.to_json()).as_ref().ok(), Some(&config));
-    if config.stages > MOST_STAGES {
+    if config.head.stages > MOST_STAGES {
         return;
     }
     let network =

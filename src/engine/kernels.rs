@@ -36,7 +36,7 @@ impl Model {
         for task in tasks {
             launches.extend(task.launches(&plan, &geometry, &target)?.program.launches);
         }
-        let Normalization { mean, std } = config.normalization;
+        let Normalization { mean, std } = config.input.normalization;
         let preprocess = PreprocessConfig { size: None, mean, std, divisor: SIZE_DIVISOR };
         launches.extend(pipeline::preprocessing(plan.inputs[0].1.ty.dtype, &geometry, &preprocess)?);
         Ok(launches)

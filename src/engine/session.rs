@@ -101,11 +101,11 @@ impl Session {
         // Whatever the task cannot do is told now, not at the first photo.
         AnyTask::of(task, config, &options.results)?;
         let size = match options.size {
-            InputSize::OfModel => Some((config.size[0], config.size[1])),
+            InputSize::OfModel => Some((config.input.size[0], config.input.size[1])),
             InputSize::Within(short, long) => Some((short, long)),
             InputSize::AsTheyAre => None,
         };
-        let Normalization { mean, std } = config.normalization;
+        let Normalization { mean, std } = config.input.normalization;
         let preprocessor = Preprocessor::new(PreprocessConfig { size, mean, std, divisor: SIZE_DIVISOR })?;
         let pool = Pool::new(options.threads)?;
         let backend = model.backend.fork(pool.threads())?;

@@ -4,7 +4,7 @@ use crate::checkpoint::{Checkpoint, seeded};
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::fsio;
 use crate::graph::Param;
-use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
+use crate::model::{Config, Head, SIZE_DIVISOR, TapMode, build};
 use crate::plan::constants::Loader;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -152,26 +152,17 @@ pub fn file_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
 /// Refuses a configuration that asks for more than the file's own tensors justify, before a graph of that
 /// size is built. What else does not fit is found, and listed in full, against the graph.
 fn check_declared(file: &Checkpoint, config: &Config) -> Result<()> {
-    const STAGE: &str = "roi_head.mask_head.";
     let refuse = |key: Option<&str>, what: &str, declared: usize, held: usize| Error::Checkpoint {
         path: file.path().to_path_buf(),
         key: key.map(str::to_string),
         offset: None,
         reason: format!("`{CONFIG_KEY}` says {declared} {what}, the tensors are of {held}"),
     };
-    let stages: BTreeSet<&str> =
-        file.names().filter_map(|name| name.strip_prefix(STAGE)?.split('.').next()).collect();
-    if config.stages > stages.len() {
-        return Err(refuse(None, "stages", config.stages, stages.len()));
+    let stages = Head::count_stages(file.names());
+    if config.head.stages > stages {
+        return Err(refuse(None, "stages", config.head.stages, stages));
     }
-    let first = |part: &str| format!("{STAGE}0.{part}");
-    let counts = [
-        ("rpn_head.init_kernels.weight".to_string(), "kernels", config.proposals),
-        (first("fc_mask.weight"), "channels", config.channels),
-        (first("fc_cls.weight"), "classes", config.classes()),
-        (first("ffn.layers.0.0.weight"), "feed-forward channels", config.feedforward_channels),
-    ];
-    for (key, what, declared) in counts {
+    for (key, what, declared) in config.rows() {
         // One that is missing is told with all that are.
         if let Some(&[held, ..]) = file.shape(&key)
             && declared > held

@@ -11,26 +11,33 @@ const EPS: f32 = 1e-5;
 
 /// Geometry of a square convolution.
 #[derive(Clone, Copy)]
-pub(super) struct Conv {
+pub(in crate::model) struct Conv {
     pub c_out: usize,
     pub kernel: usize,
     pub stride: usize,
+    /// Step between taps.
+    pub dilation: usize,
 }
 
 impl Conv {
     pub fn new(c_out: usize, kernel: usize, stride: usize) -> Self {
-        Conv { c_out, kernel, stride }
+        Conv { c_out, kernel, stride, dilation: 1 }
+    }
+
+    /// With taps so far apart.
+    pub fn dilated(self, dilation: usize) -> Self {
+        Conv { dilation, ..self }
     }
 }
 
 /// `{prefix}.weight` without bias, "same" padding.
-pub(super) fn conv(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<ValueId> {
+pub(in crate::model) fn conv(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<ValueId> {
     let (op, weight) = conv_parts(b, prefix, x, conv)?;
     b.node(prefix, op, &[x, weight])
 }
 
 /// `{prefix}.weight` and `{prefix}.bias`, "same" padding.
-pub(super) fn conv_bias(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<ValueId> {
+pub(in crate::model) fn conv_bias(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<ValueId> {
     let (op, weight) = conv_parts(b, prefix, x, conv)?;
     let bias = b.param(&format!("{prefix}.bias"), &[conv.c_out], Layout::Plain)?;
     b.node(prefix, Conv2d { epilogue: Epilogue::BIAS, ..op }, &[x, weight, bias])
@@ -40,19 +47,20 @@ fn conv_parts(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<(
     let c_in = b.shape(x).last();
     let shape = [conv.c_out, c_in, conv.kernel, conv.kernel];
     let weight = b.param(&format!("{prefix}.weight"), &shape, Layout::Filter)?;
-    Ok((Conv2d::with(conv.stride, conv.kernel / 2), weight))
+    let op = Conv2d::with(conv.stride, conv.dilation * (conv.kernel / 2));
+    Ok((Conv2d { dilation: [conv.dilation; 2], ..op }, weight))
 }
 
 /// A batch norm: its parameters are `{prefix}.weight`, `.bias`, `.running_mean` and `.running_var`.
 #[derive(Clone, Copy)]
-pub(super) struct Norm<'a> {
+pub(in crate::model) struct Norm<'a> {
     pub prefix: &'a str,
     /// Added to the variance.
     pub eps: f32,
 }
 
 /// A frozen batch norm over the channels of a map.
-pub(super) fn norm(b: &mut Builder, norm: Norm, x: ValueId) -> Result<ValueId> {
+pub(in crate::model) fn norm(b: &mut Builder, norm: Norm, x: ValueId) -> Result<ValueId> {
     let channels = b.shape(x).last();
     let mut inputs = vec![x];
     for field in ["weight", "bias", "running_mean", "running_var"] {
@@ -62,7 +70,7 @@ pub(super) fn norm(b: &mut Builder, norm: Norm, x: ValueId) -> Result<ValueId> {
 }
 
 /// A convolution without bias and its frozen batch norm, of separate names as in ResNet.
-pub(super) fn conv_bn(
+pub(in crate::model) fn conv_bn(
     b: &mut Builder,
     conv_prefix: &str,
     norm_prefix: &str,
@@ -74,7 +82,7 @@ pub(super) fn conv_bn(
 }
 
 /// mmcv's `ConvModule` with group norm and ReLU: `{prefix}.conv.weight`, `{prefix}.gn.*`.
-pub(super) fn conv_gn_relu(
+pub(in crate::model) fn conv_gn_relu(
     b: &mut Builder,
     prefix: &str,
     x: ValueId,
@@ -89,12 +97,12 @@ pub(super) fn conv_gn_relu(
 }
 
 /// `{prefix}.weight` `[n, K]` and `{prefix}.bias`.
-pub(super) fn linear(b: &mut Builder, prefix: &str, x: ValueId, n: usize) -> Result<ValueId> {
+pub(in crate::model) fn linear(b: &mut Builder, prefix: &str, x: ValueId, n: usize) -> Result<ValueId> {
     linear_named(b, prefix, &format!("{prefix}.weight"), &format!("{prefix}.bias"), x, n)
 }
 
 /// A linear layer whose parameters do not follow the usual names.
-pub(super) fn linear_named(
+pub(in crate::model) fn linear_named(
     b: &mut Builder,
     name: &str,
     weight: &str,
@@ -109,31 +117,41 @@ pub(super) fn linear_named(
 }
 
 /// `{prefix}.weight` alone.
-pub(super) fn linear_no_bias(b: &mut Builder, prefix: &str, x: ValueId, n: usize) -> Result<ValueId> {
+pub(in crate::model) fn linear_no_bias(
+    b: &mut Builder,
+    prefix: &str,
+    x: ValueId,
+    n: usize,
+) -> Result<ValueId> {
     let k = b.shape(x).last();
     let weight = b.param(&format!("{prefix}.weight"), &[n, k], Layout::Plain)?;
     b.node(prefix, Linear::default(), &[x, weight])
 }
 
 /// `{prefix}.weight`, `{prefix}.bias` over the last axis.
-pub(super) fn layer_norm(b: &mut Builder, prefix: &str, x: ValueId) -> Result<ValueId> {
+pub(in crate::model) fn layer_norm(b: &mut Builder, prefix: &str, x: ValueId) -> Result<ValueId> {
     let channels = b.shape(x).last();
     let affine = affine(b, prefix, channels)?;
     b.node(prefix, LayerNorm { eps: EPS, activation: None }, &[x, affine[0], affine[1]])
 }
 
 /// ReLU.
-pub(super) fn relu(b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
+pub(in crate::model) fn relu(b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
     activation(b, &format!("{name}.relu"), Activation::Relu, x)
 }
 
 /// Any pointwise activation, as the value `name`.
-pub(super) fn activation(b: &mut Builder, name: &str, activation: Activation, x: ValueId) -> Result<ValueId> {
+pub(in crate::model) fn activation(
+    b: &mut Builder,
+    name: &str,
+    activation: Activation,
+    x: ValueId,
+) -> Result<ValueId> {
     b.node(name, Activate { activation }, &[x])
 }
 
 /// Sigmoid.
-pub(super) fn sigmoid(b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
+pub(in crate::model) fn sigmoid(b: &mut Builder, name: &str, x: ValueId) -> Result<ValueId> {
     activation(b, &format!("{name}.sigmoid"), Activation::Sigmoid, x)
 }
 

@@ -3,17 +3,17 @@
 //! [`build`] turns a [`Config`] and an input size into a [`Graph`]. Parameters carry the names of the
 //! official checkpoints, so that a converted checkpoint loads without a mapping.
 
+pub mod backbone;
 pub mod config;
-pub mod efficientnet_lite;
-mod fpn;
-mod kernel_head;
-mod kernel_update_head;
+pub mod evidence;
+pub mod head;
 mod layers;
-mod resnet;
-mod semantic_fpn;
+pub mod neck;
 
-pub use config::{BackboneConfig, Config, Normalization, Task};
-pub use kernel_update_head::{kernel_update_head, kernel_updator};
+pub use backbone::{Backbone, EfficientNetLite, ResNet, Stem};
+pub use config::{Classes, Config, Input, Normalization, Task, Test};
+pub use head::{Head, Objects, kernel_update_head, kernel_updator};
+pub use neck::Fpn;
 
 use crate::error::{Error, Result};
 use crate::graph::{Builder, Graph, ValueId};
@@ -96,38 +96,17 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
     let mut b = Builder::new();
     let mut found = Taps::default();
     let image = b.input(IMAGE, ValueType::map([batch, size[0], size[1], 3]));
-    let levels = match config.backbone {
-        BackboneConfig::ResNet { depth } => resnet::resnet(&mut b, image, depth)?,
-        BackboneConfig::EfficientNetLite { variant } => {
-            efficientnet_lite::efficientnet_lite(&mut b, image, variant)?
-        }
-    };
+    let levels = config.backbone.build(&mut b, image)?;
     for (i, &level) in levels.iter().enumerate() {
         found.push(format!("backbone.C{}", i + 2), level, TapLayout::Features);
     }
-    let pyramid = fpn::fpn(&mut b, &levels, config.channels)?;
+    let pyramid = config.neck.build(&mut b, &levels)?;
     for (i, &level) in pyramid.iter().enumerate() {
         found.push(format!("fpn.P{}", i + 2), level, TapLayout::Features);
     }
-    let mut objects = kernel_head::kernel_head(&mut b, config, &pyramid, &mut found)?;
-    let mut cls_score = None;
-    for stage in 0..config.stages {
-        let prefix = format!("roi_head.mask_head.{stage}");
-        let out = kernel_update_head(&mut b, config, &prefix, objects)?;
-        let tap = |name: &str| format!("s{stage}.{name}");
-        found.push(tap("x_feat"), out.x_feat, TapLayout::Same);
-        found.push(tap("feat_transform"), out.feat_transform, TapLayout::Features);
-        found.push(tap("obj_feat_updator"), out.obj_feat_updator, TapLayout::ObjectRows);
-        found.push(tap("obj_feat_attn"), out.obj_feat_attn, TapLayout::Same);
-        found.push(tap("obj_feat_out"), out.objects.kernels, TapLayout::Objects);
-        found.push(tap("cls_score"), out.cls_score, TapLayout::Same);
-        found.push(tap("mask_preds"), out.objects.masks, TapLayout::Same);
-        objects = out.objects;
-        cls_score = Some(out.cls_score);
-    }
-    let cls_score = cls_score.ok_or_else(|| Error::usage("a model needs at least one stage"))?;
+    let [cls_score, mask_preds] = Head::build(config, &mut b, &pyramid, &mut found)?;
     b.output(CLS_SCORE, cls_score);
-    b.output(MASK_PREDS, objects.masks);
+    b.output(MASK_PREDS, mask_preds);
     let taps = match taps {
         TapMode::Off => Vec::new(),
         TapMode::All => found.0,
@@ -142,15 +121,4 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
         b.output(&tap.name, tap.value);
     }
     Ok(Network { graph: b.finish()?, taps })
-}
-
-/// What one stage hands to the next.
-#[derive(Clone, Copy, Debug)]
-pub struct Objects {
-    /// Features the masks are read from, `[B, H, W, C]`; every stage starts again from the same.
-    pub features: ValueId,
-    /// One kernel (object feature) per object, `[B, N, C]`.
-    pub kernels: ValueId,
-    /// Mask logits, `[B, N, H, W]`.
-    pub masks: ValueId,
 }

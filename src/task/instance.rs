@@ -26,15 +26,15 @@ impl Postprocess for Instances {
     fn new(model: &Config, options: &Options) -> Result<Self> {
         options.filter.check()?;
         let config = InstanceConfig {
-            max_per_image: model.max_per_image,
+            max_per_image: model.test.max_per_image,
             min_score: options.min_score.unwrap_or(0.0) as f32,
-            proposals: model.proposals,
-            things: model.thing_classes,
-            mask_score: model.mask_score,
+            proposals: model.head.proposals,
+            things: model.classes.things,
+            mask_score: model.test.mask_score,
         };
         Ok(Instances {
             #[cfg(feature = "cuda")]
-            classes: model.classes(),
+            classes: model.classes.count(),
             filter: options.filter,
             filter_memory: FilterMemory::default(),
             host: InstancePostprocessor::new(config),

@@ -25,11 +25,11 @@ impl Postprocess for Panoptic {
             )));
         }
         let config = PanopticConfig {
-            proposals: model.proposals,
-            things: model.thing_classes,
-            stuff: model.stuff_classes,
-            score_threshold: options.min_score.unwrap_or(model.instance_score_threshold),
-            overlap_threshold: model.overlap_threshold,
+            proposals: model.head.proposals,
+            things: model.classes.things,
+            stuff: model.classes.stuff,
+            score_threshold: options.min_score.unwrap_or(model.test.instance_score_threshold),
+            overlap_threshold: model.test.overlap_threshold,
         };
         Ok(Panoptic { host: PanopticPostprocessor::new(config) })
     }

@@ -309,8 +309,8 @@ impl Known {
         let [h, w] = a.target_size();
         let masks = a.b.input("target.masks", ValueType::map([batch, slots, h, w]));
         let labels = a.b.input("target.labels", ValueType::index([batch, slots]));
-        let pairs = ValueType::exact([config.objects(), config.classes()]);
-        let class_weights = (config.stuff_classes > 0).then(|| a.b.input("class_weights", pairs));
+        let pairs = ValueType::exact([config.objects(), config.classes.count()]);
+        let class_weights = (config.classes.stuff > 0).then(|| a.b.input("class_weights", pairs));
         Ok(Known { image, masks, labels, class_weights })
     }
 
@@ -392,10 +392,10 @@ impl Assembly<'_> {
 
     fn predictions(&mut self) -> Result<Vec<Predictions>> {
         let initial = self.tap("rpn.mask_preds")?;
-        let initial = self.first_objects("rpn.mask_preds", initial, self.spec.config.proposals)?;
+        let initial = self.first_objects("rpn.mask_preds", initial, self.spec.config.head.proposals)?;
         let masks = self.at_target_size("rpn.mask_preds", initial)?;
         let mut rounds = vec![Predictions { classes: None, masks }];
-        for stage in 0..self.spec.config.stages {
+        for stage in 0..self.spec.config.head.stages {
             let name = format!("s{stage}.mask_preds");
             let masks = self.tap(&name)?;
             let masks = self.at_target_size(&name, masks)?;
@@ -407,7 +407,7 @@ impl Assembly<'_> {
     /// Costs of matching every round but the last, whose predictions match nothing.
     fn costs(&mut self, rounds: &[Predictions], inputs: &Known) -> Result<Vec<OutputId>> {
         let mut costs = Vec::new();
-        let (weights, objects) = (self.spec.weights, self.spec.config.proposals);
+        let (weights, objects) = (self.spec.weights, self.spec.config.head.proposals);
         for (index, round) in rounds[..rounds.len() - 1].iter().enumerate() {
             let name = format!("cost.{}", index + 1);
             let masks = self.first_objects(&name, round.masks, objects)?;
@@ -429,7 +429,7 @@ impl Assembly<'_> {
         inputs: &Known,
         costs: &[OutputId],
     ) -> Result<Compared> {
-        let panoptic = self.spec.config.stuff_classes > 0;
+        let panoptic = self.spec.config.classes.stuff > 0;
         let weights = self.spec.weights;
         let (mut rounds, mut terms) = (Vec::new(), Vec::new());
         for (index, round) in predictions.iter().enumerate() {

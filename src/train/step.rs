@@ -106,12 +106,12 @@ impl TrainStep {
             shape: Shape {
                 batch: spec.batch,
                 slots: spec.max_objects,
-                proposals: config.proposals,
-                things: config.thing_classes,
-                classes: config.classes(),
+                proposals: config.head.proposals,
+                things: config.classes.things,
+                classes: config.classes.count(),
                 pixels: spec.size.iter().map(|side| side / network::TARGET_STRIDE).product(),
             },
-            matcher: Matcher::with_capacity(config.proposals, spec.max_objects),
+            matcher: Matcher::with_capacity(config.head.proposals, spec.max_objects),
             executor,
         }
     }

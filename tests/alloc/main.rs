@@ -11,7 +11,7 @@ use ::image::{Rgb, RgbImage};
 use knet::checkpoint::seeded;
 use knet::engine::{Device, InputSize, ModelOptions, SessionOptions};
 use knet::graph::Param;
-use knet::model::Config;
+use knet::model::{Classes, Config, EfficientNetLite, Fpn, Head};
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec};
 use knet::train::optimizer::AdamWConfig;
@@ -113,11 +113,9 @@ fn batch(size: [usize; 2], slots: usize, things: usize, seed: usize) -> Batch {
 
 fn training(threads: usize) {
     let config = Config {
-        channels: 32,
-        feedforward_channels: 64,
-        proposals: 10,
-        thing_classes: 3,
-        ..Config::named("knet_s3_lite0_fpn").unwrap()
+        neck: Fpn { channels: 32 },
+        head: Head { feedforward_channels: 64, proposals: 10, ..Head::default() },
+        ..Config::of(EfficientNetLite { variant: 0 }.into(), Classes::new(3, 0))
     };
     let optimizer = AdamWConfig { ema: 0.99, ..AdamWConfig::default() };
     let spec = TrainSpec {

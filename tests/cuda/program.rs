@@ -4,7 +4,7 @@
 use knet::checkpoint::{Checkpoint, StorageType};
 use knet::cuda::sources;
 use knet::cuda::tune::{Scope, Table};
-use knet::model::{BackboneConfig, Config, Task};
+use knet::model::{Classes, Config, EfficientNetLite, Task};
 use knet::ops::case::relative_l2;
 use serde_json::Value;
 use std::fs;
@@ -135,13 +135,12 @@ fn a_run_launches_one_graph_and_waits_once_and_allocates_nothing() {
 /// A small model of each kind and each kind of backbone.
 fn small_models() -> [Config; 2] {
     let instance = small_config();
-    let mut class_names = instance.class_names.clone();
-    class_names.extend(["fog", "mud", "sky"].map(String::from));
+    let mut names = instance.classes.names.clone();
+    names.extend(["fog", "mud", "sky"].map(String::from));
     let panoptic = Config {
         task: Task::Panoptic,
-        stuff_classes: 3,
-        backbone: BackboneConfig::EfficientNetLite { variant: 0 },
-        class_names,
+        backbone: EfficientNetLite { variant: 0 }.into(),
+        classes: Classes { names, ..Classes::new(5, 3) },
         ..small_config()
     };
     [instance, panoptic]

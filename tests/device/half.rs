@@ -86,7 +86,7 @@ fn network_parts(config: &Config) -> Vec<Part> {
     ));
     parts.push(Part::new("proposals", &["rpn.x_feats", PROPOSAL_MASKS], &["rpn.proposal_feats"]));
     let mut objects = ["rpn.proposal_feats".to_string(), "rpn.mask_preds".to_string()];
-    for stage in 0..config.stages {
+    for stage in 0..config.head.stages {
         let tap = |name: &str| format!("s{stage}.{name}");
         let taps =
             ["x_feat", "feat_transform", "obj_feat_updator", "obj_feat_attn", "obj_feat_out", "cls_score"];
@@ -159,8 +159,8 @@ impl Bench {
         let taps = cpu.session_mut().taps(&photo)?.into_iter().collect();
         let mut preprocessor = Preprocessor::new(PreprocessConfig {
             size: None,
-            mean: config.normalization.mean,
-            std: config.normalization.std,
+            mean: config.input.normalization.mean,
+            std: config.input.normalization.std,
             divisor: SIZE_DIVISOR,
         })?;
         let geometry = preprocessor.geometry(photo.height() as usize, photo.width() as usize);

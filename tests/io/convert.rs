@@ -6,7 +6,7 @@ use knet::engine::convert::{Contents, Converted, Options, Precision, convert};
 use knet::engine::source::BACKBONE_KEY;
 use knet::engine::{Segmentation, WeightSource};
 use knet::image::classes::coco;
-use knet::model::{BackboneConfig, Config, Normalization, Task, efficientnet_lite};
+use knet::model::{Backbone, Classes, Config, EfficientNetLite, Head, Input, Normalization, Task, Test};
 use knet::{Engine, Error, ErrorKind};
 use serde_json::json;
 use std::path::Path;
@@ -49,7 +49,7 @@ fn an_official_model_gives_the_bits_of_its_tensors() {
     assert_eq!(
         converted.contents,
         Contents::Model(Config {
-            class_names: coco_names().iter().map(|s| s.to_string()).collect(),
+            classes: Classes { names: coco_names().iter().map(|s| s.to_string()).collect(), ..named.classes },
             ..named
         })
     );
@@ -85,9 +85,10 @@ fn other_sizes_are_recognised_from_shapes() {
     let (converted_file, direct_file) =
         (folder.path().join("a.safetensors"), folder.path().join("b.safetensors"));
     // Heads and groups leave no trace in the shapes: they are the official ones.
-    let config = Config { heads: 8, norm_groups: 32, ..small_config() };
+    let small = small_config();
+    let config = Config { head: Head { heads: 8, norm_groups: 32, ..small.head }, ..small };
     let entries = seeded_entries(&config, 3);
-    let names: Vec<&str> = config.class_names.iter().map(String::as_str).collect();
+    let names: Vec<&str> = config.classes.names.iter().map(String::as_str).collect();
     write_pth(&pth, "module.", &names, &entries);
 
     let converted = convert(&pth, &converted_file, &Options::default()).unwrap();
@@ -129,6 +130,23 @@ fn a_damaged_model_is_reported_in_full() {
 }
 
 #[test]
+fn other_backbones_are_recognised_by_their_tensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pth, out) = (folder.path().join("lite.pth"), folder.path().join("lite.safetensors"));
+    let small = small_config();
+    let lite = Config::of(EfficientNetLite { variant: 0 }.into(), small.classes.clone());
+    let head = Head { heads: 8, norm_groups: 32, ..small.head };
+    let config = Config { name: "knet_s2_lite0_fpn".into(), neck: small.neck, head, ..lite };
+    let entries = seeded_entries(&config, 3);
+    let names: Vec<&str> = config.classes.names.iter().map(String::as_str).collect();
+    write_pth(&pth, "", &names, &entries);
+    let converted = convert(&pth, &out, &Options::default()).unwrap();
+    // The size of photos leaves no trace.
+    let input = Input { size: [320, 320], normalization: Normalization::SYMMETRIC };
+    assert_eq!(*model_of(&converted), Config { input, ..config });
+}
+
+#[test]
 fn other_networks_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (pth, out) = (folder.path().join("resnet.pth"), folder.path().join("out.safetensors"));
@@ -148,7 +166,7 @@ fn a_classifier_becomes_a_backbone() {
     let folder = tempfile::tempdir().unwrap();
     let (pth, out) = (folder.path().join("lite.pth"), folder.path().join("lite.safetensors"));
     for variant in [0, 2] {
-        let graph = efficientnet_lite::classifier(variant, 1, [32, 32], 10).unwrap();
+        let graph = EfficientNetLite { variant }.classifier(1, [32, 32], 10).unwrap();
         let entry = |key: &str, shape: &[usize]| {
             let values = knet::checkpoint::seeded::tensor(key, shape, 3).unwrap().into_data();
             Entry { name: key.strip_prefix("backbone.").unwrap().into(), shape: shape.to_vec(), values }
@@ -156,11 +174,11 @@ fn a_classifier_becomes_a_backbone() {
         let mut entries: Vec<Entry> = graph.params().map(|p| entry(&p.key, &p.upstream_shape)).collect();
         write_pth(&pth, "", &[], &entries);
         let converted = convert(&pth, &out, &Options::default()).unwrap();
-        let backbone = BackboneConfig::EfficientNetLite { variant };
+        let backbone = Backbone::from(EfficientNetLite { variant });
         assert_eq!(converted.contents, Contents::Classifier { backbone, classes: 10 });
         assert_eq!(converted.tensors, entries.len());
         let file = Checkpoint::open(&out).unwrap();
-        assert_eq!(serde_json::from_str::<BackboneConfig>(&file.metadata()[BACKBONE_KEY]).unwrap(), backbone);
+        assert_eq!(serde_json::from_str::<Backbone>(&file.metadata()[BACKBONE_KEY]).unwrap(), backbone);
         let wanted = &entries[5];
         assert_eq!(file.load_f32(&format!("backbone.{}", wanted.name)).unwrap().data(), wanted.values);
 
@@ -185,10 +203,8 @@ fn named(entries: &[Entry]) -> Vec<Named<'_>> {
 /// A small panoptic K-Net: one thing and two stuff classes.
 fn small_panoptic() -> Config {
     Config {
-        thing_classes: 1,
-        stuff_classes: 2,
         task: Task::Panoptic,
-        class_names: ["box", "sky", "ground"].map(String::from).to_vec(),
+        classes: Classes { names: ["box", "sky", "ground"].map(String::from).to_vec(), ..Classes::new(1, 2) },
         ..small_config()
     }
 }
@@ -213,11 +229,16 @@ fn the_training_configuration_is_read() {
     let converted = convert_with(full, &Options::default()).unwrap();
     let wanted = Config {
         name: "knet_s2_r50_fpn_panoptic".into(),
-        max_per_image: 50,
-        overlap_threshold: 0.5,
-        instance_score_threshold: 0.25,
-        normalization: Normalization { mean: [103.53, 116.28, 123.675], std: [1.0; 3] },
-        size: [96, 128],
+        test: Test {
+            max_per_image: 50,
+            overlap_threshold: 0.5,
+            instance_score_threshold: 0.25,
+            ..Test::default()
+        },
+        input: Input {
+            normalization: Normalization { mean: [103.53, 116.28, 123.675], std: [1.0; 3] },
+            size: [96, 128],
+        },
         ..config.clone()
     };
     assert_eq!(*model_of(&converted), wanted);
@@ -236,7 +257,7 @@ fn the_training_configuration_is_read() {
 
     // B, G, R: the first convolution's channels are reversed, with mean and std.
     let bgr = convert_with(full, &Options { bgr: true, ..Options::default() }).unwrap();
-    assert_eq!(model_of(&bgr).normalization.mean, [123.675, 116.28, 103.53]);
+    assert_eq!(model_of(&bgr).input.normalization.mean, [123.675, 116.28, 103.53]);
     let stored = Checkpoint::open(&out).unwrap().load_f32("backbone.conv1.weight").unwrap();
     let source = &entries.iter().find(|e| e.name == "backbone.conv1.weight").unwrap().values;
     for (at, value) in stored.data().iter().enumerate() {
@@ -246,7 +267,7 @@ fn the_training_configuration_is_read() {
 
     // What it does not say is assumed aloud, what it contradicts is asked for, and what is set wins.
     let silent = convert_with("", &Options::default()).unwrap();
-    assert_eq!((model_of(&silent).task, model_of(&silent).thing_classes), (Task::Instance, 3));
+    assert_eq!((model_of(&silent).task, model_of(&silent).classes.things), (Task::Instance, 3));
     let notes = silent.notes.join("\n");
     for part in ["an instance model", "--set stuff_classes=N", "heads 8, norm_groups 32", "size 800,1333"] {
         assert!(notes.contains(part), "no `{part}` in: {notes}");
@@ -268,7 +289,8 @@ fn the_training_configuration_is_read() {
         &Options { set, ..Options::default() },
     );
     let model = model_of(&converted.unwrap()).clone();
-    assert_eq!((model.thing_classes, model.stuff_classes, model.heads, model.size), (1, 2, 2, [64, 64]));
+    assert_eq!(model.classes, Classes { names: model.classes.names.clone(), ..Classes::new(1, 2) });
+    assert_eq!((model.head.heads, model.input.size), (2, [64, 64]));
     let set = vec![("hats".to_string(), json!(1))];
     let error = convert_with("", &Options { set, ..Options::default() }).unwrap_err().to_string();
     assert!(error.contains("--set") && error.contains("hats"), "{error}");
@@ -278,7 +300,7 @@ fn the_training_configuration_is_read() {
 fn class_names_are_found_or_said_to_be_lost() {
     let folder = tempfile::tempdir().unwrap();
     let (pth, out) = (folder.path().join("mine.pth"), folder.path().join("out.safetensors"));
-    let one = Config { thing_classes: 1, class_names: Vec::new(), ..small_config() };
+    let one = Config { classes: Classes::new(1, 0), ..small_config() };
     let entries = seeded_entries(&one, 1);
     let names = |meta: Vec<u8>, options: &Options| {
         write_checkpoint_with(&pth, "", meta, &named(&entries));
@@ -314,7 +336,7 @@ fn class_names_are_found_or_said_to_be_lost() {
     assert_eq!((classes, notes.contains("category ids")), (vec![(17, "cat".to_string())], false));
 
     // As many classes as COCO has are not COCO's for that.
-    let eighty = Config { thing_classes: 80, class_names: Vec::new(), ..small_config() };
+    let eighty = Config { classes: Classes::new(80, 0), ..small_config() };
     let entries = seeded_entries(&eighty, 1);
     let first = |meta: Vec<u8>, options: &Options| {
         write_checkpoint_with(&pth, "", meta, &named(&entries));
@@ -324,7 +346,7 @@ fn class_names_are_found_or_said_to_be_lost() {
     let plants: Vec<Vec<u8>> = (0..80).map(|i| text(&format!("plant_{i}"))).collect();
     assert_eq!(first(in_dataset("classes", tuple(&plants)), &default), (79, "plant_79".into()));
     assert_eq!(first(dict(&[]), &default), (79, "class 79".into()));
-    let model = Config { class_names: Vec::new(), thing_classes: 80, ..small_config() };
+    let model = Config { classes: Classes::new(80, 0), ..small_config() };
     assert_eq!(
         first(dict(&[]), &Options { model: Some(model), ..Options::default() }),
         (90, "toothbrush".into())

@@ -9,7 +9,7 @@ use knet::engine::{EngineBuilder, Segmentation};
 use knet::graph::{Graph, passes::optimize};
 use knet::image::decode::{Limits, decode};
 use knet::isa::Isa;
-use knet::model::{Config, Normalization, efficientnet_lite};
+use knet::model::{Config, EfficientNetLite, Input, Normalization, Test};
 use knet::ops::case::relative_l2;
 use knet::tensor::Tensor;
 use std::collections::HashMap;
@@ -60,7 +60,7 @@ fn levels_and_logits_are_pytorchs() {
         let bounds: HashMap<String, f64> = serde_json::from_str(&golden.metadata()["fp32_error"]).unwrap();
         for pixels in inputs() {
             let [h, w] = [pixels.shape()[0], pixels.shape()[1]];
-            let graph = optimize(efficientnet_lite::classifier(variant, 1, [h, w], 1000).unwrap()).unwrap();
+            let graph = optimize(EfficientNetLite { variant }.classifier(1, [h, w], 1000).unwrap()).unwrap();
             for isa in Isa::available() {
                 let weights =
                     Weights::new(Box::new(|param| seeded::tensor(&param.key, &param.upstream_shape, 0)));
@@ -97,13 +97,14 @@ fn checkpoints_describe_themselves() {
         assert!(plain == segment(Engine::builder().model(name)), "{name}: not the masks of seeded:0");
         assert_eq!(plain.instances().len(), 100);
 
-        let scored = of_file(&Config { mask_score: true, ..named.clone() });
+        let scored = of_file(&Config { test: Test { mask_score: true, ..named.test }, ..named.clone() });
         let best = |s: &Segmentation| s.instances()[0].score;
         assert!(
             best(&scored) > 0.0 && best(&scored) < best(&plain),
             "{name}: scores as without mask quality"
         );
-        let other = of_file(&Config { normalization: Normalization::IMAGENET, ..named });
+        let input = Input { normalization: Normalization::IMAGENET, ..named.input };
+        let other = of_file(&Config { input, ..named });
         assert!(other != plain, "{name}: the normalisation changes nothing");
     }
 }
@@ -126,7 +127,7 @@ fn imagenet_classifiers_on_photos() {
             let load = |what: &str| reference.load_f32(&format!("{variant}/{photo}/{what}")).unwrap();
             let (pixels, wanted) = (load("image"), load("logits").to_f64());
             let size = [pixels.shape()[0], pixels.shape()[1]];
-            let graph = optimize(efficientnet_lite::classifier(variant, 1, size, 1000).unwrap()).unwrap();
+            let graph = optimize(EfficientNetLite { variant }.classifier(1, size, 1000).unwrap()).unwrap();
             let (_, logits) = classify(&graph, &weights, Isa::detect(), &pixels).swap_remove(0);
             let difference = logits.iter().zip(wanted.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             let best = top_five(&logits);

@@ -1,5 +1,6 @@
 //! Models, from a stage to the engine, and what plans and operators promise for any shape.
 
+mod config;
 mod efficientnet_lite;
 mod engine;
 mod goldens;

@@ -10,7 +10,7 @@ use knet::graph::passes::optimize;
 use knet::graph::{Builder, Graph, Node, Param, Source};
 use knet::isa::Isa;
 use knet::model::config::MODEL_NAMES;
-use knet::model::{Config, Objects, TapMode, build, kernel_update_head, kernel_updator};
+use knet::model::{Classes, Config, Objects, TapMode, build, kernel_update_head, kernel_updator};
 use knet::ops::case::relative_l2;
 use knet::ops::{Op, ValueType};
 use knet::tensor::Tensor;
@@ -100,7 +100,7 @@ fn a_stage_of_fused_steps_has_a_third_of_them() {
 #[test]
 fn a_model_of_fused_maps_computes_the_same() {
     let mut config = Config::named("knet_s3_r50_fpn").unwrap();
-    (config.channels, config.norm_groups, config.feedforward_channels) = (32, 4, 64);
+    (config.neck.channels, config.head.norm_groups, config.head.feedforward_channels) = (32, 4, 64);
     let graph = optimize(build(&config, 1, [64, 96], TapMode::Off).unwrap().graph).unwrap();
     let mut fused = graph.clone();
     fuse_conv_tails(&mut fused).unwrap();
@@ -142,7 +142,9 @@ fn kernel_updator_matches_upstream() {
 fn kernel_update_head_matches_upstream() {
     let file = golden("kernel_update_head_det");
     let mut config = Config::named("knet_s3_r50_fpn").unwrap();
-    (config.channels, config.heads, config.thing_classes, config.feedforward_channels) = (12, 4, 5, 24);
+    config.neck.channels = 12;
+    config.classes = Classes::new(5, 0);
+    (config.head.heads, config.head.feedforward_channels) = (4, 24);
     for case in ["a", "resized_mask", "one"] {
         let load = |name: &str| file.load_f32(&format!("{case}.{name}")).unwrap();
         let kernels = load("proposal_feat");

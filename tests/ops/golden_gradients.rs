@@ -403,9 +403,9 @@ fn stages() -> Vec<Check> {
     let head = File::read("ops", "kernel_update_head_det");
     checks.extend(head.each(|name, case, attributes| {
         let mut config = Config::named("knet_s3_r50_fpn").unwrap();
-        (config.channels, config.feedforward_channels) = (12, 24);
-        config.heads = integer(attributes, "num_heads");
-        config.thing_classes = integer(attributes, "num_classes");
+        (config.neck.channels, config.head.feedforward_channels) = (12, 24);
+        config.head.heads = integer(attributes, "num_heads");
+        config.classes.things = integer(attributes, "num_classes");
         // [B, N, C, 1, 1] to [B, N, C].
         let objects: fn(Tensor) -> Tensor = |tensor| {
             let dims = tensor.shape();

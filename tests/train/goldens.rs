@@ -86,7 +86,7 @@ impl Golden {
                 self.integers(&format!("gt.{image}.labels")).iter().map(|&l| l as usize).collect();
             batch.things.push(labels.len());
             let semantic = self.tensors.bytes(&format!("gt.{image}.semantic_u8")).unwrap_or_default();
-            for class in self.config.thing_classes..self.config.classes() {
+            for class in self.config.classes.things..self.config.classes.count() {
                 let plane: Vec<u8> = semantic.iter().map(|&v| u8::from(usize::from(v) == class)).collect();
                 if plane.contains(&1) {
                     planes.push(plane);
@@ -163,7 +163,7 @@ fn check_model(model: &'static str) {
     assert!(coarse.is_none(), "the forward pass rounds as coarsely as F(4x4): {coarse:?}");
     let losses = step.run(&batch).unwrap().clone();
 
-    let proposals = golden.config.proposals;
+    let proposals = golden.config.head.proposals;
     for round in 0..4 {
         let stage = if round == 0 { "rpn".to_string() } else { format!("s{}", round - 1) };
         for image in 0..2 {

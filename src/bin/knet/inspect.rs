@@ -107,8 +107,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut rows = vec![
         ("weights", file.to_string()),
         ("model", format!("{} ({})", config.name, config.task.name())),
-        ("classes", format!("{} things, {} stuff", config.thing_classes, config.stuff_classes)),
-        ("kernels", format!("{} instance, {} stages", config.proposals, config.stages)),
+        ("classes", format!("{} things, {} stuff", config.classes.things, config.classes.stuff)),
+        ("kernels", format!("{} instance, {} stages", config.head.proposals, config.head.stages)),
         ("parameters", format!("{:.2} M", parameters as f64 / 1e6)),
         ("stored", format!("{} tensors, {:.1} MiB", tensors.len(), mib(stored))),
         ("input", format!("{}x{}", size[0], size[1])),

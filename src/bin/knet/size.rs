@@ -13,7 +13,7 @@ pub struct Size {
 impl Size {
     /// That of a lying photo that fills the model's own size.
     pub fn of(config: &Config) -> Size {
-        let [height, width] = config.size;
+        let [height, width] = config.input.size;
         Size { height, width }
     }
 

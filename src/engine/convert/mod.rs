@@ -9,7 +9,8 @@ use crate::checkpoint::pth::{self, PthTensor};
 use crate::checkpoint::{TensorData, TensorOut, first_non_finite, write_safetensors};
 use crate::error::{Error, Result};
 use crate::graph::Param;
-use crate::model::{BackboneConfig, Config, SIZE_DIVISOR, Task, efficientnet_lite};
+use crate::model::backbone::{self, Backbone};
+use crate::model::{Config, SIZE_DIVISOR, Task};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,7 +36,7 @@ pub enum Contents {
     /// A classifier that serves as a backbone.
     Classifier {
         /// The backbone.
-        backbone: BackboneConfig,
+        backbone: Backbone,
         /// Number of classes.
         classes: usize,
     },
@@ -51,15 +52,12 @@ impl Contents {
     }
 
     fn parameters(&self) -> Result<Vec<Param>> {
-        match *self {
-            Contents::Classifier { backbone: BackboneConfig::EfficientNetLite { variant }, classes } => {
-                let graph = efficientnet_lite::classifier(variant, 1, [SIZE_DIVISOR; 2], classes)?;
+        match self {
+            Contents::Classifier { backbone, classes } => {
+                let graph = backbone.classifier(1, [SIZE_DIVISOR; 2], *classes)?;
                 Ok(graph.params().cloned().collect())
             }
-            Contents::Classifier { backbone, .. } => {
-                Err(Error::usage(format!("no classifier is known for backbone `{}`", backbone.name())))
-            }
-            Contents::Model(ref config) => parameters(config),
+            Contents::Model(config) => parameters(config),
         }
     }
 
@@ -67,7 +65,7 @@ impl Contents {
     fn stored_name(&self, source: &str) -> String {
         match self {
             Contents::Model(_) => source.to_string(),
-            Contents::Classifier { .. } => format!("{BACKBONE_PREFIX}{source}"),
+            Contents::Classifier { .. } => format!("{}{source}", backbone::PREFIX),
         }
     }
 
@@ -78,9 +76,6 @@ impl Contents {
         }
     }
 }
-
-/// What the names of a backbone's parameters start with in a model, but not in a classifier's `state_dict`.
-const BACKBONE_PREFIX: &str = "backbone.";
 
 /// What a conversion is told beside the file.
 #[derive(Clone, Debug, Default)]
@@ -114,18 +109,13 @@ impl Options {
 
     /// `config` with the fields that are set.
     fn apply(&self, config: Config) -> Result<Config> {
-        let mut fields: Value = serde_json::to_value(&config).unwrap_or_default();
-        for (key, value) in &self.set {
-            fields[key.as_str()] = value.clone();
-        }
-        let mut config: Config =
-            serde_json::from_value(fields).map_err(|e| Error::usage(format!("--set: {e}")))?;
+        let mut config = config.with(self.set.clone()).map_err(|e| Error::usage(format!("--set: {e}")))?;
         if !self.sets("task") {
-            config.task = if config.stuff_classes > 0 { Task::Panoptic } else { Task::Instance };
+            config.task = Task::of(&config.classes);
         }
         if self.bgr {
-            config.normalization.mean.reverse();
-            config.normalization.std.reverse();
+            config.input.normalization.mean.reverse();
+            config.input.normalization.std.reverse();
         }
         Ok(config)
     }

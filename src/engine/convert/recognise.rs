@@ -6,12 +6,12 @@ use super::{Contents, Options};
 use crate::checkpoint::pth::PthFile;
 use crate::error::{Error, Result};
 use crate::image::classes;
-use crate::model::{BackboneConfig, Config, Normalization, Task};
+use crate::model::evidence::Evidence;
+use crate::model::{Backbone, Classes, Config, Normalization, Task};
 use serde_json::Value;
 use std::path::Path;
 
-/// A classifier of the Python package `efficientnet_lite_pytorch`, told by its stem and number of blocks,
-/// else a K-Net with a ResNet. What was assumed is added to `notes`.
+/// A classifier that serves as a backbone, else a K-Net. What was assumed is added to `notes`.
 ///
 /// # Errors
 /// [`Error::Usage`] if the tensors a K-Net must have are not there, or the file contradicts itself.
@@ -21,20 +21,17 @@ pub(super) fn contents(
     options: &Options,
     notes: &mut Vec<String>,
 ) -> Result<Contents> {
-    let first_dim = |name: &str| {
-        file.tensors.iter().find(|t| t.name == name).map(|t| t.shape.first().copied().unwrap_or(0))
-    };
-    if let (None, Some(_), Some(classes)) =
-        (&options.model, first_dim("_conv_stem.weight"), first_dim("_fc.weight"))
-    {
-        // Lite0 has blocks 0 to 15, Lite2 0 to 22.
-        let variant = if first_dim("_blocks.16._project_conv.weight").is_some() { 2 } else { 0 };
-        return Ok(Contents::Classifier { backbone: BackboneConfig::EfficientNetLite { variant }, classes });
+    let text = config_text(file);
+    let shape = |name: &str| file.tensors.iter().find(|t| t.name == name).map(|t| t.shape.as_slice());
+    let values = |names: &[&str]| values(text, names);
+    let found = Evidence::new(&shape, &values);
+    if let (None, Some((backbone, classes))) = (&options.model, Backbone::recognise_classifier(&found)) {
+        return Ok(Contents::Classifier { backbone, classes });
     }
-    let asked = Asked { path, text: config_text(file) };
+    let asked = Asked { path, text };
     let mut config = match &options.model {
         Some(config) => config.clone(),
-        None => of_tensors(path, file, &asked, options, notes)?,
+        None => of_tensors(file, &found, &asked, options, notes)?,
     };
     asked.settings(&mut config, options, notes)?;
     name_classes(&mut config, file, options, notes);
@@ -49,49 +46,26 @@ fn config_text(file: &PthFile) -> &str {
     text("config").or_else(|| text("cfg")).unwrap_or_default()
 }
 
-/// The K-Net of these shapes: backbone depth, width, kernels, classes and stages. Things and stuff leave no
-/// trace in the shapes.
+/// The K-Net of these shapes. Things and stuff leave no trace in them.
 fn of_tensors(
-    path: &Path,
     file: &PthFile,
+    found: &Evidence<'_>,
     asked: &Asked,
     options: &Options,
     notes: &mut Vec<String>,
 ) -> Result<Config> {
-    let shape = |name: &str| file.tensors.iter().find(|t| t.name == name).map(|t| t.shape.as_slice());
-    let need = |name: &str| {
-        shape(name).ok_or_else(|| {
-            Error::usage(format!(
-                "{}: not a K-Net detector checkpoint: no tensor `{name}` ({} tensors, first `{}`)",
-                path.display(),
-                file.tensors.len(),
-                file.tensors.first().map_or("none", |t| t.name.as_str())
-            ))
-        })
-    };
-    let first = |dims: &[usize]| dims.first().copied().unwrap_or(0);
-    let kernels = need("rpn_head.init_kernels.weight")?;
-    let classes = first(need("roi_head.mask_head.0.fc_cls.weight")?);
-    let feedforward = first(need("roi_head.mask_head.0.ffn.layers.0.0.weight")?);
-    let stages =
-        (0..).take_while(|i| shape(&format!("roi_head.mask_head.{i}.fc_cls.weight")).is_some()).count();
-    need("backbone.layer1.0.conv1.weight")?;
-    let depth = if shape("backbone.layer3.22.conv1.weight").is_some() { 101 } else { 50 };
+    let mut config = Config::recognise(found, notes).map_err(|reason| {
+        let first = file.tensors.first().map_or("none", |t| t.name.as_str());
+        asked.refuse(&format!("{reason} ({} tensors, first `{first}`)", file.tensors.len()))
+    })?;
+    let classes = config.classes.count();
     let stuff = match options.number("stuff_classes")? {
         Some(stuff) => stuff,
         None => asked.stuff(classes, notes)?,
     };
-    let suffix = if stuff > 0 { "_panoptic" } else { "" };
-    let mut config = Config::named(&format!("knet_s3_r{depth}_fpn{suffix}"))?;
-    config.name = format!("knet_s{stages}_r{depth}_fpn{suffix}");
-    config.task = if stuff > 0 { Task::Panoptic } else { Task::Instance };
-    config.backbone = BackboneConfig::ResNet { depth };
-    config.channels = kernels.get(1).copied().unwrap_or(0);
-    config.proposals = first(kernels);
-    config.feedforward_channels = feedforward;
-    config.stages = stages;
-    config.thing_classes = classes.saturating_sub(stuff);
-    config.stuff_classes = stuff;
+    config.classes = Classes::new(classes.saturating_sub(stuff), stuff);
+    config.task = Task::of(&config.classes);
+    config.name_by_parts();
     Ok(config)
 }
 
@@ -164,13 +138,13 @@ impl Asked<'_> {
             }
             Ok(())
         };
-        whole(&["num_heads"], "heads", &mut config.heads)?;
-        whole(&["num_groups"], "norm_groups", &mut config.norm_groups)?;
-        whole(&["max_per_img"], "max_per_image", &mut config.max_per_image)?;
+        whole(&["num_heads"], "heads", &mut config.head.heads)?;
+        whole(&["num_groups"], "norm_groups", &mut config.head.norm_groups)?;
+        whole(&["max_per_img"], "max_per_image", &mut config.test.max_per_image)?;
         if config.task == Task::Panoptic {
             for (name, field, value) in [
-                ("instance_score_thr", "instance_score_threshold", &mut config.instance_score_threshold),
-                ("overlap_thr", "overlap_threshold", &mut config.overlap_threshold),
+                ("instance_score_thr", "instance_score_threshold", &mut config.test.instance_score_threshold),
+                ("overlap_thr", "overlap_threshold", &mut config.test.overlap_threshold),
             ] {
                 match values(self.text, &[name]).as_slice() {
                     [one] if one.is_number() => *value = one.as_f64().unwrap_or(*value),
@@ -183,18 +157,18 @@ impl Asked<'_> {
                 Some(normalization) => {
                     let Normalization { mean, std } = normalization;
                     notes.push(format!("read: normalization by mean {mean:?}, std {std:?}"));
-                    config.normalization = normalization;
+                    config.input.normalization = normalization;
                 }
-                None => assumed.push("normalization as ImageNet's".into()),
+                None => assumed.push("normalization as of the backbone's ImageNet weights".into()),
             }
         }
         if !options.sets("size") {
             match self.size() {
                 Some(size) => {
                     notes.push(format!("read: size {},{}", size[0], size[1]));
-                    config.size = size;
+                    config.input.size = size;
                 }
-                None => assumed.push(format!("size {},{}", config.size[0], config.size[1])),
+                None => assumed.push(format!("size {},{}", config.input.size[0], config.input.size[1])),
             }
         }
         if !assumed.is_empty() {
@@ -259,21 +233,21 @@ impl Asked<'_> {
 /// that was named.
 fn name_classes(config: &mut Config, file: &PthFile, options: &Options, notes: &mut Vec<String>) {
     let found = file_names(file);
-    let count = config.classes();
+    let count = config.classes.count();
     if let Some(classes) = &options.classes {
-        config.class_names = classes.iter().map(|(_, name)| name.clone()).collect();
-        config.class_ids = classes.iter().filter_map(|(id, _)| *id).collect();
+        config.classes.names = classes.iter().map(|(_, name)| name.clone()).collect();
+        config.classes.ids = classes.iter().filter_map(|(id, _)| *id).collect();
     } else if found.len() == count {
-        config.class_names = found;
-    } else if options.model.is_some() && config.class_names.is_empty() && super::knows_ids(config) {
+        config.classes.names = found;
+    } else if options.model.is_some() && config.classes.names.is_empty() && super::knows_ids(config) {
         notes.push(format!("assumed: COCO's class names, as of {}", config.name));
     } else {
         let reason = match found.len() {
             0 => "the file has none".to_string(),
             names => format!("the file has {names} names for {count} classes"),
         };
-        let numbered = classes::numbered(count, config.thing_classes);
-        config.class_names = numbered.into_iter().map(|class| class.name.into_owned()).collect();
+        let numbered = classes::numbered(count, config.classes.things);
+        config.classes.names = numbered.into_iter().map(|class| class.name.into_owned()).collect();
         notes.push(format!(
             "class names: {reason}; they are `class 0`, `class 1`, ... (--classes FILE names them)"
         ));

@@ -200,7 +200,7 @@ impl Evaluation {
         }
         let mut names: Vec<String> = class_list(model).into_iter().map(|c| c.name.into_owned()).collect();
         if task == Task::Instance {
-            names.truncate(model.thing_classes);
+            names.truncate(model.classes.things);
         }
         let (mut instances, mut panoptic) = (None, None);
         let mut labels = data.labels.clone();
@@ -304,7 +304,7 @@ impl Evaluation {
             }
         }
         engine.segment_into(&picture, found)?;
-        self.compare(at, engine.config().classes(), found)
+        self.compare(at, engine.config().classes.count(), found)
     }
 
     /// Feeds the result of one photo to all metrics.

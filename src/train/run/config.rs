@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::model::ModelConfig;
 use super::overrides::overridden;
 use super::validate::Metric;
-use crate::checkpoint::Checkpoint;
-use crate::engine::source::CONFIG_KEY;
 use crate::error::{Error, Result};
 use crate::fsio::read_text;
-use crate::model::{BackboneConfig, Config, Normalization, Task};
-use crate::train::data::{Augment, DataConfig, LoaderConfig, Mix, Reading, Sampling};
+use crate::model::Config;
+use crate::train::data::{Augment, DataConfig, LoaderConfig, Reading, Sampling};
 use crate::train::network::LossWeights;
 use crate::train::optimizer::AdamWConfig;
 use crate::train::schedule::{Decay, Schedule};
@@ -65,57 +64,6 @@ pub enum BatchNormMode {
     Frozen,
     /// By the statistics of the batch, which the running ones follow (0.9 old + 0.1 new).
     Train,
-}
-
-/// A model: one that has a name, with changes. Classes and task follow from the data.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    /// Name of the trained model; `base` too if that is absent.
-    pub name: String,
-    /// One of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES), which gives all fields that are absent here
-    /// and that the model of `start.weights` does not give.
-    #[serde(default)]
-    pub base: Option<String>,
-    /// [`Config::backbone`].
-    #[serde(default)]
-    pub backbone: Option<BackboneConfig>,
-    /// [`Config::channels`].
-    #[serde(default)]
-    pub channels: Option<usize>,
-    /// [`Config::proposals`].
-    #[serde(default)]
-    pub proposals: Option<usize>,
-    /// [`Config::stages`].
-    #[serde(default)]
-    pub stages: Option<usize>,
-    /// [`Config::feedforward_channels`].
-    #[serde(default)]
-    pub feedforward_channels: Option<usize>,
-    /// [`Config::heads`].
-    #[serde(default)]
-    pub heads: Option<usize>,
-    /// [`Config::norm_groups`].
-    #[serde(default)]
-    pub norm_groups: Option<usize>,
-    /// [`Config::size`]: of images at inference.
-    #[serde(default)]
-    pub size: Option<[usize; 2]>,
-    /// [`Config::normalization`].
-    #[serde(default)]
-    pub normalization: Option<Normalization>,
-    /// [`Config::max_per_image`].
-    #[serde(default)]
-    pub max_per_image: Option<usize>,
-    /// [`Config::mask_score`].
-    #[serde(default)]
-    pub mask_score: Option<bool>,
-    /// [`Config::instance_score_threshold`].
-    #[serde(default)]
-    pub instance_score_threshold: Option<f64>,
-    /// [`Config::overlap_threshold`].
-    #[serde(default)]
-    pub overlap_threshold: Option<f64>,
 }
 
 /// Where the weights start from.
@@ -358,58 +306,6 @@ impl RunConfig {
         self.optimizer.validate()
     }
 
-    /// What the fields of the model are that the configuration does not give: those of the model in `before`,
-    /// so that a run goes on with what it has learnt (its kernels, the size of its images), if that file
-    /// holds a whole model with the network of `model.base`; else those of `model.base`.
-    fn base(&self, before: Option<&Path>) -> Result<Config> {
-        let m = &self.model;
-        let named = Config::named(m.base.as_deref().unwrap_or(&m.name));
-        let Some(started) = before.map(start_config).transpose()?.flatten() else {
-            return named;
-        };
-        let network =
-            |c: &Config| (c.backbone, c.channels, c.stages, c.feedforward_channels, c.heads, c.norm_groups);
-        match named {
-            Ok(named) if network(&named) != network(&started) => Ok(named),
-            Err(error) if m.base.is_some() => Err(error),
-            _ => Ok(started),
-        }
-    }
-
-    /// The model for the classes of `mix`. What the configuration does not say of it is as in `before`, the
-    /// checkpoint or state that training goes on from, or as in `model.base`.
-    ///
-    /// # Errors
-    /// As [`Config::named`] and [`Config::validate`], and whatever opening the file says.
-    pub fn model(&self, mix: &Mix, before: Option<&Path>) -> Result<Config> {
-        let m = &self.model;
-        let base = self.base(before)?;
-        let stuff = mix.classes().len() - mix.things();
-        let config = Config {
-            name: m.name.clone(),
-            task: if stuff > 0 { Task::Panoptic } else { Task::Instance },
-            backbone: m.backbone.unwrap_or(base.backbone),
-            channels: m.channels.unwrap_or(base.channels),
-            proposals: m.proposals.unwrap_or(base.proposals),
-            thing_classes: mix.things(),
-            stuff_classes: stuff,
-            stages: m.stages.unwrap_or(base.stages),
-            feedforward_channels: m.feedforward_channels.unwrap_or(base.feedforward_channels),
-            heads: m.heads.unwrap_or(base.heads),
-            norm_groups: m.norm_groups.unwrap_or(base.norm_groups),
-            size: m.size.unwrap_or(base.size),
-            normalization: m.normalization.unwrap_or(base.normalization),
-            max_per_image: m.max_per_image.unwrap_or(base.max_per_image),
-            mask_score: m.mask_score.unwrap_or(base.mask_score),
-            instance_score_threshold: m.instance_score_threshold.unwrap_or(base.instance_score_threshold),
-            overlap_threshold: m.overlap_threshold.unwrap_or(base.overlap_threshold),
-            class_names: mix.classes().iter().map(|class| class.name.to_string()).collect(),
-            class_ids: mix.classes().iter().map(|class| class.id).collect(),
-        };
-        config.validate()?;
-        Ok(config)
-    }
-
     /// How strictly data sets are read.
     pub fn reading(&self) -> Reading {
         let DataSection { verify, skip_damaged, strict, .. } = self.data;
@@ -428,8 +324,8 @@ impl RunConfig {
             augment: self.augment.clone(),
             sampling: data.sampling,
             cache_bytes: data.cache_mib.saturating_mul(1 << 20),
-            mean: model.normalization.mean,
-            std: model.normalization.std,
+            mean: model.input.normalization.mean,
+            std: model.input.normalization.std,
             ..LoaderConfig::default()
         }
     }
@@ -440,13 +336,6 @@ impl RunConfig {
         self.data.sampling.overfit = Some(count);
         self.augment = Augment::off(self.augment.size);
     }
-}
-
-/// The model in a checkpoint, if it holds a whole one that says which it is.
-fn start_config(path: &Path) -> Result<Option<Config>> {
-    let file = Checkpoint::open(path)?;
-    let text = file.metadata().get(CONFIG_KEY);
-    text.map(|text| Config::from_json(text).map_err(|e| Error::checkpoint(path, e.to_string()))).transpose()
 }
 
 /// A message of the TOML reader with its line instead of an excerpt.

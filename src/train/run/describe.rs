@@ -32,7 +32,8 @@ pub fn data(mix: &Mix, what: &str, observer: &mut dyn Observer) {
 pub fn start(config: &RunConfig, model: &Config, report: &StartReport, observer: &mut dyn Observer) {
     if let Some(path) = &config.start.weights {
         observer.note(&format!("{}: {} tensors taken", path.display(), report.loaded));
-        let Config { proposals, size: [short, long], mask_score, .. } = model;
+        let (proposals, [short, long], mask_score) =
+            (model.head.proposals, model.input.size, model.test.mask_score);
         observer.note(&format!(
             "model: {proposals} kernels, photos segmented at {short}, {long}, mask_score {mask_score}"
         ));
@@ -69,9 +70,9 @@ pub fn mismatches(config: &RunConfig, model: &Config, mix: &Mix, total: u64, obs
     let mut warn = |text: String| observer.note(&format!("warning: {text}"));
     let most = (0..mix.len()).map(|i| mix.countable(i)).max().unwrap_or(0);
     for (limit, what) in [
-        (model.proposals, "model.proposals kernels: the others cannot be learnt or found"),
+        (model.head.proposals, "model.proposals kernels: the others cannot be learnt or found"),
         (config.data.max_objects, "data.max_objects: of more, a random choice is learnt"),
-        (model.max_per_image, "model.max_per_image: results are capped"),
+        (model.test.max_per_image, "model.max_per_image: results are capped"),
     ] {
         let over = (0..mix.len()).filter(|&i| mix.countable(i) > limit).count();
         if over > 0 {
@@ -80,9 +81,9 @@ pub fn mismatches(config: &RunConfig, model: &Config, mix: &Mix, total: u64, obs
     }
     // At inference the longer side fits the longer; training pads to the size it is given.
     let long = |size: [usize; 2]| size[0].max(size[1]) as f64;
-    let (training, inference) = (long(config.augment.size), long(model.size));
+    let (training, inference) = (long(config.augment.size), long(model.input.size));
     if training.max(inference) > 1.5 * training.min(inference) {
-        let ([h, w], [short, long]) = (config.augment.size, model.size);
+        let ([h, w], [short, long]) = (config.augment.size, model.input.size);
         warn(format!(
             "augment.size is {h} x {w}, but photos are segmented at model.size {short}, {long}: objects are of another size there"
         ));

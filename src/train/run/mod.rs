@@ -18,6 +18,7 @@ mod describe;
 pub mod kept;
 pub mod lock;
 pub mod log;
+pub mod model;
 pub mod outputs;
 pub mod overlay;
 mod overrides;

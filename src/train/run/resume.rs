@@ -7,11 +7,12 @@ use serde_json::Value;
 
 use super::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::model::Config;
 use crate::train::data::{Loader, Mix};
 
-/// Fields that may change, with what lies below them: length and rate of the run, how it computes, what it
-/// writes, and the settings of the model that only inference reads.
-const FREE: [&str; 21] = [
+/// Fields that may change, with what lies below them: length and rate of the run, how it computes and what it
+/// writes. The settings of the model that only inference reads may, too.
+const FREE: [&str; 16] = [
     "threads",
     "data.val",
     "data.batch",
@@ -27,11 +28,6 @@ const FREE: [&str; 21] = [
     "loss",
     "run",
     "model.name",
-    "model.size",
-    "model.max_per_image",
-    "model.mask_score",
-    "model.instance_score_threshold",
-    "model.overlap_threshold",
     // Where the data lie; the number of images is compared besides.
     "data.train",
 ];
@@ -90,7 +86,12 @@ impl Origin {
             }
             let shown = |value: Option<&Value>| value.map_or("absent".to_string(), Value::to_string);
             let line = format!("{key}: {} -> {}", shown(old), shown(new));
-            if below(key, &FREE) { free.push(line) } else { refused.push(line) }
+            let setting = |name: &str| below(key, &[&format!("model.{name}")]);
+            if below(key, &FREE) || Config::inference_settings().any(setting) {
+                free.push(line)
+            } else {
+                refused.push(line)
+            }
         }
         if refused.is_empty() {
             return Ok(free);

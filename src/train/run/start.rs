@@ -14,14 +14,12 @@ use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::graph::Param;
 use crate::memory;
 use crate::model::Config;
+use crate::model::backbone::classifier_prefixes;
 use crate::tensor::{Shape, Tensor};
 use crate::train::data::random::{Draw, Purpose};
 
 /// Probability of an object that a fresh class head gives everywhere.
 const PRIOR: f64 = 0.01;
-
-/// Classifiers that come with the weights of a backbone and have no use here.
-const CLASSIFIERS: [&str; 4] = ["backbone._conv_head.", "backbone._bn1.", "backbone._fc.", "backbone.fc."];
 
 /// All parameters of a model in the checkpoint's layout, by key.
 pub type Values = BTreeMap<String, Tensor>;
@@ -67,11 +65,13 @@ pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<
         return Ok((params.iter().map(|p| (p.key.clone(), draw(p))).collect(), report));
     };
     let file = Checkpoint::open(path)?;
-    let heads = Heads::new(&file, start, &model.class_names);
+    let heads = Heads::new(&file, start, &model.classes.names);
     let present = modules(file.names());
     let mut faults = WeightReport::default();
     let known = |name: &str| {
-        shapes.contains_key(name) || is_bookkeeping(name) || CLASSIFIERS.iter().any(|c| name.starts_with(c))
+        shapes.contains_key(name)
+            || is_bookkeeping(name)
+            || classifier_prefixes().any(|c| name.starts_with(c))
     };
     faults.unexpected = file.names().filter(|name| !known(name)).map(str::to_string).collect();
     let mut values = Values::new();
@@ -130,7 +130,7 @@ pub fn initial_values(model: &Config, start: &StartConfig, seed: u64) -> Result<
     report.drawn = wanted.into_iter().filter(|module| !present.contains(module)).collect();
     // A backbone alone has no classes to speak of.
     if let Some(shape) = params.iter().filter(|p| has_class_rows(&p.key)).find_map(|p| file.shape(&p.key)) {
-        heads.tell(shape, &model.class_names, &mut report);
+        heads.tell(shape, &model.classes.names, &mut report);
     }
     Ok((values, report))
 }

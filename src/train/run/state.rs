@@ -170,8 +170,8 @@ impl State {
         let saved = Config::from_json(metadata(CONFIG_KEY)?);
         let saved = saved.map_err(|e| Error::checkpoint(path, e.to_string()))?;
         let values = read_values(&file, model)?;
-        if saved.class_names != model.class_names {
-            let (found, wanted) = (saved.class_names.join(", "), model.class_names.join(", "));
+        if saved.classes.names != model.classes.names {
+            let (found, wanted) = (saved.classes.names.join(", "), model.classes.names.join(", "));
             return Err(Error::usage(format!(
                 "{}: trained on the classes {found}, the data have {wanted}",
                 path.display()

@@ -3,24 +3,19 @@
 use image::{Rgb, RgbImage};
 use knet::checkpoint::{StorageType, TensorData, TensorOut, seeded, write_safetensors};
 use knet::engine::source::{CONFIG_KEY, parameters};
-use knet::model::Config;
+use knet::model::{Classes, Config, Fpn, Head, ResNet};
 use knet::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A model of other widths and counts than any official one.
 pub fn small_config() -> Config {
+    let names = ["ant", "bee", "cow", "dog", "eel"].map(String::from).to_vec();
     Config {
         name: "tiny".into(),
-        channels: 64,
-        proposals: 12,
-        thing_classes: 5,
-        stages: 2,
-        norm_groups: 16,
-        heads: 4,
-        feedforward_channels: 128,
-        class_names: ["ant", "bee", "cow", "dog", "eel"].map(String::from).to_vec(),
-        ..Config::named("knet_s3_r50_fpn").unwrap()
+        neck: Fpn { channels: 64 },
+        head: Head { proposals: 12, stages: 2, feedforward_channels: 128, heads: 4, norm_groups: 16 },
+        ..Config::of(ResNet::new(50).into(), Classes { names, ..Classes::new(5, 0) })
     }
 }
 

@@ -104,7 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Synthetic images with ellipses of random place, size and class as objects; the same on every machine.
 fn batch(config: &Config, arguments: &Arguments, size: [usize; 2]) -> Result<Batch> {
     let [images, objects] = [arguments.batch, arguments.objects].map(|n| n as usize);
-    let slots = (objects + config.stuff_classes.min(4)).max(1);
+    let slots = (objects + config.classes.stuff.min(4)).max(1);
     let [height, width] = size.map(|side| side / TARGET_STRIDE);
     let picture = synthetic(size[0], size[1])?;
     let pixels: Vec<f32> = picture.as_raw().iter().map(|&v| (f32::from(v) - 120.0) / 58.0).collect();
@@ -114,7 +114,7 @@ fn batch(config: &Config, arguments: &Arguments, size: [usize; 2]) -> Result<Bat
         masks: vec![0.0; images * slots * height * width],
         labels: vec![-1; images * slots],
         things: vec![objects; images],
-        objects: vec![slots.min(objects + config.stuff_classes.min(4)); images],
+        objects: vec![slots.min(objects + config.classes.stuff.min(4)); images],
         ids: (0..images as u64).collect(),
         left_out: 0,
     };
@@ -126,12 +126,12 @@ fn batch(config: &Config, arguments: &Arguments, size: [usize; 2]) -> Result<Bat
     for slot in 0..images * slots {
         let within = slot % slots;
         let stuff = within >= objects;
-        if stuff && within - objects >= config.stuff_classes {
+        if stuff && within - objects >= config.classes.stuff {
             continue;
         }
         batch.labels[slot] = match stuff {
-            true => (config.thing_classes + within - objects) as i32,
-            false => (draw() * config.thing_classes as f32) as i32,
+            true => (config.classes.things + within - objects) as i32,
+            false => (draw() * config.classes.things as f32) as i32,
         };
         let [cy, cx, ry, rx] = [draw(), draw(), 0.05 + 0.2 * draw(), 0.05 + 0.2 * draw()];
         let plane = &mut batch.masks[slot * height * width..][..height * width];

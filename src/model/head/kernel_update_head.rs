@@ -1,9 +1,12 @@
 //! One kernel update stage (K-Net, section 3.2, equations 3 to 6; upstream `KernelUpdateHead`).
 
-use super::layers::{Conv, conv_bias, layer_norm, linear, linear_named, linear_no_bias, relu, sigmoid};
-use super::{Config, Objects};
+use super::Objects;
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
+use crate::model::Config;
+use crate::model::layers::{
+    Conv, conv_bias, layer_norm, linear, linear_named, linear_no_bias, relu, sigmoid,
+};
 use crate::ops::binary::BinaryKind;
 use crate::ops::resize::ResizeMode;
 use crate::ops::{Attention, Binary, MaskConv, MaskPool, Reshape, Resize, Slice};
@@ -40,7 +43,7 @@ pub fn kernel_update_head(
     prefix: &str,
     objects: Objects,
 ) -> Result<StageOutput> {
-    let channels = config.channels;
+    let channels = config.neck.channels;
     let name = |part: &str| format!("{prefix}.{part}");
     let add = Binary { kind: BinaryKind::Add };
     let x = conv_bias(b, &name("feat_transform.conv"), objects.features, Conv::new(channels, 1, 1))?;
@@ -51,12 +54,12 @@ pub fn kernel_update_head(
     let attention = name("attention.attn");
     let in_proj = |field: &str| format!("{attention}.in_proj_{field}");
     let qkv = linear_named(b, &in_proj("qkv"), &in_proj("weight"), &in_proj("bias"), updated, 3 * channels)?;
-    let mixed = b.node(&attention, Attention { heads: config.heads }, &[qkv])?;
+    let mixed = b.node(&attention, Attention { heads: config.head.heads }, &[qkv])?;
     let mixed = linear(b, &format!("{attention}.out_proj"), mixed, channels)?;
     let mixed = b.node(&name("attention"), add, &[mixed, updated])?;
     let attended = layer_norm(b, &name("attention_norm"), mixed)?;
 
-    let hidden = linear(b, &name("ffn.layers.0.0"), attended, config.feedforward_channels)?;
+    let hidden = linear(b, &name("ffn.layers.0.0"), attended, config.head.feedforward_channels)?;
     let hidden = relu(b, &name("ffn.layers.0.1"), hidden)?;
     let hidden = linear(b, &name("ffn.layers.1"), hidden, channels)?;
     let hidden = b.node(&name("ffn"), add, &[hidden, attended])?;
@@ -68,7 +71,7 @@ pub fn kernel_update_head(
         relu(b, &name(&format!("{fcs}.2")), y)
     };
     let cls = branch(b, "cls_fcs")?;
-    let cls_score = linear(b, &name("fc_cls"), cls, config.classes())?;
+    let cls_score = linear(b, &name("fc_cls"), cls, config.classes.count())?;
     let mask = branch(b, "mask_fcs")?;
     let mask_kernels = linear(b, &name("fc_mask"), mask, channels)?;
     let masks = b.node(&name("mask_preds"), MaskConv { bias: false }, &[mask_kernels, x])?;

@@ -6,12 +6,16 @@
 //! `backbone.`. Padding is TensorFlow's "same" for the size of the map at hand. (The package fixes it for its
 //! own image size, 224 or 260, which may differ by a pixel on maps of other sizes.)
 
-use super::layers::{Norm, activation, linear, norm};
+use super::Part;
 use crate::error::{Error, Result};
 use crate::graph::{Builder, Graph, Layout, ValueId};
+use crate::model::evidence::Evidence;
+use crate::model::layers::{Norm, activation, linear, norm};
+use crate::model::{IMAGE, Normalization};
 use crate::ops::activation::Activation;
 use crate::ops::binary::BinaryKind;
 use crate::ops::{Binary, Conv2d, GlobalAvgPool, ValueType};
+use serde::{Deserialize, Serialize};
 
 /// Prefix of all parameters.
 const PREFIX: &str = "backbone";
@@ -23,6 +27,14 @@ const STEM: usize = 32;
 const HEAD: usize = 1280;
 /// Channel counts are rounded to multiples of this.
 const DIVISOR: usize = 8;
+
+/// An EfficientNet-Lite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EfficientNetLite {
+    /// 0 or 2.
+    pub variant: usize,
+}
 
 /// Repeated blocks of one width.
 #[derive(Clone, Copy, Debug)]
@@ -49,12 +61,12 @@ const STAGES: [Stage; 7] = [
 
 /// The stages of a variant: widths and depths of Lite0 times the variant's factors; the first and the last
 /// stage keep their depth.
-fn stages(variant: usize) -> Result<[Stage; 7]> {
+fn stages(variant: usize) -> Result<[Stage; 7], String> {
     // In tenths, so that rounding is exact.
     let (width, depth) = match variant {
         0 => (10, 10),
         2 => (11, 12),
-        _ => return Err(Error::usage(format!("EfficientNet-Lite variant {variant} is not 0 or 2"))),
+        _ => return Err(format!("EfficientNet-Lite variant {variant} is not 0 or 2")),
     };
     let mut stages = STAGES;
     for (i, stage) in stages.iter_mut().enumerate() {
@@ -73,56 +85,106 @@ fn scaled_channels(channels: usize, tenths: usize) -> usize {
     if 100 * rounded < 9 * exact { rounded + DIVISOR } else { rounded }
 }
 
-/// The last maps at strides 4, 8, 16, 32 (24, 40, 112 and 320 channels in Lite0; 24, 48, 120 and 352 in
-/// Lite2), all of them results of a projection, which no activation follows.
-pub(super) fn efficientnet_lite(b: &mut Builder, image: ValueId, variant: usize) -> Result<Vec<ValueId>> {
-    let stem = Geometry { c_out: STEM, kernel: 3, stride: 2, groups: 1 };
-    let x = conv_norm(b, &format!("{PREFIX}._conv_stem"), &format!("{PREFIX}._bn0"), image, stem)?;
-    let mut x = relu6(b, &format!("{PREFIX}._bn0"), x)?;
-    let (mut levels, mut index) = (Vec::new(), 0);
-    for stage in stages(variant)? {
-        // A level ends where the stride grows. The stem's own stride, 2, is no level.
-        if stage.stride > 1 && index > 1 {
-            levels.push(x);
-        }
-        for repeat in 0..stage.blocks {
-            let stride = if repeat == 0 { stage.stride } else { 1 };
-            x = block(b, &format!("{PREFIX}._blocks.{index}"), x, Stage { stride, ..stage })?;
-            index += 1;
+impl Part for EfficientNetLite {
+    const NORMALIZATION: Normalization = Normalization::SYMMETRIC;
+    const SMALL: bool = true;
+    const CLASSIFIER: &'static [&'static str] = &["backbone._conv_head.", "backbone._bn1.", "backbone._fc."];
+
+    fn name(&self) -> String {
+        format!("efficientnet_lite{}", self.variant)
+    }
+
+    fn short_name(&self) -> String {
+        format!("lite{}", self.variant)
+    }
+
+    fn named(short: &str) -> Option<Self> {
+        match short {
+            "lite0" => Some(EfficientNetLite { variant: 0 }),
+            "lite2" => Some(EfficientNetLite { variant: 2 }),
+            _ => None,
         }
     }
-    levels.push(x);
-    Ok(levels)
+
+    fn validate(&self) -> Result<(), String> {
+        stages(self.variant).map(|_| ())
+    }
+
+    fn strides(&self) -> [usize; 4] {
+        [4, 8, 16, 32]
+    }
+
+    /// The last maps of each stride (24, 40, 112 and 320 channels in Lite0; 24, 48, 120 and 352 in Lite2),
+    /// all of them results of a projection, which no activation follows.
+    fn build(&self, b: &mut Builder, image: ValueId) -> Result<Vec<ValueId>> {
+        let stem = Geometry { c_out: STEM, kernel: 3, stride: 2, groups: 1 };
+        let x = conv_norm(b, &format!("{PREFIX}._conv_stem"), &format!("{PREFIX}._bn0"), image, stem)?;
+        let mut x = relu6(b, &format!("{PREFIX}._bn0"), x)?;
+        let (mut levels, mut index) = (Vec::new(), 0);
+        for stage in stages(self.variant).map_err(Error::usage)? {
+            // A level ends where the stride grows. The stem's own stride, 2, is no level.
+            if stage.stride > 1 && index > 1 {
+                levels.push(x);
+            }
+            for repeat in 0..stage.blocks {
+                let stride = if repeat == 0 { stage.stride } else { 1 };
+                x = block(b, &format!("{PREFIX}._blocks.{index}"), x, Stage { stride, ..stage })?;
+                index += 1;
+            }
+        }
+        levels.push(x);
+        Ok(levels)
+    }
+
+    fn recognise(found: &Evidence<'_>, _: &mut Vec<String>) -> Result<Option<Self>, String> {
+        Ok(found.has(&format!("{PREFIX}._conv_stem.weight")).then(|| of_blocks(found, &format!("{PREFIX}."))))
+    }
+
+    fn recognise_classifier(found: &Evidence<'_>) -> Option<(Self, usize)> {
+        let classes = found.dim("_fc.weight", 0).filter(|_| found.has("_conv_stem.weight"))?;
+        Some((of_blocks(found, ""), classes))
+    }
+
+    fn classifier(&self, batch: usize, size: [usize; 2], classes: usize) -> Option<Result<Graph>> {
+        Some(EfficientNetLite::classifier(*self, batch, size, classes))
+    }
 }
 
-/// The ImageNet classifier: the backbone for `batch` images of `size` (height, width), a 1x1 convolution
-/// to 1280 channels, their mean over the map and a linear layer to `classes`.
-///
-/// The graph takes [`IMAGE`](super::IMAGE) `[batch, H, W, 3]`, normalised by
-/// [`Normalization::SYMMETRIC`](super::Normalization::SYMMETRIC), and gives `logits` `[batch, classes]` and
-/// the levels `C2`..`C5` of the backbone.
-///
-/// # Errors
-/// [`Error::Usage`] for a variant that is not 0 or 2, or a size without pixels.
-pub fn classifier(variant: usize, batch: usize, size: [usize; 2], classes: usize) -> Result<Graph> {
-    if size.contains(&0) {
-        return Err(Error::usage(format!("an image of {}x{} has no pixels", size[0], size[1])));
+/// The variant by its number of blocks: Lite0 has blocks 0 to 15, Lite2 0 to 22.
+fn of_blocks(found: &Evidence<'_>, prefix: &str) -> EfficientNetLite {
+    let more = found.has(&format!("{prefix}_blocks.16._project_conv.weight"));
+    EfficientNetLite { variant: if more { 2 } else { 0 } }
+}
+
+impl EfficientNetLite {
+    /// The ImageNet classifier: the backbone for `batch` images of `size` (height, width), a 1x1 convolution
+    /// to 1280 channels, their mean over the map and a linear layer to `classes`.
+    ///
+    /// The graph takes [`IMAGE`] `[batch, H, W, 3]`, normalised by [`Normalization::SYMMETRIC`], and gives
+    /// `logits` `[batch, classes]` and the levels `C2`..`C5` of the backbone.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a variant that is not 0 or 2, or a size without pixels.
+    pub fn classifier(self, batch: usize, size: [usize; 2], classes: usize) -> Result<Graph> {
+        if size.contains(&0) {
+            return Err(Error::usage(format!("an image of {}x{} has no pixels", size[0], size[1])));
+        }
+        let mut b = Builder::new();
+        let image = b.input(IMAGE, ValueType::map([batch, size[0], size[1], 3]));
+        let levels = self.build(&mut b, image)?;
+        let last = levels[levels.len() - 1];
+        let head = Geometry { c_out: HEAD, kernel: 1, stride: 1, groups: 1 };
+        let norm = format!("{PREFIX}._bn1");
+        let x = conv_norm(&mut b, &format!("{PREFIX}._conv_head"), &norm, last, head)?;
+        let x = relu6(&mut b, &norm, x)?;
+        let x = b.node(&format!("{PREFIX}._avg_pooling"), GlobalAvgPool, &[x])?;
+        let logits = linear(&mut b, &format!("{PREFIX}._fc"), x, classes)?;
+        b.output("logits", logits);
+        for (level, value) in (2..).zip(levels) {
+            b.output(&format!("C{level}"), value);
+        }
+        b.finish()
     }
-    let mut b = Builder::new();
-    let image = b.input(super::IMAGE, ValueType::map([batch, size[0], size[1], 3]));
-    let levels = efficientnet_lite(&mut b, image, variant)?;
-    let last = levels[levels.len() - 1];
-    let head = Geometry { c_out: HEAD, kernel: 1, stride: 1, groups: 1 };
-    let norm = format!("{PREFIX}._bn1");
-    let x = conv_norm(&mut b, &format!("{PREFIX}._conv_head"), &norm, last, head)?;
-    let x = relu6(&mut b, &norm, x)?;
-    let x = b.node(&format!("{PREFIX}._avg_pooling"), GlobalAvgPool, &[x])?;
-    let logits = linear(&mut b, &format!("{PREFIX}._fc"), x, classes)?;
-    b.output("logits", logits);
-    for (level, value) in (2..).zip(levels) {
-        b.output(&format!("C{level}"), value);
-    }
-    b.finish()
 }
 
 /// An inverted bottleneck; the input is added to the result if it has its shape.
@@ -182,12 +244,12 @@ mod tests {
         };
         assert_eq!(of(0), ([16, 24, 40, 80, 112, 192, 320], [1, 2, 2, 3, 3, 4, 1]));
         assert_eq!(of(2), ([16, 24, 48, 88, 120, 208, 352], [1, 3, 3, 4, 4, 5, 1]));
-        assert!(stages(1).unwrap_err().to_string().contains("variant 1"));
+        assert!(stages(1).unwrap_err().contains("variant 1"));
     }
 
     #[test]
     fn levels_of_a_classifier() {
-        let graph = classifier(0, 2, [64, 96], 10).unwrap();
+        let graph = EfficientNetLite { variant: 0 }.classifier(2, [64, 96], 10).unwrap();
         let shapes: Vec<_> =
             graph.outputs.iter().map(|(name, id)| format!("{name} {}", graph.value(*id).ty.shape)).collect();
         assert_eq!(

@@ -1,10 +1,11 @@
 //! The kernel head: first masks, first object features (K-Net, section 3.2; upstream `ConvKernelHead`).
 
-use super::layers::{Conv, conv_gn_relu};
+use super::Objects;
 use super::semantic_fpn::semantic_fpn;
-use super::{Config, Objects, TapLayout, Taps};
 use crate::error::Result;
 use crate::graph::{Builder, Layout, ValueId};
+use crate::model::layers::{Conv, conv_gn_relu};
+use crate::model::{Config, TapLayout, Taps};
 use crate::ops::binary::BinaryKind;
 use crate::ops::{Binary, Concat, MaskConv, MaskPool, Reshape, Slice};
 use crate::tensor::Shape;
@@ -14,40 +15,43 @@ use crate::tensor::Shape;
 /// The initial feature of instance kernel n is the kernel itself plus the sum of the features over the
 /// pixels where its mask logit is positive. For panoptic models the semantic maps and kernels of the stuff
 /// classes are appended as they are.
-pub(super) fn kernel_head(
+pub(in crate::model) fn kernel_head(
     b: &mut Builder,
     config: &Config,
     pyramid: &[ValueId],
     taps: &mut Taps,
 ) -> Result<Objects> {
-    let channels = config.channels;
+    let channels = config.neck.channels;
     let [loc, sem] = semantic_fpn(b, config, pyramid)?;
     taps.push("rpn.sfpn_out0_loc", loc, TapLayout::Features);
     taps.push("rpn.sfpn_out1_sem", sem, TapLayout::Features);
     let geometry = Conv::new(channels, 1, 1);
-    let loc = conv_gn_relu(b, "rpn_head.loc_convs.0", loc, geometry, config.norm_groups)?;
-    let sem = conv_gn_relu(b, "rpn_head.seg_convs.0", sem, geometry, config.norm_groups)?;
+    let loc = conv_gn_relu(b, "rpn_head.loc_convs.0", loc, geometry, config.head.norm_groups)?;
+    let sem = conv_gn_relu(b, "rpn_head.seg_convs.0", sem, geometry, config.head.norm_groups)?;
     taps.push("rpn.loc_feats", loc, TapLayout::Features);
     taps.push("rpn.semantic_feats", sem, TapLayout::Features);
     let add = Binary { kind: BinaryKind::Add };
     let features = b.node("rpn_head.x_feats", add, &[sem, loc])?;
     taps.push("rpn.x_feats", features, TapLayout::Features);
 
-    let upstream = [config.proposals, channels, 1, 1];
+    let upstream = [config.head.proposals, channels, 1, 1];
     let init = b.param("rpn_head.init_kernels.weight", &upstream, Layout::Matrix)?;
-    let init =
-        b.node("rpn_head.init_kernels", Reshape { shape: [1, config.proposals, channels].into() }, &[init])?;
+    let init = b.node(
+        "rpn_head.init_kernels",
+        Reshape { shape: [1, config.head.proposals, channels].into() },
+        &[init],
+    )?;
     let mut masks = b.node("rpn_head.mask_preds", MaskConv { bias: false }, &[init, loc])?;
     let pooled = b.node("rpn_head.x_feat", MaskPool, &[masks, features])?;
     let mut kernels = b.node("rpn_head.proposal_feats", add, &[pooled, init])?;
 
-    let classes = config.classes();
+    let classes = config.classes.count();
     let seg = SemanticKernels::new(b, classes, channels)?;
     let seg_preds = seg.maps(b, "rpn_head.seg_preds", sem, 0, classes)?;
     taps.push("rpn.seg_preds", seg_preds, TapLayout::Same);
-    if config.stuff_classes > 0 {
+    if config.classes.stuff > 0 {
         // Only the stuff maps are computed for inference: the full `seg_preds` is dead unless tapped.
-        let (start, len) = (config.thing_classes, config.stuff_classes);
+        let (start, len) = (config.classes.things, config.classes.stuff);
         let stuff_masks = seg.maps(b, "rpn_head.stuff_masks", sem, start, len)?;
         masks = b.node("rpn_head.all_masks", Concat { axis: 1 }, &[masks, stuff_masks])?;
         let stuff_kernels = seg.kernels(b, "rpn_head.stuff_kernels", start, len)?;

@@ -1,0 +1,269 @@
+//! What varies between models, part by part. Small enough to sit in a checkpoint's metadata, so that a file
+//! describes itself.
+//!
+//! In files the fields of all parts but the backbone lie side by side: `{"name": .., "task": .., "backbone":
+//! {"type": ..}, "channels": .., "proposals": ..}`.
+
+mod classes;
+mod fields;
+mod input;
+mod test;
+
+pub use classes::Classes;
+pub use input::{Input, Normalization};
+pub use test::Test;
+
+use super::backbone::{Backbone, EfficientNetLite};
+use super::evidence::Evidence;
+use super::head::Head;
+use super::neck::Fpn;
+use crate::error::{Error, Result};
+use fields::{Fields, names};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::{Map, Value};
+
+/// What a model predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// One mask per object, objects may overlap.
+    Instance,
+    /// Every pixel belongs to one segment: an object ("thing") or a region ("stuff").
+    Panoptic,
+}
+
+impl Task {
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Task::Instance => "instance",
+            Task::Panoptic => "panoptic",
+        }
+    }
+
+    /// What a model of these classes does if nothing else is said.
+    pub fn of(classes: &Classes) -> Task {
+        if classes.stuff > 0 { Task::Panoptic } else { Task::Instance }
+    }
+}
+
+/// A K-Net.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    /// Name of the model.
+    pub name: String,
+    /// What it predicts.
+    pub task: Task,
+    /// The network under the pyramid.
+    pub backbone: Backbone,
+    /// The pyramid.
+    #[serde(flatten)]
+    pub neck: Fpn,
+    /// The kernels and their rounds.
+    #[serde(flatten)]
+    pub head: Head,
+    /// What becomes of a photo before the network.
+    #[serde(flatten)]
+    pub input: Input,
+    /// What becomes of the network's results.
+    #[serde(flatten)]
+    pub test: Test,
+    /// What it knows.
+    #[serde(flatten)]
+    pub classes: Classes,
+}
+
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Config::from_fields(Map::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// Names [`Config::named`] knows.
+pub const MODEL_NAMES: [&str; 6] = [
+    "knet_s3_r50_fpn",
+    "knet_s3_r101_fpn",
+    "knet_s3_r50_fpn_panoptic",
+    "knet_s3_r101_fpn_panoptic",
+    "knet_s3_lite0_fpn",
+    "knet_s3_lite2_fpn",
+];
+
+impl Config {
+    /// The COCO model of this name: an official one, or (`lite` in its name) one of ours, smaller and for
+    /// smaller images.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for any other name, suggesting the nearest.
+    pub fn named(name: &str) -> Result<Config> {
+        let backbone = name.split('_').nth(2).and_then(Backbone::named);
+        let Some(backbone) = backbone.filter(|_| MODEL_NAMES.contains(&name)) else {
+            let nearest = MODEL_NAMES
+                .iter()
+                .max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
+            let hint = nearest.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+            return Err(Error::usage(format!(
+                "unknown model `{name}`{hint} (known: {})",
+                MODEL_NAMES.join(", ")
+            )));
+        };
+        let stuff = if name.ends_with("_panoptic") { 53 } else { 0 };
+        Ok(Config { name: name.to_string(), ..Config::of(backbone, Classes::new(80, stuff)) })
+    }
+
+    /// The model with this backbone for these classes: as the official ones, but for small backbones, and
+    /// named as they are.
+    pub fn of(backbone: Backbone, classes: Classes) -> Config {
+        let task = Task::of(&classes);
+        let small = backbone.is_small();
+        let head = match small {
+            true => Head { proposals: 16, feedforward_channels: 512, ..Head::default() },
+            false => Head::default(),
+        };
+        let mut config = Config {
+            name: String::new(),
+            task,
+            backbone,
+            neck: if small { Fpn { channels: 96 } } else { Fpn::default() },
+            head,
+            input: Input {
+                size: if small { [320; 2] } else { Input::default().size },
+                normalization: backbone.normalization(),
+            },
+            test: Test::default(),
+            classes,
+        };
+        config.name_by_parts();
+        config
+    }
+
+    /// Names the model as the official ones are, such as `knet_s3_r50_fpn_panoptic`.
+    pub fn name_by_parts(&mut self) {
+        let suffix = if self.task == Task::Panoptic { "_panoptic" } else { "" };
+        self.name = format!("knet_s{}_{}_fpn{suffix}", self.head.stages, self.backbone.short_name());
+    }
+
+    /// The model that a file's tensors show, and their number of classes, all taken for things. What leaves
+    /// no trace in them is as in the official models; notes say what of the backbone that is.
+    ///
+    /// # Errors
+    /// What a model has that this file has not, or what contradicts itself: a sentence.
+    pub fn recognise(found: &Evidence<'_>, notes: &mut Vec<String>) -> Result<Config, String> {
+        let missing = |name: String| format!("not a K-Net detector checkpoint: no tensor `{name}`");
+        let (head, channels, classes) = Head::recognise(found).map_err(missing)?;
+        let backbone = Backbone::recognise(found, notes)?;
+        let backbone = backbone.ok_or_else(|| missing("backbone.layer1.0.conv1.weight".into()))?;
+        let mut config = Config::of(backbone, Classes::new(classes, 0));
+        (config.head, config.neck.channels) = (head, channels);
+        Ok(config)
+    }
+
+    /// The configuration in the metadata of a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the field that is missing, unknown or of the wrong kind, or out of range.
+    pub fn from_json(text: &str) -> Result<Config> {
+        let config: Config =
+            serde_json::from_str(text).map_err(|e| Error::usage(format!("model configuration: {e}")))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The configuration as JSON, for the metadata of a checkpoint.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The configuration with other values of some fields, as a file has them. It is not validated.
+    ///
+    /// # Errors
+    /// A sentence naming the field that is unknown or of the wrong kind.
+    pub fn with(&self, changes: impl IntoIterator<Item = (String, Value)>) -> Result<Config, String> {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(self) else {
+            return Err("the model has no fields".into());
+        };
+        fields.extend(changes);
+        Config::from_fields(fields)
+    }
+
+    fn from_fields(fields: Map<String, Value>) -> Result<Config, String> {
+        let mut fields = Fields::new(fields);
+        let config = Config {
+            name: fields.take("name")?,
+            task: fields.take("task")?,
+            backbone: fields.take("backbone")?,
+            neck: fields.part()?,
+            head: fields.part()?,
+            input: fields.part()?,
+            test: fields.part()?,
+            classes: fields.part()?,
+        };
+        let known = ["name", "task"].into_iter().chain(Config::settings());
+        fields.done(&known.chain(names::<Classes>().iter().copied()).collect::<Vec<_>>())?;
+        Ok(config)
+    }
+
+    /// Names of the fields that make a network, whatever it is called and has learnt: all but name, task and
+    /// classes.
+    pub fn settings() -> impl Iterator<Item = &'static str> {
+        let parts = [names::<Fpn>(), names::<Head>(), names::<Input>(), names::<Test>()];
+        std::iter::once("backbone").chain(parts.into_iter().flatten().copied())
+    }
+
+    /// Names of those of [`Config::settings`] that say what becomes of photos and results, not of tensors.
+    pub fn inference_settings() -> impl Iterator<Item = &'static str> {
+        names::<Test>().iter().copied().chain(["size"])
+    }
+
+    /// Checks a value of one of [`Config::settings`] by itself.
+    ///
+    /// # Errors
+    /// A sentence on what kind of value the field has.
+    pub fn check_setting(name: &str, value: Value) -> Result<(), String> {
+        // Any model will do: only the kind of this field's value is asked for.
+        let any = Config::of(Backbone::from(EfficientNetLite { variant: 0 }), Classes::new(1, 0));
+        any.with([(name.to_string(), value)]).map(|_| ())
+    }
+
+    /// Objects each stage refines: the instance kernels, and one per stuff class.
+    pub fn objects(&self) -> usize {
+        self.head.proposals + self.classes.stuff
+    }
+
+    /// First axes of tensors that the configuration claims: the tensor, what its rows are, and how many.
+    pub fn rows(&self) -> Vec<(String, &'static str, usize)> {
+        Head::rows(self)
+    }
+
+    /// Checks every field, so that building the graph cannot fail for a reason a user would not understand.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        self.faults().map_err(|reason| Error::usage(format!("model `{}`: {reason}", self.name)))
+    }
+
+    fn faults(&self) -> Result<(), String> {
+        self.classes.validate()?;
+        self.backbone.validate()?;
+        self.neck.validate(self.backbone.strides())?;
+        self.head.validate(self.neck.channels)?;
+        self.input.validate()?;
+        self.test.validate()?;
+        if (self.task == Task::Panoptic) != (self.classes.stuff > 0) {
+            return Err(format!("task {} with {} stuff classes", self.task.name(), self.classes.stuff));
+        }
+        Ok(())
+    }
+}
+
+/// A sentence on a count that is none, or more than any model has.
+pub(super) fn in_range<const N: usize>(fields: [(&str, usize); N]) -> Result<(), String> {
+    match fields.iter().find(|(_, value)| !(1..=1 << 16).contains(value)) {
+        None => Ok(()),
+        Some((field, value)) => Err(format!("{field} is {value}, must be 1 to 65536")),
+    }
+}
+
+#[cfg(test)]
+mod tests;
