@@ -5,6 +5,7 @@
 #define ACTIVATION_RELU 1
 #define ACTIVATION_RELU6 2
 #define ACTIVATION_SIGMOID 3
+#define ACTIVATION_GELU 4
 
 // The larger and the smaller of two; NaN if one is, as in PyTorch, in one instruction.
 __device__ inline float maximum(float a, float b) {
@@ -22,5 +23,6 @@ template <int activation> __device__ inline float activate(float x) {
     if (activation == ACTIVATION_RELU) return maximum(x, 0.0f);
     if (activation == ACTIVATION_RELU6) return minimum(maximum(x, 0.0f), 6.0f);
     if (activation == ACTIVATION_SIGMOID) return __fdividef(1.0f, 1.0f + __expf(-x));
+    if (activation == ACTIVATION_GELU) return 0.5f * x * (1.0f + erff(0.70710678f * x));
     return x;
 }

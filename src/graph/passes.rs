@@ -2,6 +2,7 @@
 
 use super::{Graph, Node, OutputId, Param, Source, Value, ValueId};
 use crate::error::Result;
+use crate::ops::activation::{Activation, Reads};
 use crate::ops::epilogue::Epilogue;
 use crate::ops::{
     Activate, BatchNorm, BatchNormTrain, Binary, FoldBatchNorm, Op, ValueType, binary::BinaryKind,
@@ -11,8 +12,21 @@ use crate::ops::{
 ///
 /// # Errors
 /// As [`Graph::verify`], if a pass breaks an invariant.
-pub fn optimize(mut graph: Graph) -> Result<Graph> {
-    for pass in [fold_batch_norm, fuse_residual, fuse_activation, eliminate_dead_code] {
+pub fn optimize(graph: Graph) -> Result<Graph> {
+    run(graph, [fold_batch_norm, fuse_residual, fuse_activation, eliminate_dead_code])
+}
+
+/// As [`optimize`], of a graph that is to be differentiated: activations whose gradient reads their operand
+/// ([`Reads::Operand`]) stay by themselves, and so does the operand.
+///
+/// # Errors
+/// As [`optimize`].
+pub fn optimize_for_training(graph: Graph) -> Result<Graph> {
+    run(graph, [fold_batch_norm, fuse_residual, fuse_activation_read_by_result, eliminate_dead_code])
+}
+
+fn run(mut graph: Graph, passes: [fn(&mut Graph); 4]) -> Result<Graph> {
+    for pass in passes {
         pass(&mut graph);
         graph.verify()?;
     }
@@ -143,8 +157,20 @@ pub fn fuse_residual(graph: &mut Graph) {
 /// `activation(conv2d or linear)` becomes the activation of the product's epilogue, and
 /// `activation(group_norm or layer_norm)` that of the norm.
 pub fn fuse_activation(graph: &mut Graph) {
+    fuse_activations(graph, |_| true);
+}
+
+/// As [`fuse_activation`], of those whose gradient is told from their result.
+pub fn fuse_activation_read_by_result(graph: &mut Graph) {
+    fuse_activations(graph, |activation| activation.reads() == Reads::Result);
+}
+
+fn fuse_activations(graph: &mut Graph, wanted: impl Fn(Activation) -> bool) {
     fuse(graph, |graph, uses, node| {
         let Op::Activate(Activate { activation }) = node.op else { return None };
+        if !wanted(activation) {
+            return None;
+        }
         let producer = sole_producer(graph, uses, node.inputs[0])?;
         let mut fused = graph.nodes[producer].clone();
         let slot = match &mut fused.op {
@@ -289,8 +315,9 @@ fn compact(graph: &mut Graph, keep: &[bool], live: &[bool]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::autodiff::gradients;
     use crate::graph::{Builder, Layout};
-    use crate::ops::{Conv2d, ValueType};
+    use crate::ops::{Conv2d, Linear, ValueType};
 
     /// Two convolutions with a norm each; that of `b` is trained.
     fn trained() -> Graph {
@@ -310,6 +337,35 @@ mod tests {
         train_batch_norm(&mut graph, |param| param.key.starts_with("b."));
         graph.verify().unwrap();
         graph
+    }
+
+    #[test]
+    fn what_a_gradient_reads_is_left_when_training() {
+        let graph = |activation| {
+            let mut b = Builder::new();
+            let x = b.input("x", ValueType::rows([2, 3]));
+            let weight = b.param("weight", &[4, 3], Layout::Plain).unwrap();
+            let y = b.node("y", Linear::default(), &[x, weight]).unwrap();
+            let z = b.node("z", Activate { activation }, &[y]).unwrap();
+            b.output("z", z);
+            b.finish().unwrap()
+        };
+        // Number of nodes, and whether the weight has a gradient.
+        let trained = |graph: Graph| {
+            let (nodes, z) = (graph.nodes.len(), graph.outputs[0].1);
+            let weight = graph.nodes[0].inputs[1];
+            let mut b = Builder::resume(graph);
+            let ty = b.graph().value(z).ty;
+            let seed = b.input("seed", ty);
+            (nodes, gradients(&mut b, &[(z, seed)], &[weight]).map(|found| found[0].is_some()))
+        };
+        let (nodes, found) = trained(optimize(graph(Activation::Gelu)).unwrap());
+        assert_eq!(nodes, 1);
+        assert!(found.unwrap_err().to_string().contains("`z`: Gelu is fused"));
+        let (nodes, found) = trained(optimize_for_training(graph(Activation::Gelu)).unwrap());
+        assert_eq!((nodes, found.unwrap()), (2, true));
+        let (nodes, found) = trained(optimize_for_training(graph(Activation::Relu)).unwrap());
+        assert_eq!((nodes, found.unwrap()), (1, true));
     }
 
     #[test]

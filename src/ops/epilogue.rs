@@ -79,7 +79,7 @@ impl Epilogue {
     ) -> Result<ValueId> {
         let mut dy = site.grad()?;
         if let Some(activation) = self.activation {
-            dy = activation.backward(b, site.name, site.outputs[0], dy)?;
+            dy = activation.backward(b, site.name, (None, site.outputs[0]), dy)?;
         }
         if let Some(index) = self.residual_input() {
             grads[index] = Some(dy);

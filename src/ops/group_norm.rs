@@ -66,7 +66,7 @@ impl Operator for GroupNorm {
     fn backward(&self, b: &mut Builder, site: &Backward<'_>) -> Result<Vec<Option<ValueId>>> {
         let mut grad = site.grad()?;
         if let Some(activation) = self.activation {
-            grad = activation.backward(b, site.name, site.outputs[0], grad)?;
+            grad = activation.backward(b, site.name, (None, site.outputs[0]), grad)?;
         }
         let op = GroupNormGrad { groups: self.groups, eps: self.eps };
         let grads = b.nodes(&site.named("dx"), op, &[site.inputs[0], site.inputs[1], grad])?;

@@ -11,7 +11,7 @@
 use super::optimizer::{self, AdamWConfig, Optimizer, Weight};
 use crate::error::{Error, Result};
 use crate::graph::autodiff::gradients;
-use crate::graph::passes::{eliminate_dead_code, optimize, train_batch_norm};
+use crate::graph::passes::{eliminate_dead_code, optimize_for_training, train_batch_norm};
 use crate::graph::{Builder, Graph, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
 use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
 use crate::ops::binary::BinaryKind;
@@ -208,7 +208,7 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
         true => train_batch_norm(&mut graph, |param| !frozen(param)),
         false => Vec::new(),
     };
-    let mut graph = optimize(graph)?;
+    let mut graph = optimize_for_training(graph)?;
     let taps = graph.take_outputs();
     let mut b = Builder::resume(graph);
     let forward = b.segment("forward");

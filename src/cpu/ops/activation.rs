@@ -1,7 +1,7 @@
 //! Pointwise activations, vectorised in fixed chunks.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
-use super::exp::sigmoid;
+use super::exp::{gelu, gelu_slope, sigmoid};
 use super::{ELEMENTS_PER_TASK, Isa};
 use crate::isa::simd;
 use crate::ops::activation::{Activate, ActivateGrad, Activation};
@@ -50,11 +50,12 @@ impl Kernel for PointwiseGrad {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let [y, dy, ..] = args.inputs.map(|input| input.par_chunks(ELEMENTS_PER_TASK));
+        let [read, dy, ..] = args.inputs.map(|input| input.par_chunks(ELEMENTS_PER_TASK));
         let dx = args.outputs[0].par_chunks_mut(ELEMENTS_PER_TASK);
-        dx.zip(y).zip(dy).for_each(|((dx, y), dy)| match self.activation.clamp() {
-            Some((low, high)) => clamp_grad(self.isa, low, high, y, dy, dx),
-            None => sigmoid_grad(self.isa, y, dy, dx),
+        dx.zip(read).zip(dy).for_each(|((dx, read), dy)| match self.activation.clamp() {
+            Some((low, high)) => clamp_grad(self.isa, low, high, read, dy, dx),
+            None if self.activation == Activation::Gelu => gelu_grad(self.isa, read, dy, dx),
+            None => sigmoid_grad(self.isa, read, dy, dx),
         });
     }
 }
@@ -77,6 +78,15 @@ simd! {
     }
 }
 
+simd! {
+    /// `dy` times the slope at `x`.
+    fn gelu_grad(isa, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+            *dx = dy * gelu_slope(x);
+        }
+    }
+}
+
 /// `min(max(v, low), high)`; the comparisons are written so that NaN stays.
 #[inline(always)]
 pub(crate) fn clamped(v: f32, low: f32, high: f32) -> f32 {
@@ -88,6 +98,7 @@ pub(crate) fn clamped(v: f32, low: f32, high: f32) -> f32 {
 pub(crate) fn apply(isa: Isa, activation: Activation, y: &mut [f32]) {
     match activation.clamp() {
         Some((low, high)) => clamp(isa, low, high, y),
+        None if activation == Activation::Gelu => gelus(isa, y),
         None => sigmoids(isa, y),
     }
 }
@@ -106,6 +117,15 @@ simd! {
     fn sigmoids(isa, y: &mut [f32]) {
         for v in y {
             *v = sigmoid(*v);
+        }
+    }
+}
+
+simd! {
+    /// GELU in place.
+    fn gelus(isa, y: &mut [f32]) {
+        for v in y {
+            *v = gelu(*v);
         }
     }
 }

@@ -75,6 +75,47 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     numerator / (1.0 + e)
 }
 
+/// The error function: an odd rational function (that of Eigen's `erf`), relative error a few ulp. Beyond its
+/// range the result rounds to 1.
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let z = x * x;
+    let p = -2.726_142_3e-10;
+    let p = p * z + 2.770_681_4e-8;
+    let p = p * z - 2.101_024e-6;
+    let p = p * z - 5.692_506_4e-5;
+    let p = p * z - 7.349_906_3e-4;
+    let p = p * z - 2.954_599_8e-3;
+    let p = p * z - 1.609_603_3e-2;
+    let q = -1.456_607_2e-5;
+    let q = q * z - 2.133_740_6e-4;
+    let q = q * z - 1.682_827e-3;
+    let q = q * z - 7.373_329e-3;
+    let q = q * z - 1.426_473_9e-2;
+    let inside = x * p / q;
+    let beyond = 1f32.copysign(x);
+    if x.abs() > 3.92 { beyond } else { inside }
+}
+
+/// The probability that a standard normal variable lies below `x`.
+#[inline(always)]
+fn normal_below(x: f32) -> f32 {
+    0.5 + 0.5 * erf(std::f32::consts::FRAC_1_SQRT_2 * x)
+}
+
+/// `x / 2 * (1 + erf(x / sqrt(2)))`.
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
+    x * normal_below(x)
+}
+
+/// The derivative of [`gelu`] at `x`.
+#[inline(always)]
+pub(crate) fn gelu_slope(x: f32) -> f32 {
+    const DENSITY_AT_0: f32 = 0.398_942_3;
+    normal_below(x) + x * (DENSITY_AT_0 * exp(-0.5 * x * x))
+}
+
 /// The largest element that is not NaN, negative infinity if there is none.
 #[inline(always)]
 pub(crate) fn maximum(x: &[f32]) -> f32 {

@@ -13,6 +13,7 @@ pub(crate) fn number(activation: Option<Activation>) -> i64 {
         Some(Activation::Relu) => 1,
         Some(Activation::Relu6) => 2,
         Some(Activation::Sigmoid) => 3,
+        Some(Activation::Gelu) => 4,
     }
 }
 
