@@ -58,8 +58,8 @@
 //! # Features
 //!
 //! `cuda` (NVIDIA GPUs: the module `cuda`), `train` (the module `train`) and `cli` (the two programs, with
-//! both) are on by default. What embeds an engine takes `default-features = false`, with `features = ["cuda"]`
-//! where there may be a GPU, and compiles neither the others nor what they depend on.
+//! both) are on by default. What embeds an engine takes `default-features = false`, with
+//! `features = ["cuda"]` where there may be a GPU, and compiles neither the others nor what they depend on.
 //!
 //! # Numbers
 //!

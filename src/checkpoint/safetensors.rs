@@ -115,8 +115,8 @@ impl Checkpoint {
         Some(&self.file[begin..begin + info.bytes])
     }
 
-    /// Whether a tensor holds a NaN or an infinity, or what f32 cannot hold; nothing is decoded for it. `None`
-    /// if there is no such tensor.
+    /// Whether a tensor holds a NaN or an infinity, or what f32 cannot hold; nothing is decoded for it.
+    /// `None` if there is no such tensor.
     pub fn any_non_finite(&self, name: &str) -> Option<bool> {
         Some(self.info(name)?.dtype.any_non_finite(self.bytes(name)?))
     }

@@ -1,6 +1,6 @@
-//! Post-processing on a GPU, as plain launch data: what all tasks share. Mask logits are sampled at the size of
-//! the photo by `kernels/common/mask_sampler.cuh`; what becomes of the samples, and of class logits, is in the
-//! task's own file (`src/task`).
+//! Post-processing on a GPU, as plain launch data: what all tasks share. Mask logits are sampled at the size
+//! of the photo by `kernels/common/mask_sampler.cuh`; what becomes of the samples, and of class logits, is in
+//! the task's own file (`src/task`).
 
 use super::Plan;
 use crate::cuda::launch::Program;

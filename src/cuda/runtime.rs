@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Shared memory a block may have without asking, static and dynamic together, in bytes.
 const SHARED_WITHOUT_OPT_IN: u32 = 48 << 10;
 
-/// A stream of a device, with the kernels and constants that plans have asked for so far; these it shares with
-/// every runtime that was [forked](Runtime::fork) from it.
+/// A stream of a device, with the kernels and constants that plans have asked for so far; these it shares
+/// with every runtime that was [forked](Runtime::fork) from it.
 pub struct Runtime {
     device: Arc<Device>,
     selection: Selection,

@@ -1,4 +1,5 @@
-//! The network at one input size on a GPU, with pre- and post-processing of the last few photo sizes around it.
+//! The network at one input size on a GPU, with pre- and post-processing of the last few photo sizes around
+//! it.
 
 use super::recent::Recent;
 use super::session::{Adapter, MAX_PLANS};

@@ -69,8 +69,8 @@ impl Model {
     /// Loads a model.
     ///
     /// # Errors
-    /// [`Error::NoDevice`](crate::Error::NoDevice) if a GPU was named and cannot be used; as [`source::open`];
-    /// [`Error::Usage`](crate::Error::Usage) for a damaged tuning table that was named,
+    /// [`Error::NoDevice`](crate::Error::NoDevice) if a GPU was named and cannot be used; as
+    /// [`source::open`]; [`Error::Usage`](crate::Error::Usage) for a damaged tuning table that was named,
     /// [`Error::Io`](crate::Error::Io) for one that cannot be read.
     pub fn load(options: &ModelOptions) -> Result<Arc<Model>> {
         let (config, load) = source::open(&options.weights, options.name.as_deref())?;

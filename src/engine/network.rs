@@ -84,7 +84,7 @@ impl Network {
                 task.on_host(&output, geometry, found)
             }
             #[cfg(feature = "cuda")]
-            Network::Cuda(gpu) => task.from_device(gpu.latest()?, geometry, found),
+            Network::Cuda(gpu) => task.collect(gpu.latest()?, geometry, found),
         }
     }
 
@@ -185,7 +185,7 @@ mod tests {
             })
         }
 
-        fn from_device(&mut self, run: &Pipeline, _: &Geometry, found: &mut Vec<u16>) -> Result<()> {
+        fn collect(&mut self, run: &Pipeline, _: &Geometry, found: &mut Vec<u16>) -> Result<()> {
             *found = run.host(WinnersBuffer::Map as usize).to_vec();
             Ok(())
         }

@@ -18,8 +18,8 @@ use std::path::Path;
 const PRECISION: Precision = Precision::F32;
 
 /// An engine with the weights in `path`, on the device and in the precision that training has: what a GPU in
-/// f16 makes of a checkpoint must not choose the best one of a run in f32. As in training, [`Device::Auto`] is
-/// the CPU.
+/// f16 makes of a checkpoint must not choose the best one of a run in f32. As in training, [`Device::Auto`]
+/// is the CPU.
 ///
 /// # Errors
 /// As [`EngineBuilder::build`](super::EngineBuilder::build).

@@ -73,7 +73,7 @@ pub trait PostprocessOnGpu: Postprocess {
     ///
     /// # Errors
     /// As there.
-    fn from_device(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut Self::Found) -> Result<()>;
+    fn collect(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut Self::Found) -> Result<()>;
 
     /// Where the results of a run lie if they stay on the device.
     fn on_device(&self, run: &Pipeline, geometry: &Geometry) -> Self::OnDevice;
@@ -163,10 +163,10 @@ macro_rules! tasks {
                 match self { $(AnyTask::$name(task) => task.launches(plan, geometry, target)),* }
             }
 
-            fn from_device(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut Found) -> Result<()> {
+            fn collect(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut Found) -> Result<()> {
                 match self {
                     $(AnyTask::$name(task) => {
-                        with_found!($name, found, |found| task.from_device(run, geometry, found))
+                        with_found!($name, found, |found| task.collect(run, geometry, found))
                     })*
                 }
             }

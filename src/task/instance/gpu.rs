@@ -1,6 +1,6 @@
-//! Instances on a GPU: class logits are ranked (`kernels/instance_rank.cu`) and mask logits become bit masks at
-//! the size of the photo (`kernels/postprocess_instance.cu`), with the bits that `src/image/instance.rs` gives
-//! on the CPU from the same logits.
+//! Instances on a GPU: class logits are ranked (`kernels/instance_rank.cu`) and mask logits become bit masks
+//! at the size of the photo (`kernels/postprocess_instance.cu`), with the bits that `src/image/instance.rs`
+//! gives on the CPU from the same logits.
 
 use super::Instances;
 use crate::cuda;
@@ -103,7 +103,7 @@ impl PostprocessOnGpu for Instances {
         launches(&logits, self.classes, self.host.config(), target).map_err(Error::Cuda)
     }
 
-    fn from_device(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut InstanceResult) -> Result<()> {
+    fn collect(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut InstanceResult) -> Result<()> {
         let masks = Masks::new(
             run.host(InstanceBuffer::HostMasks as usize),
             run.host(InstanceBuffer::Extents as usize),

@@ -1,6 +1,6 @@
 //! Panoptic maps on a GPU: mask logits become an object for each pixel of the photo
-//! (`kernels/postprocess_panoptic.cu`), with the numbers that the merge of `src/image/panoptic.rs` needs; both
-//! give the bits that it gives on the CPU from the same logits.
+//! (`kernels/postprocess_panoptic.cu`), with the numbers that the merge of `src/image/panoptic.rs` needs;
+//! both give the bits that it gives on the CPU from the same logits.
 
 use super::Panoptic;
 use crate::cuda;
@@ -69,7 +69,7 @@ impl PostprocessOnGpu for Panoptic {
         launches(&logits, self.host.config()).map_err(Error::Cuda)
     }
 
-    fn from_device(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut PanopticResult) -> Result<()> {
+    fn collect(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut PanopticResult) -> Result<()> {
         let areas: &[u32] = run.host(PanopticBuffer::Areas as usize);
         let (won, own) = areas.split_at(areas.len() / 2);
         let assigned = Assigned {
@@ -110,8 +110,8 @@ struct PanopticParams {
 }
 
 /// What gives every pixel of a photo to an object, with what the merge of `src/image/panoptic.rs` needs:
-/// [`PanopticBuffer`] says what comes out. The objects are the proposals of `config`, then one for each of its
-/// stuff classes; the classes are its things, then those. The class logits are `f32 [N, classes]`.
+/// [`PanopticBuffer`] says what comes out. The objects are the proposals of `config`, then one for each of
+/// its stuff classes; the classes are its things, then those. The class logits are `f32 [N, classes]`.
 ///
 /// # Errors
 /// A sentence, if sizes or numbers do not fit each other.

@@ -17,8 +17,8 @@
 //! panopticapi and of a confusion matrix in NumPy to the last digits (`tests/train/metrics`: within 1e-12 on
 //! all reference data). Not used are its readers and its evaluators of files. Predictions come from memory
 //! here; and unsound ground truth would become numbers without a word
-//! (`tests/train/metrics/hotcoco_limits.rs` shows which), or an error that names no record. So ground truth is
-//! a [`Dataset`], read and checked as training reads it.
+//! (`tests/train/metrics/hotcoco_limits.rs` shows which), or an error that names no record. So ground truth
+//! is a [`Dataset`], read and checked as training reads it.
 
 pub mod class_match;
 pub mod coco_ap;
