@@ -66,7 +66,7 @@ impl Builder {
     /// [`Error::Graph`] if it is not.
     pub fn variable(&mut self, name: &str, ty: ValueType, initial: Option<Param>) -> Result<ValueId> {
         if let Some(param) = &initial
-            && ty != ValueType::weight(Shape::new(&param.layout.apply_shape(&param.upstream_shape)))
+            && !ty.is_like(&ValueType::weight(Shape::new(&param.layout.apply_shape(&param.upstream_shape))))
         {
             return Err(Error::Graph(format!("variable `{name}` is {ty}, but begins as {param:?}")));
         }

@@ -341,7 +341,7 @@ impl Graph {
             if storage[value.index()] != value {
                 return fault("its new value is a view of another value");
             }
-            if of.ty != new.ty {
+            if !of.ty.is_like(&new.ty) {
                 return fault(&format!("it is {}, its new value {}", of.ty, new.ty));
             }
             if self.updates[..index].iter().any(|&(other, _)| other == variable) {

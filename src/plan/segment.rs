@@ -89,10 +89,13 @@ impl<P> Planner<'_, P> {
             let last = self.plan.segments[segment].steps.end.saturating_sub(1);
             self.extend_life(value, last);
             let (from, to) = (self.operand(value)?, self.operand(variable)?);
-            if from.ty != to.ty || matches!(from.place, Place::Const(_)) {
+            if !from.ty.is_like(&to.ty) || matches!(from.place, Place::Const(_)) {
                 let name = &graph.value(variable).name;
-                let place =
-                    if from.ty == to.ty { "a constant".into() } else { format!("stored as {}", from.ty) };
+                let place = if from.ty.is_like(&to.ty) {
+                    "a constant".into()
+                } else {
+                    format!("stored as {}", from.ty)
+                };
                 return Err(Error::Graph(format!("update of `{name}`, {}: its new value is {place}", to.ty)));
             }
             self.plan.segments[segment].copies.push((from, to));

@@ -22,7 +22,7 @@ impl<P> Planner<'_, P> {
                 maker.inputs.iter().enumerate().all(|(operand, id)| !is_old(id) || allowed(operand))
             };
             let last = readers[variable.index()].iter().all(|&reader| reader <= node);
-            let same = self.types[variable.index()] == self.types[value.index()];
+            let same = self.types[variable.index()].is_like(&self.types[value.index()]);
             let free = self.takes[value.index()].is_none() && !self.constant[value.index()];
             if last && same && free && replaced(&graph.nodes()[node]) {
                 self.takes[value.index()] = Some(variable);

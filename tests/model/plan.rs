@@ -15,6 +15,7 @@ use knet::ops::{Accumulate, Activate, Binary, Concat, Fill, Reshape, Role, TopK,
 use knet::plan::{Choice, Operand, Plan, Variable};
 use knet::tensor::{DType, Tensor};
 use knet::train::network::{LossWeights, TrainSpec, build_training};
+use knet::train::optimizer::AdamWConfig;
 use testkit::run;
 
 /// Concatenations among the steps of the plan; its results must be those of the references.
@@ -116,6 +117,7 @@ fn inputs_views_and_joined_values_are_copied() {
 #[test]
 fn a_gpu_stores_the_maps_of_training_in_half_precision_and_nothing_else() {
     let config = Config::named("knet_s3_r50_fpn_panoptic").unwrap();
+    let optimizer = AdamWConfig { ema: 0.9, ..AdamWConfig::default() };
     let spec = TrainSpec {
         config: &config,
         batch: 2,
@@ -124,8 +126,8 @@ fn a_gpu_stores_the_maps_of_training_in_half_precision_and_nothing_else() {
         weights: LossWeights::default(),
         frozen: &[],
         train_batch_norm: true,
-        optimizer: None,
-        accumulate: 1,
+        optimizer: Some(&optimizer),
+        accumulate: 2,
     };
     let network = build_training(&spec).unwrap();
     let target = Target { caps: Caps::H100, precision: Precision::F16 };
