@@ -48,10 +48,10 @@ fn an_official_model_gives_the_bits_of_its_tensors() {
     assert_eq!(converted.values, entries.iter().map(|e| e.values.len()).sum::<usize>());
     assert_eq!(
         converted.contents,
-        Contents::Model(Config {
+        Contents::Model(Box::new(Config {
             classes: Classes { names: coco_names().iter().map(|s| s.to_string()).collect(), ..named.classes },
             ..named
-        })
+        }))
     );
     let wanted = segment(WeightSource::Seeded(0));
     assert_eq!(wanted.instances().len(), 100);

@@ -266,7 +266,8 @@ fn segments_stop_a_run_and_updates_replace_variables() {
 
 #[test]
 fn updates_that_contradict_the_order_are_refused() {
-    let refused = |build: &dyn Fn(&mut Builder, ValueId, ValueId)| {
+    type Build<'a> = &'a dyn Fn(&mut Builder, ValueId, ValueId);
+    let refused = |build: Build<'_>| {
         let mut b = Builder::new();
         let ty = ValueType::rows([4]);
         let (x, variable) = (b.input("x", ty), b.variable("v", ty, None).unwrap());
@@ -274,7 +275,7 @@ fn updates_that_contradict_the_order_are_refused() {
         b.finish().unwrap_err().to_string()
     };
     let double = |b: &mut Builder, x| b.node("y", Binary { kind: BinaryKind::Add }, &[x, x]).unwrap();
-    let cases: [(&str, &dyn Fn(&mut Builder, ValueId, ValueId)); 5] = [
+    let cases: [(&str, Build<'_>); 5] = [
         ("no variable", &|b, x, _| {
             let y = double(b, x);
             b.update(x, y);

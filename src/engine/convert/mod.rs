@@ -32,7 +32,7 @@ pub enum Precision {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Contents {
     /// A whole model.
-    Model(Config),
+    Model(Box<Config>),
     /// A classifier that serves as a backbone.
     Classifier {
         /// The backbone.

@@ -37,7 +37,7 @@ pub(super) fn contents(
     name_classes(&mut config, file, options, notes);
     let config = options.apply(config)?;
     config.validate()?;
-    Ok(Contents::Model(config))
+    Ok(Contents::Model(Box::new(config)))
 }
 
 /// The training configuration, which mmdetection 2 keeps under `config` and 3 under `cfg`.
