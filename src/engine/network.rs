@@ -105,7 +105,7 @@ impl Network {
     }
 
     /// The time of each step in each of `runs` runs: on the CPU in runs of the network, on a GPU as
-    /// [`cuda::Executor::time_steps`] takes it.
+    /// `cuda::Executor::time_steps` takes it.
     pub(super) fn time_steps(&mut self, runs: usize, mut report: impl FnMut(usize, Duration)) -> Result<()> {
         match self {
             Network::Cpu(executor) => (0..runs).for_each(|_| executor.run_timed(&mut report)),

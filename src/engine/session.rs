@@ -198,7 +198,7 @@ impl Session {
     }
 
     /// Plans the network for one input size; both sides multiples of
-    /// [`SIZE_DIVISOR`](crate::model::SIZE_DIVISOR).
+    /// [`SIZE_DIVISOR`].
     ///
     /// # Errors
     /// As [`build`](crate::model::build).
