@@ -135,7 +135,7 @@ pub fn reference(graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor<f64>> {
     reference_with(graph, inputs, |param| panic!("no parameter `{}`", param.key))
 }
 
-/// [`reference`] of a graph whose parameters are those that `load` gives, in the checkpoint's layout.
+/// [`reference()`] of a graph whose parameters are those that `load` gives, in the checkpoint's layout.
 pub fn reference_with(graph: &Graph, inputs: &[Tensor], load: impl Fn(&Param) -> Tensor) -> Vec<Tensor<f64>> {
     let mut inputs = inputs.iter();
     let mut values: Vec<Option<Tensor<f64>>> = graph

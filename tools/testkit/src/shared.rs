@@ -10,7 +10,7 @@ pub fn reference(test: &str, path: &str) -> Option<PathBuf> {
     shared(test, &Path::new("reference").join(path))
 }
 
-/// As [`reference`], of the data sets beside it.
+/// As [`reference()`], of the data sets beside it.
 pub fn data(test: &str, path: &str) -> Option<PathBuf> {
     shared(test, &Path::new("data").join(path))
 }
