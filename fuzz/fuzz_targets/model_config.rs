@@ -5,12 +5,11 @@
 #![no_main]
 
 use knet::checkpoint::Checkpoint;
-use knet::cpu::{Selection, select};
+use knet::cpu::{self, Selection};
 use knet::engine::source;
 use knet::graph::passes::optimize;
 use knet::isa::Isa;
 use knet::model::{Config, TapMode, build};
-use knet::plan::Plan;
 use libfuzzer_sys::fuzz_target;
 
 /// Graphs beyond these cost seconds each under a sanitizer; what a file may ask for is bounded by its
@@ -33,6 +32,6 @@ fuzz_target!(|input: &[u8]| {
     let network =
         build(&config, 1, [32, 64], TapMode::Predictions).expect("a configuration that was checked");
     let graph = optimize(network.graph).expect("a graph that was built here");
-    let plan = Plan::build(&graph, select(Selection::new(Isa::Portable, 1))).expect("a sound graph");
+    let plan = cpu::plan(&graph, Selection::new(Isa::Portable, 1)).expect("a sound graph");
     assert!(plan.arena_bytes > 0 && !plan.steps.is_empty());
 });
