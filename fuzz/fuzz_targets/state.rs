@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use image::RgbImage;
 use knet::engine::source::{CONFIG_KEY, parameters};
-use knet::model::Config;
+use knet::model::{Classes, Config, Fpn, Head};
 use knet::train::data::{Augment, DataConfig, Loader, LoaderConfig, Mix, Reading};
 use knet::train::run::state::State;
 use libfuzzer_sys::fuzz_target;
@@ -29,16 +29,11 @@ fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
     WORLD.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let classes = Classes { names: vec!["a".into()], ids: vec![1], ..Classes::new(1, 0) };
         let model = Config {
-            channels: 4,
-            proposals: 1,
-            thing_classes: 1,
-            stages: 1,
-            feedforward_channels: 1,
-            heads: 1,
-            norm_groups: 1,
-            class_names: vec!["a".into()],
-            class_ids: vec![1],
+            neck: Fpn { channels: 4 },
+            head: Head { proposals: 1, stages: 1, feedforward_channels: 1, heads: 1, norm_groups: 1 },
+            classes,
             ..Config::named("knet_s3_lite0_fpn").expect("a known model")
         };
         let mut entries = serde_json::Map::new();
