@@ -187,7 +187,8 @@ mod tests {
         image::RgbImage::new(8, 8).save(folder.path().join("images/a.png")).unwrap();
         let annotations = folder.path().join("a.json");
         let data = r#"{"images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}],
-            "annotations": [], "categories": [{"id": 4, "name": "ant"}, {"id": 9, "name": "bee"}]}"#;
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 9, "segmentation": [[0, 0, 8, 0, 8, 8, 0, 8]]}],
+            "categories": [{"id": 4, "name": "ant"}, {"id": 9, "name": "bee"}]}"#;
         std::fs::write(&annotations, data).unwrap();
         let images = folder.path().join("images");
         let set =
