@@ -7,7 +7,6 @@ use crate::{Groups, alone, beside};
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, result};
 use knet::cuda::gpu::Precision;
 use knet::cuda::on_device::{DeviceSlice, ExternalStream};
-use knet::cuda::ops;
 use knet::cuda::post::MaskLogits;
 use knet::cuda::pre::Preprocess;
 use knet::cuda::tune::{self, Measured, Scope, Table, Timer};
@@ -472,7 +471,7 @@ pub fn groups(ordinal: usize, emulated: bool) -> Groups {
         trials.push(trial);
     };
     let most = most_flops(emulated);
-    for case in all_cases().into_iter().filter(|case| ops::has_kernel(&case.op)) {
+    for case in all_cases().into_iter().filter(cuda_case::runs) {
         let outputs = case.op.infer(&case.inputs).expect("cases are sound");
         let flops = case.op.flops(&case.inputs, &outputs);
         if flops > most {

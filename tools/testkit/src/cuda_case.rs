@@ -16,6 +16,12 @@ use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options, Report};
 use std::collections::HashMap;
 
+/// Whether a plan for a GPU can have the case: it has kernels for the operator, or the result is a constant of
+/// every plan, as there are no operands.
+pub fn runs(case: &Case) -> bool {
+    ops::has_kernel(&case.op) || case.inputs.is_empty()
+}
+
 /// A graph of one node and the values of its parameters.
 pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> (Graph, HashMap<String, Tensor>) {
     let mut builder = Builder::new();
