@@ -84,7 +84,11 @@ struct Params {
     pitch: i32,
     resized: [i32; 2],
     padded: [i32; 2],
-    coefficients: [i32; 5],
+    luma: i32,
+    u_blue: i32,
+    u_green: i32,
+    v_green: i32,
+    v_red: i32,
     chunks: i32,
 }
 
@@ -133,7 +137,7 @@ impl Preprocess {
     /// positive.
     pub fn launch(&self, dtype: DType) -> Result<Launch, String> {
         self.check()?;
-        let coefficients = match self.format {
+        let [luma, u_blue, u_green, v_green, v_red] = match self.format {
             PixelFormat::Nv12(matrix) | PixelFormat::I420(matrix) => matrix.coefficients(),
             _ => [0; 5],
         };
@@ -149,7 +153,11 @@ impl Preprocess {
             pitch: self.pitch as i32,
             resized: pair(self.resized),
             padded: pair(self.padded),
-            coefficients,
+            luma,
+            u_blue,
+            u_green,
+            v_green,
+            v_red,
             chunks: i32::from((self.padded.1 * 3).is_multiple_of(lanes(dtype))),
         };
         let chroma = if self.format.is_subsampled() { Arg::Input(1) } else { Arg::Null };

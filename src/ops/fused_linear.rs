@@ -72,14 +72,14 @@ impl Prologue {
     }
 }
 
-/// One to three linear layers over the same rows, which a [`Prologue`] makes: the steps of K-Net's kernel
+/// Linear layers over the same rows, which a [`Prologue`] makes: the steps of K-Net's kernel
 /// update are so small that a GPU spends its time between them. `fuse_linears` of the CUDA back end makes
 /// these of [`Linear`], [`LayerNorm`] and [`Binary`](super::Binary); where launches cost nothing there is no
 /// need of them.
 ///
-/// Inputs: those of the prologue, with rows `[.., K]`, K a multiple of 4 up to 512, gamma and beta `[K]`; for
-/// each layer its weight `[N, K]` and, if it has one, its bias `[N]`. Outputs: `[.., N]` of each layer, then
-/// the rows `[.., K]` if `keep`.
+/// Inputs: those of the prologue, with rows `[.., K]`, gamma and beta `[K]`; for each layer its weight
+/// `[N, K]` and, if it has one, its bias `[N]`. Outputs: `[.., N]` of each layer, then the rows `[.., K]` if
+/// `keep`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FusedLinear {
     /// How the rows are made.
@@ -93,11 +93,6 @@ pub struct FusedLinear {
 }
 
 impl FusedLinear {
-    /// Most layers.
-    pub const MAX_LAYERS: usize = 3;
-    /// Most terms of a row.
-    pub const MAX_TERMS: usize = 512;
-
     /// Positions of weight and bias of each layer among the operands.
     pub fn layers(&self) -> impl Iterator<Item = (usize, Option<usize>)> {
         let mut next = self.prologue.operands();
@@ -117,16 +112,14 @@ impl Operator for FusedLinear {
         let wanted =
             self.prologue.operands() + self.biases.iter().map(|&bias| 1 + usize::from(bias)).sum::<usize>();
         super::expect_inputs(inputs, wanted)?;
-        if self.biases.is_empty() || self.biases.len() > FusedLinear::MAX_LAYERS {
-            let (most, given) = (FusedLinear::MAX_LAYERS, self.biases.len());
-            return Err(format!("takes 1 to {most} layers, was given {given}"));
+        if self.biases.is_empty() {
+            return Err("takes at least 1 layer, was given 0".into());
         }
         let x = expect_float(inputs, 0)?;
-        let terms = x.last();
-        if x.rank() == 0 || !terms.is_multiple_of(4) || terms == 0 || terms > FusedLinear::MAX_TERMS {
-            let most = FusedLinear::MAX_TERMS;
-            return Err(format!("rows of {x} do not have a multiple of 4 terms up to {most}"));
+        if x.rank() == 0 || x.last() == 0 {
+            return Err(format!("rows of {x} have no terms"));
         }
+        let terms = x.last();
         for index in 0..self.prologue.operands() {
             match index % 3 {
                 1 | 2 if self.prologue.has_norms() => expect_shape(inputs, index, [terms], "norm")?,

@@ -5,5 +5,6 @@ mod conv;
 mod counts;
 mod gates;
 mod image;
+mod mirrors;
 mod program;
 mod rows;

@@ -1,6 +1,7 @@
 //! Fewer, larger steps for the update of K-Net's kernels, for devices on which starting a step costs more
 //! than running it.
 
+use crate::cuda::ops::fused_linear::{MAX_LAYERS, MAX_TERMS};
 use crate::error::Result;
 use crate::graph::passes::eliminate_dead_code;
 use crate::graph::{Graph, Node, Source, Value, ValueId};
@@ -203,7 +204,7 @@ fn layer(graph: &Graph, node: usize) -> Option<Epilogue> {
     let Node { op: Op::Linear(Linear { epilogue }), inputs, .. } = &graph.nodes[node] else { return None };
     let ValueType { shape: x, role, .. } = graph.value(inputs[0]).ty;
     // Rows are f32; maps may be stored otherwise, and a layer over one is a convolution.
-    let fits = x.last().is_multiple_of(4) && x.last() <= FusedLinear::MAX_TERMS && role != Role::Map;
+    let fits = x.last().is_multiple_of(4) && x.last() <= MAX_TERMS && role != Role::Map;
     (fits && !epilogue.residual).then_some(*epilogue)
 }
 
@@ -227,7 +228,7 @@ fn fuse_groups(graph: &mut Graph) {
         let rows =
             if again { None } else { Some(rows(graph, &uses, x)).filter(|rows| !rows.nodes.is_empty()) };
         let readers = uses.nodes[x.index()].len();
-        for (chunk, members) in members.chunks(FusedLinear::MAX_LAYERS).enumerate() {
+        for (chunk, members) in members.chunks(MAX_LAYERS).enumerate() {
             let own = rows.as_ref().filter(|_| chunk == 0);
             if own.is_none() && members.len() < 2 {
                 continue;

@@ -23,7 +23,8 @@ struct GemmParams {
     filters: u32,
     depth: u32,
     pitch: u32,
-    map: [u32; 2],
+    height: u32,
+    width: u32,
     channels: u32,
     out: [u32; 2],
     stride: [i32; 2],
@@ -42,7 +43,8 @@ struct GemmParams {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct FewChannelsParams {
-    map: [u32; 2],
+    height: u32,
+    width: u32,
     out: [u32; 2],
     filters: u32,
     padding: [i32; 2],
@@ -67,7 +69,8 @@ struct SplitParams {
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct DepthwiseParams {
     threads: u32,
-    map: [u32; 2],
+    height: u32,
+    width: u32,
     channels: u32,
     out: [u32; 2],
     tiles_q: u32,
@@ -88,11 +91,12 @@ struct DirectParams {
     count: u32,
     filters: u32,
     group_filters: u32,
-    map: [u32; 2],
+    height: u32,
+    width: u32,
     channels: u32,
     group_channels: u32,
     out: [u32; 2],
-    taps: [u32; 2],
+    filter: [u32; 2],
     stride: [i32; 2],
     padding: [i32; 2],
     dilation: [i32; 2],
@@ -284,7 +288,8 @@ impl Conv<'_> {
             filters: shape.n as u32,
             depth: shape.k() as u32,
             pitch: shape.k().next_multiple_of(self.lanes) as u32,
-            map: shape.map.map(|v| v as u32),
+            height: shape.map[0] as u32,
+            width: shape.map[1] as u32,
             channels: shape.channels as u32,
             out: shape.out.map(|v| v as u32),
             stride: shape.stride.map(|v| v as i32),
@@ -378,7 +383,8 @@ impl Conv<'_> {
         let chunks = (shape.taps[0] * row_blocks).next_multiple_of(2) + 1;
         let bands = TILE[0] * 16 * (filters + 8) * 4;
         let params = FewChannelsParams {
-            map: shape.map.map(|v| v as u32),
+            height: shape.map[0] as u32,
+            width: shape.map[1] as u32,
             out: shape.out.map(|v| v as u32),
             filters: shape.n as u32,
             padding: shape.padding.map(|v| v as i32),
@@ -415,7 +421,8 @@ impl Conv<'_> {
         let threads = shape.batch * shape.out[0] * tiles_q * chunks;
         let params = DepthwiseParams {
             threads: threads as u32,
-            map: shape.map.map(|v| v as u32),
+            height: shape.map[0] as u32,
+            width: shape.map[1] as u32,
             channels: shape.channels as u32,
             out: shape.out.map(|v| v as u32),
             tiles_q: tiles_q as u32,
@@ -454,11 +461,12 @@ impl Conv<'_> {
             count: count as u32,
             filters: shape.n as u32,
             group_filters: (shape.n / shape.groups) as u32,
-            map: shape.map.map(|v| v as u32),
+            height: shape.map[0] as u32,
+            width: shape.map[1] as u32,
             channels: shape.channels as u32,
             group_channels: (shape.channels / shape.groups) as u32,
             out: shape.out.map(|v| v as u32),
-            taps: shape.taps.map(|v| v as u32),
+            filter: shape.taps.map(|v| v as u32),
             stride: shape.stride.map(|v| v as i32),
             padding: shape.padding.map(|v| v as i32),
             dilation: shape.dilation.map(|v| v as i32),

@@ -12,10 +12,14 @@ use crate::plan::Site;
 struct Params {
     rows: u32,
     terms: u32,
-    columns: [u32; FusedLinear::MAX_LAYERS],
+    columns: [u32; MAX_LAYERS],
     eps: f32,
 }
 
+/// Most layers of a launch.
+pub(in crate::cuda) const MAX_LAYERS: usize = 3;
+/// Most terms of a row, which a block keeps in shared memory; a row is whole chunks of 16 bytes.
+pub(in crate::cuda) const MAX_TERMS: usize = 512;
 /// Operands of rows that a prologue may have.
 const MAX_OPERANDS: usize = 4;
 
@@ -32,9 +36,15 @@ impl FusedLinear {
 }
 
 impl FusedLinear {
-    fn shape(&self, site: &Site<'_>, target: &Target) -> Layers {
+    fn shape(&self, site: &Site<'_>, target: &Target) -> Result<Layers, String> {
         let x = site.inputs[0].shape;
-        Layers {
+        if self.biases.len() > MAX_LAYERS {
+            return Err(format!("{} layers; the kernel takes up to {MAX_LAYERS}", self.biases.len()));
+        }
+        if !x.last().is_multiple_of(4) || x.last() > MAX_TERMS {
+            return Err(format!("rows of {x}; the kernel takes multiples of 4 terms up to {MAX_TERMS}"));
+        }
+        Ok(Layers {
             rows: x.len() / x.last(),
             columns: self.layers().map(|(weight, _)| site.inputs[weight].shape[0]).collect(),
             terms: x.last(),
@@ -44,7 +54,7 @@ impl FusedLinear {
                 Prologue::Gates { .. } => MAX_OPERANDS,
             },
             tensor_cores: target.precision.is_half(),
-        }
+        })
     }
 
     fn tiled(&self, layers: &Layers, tile: &Tile) -> Program {
@@ -54,7 +64,7 @@ impl FusedLinear {
             Prologue::Product => (2, 0.0, None),
             Prologue::Gates { eps } => (3, eps, None),
         };
-        let mut columns = [0; FusedLinear::MAX_LAYERS];
+        let mut columns = [0; MAX_LAYERS];
         columns.iter_mut().zip(&layers.columns).for_each(|(to, &from)| *to = from as u32);
         let params = Params { rows: layers.rows as u32, terms: layers.terms as u32, columns, eps };
 
@@ -63,7 +73,7 @@ impl FusedLinear {
         for (layer, (weight, bias)) in self.layers().enumerate() {
             args.extend([Arg::Input(weight), bias.map_or(Arg::Null, Arg::Input), Arg::Output(layer)]);
         }
-        let missing = FusedLinear::MAX_LAYERS - self.biases.len();
+        let missing = MAX_LAYERS - self.biases.len();
         args.extend(std::iter::repeat_n(Arg::Null, 3 * missing));
         args.push(Arg::of(&params));
 
@@ -98,12 +108,12 @@ impl CudaOp for FusedLinear {
     const ROUNDING: Rounding = Rounding::Factors;
 
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
-        let layers = self.shape(site, target);
+        let layers = self.shape(site, target)?;
         Ok(self.tiled(&layers, &layers.choose(&target.caps)))
     }
 
     fn candidates(&self, site: &Site<'_>, target: &Target) -> Result<Vec<Program>, String> {
-        let layers = self.shape(site, target);
+        let layers = self.shape(site, target)?;
         Ok(layers.candidates(&target.caps).iter().map(|tile| self.tiled(&layers, tile)).collect())
     }
 }

@@ -1,11 +1,14 @@
 //! What programs of many operators share.
 
 use crate::cuda::launch::{Arg, Launch};
-use crate::ops::{Concat, ValueType};
+use crate::ops::ValueType;
 use crate::tensor::DType;
 
 /// Threads of a block of kernels with one thread an element.
 const THREADS: usize = 256;
+
+/// Most ranges of a launch of `kernels/copy_ranges.cu`.
+const RANGES: usize = 8;
 
 /// The define that chooses the element type of feature maps: numbers of `kernels/common/storage.cuh`.
 pub(crate) fn storage(dtype: DType) -> (&'static str, i64) {
@@ -80,10 +83,10 @@ pub(crate) struct Range {
 }
 
 /// Launch of `kernels/copy_ranges.cu`: one range for each operand, into `rows` rows of `to_stride` elements
-/// of `y`, whose element type the operands share. At most [`Concat::MAX_INPUTS`] ranges.
+/// of `y`, whose element type the operands share.
 ///
 /// # Errors
-/// As [`elements`].
+/// A sentence, for more than [`RANGES`] ranges; as [`elements`].
 pub(crate) fn copy_ranges(
     y: ValueType,
     rows: usize,
@@ -104,9 +107,12 @@ pub(crate) fn copy_ranges(
     struct Params {
         rows: u32,
         to_stride: u32,
-        range: [RangeParams; Concat::MAX_INPUTS],
+        range: [RangeParams; RANGES],
     }
     elements(y)?;
+    if ranges.len() > RANGES {
+        return Err(format!("{} operands are joined; the kernel takes up to {RANGES}", ranges.len()));
+    }
     // The largest unit that divides everything: 16 bytes, or a smaller power of two down to one element.
     let size = y.dtype.size();
     let places = ranges.iter().flat_map(|r| [r.width, r.from_stride, r.from_start, r.to_start]);
@@ -124,7 +130,7 @@ pub(crate) fn copy_ranges(
         };
     }
     let widest = ranges.iter().map(|r| r.width * size / unit).max().unwrap_or(0);
-    let operands = (0..Concat::MAX_INPUTS).map(|i| if i < ranges.len() { Arg::Input(i) } else { Arg::Null });
+    let operands = (0..RANGES).map(|i| if i < ranges.len() { Arg::Input(i) } else { Arg::Null });
     let geometry = per_element(widest * rows);
     Ok(Launch {
         source: "copy_ranges.cu",

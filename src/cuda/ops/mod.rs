@@ -9,7 +9,7 @@ mod concat;
 pub mod conv2d;
 mod divisor;
 pub mod fused_conv2d;
-mod fused_linear;
+pub(in crate::cuda) mod fused_linear;
 mod global_avg_pool;
 mod group_norm;
 pub(crate) mod launches;
