@@ -7,9 +7,10 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// A pointwise function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
     /// `max(x, 0)`; NaN stays NaN, as in PyTorch.
     Relu,
@@ -60,7 +61,7 @@ impl Activation {
 }
 
 /// `y = activation(x)` for any shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Activate {
     /// The function.
     pub activation: Activation,
@@ -115,7 +116,7 @@ impl Operator for Activate {
 /// `dx = dy * activation'(x)`, read off the result `y = activation(x)`.
 ///
 /// Inputs: `y`, `dy` of the same shape. Output: as `y`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActivateGrad {
     /// The function.
     pub activation: Activation,
