@@ -1,5 +1,6 @@
 //! Shapes, element types and host tensors.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Index;
 
@@ -8,7 +9,8 @@ pub const MAX_RANK: usize = 6;
 
 /// Dimensions of a value, row-major, last dimension fastest. Small and `Copy`, so that plans can hand
 /// shapes around at run time without allocating.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "Vec<usize>", try_from = "Vec<usize>")]
 pub struct Shape {
     rank: u8,
     dims: [usize; MAX_RANK],
@@ -71,6 +73,24 @@ impl<const N: usize> From<[usize; N]> for Shape {
     }
 }
 
+impl From<Shape> for Vec<usize> {
+    fn from(shape: Shape) -> Self {
+        shape.dims().to_vec()
+    }
+}
+
+impl TryFrom<Vec<usize>> for Shape {
+    type Error = String;
+
+    /// For what was written: a shape that is too long is an error there, not a mistake in code.
+    fn try_from(dims: Vec<usize>) -> Result<Self, String> {
+        if dims.len() > MAX_RANK {
+            return Err(format!("shape {dims:?} has more than {MAX_RANK} dimensions"));
+        }
+        Ok(Shape::new(&dims))
+    }
+}
+
 impl fmt::Debug for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
@@ -92,7 +112,7 @@ impl fmt::Display for Shape {
 
 /// Element type of a value. Graphs speak of floats as `F32`; a plan may store them in fewer bits
 /// (`Plan::build_stored`). Checkpoints in f16 or bf16 are widened when loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DType {
     /// 32-bit float.
     F32,

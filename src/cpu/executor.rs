@@ -34,6 +34,13 @@ impl Selection {
         Selection { isa, threads, arithmetic: Arithmetic::Fast }
     }
 
+    fn check(&self) -> Result<()> {
+        if self.isa.is_available() {
+            return Ok(());
+        }
+        Err(Error::usage(format!("this processor has no {}", self.isa)))
+    }
+
     fn context<'a>(&self, inputs: &'a [ValueType], outputs: &'a [ValueType]) -> Context<'a> {
         let Selection { isa, threads, arithmetic } = *self;
         Context { inputs, outputs, isa, threads, arithmetic }
@@ -48,16 +55,36 @@ pub type Plan = plan::Plan<Arc<dyn Kernel>>;
 /// # Errors
 /// [`Error::Usage`] if this processor lacks the instruction set; as [`plan::Plan::build`].
 pub fn plan(graph: &Graph, selection: Selection) -> Result<Plan> {
-    if !selection.isa.is_available() {
-        return Err(Error::usage(format!("this processor has no {}", selection.isa)));
-    }
-    Plan::build(graph, |site| {
-        let context = selection.context(site.inputs, site.outputs);
-        let kernel = ops::kernel(site.op, &context);
-        let packed_at_run = kernel.packing().filter(|p| !site.constant[p.input]).map_or(0, |p| p.len);
-        let floats = packed_at_run.next_multiple_of(ALIGNMENT / 4) + kernel.workspace();
-        Choice { kernel: kernel.name(), workspace: 4 * floats, program: Arc::from(kernel) }
+    selection.check()?;
+    Plan::build(graph, |site| choose(site, selection))
+}
+
+/// A plan that was written and read back, with its kernels: a plan is written without them, as which kernel a
+/// step has is a pure function of its types and the selection.
+///
+/// # Errors
+/// [`Error::Usage`] if this processor lacks the instruction set; [`Error::Graph`] naming the first step for
+/// which the plan was made with another kernel, or with less workspace than the kernel needs.
+pub fn rebind(plan: &plan::Plan, selection: Selection) -> Result<Plan> {
+    selection.check()?;
+    plan.try_map(|step| {
+        let Choice { kernel, workspace, program } = choose(&step.site().site(), selection);
+        if kernel == step.kernel && workspace <= step.workspace.bytes {
+            return Ok(program);
+        }
+        Err(Error::Graph(format!(
+            "`{}` was planned with `{}` and {} bytes of workspace; {} takes `{kernel}` and {workspace}",
+            step.name, step.kernel, step.workspace.bytes, selection.isa
+        )))
     })
+}
+
+fn choose(site: &plan::Site<'_>, selection: Selection) -> Choice<Arc<dyn Kernel>> {
+    let context = selection.context(site.inputs, site.outputs);
+    let kernel = ops::kernel(site.op, &context);
+    let packed_at_run = kernel.packing().filter(|p| !site.constant[p.input]).map_or(0, |p| p.len);
+    let floats = packed_at_run.next_multiple_of(ALIGNMENT / 4) + kernel.workspace();
+    Choice { kernel: kernel.name(), workspace: 4 * floats, program: Arc::from(kernel) }
 }
 
 /// A constant that a step reads.

@@ -10,6 +10,6 @@ pub mod pool;
 pub mod weights;
 
 pub use conv::Arithmetic;
-pub use executor::{Executor, Plan, Selection, plan};
+pub use executor::{Executor, Plan, Selection, plan, rebind};
 pub use pool::Pool;
 pub use weights::Weights;

@@ -1,13 +1,16 @@
 //! CUDA launches as plain data: what a step runs on a GPU, decided by pure functions of shapes and
 //! capabilities, so that launch geometry is printed and tested where there is no GPU.
 
+use super::compile::sources;
 use super::gpu::Caps;
 use crate::plan::Site;
 use crate::tensor::DType;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
 /// What a CUDA kernel's parameter is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Arg {
     /// Pointer to an operand of the step.
     Input(usize),
@@ -28,8 +31,8 @@ impl Arg {
     }
 }
 
-/// One kernel launch.
-#[derive(Clone, Debug, PartialEq)]
+/// One kernel launch. One that is read back names kernels that this build has, or is refused.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Launch {
     /// File under `kernels/`.
     pub source: &'static str,
@@ -91,8 +94,52 @@ impl fmt::Display for Launch {
     }
 }
 
+/// A launch as it is read back.
+#[derive(Deserialize)]
+struct Written {
+    source: String,
+    entry: String,
+    defines: Vec<(String, i64)>,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    args: Vec<Arg>,
+}
+
+// Not derived: that would borrow the names from what is read.
+impl<'de> Deserialize<'de> for Launch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Launch::try_from(Written::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+impl TryFrom<Written> for Launch {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let Written { source, entry, defines, grid, block, shared, args } = written;
+        let file = sources::file(&source).ok_or_else(|| format!("no kernel source `{source}`"))?;
+        let word = |name: &str| {
+            let found = sources::word(file, name);
+            found.ok_or_else(|| format!("`{name}` does not occur in kernels/{source}"))
+        };
+        Ok(Launch {
+            source: file,
+            entry: word(&entry)?,
+            defines: defines
+                .iter()
+                .map(|(name, value)| Ok((word(name)?, *value)))
+                .collect::<Result<_, String>>()?,
+            grid,
+            block,
+            shared,
+            args,
+        })
+    }
+}
+
 /// How a constant operand lies in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Packing {
     /// Element type.
     pub dtype: DType,
@@ -112,7 +159,7 @@ impl Packing {
 }
 
 /// Everything a step runs on a GPU.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Program {
     /// The choice, for people.
     pub kernel: String,

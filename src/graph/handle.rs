@@ -4,11 +4,13 @@
 //! so on. Passes keep these orders and drop nothing that has a handle, so the handles of a graph are those of
 //! its plan and of any executor of that.
 
+use serde::{Deserialize, Serialize};
+
 macro_rules! handles {
     ($($(#[$doc:meta])* $name:ident)*) => {
         $(
             $(#[$doc])*
-            #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+            #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
             pub struct $name(pub(crate) u32);
 
             impl $name {

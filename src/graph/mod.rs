@@ -15,6 +15,7 @@ pub use handle::{InputId, OutputId, SegmentId, VariableId};
 use crate::error::{Error, Result};
 use crate::ops::{Op, ValueType};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
 /// Index of a value in its graph.
@@ -29,7 +30,7 @@ impl ValueId {
 }
 
 /// How a checkpoint tensor becomes a parameter. Checkpoints keep PyTorch's layouts; the graph has its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Layout {
     /// Taken as it is.
     Plain,
@@ -84,7 +85,7 @@ impl Layout {
 }
 
 /// A parameter: a checkpoint tensor by its upstream name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Param {
     /// Key in the official `state_dict`.
     pub key: String,

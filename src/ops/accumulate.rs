@@ -5,12 +5,13 @@ use super::{
     expect_inputs, expect_shape,
 };
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `sum' = sum + x`, or `x` where a new sum begins.
 ///
 /// Inputs: `sum` and `x` of one shape; `keep` `[1]`: 0 begins a new sum, whatever the old one holds. Output:
 /// `sum'`, which replaces `sum`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accumulate;
 
 impl Operator for Accumulate {

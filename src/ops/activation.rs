@@ -7,9 +7,10 @@ use super::{
 use crate::error::{Error, Result};
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// A pointwise function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
     /// `max(x, 0)`; NaN stays NaN, as in PyTorch.
     Relu,
@@ -115,7 +116,7 @@ fn erf(x: f64) -> f64 {
 }
 
 /// `y = activation(x)` for any shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Activate {
     /// The function.
     pub activation: Activation,
@@ -177,7 +178,7 @@ impl Operator for Activate {
 ///
 /// Inputs: what the derivative [reads](Activation::reads), `y = activation(x)` or `x`, and `dy` of the same
 /// shape. Output: as `dy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActivateGrad {
     /// The function.
     pub activation: Activation,

@@ -5,6 +5,7 @@ use super::{
     expect_shape,
 };
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// With `g = scale * gradient`, in PyTorch's order of operations:
 ///
@@ -20,7 +21,7 @@ use crate::tensor::Tensor;
 ///
 /// Outputs: `parameter'`, `first'` and `second'`, which replace their operands, and `fault` `[1]`: 1 if an
 /// element of `parameter'` is NaN or infinite, else 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamW {
     /// Decay rate of the first moment.
     pub beta1: f32,

@@ -7,13 +7,14 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `softmax(q k^T / sqrt(D)) v` for every head, `D = C / heads` (Vaswani et al. 2017, equation 1).
 ///
 /// Input: `[B, N, 3C]`, the projected queries, keys and values of N objects side by side in the last axis, as
 /// PyTorch's `in_proj` gives them; head `h` owns channels `h D .. (h + 1) D` of each. The operator scales the
 /// queries by `1 / sqrt(D)` itself. Output: `[B, N, C]`, heads side by side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attention {
     /// Number of heads; divides C.
     pub heads: usize,
@@ -92,7 +93,7 @@ impl Operator for Attention {
 /// `dS = P * (dP - rowsum(P * dP)) / sqrt(D)`, `dq = dS k`, `dk = dS^T q`.
 ///
 /// Inputs: `qkv` `[B, N, 3C]`, `dy` `[B, N, C]`. Output: as `qkv`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttentionGrad {
     /// Number of heads; divides C.
     pub heads: usize,

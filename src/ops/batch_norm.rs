@@ -7,13 +7,14 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y = (x - mean[c]) * gamma[c] / sqrt(variance[c] + eps) + beta[c]`, with stored statistics (Ioffe and
 /// Szegedy 2015, in inference mode).
 ///
 /// Inputs: `x` `[.., C]`, then `gamma`, `beta`, `mean`, `variance` `[C]`. Output: as `x`. After a convolution
 /// it is folded away, see [`FoldBatchNorm`](super::FoldBatchNorm).
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BatchNorm {
     /// Added to the variance.
     pub eps: f32,
@@ -81,7 +82,7 @@ impl Operator for BatchNorm {
 ///
 /// Inputs: `x` `[.., C]`, then `gamma`, `mean`, `variance` `[C]`, then `dy` as `x`. Outputs: `dx` as `x`,
 /// `dgamma` and `dbeta` `[C]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BatchNormGrad {
     /// Added to the variance.
     pub eps: f32,

@@ -7,13 +7,14 @@ use super::{
 use crate::error::{Error, Result};
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y = (x - mean[c]) * gamma[c] / sqrt(variance[c] + eps) + beta[c]`, mean and biased variance taken over
 /// all axes but the last (Ioffe and Szegedy 2015).
 ///
 /// Inputs: `x` `[.., C]`, `gamma` and `beta` `[C]`. Outputs: `y` as `x`, then `mean` and `variance` `[C]`,
 /// from which a trainer updates the running statistics; they are not differentiated.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BatchNormTrain {
     /// Added to the variance.
     pub eps: f32,
@@ -93,7 +94,7 @@ impl Operator for BatchNormTrain {
 ///
 /// Inputs: `x` `[.., C]`, then `gamma`, `mean`, `variance` `[C]` (the last two as the operator gave them),
 /// then `dy` as `x`. Outputs: `dx` as `x`, `dgamma` and `dbeta` `[C]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BatchNormTrainGrad {
     /// Added to the variance.
     pub eps: f32,

@@ -7,9 +7,10 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// A pointwise function of two operands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BinaryKind {
     /// `a + b`.
     Add,
@@ -31,7 +32,7 @@ impl BinaryKind {
 ///
 /// Inputs: `a` of any shape, `b` of the same shape or with leading axes of size 1, along which it is
 /// repeated. Output: as `a`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binary {
     /// The function.
     pub kind: BinaryKind,

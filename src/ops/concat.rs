@@ -7,12 +7,13 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// The inputs one after the other along `axis`.
 ///
 /// Inputs: values that agree in all other axes. If `axis` is not 0, an input whose axis 0 has size 1
 /// is repeated along it, so that per-model constants join per-image values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Concat {
     /// The axis along which the inputs are joined.
     pub axis: usize,

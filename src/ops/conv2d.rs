@@ -7,13 +7,14 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y[b, p, q, k] = sum over r, s, c of x[b, p*stride + r*dilation - padding, .., c] * w[k, r, s, c]`, then
 /// the [`Epilogue`].
 ///
 /// Inputs: `x` `[B, H, W, C]`, filter `w` `[K, R, S, C / groups]`, then the epilogue's operands. Output:
 /// `[B, P, Q, K]`. Pairs are (vertical, horizontal). Samples outside the map are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conv2d {
     /// Step between outputs, in input pixels.
     pub stride: [usize; 2],

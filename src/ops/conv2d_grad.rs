@@ -2,6 +2,7 @@
 
 use super::{Gradient, Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Where the taps of a convolution fall: all that the convolution and its two gradients have in common.
@@ -66,7 +67,7 @@ impl Taps {
 ///
 /// Inputs: `dy` `[B, P, Q, K]`, filter `w` `[K, R, S, C / groups]`. Output: `dx` `[B, H, W, C]`. The padding
 /// after the map does not matter: it decides `P` and `Q` alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conv2dInputGrad {
     /// Step between outputs, in input pixels.
     pub stride: [usize; 2],
@@ -132,7 +133,7 @@ impl Operator for Conv2dInputGrad {
 /// over the terms of the convolution that read `w[k, r, s, c]`.
 ///
 /// Inputs: map `x` `[B, H, W, C]`, `dy` `[B, P, Q, K]`. Output: `dw` `[K, R, S, C / groups]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conv2dFilterGrad {
     /// Step between outputs, in input pixels.
     pub stride: [usize; 2],

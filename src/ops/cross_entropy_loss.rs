@@ -7,6 +7,7 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// Sum over positions of `-ln softmax(x)[label]`, the softmax along axis 1. Positions whose label lies
 /// outside the classes are ignored. In the rank loss of panoptic K-Net the "classes" are the objects of an
@@ -14,7 +15,7 @@ use crate::tensor::{Shape, Tensor};
 ///
 /// Inputs: logits `[O, K, I]`, labels `[O, I]` (i32). Output: `[1]`. Labels are constants; normalisation
 /// is the caller's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrossEntropyLoss;
 
 fn check(inputs: &[ValueType]) -> std::result::Result<Shape, String> {
@@ -84,7 +85,7 @@ impl Operator for CrossEntropyLoss {
 /// ignored positions.
 ///
 /// Inputs: logits, labels, gradient of the loss `[1]`. Output: as the logits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrossEntropyLossGrad;
 
 impl Operator for CrossEntropyLossGrad {

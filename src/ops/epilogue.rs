@@ -4,13 +4,14 @@ use super::{Backward, ReduceSum, Reshape, ValueType, activation::Activation, exp
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// Fused tail of [`Conv2d`](super::Conv2d) and [`Linear`](super::Linear):
 /// `y = activation(product + bias[channel] + residual)`, in this order.
 ///
 /// The operands follow the two of the product: first the bias `[C_out]`, then the residual, which has
 /// the shape of the output. Builders set `bias`; the fusion pass sets the others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Epilogue {
     /// A bias per output channel is added.
     pub bias: bool,

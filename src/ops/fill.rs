@@ -2,11 +2,12 @@
 
 use super::{Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// A tensor of one value: the gradient of a result that nothing depends on, or a constant operand.
 ///
 /// No inputs. Output: `shape`, exact: nothing says what it stands for, and plans know it as a constant.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Fill {
     /// Shape of the result.
     pub shape: Shape,

@@ -8,6 +8,7 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// Sum of the sigmoid focal loss with gamma 2: every class is a binary decision.
 ///
@@ -21,7 +22,7 @@ use crate::tensor::{Shape, Tensor};
 /// Output: `[1]`.
 ///
 /// Labels and weights are constants: no gradient flows to them.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FocalLoss {
     /// Weight of the labelled class against the others.
     pub alpha: f32,
@@ -135,7 +136,7 @@ impl Operator for FocalLoss {
 /// for the others, times weight and upstream gradient.
 ///
 /// Inputs: those of the loss, then its gradient `[1]`. Output: as the logits.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FocalLossGrad {
     /// As in the loss.
     pub alpha: f32,

@@ -7,6 +7,7 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `filter'[k] = filter[k] * s[k]`, `bias'[k] = beta[k] - mean[k] * s[k]` with
 /// `s[k] = gamma[k] / sqrt(variance[k] + eps)`: a bias-free convolution with `filter` followed by
@@ -14,7 +15,7 @@ use crate::tensor::Tensor;
 ///
 /// Inputs: `filter` `[K, R, S, C]`, then `gamma`, `beta`, `mean`, `variance` `[K]`. Outputs: `filter'`
 /// `[K, R, S, C]` and `bias'` `[K]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FoldBatchNorm {
     /// Added to the variance.
     pub eps: f32,
@@ -89,7 +90,7 @@ impl Operator for FoldBatchNorm {
 ///
 /// Inputs: `filter` `[K, R, S, C]`, then `gamma`, `mean`, `variance` `[K]`, then `dfilter'` as `filter` and
 /// `dbias'` `[K]`. Outputs: `dfilter` as `filter`, `dgamma` and `dbeta` `[K]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FoldBatchNormGrad {
     /// Added to the variance.
     pub eps: f32,

@@ -5,6 +5,7 @@ use super::{
     expect_rank,
 };
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// A [`Conv2d`] with tails that save passes over memory: the residual may have half the size, and the
 /// statistics that a group norm needs come with the result. `fuse_conv_tails` of the CUDA back end makes
@@ -12,7 +13,7 @@ use crate::tensor::{Shape, Tensor};
 ///
 /// Inputs: those of the convolution; its residual is `[B, P / 2, Q / 2, K]` if `upsampled`. Outputs:
 /// `[B, P, Q, K]`; if `groups`, the [moments] of each group of channels, `[B, ceil(P * Q / 64), 2 * groups]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FusedConv2d {
     /// The convolution.
     pub conv: Conv2d,

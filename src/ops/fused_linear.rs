@@ -5,9 +5,10 @@ use super::{
     case::Fill, epilogue::Epilogue, expect_float, expect_rank, expect_shape,
 };
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// How [`FusedLinear`] makes its rows.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Prologue {
     /// The rows are an operand.
     Rows,
@@ -80,7 +81,7 @@ impl Prologue {
 /// Inputs: those of the prologue, with rows `[.., K]`, gamma and beta `[K]`; for each layer its weight
 /// `[N, K]` and, if it has one, its bias `[N]`. Outputs: `[.., N]` of each layer, then the rows `[.., K]` if
 /// `keep`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FusedLinear {
     /// How the rows are made.
     pub prologue: Prologue,

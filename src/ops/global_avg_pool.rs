@@ -2,11 +2,12 @@
 
 use super::{Gradient, Inferred, Operator, ValueType, case::Case, expect_inputs, expect_rank};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y[b, c]` is the mean of `x[b, .., .., c]`.
 ///
 /// Input: `x` `[B, H, W, C]` with at least one pixel. Output: `[B, C]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GlobalAvgPool;
 
 impl Operator for GlobalAvgPool {

@@ -10,6 +10,7 @@ use super::{
     expect_shape,
 };
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// Three floats that add up to `sum`.
 pub fn split(sum: f64) -> [f32; 3] {
@@ -28,7 +29,7 @@ pub fn join(parts: &[f32]) -> f64 {
 ///
 /// Inputs: `total` `[3]`, the parts of a sum in double precision, and up to [`SumSquares::MOST`] others of
 /// any shape. Output: `total'` `[3]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SumSquares;
 
 impl SumSquares {
@@ -86,7 +87,7 @@ impl Operator for SumSquares {
 /// precision: what a sum of gradients is multiplied by to be a mean whose norm is `clip_norm` at most.
 ///
 /// Input: `total` `[3]`, as [`SumSquares`] gives it. Output: `scale` `[1]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClipScale {
     /// Largest norm; 0 leaves gradients as they are.
     pub clip_norm: f64,

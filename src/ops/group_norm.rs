@@ -8,12 +8,13 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken
 /// over the pixels and the `C / groups` channels of one group of one image (Wu and He 2018).
 ///
 /// Inputs: `x` `[B, H, W, C]`, `gamma` and `beta` `[C]`. Output: as `x`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupNorm {
     /// Number of groups of neighbouring channels; divides C.
     pub groups: usize,
@@ -105,7 +106,7 @@ impl Operator for GroupNorm {
 /// group.
 ///
 /// Inputs: `x` `[B, H, W, C]`, `gamma` `[C]`, `dy` as `x`. Outputs: `dx` as `x`, `dgamma` and `dbeta` `[C]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupNormGrad {
     /// Number of groups of neighbouring channels; divides C.
     pub groups: usize,

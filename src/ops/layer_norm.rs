@@ -8,12 +8,13 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c])`, mean and biased variance taken
 /// over the last axis (Ba et al. 2016).
 ///
 /// Inputs: `x` `[.., C]`, `gamma` and `beta` `[C]`. Output: as `x`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerNorm {
     /// Added to the variance.
     pub eps: f32,
@@ -91,7 +92,7 @@ impl Operator for LayerNorm {
 /// and means over the last axis.
 ///
 /// Inputs: `x` `[.., C]`, `gamma` `[C]`, `dy` as `x`. Outputs: `dx` as `x`, `dgamma` and `dbeta` `[C]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerNormGrad {
     /// Added to the variance.
     pub eps: f32,

@@ -7,12 +7,13 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{DType, Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// `y[.., n] = sum over k of x[.., k] * w[n, k]`, then the [`Epilogue`].
 ///
 /// Inputs: `x` `[.., K]` of any rank from 1, `w` `[N, K]` (PyTorch's layout), then the epilogue's operands.
 /// Output: `[.., N]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Linear {
     /// Fused tail.
     pub epilogue: Epilogue,

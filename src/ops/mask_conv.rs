@@ -7,13 +7,14 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// `y[b, n, h, w] = sum over c of kernels[b, n, c] * x[b, h, w, c] + bias[n]`: every object's kernel is a 1x1
 /// convolution that gives the logits of its mask (K-Net, section 3.1).
 ///
 /// Inputs: `kernels` `[B, N, C]` or `[1, N, C]` (the same for all images), features `x` `[B, H, W, C]`, and
 /// `bias` `[N]` if set. Output: planar masks `[B, N, H, W]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaskConv {
     /// A bias per object is added.
     pub bias: bool,

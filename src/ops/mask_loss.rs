@@ -7,6 +7,7 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// Added to both sums of squares of the dice coefficient (upstream `DiceLoss`).
 pub const DICE_EPS: f64 = 1e-3;
@@ -23,7 +24,7 @@ pub const DICE_EPS: f64 = 1e-3;
 /// `[B, N, 3]` the sums `p.t`, `p.p` and `t.t` of the matched objects for the backward pass.
 ///
 /// Targets are constants: no gradient flows to them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaskLoss;
 
 /// Target of each object, as plane of the targets.
@@ -122,7 +123,7 @@ impl Operator for MaskLoss {
 ///
 /// Inputs: logits, targets and matched slots as there, its sums `[B, N, 3]`, gradients `de` and `dd` of
 /// cross-entropy and dice `[1]`. Output: as the logits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaskLossGrad;
 
 impl Operator for MaskLossGrad {

@@ -4,13 +4,14 @@ use super::{Backward, Gradient, Inferred, Operator, ValueType, case::Case, expec
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y[b, n, c] = sum of x[b, h, w, c] over the pixels with masks[b, n, h, w] > 0`: the grouped feature of
 /// every object (K-Net, equation 3, with the mask hardened at probability 0.5, that is logit 0).
 ///
 /// Inputs: mask logits `[B, N, H, W]`, features `x` `[B, H, W, C]`. Output: `[B, N, C]`. The comparison is
 /// strict, so a pixel whose logit is 0 or NaN belongs to no object.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaskPool;
 
 impl Operator for MaskPool {
@@ -71,7 +72,7 @@ impl Operator for MaskPool {
 ///
 /// Inputs: mask logits `[B, N, H, W]`, `dy` `[B, N, C]`. Output: `[B, H, W, C]`. The hard mask has no
 /// gradient.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaskPoolGrad;
 
 impl Operator for MaskPoolGrad {

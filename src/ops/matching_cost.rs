@@ -6,6 +6,7 @@ use super::{
     expect_rank,
 };
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `cost[n, g] = -mask_weight (p.t + (1 - p).(1 - t)) / pixels - dice_weight 2 p.t / (p.p + eps + t.t + eps)`
 /// with `p = sigmoid(mask logits of n)` and the soft target `t` of slot `g` (upstream `MaskCost` and
@@ -13,7 +14,7 @@ use crate::tensor::Tensor;
 ///
 /// Inputs: mask logits `[B, N, H, W]`, targets `[B, G, H, W]`. Output: `[B, N, G]`. Matching is no function
 /// to differentiate: there is no gradient.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MaskCost {
     /// Weight of the agreement of pixels.
     pub mask_weight: f32,
@@ -83,7 +84,7 @@ impl Operator for MaskCost {
 ///
 /// Inputs: class logits `[B, M, K]` of which the first `objects` rows take part, labels `[B, G]` (i32).
 /// Output: `[B, objects, G]`; slots whose label lies outside the classes cost 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClassCost {
     /// Rows that take part: the thing proposals, which come first.
     pub objects: usize,

@@ -6,13 +6,14 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// `y[b, m, n] = sum over k of a[b, m, k] * b[b, k, n]`.
 ///
 /// Inputs: `a` `[B, M, K]` (`[B, K, M]` if `transpose_a`), `b` `[B, K, N]` (`[B, N, K]` if `transpose_b`); an
 /// operand with one matrix gives it to the whole batch. Output: `[B, M, N]`. A product with constant weights
 /// is a [`Linear`](super::Linear).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MatMul {
     /// The matrices of the first input are stored transposed.
     pub transpose_a: bool,

@@ -7,12 +7,13 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y[b, p, q, c]` is the maximum of `x[b, .., .., c]` over the window at `(p, q) * stride - padding`.
 ///
 /// Input: `[B, H, W, C]`. Output: `[B, P, Q, C]`. Pairs are (vertical, horizontal). Pixels outside the map do
 /// not count; NaN wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaxPool2d {
     /// Window size.
     pub kernel: [usize; 2],
@@ -107,7 +108,7 @@ impl Operator for MaxPool2d {
 /// as in PyTorch.
 ///
 /// Inputs: `x` `[B, H, W, C]`, `dy` `[B, P, Q, C]`. Output: as `x`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaxPool2dGrad {
     /// The operator that is differentiated.
     pub pool: MaxPool2d,

@@ -73,6 +73,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{DType, Shape, Tensor};
 use case::Case;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Result of shape inference: the output types, or what does not fit (naming both shapes).
@@ -242,7 +243,7 @@ macro_rules! define_ops {
         $(pub use $module::{$($variant),+};)*
 
         /// Any operator with its attributes.
-        #[derive(Clone, Debug, PartialEq)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub enum Op {
             $($(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant),)+)*
         }

@@ -5,11 +5,12 @@ use super::{
     expect_shape,
 };
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `average' = average + (factor * x - average) * rate`.
 ///
 /// Inputs: `average` and `x` of one shape, `rate` `[1]`. Output: `average'`, which replaces `average`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MovingAverage {
     /// What `x` is multiplied by first: n / (n - 1) makes a variance over n values unbiased.
     pub factor: f32,

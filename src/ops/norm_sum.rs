@@ -6,6 +6,7 @@ use super::{
     expect_rank, expect_shape,
 };
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y = sum over terms of activation(norm(x))`, or of `x` as it is, where `norm` is a
 /// [`GroupNorm`](super::GroupNorm) whose [moments](super::fused_conv2d::moments) came with the map: one pass
@@ -14,7 +15,7 @@ use crate::tensor::Tensor;
 ///
 /// Inputs of a normalised term: `x` `[B, H, W, C]`, moments `[B, parts, 2 * groups]`, gamma and beta `[C]`;
 /// of any other: `x`. Output: as `x`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NormSum {
     /// Groups of neighbouring channels; divides C.
     pub groups: usize,

@@ -7,13 +7,14 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// `y[1, .., 1, j] = sum over i of x[i, j]`, where `i` runs over the leading axes and `j` over all others.
 ///
 /// Input: `x` of any shape. Output: `shape`, which is that of `x` with leading axes of size 1; exact, as it
 /// may be a sum over all pixels of a batch. It undoes the repetition of [`Binary`]'s second operand, and
 /// gives the gradient of a bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReduceSum {
     /// Shape of the result.
     pub shape: Shape,

@@ -4,10 +4,11 @@ use super::{Backward, Inferred, Operator, ValueType, case::Case, case::Tolerance
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// The same elements in the same row-major order under another shape. A plan never runs it: the result is
 /// another name of the operand's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reshape {
     /// The new shape; has as many elements as the old.
     pub shape: Shape,

@@ -7,9 +7,10 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// How values between pixels come about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ResizeMode {
     /// The pixel at `floor(i * step)`.
     Nearest,
@@ -26,7 +27,7 @@ pub enum ResizeMode {
 /// Pairs are (vertical, horizontal). Which pixel is nearest is decided in `f32`, as PyTorch does whatever the
 /// element type: where `i * step` is a whole number a more exact product may fall on the other side of it.
 /// Bilinear interpolation has no such jump, so its coordinates are exact.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Resize {
     /// Interpolation.
     pub mode: ResizeMode,
@@ -146,7 +147,7 @@ impl Operator for Resize {
 }
 
 /// The gradient of [`Resize`]: its transpose, `[B, P, Q, C]` to `[B, size[0], size[1], C]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResizeGrad {
     /// Interpolation of the resize.
     pub mode: ResizeMode,

@@ -2,13 +2,14 @@
 
 use super::{Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// Encodes the position of each pixel (Carion et al. 2020, appendix A.4; mmdet's normalised variant).
 ///
 /// The coordinate of row `y` is `2 pi (y + 1) / (height + 1e-6)`. Feature `i` of an axis is the sine (even
 /// `i`) or cosine (odd `i`) of `coordinate / 10000^(2 floor(i / 2) / features)`; the features of `y` come
 /// first, then those of `x`. No inputs; output `[1, height, width, 2 * features]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinePositionalEncoding {
     /// Rows of the map.
     pub height: usize,

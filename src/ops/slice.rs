@@ -6,9 +6,10 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::{Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// Elements `start .. start + len` of `axis`, for any shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slice {
     /// The axis that is cut.
     pub axis: usize,
@@ -76,7 +77,7 @@ impl Operator for Slice {
 ///
 /// Input: `dy` of any shape. Output: as `dy`, but `size` long along `axis`: `dy` from `start`, zeros
 /// elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unslice {
     /// The axis that grows.
     pub axis: usize,

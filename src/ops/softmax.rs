@@ -7,9 +7,10 @@ use super::{
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// `y[i] = exp(x[i] - max) / sum over j of exp(x[j] - max)` along `axis`, for any shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Softmax {
     /// The axis whose elements sum to 1.
     pub axis: usize,
@@ -79,7 +80,7 @@ impl Operator for Softmax {
 /// its result.
 ///
 /// Inputs: `y`, `dy` of the same shape. Output: as `y`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SoftmaxGrad {
     /// The axis whose elements sum to 1.
     pub axis: usize,

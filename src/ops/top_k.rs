@@ -4,12 +4,13 @@ use super::{
     Gradient, Inferred, Operator, ValueType, case::Case, case::Tolerance, expect_inputs, expect_rank,
 };
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// The `k` largest elements of each row, in descending order; of equal elements the one with the lower index
 /// comes first, and NaN comes last.
 ///
 /// Input: `[B, n]` with `n >= k`. Outputs: values `[B, k]` and their indices `[B, k]` (`i32`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopK {
     /// How many elements are taken.
     pub k: usize,

@@ -1,6 +1,7 @@
 //! Types of values: shape, element type, and what kind of thing a value is.
 
 use crate::tensor::{DType, Shape};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What kind of thing a value is. A back end that stores values in fewer bits decides by this and by nothing
@@ -9,7 +10,7 @@ use std::fmt;
 /// Every operator says the role of its results. A result that is its operand in another form keeps the role;
 /// of several operands that are joined, the first that is no weight decides ([`Role::of`]). What an operator
 /// cannot know is an attribute ([`MatMul`](super::MatMul)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// Feature maps, mask logits and soft masks, and their gradients. They are nearly all of the memory and
     /// of its traffic, and what reads them sums over many: they may take the precision's storage type.
@@ -43,7 +44,7 @@ impl Role {
 /// the very type that its operator infers, so that no pass loses a role. Operands need not agree in roles:
 /// whether one fits is asked by [`ValueType::is_like`]. A role is no part of a type's text, nor of the keys
 /// that are made of it: a back end has turned it into an element type by then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ValueType {
     /// Dimensions.
     pub shape: Shape,

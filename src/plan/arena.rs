@@ -1,11 +1,13 @@
 //! Memory layout: lifetimes to offsets.
 
+use serde::{Deserialize, Serialize};
+
 /// Offsets are multiples of this many bytes: two cache lines of a GPU, what its allocators give, and a whole
 /// number of a CPU's lines and vectors.
 pub const ALIGNMENT: usize = 256;
 
 /// A range of the arena.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Slot {
     /// First byte.
     pub offset: usize,

@@ -3,7 +3,8 @@
 //!
 //! A plan owns what was chosen: each step carries its *program*, of a type that the back end gives
 //! (`cpu::Plan`, `cuda::Plan`), and an executor runs that. Nothing chooses twice. `Plan` alone, without
-//! programs, is for people.
+//! programs, is for people, and for a file: with programs that are plain data, as CUDA launches are, a plan
+//! is written and read back whole (serde); without, `cpu::rebind` gives it its kernels again.
 //!
 //! Values that depend on parameters alone are *constants*: they are computed once when an executor is made,
 //! not at every run, and shared between plans by their [`Const::key`]. A reshape is no step: its result is
@@ -27,10 +28,12 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Param, Source, ValueId};
 use crate::ops::{Concat, Op, ValueType};
 use arena::{ALIGNMENT, Interval, Slot};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::convert::Infallible;
 
 /// Where an operand lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Place {
     /// In the arena.
     Arena(Slot),
@@ -39,7 +42,7 @@ pub enum Place {
 }
 
 /// A typed operand of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operand {
     /// Where it lives.
     pub place: Place,
@@ -48,7 +51,7 @@ pub struct Operand {
 }
 
 /// How a constant comes about.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ConstSource {
     /// A parameter from the checkpoint.
     Param(Param),
@@ -64,7 +67,7 @@ pub enum ConstSource {
 }
 
 /// A value known before the first run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Const {
     /// Identity across plans: the parameter's name and layout, or the operator's text over such keys.
     pub key: String,
@@ -86,7 +89,7 @@ pub struct Choice<P = ()> {
 }
 
 /// One kernel call.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step<P = ()> {
     /// Name of the value it produces.
     pub name: String,
@@ -114,7 +117,7 @@ impl<P> Step<P> {
 }
 
 /// A value that changes between runs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Variable {
     /// Name for people.
     pub name: String,
@@ -126,7 +129,7 @@ pub struct Variable {
 }
 
 /// A schedule with its memory layout.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan<P = ()> {
     /// Constants the steps use, each after the constants it needs.
     pub consts: Vec<Const>,
@@ -179,26 +182,42 @@ impl<P> Plan<P> {
     }
 
     /// The plan with other programs in place of its own.
-    pub fn map<Q>(&self, program: impl Fn(&Step<P>) -> Q) -> Plan<Q> {
-        let step = |step: &Step<P>| Step {
-            name: step.name.clone(),
-            op: step.op.clone(),
-            inputs: step.inputs.clone(),
-            outputs: step.outputs.clone(),
-            workspace: step.workspace,
-            kernel: step.kernel.clone(),
-            program: program(step),
-            flops: step.flops,
+    pub fn map<Q>(&self, mut program: impl FnMut(&Step<P>) -> Q) -> Plan<Q> {
+        match self.try_map(|step| Ok::<Q, Infallible>(program(step))) {
+            Ok(plan) => plan,
+            Err(never) => match never {},
+        }
+    }
+
+    /// As [`Plan::map`], if there is a program for every step.
+    ///
+    /// # Errors
+    /// As `program`.
+    pub fn try_map<Q, E>(
+        &self,
+        mut program: impl FnMut(&Step<P>) -> std::result::Result<Q, E>,
+    ) -> std::result::Result<Plan<Q>, E> {
+        let step = |step: &Step<P>| {
+            Ok(Step {
+                name: step.name.clone(),
+                op: step.op.clone(),
+                inputs: step.inputs.clone(),
+                outputs: step.outputs.clone(),
+                workspace: step.workspace,
+                kernel: step.kernel.clone(),
+                program: program(step)?,
+                flops: step.flops,
+            })
         };
-        Plan {
+        Ok(Plan {
             consts: self.consts.clone(),
-            steps: self.steps.iter().map(step).collect(),
+            steps: self.steps.iter().map(step).collect::<std::result::Result<_, E>>()?,
             inputs: self.inputs.clone(),
             variables: self.variables.clone(),
             segments: self.segments.clone(),
             outputs: self.outputs.clone(),
             arena_bytes: self.arena_bytes,
-        }
+        })
     }
 
     /// The plan without its programs, for people.

@@ -3,6 +3,7 @@
 use super::{Operand, Place, Planner};
 use crate::error::{Error, Result};
 use crate::graph::{InputId, OutputId, Source};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// A range of steps between which the caller reads results and writes inputs. The planner keeps the order of
@@ -10,7 +11,7 @@ use std::ops::Range;
 ///
 /// Segments run in order. A run may go back to an earlier one: then only variables, and inputs whose last
 /// reader has not run, keep what they hold.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Segment {
     /// Name for people.
     pub name: String,

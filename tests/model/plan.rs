@@ -3,8 +3,9 @@
 
 use knet::cpu::{self, Selection};
 use knet::cuda::gpu::{Caps, Precision, Target};
-use knet::cuda::stored;
+use knet::cuda::{self, stored};
 use knet::exec::{Executor, Host};
+use knet::graph::passes::optimize;
 use knet::graph::{Builder, Graph, InputId, OutputId, SegmentId, ValueId, VariableId};
 use knet::isa::Isa;
 use knet::model::Config;
@@ -304,4 +305,39 @@ fn updates_that_contradict_the_order_are_refused() {
         let error = refused(build);
         assert!(error.contains(wanted), "{error} instead of {wanted}");
     }
+}
+
+#[test]
+fn a_plan_is_read_back_as_it_was_written() {
+    let config = Config::named("knet_s3_lite0_fpn").unwrap();
+    let network = knet::model::build(&config, 1, [64, 96], knet::model::TapMode::Off).unwrap();
+    let graph = optimize(network.graph).unwrap();
+
+    // On a GPU: with everything that is launched.
+    for precision in [Precision::F32, Precision::F16] {
+        let plan = cuda::plan(&graph, Target { caps: Caps::H100, precision }).unwrap();
+        let text = serde_json::to_string(&plan).unwrap();
+        assert!(serde_json::from_str::<cuda::Plan>(&text).unwrap() == plan, "{precision:?}");
+        let entry = format!("\"entry\":\"{}\"", plan.steps[0].program.launches[0].entry);
+        let foreign = text.replacen(&entry, "\"entry\":\"no_such_kernel\"", 1);
+        let fault = serde_json::from_str::<cuda::Plan>(&foreign).unwrap_err().to_string();
+        assert!(fault.contains("`no_such_kernel` does not occur in kernels/"), "{fault}");
+    }
+
+    // On the CPU: without kernels, which the same selection gives again.
+    let selection = Selection::new(Isa::detect(), 2);
+    let plan = cpu::plan(&graph, selection).unwrap();
+    let text = serde_json::to_string(&plan.described()).unwrap();
+    let read: Plan = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, plan.described());
+    let bound = cpu::rebind(&read, selection).unwrap();
+    let names = |plan: &cpu::Plan| plan.steps.iter().map(|step| step.program.name()).collect::<Vec<_>>();
+    assert_eq!(names(&bound), names(&plan));
+    let other = Selection { arithmetic: cpu::Arithmetic::Exact, ..selection };
+    let fault = cpu::rebind(&read, other).unwrap_err().to_string();
+    assert!(fault.contains("was planned with"), "{fault}");
+    let mut long = text.replacen("\"shape\":[", "\"shape\":[1,1,1,1,1,1,1,", 1);
+    assert!(serde_json::from_str::<Plan>(&long).unwrap_err().to_string().contains("more than 6 dimensions"));
+    long.truncate(100);
+    assert!(serde_json::from_str::<Plan>(&long).is_err());
 }

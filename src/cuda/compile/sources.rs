@@ -68,6 +68,27 @@ pub fn text(path: &str) -> Option<&'static str> {
     SOURCES.iter().find(|(name, _)| *name == path).map(|(_, text)| *text)
 }
 
+/// The path of a source, if there is one of this name.
+pub fn file(path: &str) -> Option<&'static str> {
+    SOURCES.iter().find(|(name, _)| *name == path).map(|(name, _)| *name)
+}
+
+/// A word of a source or of its headers: what names a kernel or a macro there.
+pub fn word(path: &str, name: &str) -> Option<&'static str> {
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.is_empty() || !name.chars().all(part) {
+        return None;
+    }
+    let mut texts = text(path).into_iter().chain(headers(path).into_values());
+    texts.find_map(|text| {
+        let found = text.match_indices(name).find(|&(at, _)| {
+            let (before, after) = (text[..at].chars().next_back(), text[at + name.len()..].chars().next());
+            !before.is_some_and(part) && !after.is_some_and(part)
+        });
+        found.map(|(_, word)| word)
+    })
+}
+
 /// The headers that a source includes, directly or not, by path: with the source, what its code depends on.
 pub fn headers(path: &str) -> BTreeMap<&'static str, &'static str> {
     let mut found = BTreeMap::new();
@@ -106,6 +127,15 @@ pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 mod tests {
     use super::*;
     use std::path::Path;
+
+    #[test]
+    fn words_are_whole() {
+        assert_eq!(word("preprocess.cu", "preprocess"), Some("preprocess"));
+        assert_eq!(word("preprocess.cu", "STORAGE"), Some("STORAGE"));
+        for name in ["preproces", "", "no such", "../x"] {
+            assert_eq!(word("preprocess.cu", name), None, "{name}");
+        }
+    }
 
     #[test]
     fn every_file_under_kernels_is_listed_and_every_include_is_known() {
