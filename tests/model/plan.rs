@@ -333,9 +333,10 @@ fn a_plan_is_read_back_as_it_was_written() {
     let bound = cpu::rebind(&read, selection).unwrap();
     let names = |plan: &cpu::Plan| plan.steps.iter().map(|step| step.program.name()).collect::<Vec<_>>();
     assert_eq!(names(&bound), names(&plan));
-    let other = Selection { arithmetic: cpu::Arithmetic::Exact, ..selection };
-    let fault = cpu::rebind(&read, other).unwrap_err().to_string();
-    assert!(fault.contains("was planned with"), "{fault}");
+    let mut foreign = read;
+    foreign.steps[3].kernel = "a kernel of another version".into();
+    let fault = cpu::rebind(&foreign, selection).err().expect("no such kernel").to_string();
+    assert!(fault.contains("was planned with `a kernel of another version`"), "{fault}");
     let mut long = text.replacen("\"shape\":[", "\"shape\":[1,1,1,1,1,1,1,", 1);
     assert!(serde_json::from_str::<Plan>(&long).unwrap_err().to_string().contains("more than 6 dimensions"));
     long.truncate(100);
