@@ -335,7 +335,7 @@ fn a_plan_is_read_back_as_it_was_written() {
     assert_eq!(names(&bound), names(&plan));
     let mut foreign = read;
     foreign.steps[3].kernel = "a kernel of another version".into();
-    let fault = cpu::rebind(&foreign, selection).err().expect("no such kernel").to_string();
+    let fault = cpu::rebind(&foreign, selection).expect_err("no such kernel").to_string();
     assert!(fault.contains("was planned with `a kernel of another version`"), "{fault}");
     let mut long = text.replacen("\"shape\":[", "\"shape\":[1,1,1,1,1,1,1,", 1);
     assert!(serde_json::from_str::<Plan>(&long).unwrap_err().to_string().contains("more than 6 dimensions"));
