@@ -2,12 +2,12 @@
 """Times knet and the PyTorch peer on one GPU, in turn, in one run.
 
 PyTorch runs as its users run it for speed: under no_grad, fp16, channels last, batch norms folded, cuDNN autotuned, all of it replayed as
-a CUDA graph. `network` is the device's time, between two events, of a graph of the network alone; `total`, end to end, is the
+a CUDA graph; eager, and compiled by torch.compile (inductor) with weight freezing. `network` is the device's time, between two events, of a graph of the network alone; `total`, end to end, is the
 wall-clock time from the uint8 image in host memory to the packed masks in page-locked host memory: copy, normalise, pad, network, top-k,
 two bilinear resizes, threshold, bit packing, copy back, all but the copies on the GPU. knet is timed by `knet bench`, whose
 `network` and `total` mean the same, except that its masks end in the caller's own memory.
 
-Rounds alternate the two, the order swapped every round; the medians over the rounds and the ratios PyTorch / knet are printed.
+Rounds alternate them, the order swapped every round; the medians over the rounds and the ratios PyTorch / knet are printed.
 With --device cpu the same code runs in float32 without graphs, to be tested where there is no GPU; its times mean nothing.
 """
 import argparse
@@ -22,18 +22,22 @@ import torch.nn.functional as F
 
 from knet_torch import MODELS, build, fold_batch_norms
 
+FORMS = ("eager", "compile")
 BITS = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 class Peer:
     """The model on the device; `run(image)` gives labels, scores and packed masks on the host."""
 
-    def __init__(self, name, weights, size, device):
+    def __init__(self, name, weights, size, device, form):
         self.cfg, self.device, self.size = MODELS[name], torch.device(device), size
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         torch.backends.cudnn.benchmark = True
         model = fold_batch_norms(build(name, weights))
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        if form == "compile":
+            torch._inductor.config.freezing = True
+            self.model = torch.compile(self.model, dynamic=False)
         self.padded = [-(-s // 32) * 32 for s in size]
         value = lambda v: torch.tensor(v, device=self.device).view(1, 3, 1, 1)
         self.mean, self.std, self.bits = value(self.cfg.mean), value(self.cfg.std), torch.tensor(BITS, device=self.device)
@@ -112,12 +116,23 @@ def knet_times(args, name, size):
     return report["network"]["p50"], report["total"]["p50"], report
 
 
+def report(device, rows):
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "meaning": {"network": "device's time of a graph of the network alone",
+                    "total": "wall clock, image in host memory to packed masks in host memory"},
+        "rows": rows,
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--knet", help="the knet program; without it only PyTorch is timed")
     parser.add_argument("--weights", default="seeded:0")
     parser.add_argument("--models", nargs="+", default=["knet_s3_r50_fpn"], choices=[m for m in MODELS if not MODELS[m].panoptic])
     parser.add_argument("--sizes", nargs="+", default=["800x1333", "512x512"])
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
@@ -129,35 +144,28 @@ def main():
     for name in args.models:
         for text in args.sizes:
             size = tuple(int(s) for s in text.split("x"))
-            peer = Peer(name, args.weights, size, args.device)
             image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
             image = image.pin_memory() if args.device == "cuda" else image
-            peer.times(image, 3)
-            found = {"torch": [], "knet": []}
+            peers = {form: Peer(name, args.weights, size, args.device, form) for form in args.forms}
+            for peer in peers.values():
+                peer.times(image, 3)
+            found = {who: [] for who in (*peers, *(["knet"] if args.knet else []))}
             for turn in range(args.rounds):
-                order = ["torch", "knet"] if turn % 2 == 0 else ["knet", "torch"]
-                for who in order:
-                    if who == "torch":
-                        found[who].append(peer.times(image, args.runs))
-                    elif args.knet:
-                        found[who].append(knet_times(args, name, size)[:2])
-            median = lambda who, i: statistics.median(t[i] for t in found[who]) if found[who] else float("nan")
+                for who in found if turn % 2 == 0 else reversed(found):
+                    found[who].append(knet_times(args, name, size)[:2] if who == "knet" else peers[who].times(image, args.runs))
             row = {"model": name, "size": text}
             for i, part in enumerate(("network", "total")):
-                row[part] = {"torch_ms": median("torch", i), "knet_ms": median("knet", i)}
-                row[part]["ratio"] = row[part]["torch_ms"] / row[part]["knet_ms"]
-                print(f"{name} {text} {part:<8} torch {row[part]['torch_ms']:.3f} ms, knet {row[part]['knet_ms']:.3f} ms, "
-                      f"ratio {row[part]['ratio']:.2f}", flush=True)
+                row[part] = {f"{who}_ms": statistics.median(t[i] for t in times) for who, times in found.items()}
+                if args.knet:
+                    row[part]["ratios"] = {form: row[part][f"{form}_ms"] / row[part]["knet_ms"] for form in peers}
+                print(f"{name} {text} {part:<8} {json.dumps(row[part])}", flush=True)
             rows.append(row)
-    if args.json:
-        about = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu", "rows": rows}
-        about["meaning"] = {"network": "device's time of a graph of the network alone",
-                            "total": "wall clock, image in host memory to packed masks in host memory"}
-        if args.json == "-":
-            print(json.dumps(about))
-        else:
-            with open(args.json, "w") as file:
-                json.dump(about, file, indent=1)
+            # After every row: what a kill leaves is of use.
+            if args.json and args.json != "-":
+                with open(args.json, "w") as file:
+                    json.dump(report(args.device, rows), file, indent=1)
+    if args.json == "-":
+        print(json.dumps(report(args.device, rows)))
 
 
 if __name__ == "__main__":

@@ -162,16 +162,18 @@ class SemanticFPN(nn.Module):
         self.num_feats = c // 2
         self._pe = {}  # by map size, so that eager mode pays for the code once
 
-    def positional_encoding(self, h, w):
-        if (h, w) not in self._pe:
-            self._pe[h, w] = sine_positional_encoding(h, w, self.num_feats)
-        return self._pe[h, w]
+    def positional_encoding(self, h, w, like):
+        """The code in the type and on the device of the map `like`: a CUDA graph may not copy from the host while it is captured."""
+        key = h, w, like.dtype, like.device
+        if key not in self._pe:
+            self._pe[key] = sine_positional_encoding(h, w, self.num_feats).to(like)
+        return self._pe[key]
 
     def forward(self, p):
         total = None
         for level, (convs, x) in enumerate(zip(self.convs_all_levels, p)):
             if level == 3:
-                x = x + self.positional_encoding(*x.shape[2:]).to(x.dtype)
+                x = x + self.positional_encoding(*x.shape[2:], x)
             for j, conv in enumerate(convs.values()):
                 x = conv(x)
                 if j < level - 1:

@@ -174,7 +174,7 @@ class TrainStep:
     def images(self, images):
         """`images` in the memory format of the model, which is made ready for their size."""
         # A compiler that saw the position code enter the cache would compile again when it is there.
-        self.model.rpn_head.localization_fpn.positional_encoding(*(side // 32 for side in images.shape[2:]))
+        self.model.rpn_head.localization_fpn.positional_encoding(*(side // 32 for side in images.shape[2:]), images)
         return images.contiguous(memory_format=torch.channels_last) if self.nhwc else images
 
     def match(self, batch, masks, cls=None):

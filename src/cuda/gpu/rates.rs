@@ -23,10 +23,14 @@ pub fn tensor(compute: Compute) -> f64 {
     }
 }
 
-/// The same by `mma.sync`: on Hopper and later 62 % of the tensor cores of an H100 (arXiv 2501.12084).
+/// The same by `mma.sync` as our kernels issue it: of Hopper's tensor cores 39 % (fitted, with the latencies of
+/// `tiles/conv_cost.rs`, to what an H200 took for 1118 candidates of K-Net's convolutions:
+/// `benches/results/2026-11-27-h200`; `wgmma` alone reaches the rest). Of later ones 31 %, which is what
+/// microbenchmarks of `mma.sync` on an H100 find (62 %, arXiv 2501.12084) over twice the rate.
 pub fn mma_sync(compute: Compute) -> f64 {
     match compute {
-        (9..=11, _) => 1280.0,
+        (9, _) => 800.0,
+        (10 | 11, _) => 1280.0,
         _ => tensor(compute),
     }
 }

@@ -120,13 +120,17 @@ impl Tile {
     }
 }
 
-/// Tiles of 16-bit types, on tensor cores, the preferred first.
+/// Tiles of 16-bit types, on tensor cores, the preferred first: of tiles that the model thinks equal, those of
+/// 64 pixels were the faster on an H200.
 pub const TENSOR_TILES: &[Tile] = &[
     Tile::new(Math::Tensor, [128, 128], [2, 2], [4, 4, 2]),
+    Tile::new(Math::Tensor, [128, 128], [2, 2], [8, 3, 2]),
     Tile::new(Math::Tensor, [128, 128], [2, 4], [4, 3, 2]),
     Tile::new(Math::Tensor, [256, 128], [4, 2], [4, 3, 1]),
-    Tile::new(Math::Tensor, [128, 64], [2, 2], [4, 4, 4]),
+    Tile::new(Math::Tensor, [64, 128], [1, 4], [8, 3, 3]),
     Tile::new(Math::Tensor, [64, 128], [1, 4], [4, 4, 4]),
+    Tile::new(Math::Tensor, [128, 64], [2, 2], [8, 3, 3]),
+    Tile::new(Math::Tensor, [128, 64], [2, 2], [4, 4, 4]),
     Tile::new(Math::Tensor, [64, 64], [2, 2], [8, 3, 5]),
     Tile::new(Math::Tensor, [64, 64], [2, 2], [4, 4, 6]),
     Tile::new(Math::Tensor, [64, 32], [2, 1], [4, 4, 8]),
