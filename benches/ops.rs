@@ -51,7 +51,7 @@ fn bench_case(criterion: &mut Criterion, pool: &Pool, case: &Case) {
 
 fn ops(criterion: &mut Criterion) {
     let pool = Pool::new(common::threads()).expect("threads");
-    for case in all_cases().into_iter().filter(|case| case.bench) {
+    for case in all_cases().into_iter().filter(|case| case.bench && !case.op.is_lowered()) {
         bench_case(criterion, &pool, &case);
     }
 }

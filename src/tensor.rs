@@ -111,7 +111,7 @@ impl fmt::Display for Shape {
 }
 
 /// Element type of a value. Graphs speak of floats as `F32`; a plan may store them in fewer bits
-/// (`Plan::build_stored`). Checkpoints in f16 or bf16 are widened when loaded.
+/// (`Plan::build`). Checkpoints in f16 or bf16 are widened when loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DType {
     /// 32-bit float.

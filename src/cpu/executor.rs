@@ -53,10 +53,11 @@ pub type Plan = plan::Plan<Arc<dyn Kernel>>;
 /// Plans `graph` with the CPU's kernels.
 ///
 /// # Errors
-/// [`Error::Usage`] if this processor lacks the instruction set; as [`plan::Plan::build`].
+/// [`Error::Usage`] if this processor lacks the instruction set; as [`plan::Plan::build`], which refuses
+/// what only the rewrites of GPUs make.
 pub fn plan(graph: &Graph, selection: Selection) -> Result<Plan> {
     selection.check()?;
-    Plan::build(graph, |site| choose(site, selection))
+    Plan::build(graph, |ty| ty, |site| choose(site, selection))
 }
 
 /// A plan that was written and read back, with its kernels: a plan is written without them, as which kernel a
@@ -68,7 +69,9 @@ pub fn plan(graph: &Graph, selection: Selection) -> Result<Plan> {
 pub fn rebind(plan: &plan::Plan, selection: Selection) -> Result<Plan> {
     selection.check()?;
     plan.try_map(|step| {
-        let Choice { kernel, workspace, program } = choose(&step.site().site(), selection);
+        let choice = choose(&step.site().site(), selection);
+        let Choice { kernel, workspace, program } = choice
+            .map_err(|reason| Error::Shape { op: step.op.name(), value: step.name.clone(), reason })?;
         if kernel == step.kernel && workspace <= step.workspace.bytes {
             return Ok(program);
         }
@@ -79,12 +82,15 @@ pub fn rebind(plan: &plan::Plan, selection: Selection) -> Result<Plan> {
     })
 }
 
-fn choose(site: &plan::Site<'_>, selection: Selection) -> Choice<Arc<dyn Kernel>> {
+fn choose(
+    site: &plan::Site<'_>,
+    selection: Selection,
+) -> std::result::Result<Choice<Arc<dyn Kernel>>, String> {
     let context = selection.context(site.inputs, site.outputs);
-    let kernel = ops::kernel(site.op, &context);
+    let kernel = ops::kernel(site.op, &context)?;
     let packed_at_run = kernel.packing().filter(|p| !site.constant[p.input]).map_or(0, |p| p.len);
     let floats = packed_at_run.next_multiple_of(ALIGNMENT / 4) + kernel.workspace();
-    Choice { kernel: kernel.name(), workspace: 4 * floats, program: Arc::from(kernel) }
+    Ok(Choice { kernel: kernel.name(), workspace: 4 * floats, program: Arc::from(kernel) })
 }
 
 /// A constant that a step reads.

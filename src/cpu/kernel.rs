@@ -26,7 +26,8 @@ pub struct Context<'a> {
     pub arithmetic: Arithmetic,
 }
 
-/// An operator the CPU can run. Implemented in `src/cpu/ops/<name>.rs` for every line of the registry.
+/// An operator the CPU can run. Implemented in `src/cpu/ops/<name>.rs` for every line of the registry's first
+/// list.
 pub trait CpuOp: Operator {
     /// Chooses the kernel for these types.
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel>;

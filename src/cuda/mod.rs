@@ -65,7 +65,7 @@ pub type Plan = plan::Plan<Program>;
 /// into segments or updates variables is planned as it is.
 ///
 /// # Errors
-/// As [`Plan::build_stored`](plan::Plan::build_stored).
+/// As [`Plan::build`](plan::Plan::build).
 pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     let selection = selection.into();
     let mut graph = graph.clone();
@@ -76,7 +76,7 @@ pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     if inference && selection.target().precision.is_half() {
         fuse_conv_tails(&mut graph)?;
     }
-    Plan::build_stored(&graph, stored(selection.target()), select(selection))
+    Plan::build(&graph, stored(selection.target()), select(selection))
 }
 
 /// Type in device memory of a value that the graph knows as `ty`, by its [`Role`] alone: maps take the
@@ -92,7 +92,7 @@ pub fn stored(target: Target) -> impl Fn(ValueType) -> ValueType {
     }
 }
 
-/// The GPU's kernel selection, for [`Plan::build_stored`](crate::plan::Plan::build_stored).
+/// The GPU's kernel selection, for [`Plan::build`](crate::plan::Plan::build).
 pub fn select(
     selection: impl Into<Selection>,
 ) -> impl Fn(&Site<'_>) -> std::result::Result<Choice<Program>, String> {

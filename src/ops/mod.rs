@@ -192,53 +192,70 @@ impl Backward<'_> {
     }
 }
 
-/// Calls `$callback!` with the list of operators, `Variant, .. in module;` each: the registry.
+/// Calls `$callback!` with the list of operators, `Variant, .. in module;` each: the registry. Those of the
+/// second list are made by the rewrites of GPUs ([`cuda::lower`](crate::cuda::lower)): no model names them,
+/// and the CPU has no kernel for them.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! for_each_op {
     ($callback:ident) => {
         $callback! {
-            Accumulate in accumulate;
-            Activate, ActivateGrad in activation;
-            AdamW in adamw;
-            Attention, AttentionGrad in attention;
-            BatchNorm, BatchNormGrad in batch_norm;
-            BatchNormTrain, BatchNormTrainGrad in batch_norm_train;
-            Binary in binary;
-            Concat in concat;
-            Conv2d in conv2d;
-            Conv2dFilterGrad, Conv2dInputGrad in conv2d_grad;
-            CrossEntropyLoss, CrossEntropyLossGrad in cross_entropy_loss;
-            Fill in fill;
-            FocalLoss, FocalLossGrad in focal_loss;
-            FoldBatchNorm, FoldBatchNormGrad in fold_batch_norm;
-            FusedConv2d in fused_conv2d;
-            FusedLinear in fused_linear;
-            GlobalAvgPool in global_avg_pool;
-            SumSquares, ClipScale in gradient_norm;
-            GroupNorm, GroupNormGrad in group_norm;
-            LayerNorm, LayerNormGrad in layer_norm;
-            Linear in linear;
-            MaskConv in mask_conv;
-            MaskLoss, MaskLossGrad in mask_loss;
-            MaskPool, MaskPoolGrad in mask_pool;
-            MaskCost, ClassCost in matching_cost;
-            MatMul in matmul;
-            MaxPool2d, MaxPool2dGrad in max_pool2d;
-            MovingAverage in moving_average;
-            NormSum in norm_sum;
-            ReduceSum in reduce_sum;
-            Reshape in reshape;
-            Resize, ResizeGrad in resize;
-            SinePositionalEncoding in sine_positional_encoding;
-            Slice, Unslice in slice;
-            Softmax, SoftmaxGrad in softmax;
-            TopK in top_k;
+            {
+                Accumulate in accumulate;
+                Activate, ActivateGrad in activation;
+                AdamW in adamw;
+                Attention, AttentionGrad in attention;
+                BatchNorm, BatchNormGrad in batch_norm;
+                BatchNormTrain, BatchNormTrainGrad in batch_norm_train;
+                Binary in binary;
+                Concat in concat;
+                Conv2d in conv2d;
+                Conv2dFilterGrad, Conv2dInputGrad in conv2d_grad;
+                CrossEntropyLoss, CrossEntropyLossGrad in cross_entropy_loss;
+                Fill in fill;
+                FocalLoss, FocalLossGrad in focal_loss;
+                FoldBatchNorm, FoldBatchNormGrad in fold_batch_norm;
+                GlobalAvgPool in global_avg_pool;
+                SumSquares, ClipScale in gradient_norm;
+                GroupNorm, GroupNormGrad in group_norm;
+                LayerNorm, LayerNormGrad in layer_norm;
+                Linear in linear;
+                MaskConv in mask_conv;
+                MaskLoss, MaskLossGrad in mask_loss;
+                MaskPool, MaskPoolGrad in mask_pool;
+                MaskCost, ClassCost in matching_cost;
+                MatMul in matmul;
+                MaxPool2d, MaxPool2dGrad in max_pool2d;
+                MovingAverage in moving_average;
+                ReduceSum in reduce_sum;
+                Reshape in reshape;
+                Resize, ResizeGrad in resize;
+                SinePositionalEncoding in sine_positional_encoding;
+                Slice, Unslice in slice;
+                Softmax, SoftmaxGrad in softmax;
+                TopK in top_k;
+            }
+            lowered {
+                FusedConv2d in fused_conv2d;
+                FusedLinear in fused_linear;
+                NormSum in norm_sum;
+            }
         }
     };
 }
 
 macro_rules! define_ops {
+    ({ $($($graph:ident),+ in $graph_module:ident;)* }
+     lowered { $($($lowered:ident),+ in $lowered_module:ident;)* }) => {
+        define_ops! { $($($graph),+ in $graph_module;)* $($($lowered),+ in $lowered_module;)* }
+
+        impl Op {
+            /// Whether only the rewrites of GPUs make it.
+            pub fn is_lowered(&self) -> bool {
+                matches!(self, $($(Op::$lowered(_))|+)|*)
+            }
+        }
+    };
     ($($($variant:ident),+ in $module:ident;)*) => {
         $(pub use $module::{$($variant),+};)*
 

@@ -150,21 +150,14 @@ pub struct Plan<P = ()> {
 }
 
 impl<P> Plan<P> {
-    /// Plans `graph`; `choose` is the back end's kernel selection.
-    ///
-    /// # Errors
-    /// As [`Graph::verify`].
-    pub fn build(graph: &Graph, choose: impl Fn(&Site<'_>) -> Choice<P>) -> Result<Plan<P>> {
-        Plan::build_stored(graph, |ty| ty, |site| Ok(choose(site)))
-    }
-
-    /// As [`Plan::build`], for a back end that keeps values of the arena in types of its own choice: `stored`
-    /// gives the type in memory of a value that the graph knows as this type. Constants keep the graph's type
-    /// here; back ends convert them once. `choose` says in a sentence why it has no kernel for a site.
+    /// Plans `graph`. A back end keeps values of the arena in types of its own choice: `stored` gives the type
+    /// in memory of a value that the graph knows as this type. Constants keep the graph's type here; back ends
+    /// convert them once. `choose` is the kernel selection; it says in a sentence why it has no kernel for a
+    /// site.
     ///
     /// # Errors
     /// As [`Graph::verify`]; [`Error::Shape`] where `choose` refuses.
-    pub fn build_stored(
+    pub fn build(
         graph: &Graph,
         stored: impl Fn(ValueType) -> ValueType,
         choose: impl Fn(&Site<'_>) -> std::result::Result<Choice<P>, String>,

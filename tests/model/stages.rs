@@ -17,7 +17,7 @@ use knet::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use testkit::run::Machine;
+use testkit::run::{Machine, reference_with};
 use testkit::shared;
 
 /// Some ten f32 layers of width 8 to 24 in a row, each with a few roundings of 6e-8 that norms scale up.
@@ -31,35 +31,27 @@ fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
 }
 
-/// Runs a graph whose parameters are the golden's `<case>.<key>`, on every instruction set, as it is and with
-/// its steps over rows fused.
+/// Runs a graph whose parameters are the golden's `<case>.<key>`, on every instruction set, and by reference
+/// with its steps over rows fused, as GPUs fuse them.
 fn check(file: &Arc<Checkpoint>, case: &str, graph: Graph, inputs: &[Tensor], wanted: &[&str]) {
     let graph = optimize(graph).unwrap();
     let mut fused = graph.clone();
     fuse_linears(&mut fused).unwrap();
     assert!(fused.nodes().iter().any(|node| matches!(node.op, Op::FusedLinear(_))));
-    for isa in Isa::available() {
-        run_and_compare(isa, file, case, &graph, inputs, wanted);
-        run_and_compare(isa, file, case, &fused, inputs, wanted);
-    }
-}
-
-fn run_and_compare(
-    isa: Isa,
-    file: &Arc<Checkpoint>,
-    case: &str,
-    graph: &Graph,
-    inputs: &[Tensor],
-    wanted: &[&str],
-) {
-    let (source, prefix) = (file.clone(), case.to_string());
-    let weights = Weights::new(Box::new(move |p| source.load_f32(&format!("{prefix}.{}", p.key))));
-    let results = Machine::new(graph, &weights, isa, 2).unwrap().run(inputs);
-    for (result, name) in results.iter().zip(wanted) {
+    let load = |param: &Param| file.load_f32(&format!("{case}.{}", param.key));
+    let compare = |by: &str, result: &[f64], name: &str| {
         let truth = file.load_f32(&format!("{case}.{name}")).unwrap().to_f64();
-        let error = relative_l2(&result.to_f64(), truth.data());
-        assert!(error <= TOLERANCE, "{case} {name} on {isa}: relative L2 {error:.2e}");
+        let error = relative_l2(result, truth.data());
+        assert!(error <= TOLERANCE, "{case} {name} by {by}: relative L2 {error:.2e}");
+    };
+    for isa in Isa::available() {
+        let (source, prefix) = (file.clone(), case.to_string());
+        let weights = Weights::new(Box::new(move |p| source.load_f32(&format!("{prefix}.{}", p.key))));
+        let results = Machine::new(&graph, &weights, isa, 2).unwrap().run(inputs);
+        results.iter().zip(wanted).for_each(|(result, name)| compare(&isa.to_string(), &result.to_f64(), name));
     }
+    let results = reference_with(&fused, inputs, |param| load(param).unwrap());
+    results.iter().zip(wanted).for_each(|(result, name)| compare("fused steps", result.data(), name));
 }
 
 #[test]
@@ -106,15 +98,13 @@ fn a_model_of_fused_maps_computes_the_same() {
     fuse_conv_tails(&mut fused).unwrap();
     assert!(fused.nodes().iter().any(|node| matches!(node.op, Op::NormSum(_))));
     let image = Tensor::from_fn([1, 64, 96, 3], |i| ((i[1] * 7 + i[2] * 5 + i[3]) as f32 / 9.0).sin());
-    let results = [&graph, &fused].map(|graph| {
-        let load = |p: &Param| seeded::tensor(&p.key, &p.upstream_shape, 0);
-        Machine::new(graph, &Weights::new(Box::new(load)), Isa::detect(), 2)
-            .unwrap()
-            .run(std::slice::from_ref(&image))
+    let load = |p: &Param| seeded::tensor(&p.key, &p.upstream_shape, 0);
+    let [plain, fused] = [&graph, &fused].map(|graph| {
+        reference_with(graph, std::slice::from_ref(&image), |param| load(param).unwrap())
     });
-    for (plain, fused) in results[0].iter().zip(&results[1]) {
-        let error = relative_l2(&fused.to_f64(), &plain.to_f64());
-        assert!(error <= 1e-5, "relative L2 {error:.2e}");
+    for (plain, fused) in plain.iter().zip(&fused) {
+        let error = relative_l2(fused.data(), plain.data());
+        assert!(error <= 1e-12, "relative L2 {error:.2e}");
     }
 }
 

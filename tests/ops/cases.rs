@@ -1,7 +1,10 @@
 //! Every case of every operator: the CPU's kernels against the references, for each instruction set this
 //! processor has; the same bits for any number of threads, for constant and for computed operands, and
-//! from run to run. Walks the registry: a new operator needs no line here.
+//! from run to run. Walks the registry: a new operator needs no line here. Operators that only the rewrites of
+//! GPUs make have no kernel here, and are refused.
 
+use knet::cpu::{self, Selection};
+use knet::error::Error;
 use knet::isa::Isa;
 use knet::ops::all_cases;
 use knet::ops::case::Case;
@@ -29,6 +32,14 @@ impl Prepared {
     }
 }
 
+fn refused(case: &Case, inputs: &[Tensor]) -> Result<(), Failed> {
+    let (graph, _) = run::one_node(case, inputs, run::Operands::Inputs)?;
+    match cpu::plan(&graph, Selection::new(Isa::detect(), 1)) {
+        Err(Error::Shape { op, .. }) if op == case.op.name() => Ok(()),
+        other => Err(format!("not refused by name: {other:?}").into()),
+    }
+}
+
 /// A trial for each case and instruction set.
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -37,6 +48,10 @@ pub fn trials() -> Vec<Trial> {
         let name = case.full_name();
         assert!(names.insert(name.clone()), "two cases are called {name}");
         let inputs = case.make_inputs(7);
+        if case.op.is_lowered() {
+            trials.push(Trial::test(format!("cases/{name}/refused"), move || refused(&case, &inputs)));
+            continue;
+        }
         let prepared = Arc::new(Prepared { case, inputs, truth: OnceLock::new() });
         for isa in Isa::available() {
             let prepared = prepared.clone();

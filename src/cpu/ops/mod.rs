@@ -16,8 +16,6 @@ mod exp;
 mod fill;
 mod focal_loss;
 mod fold_batch_norm;
-mod fused_conv2d;
-mod fused_linear;
 mod global_avg_pool;
 mod gradient_norm;
 mod group_norm;
@@ -30,7 +28,6 @@ mod matching_cost;
 mod matmul;
 mod max_pool2d;
 mod moving_average;
-mod norm_sum;
 mod normalise;
 mod normalise_grad;
 mod product;
@@ -50,10 +47,16 @@ use crate::isa::Isa;
 use crate::ops::Op;
 
 macro_rules! define_kernels {
-    ($($($variant:ident),+ in $module:ident;)*) => {
+    ({ $($($variant:ident),+ in $module:ident;)* } lowered { $($rest:tt)* }) => {
         /// The kernel of any operator.
-        pub(crate) fn kernel(op: &Op, context: &Context<'_>) -> Box<dyn Kernel> {
-            match op { $($(Op::$variant(op) => CpuOp::kernel(op, context),)+)* }
+        ///
+        /// # Errors
+        /// A sentence on an operator that only the rewrites of GPUs make.
+        pub(crate) fn kernel(op: &Op, context: &Context<'_>) -> Result<Box<dyn Kernel>, String> {
+            match op {
+                $($(Op::$variant(op) => Ok(CpuOp::kernel(op, context)),)+)*
+                lowered => Err(format!("operator {} is made for GPUs and has no CPU kernel", lowered.name())),
+            }
         }
     };
 }
