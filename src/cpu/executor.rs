@@ -70,8 +70,8 @@ pub fn rebind(plan: &plan::Plan, selection: Selection) -> Result<Plan> {
     selection.check()?;
     plan.try_map(|step| {
         let choice = choose(&step.site().site(), selection);
-        let Choice { kernel, workspace, program } = choice
-            .map_err(|reason| Error::Shape { op: step.op.name(), value: step.name.clone(), reason })?;
+        let Choice { kernel, workspace, program } =
+            choice.map_err(|reason| Error::Shape { op: step.op.name(), value: step.name.clone(), reason })?;
         if kernel == step.kernel && workspace <= step.workspace.bytes {
             return Ok(program);
         }

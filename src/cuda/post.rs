@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::image::preprocess::Geometry;
 use crate::tensor::DType;
 
-/// Threads of a block and output columns of a tile: `THREADS`, `TILE_W` of `kernels/common/mask_sampler.cuh`.
+/// Threads of a block: `THREADS` of `kernels/common/mask_sampler.cuh`.
 pub(crate) const THREADS: usize = 256;
+/// Output columns of a tile: `TILE_W` of `kernels/common/mask_sampler.cuh`.
 pub(crate) const TILE_W: usize = 64;
 /// Most probabilities that a block holds at a time, if a row of them is not longer.
 const PROBABILITIES: usize = 4096;

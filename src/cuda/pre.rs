@@ -7,9 +7,9 @@ use crate::image::preprocess::{Geometry, PreprocessConfig};
 use crate::image::view::{PixelFormat, YuvMatrix};
 use crate::tensor::DType;
 
-/// Columns and rows of a block: `TILE_W`, `TILE_H` of `kernels/preprocess.cu`.
+/// Columns and rows of a block: `TILE_W` and `TILE_H` of `kernels/preprocess.cu`.
 const TILE: (usize, usize) = (64, 16);
-/// Threads of a block.
+/// Threads of a block: `THREADS` of `kernels/preprocess.cu`.
 const THREADS: u32 = 256;
 /// Largest side and row of an image, which keeps every coordinate and sum in 32 bits.
 const MAX_SIDE: usize = 1 << 20;

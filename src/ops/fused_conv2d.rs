@@ -23,7 +23,7 @@ pub struct FusedConv2d {
     pub groups: Option<usize>,
 }
 
-/// Pixels of a part whose moments are taken together.
+/// Pixels of a part whose moments are taken together: `PART_PIXELS` of `kernels/common/moments.cuh`.
 pub const PART_PIXELS: usize = 64;
 
 /// Shape of the moments of a map `[B, H, W, C]`: `[B, parts, 2 * groups]`.
@@ -52,9 +52,6 @@ pub fn moments(map: &Tensor<f64>, groups: usize) -> Tensor<f64> {
 }
 
 impl FusedConv2d {
-    /// Most groups: threads of a block that takes a part.
-    pub const MAX_GROUPS: usize = 256;
-
     /// The convolution without its residual, if that has half the size.
     fn plain(&self) -> Conv2d {
         let residual = self.conv.epilogue.residual && !self.upsampled;
@@ -80,11 +77,8 @@ impl Operator for FusedConv2d {
             }
         }
         if let Some(groups) = self.groups {
-            if groups == 0 || groups > FusedConv2d::MAX_GROUPS || !y[3].is_multiple_of(groups) {
-                let most = FusedConv2d::MAX_GROUPS;
-                return Err(format!(
-                    "{groups} groups do not divide the channels of {y}, or are above {most}"
-                ));
+            if groups == 0 || !y[3].is_multiple_of(groups) {
+                return Err(format!("{groups} groups do not divide the channels of {y}"));
             }
             outputs.push(ValueType::exact(moments_shape(y, groups)));
         }

@@ -28,9 +28,6 @@ pub struct NormSum {
 }
 
 impl NormSum {
-    /// Most terms.
-    pub const MAX_TERMS: usize = 4;
-
     /// Position of each term's map among the operands, and whether it is normalised.
     pub fn terms(&self) -> impl Iterator<Item = (usize, bool)> {
         let mut next = 0;
@@ -75,12 +72,8 @@ impl Operator for NormSum {
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, self.terms().map(|(_, normalised)| if normalised { 4 } else { 1 }).sum())?;
-        if self.normalised.len() > NormSum::MAX_TERMS || self.normalised.first() != Some(&true) {
-            let most = NormSum::MAX_TERMS;
-            return Err(format!(
-                "takes 1 to {most} terms, the first of them normalised: {:?}",
-                self.normalised
-            ));
+        if self.normalised.first() != Some(&true) {
+            return Err(format!("the first of its terms must be normalised: {:?}", self.normalised));
         }
         let x = expect_rank(inputs, 0, 4, "[B, H, W, C]")?;
         if self.groups == 0 || !x[3].is_multiple_of(self.groups) {

@@ -48,7 +48,10 @@ fn check(file: &Arc<Checkpoint>, case: &str, graph: Graph, inputs: &[Tensor], wa
         let (source, prefix) = (file.clone(), case.to_string());
         let weights = Weights::new(Box::new(move |p| source.load_f32(&format!("{prefix}.{}", p.key))));
         let results = Machine::new(&graph, &weights, isa, 2).unwrap().run(inputs);
-        results.iter().zip(wanted).for_each(|(result, name)| compare(&isa.to_string(), &result.to_f64(), name));
+        results
+            .iter()
+            .zip(wanted)
+            .for_each(|(result, name)| compare(&isa.to_string(), &result.to_f64(), name));
     }
     let results = reference_with(&fused, inputs, |param| load(param).unwrap());
     results.iter().zip(wanted).for_each(|(result, name)| compare("fused steps", result.data(), name));
@@ -99,9 +102,8 @@ fn a_model_of_fused_maps_computes_the_same() {
     assert!(fused.nodes().iter().any(|node| matches!(node.op, Op::NormSum(_))));
     let image = Tensor::from_fn([1, 64, 96, 3], |i| ((i[1] * 7 + i[2] * 5 + i[3]) as f32 / 9.0).sin());
     let load = |p: &Param| seeded::tensor(&p.key, &p.upstream_shape, 0);
-    let [plain, fused] = [&graph, &fused].map(|graph| {
-        reference_with(graph, std::slice::from_ref(&image), |param| load(param).unwrap())
-    });
+    let [plain, fused] = [&graph, &fused]
+        .map(|graph| reference_with(graph, std::slice::from_ref(&image), |param| load(param).unwrap()));
     for (plain, fused) in plain.iter().zip(&fused) {
         let error = relative_l2(fused.data(), plain.data());
         assert!(error <= 1e-12, "relative L2 {error:.2e}");

@@ -1,5 +1,7 @@
 //! Fewer passes over feature maps, for devices whose memory is slower than their arithmetic.
 
+use crate::cuda::ops::conv2d::MAX_GROUPS;
+use crate::cuda::ops::norm_sum::MAX_TERMS;
 use crate::error::Result;
 use crate::graph::passes::{count_uses, eliminate_dead_code, sole_producer};
 use crate::graph::{Graph, Node, Source, Value, ValueId};
@@ -73,7 +75,7 @@ fn fuse_moments(graph: &mut Graph) {
         let Value { ty, name, .. } = graph.value(x).clone();
         let Some(producer) = sole_producer(graph, &uses, x) else { continue };
         let Some(op) = convolution(graph, producer) else { continue };
-        if !(ty.shape[3] / groups).is_multiple_of(CHUNK) || groups > FusedConv2d::MAX_GROUPS {
+        if !(ty.shape[3] / groups).is_multiple_of(CHUNK) || groups > MAX_GROUPS {
             continue;
         }
         let moments = ValueId(graph.values.len() as u32);
@@ -116,7 +118,7 @@ fn fuse_sums(graph: &mut Graph) {
         };
         all.normalised.extend(normalised);
         inputs.extend(operands);
-        if all.normalised.len() <= NormSum::MAX_TERMS {
+        if all.normalised.len() <= MAX_TERMS {
             graph.nodes[index].op = all.into();
             graph.nodes[index].inputs = inputs;
         }

@@ -8,7 +8,6 @@ use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::cuda::tiles::conv::{self, Addressing, ConvChoice, ConvGemm, Math, Tile};
 use crate::ops::Conv2d;
-use crate::ops::FusedConv2d;
 use crate::ops::ValueType;
 use crate::ops::epilogue::Epilogue;
 use crate::ops::fused_conv2d::PART_PIXELS;
@@ -198,6 +197,9 @@ pub(super) fn with_tail(
     Ok(Program { kernel, launches, workspace, packing })
 }
 
+/// Most groups of moments: threads of a block that takes a part.
+pub(in crate::cuda) const MAX_GROUPS: usize = 256;
+
 /// Moments of a map that has been written: `kernels/group_moments.cu` over the first result, into the second.
 fn moments(map: ValueType, groups: usize) -> Result<Launch, String> {
     #[repr(C)]
@@ -208,7 +210,10 @@ fn moments(map: ValueType, groups: usize) -> Result<Launch, String> {
     }
     elements(map)?;
     let pixels = map.shape[1] * map.shape[2];
-    let rows = (FusedConv2d::MAX_GROUPS / groups).clamp(1, PART_PIXELS);
+    if groups > MAX_GROUPS {
+        return Err(format!("moments of {groups} groups; the kernel takes up to {MAX_GROUPS}"));
+    }
+    let rows = (MAX_GROUPS / groups).clamp(1, PART_PIXELS);
     let width = map.shape[3] / groups;
     Ok(Launch {
         source: "group_moments.cu",
@@ -371,6 +376,7 @@ impl Conv<'_> {
     }
 
     fn few_channels(&self, filters: usize) -> Launch {
+        /// Output rows and columns of a block: `TILE_P` and `TILE_Q` of `kernels/conv/few_channels.cu`.
         const TILE: [usize; 2] = [8, 32];
         let shape = &self.shape;
         let tiles = [shape.out[0].div_ceil(TILE[0]), shape.out[1].div_ceil(TILE[1])];

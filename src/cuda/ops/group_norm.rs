@@ -7,10 +7,12 @@ use crate::ops::GroupNorm;
 use crate::plan::Site;
 use crate::tensor::Shape;
 
-/// Threads of a block, and pixels a thread takes: of `group_norm_moments` and of `group_norm_apply`.
-const MOMENTS: [usize; 2] = [256, 16];
-const APPLY: [usize; 2] = [512, 8];
-/// Threads of a block, and elements of a group it takes, in `kernels/group_norm_any.cu`.
+/// Threads of a block of `group_norm_moments` and of `group_norm_apply`.
+const MOMENTS_THREADS: usize = 256;
+const APPLY_THREADS: usize = 512;
+/// Pixels that a thread of each takes: `MOMENT_PIXELS` and `APPLY_PIXELS` of `kernels/group_norm.cu`.
+const PIXELS: [usize; 2] = [16, 8];
+/// Threads of a block, and elements of a group it takes: `THREADS` and `PART` of `kernels/group_norm_any.cu`.
 const ANY: [usize; 2] = [256, 8192];
 /// Bytes of the moments of a part.
 const MOMENTS_BYTES: usize = 8;
@@ -56,8 +58,8 @@ struct Form {
 /// Pixels are whole chunks, and a block has room for at least one.
 fn by_chunks(op: &GroupNorm, x: Shape, vectors: usize) -> Form {
     let (pixels, channels) = (x[1] * x[2], x[3]);
-    let rows = [MOMENTS[0] / vectors, APPLY[0] / vectors];
-    let part_pixels = rows[0] * MOMENTS[1];
+    let rows = [MOMENTS_THREADS / vectors, APPLY_THREADS / vectors];
+    let part_pixels = rows[0] * PIXELS[0];
     let parts = pixels.div_ceil(part_pixels);
     let params = Params {
         pixels: pixels as u32,
@@ -67,7 +69,7 @@ fn by_chunks(op: &GroupNorm, x: Shape, vectors: usize) -> Form {
         part_pixels: part_pixels as u32,
         eps: op.eps,
     };
-    let apply_blocks = pixels.div_ceil(rows[1] * APPLY[1]);
+    let apply_blocks = pixels.div_ceil(rows[1] * PIXELS[1]);
     Form {
         kernel: "chunks",
         source: "group_norm.cu",
@@ -112,7 +114,7 @@ impl CudaOp for GroupNorm {
         let x = site.inputs[0];
         elements(x)?;
         let vectors = x.shape[3] / vector(x.dtype, x.shape[3]);
-        let form = match vector(x.dtype, x.shape[3]) > 1 && vectors <= MOMENTS[0] {
+        let form = match vector(x.dtype, x.shape[3]) > 1 && vectors <= MOMENTS_THREADS {
             true => by_chunks(self, x.shape, vectors),
             false => by_elements(self, x.shape),
         };

@@ -7,7 +7,7 @@ use crate::tensor::DType;
 /// Threads of a block of kernels with one thread an element.
 const THREADS: usize = 256;
 
-/// Most ranges of a launch of `kernels/copy_ranges.cu`.
+/// Most ranges of a launch: `RANGES` of `kernels/copy_ranges.cu`.
 const RANGES: usize = 8;
 
 /// The define that chooses the element type of feature maps: numbers of `kernels/common/storage.cuh`.

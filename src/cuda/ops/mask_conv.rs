@@ -10,7 +10,7 @@ use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
 use crate::tensor::DType;
 
-/// Threads of a block.
+/// Threads of a block: `THREADS` of `kernels/mask/conv.cu`.
 const THREADS: u32 = 256;
 
 #[repr(C)]

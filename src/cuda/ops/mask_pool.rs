@@ -8,8 +8,10 @@ use crate::ops::MaskPool;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
 
-/// Threads of a block.
+/// Threads of a block: `THREADS` of `kernels/mask/pool.cu`.
 const THREADS: u32 = 256;
+/// Threads of a block in f32: `THREADS` of `kernels/mask/pool_f32.cu`.
+const THREADS_F32: u32 = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -25,6 +27,7 @@ struct Params {
 struct Variant {
     source: &'static str,
     entry: &'static str,
+    threads: u32,
     defines: Vec<(&'static str, i64)>,
     shared: usize,
     object_tiles: usize,
@@ -40,6 +43,7 @@ fn variants(extents: &Extents, target: &Target) -> Vec<Variant> {
         let of = |(split, splits)| Variant {
             source: "mask/pool_f32.cu",
             entry: "mask_pool_f32",
+            threads: THREADS_F32,
             defines: Vec::new(),
             shared: 0,
             object_tiles: extents.objects.div_ceil(POOL_F32),
@@ -52,6 +56,7 @@ fn variants(extents: &Extents, target: &Target) -> Vec<Variant> {
     let of = |tile: PoolTile| Variant {
         source: "mask/pool.cu",
         entry: "mask_pool",
+        threads: THREADS,
         defines: vec![
             storage(target.precision.storage()),
             ("BANDS", tile.objects.bands as i64),
@@ -99,7 +104,7 @@ impl Variant {
             entry: self.entry,
             defines: self.defines,
             grid: [splits as u32, tiles as u32, extents.batch as u32],
-            block: [THREADS, 1, 1],
+            block: [self.threads, 1, 1],
             shared: self.shared as u32,
             args: vec![Arg::Input(0), Arg::Input(1), to, Arg::of(&params)],
         }];

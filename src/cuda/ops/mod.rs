@@ -18,7 +18,7 @@ mod linear;
 mod mask_conv;
 mod mask_pool;
 mod max_pool2d;
-mod norm_sum;
+pub(in crate::cuda) mod norm_sum;
 mod resize;
 mod slice;
 mod softmax;

@@ -8,11 +8,14 @@ use crate::ops::fused_conv2d::PART_PIXELS;
 use crate::plan::Site;
 use crate::tensor::DType;
 
-/// Threads of a block, the pixels each takes (`BATCH * BATCHES`), and most vectors of channels of a slice:
-/// constants of `kernels/norm_sum.cu`.
+/// Threads of a block: `THREADS` of `kernels/norm_sum.cu`.
 const THREADS: usize = 512;
-const PIXELS: usize = 8;
+/// Pixels that a thread takes at a time, and how often: `BATCH` and `BATCHES` of `kernels/norm_sum.cu`.
+const PIXELS: [usize; 2] = [4, 2];
+/// Most vectors of channels of a slice.
 const MAX_COLUMNS: usize = 8;
+/// Most terms: the kernel has parameters for so many.
+pub(in crate::cuda) const MAX_TERMS: usize = 4;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -32,16 +35,19 @@ impl CudaOp for NormSum {
         if !width.is_multiple_of(lanes) {
             return Err(format!("groups of {width} channels; takes multiples of {lanes}"));
         }
+        if self.normalised.len() > MAX_TERMS {
+            return Err(format!("{} terms; the kernel takes up to {MAX_TERMS}", self.normalised.len()));
+        }
         let vectors = channels / lanes;
         let columns = (1 << vectors.trailing_zeros()).min(MAX_COLUMNS);
-        let block_pixels = THREADS / columns * PIXELS;
+        let block_pixels = THREADS / columns * PIXELS[0] * PIXELS[1];
         let params = Params {
             pixels: pixels as u32,
             channels: channels as u32,
             parts: pixels.div_ceil(PART_PIXELS) as u32,
             eps: self.eps,
         };
-        let mut args = vec![Arg::Null; 4 * NormSum::MAX_TERMS];
+        let mut args = vec![Arg::Null; 4 * MAX_TERMS];
         let mut packing = vec![Packing::plain(DType::F32); site.inputs.len()];
         let mut norms = 0;
         for (term, (at, normalised)) in self.terms().enumerate() {

@@ -5,8 +5,8 @@ use crate::ops::epilogue::Epilogue;
 /// Results of a block.
 const RESULTS: usize = 32;
 
-/// Threads of a block.
-const THREADS: u32 = 256;
+/// Warps of a block: `WARPS` of `kernels/sum_parts.cu`.
+const WARPS: u32 = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -25,7 +25,7 @@ pub(super) fn sum_parts(parts: usize, count: usize, columns: usize, epilogue: Ep
         entry: "sum_parts",
         defines: vec![("ACTIVATION", number(epilogue.activation))],
         grid: [count.div_ceil(RESULTS) as u32, 1, 1],
-        block: [THREADS, 1, 1],
+        block: [32 * WARPS, 1, 1],
         shared: 0,
         args: vec![
             Arg::Workspace(0),

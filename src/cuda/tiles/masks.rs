@@ -2,7 +2,7 @@
 
 use crate::cuda::gpu::Caps;
 
-/// Columns of a slab of 16-bit elements in shared memory.
+/// Columns of a slab of 16-bit elements in shared memory: `SLAB` of `kernels/mask/tile.cuh`.
 const SLAB: usize = 64;
 
 /// Objects, features and pixels of a batch.
@@ -50,7 +50,7 @@ pub struct ConvTile {
 }
 
 impl ConvTile {
-    /// Pixels of a tile.
+    /// Pixels of a tile: `BN` of `kernels/mask/conv.cu`.
     pub const PIXELS: usize = 128;
 
     /// Shared memory of a block, in bytes.
@@ -104,7 +104,7 @@ pub struct PoolTile {
 }
 
 impl PoolTile {
-    /// Channels of a tile.
+    /// Channels of a tile: `BN` of `kernels/mask/pool.cu`.
     pub const CHANNELS: usize = 128;
 
     /// Shared memory of a block, in bytes.
@@ -151,13 +151,16 @@ pub fn pool_candidates(extents: &Extents, caps: &Caps) -> Vec<PoolTile> {
     shares(extents.pixels, SLAB, tiles, caps).into_iter().map(tile).collect()
 }
 
-/// Objects and channels of a tile of mask pooling in f32.
+/// Objects and channels of a tile of mask pooling in f32: `TILE` of `kernels/mask/pool_f32.cu`.
 pub const POOL_F32: usize = 64;
+
+/// Pixels of a step of mask pooling in f32: `STEP` of `kernels/mask/pool_f32.cu`.
+const POOL_F32_STEP: usize = 32;
 
 /// Pixels of a block, and blocks that share an image's, of mask pooling in f32: the preferred first.
 pub fn pool_f32_candidates(extents: &Extents, caps: &Caps) -> Vec<(usize, usize)> {
     let tiles = extents.objects.div_ceil(POOL_F32) * extents.channels.div_ceil(POOL_F32) * extents.batch;
-    shares(extents.pixels, 32, tiles, caps)
+    shares(extents.pixels, POOL_F32_STEP, tiles, caps)
 }
 
 #[cfg(test)]

@@ -22,9 +22,11 @@ use std::ops::Range;
 
 /// Output rows of a block: `BAND` of `kernels/postprocess_instance.cu`.
 const BAND: usize = 32;
-/// Threads of a block of `kernels/instance_rank.cu`; its `RUN` and `LANES`.
+/// Threads of a block: `THREADS` of `kernels/instance_rank.cu`.
 const RANK_THREADS: u32 = 128;
+/// Logits of a block: `RUN` of `kernels/instance_rank.cu`.
 const QUALITY_RUN: usize = 4096;
+/// Sums of a run: `LANES` of `kernels/instance_rank.cu`.
 const QUALITY_LANES: usize = 16;
 
 /// What the launches read, by the order of [`Postprocess::reads`](crate::task::Postprocess::reads).

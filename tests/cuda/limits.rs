@@ -1,0 +1,66 @@
+//! What an operator allows and its kernel on a GPU does not: planning refuses, naming the operator and the
+//! limit.
+
+use knet::cuda::gpu::Precision;
+use knet::error::Error;
+use knet::graph::Builder;
+use knet::ops::fused_conv2d::moments_shape;
+use knet::ops::fused_linear::Prologue;
+use knet::ops::{Concat, Conv2d, FusedConv2d, FusedLinear, NormSum, Op, ValueType};
+use testkit::emulate;
+
+/// Plans a node of `op` over inputs of these types and gives the reason of its refusal.
+fn refused(op: impl Into<Op>, inputs: &[ValueType]) -> String {
+    let op = op.into();
+    let name = op.name();
+    let mut builder = Builder::new();
+    let named = inputs.iter().enumerate().map(|(i, ty)| (format!("x{i}"), *ty));
+    let ids: Vec<_> = named.map(|(name, ty)| builder.input(&name, ty)).collect();
+    for (i, id) in builder.nodes("y", op, &ids).unwrap().into_iter().enumerate() {
+        builder.output(&format!("y{i}"), id);
+    }
+    match emulate::plan(&builder.finish().unwrap(), Precision::F16) {
+        Err(Error::Shape { op, value, reason }) if op == name && value == "y" => reason,
+        other => panic!("{name} is not refused by name: {:?}", other.map(|plan| plan.steps.len())),
+    }
+}
+
+#[test]
+fn more_operands_than_a_concatenation_has_parameters_for() {
+    let reason = refused(Concat { axis: 1 }, &[ValueType::rows([1, 2, 8]); 9]);
+    assert_eq!(reason, "9 operands are joined; the kernel takes up to 8");
+}
+
+#[test]
+fn more_layers_or_terms_than_rows_are_fused_with() {
+    let layers = |count| FusedLinear {
+        prologue: Prologue::Rows,
+        biases: vec![false; count],
+        activation: None,
+        keep: false,
+    };
+    let operands = |terms: usize, count: usize| {
+        let weight = ValueType::rows([16, terms]);
+        [vec![ValueType::rows([1, 4, terms])], vec![weight; count]].concat()
+    };
+    assert_eq!(refused(layers(4), &operands(64, 4)), "4 layers; the kernel takes up to 3");
+    let reason = refused(layers(1), &operands(516, 1));
+    assert!(reason.ends_with("the kernel takes multiples of 4 terms up to 512"), "{reason}");
+}
+
+#[test]
+fn more_groups_than_moments_have_threads_for() {
+    let op = FusedConv2d { conv: Conv2d::with(1, 0), upsampled: false, groups: Some(512) };
+    let reason = refused(op, &[ValueType::map([1, 4, 4, 8]), ValueType::rows([512, 1, 1, 8])]);
+    assert_eq!(reason, "moments of 512 groups; the kernel takes up to 256");
+}
+
+#[test]
+fn more_terms_than_a_sum_of_norms_has_parameters_for() {
+    let normalised = vec![true, false, false, false, false];
+    let op = NormSum { groups: 2, eps: 1e-5, activation: None, normalised };
+    let map = ValueType::map([1, 4, 4, 16]);
+    let moments = ValueType::exact(moments_shape(map.shape, 2));
+    let norm = [map, moments, ValueType::exact([16]), ValueType::exact([16])];
+    assert_eq!(refused(op, &[&norm[..], &[map; 4]].concat()), "5 terms; the kernel takes up to 4");
+}
