@@ -3,7 +3,7 @@
 
 use knet::cuda::gpu::Precision;
 use knet::error::Error;
-use knet::graph::Builder;
+use knet::graph::{Builder, Layout};
 use knet::ops::fused_conv2d::moments_shape;
 use knet::ops::fused_linear::Prologue;
 use knet::ops::{Concat, Conv2d, FusedConv2d, FusedLinear, NormSum, Op, ValueType};
@@ -14,8 +14,13 @@ fn refused(op: impl Into<Op>, inputs: &[ValueType]) -> String {
     let op = op.into();
     let name = op.name();
     let mut builder = Builder::new();
-    let named = inputs.iter().enumerate().map(|(i, ty)| (format!("x{i}"), *ty));
-    let ids: Vec<_> = named.map(|(name, ty)| builder.input(&name, ty)).collect();
+    // Filters of convolutions have to be constants.
+    let filter = |i| i == 1 && matches!(op, Op::FusedConv2d(_));
+    let operand = |(i, ty): (usize, &ValueType)| match filter(i) {
+        true => builder.param("w", ty.shape.dims(), Layout::Plain).unwrap(),
+        false => builder.input(&format!("x{i}"), *ty),
+    };
+    let ids: Vec<_> = inputs.iter().enumerate().map(operand).collect();
     for (i, id) in builder.nodes("y", op, &ids).unwrap().into_iter().enumerate() {
         builder.output(&format!("y{i}"), id);
     }
