@@ -11,7 +11,8 @@ struct Params {
     u32 count;
 };
 
-extern "C" __global__ void activation(const storage_t* __restrict__ x, storage_t* __restrict__ y, const Params p) {
+extern "C" __global__ void activation(const storage_t* __restrict__ x, storage_t* __restrict__ y,
+                                      const Params p) {
     const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < p.count) y[i] = from_f32<storage_t>(activate<ACTIVATION>(to_f32(x[i])));
 }

@@ -1,15 +1,18 @@
-// y = softmax(q k^T / sqrt(D)) v for every head of every image: multi-head self-attention over the N objects of an image.
+// y = softmax(q k^T / sqrt(D)) v for every head of every image: multi-head self-attention over the N objects
+// of an image.
 //
-// qkv [B, N, 3C] holds queries, keys and values side by side, head h in channels h D .. (h + 1) D of each; y [B, N, C].
-// Everything is f32: N is some hundreds, so that this step is a matter of latency.
+// qkv [B, N, 3C] holds queries, keys and values side by side, head h in channels h D .. (h + 1) D of each; y
+// [B, N, C]. Everything is f32: N is some hundreds, so that this step is a matter of latency.
 //
-// A block takes WARPS * QUERIES queries of one head, a warp QUERIES of them. Keys and values pass through shared memory, KEYS
-// at a time (all at once for up to 160 objects of 32 channels), copied behind each other by cp.async. A warp takes 32 keys at
-// a time:
+// A block takes WARPS * QUERIES queries of one head, a warp QUERIES of them. Keys and values pass through
+// shared memory, KEYS at a time (all at once for up to 160 objects of 32 channels), copied behind each other
+// by cp.async. A warp takes 32 keys at a time:
 //   logits: lane l owns key l; one 16-byte read of its key serves all queries, which are broadcast;
-//   softmax: running maximum m and sum of exp(logit - m), rescaled when m grows (Milakov and Gimelshein 2018);
-//   values: lane l owns channels l, l + 32, ..; the 32 weights of each query are exchanged through shared memory.
-// Rows of keys are PITCH floats, an odd number of 16-byte chunks, so that the lanes' reads have no bank conflicts.
+//   softmax: running maximum m and sum of exp(logit - m), rescaled when m grows (Milakov and Gimelshein
+//   2018); values: lane l owns channels l, l + 32, ..; the 32 weights of each query are exchanged through
+//   shared memory.
+// Rows of keys are PITCH floats, an odd number of 16-byte chunks, so that the lanes' reads have no bank
+// conflicts.
 //
 // 4 N^2 C FLOPs and 4 N C floats an image; keys and values are read N / (WARPS * QUERIES) times, from L2.
 // Grid: query blocks, heads, images. Defines: D, KEYS (a multiple of 32), QUERIES, WARPS.
@@ -27,14 +30,15 @@ struct Params {
     float scale;  // 1 / sqrt(D)
 };
 
-// Copies `rows` rows of D floats, `stride` apart in memory and `pitch` in shared memory; zeros from row `take` and from
-// column D.
+// Copies `rows` rows of D floats, `stride` apart in memory and `pitch` in shared memory; zeros from row
+// `take` and from column D.
 __device__ inline void copy_rows(float* to, u32 pitch, const float* from, u32 stride, u32 rows, u32 take) {
     const u32 pieces = D % 4 == 0 ? CHUNKS : PADDED, width = D % 4 == 0 ? 4 : 1;
     for (u32 i = threadIdx.x; i < rows * pieces; i += WARPS * WARP) {
         const u32 row = i / pieces, column = i % pieces * width;
         const float* source = from + u64(row) * stride + column;
-        copy_async<D % 4 == 0 ? 16 : 4>(shared_address(to + row * pitch + column), source, row < take && column < D);
+        copy_async<D % 4 == 0 ? 16 : 4>(shared_address(to + row * pitch + column), source,
+                                        row < take && column < D);
     }
 }
 

@@ -1,9 +1,9 @@
 // y[i] = a[i] + b[i % period] or a[i] * b[i % period], over `count` elements.
 //
-// `b` is repeated along leading axes of size 1; equal shapes have period == count. A_TYPE and B_TYPE may be f32 where y is
-// a 16-bit type: constants.
-// One thread VECTOR neighbouring elements: 16 bytes of y where count and period are whole chunks, else 1. Each byte of a
-// and y moves once: count * (sizeof(a) + sizeof(b) + sizeof(y)) bytes, 1 FLOP an element.
+// `b` is repeated along leading axes of size 1; equal shapes have period == count. A_TYPE and B_TYPE may be
+// f32 where y is a 16-bit type: constants.
+// One thread VECTOR neighbouring elements: 16 bytes of y where count and period are whole chunks, else 1.
+// Each byte of a and y moves once: count * (sizeof(a) + sizeof(b) + sizeof(y)) bytes, 1 FLOP an element.
 //
 // Defines: STORAGE (of y), A_TYPE, B_TYPE, KIND, VECTOR.
 #include "common/elements.cuh"

@@ -1,4 +1,5 @@
-// y[i] = x[i] in another element type, over `count` elements: between the f32 of the host and the storage type.
+// y[i] = x[i] in another element type, over `count` elements: between the f32 of the host and the storage
+// type.
 //
 // One thread an element; every byte is moved once.
 //

@@ -1,10 +1,12 @@
-// Moves ranges of rows: concat (each operand is a range of the result's rows) and slice (the result is a range of its
-// operand's rows). A row is the axis that is cut or joined with all axes behind it; the axes before it count rows.
+// Moves ranges of rows: concat (each operand is a range of the result's rows) and slice (the result is a
+// range of its operand's rows). A row is the axis that is cut or joined with all axes behind it; the axes
+// before it count rows.
 //
-//   to[row * to_stride + to_start + j] = from[(row % from_rows) * from_stride + from_start + j],   0 <= j < width
+//   to[row * to_stride + to_start + j] = from[(row % from_rows) * from_stride + from_start + j],   0 <= j <
+//   width
 //
-// in units of UNIT bytes (2, 4, 8 or 16): the largest that divides every width, start and stride. `row % from_rows` repeats
-// an operand of fewer rows.
+// in units of UNIT bytes (2, 4, 8 or 16): the largest that divides every width, start and stride. `row %
+// from_rows` repeats an operand of fewer rows.
 // One thread a unit; blockIdx.y is the range. Each byte is read and written once; no arithmetic.
 //
 // Defines: UNIT.
@@ -33,7 +35,8 @@ struct Params {
     Range range[RANGES];
 };
 
-__device__ inline void copy_range(const unit_t* __restrict__ from, unit_t* __restrict__ to, const Params& p, const Range& r) {
+__device__ inline void copy_range(const unit_t* __restrict__ from, unit_t* __restrict__ to, const Params& p,
+                                  const Range& r) {
     const u32 unit = blockIdx.x * blockDim.x + threadIdx.x;
     if (r.width == 0) return;
     const u32 row = unit / r.width;
@@ -48,7 +51,8 @@ extern "C" __global__ void copy_ranges(const unit_t* __restrict__ from0, const u
                                        const unit_t* __restrict__ from4, const unit_t* __restrict__ from5,
                                        const unit_t* __restrict__ from6, const unit_t* __restrict__ from7,
                                        unit_t* __restrict__ to, const Params p) {
-    // Parameters are indexed by constants alone: an index known at run time would copy them all to local memory.
+    // Parameters are indexed by constants alone: an index known at run time would copy them all to local
+    // memory.
     switch (blockIdx.y) {
     case 0: return copy_range(from0, to, p, p.range[0]);
     case 1: return copy_range(from1, to, p, p.range[1]);

@@ -1,9 +1,9 @@
 // y[b, c] = mean of x[b, .., c] over all pixels: [B, pixels, C] to f32 [B, C].
 //
-// A block takes LANES vectors of VECTOR channels (16 bytes where rows are whole chunks, else 1) of one image: thread
-// (lane, row) adds the pixels row, row + ROWS, ..; the ROWS sums are then added pairwise in shared memory, so that the order
-// depends on nothing but the shape. Sums of 32 pixels are made first and added up after, which keeps a sum of n
-// terms to the rounding of n / 32.
+// A block takes LANES vectors of VECTOR channels (16 bytes where rows are whole chunks, else 1) of one image:
+// thread (lane, row) adds the pixels row, row + ROWS, ..; the ROWS sums are then added pairwise in shared
+// memory, so that the order depends on nothing but the shape. Sums of 32 pixels are made first and added up
+// after, which keeps a sum of n terms to the rounding of n / 32.
 // Reads x once: B * pixels * C * sizeof(storage_t) bytes, 1 FLOP an element.
 //
 // Defines: STORAGE, VECTOR. The block is LANES x ROWS threads.
@@ -18,7 +18,8 @@ struct Params {
     u32 vectors;  // of one pixel
 };
 
-extern "C" __global__ void global_avg_pool(const storage_t* __restrict__ x, float* __restrict__ y, const Params p) {
+extern "C" __global__ void global_avg_pool(const storage_t* __restrict__ x, float* __restrict__ y,
+                                           const Params p) {
     __shared__ float sums[VECTOR][ROWS][LANES];
     const u32 lane = threadIdx.x, row = threadIdx.y;
     const u32 vector = blockIdx.x * LANES + lane;

@@ -1,14 +1,17 @@
 // Moments of the parts of a map [B, pixels, C], for every group of WIDTH neighbouring channels:
-// moments[image][part][group] = (mean, sum of squares of distances from it) over PART_PIXELS pixels (common/moments.cuh).
+// moments[image][part][group] = (mean, sum of squares of distances from it) over PART_PIXELS pixels
+// (common/moments.cuh).
 //
-// For convolutions that cannot give them with their result (conv/tail.cuh): those whose reduction is split, or whose tiles
-// do not fall on parts. A block takes one part: thread (group, row) sums (x - first) and its square over every ROWS-th
-// pixel, a vector of channels at a time; the threads of row 0 put the rows together.
+// For convolutions that cannot give them with their result (conv/tail.cuh): those whose reduction is split,
+// or whose tiles do not fall on parts. A block takes one part: thread (group, row) sums (x - first) and its
+// square over every ROWS-th pixel, a vector of channels at a time; the threads of row 0 put the rows
+// together.
 //
-// Reads the map once, which has just been written and comes from L2 where it fits; 3 FLOPs an element. The order of all
-// sums follows from the shape alone.
+// Reads the map once, which has just been written and comes from L2 where it fits; 3 FLOPs an element. The
+// order of all sums follows from the shape alone.
 //
-// Defines: STORAGE, WIDTH, VECTOR (channels of a load: a chunk, or one), ROWS. Blocks of groups x ROWS threads, up to 256.
+// Defines: STORAGE, WIDTH, VECTOR (channels of a load: a chunk, or one), ROWS. Blocks of groups x ROWS
+// threads, up to 256.
 #include "common/elements.cuh"
 #include "common/moments.cuh"
 

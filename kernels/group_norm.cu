@@ -1,19 +1,24 @@
-// y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c]) over maps [B, pixels, C]; mean and biased variance
-// over the pixels and the C / groups neighbouring channels of a group of an image (Wu and He 2018).
+// y = activation((x - mean) / sqrt(variance + eps) * gamma[c] + beta[c]) over maps [B, pixels, C]; mean and
+// biased variance over the pixels and the C / groups neighbouring channels of a group of an image (Wu and He
+// 2018).
 //
 // For channels in whole chunks of 16 bytes; group_norm_any.cu takes the rest. Two launches, no atomics:
 //
-//   group_norm_moments  a block of vectors x ROWS threads takes a run of pixels; thread (vector, row) sums (x - first) and
-//                       its square for VECTOR channels of every ROWS-th pixel, `first` being the first value it sees. The sums
-//                       meet in shared memory, where one warp a group puts them together (common/moments.cuh) and writes
-//                       the part's moments: partial[image][group][part], relative to the group's first element.
-//   group_norm_apply    each block loads its pixels, puts the parts of every group together (a few KiB, from L2) while
+//   group_norm_moments  a block of vectors x ROWS threads takes a run of pixels; thread (vector, row) sums (x
+//                       - first) and
+//                       its square for VECTOR channels of every ROWS-th pixel, `first` being the first value
+//                       it sees. The sums meet in shared memory, where one warp a group puts them together
+//                       (common/moments.cuh) and writes the part's moments: partial[image][group][part],
+//                       relative to the group's first element.
+//   group_norm_apply    each block loads its pixels, puts the parts of every group together (a few KiB, from
+//                       L2) while
 //                       they arrive, then normalises.
 //
-// x is read twice and y written once: 3 * B * pixels * C * sizeof(storage_t) bytes, of which the second read comes from L2
-// where the map fits; 5 FLOPs an element. The order of all sums follows from the shape alone.
+// x is read twice and y written once: 3 * B * pixels * C * sizeof(storage_t) bytes, of which the second read
+// comes from L2 where the map fits; 5 FLOPs an element. The order of all sums follows from the shape alone.
 //
-// Defines: STORAGE, ACTIVATION, WIDTH (channels of a group). Threads: see Params; dynamic shared memory: (2 * (C + 8) + 1) * rows floats, then 3 * groups.
+// Defines: STORAGE, ACTIVATION, WIDTH (channels of a group). Threads: see Params; dynamic shared memory: (2 *
+// (C + 8) + 1) * rows floats, then 3 * groups.
 #include "common/activation.cuh"
 #include "common/elements.cuh"
 #include "common/moments.cuh"
@@ -32,8 +37,8 @@ struct Params {
     float eps;
 };
 
-extern "C" __global__ void __launch_bounds__(256, 4) group_norm_moments(const storage_t* __restrict__ x,
-                                                                    Moments* __restrict__ partial, const Params p) {
+extern "C" __global__ void __launch_bounds__(256, 4)
+    group_norm_moments(const storage_t* __restrict__ x, Moments* __restrict__ partial, const Params p) {
     extern __shared__ float4 shared[];
     const u32 rows = blockDim.y, row = threadIdx.y;
     const u32 channels = p.vectors * VECTOR, channel = threadIdx.x * VECTOR;
@@ -96,14 +101,16 @@ extern "C" __global__ void __launch_bounds__(256, 4) group_norm_moments(const st
         }
         spread = warp_sum(spread);
         if (lane == 0) {
-            partial[(u64(blockIdx.y) * p.groups + group) * p.parts + blockIdx.x] = Moments{group_mean, spread};
+            partial[(u64(blockIdx.y) * p.groups + group) * p.parts + blockIdx.x] =
+                Moments{group_mean, spread};
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    group_norm_apply(const storage_t* __restrict__ x, const Moments* __restrict__ partial, const float* __restrict__ gamma,
-                     const float* __restrict__ beta, storage_t* __restrict__ y, const Params p) {
+    group_norm_apply(const storage_t* __restrict__ x, const Moments* __restrict__ partial,
+                     const float* __restrict__ gamma, const float* __restrict__ beta,
+                     storage_t* __restrict__ y, const Params p) {
     extern __shared__ float group_values[];
     const u32 rows = blockDim.y, row = threadIdx.y;
     const u32 channels = p.vectors * VECTOR, channel = threadIdx.x * VECTOR;
@@ -127,7 +134,8 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         const float last = float((p.pixels - (p.parts - 1) * p.part_pixels) * WIDTH);
         const float full = float(p.part_pixels * WIDTH);
         float weighted = 0.0f;
-        for (u32 i = lane; i < p.parts; i += WARP) weighted += (i + 1 < p.parts ? full : last) * parts[i].mean;
+        for (u32 i = lane; i < p.parts; i += WARP)
+            weighted += (i + 1 < p.parts ? full : last) * parts[i].mean;
         const float mean = __fdividef(warp_sum(weighted), total);
         float spread = 0.0f;
         for (u32 i = lane; i < p.parts; i += WARP) {

@@ -1,9 +1,10 @@
 // group_norm.cu for any number of channels and groups: elements are loaded one by one.
 //
-// Two launches; blockIdx.y is the group, blockIdx.z the image, blockIdx.x a part of PART elements of the group, numbered
-// over its pixels and, within a pixel, its channels. group_norm_any_moments writes the moments of each part
-// (common/moments.cuh) to partial[image][group][part]; every block of group_norm_any_apply puts the parts of its group
-// together and normalises its own. Bytes, FLOPs and order as there.
+// Two launches; blockIdx.y is the group, blockIdx.z the image, blockIdx.x a part of PART elements of the
+// group, numbered over its pixels and, within a pixel, its channels. group_norm_any_moments writes the
+// moments of each part (common/moments.cuh) to partial[image][group][part]; every block of
+// group_norm_any_apply puts the parts of its group together and normalises its own. Bytes, FLOPs and order as
+// there.
 //
 // Defines: STORAGE, ACTIVATION.
 #include "common/activation.cuh"
@@ -46,7 +47,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     const float count = begin < end ? float((end - begin + THREADS - 1) / THREADS) : 0.0f;
     const Moments own = moments_of(sum, squares, count, first - origin);
-    const float mean = __fdividef(block_sum(count * own.mean, sums, thread, THREADS / WARP), float(end - start));
+    const float mean =
+        __fdividef(block_sum(count * own.mean, sums, thread, THREADS / WARP), float(end - start));
     const float d = own.mean - mean;
     const float m2 = block_sum(own.m2 + count * d * d, sums, thread, THREADS / WARP);
     if (thread == 0) {
@@ -56,14 +58,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     group_norm_any_apply(const storage_t* __restrict__ x, const Moments* __restrict__ partial,
-                         const float* __restrict__ gamma, const float* __restrict__ beta, storage_t* __restrict__ y,
-                         const Params p) {
+                         const float* __restrict__ gamma, const float* __restrict__ beta,
+                         storage_t* __restrict__ y, const Params p) {
     __shared__ float sums[WARP];
     const u32 thread = threadIdx.x;
     const Moments* parts = partial + (u64(blockIdx.z) * p.groups + blockIdx.y) * p.parts;
     const float last = float(p.elements - (p.parts - 1) * PART);
     float weighted = 0.0f;
-    for (u32 i = thread; i < p.parts; i += THREADS) weighted += (i + 1 < p.parts ? PART : last) * parts[i].mean;
+    for (u32 i = thread; i < p.parts; i += THREADS)
+        weighted += (i + 1 < p.parts ? PART : last) * parts[i].mean;
     const float mean = __fdividef(block_sum(weighted, sums, thread, THREADS / WARP), float(p.elements));
     float spread = 0.0f;
     for (u32 i = thread; i < p.parts; i += THREADS) {

@@ -1,13 +1,16 @@
 // Which instances a photo has: scores of all (object, class) pairs, and the mask of each of the best.
 //
-//   instance_scores  scores[n, c] = sigmoid(class_logits[n, c]), times the quality of mask n if MASK_SCORE: the mean
+//   instance_scores  scores[n, c] = sigmoid(class_logits[n, c]), times the quality of mask n if MASK_SCORE:
+//                    the mean
 //                    sigmoid of its positive logits. A block an object; -1 for pairs that do not count.
 //   (top_k.cu ranks them)
-//   instance_slots   instances of one object share a mask: slots[i] is its place among the distinct objects in order of first
+//   instance_slots   instances of one object share a mask: slots[i] is its place among the distinct objects
+//                    in order of first
 //                    use, objects[slot] the object. One block.
 //
-// Bit for bit as src/image/instance.rs: the quality sums 16 lanes over runs of 4096 logits in f32, and those in f64 in order.
-// Reads the class logits, and the mask logits if MASK_SCORE, once. instance_slots compares k^2 / 2 pairs of indices.
+// Bit for bit as src/image/instance.rs: the quality sums 16 lanes over runs of 4096 logits in f32, and those
+// in f64 in order. Reads the class logits, and the mask logits if MASK_SCORE, once. instance_slots compares
+// k^2 / 2 pairs of indices.
 //
 // Defines: STORAGE, MASK_SCORE. Dynamic shared memory: 2 floats a lane of a run; 1 word an instance.
 #include "common/exact_sigmoid.cuh"

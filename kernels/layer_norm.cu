@@ -1,9 +1,11 @@
-// y[r, c] = activation((x[r, c] - mean_r) / sqrt(variance_r + eps) * gamma[c] + beta[c]) over rows of C channels.
+// y[r, c] = activation((x[r, c] - mean_r) / sqrt(variance_r + eps) * gamma[c] + beta[c]) over rows of C
+// channels.
 //
-// One warp a row. HELD > 0: the row is read once and kept in registers, HELD pieces a lane, piece i of lane l at
-// (32 i + l) * PIECE; a piece is PIECE neighbouring channels, 16 bytes where rows are whole chunks, else 1. HELD = 0 serves
-// rows of any length, read three times (from the caches but for the first). Mean first, then sums over the deviations from
-// it (rows/standardise.cuh): no cancellation however far the mean lies from 0.
+// One warp a row. HELD > 0: the row is read once and kept in registers, HELD pieces a lane, piece i of lane l
+// at (32 i + l) * PIECE; a piece is PIECE neighbouring channels, 16 bytes where rows are whole chunks, else
+// 1. HELD = 0 serves rows of any length, read three times (from the caches but for the first). Mean first,
+// then sums over the deviations from it (rows/standardise.cuh): no cancellation however far the mean lies
+// from 0.
 //
 // Bytes: x and y once, gamma and beta from L2. About 8 operations an element. gamma and beta are f32.
 // Defines: STORAGE, ACTIVATION, PIECE (1 or 16 / sizeof(storage_t)), HELD, WARPS (rows a block).
@@ -24,9 +26,9 @@ __device__ inline void scale_and_shift(float (&x)[PIECE], const float* gamma, co
     for (int i = 0; i < PIECE; ++i) x[i] = activate<ACTIVATION>(x[i] * scale[i] + shift[i]);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
-    layer_norm(const storage_t* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta,
-               storage_t* __restrict__ y, const Params p) {
+extern "C" __global__ void __launch_bounds__(WARPS* WARP, 1)
+    layer_norm(const storage_t* __restrict__ x, const float* __restrict__ gamma,
+               const float* __restrict__ beta, storage_t* __restrict__ y, const Params p) {
     const u32 lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP;
     if (row >= p.rows) return;
     x += u64(row) * p.channels;

@@ -1,11 +1,12 @@
 // y[b, p, q, c] = max over the window of x[b, p * stride_h - pad_h + i, q * stride_w - pad_w + j, c], NHWC.
 //
-// Pixels outside the map do not count: coordinates are clamped to the map, which only repeats a pixel of the window, because
-// no window lies wholly outside (padding is at most half a window). So all loads of a window are independent and in flight
-// together. NaN wins.
-// One thread VECTOR channels of one output pixel (16 bytes where rows are whole chunks, else 1); blockIdx.x walks
-// columns and channels of one output row, blockIdx.y rows, blockIdx.z images. Neighbouring windows overlap in L1 and
-// L2, so device memory sees x and y once: (x + y) * sizeof(storage_t) bytes, KERNEL_H * KERNEL_W comparisons an output.
+// Pixels outside the map do not count: coordinates are clamped to the map, which only repeats a pixel of the
+// window, because no window lies wholly outside (padding is at most half a window). So all loads of a window
+// are independent and in flight together. NaN wins.
+// One thread VECTOR channels of one output pixel (16 bytes where rows are whole chunks, else 1); blockIdx.x
+// walks columns and channels of one output row, blockIdx.y rows, blockIdx.z images. Neighbouring windows
+// overlap in L1 and L2, so device memory sees x and y once: (x + y) * sizeof(storage_t) bytes, KERNEL_H *
+// KERNEL_W comparisons an output.
 //
 // Defines: STORAGE, VECTOR, KERNEL_H, KERNEL_W.
 #include "common/activation.cuh"
@@ -21,7 +22,8 @@ struct Params {
     i32 pad_h, pad_w;
 };
 
-// The larger elements of two words, one or two of them; NaN if one is. No rounding, so no detour through floats.
+// The larger elements of two words, one or two of them; NaN if one is. No rounding, so no detour through
+// floats.
 __device__ inline u32 larger(u32 a, u32 b, float) {
     return __float_as_uint(maximum(__uint_as_float(a), __uint_as_float(b)));
 }
@@ -54,7 +56,8 @@ __device__ inline value_t larger(const value_t& a, const value_t& b) {
 __device__ inline void store(storage_t* p, const value_t& x) { store_global_chunk(p, x); }
 #endif
 
-extern "C" __global__ void max_pool2d(const storage_t* __restrict__ x, storage_t* __restrict__ y, const Params p) {
+extern "C" __global__ void max_pool2d(const storage_t* __restrict__ x, storage_t* __restrict__ y,
+                                      const Params p) {
     const u32 at = blockIdx.x * blockDim.x + threadIdx.x;
     const u32 column = at / p.by_vectors, vector = at - column * p.vectors, row = blockIdx.y;
     if (column >= p.out_width) return;
@@ -63,8 +66,10 @@ extern "C" __global__ void max_pool2d(const storage_t* __restrict__ x, storage_t
     value_t best;
 #pragma unroll
     for (int tap = 0; tap < KERNEL_H * KERNEL_W; ++tap) {
-        const i32 source_row = min(max(i32(row) * p.stride_h - p.pad_h + tap / KERNEL_W, 0), i32(p.height) - 1);
-        const i32 source_column = min(max(i32(column) * p.stride_w - p.pad_w + tap % KERNEL_W, 0), i32(p.width) - 1);
+        const i32 source_row =
+            min(max(i32(row) * p.stride_h - p.pad_h + tap / KERNEL_W, 0), i32(p.height) - 1);
+        const i32 source_column =
+            min(max(i32(column) * p.stride_w - p.pad_w + tap % KERNEL_W, 0), i32(p.width) - 1);
         const value_t value = load(image + (u32(source_row) * p.width + u32(source_column)) * pixel);
         best = tap == 0 ? value : larger(best, value);
     }

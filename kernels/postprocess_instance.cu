@@ -1,17 +1,20 @@
-// Instance masks at the size of the photo, one bit a pixel: mask[slot] = (probability of object objects[slot] > 1/2).
+// Instance masks at the size of the photo, one bit a pixel: mask[slot] = (probability of object objects[slot]
+// > 1/2).
 //
-// common/mask_sampler.cuh gives the probabilities; the masks equal those of src/image/instance.rs bit for bit, and lie as
-// its BitMask does: rows follow each other without alignment, the first pixel in the top bit of a byte.
-// Block (band, slot) makes BAND rows of one mask, strip by strip of TILE_W columns. 32 rows are a whole number of words, so
-// bands share none. A strip under which no logit is positive stays empty at the cost of one look at its logits, since a
-// probability of at most 1/2 everywhere blends to at most 1/2. Bits are collected in shared memory (by integer OR, which
-// knows no order) and written as words; each band also leaves its number of pixels and their extent. `host`, if it is not
-// null, is page-locked memory of the host that takes a second copy of the bands with pixels alone: most bands of most
-// masks have none, and the bus to the host is a hundred times slower than device memory.
-// Reads the logits once (strips and bands overlap by a pixel or two, in L2): slots * h8 * w8 * sizeof(storage_t) bytes;
-// writes slots * H * W / 8. About 10 FLOPs a pixel and 60 a stride-4 sample, of strips that are not empty.
+// common/mask_sampler.cuh gives the probabilities; the masks equal those of src/image/instance.rs bit for
+// bit, and lie as its BitMask does: rows follow each other without alignment, the first pixel in the top bit
+// of a byte. Block (band, slot) makes BAND rows of one mask, strip by strip of TILE_W columns. 32 rows are a
+// whole number of words, so bands share none. A strip under which no logit is positive stays empty at the
+// cost of one look at its logits, since a probability of at most 1/2 everywhere blends to at most 1/2. Bits
+// are collected in shared memory (by integer OR, which knows no order) and written as words; each band also
+// leaves its number of pixels and their extent. `host`, if it is not null, is page-locked memory of the host
+// that takes a second copy of the bands with pixels alone: most bands of most masks have none, and the bus to
+// the host is a hundred times slower than device memory. Reads the logits once (strips and bands overlap by a
+// pixel or two, in L2): slots * h8 * w8 * sizeof(storage_t) bytes; writes slots * H * W / 8. About 10 FLOPs a
+// pixel and 60 a stride-4 sample, of strips that are not empty.
 //
-// Defines: STORAGE. Dynamic shared memory: 16 bytes a stride-4 row, column and strip, probabilities, wide rows, a word a column.
+// Defines: STORAGE. Dynamic shared memory: 16 bytes a stride-4 row, column and strip, probabilities, wide
+// rows, a word a column.
 #include "common/mask_sampler.cuh"
 
 #define BAND 32
@@ -32,9 +35,11 @@ struct Summary {
 __device__ inline Summary nothing() { return Summary{0, 0xffffffffu, 0, 0xffffffffu, 0}; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    postprocess_instance(const storage_t* __restrict__ logits, const u32* __restrict__ objects, u32* __restrict__ masks,
-                         Summary* __restrict__ summaries, u32* __restrict__ host, const Params p) {
-    // Taps of stride-4 rows and columns, what the strips draw on, probabilities, wide rows, words of the band.
+    postprocess_instance(const storage_t* __restrict__ logits, const u32* __restrict__ objects,
+                         u32* __restrict__ masks, Summary* __restrict__ summaries, u32* __restrict__ host,
+                         const Params p) {
+    // Taps of stride-4 rows and columns, what the strips draw on, probabilities, wide rows, words of the
+    // band.
     extern __shared__ Blend stride4_rows[];
     __shared__ Taps row_table[BAND];
     __shared__ Summary summary;
@@ -83,9 +88,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const Taps column = taps(x, horizontal, true);
         tabulate_columns(p.sampler, columns, stride4_columns);
         __syncthreads();
-        prepare_tile(mask, p.sampler, rows, columns, column, stride4_rows, stride4_columns, probability, wide);
+        prepare_tile(mask, p.sampler, rows, columns, column, stride4_rows, stride4_columns, probability,
+                     wide);
         for (i32 row = thread / TILE_W; row < height; row += ROW_STEP) {
-            const bool inside = thread % TILE_W < width && tile_value(row_table[row], wide + thread % TILE_W) > 0.5f;
+            const bool inside =
+                thread % TILE_W < width && tile_value(row_table[row], wide + thread % TILE_W) > 0.5f;
             const u32 ballot = __ballot_sync(FULL_MASK, inside);
             if (lane != 0 || ballot == 0) continue;
             const u32 from = x0 + thread % TILE_W;

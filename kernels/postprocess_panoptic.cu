@@ -1,17 +1,20 @@
-// Panoptic assignment: each pixel of the photo to the object with the largest score * mask probability, and the areas that
-// decide the merge, equal to src/image/panoptic.rs.
+// Panoptic assignment: each pixel of the photo to the object with the largest score * mask probability, and
+// the areas that decide the merge, equal to src/image/panoptic.rs.
 //
-//   panoptic_classify  one warp an object: score and class. A thing proposal takes its best thing class (equal: the first),
+//   panoptic_classify  one warp an object: score and class. A thing proposal takes its best thing class
+//                      (equal: the first),
 //                      the stuff object of a class only its own. Clears the areas.
-//   panoptic_assign    ids[y, x] = arg max over n of scores[n] * mask[n, y, x] (equal: the lowest n; nothing above 0: 0);
+//   panoptic_assign    ids[y, x] = arg max over n of scores[n] * mask[n, y, x] (equal: the lowest n; nothing
+//                      above 0: 0);
 //                      areas[0][n] = pixels that n wins, areas[1][n] = pixels where mask[n] >= 1/2
 //
-// A block of panoptic_assign keeps the best value and object of TILE_H x TILE_W pixels in registers and lets the objects
-// contend one after the other (common/mask_sampler.cuh makes the probabilities). First every object's largest logit under
-// the tile is found, a warp an object; an object that can neither reach 1/2 nor beat the tile's smallest best value, by margins
-// that cover rounding, is passed over. Areas are integer sums, so their order does not matter.
-// Reads the logits once, N * h8 * w8 * sizeof(storage_t) bytes (tiles overlap in L2); writes 2 bytes a pixel. About 15 FLOPs a
-// pixel and 60 a stride-4 sample for each object that contends.
+// A block of panoptic_assign keeps the best value and object of TILE_H x TILE_W pixels in registers and lets
+// the objects contend one after the other (common/mask_sampler.cuh makes the probabilities). First every
+// object's largest logit under the tile is found, a warp an object; an object that can neither reach 1/2 nor
+// beat the tile's smallest best value, by margins that cover rounding, is passed over. Areas are integer
+// sums, so their order does not matter. Reads the logits once, N * h8 * w8 * sizeof(storage_t) bytes (tiles
+// overlap in L2); writes 2 bytes a pixel. About 15 FLOPs a pixel and 60 a stride-4 sample for each object
+// that contends.
 //
 // Defines: STORAGE. Dynamic shared memory of panoptic_assign: 16 bytes a stride-4 row and column,
 // probabilities, wide rows, then 4 words an object.
@@ -27,7 +30,8 @@ struct ClassParams {
 };
 
 extern "C" __global__ void panoptic_classify(const float* __restrict__ logits, float* __restrict__ scores,
-                                             u32* __restrict__ labels, u32* __restrict__ areas, const ClassParams p) {
+                                             u32* __restrict__ labels, u32* __restrict__ areas,
+                                             const ClassParams p) {
     const u32 object = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
     if (object >= p.objects) return;
     const float* row = logits + u64(object) * p.classes;
@@ -71,8 +75,8 @@ struct Params {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    panoptic_assign(const storage_t* __restrict__ logits, const float* __restrict__ scores, u16* __restrict__ ids,
-                    u32* __restrict__ areas, const Params p) {
+    panoptic_assign(const storage_t* __restrict__ logits, const float* __restrict__ scores,
+                    u16* __restrict__ ids, u32* __restrict__ areas, const Params p) {
     extern __shared__ Blend stride4_rows[];
     __shared__ Taps row_table[TILE_H];
     __shared__ float floors[WARPS];
@@ -101,10 +105,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int k = 0; k < PEEK; ++k) {
         const i32 i = lane + k * WARP;
-        place[k] = i < logits_under ? i / columns.logit_count * horizontal.logits + i % columns.logit_count : 0;
+        place[k] =
+            i < logits_under ? i / columns.logit_count * horizontal.logits + i % columns.logit_count : 0;
     }
     for (u32 object = warp; object < p.objects; object += WARPS) {
-        const storage_t* window = logits + object * mask_size + u64(rows.logit_first) * horizontal.logits + columns.logit_first;
+        const storage_t* window =
+            logits + object * mask_size + u64(rows.logit_first) * horizontal.logits + columns.logit_first;
         float peak = -__int_as_float(0x7f800000);
 #pragma unroll
         for (int k = 0; k < PEEK; ++k) peak = fmaxf(peak, or_infinity(to_f32(window[place[k]])));
@@ -135,8 +141,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (u32 object = 0; object < p.objects; ++object) {
         const float score = all_scores[object], peak = peaks[object];
         if (peak < 0.4999f && peak * score * 1.0001f < floor) continue;
-        prepare_tile(logits + object * mask_size, p.sampler, rows, columns, column, stride4_rows, stride4_columns,
-                     probability, wide);
+        prepare_tile(logits + object * mask_size, p.sampler, rows, columns, column, stride4_rows,
+                     stride4_columns, probability, wide);
         float lowest = __int_as_float(0x7f800000);
         u32 inside = 0;
 #pragma unroll

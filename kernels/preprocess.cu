@@ -1,21 +1,23 @@
-// From an 8-bit image to the network input in one launch: bilinear resize, normalisation, padding, NHWC in storage type.
-// Bit for bit what src/image/resize.rs and src/image/preprocess.rs do on the CPU (cv2.resize INTER_LINEAR in fixed point,
-// mmcv imnormalize).
+// From an 8-bit image to the network input in one launch: bilinear resize, normalisation, padding, NHWC in
+// storage type. Bit for bit what src/image/resize.rs and src/image/preprocess.rs do on the CPU (cv2.resize
+// INTER_LINEAR in fixed point, mmcv imnormalize).
 //
-//   position = f32((d + 1/2) * (1 / (out / in)) - 1/2)   in f64;  low = floor(position), fraction = position - low
-//   weights  = round(2048 * (1 - fraction)), round(2048 * fraction)    columns: off the ends the border pixel alone
+//   position = f32((d + 1/2) * (1 / (out / in)) - 1/2)   in f64
+//   low      = floor(position), fraction = position - low
+//   weights  = round(2048 * (1 - fraction)), round(2048 * fraction)
+//   columns: off the ends the border pixel alone
 //   r_i      = a_i * wx0 + b_i * wx1                                   rows: both weights on the border row
 //   v        = (((r_0 >> 4) * wy0 >> 16) + ((r_1 >> 4) * wy1 >> 16) + 2) >> 2
 //   y        = f32(f64(f32(v - mean)) * (1 / std))
 //
-// The identity and the exact halving, which the CPU handles apart, come out of these formulas as they are. NV12 (a plane of
-// Y, a plane of interleaved U and V at half size) and I420 (a plane of Y, below it U and V side by side) are converted pixel by
-// pixel, before the resize, in OpenCV's fixed point with 20 fractional bits.
-// A block of 256 threads makes TILE_H x TILE_W output pixels. It first tabulates what is worth it in shared memory: the
-// taps of its rows and columns (the only f64 arithmetic besides the table) and the 3 x 256 values of y. Then thread (x, y) makes
-// pixels of one column. Results meet in shared memory and leave in 16-byte chunks where rows are whole chunks.
-// Reads the source once from device memory (neighbouring taps hit L1): height * pitch bytes; writes
-// padded_h * padded_w * 3 * sizeof(storage_t) bytes.
+// The identity and the exact halving, which the CPU handles apart, come out of these formulas as they are.
+// NV12 (a plane of Y, a plane of interleaved U and V at half size) and I420 (a plane of Y, below it U and V
+// side by side) are converted pixel by pixel, before the resize, in OpenCV's fixed point with 20 fractional
+// bits. A block of 256 threads makes TILE_H x TILE_W output pixels. It first tabulates what is worth it in
+// shared memory: the taps of its rows and columns (the only f64 arithmetic besides the table) and the 3 x 256
+// values of y. Then thread (x, y) makes pixels of one column. Results meet in shared memory and leave in
+// 16-byte chunks where rows are whole chunks. Reads the source once from device memory (neighbouring taps hit
+// L1): height * pitch bytes; writes padded_h * padded_w * 3 * sizeof(storage_t) bytes.
 //
 // Defines: STORAGE, FORMAT.
 #include "common/elements.cuh"
@@ -69,12 +71,13 @@ __device__ inline Tap tap(i32 d, double step, i32 size, bool snap) {
         low = last;
         fraction = 0.0f;
     }
-    return Tap{min(max(low, 0), last), min(max(low + 1, 0), last), fixed(__fsub_rn(1.0f, fraction)), fixed(fraction)};
+    return Tap{min(max(low, 0), last), min(max(low + 1, 0), last), fixed(__fsub_rn(1.0f, fraction)),
+               fixed(fraction)};
 }
 
 // Red, green, blue of pixel `column` of a row that starts at `first` (and at `second`, of its chroma).
-__device__ inline void fetch(const u8* __restrict__ first, const u8* __restrict__ second, i32 column, const Params& p,
-                             i32 (&rgb)[3]) {
+__device__ inline void fetch(const u8* __restrict__ first, const u8* __restrict__ second, i32 column,
+                             const Params& p, i32 (&rgb)[3]) {
     if (SUBSAMPLED) {
         const i32 luma = max(i32(first[column]) - 16, 0) * p.luma + (1 << 19);
         const u8* chroma = second + (FORMAT == NV12 ? column & ~1 : column >> 1);
@@ -86,12 +89,14 @@ __device__ inline void fetch(const u8* __restrict__ first, const u8* __restrict_
         constexpr i32 bytes = FORMAT == GRAY8 ? 1 : FORMAT == RGBA8 || FORMAT == BGRA8 ? 4 : 3;
         constexpr bool swapped = FORMAT == BGR8 || FORMAT == BGRA8;
 #pragma unroll
-        for (int c = 0; c < 3; ++c) rgb[c] = first[column * bytes + (FORMAT == GRAY8 ? 0 : swapped ? 2 - c : c)];
+        for (int c = 0; c < 3; ++c)
+            rgb[c] = first[column * bytes + (FORMAT == GRAY8 ? 0 : swapped ? 2 - c : c)];
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    preprocess(const u8* __restrict__ first, const u8* __restrict__ second, storage_t* __restrict__ y, const Params p) {
+    preprocess(const u8* __restrict__ first, const u8* __restrict__ second, storage_t* __restrict__ y,
+               const Params p) {
     __shared__ Tap columns[TILE_W];
     __shared__ Tap rows[TILE_H];
     __shared__ storage_t table[3][256];

@@ -1,9 +1,9 @@
 // y[o, i, n] = exp(x[o, i, n] - max) / sum over i of exp(x[o, i, n] - max), for x [outer, length, inner].
 //
 // softmax_rows (inner = 1): a block of WARPS warps a row, the row's elements spread over its threads.
-// softmax_columns: a thread a column, neighbouring threads on neighbouring columns, so that all accesses are coalesced.
-// Either reads x three times, the last two from the caches, for any length: maximum, sum, result. About 8 operations an
-// element. The order of the sums depends on the geometry alone.
+// softmax_columns: a thread a column, neighbouring threads on neighbouring columns, so that all accesses are
+// coalesced. Either reads x three times, the last two from the caches, for any length: maximum, sum, result.
+// About 8 operations an element. The order of the sums depends on the geometry alone.
 //
 // Defines: STORAGE, WARPS (of a block).
 #include "common/reduce.cuh"

@@ -61,6 +61,16 @@
 //! both) are on by default. What embeds an engine takes `default-features = false`, with
 //! `features = ["cuda"]` where there may be a GPU, and compiles neither the others nor what they depend on.
 //!
+//! # What is promised
+//!
+//! Versions promise, by semantic versioning, what an embedding takes: this page's [`Engine`], [`Model`],
+//! [`Session`], [`Segmentation`] and [`Error`], the module [`engine`] with what its functions take and give
+//! ([`image`], [`model::Config`](model::config::Config), [`checkpoint`], [`tensor`]), the programs' options,
+//! exit codes and files, and with `train` the run configuration. All other modules are public so that tests,
+//! benches and the curious see the whole engine: [`graph`], [`ops`], [`plan`], [`exec`], [`cpu`], [`task`],
+//! [`isa`], [`fsio`], and under their features `cuda` and `train`. They change with any version, and the
+//! changelog says how.
+//!
 //! # Numbers
 //!
 //! The same input, weights, instruction set and plan give the same bits, whatever the number of threads.

@@ -1,7 +1,7 @@
 // The fused tail of a product: y[m, n] = activation(product[m, n] + bias[n] + residual[m, n]).
 //
-// `bias` is f32, `residual` has the shape and type of y; a null pointer means that there is none. Sums are f32, rounded
-// once, when y is stored.
+// `bias` is f32, `residual` has the shape and type of y; a null pointer means that there is none. Sums are
+// f32, rounded once, when y is stored.
 #pragma once
 #include "common/activation.cuh"
 #include "common/elements.cuh"
@@ -17,15 +17,19 @@ template <typename T> struct Epilogue {
         if (residual) x += to_f32(residual[from]);
         y[at] = from_f32<T>(activate<activation>(x));
     }
-    template <int activation> __device__ inline void store(float x, u64 at, u32 n) const { store<activation>(x, at, n, at); }
+    template <int activation> __device__ inline void store(float x, u64 at, u32 n) const {
+        store<activation>(x, at, n, at);
+    }
 
     // A chunk of neighbouring channels from `n`, a multiple of its length; rows of y are whole chunks.
-    template <int activation> __device__ inline void store_chunk_of(float (&x)[Lanes<T>::count], u64 at, u32 n, u64 from) const {
+    template <int activation>
+    __device__ inline void store_chunk_of(float (&x)[Lanes<T>::count], u64 at, u32 n, u64 from) const {
         float b[Lanes<T>::count];
         load_bias(b, n);
         store_chunk_with<activation>(x, b, residual ? load_chunk(residual + from) : Chunk{}, at);
     }
-    template <int activation> __device__ inline void store_chunk_of(float (&x)[Lanes<T>::count], u64 at, u32 n) const {
+    template <int activation>
+    __device__ inline void store_chunk_of(float (&x)[Lanes<T>::count], u64 at, u32 n) const {
         store_chunk_of<activation>(x, at, n, at);
     }
 
@@ -40,8 +44,9 @@ template <typename T> struct Epilogue {
     }
 
     // The same with the bias and the residual's chunk (if there is a residual) loaded before.
-    template <int activation>
-    __device__ inline void store_chunk_with(float (&x)[Lanes<T>::count], const float (&b)[Lanes<T>::count], const Chunk& r, u64 at) const {
+    template <int activation> __device__ inline void store_chunk_with(float (&x)[Lanes<T>::count],
+                                                                      const float (&b)[Lanes<T>::count],
+                                                                      const Chunk& r, u64 at) const {
 #pragma unroll
         for (int i = 0; i < Lanes<T>::count; ++i) x[i] += b[i];
         if (residual) {

@@ -2,14 +2,14 @@
 //
 //   logits [h8, w8] -x2-> [h4, w4] -sigmoid-> -x4-> padded input, cropped to the resized image -> photo
 //
-// All steps are bilinear with align_corners=False; those after the sigmoid are linear and separable. So a tile of
-// TILE_W output columns first gets the probabilities it draws on (each once, in shared memory), then these rows at its own
-// columns (`wide`), and an output pixel is a combination of four of them:
+// All steps are bilinear with align_corners=False; those after the sigmoid are linear and separable. So a
+// tile of TILE_W output columns first gets the probabilities it draws on (each once, in shared memory), then
+// these rows at its own columns (`wide`), and an output pixel is a combination of four of them:
 //
 //   out[y, x] = v0 * (u0 * wide[q0, x] + u1 * wide[q1, x]) + v1 * (u2 * wide[q2, x] + u3 * wide[q3, x])
 //
-// The taps of columns have the same form. Each factor is its own two-tap step and no multiply-add is contracted: bit for bit
-// what src/image/mask_resize.rs computes, for the reasons given there.
+// The taps of columns have the same form. Each factor is its own two-tap step and no multiply-add is
+// contracted: bit for bit what src/image/mask_resize.rs computes, for the reasons given there.
 // A block has THREADS threads; thread t works on output column t % TILE_W.
 #pragma once
 #include "common/exact_sigmoid.cuh"
@@ -38,7 +38,8 @@ struct alignas(16) Blend {
     float low_weight, high_weight;
 };
 
-// The four taps of an output row or column among stride-4 ones, ascending. In shared memory it moves as three chunks.
+// The four taps of an output row or column among stride-4 ones, ascending. In shared memory it moves as three
+// chunks.
 struct alignas(16) Taps {
     i32 at[4];
     float inner[4];
@@ -63,7 +64,9 @@ __device__ inline Blend blend(i32 d, i32 input, i32 output, float scale) {
     return Blend{low, min(low + 1, input - 1), __fsub_rn(1.0f, fraction), fraction};
 }
 
-__device__ inline Blend upsampled(i32 q, const Direction& d) { return blend(q, d.logits, d.stride4, d.upsample_scale); }
+__device__ inline Blend upsampled(i32 q, const Direction& d) {
+    return blend(q, d.logits, d.stride4, d.upsample_scale);
+}
 
 __device__ inline Taps taps(i32 at, const Direction& d, bool column) {
     const Blend outer = blend(at, d.resized, d.original, d.photo_scale);
@@ -88,8 +91,8 @@ __device__ inline Span span(i32 from, i32 to, const Direction& d) {
     return Span{first, last + 1 - first, logit_first, upsampled(last, d).high + 1 - logit_first};
 }
 
-// Tabulates the taps of a tile's stride-4 rows (as places in a mask of logits) and columns. The caller puts a barrier before
-// their use.
+// Tabulates the taps of a tile's stride-4 rows (as places in a mask of logits) and columns. The caller puts a
+// barrier before their use.
 __device__ inline void tabulate_rows(const Sampler& s, const Span& rows, Blend* row_table) {
     for (i32 r = threadIdx.x; r < rows.count; r += THREADS) {
         Blend v = upsampled(rows.first + r, s.vertical);
@@ -104,7 +107,8 @@ __device__ inline void tabulate_columns(const Sampler& s, const Span& columns, B
     }
 }
 
-template <typename T> __device__ inline float mask_probability(const T* logits, const Blend& row, const Blend& column) {
+template <typename T>
+__device__ inline float mask_probability(const T* logits, const Blend& row, const Blend& column) {
     const float u = mix(column.low_weight, to_f32(logits[row.low + column.low]), column.high_weight,
                         to_f32(logits[row.low + column.high]));
     const float l = mix(column.low_weight, to_f32(logits[row.high + column.low]), column.high_weight,
@@ -112,9 +116,9 @@ template <typename T> __device__ inline float mask_probability(const T* logits, 
     return exact_sigmoid(mix(row.low_weight, u, row.high_weight, l));
 }
 
-// Fills wide[rows.count][TILE_W] for one mask, given the tables of the tile. `column` are the taps of the thread's own output
-// column. Ends with a barrier; what was read of `wide` before the call may be overwritten only because every thread passes the
-// first barrier.
+// Fills wide[rows.count][TILE_W] for one mask, given the tables of the tile. `column` are the taps of the
+// thread's own output column. Ends with a barrier; what was read of `wide` before the call may be overwritten
+// only because every thread passes the first barrier.
 template <typename T>
 __device__ inline void prepare_tile(const T* logits, const Sampler& s, const Span& rows, const Span& columns,
                                     const Taps& column, const Blend* row_table, const Blend* column_table,

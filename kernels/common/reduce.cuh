@@ -1,4 +1,5 @@
-// Sums and maxima over the lanes of a warp and the threads of a block, in an order that is fixed by the geometry alone.
+// Sums and maxima over the lanes of a warp and the threads of a block, in an order that is fixed by the
+// geometry alone.
 #pragma once
 #include "common/storage.cuh"
 
@@ -20,8 +21,8 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-// Sum over a block of `warps * 32` threads (up to 1024), the same in every thread. `partial` is 32 floats of shared
-// memory; it may be used again at once.
+// Sum over a block of `warps * 32` threads (up to 1024), the same in every thread. `partial` is 32 floats of
+// shared memory; it may be used again at once.
 __device__ inline float block_sum(float x, float* partial, u32 thread, u32 warps) {
     x = warp_sum(x);
     __syncthreads();

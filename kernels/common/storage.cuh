@@ -1,7 +1,7 @@
 // Element types of feature maps. STORAGE chooses what `storage_t` is; arithmetic is always f32.
 //
-// NVRTC is given no toolkit headers, so the two 16-bit types are bare bits here, converted by one PTX instruction each,
-// rounding to nearest even.
+// NVRTC is given no toolkit headers, so the two 16-bit types are bare bits here, converted by one PTX
+// instruction each, rounding to nearest even.
 #pragma once
 
 #define F32 0

@@ -1,4 +1,5 @@
-// Sixteen bytes of neighbouring elements as floats: eight of a 16-bit type, four of f32. Addresses must be multiples of
+// Sixteen bytes of neighbouring elements as floats: eight of a 16-bit type, four of f32. Addresses must be
+// multiples of
 // 16.
 #pragma once
 #include "common/storage.cuh"
@@ -11,7 +12,8 @@ template <typename T> struct Lanes { static constexpr int count = 16 / int(sizeo
 __device__ inline Chunk load_chunk(const void* p) { return *reinterpret_cast<const Chunk*>(p); }
 __device__ inline void store_chunk(void* p, const Chunk& chunk) { *reinterpret_cast<Chunk*>(p) = chunk; }
 
-// To and from 32-bit addresses of shared memory. NVRTC may take accesses through pointers apart; these stay whole.
+// To and from 32-bit addresses of shared memory. NVRTC may take accesses through pointers apart; these stay
+// whole.
 __device__ inline void store_shared_pair(u32 shared, float left, float right) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(left), "f"(right) : "memory");
 }
@@ -53,10 +55,12 @@ __device__ inline u32 pack2(float low, float high, bf16) {
 }
 
 __device__ inline Chunk pack(const float (&x)[4], float) {
-    return Chunk{{__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3])}};
+    return Chunk{
+        {__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3])}};
 }
 template <typename T> __device__ inline Chunk pack(const float (&x)[8], T type) {
-    return Chunk{{pack2(x[0], x[1], type), pack2(x[2], x[3], type), pack2(x[4], x[5], type), pack2(x[6], x[7], type)}};
+    return Chunk{
+        {pack2(x[0], x[1], type), pack2(x[2], x[3], type), pack2(x[4], x[5], type), pack2(x[6], x[7], type)}};
 }
 
 // The elements at `p` as floats, and floats rounded to them.

@@ -1,10 +1,11 @@
-// Depthwise convolution: y[b, p, q, c] = epilogue(sum over r, s of x[b, p * stride - padding + r * dilation, .., c] *
-// w[r, s, c]).
+// Depthwise convolution: y[b, p, q, c] = epilogue(sum over r, s of x[b, p * stride - padding + r * dilation,
+// .., c] * w[r, s, c]).
 //
-// x is [B, H, W, C], w [R * S, C] with rows padded by zeros to whole chunks, y [B, P, Q, C]. A thread computes TILE_Q
-// neighbouring pixels of one row, of one chunk of channels (16 bytes; one channel without WHOLE_CHUNKS); neighbouring
-// threads take neighbouring chunks. It reads each column of its window once a tap row and adds it to every pixel that
-// it touches; what pixels above and below share comes from L1. TILE_Q above 1 takes dilation 1.
+// x is [B, H, W, C], w [R * S, C] with rows padded by zeros to whole chunks, y [B, P, Q, C]. A thread
+// computes TILE_Q neighbouring pixels of one row, of one chunk of channels (16 bytes; one channel without
+// WHOLE_CHUNKS); neighbouring threads take neighbouring chunks. It reads each column of its window once a tap
+// row and adds it to every pixel that it touches; what pixels above and below share comes from L1. TILE_Q
+// above 1 takes dilation 1.
 //
 // Each element of y costs R * S FMAs, one element written and stride^2 elements of x read: memory bounds it.
 //
@@ -37,8 +38,9 @@ __device__ inline void load(const storage_t* p, float (&x)[COUNT]) {
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    depthwise(const storage_t* __restrict__ x, const storage_t* __restrict__ w, const float* __restrict__ bias,
-              const storage_t* __restrict__ residual, storage_t* __restrict__ y, const Params p) {
+    depthwise(const storage_t* __restrict__ x, const storage_t* __restrict__ w,
+              const float* __restrict__ bias, const storage_t* __restrict__ residual,
+              storage_t* __restrict__ y, const Params p) {
     const u32 thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= p.threads) return;
     const u32 tile = thread / p.by_chunks, channel = (thread - tile * p.chunks) * COUNT;

@@ -1,10 +1,12 @@
 // Convolution of any geometry and any number of groups, the slow way:
 //
-//   y[b, p, q, k] = epilogue(sum over r, s, c of x[b, p * stride - padding + r * dilation, .., g * C' + c] * w[k, r, s, c]),  g = k / K'
+//   y[b, p, q, k] = epilogue(sum over r, s, c of x[b, p * stride - padding + r * dilation, .., g * C' + c] *
+//   w[k, r, s, c]),  g = k / K'
 //
-// with C' = C / groups channels and K' = K / groups filters a group. x is [B, H, W, C], w [K, R, S, C'], y [B, P, Q,
-// K]. One thread an element of y, filters fastest, so that the lanes of a warp share a window. Two loads an FMA: for
-// shapes that no model of ours has in its hot path (grouped, but not depthwise; filters of more than 16 taps a side).
+// with C' = C / groups channels and K' = K / groups filters a group. x is [B, H, W, C], w [K, R, S, C'], y
+// [B, P, Q, K]. One thread an element of y, filters fastest, so that the lanes of a warp share a window. Two
+// loads an FMA: for shapes that no model of ours has in its hot path (grouped, but not depthwise; filters of
+// more than 16 taps a side).
 //
 // Defines: STORAGE, ACTIVATION.
 #include "common/epilogue.cuh"
@@ -37,8 +39,10 @@ extern "C" __global__ void __launch_bounds__(256)
         for (u32 s = 0; s < p.filter_w; ++s, taps += p.group_channels) {
             const i32 column = first_w + i32(s) * p.dilation_w;
             if (u32(h) >= p.height || u32(column) >= p.width) continue;
-            const storage_t* channel = x + ((u64(image) * p.height + h) * p.width + column) * p.channels + first_channel;
-            for (u32 c = 0; c < p.group_channels; ++c) sum = __fmaf_rn(to_f32(channel[c]), to_f32(taps[c]), sum);
+            const storage_t* channel =
+                x + ((u64(image) * p.height + h) * p.width + column) * p.channels + first_channel;
+            for (u32 c = 0; c < p.group_channels; ++c)
+                sum = __fmaf_rn(to_f32(channel[c]), to_f32(taps[c]), sum);
         }
     }
     const Epilogue<storage_t> epilogue{bias, residual, y};

@@ -1,29 +1,34 @@
 // Convolution as a matrix product that is never laid out (implicit GEMM, fprop):
 //
-//   y[m, n] = epilogue(sum over k of a[m, k] * w[n, k]),   m = output pixel, n = filter, k = (tap row, tap column, channel)
+//   y[m, n] = epilogue(sum over k of a[m, k] * w[n, k]),
+//   m = output pixel, n = filter, k = (tap row, tap column, channel)
 //
-// x is [B, H, W, C], w [K, R * S * C] with rows padded by zeros to whole chunks of 16 bytes, y [B, P, Q, K]; a is x
-// seen through window.cuh. One block computes a tile of TILE_M pixels by TILE_N filters; blocks that share pixels are
-// neighbours, so that x is read from L2 but once. Its warps, WARPS_M by WARPS_N of them, share the tile evenly.
+// x is [B, H, W, C], w [K, R * S * C] with rows padded by zeros to whole chunks of 16 bytes, y [B, P, Q, K];
+// a is x seen through window.cuh. One block computes a tile of TILE_M pixels by TILE_N filters; blocks that
+// share pixels are neighbours, so that x is read from L2 but once. Its warps, WARPS_M by WARPS_N of them,
+// share the tile evenly.
 //
-// Along k the block takes CHUNKS * 16 bytes of both operands a step, STAGES - 1 steps ahead, by 16-byte asynchronous
-// copies into swizzled shared memory; halo, ragged ends and the padding of the tile are zero-size copies. MATH says how
-// warps multiply (FMA: f32; TENSOR: 16-bit types on tensor cores; TF32X3: f32 on tensor cores); sums are f32.
+// Along k the block takes CHUNKS * 16 bytes of both operands a step, STAGES - 1 steps ahead, by 16-byte
+// asynchronous copies into swizzled shared memory; halo, ragged ends and the padding of the tile are
+// zero-size copies. MATH says how warps multiply (FMA: f32; TENSOR: 16-bit types on tensor cores; TF32X3: f32
+// on tensor cores); sums are f32.
 //
 // ADDRESSING says how x is read:
 //   POINTWISE  1 x 1, stride 1, no padding: x is the matrix. Chunks, so channels must be whole chunks.
-//   TAPS       any geometry, channels a multiple of a chunk; SHALLOW: channels may be fewer than a step takes.
+//   TAPS       any geometry, channels a multiple of a chunk; SHALLOW: channels may be fewer than a step
+//              takes.
 //   ELEMENTS   any geometry, any channels, element by element through registers (the stem's three channels).
 // WHOLE_CHUNKS: K is a multiple of a chunk, and y is written in chunks, staged by each warp in shared memory.
 // UPSAMPLED, MOMENTS: see tail.cuh.
-// SPLIT: block z takes `slice` steps of k and writes its sums as they are, f32, to y[z]; split_k.cu adds them.
+// SPLIT: block z takes `slice` steps of k and writes its sums as they are, f32, to y[z]; split_k.cu adds
+// them.
 //
-// A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64 FMAs a byte
-// for f16 with 128 x 128, 43 with 128 x 64, 32 with 64 x 64.
+// A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64
+// FMAs a byte for f16 with 128 x 128, 43 with 128 x 64, 32 with 64 x 64.
 //
-// Defines: STORAGE, MATH, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a multiprocessor, that
-// registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS, UPSAMPLED,
-// MOMENTS, SPLIT.
+// Defines: STORAGE, MATH, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a
+// multiprocessor, that registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS,
+// UPSAMPLED, MOMENTS, SPLIT.
 #include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
@@ -103,7 +108,8 @@ struct PixelTile {
 #pragma unroll
         for (u32 i = 0; i < COUNT; ++i) {
             const u32 pixel = first_pixel + threadIdx.x / CHUNKS + i * ROWS;
-            windows[i] = ADDRESSING == TAPS ? window_of(p, pixel) : Window{i32(pixel * p.channels), pixel < p.pixels};
+            windows[i] =
+                ADDRESSING == TAPS ? window_of(p, pixel) : Window{i32(pixel * p.channels), pixel < p.pixels};
         }
     }
 
@@ -111,7 +117,8 @@ struct PixelTile {
 #pragma unroll
         for (u32 i = 0; i < COUNT; ++i) {
             const u32 to = stage + swizzled<CHUNKS>(threadIdx.x / CHUNKS + i * ROWS, threadIdx.x % CHUNKS);
-            const bool take = ADDRESSING == TAPS ? at.inside(p, windows[i]) : windows[i].inside && at.k < p.depth;
+            const bool take =
+                ADDRESSING == TAPS ? at.inside(p, windows[i]) : windows[i].inside && at.k < p.depth;
             copy_async<16>(to, x + i64(windows[i].offset + at.offset), take);
         }
         if (ADDRESSING == TAPS) {
@@ -123,8 +130,8 @@ struct PixelTile {
     }
 };
 #else
-// Moves the pixels' part of a step through registers: a thread has one k and every ROWS-th pixel. Windows are in shared
-// memory, where all lanes read the same one at once.
+// Moves the pixels' part of a step through registers: a thread has one k and every ROWS-th pixel. Windows are
+// in shared memory, where all lanes read the same one at once.
 struct PixelTile {
     static constexpr u32 ROWS = THREADS / STEP;
     static constexpr u32 COUNT = TILE_M / ROWS;
@@ -135,7 +142,8 @@ struct PixelTile {
     storage_t held[COUNT];
 
     // Fills `windows`; a barrier must follow.
-    __device__ inline PixelTile(const Params& p, const storage_t* x, Window* windows, u32 first_pixel, u32 first_k)
+    __device__ inline PixelTile(const Params& p, const storage_t* x, Window* windows, u32 first_pixel,
+                                u32 first_k)
         : x(x), windows(windows), at(p, first_k + threadIdx.x % STEP) {
         for (u32 i = threadIdx.x; i < TILE_M; i += THREADS) windows[i] = window_of(p, first_pixel + i);
     }
@@ -166,8 +174,9 @@ __device__ inline void multiply(Tile& tile, u32 stage, u32 warp, u32 lane) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    implicit_gemm(const storage_t* __restrict__ x, const storage_t* __restrict__ w, const float* __restrict__ bias,
-                  const storage_t* __restrict__ residual, out_t* __restrict__ y, Moments* __restrict__ moments, const Params p) {
+    implicit_gemm(const storage_t* __restrict__ x, const storage_t* __restrict__ w,
+                  const float* __restrict__ bias, const storage_t* __restrict__ residual,
+                  out_t* __restrict__ y, Moments* __restrict__ moments, const Params p) {
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 tile_m = blockIdx.x / p.by_tiles_n;
     const u32 first_pixel = tile_m * TILE_M, first_filter = (blockIdx.x - tile_m * p.tiles_n) * TILE_N;
@@ -180,7 +189,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     tile.clear();
     FilterTile filter_tile(p, w, first_filter, first_step * STEP);
 #if ADDRESSING == ELEMENTS
-    PixelTile pixel_tile(p, x, reinterpret_cast<Window*>(shared + 2 * STAGE_BYTES), first_pixel, first_step * STEP);
+    PixelTile pixel_tile(p, x, reinterpret_cast<Window*>(shared + 2 * STAGE_BYTES), first_pixel,
+                         first_step * STEP);
     __syncthreads();
     pixel_tile.fetch(p);
     pixel_tile.put(shared);
@@ -223,12 +233,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     wait_copies<0>();
     __syncthreads();
 
-    const u32 row = first_pixel + warp / WARPS_N * Tile::rows, column = first_filter + warp % WARPS_N * Tile::columns;
+    const u32 row = first_pixel + warp / WARPS_N * Tile::rows,
+              column = first_filter + warp % WARPS_N * Tile::columns;
 #if SPLIT
     const Epilogue<float> epilogue{nullptr, nullptr, y + u64(blockIdx.z) * p.pixels * p.filters};
-    Writer<Tile, float, ACTIVATION_NONE, PlainTail>{epilogue, PlainTail{}, row, column, p.pixels, p.filters}.write(tile, shared, lane);
+    Writer<Tile, float, ACTIVATION_NONE, PlainTail>{epilogue, PlainTail{}, row, column, p.pixels, p.filters}
+        .write(tile, shared, lane);
 #else
     const Epilogue<storage_t> epilogue{bias, residual, y};
-    Writer<Tile, storage_t, ACTIVATION, FusedTail>{epilogue, FusedTail{p, moments}, row, column, p.pixels, p.filters}.write(tile, shared, lane);
+    Writer<Tile, storage_t, ACTIVATION, FusedTail>{epilogue, FusedTail{p, moments}, row, column, p.pixels,
+                                                   p.filters}
+        .write(tile, shared, lane);
 #endif
 }

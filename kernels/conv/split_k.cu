@@ -1,9 +1,10 @@
-// The end of a convolution whose reduction was split: y[i] = epilogue(sum over z of partial[z][i]), z ascending, so
-// that the bits do not depend on which block came last.
+// The end of a convolution whose reduction was split: y[i] = epilogue(sum over z of partial[z][i]), z
+// ascending, so that the bits do not depend on which block came last.
 //
-// i runs over pixels times filters, filters fastest; partial is f32. One thread takes one chunk of 16 bytes of y
-// (WHOLE_CHUNKS: the filters are whole chunks), or one element. UPSAMPLED: the residual has half the size, see tail.cuh. Reads splits * 4 bytes an element and writes one; the
-// partial sums were written just before and come from L2.
+// i runs over pixels times filters, filters fastest; partial is f32. One thread takes one chunk of 16 bytes
+// of y (WHOLE_CHUNKS: the filters are whole chunks), or one element. UPSAMPLED: the residual has half the
+// size, see tail.cuh. Reads splits * 4 bytes an element and writes one; the partial sums were written just
+// before and come from L2.
 //
 // Defines: STORAGE, ACTIVATION, WHOLE_CHUNKS, UPSAMPLED.
 #include "common/divisor.cuh"
@@ -28,8 +29,8 @@ __device__ inline u64 residual_of(const Params& p, u64 at, u32 n) {
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    add_partials(const float* __restrict__ partial, const float* __restrict__ bias, const storage_t* __restrict__ residual,
-                 storage_t* __restrict__ y, const Params p) {
+    add_partials(const float* __restrict__ partial, const float* __restrict__ bias,
+                 const storage_t* __restrict__ residual, storage_t* __restrict__ y, const Params p) {
     const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= p.count) return;
     const Epilogue<storage_t> epilogue{bias, residual, y};

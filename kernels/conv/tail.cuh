@@ -1,12 +1,14 @@
 // What a convolution does with its tile besides writing it, chosen by
 //
-//   UPSAMPLED  the residual is a map of half the size, of which every pixel stands for four (the top-down path of FPN)
-//   MOMENTS    the moments of each group of channels come with the result: a warp's tile has PART_PIXELS rows, which are one
+//   UPSAMPLED  the residual is a map of half the size, of which every pixel stands for four (the top-down
+//              path of FPN)
+//   MOMENTS    the moments of each group of channels come with the result: a warp's tile has PART_PIXELS
+//              rows, which are one
 //              part, and a chunk of channels is a group. moments[part][group].
 //
-// A lane of the writer sees the channels of one chunk, rows apart, so that a group's moments in a lane are those of
-// all its values; the lanes of a column then put theirs together. The means are absolute: 16-bit values have no more
-// digits than a float keeps of them.
+// A lane of the writer sees the channels of one chunk, rows apart, so that a group's moments in a lane are
+// those of all its values; the lanes of a column then put theirs together. The means are absolute: 16-bit
+// values have no more digits than a float keeps of them.
 #pragma once
 #include "common/moments.cuh"
 #include "conv/window.cuh"
@@ -37,7 +39,8 @@ struct LaneMoments {
         }
         const float mean = total == 0.0f ? 0.0f : __fdividef(weighted, total), d = own.mean - mean;
         float spread = own.m2 + count * d * d;
-        for (u32 distance = columns; distance < WARP; distance *= 2) spread += __shfl_xor_sync(FULL_MASK, spread, distance);
+        for (u32 distance = columns; distance < WARP; distance *= 2)
+            spread += __shfl_xor_sync(FULL_MASK, spread, distance);
         return Moments{mean, spread};
     }
 };
@@ -71,6 +74,7 @@ struct FusedTail {
     }
 #else
     typedef NoMoments Lane;
-    template <u32 tile_rows, int chunk> __device__ inline void finish(const Lane&, u32, u32, u32, u32) const {}
+    template <u32 tile_rows, int chunk> __device__ inline void finish(const Lane&, u32, u32, u32, u32) const {
+    }
 #endif
 };

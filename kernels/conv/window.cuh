@@ -1,10 +1,10 @@
-// Where the elements of an implicit matrix lie: row m is output pixel (b, p, q), column k = (r * S + s) * C + c is
-// input channel c under filter tap (r, s), and the element is x[b, p * stride - padding + r * dilation, .., c], or zero
-// outside x.
+// Where the elements of an implicit matrix lie: row m is output pixel (b, p, q), column k = (r * S + s) * C +
+// c is input channel c under filter tap (r, s), and the element is x[b, p * stride - padding + r * dilation,
+// .., c], or zero outside x.
 //
-// An element's place is the sum of a part of the row and a part of the column, and it lies inside the map if the tap's
-// row and column both do. Both parts and both sets of taps (16 bits each) are kept in registers, and moving along k
-// adds and shifts: the main loop has no division and no comparison with the map's borders.
+// An element's place is the sum of a part of the row and a part of the column, and it lies inside the map if
+// the tap's row and column both do. Both parts and both sets of taps (16 bits each) are kept in registers,
+// and moving along k adds and shifts: the main loop has no division and no comparison with the map's borders.
 //
 // Defines: FILTER_H, FILTER_W (R and S, at most 16 each).
 #pragma once
@@ -21,15 +21,16 @@ struct Params {
     i32 stride_h, stride_w;
     i32 padding_h, padding_w;
     i32 dilation_h, dilation_w;
-    i32 next_column;    // what the offset gains from the last channel of a tap to the first one of the next tap of the row
+    // What the offset gains from the last channel of a tap to the first one of the next tap of the row.
+    i32 next_column;
     i32 next_row;       // what it gains besides at the end of a row of taps
     u32 tiles_n;        // tiles along the filters
     u32 slice;          // steps along k of one split
     Divisor by_out_height, by_out_width, by_channels, by_tiles_n;
 };
 
-// The part of a row: its element offset, and a bit for each tap column (from bit 0) and tap row (from bit 16) inside
-// the map.
+// The part of a row: its element offset, and a bit for each tap column (from bit 0) and tap row (from bit 16)
+// inside the map.
 struct Window {
     i32 offset;
     u32 inside;
@@ -61,7 +62,8 @@ struct Position {
     __device__ inline Position(const Params& p, u32 start) : k(start) {
         const u32 tap = start / p.by_channels, r = tap / FILTER_W, s = tap % FILTER_W;
         channel = start - tap * p.channels;
-        offset = (i32(r) * p.dilation_h * i32(p.width) + i32(s) * p.dilation_w) * i32(p.channels) + i32(channel);
+        offset =
+            (i32(r) * p.dilation_h * i32(p.width) + i32(s) * p.dilation_w) * i32(p.channels) + i32(channel);
         column_bit = 1u << s;
         row_bit = r < 16 ? 0x10000u << r : 0;
     }

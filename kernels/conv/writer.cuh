@@ -1,8 +1,8 @@
 // Writes a warp's tile of a convolution, [pixels, filters] in y, through the epilogue.
 //
-// On tensor cores a lane holds pairs of neighbours, which would be stored four bytes at a time. So the warp puts down
-// its tile in shared memory, a band of 16 rows after the other, and takes it up again in chunks of 16 bytes of y. No
-// barrier of the block is needed; the shared memory must be free when `write` begins.
+// On tensor cores a lane holds pairs of neighbours, which would be stored four bytes at a time. So the warp
+// puts down its tile in shared memory, a band of 16 rows after the other, and takes it up again in chunks of
+// 16 bytes of y. No barrier of the block is needed; the shared memory must be free when `write` begins.
 //
 // Defines: WHOLE_CHUNKS (the filters are a multiple of a chunk; else elements are stored one by one).
 #pragma once
@@ -18,7 +18,8 @@ struct NoMoments {
 struct PlainTail {
     typedef NoMoments Lane;
     __device__ inline u32 residual_row(u32 m) const { return m; }
-    template <u32 tile_rows, int chunk> __device__ inline void finish(const Lane&, u32, u32, u32, u32) const {}
+    template <u32 tile_rows, int chunk> __device__ inline void finish(const Lane&, u32, u32, u32, u32) const {
+    }
 };
 
 template <typename Tile, typename T, int activation, typename Tail> struct Writer {
@@ -27,7 +28,8 @@ template <typename Tile, typename T, int activation, typename Tail> struct Write
     // The tile's place in y, and where y ends for it.
     u32 first_row, first_column, pixels, filters;
 
-    // Words of a row of a band: eight more than the tile's, so that four rows of pairs fall into different banks.
+    // Words of a row of a band: eight more than the tile's, so that four rows of pairs fall into different
+    // banks.
     static constexpr u32 PITCH = Tile::columns + 8;
 
     // `bands`: 16 * PITCH words of shared memory for each warp.
@@ -62,7 +64,8 @@ template <typename Tile, typename T, int activation, typename Tail> struct Write
                 float x[COUNT];
                 take(x, band + (j * ROWS + row) * PITCH + column, lane);
                 if (m < pixels && n < filters) {
-                    epilogue.template store_chunk_with<activation>(x, bias, residual[j], u64(m) * filters + n);
+                    epilogue.template store_chunk_with<activation>(x, bias, residual[j],
+                                                                   u64(m) * filters + n);
                     sums.add(x);
                 }
             }
@@ -75,7 +78,8 @@ template <typename Tile, typename T, int activation, typename Tail> struct Write
             tile.for_pairs(i, lane, put);
             __syncwarp();
             for (u32 j = lane; j < 16 * Tile::columns; j += 32)
-                element(band[j / Tile::columns * PITCH + j % Tile::columns], i * 16 + j / Tile::columns, j % Tile::columns);
+                element(band[j / Tile::columns * PITCH + j % Tile::columns], i * 16 + j / Tile::columns,
+                        j % Tile::columns);
             __syncwarp();
         }
 #endif
@@ -84,13 +88,15 @@ template <typename Tile, typename T, int activation, typename Tail> struct Write
     __device__ inline void element(float value, u32 row, u32 column) const {
         const u32 m = first_row + row, n = first_column + column;
         if (m < pixels && n < filters)
-            epilogue.template store<activation>(value, u64(m) * filters + n, n, u64(tail.residual_row(m)) * filters + n);
+            epilogue.template store<activation>(value, u64(m) * filters + n, n,
+                                                u64(tail.residual_row(m)) * filters + n);
     }
 
 private:
     __device__ static inline void take(float (&x)[4], const float* from, u32) { load_vector(from, x); }
 
-    // Every other group of four lanes takes its halves in the other order: no two of eight lanes meet in a bank.
+    // Every other group of four lanes takes its halves in the other order: no two of eight lanes meet in a
+    // bank.
     __device__ static inline void take(float (&x)[8], const float* from, u32 lane) {
         const u32 swap = lane / 4 % 2 * 4;
         float first[4], second[4];
@@ -115,7 +121,8 @@ struct Writer<WarpTileF32<rows, columns, chunks>, T, activation, Tail> {
         tile.for_each(lane, [&](float value, u32 row, u32 column) {
             const u32 m = first_row + row, n = first_column + column;
             if (m < pixels && n < filters)
-                epilogue.template store<activation>(value, u64(m) * filters + n, n, u64(tail.residual_row(m)) * filters + n);
+                epilogue.template store<activation>(value, u64(m) * filters + n, n,
+                                                    u64(tail.residual_row(m)) * filters + n);
         });
     }
 };

@@ -1,19 +1,20 @@
-// Masks of objects: y[b, n, p] = sum over c of kernels[b, n, c] * x[b, p, c] + bias[n] for the pixels p of an image.
+// Masks of objects: y[b, n, p] = sum over c of kernels[b, n, c] * x[b, p, c] + bias[n] for the pixels p of an
+// image.
 //
-// Kernels are f32 (one set an image, or one for all: `kernel_stride` 0), x is [B, P, C] and y planar [B, N, P] in f16 or bf16.
-// A product on tensor cores with objects as rows and pixels as columns: kernels are rounded to the storage type when they are
-// put in shared memory, sums are f32.
+// Kernels are f32 (one set an image, or one for all: `kernel_stride` 0), x is [B, P, C] and y planar [B, N,
+// P] in f16 or bf16. A product on tensor cores with objects as rows and pixels as columns: kernels are
+// rounded to the storage type when they are put in shared memory, sums are f32.
 //
-// A block computes 32 * BANDS objects by 128 pixels with 2 x 4 warps. Channels come in slabs of 64. KEPT slabs of the kernels
-// stay in shared memory (all 256 channels of K-Net, so that a block reads them once); slabs of x pass through STAGES stages
-// filled by cp.async, all of them under way before the first product where STAGES covers C. Masks leave by shared memory, so
-// that rows of pixels are written whole.
+// A block computes 32 * BANDS objects by 128 pixels with 2 x 4 warps. Channels come in slabs of 64. KEPT
+// slabs of the kernels stay in shared memory (all 256 channels of K-Net, so that a block reads them once);
+// slabs of x pass through STAGES stages filled by cp.async, all of them under way before the first product
+// where STAGES covers C. Masks leave by shared memory, so that rows of pixels are written whole.
 //
-// 2 B N P C FLOPs; x is read once for up to 160 objects and y written once: at N = 100, P = 16800, C = 256 that is 0.86 GFLOP and
-// 12 MB.
+// 2 B N P C FLOPs; x is read once for up to 160 objects and y written once: at N = 100, P = 16800, C = 256
+// that is 0.86 GFLOP and 12 MB.
 //
-// Grid: pixel tiles, object tiles, images. Block: 256 threads. Shared memory: 128 * (KEPT * 32 * BANDS + STAGES * 128)
-// bytes.
+// Grid: pixel tiles, object tiles, images. Block: 256 threads. Shared memory: 128 * (KEPT * 32 * BANDS +
+// STAGES * 128) bytes.
 // Defines: STORAGE, BANDS (1 to 5), KEPT, STAGES, X_WIDE (C a multiple of 8), Y_WIDE (P a multiple of 8).
 #include "common/elements.cuh"
 #include "common/warp_tile.cuh"
@@ -33,13 +34,15 @@ struct Params {
 
 extern __shared__ __align__(128) unsigned char shared[];
 
-// Rounds slabs `slab` .. `slab` + KEPT of the kernels of objects `first` .. `first` + BM into shared memory: neighbouring lanes
-// take neighbouring pieces of four channels.
-__device__ inline void round_kernels(unsigned char* to, const float* kernels, u32 first, u32 slab, const Params& p) {
+// Rounds slabs `slab` .. `slab` + KEPT of the kernels of objects `first` .. `first` + BM into shared memory:
+// neighbouring lanes take neighbouring pieces of four channels.
+__device__ inline void round_kernels(unsigned char* to, const float* kernels, u32 first, u32 slab,
+                                     const Params& p) {
     constexpr u32 pieces = KEPT * SLAB / 4;
 #pragma unroll 8
     for (u32 each = 0; each < BM * pieces / THREADS; ++each) {
-        const u32 i = each * THREADS + threadIdx.x, row = i / pieces, column = i % pieces * 4, c = slab * SLAB + column;
+        const u32 i = each * THREADS + threadIdx.x, row = i / pieces, column = i % pieces * 4,
+                  c = slab * SLAB + column;
         const float* source = kernels + u64(first + row) * p.channels + c;
         float k[4] = {};
         if (first + row < p.objects) {
@@ -53,13 +56,14 @@ __device__ inline void round_kernels(unsigned char* to, const float* kernels, u3
 #endif
         }
         const u32 at = column / SLAB * (BM * 128) + swizzled<8>(row, column % SLAB / 8) + column % 8 * 2;
-        *reinterpret_cast<uint2*>(to + at) = make_uint2(pack2(k[0], k[1], storage_t{}), pack2(k[2], k[3], storage_t{}));
+        *reinterpret_cast<uint2*>(to + at) =
+            make_uint2(pack2(k[0], k[1], storage_t{}), pack2(k[2], k[3], storage_t{}));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    mask_conv(const float* __restrict__ kernels, const storage_t* __restrict__ x, const float* __restrict__ bias,
-              storage_t* __restrict__ y, const Params p) {
+    mask_conv(const float* __restrict__ kernels, const storage_t* __restrict__ x,
+              const float* __restrict__ bias, storage_t* __restrict__ y, const Params p) {
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warp_m = warp % 2, warp_n = warp / 2;
     const u32 pixel = blockIdx.x * BN, object = blockIdx.y * BM;
     const u32 kept = shared_address(shared), stages = kept + KEPT * BM * 128;
@@ -69,8 +73,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     const auto copy = [&](u32 slab) {
         if (slab < slabs) {
-            copy_tile<X_WIDE, 1, BN, THREADS>(stages + slab % STAGES * STAGE_BYTES, x + slab * SLAB, p.channels,
-                                              p.pixels - pixel, p.channels - slab * SLAB);
+            copy_tile<X_WIDE, 1, BN, THREADS>(stages + slab % STAGES * STAGE_BYTES, x + slab * SLAB,
+                                              p.channels, p.pixels - pixel, p.channels - slab * SLAB);
         }
         commit_copies();
     };
@@ -83,8 +87,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (slab % KEPT == 0) round_kernels(shared, kernels, object, slab, p);
         wait_copies<STAGES - 1>();
         __syncthreads();
-        sums.multiply(kept + slab % KEPT * (BM * 128), warp_m * 16 * BANDS, stages + slab % STAGES * STAGE_BYTES,
-                      warp_n * 32, lane);
+        sums.multiply(kept + slab % KEPT * (BM * 128), warp_m * 16 * BANDS,
+                      stages + slab % STAGES * STAGE_BYTES, warp_n * 32, lane);
         if (slab + STAGES < slabs || slab % KEPT == KEPT - 1) __syncthreads();
         copy(slab + STAGES);
     }
@@ -98,7 +102,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 left += bias[object + r];
                 right += bias[object + r];
             }
-            *reinterpret_cast<u32*>(shared + r * PITCH + (warp_n * 32 + column) * 2) = pack2(left, right, storage_t{});
+            *reinterpret_cast<u32*>(shared + r * PITCH + (warp_n * 32 + column) * 2) =
+                pack2(left, right, storage_t{});
         });
     }
     __syncthreads();

@@ -1,18 +1,21 @@
 // Grouped features of objects: y[b, n, c] = sum of x[b, p, c] over the pixels p with masks[b, n, p] > 0.
 //
-// masks [B, N, P] are planar logits, x is [B, P, C], both f16 or bf16; y is f32. A product on tensor cores with objects as rows,
-// channels as columns and pixels as terms. Logits are copied to shared memory as they are; a lane turns those it has loaded for
-// a product into 0 and 1 (NaN, like 0, is 0), which f16 and bf16 hold exactly, as they hold x: all rounding is that of the f32
-// sums. A feature that is not finite makes NaN of every object's sum, whether it owns the pixel or not.
+// masks [B, N, P] are planar logits, x is [B, P, C], both f16 or bf16; y is f32. A product on tensor cores
+// with objects as rows, channels as columns and pixels as terms. Logits are copied to shared memory as they
+// are; a lane turns those it has loaded for a product into 0 and 1 (NaN, like 0, is 0), which f16 and bf16
+// hold exactly, as they hold x: all rounding is that of the f32 sums. A feature that is not finite makes NaN
+// of every object's sum, whether it owns the pixel or not.
 //
-// A block computes 32 * BANDS objects by 128 channels with 2 x 4 warps over `split` pixels, 64 a stage. Pixels are shared
-// among enough blocks to fill the device: each writes its sums to y [splits, B, N, C], added in order by sum_parts.cu.
+// A block computes 32 * BANDS objects by 128 channels with 2 x 4 warps over `split` pixels, 64 a stage.
+// Pixels are shared among enough blocks to fill the device: each writes its sums to y [splits, B, N, C],
+// added in order by sum_parts.cu.
 //
-// 2 B N P C FLOPs; x is read once for up to 160 objects, masks C / 128 times: at N = 100, P = 16800, C = 256 that is 0.86 GFLOP
-// and 15 MB, and as much again in partial sums as there are splits, through L2.
+// 2 B N P C FLOPs; x is read once for up to 160 objects, masks C / 128 times: at N = 100, P = 16800, C = 256
+// that is 0.86 GFLOP and 15 MB, and as much again in partial sums as there are splits, through L2.
 //
-// Grid: splits, object tiles x channel tiles, images. Block: 256 threads. Shared memory: STAGES * 128 * (32 * BANDS + 128) bytes.
-// Defines: STORAGE, BANDS (1 to 5), STAGES, MASK_WIDE (P a multiple of 8), X_WIDE (C a multiple of 8).
+// Grid: splits, object tiles x channel tiles, images. Block: 256 threads. Shared memory: STAGES * 128 * (32 *
+// BANDS + 128) bytes. Defines: STORAGE, BANDS (1 to 5), STAGES, MASK_WIDE (P a multiple of 8), X_WIDE (C a
+// multiple of 8).
 #include "common/mma.cuh"
 #include "mask/tile.cuh"
 
@@ -37,8 +40,9 @@ __device__ inline u32 above_zero(u32 pair, f16) {
     asm("set.gt.f16x2.f16x2 %0, %1, %2;" : "=r"(y) : "r"(pair), "r"(0));
     return y;
 }
-// Before sm_90 there is no such instruction for bf16. Of its bits as a whole number, without the sign: at least 1 means not 0, at
-// most 0x7f80 means no NaN; either test leaves its answer in the top bit. 0x3f80 is 1.
+// Before sm_90 there is no such instruction for bf16. Of its bits as a whole number, without the sign: at
+// least 1 means not 0, at most 0x7f80 means no NaN; either test leaves its answer in the top bit. 0x3f80 is
+// 1.
 __device__ inline u32 above_zero(u32 pair, bf16) {
     const u32 size = pair & 0x7fff7fff;
     const u32 top = (size + 0x7fff7fff) & ~(size + 0x007f007f) & ~pair & 0x80008000;
@@ -46,7 +50,8 @@ __device__ inline u32 above_zero(u32 pair, bf16) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    mask_pool(const storage_t* __restrict__ masks, const storage_t* __restrict__ x, float* __restrict__ y, const Params p) {
+    mask_pool(const storage_t* __restrict__ masks, const storage_t* __restrict__ x, float* __restrict__ y,
+              const Params p) {
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warp_m = warp % 2, warp_n = warp / 2;
     const u32 object = blockIdx.y % p.object_tiles * BM, channel = blockIdx.y / p.object_tiles * BN;
     const u32 begin = blockIdx.x * p.split, end = min(begin + p.split, p.pixels);
@@ -57,9 +62,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const auto copy = [&](u32 step) {
         if (step < steps) {
             const u32 stage = base + step % STAGES * STAGE_BYTES, pixel = begin + step * SLAB;
-            copy_tile<MASK_WIDE, 1, BM, THREADS>(stage, masks + pixel, p.pixels, p.objects - object, end - pixel);
-            copy_tile<X_WIDE, 2, SLAB, THREADS>(stage + MASK_BYTES, x + u64(pixel) * p.channels, p.channels, end - pixel,
-                                                p.channels - channel);
+            copy_tile<MASK_WIDE, 1, BM, THREADS>(stage, masks + pixel, p.pixels, p.objects - object,
+                                                 end - pixel);
+            copy_tile<X_WIDE, 2, SLAB, THREADS>(stage + MASK_BYTES, x + u64(pixel) * p.channels, p.channels,
+                                                end - pixel, p.channels - channel);
         }
         commit_copies();
     };
@@ -69,7 +75,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     float sums[BANDS][4][4] = {};
     const u32 mask_at = swizzled<8>(warp_m * 16 * BANDS + lane % 16, lane / 16);
     // Channels of a warp: half a slab.
-    const u32 x_at = MASK_BYTES + warp_n / 2 * (SLAB * 128) + swizzled<8>(lane % 16, warp_n % 2 * 4 + lane / 16);
+    const u32 x_at =
+        MASK_BYTES + warp_n / 2 * (SLAB * 128) + swizzled<8>(lane % 16, warp_n % 2 * 4 + lane / 16);
     for (u32 step = 0; step < steps; ++step) {
         wait_copies<STAGES - 1>();
         __syncthreads();
@@ -84,7 +91,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 for (u32 j = 0; j < 4; ++j) a[i][j] = above_zero(a[i][j], storage_t{});
             }
 #pragma unroll
-            for (u32 j = 0; j < 2; ++j) load_matrices_transposed(b[j], ((stage + x_at) ^ (j * 32)) + k * 16 * 128);
+            for (u32 j = 0; j < 2; ++j)
+                load_matrices_transposed(b[j], ((stage + x_at) ^ (j * 32)) + k * 16 * 128);
 #pragma unroll
             for (u32 i = 0; i < BANDS; ++i) {
 #pragma unroll

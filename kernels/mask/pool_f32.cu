@@ -1,11 +1,14 @@
-// Grouped features of objects in true f32: y[b, n, c] = sum of x[b, p, c] over the pixels p with masks[b, n, p] > 0, for f32
-// masks [B, N, P] and features [B, P, C]. The path for parity with reference data; mask/pool.cu is the fast one.
+// Grouped features of objects in true f32: y[b, n, c] = sum of x[b, p, c] over the pixels p with masks[b, n,
+// p] > 0, for f32 masks [B, N, P] and features [B, P, C]. The path for parity with reference data;
+// mask/pool.cu is the fast one.
 //
-// A block computes 64 objects by 64 channels over `split` pixels, 32 at a time, in 256 threads of 4 x 4 results each. Masks are
-// thresholded to 0 and 1 when they are put in shared memory (strictly above 0, so that NaN is 0), turned, so that a thread reads
-// its four objects at once. Sums of the splits go to y [splits, B, N, C], added in order by sum_parts.cu.
+// A block computes 64 objects by 64 channels over `split` pixels, 32 at a time, in 256 threads of 4 x 4
+// results each. Masks are thresholded to 0 and 1 when they are put in shared memory (strictly above 0, so
+// that NaN is 0), turned, so that a thread reads its four objects at once. Sums of the splits go to y
+// [splits, B, N, C], added in order by sum_parts.cu.
 //
-// 2 B N P C FLOPs; x is read N / 64 times and masks C / 64 times. Grid: splits, object tiles x channel tiles, images.
+// 2 B N P C FLOPs; x is read N / 64 times and masks C / 64 times. Grid: splits, object tiles x channel tiles,
+// images.
 #include "common/vector.cuh"
 
 #define TILE 64
@@ -19,7 +22,8 @@ struct Params {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    mask_pool_f32(const float* __restrict__ masks, const float* __restrict__ x, float* __restrict__ y, const Params p) {
+    mask_pool_f32(const float* __restrict__ masks, const float* __restrict__ x, float* __restrict__ y,
+                  const Params p) {
     // Rows of objects are written down columns: one float more than the tile spreads them over the banks.
     __shared__ float owned[STEP][TILE + 1];
     __shared__ alignas(16) float features[STEP][TILE];

@@ -9,14 +9,14 @@
 #define SLAB 64
 
 __device__ inline void store_shared_chunk(u32 shared, const Chunk& chunk) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(chunk.word[0]), "r"(chunk.word[1]),
-                 "r"(chunk.word[2]), "r"(chunk.word[3])
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(chunk.word[0]),
+                 "r"(chunk.word[1]), "r"(chunk.word[2]), "r"(chunk.word[3])
                  : "memory");
 }
 
-// Fills `slabs` slabs of `rows` rows at `to` from the matrix whose rows lie `stride` elements apart at `from`; zeros from row
-// `rows_left` and column `columns_left`. The whole block of `threads` threads takes part. `wide`: rows are whole aligned
-// chunks, copied by cp.async; else element by element, at once.
+// Fills `slabs` slabs of `rows` rows at `to` from the matrix whose rows lie `stride` elements apart at
+// `from`; zeros from row `rows_left` and column `columns_left`. The whole block of `threads` threads takes
+// part. `wide`: rows are whole aligned chunks, copied by cp.async; else element by element, at once.
 template <bool wide, int slabs, int rows, int threads>
 __device__ inline void copy_tile(u32 to, const storage_t* from, u32 stride, u32 rows_left, u32 columns_left) {
     constexpr u32 chunks = slabs * SLAB / 8;

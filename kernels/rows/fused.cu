@@ -1,20 +1,23 @@
-// Linear layers over rows that are made on the way: y_l[m, n] = activation(sum over k of row[m, k] * w_l[n, k] + bias_l[n]) for
-// one to three layers l, all f32. The prologue makes row m of its operands:
+// Linear layers over rows that are made on the way: y_l[m, n] = activation(sum over k of row[m, k] * w_l[n,
+// k] + bias_l[n]) for one to three layers l, all f32. The prologue makes row m of its operands:
 //   PROLOGUE 0: row = a
 //   PROLOGUE 1: row = g(norm(a))                       layer norm with its activation g
 //   PROLOGUE 2: row = a * b
-//   PROLOGUE 3: row = sigmoid(norm(a)) * norm(b) + sigmoid(norm(c)) * norm(d)    the gates of the kernel update
+//   PROLOGUE 3: row = sigmoid(norm(a)) * norm(b) + sigmoid(norm(c)) * norm(d)    the gates of the kernel
+//   update
 //
-// K-Net's kernel update is a chain of such steps, each so small that launching it costs more than running it; this kernel
-// makes one launch of two to six steps. A block computes a tile (rows/tile.cuh) of one layer. Its rows and its weights lie in
-// shared memory whole: weights come by cp.async while each warp makes rows, which it holds in registers. All column tiles
-// make the same rows again: that is cheaper than a launch. Those of column tile 0 write them to `kept`, if others need them.
+// K-Net's kernel update is a chain of such steps, each so small that launching it costs more than running it;
+// this kernel makes one launch of two to six steps. A block computes a tile (rows/tile.cuh) of one layer. Its
+// rows and its weights lie in shared memory whole: weights come by cp.async while each warp makes rows, which
+// it holds in registers. All column tiles make the same rows again: that is cheaper than a launch. Those of
+// column tile 0 write them to `kept`, if others need them.
 //
 // 2 M N K FLOPs; operands of the prologue are read N / BN times and weights M / BM times, from L2.
 //
-// Grid: column tiles of all layers, row tiles. Block: 32 * WARPS_M * WARPS_N * WARPS_K threads. K is a multiple of 4.
-// Shared memory: SLABS * (BM + BN) * 128 bytes, at least WARPS_K * BM * (BN + 8) * 4.
-// Defines: MATH, BM, BN, WARPS_M, WARPS_N, WARPS_K, SLABS (of 32, for all of K), PROLOGUE, ROW_ACTIVATION, ACTIVATION.
+// Grid: column tiles of all layers, row tiles. Block: 32 * WARPS_M * WARPS_N * WARPS_K threads. K is a
+// multiple of 4. Shared memory: SLABS * (BM + BN) * 128 bytes, at least WARPS_K * BM * (BN + 8) * 4.
+// Defines: MATH, BM, BN, WARPS_M, WARPS_N, WARPS_K, SLABS (of 32, for all of K), PROLOGUE, ROW_ACTIVATION,
+// ACTIVATION.
 #include "rows/standardise.cuh"
 #include "rows/tile.cuh"
 
@@ -110,8 +113,8 @@ __device__ inline void make_row(Row& row, const Operand (&operands)[4], u32 m, c
 #endif
 }
 
-// Makes the block's rows of x in shared memory, and in `kept` if it is not null. Rows from M on repeat the last: what becomes
-// of them is not written, and without a branch the loads and sums of several rows overlap.
+// Makes the block's rows of x in shared memory, and in `kept` if it is not null. Rows from M on repeat the
+// last: what becomes of them is not written, and without a branch the loads and sums of several rows overlap.
 __device__ inline void make_rows(const Operand (&operands)[4], float* kept, u32 first, const Params& p) {
 #pragma unroll (PROLOGUE == 3 ? 2 : 4)
     for (u32 r = threadIdx.x / WARP; r < BM; r += THREADS / WARP) {
@@ -122,23 +125,28 @@ __device__ inline void make_rows(const Operand (&operands)[4], float* kept, u32 
             const u32 term = first_term(i);
             if (term < 32 * SLABS) {
                 store_shared_floats(
-                    reinterpret_cast<float*>(shared + term / 32 * SLAB_BYTES + swizzled<8>(r, term % 32 / 4)), row[i]);
+                    reinterpret_cast<float*>(shared + term / 32 * SLAB_BYTES + swizzled<8>(r, term % 32 / 4)),
+                    row[i]);
             }
-            if (kept && first + r < p.rows && term < p.terms) store_elements(kept + u64(first + r) * p.terms + term, row[i]);
+            if (kept && first + r < p.rows && term < p.terms)
+                store_elements(kept + u64(first + r) * p.terms + term, row[i]);
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    fused_linear(const float* __restrict__ x0, const float* __restrict__ gamma0, const float* __restrict__ beta0,
-                 const float* __restrict__ x1, const float* __restrict__ gamma1, const float* __restrict__ beta1,
-                 const float* __restrict__ x2, const float* __restrict__ gamma2, const float* __restrict__ beta2,
-                 const float* __restrict__ x3, const float* __restrict__ gamma3, const float* __restrict__ beta3,
-                 float* __restrict__ kept, const float* __restrict__ w0, const float* __restrict__ bias0,
-                 float* __restrict__ y0, const float* __restrict__ w1, const float* __restrict__ bias1,
-                 float* __restrict__ y1, const float* __restrict__ w2, const float* __restrict__ bias2,
-                 float* __restrict__ y2, const Params p) {
-    const Operand operands[4] = {{x0, gamma0, beta0}, {x1, gamma1, beta1}, {x2, gamma2, beta2}, {x3, gamma3, beta3}};
+    fused_linear(const float* __restrict__ x0, const float* __restrict__ gamma0,
+                 const float* __restrict__ beta0, const float* __restrict__ x1,
+                 const float* __restrict__ gamma1, const float* __restrict__ beta1,
+                 const float* __restrict__ x2, const float* __restrict__ gamma2,
+                 const float* __restrict__ beta2, const float* __restrict__ x3,
+                 const float* __restrict__ gamma3, const float* __restrict__ beta3, float* __restrict__ kept,
+                 const float* __restrict__ w0, const float* __restrict__ bias0, float* __restrict__ y0,
+                 const float* __restrict__ w1, const float* __restrict__ bias1, float* __restrict__ y1,
+                 const float* __restrict__ w2, const float* __restrict__ bias2, float* __restrict__ y2,
+                 const Params p) {
+    const Operand operands[4] = {
+        {x0, gamma0, beta0}, {x1, gamma1, beta1}, {x2, gamma2, beta2}, {x3, gamma3, beta3}};
     Layer layer = {w0, {bias0, nullptr, y0}};
     u32 tile = blockIdx.x, columns = p.columns[0];
     if (tile >= (columns + BN - 1) / BN) {

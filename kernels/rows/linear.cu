@@ -1,12 +1,13 @@
-// Products of few rows: y[m, n] = activation(sum over k of x[m, k] * w[n, k] + bias + residual[m, n]), all f32 in memory.
+// Products of few rows: y[m, n] = activation(sum over k of x[m, k] * w[n, k] + bias + residual[m, n]), all
+// f32 in memory.
 //
-// M is the number of objects (12 to 153), N and K are 80 to 2048: too little work for large tiles, so the aim is to have all
-// of a block's operands in flight at once and every multiprocessor busy. A block computes a tile (rows/tile.cuh); its warps may
-// share K. With PARTIAL, blocks share it too (`split` terms each) and write raw sums [split, M, N], which sum_parts.cu adds in
-// order.
+// M is the number of objects (12 to 153), N and K are 80 to 2048: too little work for large tiles, so the aim
+// is to have all of a block's operands in flight at once and every multiprocessor busy. A block computes a
+// tile (rows/tile.cuh); its warps may share K. With PARTIAL, blocks share it too (`split` terms each) and
+// write raw sums [split, M, N], which sum_parts.cu adds in order.
 //
-// K passes through shared memory in STAGES stages of SLABS slabs of 32 terms, copied by cp.async with zeros beyond M, N and K.
-// COPY = 4: rows are whole 16-byte chunks; COPY = 1: any K, 4 bytes a copy.
+// K passes through shared memory in STAGES stages of SLABS slabs of 32 terms, copied by cp.async with zeros
+// beyond M, N and K. COPY = 4: rows are whole 16-byte chunks; COPY = 1: any K, 4 bytes a copy.
 //
 // The same kernel serves the matrices of a batch (grid z) and, for per-object masks in f32, biases of rows.
 // 2 M N K FLOPs; x is read N / BN times and w M / BM times, from L2.
@@ -26,8 +27,8 @@ struct Params {
 };
 
 // Copies terms `k` .. `k` + BK of the block's rows of x and w to a stage.
-__device__ inline void copy_stage(u32 stage, const float* x, const float* w, u32 row, u32 column, u32 k, u32 end,
-                                  const Params& p) {
+__device__ inline void copy_stage(u32 stage, const float* x, const float* w, u32 row, u32 column, u32 k,
+                                  u32 end, const Params& p) {
     constexpr u32 pieces = BK / COPY, count = (BM + BN) * pieces / THREADS;
     static_assert((BM + BN) * pieces % THREADS == 0, "every thread copies as many pieces");
 #pragma unroll (COPY == 4 ? count : 4)
@@ -65,7 +66,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         wait_copies<STAGES - 2>();
         __syncthreads();
         const u32 ahead = step + STAGES - 1;
-        if (ahead < steps) copy_stage(base + free_slot * STAGE_BYTES, x, w, row, column, begin + ahead * BK, end, p);
+        if (ahead < steps)
+            copy_stage(base + free_slot * STAGE_BYTES, x, w, row, column, begin + ahead * BK, end, p);
         commit_copies();
 #pragma unroll
         for (u32 slab = at.k; slab < SLABS; slab += WARPS_K) {

@@ -2,8 +2,9 @@
 #pragma once
 #include "common/reduce.cuh"
 
-// (x - mean) / sqrt(variance + eps) from the mean, or nearly the mean, and sums over deviations from it: their mean is what
-// rounding the first left over, which counts where the mean is large against the deviations.
+// (x - mean) / sqrt(variance + eps) from the mean, or nearly the mean, and sums over deviations from it:
+// their mean is what rounding the first left over, which counts where the mean is large against the
+// deviations.
 struct Standard {
     float mean, rest, scale;
 
@@ -15,9 +16,10 @@ struct Standard {
     __device__ inline float of(float x) const { return (x - mean - rest) * scale; }
 };
 
-// Standardises a row of `count` elements in place: x[i] are the `width` elements from (32 i + lane) * width on. Those from
-// `count` on stay as they are; `count` is a multiple of `width`.
-template <int pieces, int width> __device__ inline void standardise(float (&x)[pieces][width], u32 count, float eps) {
+// Standardises a row of `count` elements in place: x[i] are the `width` elements from (32 i + lane) * width
+// on. Those from `count` on stay as they are; `count` is a multiple of `width`.
+template <int pieces, int width>
+__device__ inline void standardise(float (&x)[pieces][width], u32 count, float eps) {
     const u32 lane = threadIdx.x % WARP;
     const auto inside = [&](u32 i) { return (i * WARP + lane) * width < count; };
     float sum = 0.0f, deviations = 0.0f, squares = 0.0f;

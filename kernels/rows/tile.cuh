@@ -1,7 +1,8 @@
 // A tile of BM x BN results of a product of f32 rows: y[m, n] = sum over k of x[m, k] * w[n, k].
 //
-// Terms come in slabs of 32: BM rows of x, then BN rows of w, of 128 bytes each, swizzled. A block has WARPS_M x WARPS_N x WARPS_K
-// warps; the WARPS_K that share a part of the tile take slabs in turn, and `finish` adds their sums in the order of the warps.
+// Terms come in slabs of 32: BM rows of x, then BN rows of w, of 128 bytes each, swizzled. A block has
+// WARPS_M x WARPS_N x WARPS_K warps; the WARPS_K that share a part of the tile take slabs in turn, and
+// `finish` adds their sums in the order of the warps.
 //
 // MATH = 1: TF32 tensor cores (m16n8k8), operands rounded to nearest, f32 sums. MATH = 0: f32 throughout.
 #pragma once
@@ -14,7 +15,8 @@
 #define WM (BM / WARPS_M)
 #define WN (BN / WARPS_N)
 #define SLAB_BYTES ((BM + BN) * 128)
-// Pitch of the tile of sums: the pairs that tensor cores leave in each lane are stored without bank conflicts.
+// Pitch of the tile of sums: the pairs that tensor cores leave in each lane are stored without bank
+// conflicts.
 #define PITCH (BN + 8)
 // Whether biases belong to rows, not columns.
 #ifndef ROW_BIAS
@@ -58,17 +60,20 @@ __device__ inline void multiply(Sums& sums, u32 slab, const Place& at) {
     sums.multiply(slab, at.m * WM, slab, BM + at.n * WN, at.lane);
 }
 
-__device__ inline void load_sums(float (&x)[4], const float* from) { load_shared_floats(x, shared_address(from)); }
+__device__ inline void load_sums(float (&x)[4], const float* from) {
+    load_shared_floats(x, shared_address(from));
+}
 __device__ inline void load_sums(float (&x)[1], const float* from) { x[0] = *from; }
 
-// Adds the warps' sums and writes the results from `row`, `column` on of the `rows` x `columns` of `tail.y`, `count`
-// neighbours a thread.
+// Adds the warps' sums and writes the results from `row`, `column` on of the `rows` x `columns` of `tail.y`,
+// `count` neighbours a thread.
 template <int count>
 __device__ inline void write_tile(const Epilogue<float>& tail, u32 row, u32 column, u32 rows, u32 columns) {
     const float* tile = reinterpret_cast<const float*>(shared);
 #pragma unroll 2
     for (u32 i = threadIdx.x; i < BM * BN / count; i += THREADS) {
-        // Where two rows are read at once, every other one: their pitch takes them to different halves of the banks.
+        // Where two rows are read at once, every other one: their pitch takes them to different halves of the
+        // banks.
         constexpr bool two_rows = BN / count == 4;
         const u32 line = i / (BN / count), c = i % (BN / count) * count;
         const u32 r = two_rows ? line / 4 * 4 + line % 2 * 2 + line / 2 % 2 : line;
@@ -98,8 +103,10 @@ __device__ inline void write_tile(const Epilogue<float>& tail, u32 row, u32 colu
     }
 }
 
-// The end of a tile. Shared memory is free for the sums: no warp multiplies and no copy is under way any more.
-__device__ inline void finish(const Sums& sums, const Epilogue<float>& tail, u32 row, u32 column, u32 rows, u32 columns) {
+// The end of a tile. Shared memory is free for the sums: no warp multiplies and no copy is under way any
+// more.
+__device__ inline void finish(const Sums& sums, const Epilogue<float>& tail, u32 row, u32 column, u32 rows,
+                              u32 columns) {
     const Place at = place();
     float* tile = reinterpret_cast<float*>(shared);
     store_sums(sums, tile + (at.k * BM + at.m * WM) * PITCH + at.n * WN, at.lane);

@@ -38,7 +38,7 @@ pub trait CpuOp: Operator {
 ///
 /// It identifies the packed bytes: two kernels that give equal packings of a constant share them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Packing {
+pub struct PackedOperand {
     /// Which operand.
     pub input: usize,
     /// Packed length in floats.
@@ -74,7 +74,7 @@ pub trait Kernel: Send + Sync {
     }
 
     /// The operand that is packed, if any.
-    fn packing(&self) -> Option<Packing> {
+    fn packing(&self) -> Option<PackedOperand> {
         None
     }
 

@@ -2,23 +2,23 @@
 //! shared between plans.
 
 use super::buffer::AlignedBuffer;
-use super::kernel::Packing;
+use super::kernel::PackedOperand;
 use crate::error::Result;
 use crate::graph::Param;
 use crate::plan::Const;
-use crate::plan::constants::{Constants, Loader, Store};
+use crate::plan::constants::{Constants, ParamLoader, Store};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
 /// Store of constants, filled on demand. Kept between plans so that a new input size loads little.
 pub struct Weights {
     constants: Constants,
-    packed: Store<(String, Packing), AlignedBuffer>,
+    packed: Store<(String, PackedOperand), AlignedBuffer>,
 }
 
 impl Weights {
     /// An empty store over a source of parameters.
-    pub fn new(load: Box<Loader>) -> Self {
+    pub fn new(load: Box<ParamLoader>) -> Self {
         Weights { constants: Constants::new(load), packed: Store::default() }
     }
 
@@ -46,7 +46,7 @@ impl Weights {
         &self,
         consts: &[Const],
         index: usize,
-        packing: Packing,
+        packing: PackedOperand,
         pack: impl FnOnce(&[f32], &mut [f32]),
     ) -> Result<Arc<AlignedBuffer>> {
         self.packed.get((consts[index].key.clone(), packing), || {

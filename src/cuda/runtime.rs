@@ -12,7 +12,7 @@ use crate::cuda::gpu::{Precision, Target};
 use crate::cuda::launch::{Launch, Packing};
 use crate::error::{Error, Result};
 use crate::plan::Const;
-use crate::plan::constants::{Constants, Loader, Store};
+use crate::plan::constants::{Constants, ParamLoader, Store};
 use cudarc::driver::{DriverError, result, sys};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -84,7 +84,7 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Runtime::check`].
-    pub fn new(device: Device, precision: Precision, load: Box<Loader>) -> Result<Runtime> {
+    pub fn new(device: Device, precision: Precision, load: Box<ParamLoader>) -> Result<Runtime> {
         Runtime::check(&device)?;
         Ok(Runtime {
             selection: Target { caps: *device.caps(), precision }.into(),

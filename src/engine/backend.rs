@@ -7,7 +7,7 @@ use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::plan::Plan;
-use crate::plan::constants::Loader;
+use crate::plan::constants::ParamLoader;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl Backend {
     pub(super) fn new(
         options: &ModelOptions,
         selection: Selection,
-        load: Box<Loader>,
+        load: Box<ParamLoader>,
     ) -> Result<(Backend, Notes)> {
         let (gpu, device) = match options.device {
             Device::Cpu => (None, None),
@@ -111,14 +111,14 @@ impl Backend {
     }
 
     #[cfg(feature = "cuda")]
-    fn on_gpu(gpu: Gpu, options: &ModelOptions, load: Box<Loader>) -> Result<(Backend, Notes)> {
+    fn on_gpu(gpu: Gpu, options: &ModelOptions, load: Box<ParamLoader>) -> Result<(Backend, Notes)> {
         let mut runtime = Runtime::new(gpu, options.precision, load)?;
         let tuning = options.tuning.apply(&mut runtime)?;
         Ok((Backend::Cuda(Arc::new(runtime)), Notes { device: None, tuning }))
     }
 
     #[cfg(not(feature = "cuda"))]
-    fn on_gpu(gpu: Gpu, _: &ModelOptions, _: Box<Loader>) -> Result<(Backend, Notes)> {
+    fn on_gpu(gpu: Gpu, _: &ModelOptions, _: Box<ParamLoader>) -> Result<(Backend, Notes)> {
         match gpu {}
     }
 

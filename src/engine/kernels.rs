@@ -6,7 +6,7 @@ use crate::cuda::{self, Selection, pipeline};
 use crate::error::{Error, Result};
 use crate::image::preprocess::{Geometry, PreprocessConfig};
 use crate::model::{Normalization, SIZE_DIVISOR, TapMode};
-use crate::task::{AnyTask, Options, PostprocessOnGpu, TASKS};
+use crate::task::{AnyTask, PostprocessOnGpu, PostprocessOptions, TASKS};
 
 impl Model {
     /// What runs on a GPU, which need not be here, at one input size (both sides multiples of
@@ -30,7 +30,7 @@ impl Model {
         }
         let config = self.config();
         let geometry = Geometry { original: size, resized: size, padded: size };
-        let options = Options::default();
+        let options = PostprocessOptions::default();
         // A task that the model cannot do has no kernels.
         let tasks = TASKS.iter().filter_map(|&task| AnyTask::of(task, config, &options).ok());
         for task in tasks {

@@ -129,7 +129,7 @@ mod tests {
     use crate::image::RgbImage;
     use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
     use crate::model::{Config, MASK_PREDS, SIZE_DIVISOR, TapMode};
-    use crate::task::{HostOutputs, Options, Postprocess, PostprocessOnGpu};
+    use crate::task::{HostOutputs, Postprocess, PostprocessOnGpu, PostprocessOptions};
 
     /// The object with the largest logit of each pixel.
     struct Winners;
@@ -142,7 +142,7 @@ mod tests {
     impl Postprocess for Winners {
         type Found = Vec<u16>;
 
-        fn new(_: &Config, _: &Options) -> Result<Self> {
+        fn new(_: &Config, _: &PostprocessOptions) -> Result<Self> {
             Ok(Winners)
         }
 
@@ -211,7 +211,7 @@ mod tests {
         let geometry = preprocessor.geometry(48, 72);
         let (graph, _) = model.graph(geometry.padded, TapMode::Off).unwrap();
         let mut network = Network::new(&backend, &graph, &pool).unwrap();
-        let task = Winners::new(model.config(), &Options::default()).unwrap();
+        let task = Winners::new(model.config(), &PostprocessOptions::default()).unwrap();
         let mut adapter = Adapter { geometry, preprocessor, task };
         let photo = RgbImage::from_fn(72, 48, |x, y| ::image::Rgb([x as u8 * 3, y as u8 * 5, 90]));
         let mut found = Vec::new();

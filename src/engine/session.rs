@@ -10,7 +10,7 @@ use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use crate::image::view::ImageView;
 use crate::model::{Normalization, SIZE_DIVISOR, Tap, TapMode, Task};
 use crate::plan::Plan;
-use crate::task::{AnyTask, Options};
+use crate::task::{AnyTask, PostprocessOptions};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ pub struct SessionOptions {
     /// What size photos have in the network.
     pub size: InputSize,
     /// What results are to hold.
-    pub results: Options,
+    pub results: PostprocessOptions,
 }
 
 /// A model at work: it belongs to one camera or thread. It plans the network when it first sees an input size
@@ -54,7 +54,7 @@ pub struct Session {
     model: Arc<Model>,
     pub(super) backend: Backend,
     task: Task,
-    options: Options,
+    options: PostprocessOptions,
     pub(super) pool: Pool,
     pub(super) preprocessor: Preprocessor,
     networks: Recent<(usize, usize), Network>,

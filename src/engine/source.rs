@@ -5,7 +5,7 @@ use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::fsio;
 use crate::graph::Param;
 use crate::model::{Config, Head, SIZE_DIVISOR, TapMode, build};
-use crate::plan::constants::Loader;
+use crate::plan::constants::ParamLoader;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -75,7 +75,7 @@ impl fmt::Display for WeightSource {
 /// # Errors
 /// [`Error::Io`], [`Error::Checkpoint`] or [`Error::Usage`] if the file cannot be read or does not say what
 /// it is; [`Error::Weights`] listing everything that does not fit.
-pub fn open(source: &WeightSource, name: Option<&str>) -> Result<(Config, Box<Loader>)> {
+pub fn open(source: &WeightSource, name: Option<&str>) -> Result<(Config, Box<ParamLoader>)> {
     match source {
         WeightSource::Seeded(seed) => {
             let config = Config::named(name.unwrap_or(crate::model::config::MODEL_NAMES[0]))?;
@@ -98,7 +98,7 @@ pub fn open(source: &WeightSource, name: Option<&str>) -> Result<(Config, Box<Lo
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_checkpoint(file: Checkpoint, name: Option<&str>) -> Result<(Config, Box<Loader>)> {
+pub fn open_checkpoint(file: Checkpoint, name: Option<&str>) -> Result<(Config, Box<ParamLoader>)> {
     let config = file_config(&file, name)?;
     check(&file, &config)?;
     let file = Arc::new(file);

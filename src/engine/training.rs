@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::exec::Executor;
 use crate::graph::Graph;
 use crate::isa::Isa;
-use crate::plan::constants::Loader;
+use crate::plan::constants::ParamLoader;
 use std::path::Path;
 
 /// The precision that training has on a GPU.
@@ -43,7 +43,7 @@ pub fn training_executor(
     device: Device,
     graph: &Graph,
     threads: usize,
-    load: Box<Loader>,
+    load: Box<ParamLoader>,
 ) -> Result<Box<dyn Executor>> {
     match device {
         Device::Auto | Device::Cpu => {

@@ -2,7 +2,7 @@
 
 use super::{Model, Session};
 use crate::cuda::Runtime;
-use crate::cuda::tune::{self, Outcome, Table, Timer};
+use crate::cuda::tune::{self, Table, Timer, TuningOutcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::TapMode;
 use std::path::PathBuf;
@@ -96,7 +96,7 @@ impl Session {
         &self,
         size: (usize, usize),
         candidates: usize,
-        mut report: impl FnMut(&Outcome, usize, usize) -> Result<()>,
+        mut report: impl FnMut(&TuningOutcome, usize, usize) -> Result<()>,
     ) -> Result<Table> {
         let model = self.model();
         model.check_clock()?;

@@ -46,7 +46,7 @@ impl Default for PanopticConfig {
 
 /// One segment of the panoptic map.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Segment {
+pub struct PanopticSegment {
     /// Value of its pixels in the map: `category + 1000 * counter`.
     pub id: u32,
     /// Class index.
@@ -71,7 +71,7 @@ pub struct PanopticResult {
     /// Segment value of each pixel, row-major; the number of classes where there is none.
     pub map: Vec<u32>,
     /// The segments, in the order of their counters.
-    pub segments: Vec<Segment>,
+    pub segments: Vec<PanopticSegment>,
     /// How the merge came about.
     pub trace: PanopticTrace,
 }
@@ -307,7 +307,7 @@ impl PanopticPostprocessor {
             let id = label + INSTANCE_OFFSET * result.segments.len() as u32;
             self.value_of[query] = id;
             let (category, area) = (label as usize, won as usize);
-            result.segments.push(Segment { id, category, is_thing, score, area, query });
+            result.segments.push(PanopticSegment { id, category, is_thing, score, area, query });
         }
         let value_of = &self.value_of;
         result.map.resize(trace.argmax_ids.len(), 0);

@@ -1,7 +1,7 @@
 //! Sums over several runs.
 
 use super::{
-    Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, case::Tolerance, expect_float,
+    Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, case::Tolerance, expect_float,
     expect_inputs, expect_shape,
 };
 use crate::tensor::Tensor;
@@ -40,13 +40,13 @@ impl Operator for Accumulate {
     fn cases() -> Vec<Case> {
         let case = |name: &str, keep, shape: &[usize]| {
             Case::new(name, Accumulate, &[shape, shape, &[1]])
-                .fill(2, Fill::Constant(keep))
+                .fill(2, Filling::Constant(keep))
                 .tolerance(Tolerance::POINTWISE)
         };
         vec![
             case("one", 1.0, &[1]),
             case("odd", 1.0, &[3, 5, 7]),
-            case("first", 0.0, &[3, 5, 7]).fill(0, Fill::Constant(f64::NAN)),
+            case("first", 0.0, &[3, 5, 7]).fill(0, Filling::Constant(f64::NAN)),
             case("empty", 1.0, &[0, 3]),
             case("tasks", 1.0, &[70, 1001]),
             case("filter", 1.0, &[256, 3, 3, 256]).bench(),

@@ -152,7 +152,7 @@ impl Operator for Activate {
     }
 
     fn cases() -> Vec<Case> {
-        use super::case::Fill::Uniform;
+        use super::case::Filling::Uniform;
         let kinds = [
             ("relu", Activation::Relu, Tolerance::EXACT),
             ("relu6", Activation::Relu6, Tolerance::EXACT),
@@ -208,7 +208,7 @@ impl Operator for ActivateGrad {
     }
 
     fn cases() -> Vec<Case> {
-        use super::case::Fill::Uniform;
+        use super::case::Filling::Uniform;
         let mut cases = Vec::new();
         let kinds = [
             ("relu", Activation::Relu, Uniform(-1.0, 1.0)),

@@ -1,7 +1,7 @@
 //! One update of AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
 use super::{
-    Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
+    Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_float, expect_inputs,
     expect_shape,
 };
 use crate::tensor::Tensor;
@@ -74,9 +74,9 @@ impl Operator for AdamW {
             let op = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
             // Second moments are those of gradients in [-1, 1); the rates those of an early, large step.
             Case::new(name, op, &[shape, shape, shape, shape, &[1], &[3]])
-                .fill(3, Fill::Uniform(0.01, 1.0))
-                .fill(4, Fill::Uniform(0.1, 1.0))
-                .fill(5, Fill::Uniform(0.1, 1.0))
+                .fill(3, Filling::Uniform(0.01, 1.0))
+                .fill(4, Filling::Uniform(0.1, 1.0))
+                .fill(5, Filling::Uniform(0.1, 1.0))
                 .tolerance(super::case::Tolerance::POINTWISE)
         };
         vec![
@@ -84,8 +84,8 @@ impl Operator for AdamW {
             case("odd", &[3, 5, 7]),
             case("empty", &[0, 3]),
             case("tasks", &[70, 1001]),
-            case("no_step", &[9]).fill(5, Fill::Constant(1.0)).fill(4, Fill::Constant(0.0)),
-            case("infinite", &[37]).fill(0, Fill::Constant(f64::INFINITY)),
+            case("no_step", &[9]).fill(5, Filling::Constant(1.0)).fill(4, Filling::Constant(0.0)),
+            case("infinite", &[37]).fill(0, Filling::Constant(f64::INFINITY)),
             case("filter", &[256, 3, 3, 256]).bench(),
         ]
     }

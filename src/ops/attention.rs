@@ -1,7 +1,7 @@
 //! Multi-head scaled dot-product self-attention.
 
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_inputs, expect_rank,
     expect_shape,
 };
 use crate::error::Result;
@@ -77,8 +77,8 @@ impl Operator for Attention {
             Case::new("one_query", heads(2), &[&[1, 1, 24]]),
             Case::new("odd", heads(3), &[&[3, 13, 45]]),
             Case::new("one_channel", heads(5), &[&[1, 9, 15]]),
-            Case::new("large_logits", heads(4), &[&[2, 37, 192]]).fill(0, Fill::Uniform(-8.0, 8.0)),
-            Case::new("equal_objects", heads(2), &[&[1, 21, 96]]).fill(0, Fill::Constant(0.25)),
+            Case::new("large_logits", heads(4), &[&[2, 37, 192]]).fill(0, Filling::Uniform(-8.0, 8.0)),
+            Case::new("equal_objects", heads(2), &[&[1, 21, 96]]).fill(0, Filling::Constant(0.25)),
             Case::new("no_objects", heads(2), &[&[1, 0, 24]]),
             Case::new("knet_100", heads(8), &[&[1, 100, 768]]).bench(),
             Case::new("knet_153", heads(8), &[&[1, 153, 768]]).bench(),
@@ -154,8 +154,8 @@ impl Operator for AttentionGrad {
             case("one_query", 2, [1, 1, 8]),
             case("odd", 3, [3, 13, 15]),
             case("one_channel", 5, [1, 9, 5]),
-            case("large_logits", 4, [2, 37, 64]).fill(0, Fill::Uniform(-4.0, 4.0)),
-            case("equal_objects", 2, [1, 21, 32]).fill(0, Fill::Constant(0.25)),
+            case("large_logits", 4, [2, 37, 64]).fill(0, Filling::Uniform(-4.0, 4.0)),
+            case("equal_objects", 2, [1, 21, 32]).fill(0, Filling::Constant(0.25)),
             case("no_objects", 2, [1, 0, 8]),
             case("knet", 8, [2, 100, 256]).bench(),
             case("knet_153", 8, [1, 153, 256]).bench(),

@@ -1,8 +1,8 @@
 //! Frozen batch normalisation.
 
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
-    expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_float,
+    expect_inputs, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -65,7 +65,7 @@ impl Operator for BatchNorm {
         let case = |name: &str, x: &[usize]| {
             let c = x[x.len() - 1];
             Case::new(name, BatchNorm { eps: 1e-5 }, &[x, &[c], &[c], &[c], &[c]])
-                .fill(4, Fill::Uniform(0.5, 2.0))
+                .fill(4, Filling::Uniform(0.5, 2.0))
         };
         vec![
             case("one", &[1]),
@@ -109,8 +109,8 @@ impl BatchNormGrad {
         // Gradients that are not centred: their sums would cancel, and no bound relative to the sum would
         // hold.
         Case::new(name, op, &[x, &[c], &[c], &[c], x])
-            .fill(3, Fill::Uniform(0.5, 2.0))
-            .fill(4, Fill::Uniform(-0.5, 1.0))
+            .fill(3, Filling::Uniform(0.5, 2.0))
+            .fill(4, Filling::Uniform(-0.5, 1.0))
     }
 }
 

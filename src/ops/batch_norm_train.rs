@@ -1,8 +1,8 @@
 //! Batch normalisation over the batch, as in training.
 
 use super::{
-    Backward, BatchNormGrad, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float,
-    expect_inputs, expect_shape,
+    Backward, BatchNormGrad, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling,
+    expect_float, expect_inputs, expect_shape,
 };
 use crate::error::{Error, Result};
 use crate::graph::{Builder, ValueId};
@@ -73,15 +73,15 @@ impl Operator for BatchNormTrain {
             let c = x[x.len() - 1];
             Case::new(name, BatchNormTrain { eps: 1e-5 }, &[x, &[c], &[c]])
                 // Means that are not close to 0, because they are judged relative to themselves.
-                .fill(0, Fill::Uniform(-0.5, 1.5))
+                .fill(0, Filling::Uniform(-0.5, 1.5))
         };
         vec![
             case("one_pixel", &[1, 1, 1, 3]),
             case("odd", &[2, 3, 7, 5]),
             case("one_channel", &[3, 50, 1]),
             // Mean far above the deviation: sums of squares in f32 would lose all digits of the variance.
-            case("offset", &[1, 40, 41, 12]).fill(0, Fill::Uniform(999.0, 1001.0)),
-            case("constant", &[1, 9, 9, 6]).fill(0, Fill::Constant(3.5)),
+            case("offset", &[1, 40, 41, 12]).fill(0, Filling::Uniform(999.0, 1001.0)),
+            case("constant", &[1, 9, 9, 6]).fill(0, Filling::Constant(3.5)),
             case("several_chunks", &[2, 67, 61, 48]),
             case("layer1", &[2, 50, 84, 256]).bench(),
         ]

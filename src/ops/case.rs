@@ -5,7 +5,7 @@ use crate::tensor::Tensor;
 
 /// How an input of a case is filled.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fill {
+pub enum Filling {
     /// Uniform in `[low, high)`.
     Uniform(f64, f64),
     /// One value everywhere.
@@ -46,7 +46,7 @@ pub struct Case {
     /// Input types.
     pub inputs: Vec<ValueType>,
     /// How each input is filled.
-    pub fills: Vec<Fill>,
+    pub fills: Vec<Filling>,
     /// Bound on the error of fast paths.
     pub tolerance: Tolerance,
     /// True if benches run it (the shapes of real layers).
@@ -61,15 +61,15 @@ impl Case {
             name: name.into(),
             op: op.into(),
             inputs: shapes.iter().map(|&shape| operand(shape)).collect(),
-            fills: vec![Fill::Uniform(-1.0, 1.0); shapes.len()],
+            fills: vec![Filling::Uniform(-1.0, 1.0); shapes.len()],
             tolerance: Tolerance::REDUCTION,
             bench: false,
         }
     }
 
     /// Fills input `index` otherwise; with indices, it is one of indices.
-    pub fn fill(mut self, index: usize, fill: Fill) -> Self {
-        if matches!(fill, Fill::Index(..)) {
+    pub fn fill(mut self, index: usize, fill: Filling) -> Self {
+        if matches!(fill, Filling::Index(..)) {
             self.inputs[index] = ValueType::index(self.inputs[index].shape);
         }
         self.fills[index] = fill;
@@ -97,12 +97,12 @@ impl Case {
     /// index alone. Indices are floats of the same value, as in references: who runs the case on a back end
     /// writes them as i32.
     pub fn make_inputs(&self, seed: u64) -> Vec<Tensor> {
-        let make = |(i, (ty, fill)): (usize, (&ValueType, &Fill))| {
+        let make = |(i, (ty, fill)): (usize, (&ValueType, &Filling))| {
             let mut state = seed ^ (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             Tensor::from_fn(ty.shape, |_| match *fill {
-                Fill::Uniform(low, high) => (low + (high - low) * unit(&mut state)) as f32,
-                Fill::Constant(value) => value as f32,
-                Fill::Index(low, high) => (low + (f64::from(high - low) * unit(&mut state)) as i32) as f32,
+                Filling::Uniform(low, high) => (low + (high - low) * unit(&mut state)) as f32,
+                Filling::Constant(value) => value as f32,
+                Filling::Index(low, high) => (low + (f64::from(high - low) * unit(&mut state)) as i32) as f32,
             })
         };
         self.inputs.iter().zip(&self.fills).enumerate().map(make).collect()

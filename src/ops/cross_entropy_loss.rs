@@ -1,8 +1,8 @@
 //! Softmax cross-entropy with ignored positions.
 
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_indices, expect_inputs,
-    expect_rank, expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_indices,
+    expect_inputs, expect_rank, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -67,15 +67,15 @@ impl Operator for CrossEntropyLoss {
     fn cases() -> Vec<Case> {
         let case = |name: &str, [o, k, i]: [usize; 3]| {
             Case::new(name, CrossEntropyLoss, &[&[o, k, i], &[o, i]])
-                .fill(0, Fill::Uniform(-6.0, 6.0))
-                .fill(1, Fill::Index(-1, k as i32))
+                .fill(0, Filling::Uniform(-6.0, 6.0))
+                .fill(1, Filling::Index(-1, k as i32))
         };
         vec![
             case("one", [1, 1, 1]),
             case("rows", [9, 7, 1]),
             case("map", [2, 5, 63]),
-            case("extreme", [2, 7, 9]).fill(0, Fill::Uniform(-500.0, 500.0)),
-            case("all_ignored", [1, 4, 6]).fill(1, Fill::Index(-1, 0)),
+            case("extreme", [2, 7, 9]).fill(0, Filling::Uniform(-500.0, 500.0)),
+            case("all_ignored", [1, 4, 6]).fill(1, Filling::Index(-1, 0)),
             case("rank", [2, 153, 16384]).bench(),
         ]
     }
@@ -119,7 +119,7 @@ impl Operator for CrossEntropyLossGrad {
         let grad = |case: Case| {
             let mut case = Case { op: CrossEntropyLossGrad.into(), ..case };
             case.inputs.push(ValueType::exact([1]));
-            case.fills.push(Fill::Uniform(-1.0, 1.0));
+            case.fills.push(Filling::Uniform(-1.0, 1.0));
             case
         };
         CrossEntropyLoss::cases().into_iter().map(grad).collect()

@@ -2,8 +2,8 @@
 
 use super::mask_loss::softplus;
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_indices, expect_inputs,
-    expect_rank, expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_indices,
+    expect_inputs, expect_rank, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -106,21 +106,21 @@ impl Operator for FocalLoss {
         let case = |name: &str, [o, k, i]: [usize; 3]| {
             let op = FocalLoss { alpha: FocalLoss::ALPHA, weighted: false };
             Case::new(name, op, &[&[o, k, i], &[o, i]])
-                .fill(0, Fill::Uniform(-6.0, 6.0))
-                .fill(1, Fill::Index(-1, k as i32 + 1))
+                .fill(0, Filling::Uniform(-6.0, 6.0))
+                .fill(1, Filling::Index(-1, k as i32 + 1))
         };
         let weighted = |name: &str, [o, k, i]: [usize; 3], rows: usize| {
             let op = FocalLoss { alpha: FocalLoss::ALPHA, weighted: true };
             Case::new(name, op, &[&[o, k, i], &[o, i], &[rows, k]])
-                .fill(0, Fill::Uniform(-6.0, 6.0))
-                .fill(1, Fill::Index(-1, k as i32 + 1))
-                .fill(2, Fill::Uniform(0.0, 1.0))
+                .fill(0, Filling::Uniform(-6.0, 6.0))
+                .fill(1, Filling::Index(-1, k as i32 + 1))
+                .fill(2, Filling::Uniform(0.0, 1.0))
         };
         vec![
             case("one", [1, 1, 1]),
             case("objects", [12, 7, 1]),
             case("map", [2, 5, 63]),
-            case("extreme", [4, 7, 3]).fill(0, Fill::Uniform(-90.0, 90.0)),
+            case("extreme", [4, 7, 3]).fill(0, Filling::Uniform(-90.0, 90.0)),
             case("empty", [0, 7, 1]),
             weighted("weighted", [12, 7, 1], 6),
             weighted("weighted_map", [4, 3, 40], 4),
@@ -188,7 +188,7 @@ impl Operator for FocalLossGrad {
             let weighted = case.inputs.len() == 3;
             let mut case = Case { op: FocalLossGrad { alpha: FocalLoss::ALPHA, weighted }.into(), ..case };
             case.inputs.push(ValueType::exact([1]));
-            case.fills.push(Fill::Uniform(-1.0, 1.0));
+            case.fills.push(Filling::Uniform(-1.0, 1.0));
             case
         };
         FocalLoss::cases().into_iter().map(grad).collect()

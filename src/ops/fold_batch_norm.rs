@@ -1,7 +1,7 @@
 //! Folding a frozen batch norm into the convolution before it.
 
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_inputs, expect_rank,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_inputs, expect_rank,
     expect_shape,
 };
 use crate::error::Result;
@@ -72,7 +72,7 @@ impl Operator for FoldBatchNorm {
         let case = |name: &str, filter: &[usize]| {
             let k = filter[0];
             Case::new(name, FoldBatchNorm { eps: 1e-5 }, &[filter, &[k], &[k], &[k], &[k]])
-                .fill(4, Fill::Uniform(0.5, 2.0))
+                .fill(4, Filling::Uniform(0.5, 2.0))
         };
         vec![
             case("one", &[1, 1, 1, 1]),
@@ -132,7 +132,7 @@ impl Operator for FoldBatchNormGrad {
         let case = |name: &str, filter: &[usize]| {
             let k = filter[0];
             Case::new(name, FoldBatchNormGrad { eps: 1e-5 }, &[filter, &[k], &[k], &[k], filter, &[k]])
-                .fill(3, Fill::Uniform(0.5, 2.0))
+                .fill(3, Filling::Uniform(0.5, 2.0))
         };
         vec![
             case("one", &[1, 1, 1, 1]),

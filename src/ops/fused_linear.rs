@@ -2,7 +2,7 @@
 
 use super::{
     Gradient, Inferred, LayerNorm, Linear, Operator, Role, ValueType, activation::Activation, case::Case,
-    case::Fill, epilogue::Epilogue, expect_float, expect_rank, expect_shape,
+    case::Filling, epilogue::Epilogue, expect_float, expect_rank, expect_shape,
 };
 use crate::tensor::{Shape, Tensor};
 use serde::{Deserialize, Serialize};
@@ -193,9 +193,9 @@ impl Operator for FusedLinear {
         vec![
             // Of one sign: a sum of four terms that cancel has no bound relative to itself.
             case("one", Prologue::Product, &[1, 4], &[1], None, false)
-                .fill(0, Fill::Uniform(0.5, 1.0))
-                .fill(1, Fill::Uniform(0.5, 1.0))
-                .fill(2, Fill::Uniform(0.5, 1.0)),
+                .fill(0, Filling::Uniform(0.5, 1.0))
+                .fill(1, Filling::Uniform(0.5, 1.0))
+                .fill(2, Filling::Uniform(0.5, 1.0)),
             case("rows", Prologue::Rows, &[2, 9, 36], &[17, 5], relu, false),
             case("norm", norm(relu), &[2, 13, 68], &[33], None, true),
             case("norm_sigmoid", norm(sigmoid), &[19, 132], &[16, 7, 50], sigmoid, true),
@@ -203,7 +203,7 @@ impl Operator for FusedLinear {
             case("product_kept", Prologue::Product, &[5, 8], &[3], None, true),
             case("gates", Prologue::Gates { eps }, &[1, 18, 96], &[96], None, false),
             case("gates_kept", Prologue::Gates { eps }, &[35, 260], &[20, 12], relu, true),
-            case("offset", norm(None), &[5, 96], &[20], None, true).fill(0, Fill::Uniform(999.0, 1001.0)),
+            case("offset", norm(None), &[5, 96], &[20], None, true).fill(0, Filling::Uniform(999.0, 1001.0)),
             case("longest", norm(None), &[3, 512], &[24], None, false),
             case("no_rows", norm(None), &[0, 8], &[3], None, true),
             case("knet_gates", Prologue::Product, &[1, 100, 256], &[256, 256], None, false).bench(),

@@ -6,7 +6,7 @@
 //! 1e-14 the last of the three loses digits.)
 
 use super::{
-    Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, case::Tolerance, expect_float,
+    Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, case::Tolerance, expect_float,
     expect_shape,
 };
 use crate::tensor::Tensor;
@@ -67,7 +67,7 @@ impl Operator for SumSquares {
     fn cases() -> Vec<Case> {
         let case = |name: &str, others: &[&[usize]]| {
             let shapes: Vec<&[usize]> = [&[3][..]].into_iter().chain(others.iter().copied()).collect();
-            Case::new(name, SumSquares, &shapes).fill(0, Fill::Uniform(0.0, 9.0)).tolerance(Tolerance {
+            Case::new(name, SumSquares, &shapes).fill(0, Filling::Uniform(0.0, 9.0)).tolerance(Tolerance {
                 relative_l2: 1e-7,
                 reason: "sums in double precision; the first of the three parts is their rounding to f32",
             })
@@ -125,7 +125,7 @@ impl Operator for ClipScale {
     fn cases() -> Vec<Case> {
         let case = |name: &str, clip_norm, mean| {
             Case::new(name, ClipScale { clip_norm, mean }, &[&[3]])
-                .fill(0, Fill::Uniform(1.0, 9.0))
+                .fill(0, Filling::Uniform(1.0, 9.0))
                 .tolerance(Tolerance::POINTWISE)
         };
         vec![case("clipped", 0.5, 1.0), case("short", 100.0, 1.0), case("unclipped", 0.0, 0.25)]

@@ -2,7 +2,7 @@
 
 use super::activation::Activation;
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, case::Tolerance,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, case::Tolerance,
     expect_inputs, expect_rank, expect_shape,
 };
 use crate::error::Result;
@@ -89,8 +89,8 @@ impl Operator for GroupNorm {
             case("group_per_channel", 5, None, &[1, 4, 3, 5]),
             case("one_group", 1, None, &[2, 3, 3, 5]),
             // Mean far above the deviation: sums of squares in f32 would lose all digits of the variance.
-            case("offset", 4, None, &[1, 40, 41, 12]).fill(0, Fill::Uniform(999.0, 1001.0)),
-            case("constant", 2, None, &[1, 9, 9, 6]).fill(0, Fill::Constant(3.5)),
+            case("offset", 4, None, &[1, 40, 41, 12]).fill(0, Filling::Uniform(999.0, 1001.0)),
+            case("constant", 2, None, &[1, 9, 9, 6]).fill(0, Filling::Constant(3.5)),
             case("several_chunks", 8, Some(Activation::Sigmoid), &[2, 67, 61, 48]),
             case("empty", 2, None, &[0, 3, 3, 4]),
             case("fused", 32, relu, &[2, 13, 11, 64]),
@@ -163,7 +163,7 @@ impl Operator for GroupNormGrad {
         let case = |name: &str, groups, x: [usize; 4]| {
             Case::new(name, GroupNormGrad { groups, eps: 1e-5 }, &[&x, &[x[3]], &x])
                 // Not centred: the sums would cancel, and no bound relative to the sum would hold.
-                .fill(2, Fill::Uniform(-0.5, 1.0))
+                .fill(2, Filling::Uniform(-0.5, 1.0))
         };
         vec![
             case("one_pixel", 1, [1, 1, 1, 8]),
@@ -176,8 +176,8 @@ impl Operator for GroupNormGrad {
             case("odd", 3, [3, 7, 5, 6]),
             case("group_per_channel", 5, [1, 4, 3, 5]),
             case("one_group", 1, [2, 3, 3, 5]),
-            case("offset", 4, [1, 40, 41, 12]).fill(0, Fill::Uniform(999.0, 1001.0)),
-            case("constant", 2, [1, 9, 9, 6]).fill(0, Fill::Constant(3.5)),
+            case("offset", 4, [1, 40, 41, 12]).fill(0, Filling::Uniform(999.0, 1001.0)),
+            case("constant", 2, [1, 9, 9, 6]).fill(0, Filling::Constant(3.5)),
             case("several_chunks", 8, [2, 67, 61, 48]),
             case("empty", 2, [0, 3, 3, 4]),
             case("sfpn", 32, [2, 80, 80, 96]).bench(),

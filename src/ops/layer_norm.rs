@@ -2,8 +2,8 @@
 
 use super::activation::Activation;
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
-    expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_float,
+    expect_inputs, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -76,8 +76,8 @@ impl Operator for LayerNorm {
             case("one", None, &[1, 1]),
             case("odd", None, &[2, 7, 33]),
             case("wide", None, &[3, 1027]),
-            case("offset", None, &[5, 96]).fill(0, Fill::Uniform(999.0, 1001.0)),
-            case("constant", None, &[3, 20]).fill(0, Fill::Constant(-7.25)),
+            case("offset", None, &[5, 96]).fill(0, Filling::Uniform(999.0, 1001.0)),
+            case("constant", None, &[3, 20]).fill(0, Filling::Constant(-7.25)),
             case("no_rows", None, &[0, 33]),
             case("relu", Some(Activation::Relu), &[3, 5, 40]),
             case("sigmoid", Some(Activation::Sigmoid), &[19, 50]),
@@ -144,14 +144,14 @@ impl Operator for LayerNormGrad {
             let c = x[x.len() - 1];
             Case::new(name, LayerNormGrad { eps: 1e-5 }, &[x, &[c], x])
                 // Not centred: the sums would cancel, and no bound relative to the sum would hold.
-                .fill(2, Fill::Uniform(-0.5, 1.0))
+                .fill(2, Filling::Uniform(-0.5, 1.0))
         };
         vec![
             case("odd", &[2, 7, 33]),
             case("wide", &[3, 1027]),
             case("narrow", &[1500, 3]),
-            case("offset", &[5, 96]).fill(0, Fill::Uniform(999.0, 1001.0)),
-            case("constant", &[3, 20]).fill(0, Fill::Constant(-7.25)),
+            case("offset", &[5, 96]).fill(0, Filling::Uniform(999.0, 1001.0)),
+            case("constant", &[3, 20]).fill(0, Filling::Constant(-7.25)),
             case("no_rows", &[0, 33]),
             case("knet", &[2, 100, 256]).bench(),
         ]

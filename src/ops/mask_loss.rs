@@ -1,8 +1,8 @@
 //! Losses between the masks of matched objects and their targets: binary cross-entropy and dice.
 
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_indices, expect_inputs,
-    expect_rank, expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_indices,
+    expect_inputs, expect_rank, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -102,15 +102,15 @@ impl Operator for MaskLoss {
     fn cases() -> Vec<Case> {
         let case = |name: &str, [b, n, g, h, w]: [usize; 5]| {
             Case::new(name, MaskLoss, &[&[b, n, h, w], &[b, g, h, w], &[b, n]])
-                .fill(0, Fill::Uniform(-6.0, 6.0))
-                .fill(1, Fill::Uniform(0.0, 1.0))
-                .fill(2, Fill::Index(-1, g as i32))
+                .fill(0, Filling::Uniform(-6.0, 6.0))
+                .fill(1, Filling::Uniform(0.0, 1.0))
+                .fill(2, Filling::Index(-1, g as i32))
         };
         vec![
             case("one", [1, 1, 1, 1, 1]),
             case("odd", [2, 5, 3, 7, 9]),
             case("none_matched", [1, 4, 0, 5, 5]),
-            case("extreme", [1, 3, 2, 4, 4]).fill(0, Fill::Uniform(-90.0, 90.0)),
+            case("extreme", [1, 3, 2, 4, 4]).fill(0, Filling::Uniform(-90.0, 90.0)),
             case("stage", [2, 100, 20, 128, 128]).bench(),
         ]
     }
@@ -170,7 +170,7 @@ impl Operator for MaskLossGrad {
                 shapes.extend([vec![b, n, 3], vec![1], vec![1]]);
                 let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
                 let mut grad =
-                    Case::new(case.name.clone(), MaskLossGrad, &shapes).fill(3, Fill::Uniform(1.0, 2.0));
+                    Case::new(case.name.clone(), MaskLossGrad, &shapes).fill(3, Filling::Uniform(1.0, 2.0));
                 grad.fills[..3].copy_from_slice(&case.fills);
                 grad.inputs[..3].copy_from_slice(&case.inputs);
                 Case { bench: case.bench, ..grad }

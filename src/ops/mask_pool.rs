@@ -55,7 +55,7 @@ impl Operator for MaskPool {
     }
 
     fn cases() -> Vec<Case> {
-        use super::case::Fill::{Constant, Uniform};
+        use super::case::Filling::{Constant, Uniform};
         vec![
             Case::new("one", MaskPool, &[&[1, 1, 1, 1], &[1, 1, 1, 1]]),
             Case::new("odd", MaskPool, &[&[2, 5, 7, 9], &[2, 7, 9, 19]]),
@@ -111,7 +111,7 @@ impl Operator for MaskPoolGrad {
     }
 
     fn cases() -> Vec<Case> {
-        use super::case::Fill::{Constant, Uniform};
+        use super::case::Filling::{Constant, Uniform};
         vec![
             Case::new("one", MaskPoolGrad, &[&[1, 1, 1, 1], &[1, 1, 1]]),
             Case::new("odd", MaskPoolGrad, &[&[2, 5, 7, 9], &[2, 5, 19]]),

@@ -2,7 +2,7 @@
 
 use super::mask_loss::{DICE_EPS, softplus};
 use super::{
-    Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_indices, expect_inputs,
+    Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_indices, expect_inputs,
     expect_rank,
 };
 use crate::tensor::Tensor;
@@ -65,8 +65,8 @@ impl Operator for MaskCost {
         let case = |name: &str, [b, n, g, h, w]: [usize; 5]| {
             let op = MaskCost { mask_weight: 1.0, dice_weight: 4.0 };
             Case::new(name, op, &[&[b, n, h, w], &[b, g, h, w]])
-                .fill(0, Fill::Uniform(-6.0, 6.0))
-                .fill(1, Fill::Uniform(0.0, 1.0))
+                .fill(0, Filling::Uniform(-6.0, 6.0))
+                .fill(1, Filling::Uniform(0.0, 1.0))
         };
         vec![
             case("one", [1, 1, 1, 1, 1]),
@@ -146,14 +146,14 @@ impl Operator for ClassCost {
     fn cases() -> Vec<Case> {
         let case = |name: &str, [b, m, k, g]: [usize; 4], objects| {
             Case::new(name, ClassCost { objects, weight: 2.0 }, &[&[b, m, k], &[b, g]])
-                .fill(0, Fill::Uniform(-9.0, 9.0))
-                .fill(1, Fill::Index(-1, k as i32))
+                .fill(0, Filling::Uniform(-9.0, 9.0))
+                .fill(1, Filling::Index(-1, k as i32))
         };
         vec![
             case("one", [1, 1, 1, 1], 1),
             case("things", [2, 9, 7, 5], 6),
             case("no_slots", [1, 4, 3, 0], 4),
-            case("extreme", [1, 4, 3, 5], 4).fill(0, Fill::Uniform(-90.0, 90.0)),
+            case("extreme", [1, 4, 3, 5], 4).fill(0, Filling::Uniform(-90.0, 90.0)),
         ]
     }
 }

@@ -166,7 +166,7 @@ impl Operator for MaxPool2dGrad {
             case("odd", resnet, [2, 7, 9, 17]),
             case("blocks", resnet, [1, 9, 6, 77]),
             case("bands", resnet, [1, 43, 5, 35]),
-            case("equal", resnet, [1, 9, 8, 35]).fill(0, super::case::Fill::Constant(1.5)),
+            case("equal", resnet, [1, 9, 8, 35]).fill(0, super::case::Filling::Constant(1.5)),
             case("empty", resnet, [0, 7, 9, 2]),
             case("subsample", MaxPool2d { kernel: [1, 1], stride: [2, 2], padding: [0, 0] }, [1, 5, 6, 3]),
             case("apart", MaxPool2d { kernel: [1, 2], stride: [3, 3], padding: [0, 0] }, [1, 41, 12, 3]),

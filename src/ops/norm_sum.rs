@@ -2,8 +2,8 @@
 
 use super::fused_conv2d::{PART_PIXELS, moments_shape};
 use super::{
-    Gradient, Inferred, Operator, ValueType, activation::Activation, case::Case, case::Fill, expect_inputs,
-    expect_rank, expect_shape,
+    Gradient, Inferred, Operator, ValueType, activation::Activation, case::Case, case::Filling,
+    expect_inputs, expect_rank, expect_shape,
 };
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -117,7 +117,7 @@ impl Operator for NormSum {
             let mut case = Case::new(name, op.clone(), &shapes);
             // A sum of squares is not negative, and a mean is small beside its root.
             for (at, _) in op.terms().filter(|&(_, normalised)| normalised) {
-                case = case.fill(at + 1, Fill::Uniform(10.0, 12.0));
+                case = case.fill(at + 1, Filling::Uniform(10.0, 12.0));
             }
             case
         };

@@ -57,7 +57,7 @@ impl Operator for ReduceSum {
         let case = |name: &str, x: &[usize], y: &[usize]| {
             Case::new(name, ReduceSum { shape: Shape::new(y) }, &[x])
                 // Not centred: sums of signed values cancel, and no bound relative to the sum would hold.
-                .fill(0, super::case::Fill::Uniform(-0.5, 1.0))
+                .fill(0, super::case::Filling::Uniform(-0.5, 1.0))
         };
         vec![
             case("one", &[1], &[1]),

@@ -1,8 +1,8 @@
 //! Softmax along one axis.
 
 use super::{
-    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Fill, expect_float, expect_inputs,
-    expect_shape,
+    Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_float,
+    expect_inputs, expect_shape,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -57,7 +57,7 @@ impl Operator for Softmax {
 
     fn cases() -> Vec<Case> {
         let case = |name: &str, axis, shape: &[usize]| {
-            Case::new(name, Softmax { axis }, &[shape]).fill(0, Fill::Uniform(-10.0, 10.0))
+            Case::new(name, Softmax { axis }, &[shape]).fill(0, Filling::Uniform(-10.0, 10.0))
         };
         vec![
             case("one", 0, &[1]),
@@ -67,8 +67,8 @@ impl Operator for Softmax {
             case("one_long", 1, &[1, 1, 3]),
             case("row", 1, &[2, 5000]),
             case("column", 0, &[1300, 3]),
-            case("large", 1, &[5, 33]).fill(0, Fill::Uniform(-300.0, 300.0)),
-            case("equal", 1, &[4, 37, 6]).fill(0, Fill::Constant(-1e30)),
+            case("large", 1, &[5, 33]).fill(0, Filling::Uniform(-300.0, 300.0)),
+            case("equal", 1, &[4, 37, 6]).fill(0, Filling::Constant(-1e30)),
             case("empty", 1, &[0, 5]),
             case("attention", 2, &[8, 153, 153]).bench(),
             case("objects", 1, &[1, 150, 64, 64]).bench(),
@@ -122,15 +122,15 @@ impl Operator for SoftmaxGrad {
 
     fn cases() -> Vec<Case> {
         let case = |name: &str, axis, shape: &[usize]| {
-            Case::new(name, SoftmaxGrad { axis }, &[shape, shape]).fill(0, Fill::Uniform(0.0, 0.2))
+            Case::new(name, SoftmaxGrad { axis }, &[shape, shape]).fill(0, Filling::Uniform(0.0, 0.2))
         };
         vec![
             case("one", 0, &[1]),
             case("last", 2, &[3, 7, 49]),
             case("middle", 1, &[2, 11, 3, 5]),
             case("first", 0, &[5, 21]),
-            case("row", 1, &[2, 5000]).fill(0, Fill::Uniform(0.0, 4e-4)),
-            case("column", 0, &[1300, 3]).fill(0, Fill::Uniform(0.0, 1.5e-3)),
+            case("row", 1, &[2, 5000]).fill(0, Filling::Uniform(0.0, 4e-4)),
+            case("column", 0, &[1300, 3]).fill(0, Filling::Uniform(0.0, 1.5e-3)),
             case("empty", 1, &[0, 5]),
             case("many_columns", 1, &[2, 19, 1201]),
             case("objects", 1, &[1, 150, 64, 64]).bench(),

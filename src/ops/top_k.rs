@@ -55,7 +55,7 @@ impl Operator for TopK {
     }
 
     fn cases() -> Vec<Case> {
-        use super::case::Fill::{Constant, Uniform};
+        use super::case::Filling::{Constant, Uniform};
         let case = |name: &str, k, shape: &[usize]| {
             Case::new(name, TopK { k }, &[shape]).tolerance(Tolerance::EXACT)
         };

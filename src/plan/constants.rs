@@ -10,7 +10,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Gives the checkpoint tensor of a parameter, in the checkpoint's layout.
-pub type Loader = dyn Fn(&Param) -> Result<Tensor> + Send + Sync;
+pub type ParamLoader = dyn Fn(&Param) -> Result<Tensor> + Send + Sync;
 
 /// Values by key, each made once however many threads ask for it: the first makes it, the others wait. Any
 /// number of plans and sessions hold a value.
@@ -80,13 +80,13 @@ impl<K: Hash + Eq, V> Store<K, V> {
 
 /// Store of constants, filled on demand. Kept between plans so that a new input size loads little.
 pub struct Constants {
-    load: Box<Loader>,
+    load: Box<ParamLoader>,
     known: Store<String, Tensor>,
 }
 
 impl Constants {
     /// An empty store over a source of parameters.
-    pub fn new(load: Box<Loader>) -> Self {
+    pub fn new(load: Box<ParamLoader>) -> Self {
         Constants { load, known: Store::default() }
     }
 

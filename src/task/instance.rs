@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 pub mod gpu;
 
-use super::{HostOutputs, Options, Postprocess, head_output};
+use super::{HostOutputs, Postprocess, PostprocessOptions, head_output};
 use crate::error::Result;
 use crate::image::instance::{
     FilterMemory, InstanceConfig, InstanceFilter, InstancePostprocessor, InstanceResult,
@@ -23,7 +23,7 @@ pub struct Instances {
 impl Postprocess for Instances {
     type Found = InstanceResult;
 
-    fn new(model: &Config, options: &Options) -> Result<Self> {
+    fn new(model: &Config, options: &PostprocessOptions) -> Result<Self> {
         options.filter.check()?;
         let config = InstanceConfig {
             max_per_image: model.test.max_per_image,

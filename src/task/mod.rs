@@ -18,7 +18,7 @@ use crate::tensor::Shape;
 
 /// What a caller may ask of results, besides what the model's configuration says.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Options {
+pub struct PostprocessOptions {
     /// Instances, and things of a panoptic map, that score lower are dropped. `None`: no instance, and things
     /// by the model's own threshold.
     pub min_score: Option<f64>,
@@ -39,7 +39,7 @@ pub trait Postprocess: Sized + Send {
     ///
     /// # Errors
     /// [`Error::Usage`](crate::Error::Usage) if the model cannot do it.
-    fn new(config: &Config, options: &Options) -> Result<Self>;
+    fn new(config: &Config, options: &PostprocessOptions) -> Result<Self>;
 
     /// Names of the network's results that it reads: operands of its launches, in this order.
     fn reads(&self) -> &'static [&'static str];
@@ -121,7 +121,7 @@ macro_rules! tasks {
             ///
             /// # Errors
             /// As [`Postprocess::new`].
-            pub fn of(task: Task, config: &Config, options: &Options) -> Result<Self> {
+            pub fn of(task: Task, config: &Config, options: &PostprocessOptions) -> Result<Self> {
                 match task {
                     $(Task::$name => Ok(AnyTask::$name(<$post>::new(config, options)?))),*
                 }
@@ -138,7 +138,7 @@ macro_rules! tasks {
         impl Postprocess for AnyTask {
             type Found = Found;
 
-            fn new(config: &Config, options: &Options) -> Result<Self> {
+            fn new(config: &Config, options: &PostprocessOptions) -> Result<Self> {
                 AnyTask::of(config.task, config, options)
             }
 

@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 pub mod gpu;
 
-use super::{HostOutputs, Options, Postprocess, head_output};
+use super::{HostOutputs, Postprocess, PostprocessOptions, head_output};
 use crate::error::{Error, Result};
 use crate::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use crate::image::preprocess::Geometry;
@@ -17,7 +17,7 @@ pub struct Panoptic {
 impl Postprocess for Panoptic {
     type Found = PanopticResult;
 
-    fn new(model: &Config, options: &Options) -> Result<Self> {
+    fn new(model: &Config, options: &PostprocessOptions) -> Result<Self> {
         if model.task != Task::Panoptic {
             return Err(Error::usage(format!(
                 "model `{}` gives instances only, no panoptic map",

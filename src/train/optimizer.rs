@@ -97,7 +97,7 @@ pub struct Weight {
 
 /// What the optimizer keeps of a parameter, each in the parameter's layout in the graph.
 #[derive(Clone, Debug)]
-pub struct Slot {
+pub struct OptimizerSlot {
     /// Which.
     pub param: Param,
     /// First moment.
@@ -123,7 +123,7 @@ struct Rates {
 #[derive(Clone, Debug)]
 pub struct Optimizer {
     config: AdamWConfig,
-    slots: Vec<Slot>,
+    slots: Vec<OptimizerSlot>,
     rates: Vec<Rates>,
     /// 0 begins a new sum of gradients.
     keep: Option<InputId>,
@@ -226,7 +226,7 @@ fn append_update(
     weight: &Weight,
     [scale, rates]: [ValueId; 2],
     follow: Option<ValueId>,
-) -> Result<Slot> {
+) -> Result<OptimizerSlot> {
     let Weight { param, variable, gradient } = weight;
     let (key, ty) = (&param.key, b.graph().value(*variable).ty);
     let first = b.variable(&format!("first.{key}"), ty, None)?;
@@ -247,7 +247,7 @@ fn append_update(
             Some(b.variable_id(average)?)
         }
     };
-    Ok(Slot {
+    Ok(OptimizerSlot {
         param: param.clone(),
         first: b.variable_id(first)?,
         second: b.variable_id(second)?,
@@ -258,7 +258,7 @@ fn append_update(
 
 impl Optimizer {
     /// The parameters with their moments.
-    pub fn slots(&self) -> &[Slot] {
+    pub fn slots(&self) -> &[OptimizerSlot] {
         &self.slots
     }
 
@@ -327,7 +327,7 @@ impl Optimizer {
 
     /// The first parameter that the last update made NaN or infinite.
     pub fn fault(&self, executor: &dyn Executor) -> Option<&Param> {
-        let bad = |slot: &&Slot| executor.read(slot.fault).floats() != [0.0];
+        let bad = |slot: &&OptimizerSlot| executor.read(slot.fault).floats() != [0.0];
         self.slots.iter().find(bad).map(|slot| &slot.param)
     }
 }

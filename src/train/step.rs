@@ -15,7 +15,7 @@ use crate::engine::{Device, training_executor};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Host, Report};
 use crate::graph::{Param, VariableId};
-use crate::plan::constants::Loader;
+use crate::plan::constants::ParamLoader;
 use crate::tensor::Tensor;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl TrainStep {
     ///
     /// # Errors
     /// As [`build_training`] and [`training_executor`].
-    pub fn new(spec: &TrainSpec<'_>, load: Box<Loader>, device: Device, threads: usize) -> Result<Self> {
+    pub fn new(spec: &TrainSpec<'_>, load: Box<ParamLoader>, device: Device, threads: usize) -> Result<Self> {
         let network = build_training(spec)?;
         let executor = training_executor(device, &network.graph, threads, load)?;
         Ok(TrainStep::bind(spec, network, executor))

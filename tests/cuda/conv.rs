@@ -6,7 +6,7 @@ use knet::cuda::gpu::roofline;
 use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::ops::{conv2d, fused_conv2d};
 use knet::cuda::stored;
-use knet::cuda::tiles::conv::{self, Addressing, ConvChoice, Tile};
+use knet::cuda::tiles::conv::{self, Addressing, ConvChoice, GemmTile};
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
 use knet::ops::activation::Activation;
@@ -48,7 +48,7 @@ fn case(op: Conv2d, x: [usize; 4], w: [usize; 4]) -> Case {
 
 /// Checks every tile of a list: in f16 (or f32) on every case, in bf16 and with the reduction in three parts
 /// on the first one.
-fn check_all(tiles: &[Tile], addressing: Addressing, precision: Precision, cases: &[Case]) {
+fn check_all(tiles: &[GemmTile], addressing: Addressing, precision: Precision, cases: &[Case]) {
     let mut faults = Vec::new();
     for (index, case) in cases.iter().enumerate() {
         let mut ways = vec![(precision, 1)];

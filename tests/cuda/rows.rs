@@ -5,7 +5,7 @@
 use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::{ops, stored};
 use knet::ops::activation::Activation;
-use knet::ops::case::{Case, Fill};
+use knet::ops::case::{Case, Filling};
 use knet::ops::epilogue::Epilogue;
 use knet::ops::fused_linear::Prologue;
 use knet::ops::{FusedLinear, Linear, MaskConv, MaskPool, Op, ValueType};
@@ -133,7 +133,7 @@ fn tiles_of_mask_convolutions() {
 fn tiles_of_mask_poolings() {
     let case = |name: &str, objects: usize, channels: usize, [h, w]: [usize; 2]| {
         let case = Case::new(name, MaskPool, &[&[2, objects, h, w], &[2, h, w, channels]]);
-        case.fill(0, Fill::Uniform(-2.0, 1.0))
+        case.fill(0, Filling::Uniform(-2.0, 1.0))
     };
     let cases = [
         case("knet", 100, 256, [25, 42]),
@@ -164,7 +164,7 @@ fn every_candidate_gives_the_same_result() {
     let cases = [
         (linear("candidates", 20, 40, 520), 8, 8),
         (mask_conv(40, 200), 6, 4),
-        (mask_pool.fill(0, Fill::Uniform(-2.0, 1.0)), 2, 2),
+        (mask_pool.fill(0, Filling::Uniform(-2.0, 1.0)), 2, 2),
     ];
     for (case, tensor, f32) in cases {
         for (precision, least) in [(Precision::F16, tensor), (Precision::F32, f32)] {

@@ -2,7 +2,7 @@
 
 use knet::checkpoint::Checkpoint;
 use knet::checkpoint::StorageType;
-use knet::engine::convert::{Contents, Converted, Options, Precision, convert};
+use knet::engine::convert::{Contents, ConvertOptions, Converted, StoredPrecision, convert};
 use knet::engine::source::BACKBONE_KEY;
 use knet::engine::{Segmentation, WeightSource};
 use knet::image::classes::coco;
@@ -43,7 +43,7 @@ fn an_official_model_gives_the_bits_of_its_tensors() {
     let entries = seeded_entries(&named, 0);
     write_pth(&pth, "", &coco_names(), &entries);
 
-    let converted = convert(&pth, &f32_file, &Options::default()).unwrap();
+    let converted = convert(&pth, &f32_file, &ConvertOptions::default()).unwrap();
     assert_eq!(converted.tensors, entries.len());
     assert_eq!(converted.values, entries.iter().map(|e| e.values.len()).sum::<usize>());
     assert_eq!(
@@ -57,7 +57,12 @@ fn an_official_model_gives_the_bits_of_its_tensors() {
     assert_eq!(wanted.instances().len(), 100);
     assert!(segment(f32_file.as_path()) == wanted, "not the masks of seeded:0");
 
-    convert(&pth, &f16_file, &Options { precision: Precision::F16, ..Options::default() }).unwrap();
+    convert(
+        &pth,
+        &f16_file,
+        &ConvertOptions { precision: StoredPrecision::F16, ..ConvertOptions::default() },
+    )
+    .unwrap();
     let (full, half) =
         (std::fs::metadata(&f32_file).unwrap().len(), std::fs::metadata(&f16_file).unwrap().len());
     assert!(half * 2 < full + full / 50, "{half} bytes of f16, {full} of f32");
@@ -91,7 +96,7 @@ fn other_sizes_are_recognised_from_shapes() {
     let names: Vec<&str> = config.classes.names.iter().map(String::as_str).collect();
     write_pth(&pth, "module.", &names, &entries);
 
-    let converted = convert(&pth, &converted_file, &Options::default()).unwrap();
+    let converted = convert(&pth, &converted_file, &ConvertOptions::default()).unwrap();
     assert_eq!(*model_of(&converted), Config { name: "knet_s2_r50_fpn".into(), ..config.clone() });
     assert_eq!(model_of(&converted).task, Task::Instance);
     model::write_entries(&direct_file, &entries, Some(&config.to_json()), StorageType::F32);
@@ -104,7 +109,8 @@ fn other_sizes_are_recognised_from_shapes() {
     let official = Config::named("knet_s3_r50_fpn").unwrap();
     let refused = folder.path().join("refused.safetensors");
     let error =
-        convert(&pth, &refused, &Options { model: Some(official), ..Options::default() }).unwrap_err();
+        convert(&pth, &refused, &ConvertOptions { model: Some(official), ..ConvertOptions::default() })
+            .unwrap_err();
     let Error::Weights { report, .. } = &error else { panic!("{error}") };
     assert!(report.missing.iter().any(|name| name.starts_with("roi_head.mask_head.2.")), "{error}");
     assert!(report.misshapen.iter().any(|m| m.name == "rpn_head.init_kernels.weight"), "{error}");
@@ -120,7 +126,7 @@ fn a_damaged_model_is_reported_in_full() {
     entries[7].values[3] = f32::NAN;
     entries.push(Entry { name: "roi_head.extra.weight".into(), shape: vec![1], values: vec![0.0] });
     write_pth(&pth, "", &[], &entries);
-    let error = convert(&pth, &out, &Options::default()).unwrap_err();
+    let error = convert(&pth, &out, &ConvertOptions::default()).unwrap_err();
     let Error::Weights { report, .. } = &error else { panic!("{error}") };
     assert_eq!(report.missing, [lost]);
     assert_eq!(report.non_finite, [entries[7].name.clone()]);
@@ -140,7 +146,7 @@ fn other_backbones_are_recognised_by_their_tensors() {
     let entries = seeded_entries(&config, 3);
     let names: Vec<&str> = config.classes.names.iter().map(String::as_str).collect();
     write_pth(&pth, "", &names, &entries);
-    let converted = convert(&pth, &out, &Options::default()).unwrap();
+    let converted = convert(&pth, &out, &ConvertOptions::default()).unwrap();
     // The size of photos leaves no trace.
     let input = Input { size: [320, 320], normalization: Normalization::SYMMETRIC };
     assert_eq!(*model_of(&converted), Config { input, ..config });
@@ -151,7 +157,7 @@ fn other_networks_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (pth, out) = (folder.path().join("resnet.pth"), folder.path().join("out.safetensors"));
     write_checkpoint(&pth, "", &["cat"], &[("conv1.weight", &[2, 3], &[0.5; 6]), ("fc.bias", &[1], &[0.0])]);
-    let error = convert(&pth, &out, &Options::default()).unwrap_err();
+    let error = convert(&pth, &out, &ConvertOptions::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
     let message = error.to_string();
     for fragment in ["resnet.pth", "not a K-Net", "rpn_head.init_kernels.weight", "2 tensors", "conv1.weight"]
@@ -173,7 +179,7 @@ fn a_classifier_becomes_a_backbone() {
         };
         let mut entries: Vec<Entry> = graph.params().map(|p| entry(&p.key, &p.upstream_shape)).collect();
         write_pth(&pth, "", &[], &entries);
-        let converted = convert(&pth, &out, &Options::default()).unwrap();
+        let converted = convert(&pth, &out, &ConvertOptions::default()).unwrap();
         let backbone = Backbone::from(EfficientNetLite { variant });
         assert_eq!(converted.contents, Contents::Classifier { backbone, classes: 10 });
         assert_eq!(converted.tensors, entries.len());
@@ -189,7 +195,7 @@ fn a_classifier_becomes_a_backbone() {
 
         let lost = entries.remove(3).name;
         write_pth(&pth, "", &[], &entries);
-        let error = convert(&pth, &out, &Options::default()).unwrap_err();
+        let error = convert(&pth, &out, &ConvertOptions::default()).unwrap_err();
         let Error::Weights { report, model, .. } = &error else { panic!("{error}") };
         assert_eq!(report.missing, [format!("backbone.{lost}")]);
         assert_eq!(*model, format!("efficientnet_lite{variant}"));
@@ -215,7 +221,7 @@ fn the_training_configuration_is_read() {
     let (pth, out) = (folder.path().join("mine.pth"), folder.path().join("out.safetensors"));
     let config = small_panoptic();
     let entries = seeded_entries(&config, 5);
-    let convert_with = |text_of_config: &str, options: &Options| {
+    let convert_with = |text_of_config: &str, options: &ConvertOptions| {
         let names = tuple(&["box", "sky", "ground"].map(text));
         let meta = dict(&[("CLASSES", names), ("config", text(text_of_config))]);
         write_checkpoint_with(&pth, "", meta, &named(&entries));
@@ -226,7 +232,7 @@ fn the_training_configuration_is_read() {
                 merge=dict(overlap_thr=0.5, instance_score_thr=0.25))))\n\
                 img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1., 1., 1.], to_rgb=False)\n\
                 train_pipeline=[dict(img_scale=[(1333, 640), (1333, 800)])]\ntest_pipeline=[dict(img_scale=(128, 96))]";
-    let converted = convert_with(full, &Options::default()).unwrap();
+    let converted = convert_with(full, &ConvertOptions::default()).unwrap();
     let wanted = Config {
         name: "knet_s2_r50_fpn_panoptic".into(),
         test: Test {
@@ -256,7 +262,7 @@ fn the_training_configuration_is_read() {
     assert!(!notes.contains("assumed, as the file does not say"), "{notes}");
 
     // B, G, R: the first convolution's channels are reversed, with mean and std.
-    let bgr = convert_with(full, &Options { bgr: true, ..Options::default() }).unwrap();
+    let bgr = convert_with(full, &ConvertOptions { bgr: true, ..ConvertOptions::default() }).unwrap();
     assert_eq!(model_of(&bgr).input.normalization.mean, [123.675, 116.28, 103.53]);
     let stored = Checkpoint::open(&out).unwrap().load_f32("backbone.conv1.weight").unwrap();
     let source = &entries.iter().find(|e| e.name == "backbone.conv1.weight").unwrap().values;
@@ -266,7 +272,7 @@ fn the_training_configuration_is_read() {
     }
 
     // What it does not say is assumed aloud, what it contradicts is asked for, and what is set wins.
-    let silent = convert_with("", &Options::default()).unwrap();
+    let silent = convert_with("", &ConvertOptions::default()).unwrap();
     assert_eq!((model_of(&silent).task, model_of(&silent).classes.things), (Task::Instance, 3));
     let notes = silent.notes.join("\n");
     for part in ["an instance model", "--set stuff_classes=N", "heads 8, norm_groups 32", "size 800,1333"] {
@@ -278,7 +284,7 @@ fn the_training_configuration_is_read() {
         ("a=dict(mean=[1.,2.,3.], std=[1.,1.,1.])\nb=dict(mean=[0.,0.,0.])", "--set 'normalization="),
         ("backbone=dict(style='caffe')", "'caffe'"),
     ] {
-        let error = convert_with(text, &Options::default()).unwrap_err();
+        let error = convert_with(text, &ConvertOptions::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("mine.pth") && error.to_string().contains(part), "{error}");
     }
@@ -286,13 +292,14 @@ fn the_training_configuration_is_read() {
     let set: Vec<_> = set.map(|(key, value)| (key.to_string(), value)).to_vec();
     let converted = convert_with(
         "num_things_classes=80\na=dict(num_heads=4)\nb=dict(num_heads=8)",
-        &Options { set, ..Options::default() },
+        &ConvertOptions { set, ..ConvertOptions::default() },
     );
     let model = model_of(&converted.unwrap()).clone();
     assert_eq!(model.classes, Classes { names: model.classes.names.clone(), ..Classes::new(1, 2) });
     assert_eq!((model.head.heads, model.input.size), (2, [64, 64]));
     let set = vec![("hats".to_string(), json!(1))];
-    let error = convert_with("", &Options { set, ..Options::default() }).unwrap_err().to_string();
+    let error =
+        convert_with("", &ConvertOptions { set, ..ConvertOptions::default() }).unwrap_err().to_string();
     assert!(error.contains("--set") && error.contains("hats"), "{error}");
 }
 
@@ -302,7 +309,7 @@ fn class_names_are_found_or_said_to_be_lost() {
     let (pth, out) = (folder.path().join("mine.pth"), folder.path().join("out.safetensors"));
     let one = Config { classes: Classes::new(1, 0), ..small_config() };
     let entries = seeded_entries(&one, 1);
-    let names = |meta: Vec<u8>, options: &Options| {
+    let names = |meta: Vec<u8>, options: &ConvertOptions| {
         write_checkpoint_with(&pth, "", meta, &named(&entries));
         let converted = convert(&pth, &out, options).unwrap();
         let classes = knet::engine::class_list(model_of(&converted));
@@ -311,7 +318,7 @@ fn class_names_are_found_or_said_to_be_lost() {
             converted.notes.join("\n"),
         )
     };
-    let default = Options::default();
+    let default = ConvertOptions::default();
     let ant = vec![(0, "ant".to_string())];
     let in_dataset = |key: &str, value| dict(&[("dataset_meta", dict(&[(key, value)]))]);
     for meta in [
@@ -331,14 +338,16 @@ fn class_names_are_found_or_said_to_be_lost() {
         assert_eq!(classes, [(0, "class 0".to_string())]);
         assert!(notes.contains(why) && notes.contains("--classes FILE"), "{notes}");
     }
-    let (classes, notes) =
-        names(two, &Options { classes: Some(vec![(Some(17), "cat".into())]), ..Options::default() });
+    let (classes, notes) = names(
+        two,
+        &ConvertOptions { classes: Some(vec![(Some(17), "cat".into())]), ..ConvertOptions::default() },
+    );
     assert_eq!((classes, notes.contains("category ids")), (vec![(17, "cat".to_string())], false));
 
     // As many classes as COCO has are not COCO's for that.
     let eighty = Config { classes: Classes::new(80, 0), ..small_config() };
     let entries = seeded_entries(&eighty, 1);
-    let first = |meta: Vec<u8>, options: &Options| {
+    let first = |meta: Vec<u8>, options: &ConvertOptions| {
         write_checkpoint_with(&pth, "", meta, &named(&entries));
         let classes = knet::engine::class_list(model_of(&convert(&pth, &out, options).unwrap()));
         (classes[79].id, classes[79].name.to_string())
@@ -348,7 +357,7 @@ fn class_names_are_found_or_said_to_be_lost() {
     assert_eq!(first(dict(&[]), &default), (79, "class 79".into()));
     let model = Config { classes: Classes::new(80, 0), ..small_config() };
     assert_eq!(
-        first(dict(&[]), &Options { model: Some(model), ..Options::default() }),
+        first(dict(&[]), &ConvertOptions { model: Some(model), ..ConvertOptions::default() }),
         (90, "toothbrush".into())
     );
 }
@@ -369,11 +378,11 @@ fn averages_of_ema_hooks_are_left_out_or_taken() {
     entries.extend(averages);
     write_pth(&pth, "", &[], &entries);
     let value = || Checkpoint::open(&out).unwrap().load_f32(&entries[0].name).unwrap().data().to_vec();
-    let converted = convert(&pth, &out, &Options::default()).unwrap();
+    let converted = convert(&pth, &out, &ConvertOptions::default()).unwrap();
     assert_eq!((converted.tensors, value()), (weights, entries[0].values.clone()));
     let notes = converted.notes.join("\n");
     assert!(notes.contains(&format!("left out: {count} averages `ema_*` (--ema")), "{notes}");
-    let ema = Options { ema: true, ..Options::default() };
+    let ema = ConvertOptions { ema: true, ..ConvertOptions::default() };
     let converted = convert(&pth, &out, &ema).unwrap();
     assert_eq!(converted.tensors, weights);
     assert_eq!(value(), entries[0].values.iter().map(|v| v + 1.0).collect::<Vec<f32>>());

@@ -67,25 +67,30 @@ const CAPI: &[&str] = &["error", "tensor", "image", "engine", "train"];
 /// A file longer than this holds two things.
 const MAX_LINES: usize = 600;
 
-/// Columns of a comment. Code is rustfmt's; it leaves comments as they are, and what it cannot break, such as sentences.
+/// Columns of a comment, and of every line of a kernel. Code of Rust is rustfmt's; it leaves comments as they
+/// are, and what it cannot break, such as sentences.
 const MAX_COLUMNS: usize = 110;
 
 #[test]
 fn comments_fit_into_a_page() {
-    let wide = |line: &&str| {
+    let wide = |line: &str| {
         let text = line.trim_start();
         // A row of a table cannot be broken.
         let prose = text.starts_with("//") && !text.trim_start_matches(['/', '!', ' ']).starts_with('|');
-        prose && line.chars().count() > MAX_COLUMNS
+        (prose, line.chars().count() > MAX_COLUMNS)
     };
-    let faults: Vec<String> = sources()
-        .iter()
-        .flat_map(|(path, text)| {
-            let found = text.lines().enumerate().filter(|(_, line)| wide(line));
-            found.map(|(at, _)| format!("{}:{}", path.display(), at + 1)).collect::<Vec<_>>()
-        })
-        .collect();
-    assert!(faults.is_empty(), "comments wider than {MAX_COLUMNS} columns:\n{}", faults.join("\n"));
+    let of = |files: Vec<(PathBuf, String)>, code: bool| -> Vec<String> {
+        let found = |(path, text): &(PathBuf, String)| {
+            let faults = text.lines().enumerate().filter(|(_, line)| {
+                let (prose, wide) = wide(line);
+                wide && (prose || code)
+            });
+            faults.map(|(at, _)| format!("{}:{}", path.display(), at + 1)).collect::<Vec<_>>()
+        };
+        files.iter().flat_map(found).collect()
+    };
+    let faults = [of(files("src", &["rs"]), false), of(files("kernels", &["cu", "cuh"]), true)].concat();
+    assert!(faults.is_empty(), "wider than {MAX_COLUMNS} columns:\n{}", faults.join("\n"));
 }
 
 #[test]
@@ -162,12 +167,17 @@ fn edges_are_found_where_they_hide() {
 
 /// All of `src/**/*.rs` with their text.
 fn sources() -> Vec<(PathBuf, String)> {
-    fn walk(folder: &Path, files: &mut Vec<(PathBuf, String)>) {
+    files("src", &["rs"])
+}
+
+/// Path and text of the files below a folder of the repository.
+fn files(folder: &str, extensions: &[&str]) -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, extensions: &[&str], files: &mut Vec<(PathBuf, String)>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                walk(&path, files);
-            } else if path.extension().is_some_and(|e| e == "rs") {
+                walk(&path, extensions, files);
+            } else if path.extension().is_some_and(|e| extensions.contains(&e.to_str().unwrap())) {
                 let text = fs::read_to_string(&path).unwrap();
                 let root = Path::new(env!("CARGO_MANIFEST_DIR"));
                 files.push((path.strip_prefix(root).unwrap().to_path_buf(), text));
@@ -175,9 +185,9 @@ fn sources() -> Vec<(PathBuf, String)> {
         }
     }
     let mut files = Vec::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), extensions, &mut files);
     files.sort();
-    assert!(files.len() > 10, "only {} source files found", files.len());
+    assert!(files.len() > 10, "only {} files found in {folder}", files.len());
     files
 }
 

@@ -3,7 +3,7 @@
 
 use knet::isa::Isa;
 use knet::ops::activation::Activation;
-use knet::ops::case::{Case, Fill, Tolerance};
+use knet::ops::case::{Case, Filling, Tolerance};
 use knet::ops::epilogue::Epilogue;
 use knet::ops::resize::ResizeMode;
 use knet::ops::{
@@ -16,7 +16,7 @@ use testkit::run;
 
 /// Checks an operator over random inputs of these shapes, and skips what its inference refuses.
 fn check(op: impl Into<Op>, shapes: &[&[usize]], tolerance: Tolerance) -> Result<(), TestCaseError> {
-    check_filled(op, shapes, Fill::Uniform(-1.0, 1.0), tolerance)
+    check_filled(op, shapes, Filling::Uniform(-1.0, 1.0), tolerance)
 }
 
 /// Whether sums of terms of order 1 happened to cancel, which a result of one or two elements may: its
@@ -34,7 +34,7 @@ fn cancels(op: &Op, truth: &[Tensor<f64>]) -> bool {
 fn check_filled(
     op: impl Into<Op>,
     shapes: &[&[usize]],
-    fill: Fill,
+    fill: Filling,
     tolerance: Tolerance,
 ) -> Result<(), TestCaseError> {
     let case = Case::new("random", op, shapes).fill(0, fill).tolerance(tolerance);
@@ -126,20 +126,20 @@ proptest! {
         // A single value a group is its own mean: the result is beta, whatever the rounding.
         let op = GroupNorm { groups, eps: 1e-5, activation };
         let shapes: [&[usize]; 3] = [&[batch, map[0], map[1], channels], &[channels], &[channels]];
-        check_filled(op, &shapes, Fill::Uniform(offset - 1.0, offset + 1.0), Tolerance::REDUCTION)?;
+        check_filled(op, &shapes, Filling::Uniform(offset - 1.0, offset + 1.0), Tolerance::REDUCTION)?;
     }
 
     #[test]
     fn layer_norm(rows in 0usize..40, channels in size(), offset in -3.0..3.0f64, activation in activation()) {
         let op = LayerNorm { eps: 1e-5, activation };
-        let fill = Fill::Uniform(offset - 1.0, offset + 1.0);
+        let fill = Filling::Uniform(offset - 1.0, offset + 1.0);
         check_filled(op, &[&[2, rows, channels], &[channels], &[channels]], fill, Tolerance::REDUCTION)?;
     }
 
     #[test]
     fn softmax(dims in prop::collection::vec(1usize..12, 1..5), axis in 0usize..4, scale in 0.1..40.0f64) {
         let op = Softmax { axis: axis % dims.len() };
-        check_filled(op, &[&dims], Fill::Uniform(-scale, scale), Tolerance::REDUCTION)?;
+        check_filled(op, &[&dims], Filling::Uniform(-scale, scale), Tolerance::REDUCTION)?;
     }
 
     #[test]
@@ -211,7 +211,7 @@ proptest! {
     #[test]
     fn top_k(batch in 1usize..4, n in 1usize..200, k in 1usize..200, levels in prop_oneof![Just(1e-6), Just(0.5)]) {
         // A narrow range of values makes many ties.
-        let fill = Fill::Uniform(1.0, 1.0 + levels);
+        let fill = Filling::Uniform(1.0, 1.0 + levels);
         check_filled(TopK { k: k.min(n) }, &[&[batch, n]], fill, Tolerance::EXACT)?;
     }
 

@@ -8,7 +8,7 @@
 
 use knet::graph::autodiff::gradients;
 use knet::graph::{Builder, Graph};
-use knet::ops::case::{Case, Fill};
+use knet::ops::case::{Case, Filling};
 use knet::ops::{Gradient, ValueType, all_cases};
 use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Failed, Trial};
@@ -59,7 +59,7 @@ impl Check {
             seeds.push((result, b.input(&format!("weight{i}"), ty)));
             let mut weight = case.clone();
             weight.inputs = vec![ty];
-            weight.fills = vec![knet::ops::case::Fill::Uniform(-1.0, 1.0)];
+            weight.fills = vec![knet::ops::case::Filling::Uniform(-1.0, 1.0)];
             weights.extend(weight.make_inputs(90 + i as u64));
         }
         let found = match gradients(&mut b, &seeds, &ids) {
@@ -113,7 +113,7 @@ impl Check {
         let affordable = (BUDGET / (2 * self.flops() * inputs.len() as u64)).max(2) as usize;
         for operand in 0..inputs.len() {
             // An operand of zeros sits on a corner on purpose, where there is no derivative.
-            let corner = self.case.fills[operand] == Fill::Constant(0.0);
+            let corner = self.case.fills[operand] == Filling::Constant(0.0);
             let index = self.case.inputs[operand].dtype == DType::I32;
             if corner || index || self.constants.contains(&operand) {
                 continue;

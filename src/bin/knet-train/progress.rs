@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use knet::error::say;
-use knet::train::run::{Observer, Report};
+use knet::train::run::{Observer, RunReport};
 
 /// Seconds between two lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(30);
@@ -48,7 +48,7 @@ impl Console {
     }
 
     /// How long it will take, by the mean speed since this process began to train.
-    fn left(&mut self, report: &Report<'_>) -> String {
+    fn left(&mut self, report: &RunReport<'_>) -> String {
         let (begun, from) = *self.begun.get_or_insert_with(|| (Instant::now(), report.iteration));
         let done = report.iteration.saturating_sub(from);
         let left = report.total.saturating_sub(report.iteration) as f64;
@@ -68,7 +68,7 @@ impl Observer for Console {
         }
     }
 
-    fn step(&mut self, report: &Report<'_>) {
+    fn step(&mut self, report: &RunReport<'_>) {
         let left = self.left(report);
         let every = match (self.lines, self.terminal) {
             (Lines::None, _) => return,
@@ -84,7 +84,7 @@ impl Observer for Console {
                 bar.set_message(format!("{}{left}", text(report)));
             }
         } else if due || report.iteration == report.total {
-            let Report { iteration, total, epoch, lr, .. } = report;
+            let RunReport { iteration, total, epoch, lr, .. } = report;
             let text = text(report);
             say(format_args!("{iteration}/{total} epoch {epoch} lr {lr:.2e}  {text}{left}"));
         }
@@ -100,7 +100,7 @@ fn new_bar(total: u64) -> ProgressBar {
 }
 
 /// Loss, the terms of the last stage, and speed.
-fn text(report: &Report<'_>) -> String {
+fn text(report: &RunReport<'_>) -> String {
     let meter = report.meter;
     let last = meter.terms().filter(|(name, _)| name.starts_with('s')).map(|(name, _)| name);
     let stage = last.filter_map(|name| name.split_once('_')).map(|(stage, _)| stage).max().unwrap_or("s0");

@@ -4,7 +4,7 @@ use crate::guard;
 use crate::voice::{note, tell};
 use clap::{Args, ValueEnum};
 use knet::Result;
-use knet::engine::convert::{Options, Precision, SOURCE_KEY, convert};
+use knet::engine::convert::{ConvertOptions, SOURCE_KEY, StoredPrecision, convert};
 use knet::fsio::read_text;
 use knet::model::Config;
 use knet::train::data::Catalogue;
@@ -89,15 +89,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let inputs: Vec<PathBuf> = arguments.classes.iter().chain([&arguments.input]).cloned().collect();
     let own = |path: &Path| guard::is_checkpoint_with(path, &[SOURCE_KEY]);
     guard::check(&out, &inputs, own, arguments.overwrite)?;
-    let options = Options {
+    let options = ConvertOptions {
         model: arguments.model.as_deref().map(Config::named).transpose()?,
         set: arguments.set.clone(),
         classes: arguments.classes.as_deref().map(classes).transpose()?,
         ema: arguments.ema,
         bgr: arguments.bgr,
         precision: match arguments.precision {
-            PrecisionArgument::F32 => Precision::F32,
-            PrecisionArgument::F16 => Precision::F16,
+            PrecisionArgument::F32 => StoredPrecision::F32,
+            PrecisionArgument::F16 => StoredPrecision::F16,
         },
     };
     let converted = convert(&arguments.input, &out, &options)?;

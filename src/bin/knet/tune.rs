@@ -4,7 +4,7 @@ use crate::size::{self, Size};
 use crate::{ModelArguments, print};
 use clap::Args;
 use knet::Result;
-use knet::cuda::tune::Outcome;
+use knet::cuda::tune::TuningOutcome;
 use knet::engine::Tuning;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => engine.model().user_tuning_file()?,
     };
     let [height, width] = arguments.size.unwrap_or(Size::of(engine.config())).padded();
-    let mut outcomes: Vec<Outcome> = Vec::new();
+    let mut outcomes: Vec<TuningOutcome> = Vec::new();
     let header =
         format!("{:<52} {:<38} {:>9} {:<38} {:>9} {:>6}\n", "step", "model", "µs", "best", "µs", "ratio");
     let model = &engine.config().name;
@@ -100,12 +100,12 @@ fn microseconds(time: Duration) -> f64 {
 }
 
 /// What all steps take by the model's choice, and what the best ones gain.
-fn totals(outcomes: &[Outcome]) -> (Duration, Duration) {
+fn totals(outcomes: &[TuningOutcome]) -> (Duration, Duration) {
     let before = outcomes.iter().map(|outcome| outcome.model().1 * outcome.steps.len() as u32).sum();
-    (before, outcomes.iter().map(Outcome::gain).sum())
+    (before, outcomes.iter().map(TuningOutcome::gain).sum())
 }
 
-fn row(outcome: &Outcome) -> String {
+fn row(outcome: &TuningOutcome) -> String {
     let more = match outcome.steps.len() {
         0 | 1 => String::new(),
         count => format!(" (+{})", count - 1),
@@ -117,7 +117,7 @@ fn row(outcome: &Outcome) -> String {
     format!("{name:<52} {model:<38} {before:>9.2} {best:<38} {after:>9.2} {ratio:>6.2}\n")
 }
 
-fn to_json(outcome: &Outcome) -> Value {
+fn to_json(outcome: &TuningOutcome) -> Value {
     let times: serde_json::Map<String, Value> =
         outcome.times.iter().map(|(kernel, time)| (kernel.clone(), microseconds(*time).into())).collect();
     json!({

@@ -2,7 +2,7 @@
 
 use super::epilogue::Tail;
 use crate::cpu::conv::{Conv, ConvShape};
-use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, Packing};
+use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
 use crate::ops::Conv2d;
 
 struct Convolution {
@@ -42,8 +42,8 @@ impl Kernel for Convolution {
         self.workspace
     }
 
-    fn packing(&self) -> Option<Packing> {
-        Some(Packing {
+    fn packing(&self) -> Option<PackedOperand> {
+        Some(PackedOperand {
             input: 1,
             len: self.conv.packed_len(),
             layout: PackedLayout::Filters(self.conv.kernel),

@@ -1,7 +1,7 @@
 //! Gradients of convolutions by the kernels that [`crate::cpu::conv`] names.
 
 use crate::cpu::conv::{FilterGrad, GradShape, InputGrad};
-use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, Packing};
+use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedOperand};
 use crate::ops::{Conv2dFilterGrad, Conv2dInputGrad};
 
 impl CpuOp for Conv2dInputGrad {
@@ -34,8 +34,8 @@ impl Kernel for OfInput {
         self.0.workspace_len()
     }
 
-    fn packing(&self) -> Option<Packing> {
-        Some(Packing {
+    fn packing(&self) -> Option<PackedOperand> {
+        Some(PackedOperand {
             input: 1,
             len: self.0.packed_len(),
             layout: self.0.packed_layout(),

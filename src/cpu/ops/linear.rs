@@ -2,7 +2,7 @@
 
 use super::epilogue::Tail;
 use crate::cpu::gemm::{BLayout, Gemm};
-use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, Packing};
+use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
 use crate::ops::Linear;
 
 struct Dense {
@@ -24,8 +24,8 @@ impl Kernel for Dense {
         format!("gemm {}", self.gemm.isa)
     }
 
-    fn packing(&self) -> Option<Packing> {
-        Some(Packing {
+    fn packing(&self) -> Option<PackedOperand> {
+        Some(PackedOperand {
             input: 1,
             len: self.gemm.packed_len(),
             layout: PackedLayout::Panels,

@@ -6,7 +6,7 @@ use super::divisor::divisor;
 use super::launches::{elements, per_element, storage, vector};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
-use crate::cuda::tiles::conv::{self, Addressing, ConvChoice, ConvGemm, Math, Tile};
+use crate::cuda::tiles::conv::{self, Addressing, ConvChoice, ConvGemm, GemmTile, Math};
 use crate::ops::Conv2d;
 use crate::ops::ValueType;
 use crate::ops::epilogue::Epilogue;
@@ -257,7 +257,7 @@ impl Conv<'_> {
 
     /// Whether an implicit GEMM gives the moments with its result: a group is a chunk of a 16-bit type, and
     /// the tile of a warp is a part of one image.
-    fn gives_moments(&self, tile: Tile, splits: usize) -> bool {
+    fn gives_moments(&self, tile: GemmTile, splits: usize) -> bool {
         let Some(groups) = self.tail.groups else { return false };
         let image = self.shape.out[0] * self.shape.out[1];
         self.dtype != DType::F32
@@ -282,7 +282,7 @@ impl Conv<'_> {
         vec![Arg::Input(0), Arg::Input(1), bias, residual, Arg::Output(0), params]
     }
 
-    fn gemm(&self, addressing: Addressing, tile: Tile, splits: usize) -> (Vec<Launch>, usize) {
+    fn gemm(&self, addressing: Addressing, tile: GemmTile, splits: usize) -> (Vec<Launch>, usize) {
         let shape = &self.shape;
         let step = tile.chunks * self.lanes;
         let (row, column) = (shape.map[1] * shape.channels, shape.channels);

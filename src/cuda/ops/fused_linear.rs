@@ -2,7 +2,7 @@ use super::activation::number;
 use super::{CudaOp, Rounding};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Program};
-use crate::cuda::tiles::rows::{Layers, Tile};
+use crate::cuda::tiles::rows::{Layers, RowTile};
 use crate::ops::FusedLinear;
 use crate::ops::fused_linear::Prologue;
 use crate::plan::Site;
@@ -57,7 +57,7 @@ impl FusedLinear {
         })
     }
 
-    fn tiled(&self, layers: &Layers, tile: &Tile) -> Program {
+    fn tiled(&self, layers: &Layers, tile: &RowTile) -> Program {
         let (prologue, eps, row_activation) = match self.prologue {
             Prologue::Rows => (0, 0.0, None),
             Prologue::Norm { eps, activation } => (1, eps, activation),

@@ -73,7 +73,7 @@ pub enum Math {
 
 /// The tile of a block of an implicit GEMM (`kernels/conv/implicit_gemm.cu`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Tile {
+pub struct GemmTile {
     /// Pixels.
     pub m: usize,
     /// Filters.
@@ -90,14 +90,14 @@ pub struct Tile {
     pub math: Math,
 }
 
-impl Tile {
+impl GemmTile {
     const fn new(
         math: Math,
         [m, n]: [usize; 2],
         warps: [usize; 2],
         [chunks, stages, blocks]: [usize; 3],
-    ) -> Tile {
-        Tile { m, n, warps, chunks, stages, blocks, math }
+    ) -> GemmTile {
+        GemmTile { m, n, warps, chunks, stages, blocks, math }
     }
 
     /// Threads of a block.
@@ -122,39 +122,41 @@ impl Tile {
 
 /// Tiles of 16-bit types, on tensor cores, the preferred first: of tiles that the model thinks equal, those of
 /// 64 pixels were the faster on an H200.
-pub const TENSOR_TILES: &[Tile] = &[
-    Tile::new(Math::Tensor, [128, 128], [2, 2], [4, 4, 2]),
-    Tile::new(Math::Tensor, [128, 128], [2, 2], [8, 3, 2]),
-    Tile::new(Math::Tensor, [128, 128], [2, 4], [4, 3, 2]),
-    Tile::new(Math::Tensor, [256, 128], [4, 2], [4, 3, 1]),
-    Tile::new(Math::Tensor, [64, 128], [1, 4], [8, 3, 3]),
-    Tile::new(Math::Tensor, [64, 128], [1, 4], [4, 4, 4]),
-    Tile::new(Math::Tensor, [128, 64], [2, 2], [8, 3, 3]),
-    Tile::new(Math::Tensor, [128, 64], [2, 2], [4, 4, 4]),
-    Tile::new(Math::Tensor, [64, 64], [2, 2], [8, 3, 5]),
-    Tile::new(Math::Tensor, [64, 64], [2, 2], [4, 4, 6]),
-    Tile::new(Math::Tensor, [64, 32], [2, 1], [4, 4, 8]),
+pub const TENSOR_TILES: &[GemmTile] = &[
+    GemmTile::new(Math::Tensor, [128, 128], [2, 2], [4, 4, 2]),
+    GemmTile::new(Math::Tensor, [128, 128], [2, 2], [8, 3, 2]),
+    GemmTile::new(Math::Tensor, [128, 128], [2, 4], [4, 3, 2]),
+    GemmTile::new(Math::Tensor, [256, 128], [4, 2], [4, 3, 1]),
+    GemmTile::new(Math::Tensor, [64, 128], [1, 4], [8, 3, 3]),
+    GemmTile::new(Math::Tensor, [64, 128], [1, 4], [4, 4, 4]),
+    GemmTile::new(Math::Tensor, [128, 64], [2, 2], [8, 3, 3]),
+    GemmTile::new(Math::Tensor, [128, 64], [2, 2], [4, 4, 4]),
+    GemmTile::new(Math::Tensor, [64, 64], [2, 2], [8, 3, 5]),
+    GemmTile::new(Math::Tensor, [64, 64], [2, 2], [4, 4, 6]),
+    GemmTile::new(Math::Tensor, [64, 32], [2, 1], [4, 4, 8]),
 ];
 
 /// Tiles of f32 on tensor cores.
-pub const TF32X3_TILES: &[Tile] = &[
-    Tile::new(Math::Tf32x3, [128, 64], [2, 2], [4, 4, 2]),
-    Tile::new(Math::Tf32x3, [64, 64], [2, 2], [4, 4, 4]),
-    Tile::new(Math::Tf32x3, [64, 32], [2, 1], [4, 4, 8]),
+pub const TF32X3_TILES: &[GemmTile] = &[
+    GemmTile::new(Math::Tf32x3, [128, 64], [2, 2], [4, 4, 2]),
+    GemmTile::new(Math::Tf32x3, [64, 64], [2, 2], [4, 4, 4]),
+    GemmTile::new(Math::Tf32x3, [64, 32], [2, 1], [4, 4, 8]),
 ];
 
 /// Tiles of f32.
-pub const F32_TILES: &[Tile] =
-    &[Tile::new(Math::Fma, [64, 64], [2, 1], [4, 3, 4]), Tile::new(Math::Fma, [64, 32], [2, 1], [4, 3, 6])];
+pub const F32_TILES: &[GemmTile] = &[
+    GemmTile::new(Math::Fma, [64, 64], [2, 1], [4, 3, 4]),
+    GemmTile::new(Math::Fma, [64, 32], [2, 1], [4, 3, 6]),
+];
 
 /// Tiles of 16-bit types read one by one.
-pub const TENSOR_ELEMENT_TILES: &[Tile] = &[
-    Tile::new(Math::Tensor, [128, 64], [4, 2], [4, 2, 2]),
-    Tile::new(Math::Tensor, [64, 32], [2, 1], [4, 2, 7]),
+pub const TENSOR_ELEMENT_TILES: &[GemmTile] = &[
+    GemmTile::new(Math::Tensor, [128, 64], [4, 2], [4, 2, 2]),
+    GemmTile::new(Math::Tensor, [64, 32], [2, 1], [4, 2, 7]),
 ];
 
 /// Tiles of f32 read one by one.
-pub const F32_ELEMENT_TILES: &[Tile] = &[Tile::new(Math::Fma, [64, 32], [2, 1], [4, 2, 6])];
+pub const F32_ELEMENT_TILES: &[GemmTile] = &[GemmTile::new(Math::Fma, [64, 32], [2, 1], [4, 2, 6])];
 
 /// How an implicit GEMM reads the map; numbers of `kernels/conv/implicit_gemm.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,7 +177,7 @@ pub enum ConvChoice {
         /// How the map is read.
         addressing: Addressing,
         /// The tile of a block.
-        tile: Tile,
+        tile: GemmTile,
         /// Parts of the reduction, each of at least one step.
         splits: usize,
         /// What the model thinks it takes.
@@ -216,7 +218,7 @@ impl fmt::Display for ConvChoice {
                     Addressing::Taps => "taps",
                     Addressing::Elements => "elements",
                 };
-                let Tile { m, n, warps: [wm, wn], chunks, stages, .. } = tile;
+                let GemmTile { m, n, warps: [wm, wn], chunks, stages, .. } = tile;
                 let math = if tile.math == Math::Tf32x3 { "tf32x3 " } else { "" };
                 write!(f, "gemm {math}{name} {m}x{n}/{wm}x{wn} k{}B x{stages}", chunks * 16)?;
                 if splits > 1 { write!(f, " split {splits}") } else { Ok(()) }
@@ -372,7 +374,7 @@ mod tests {
         ]
     }
 
-    fn gemm(choice: ConvChoice) -> (Addressing, Tile, usize, f64) {
+    fn gemm(choice: ConvChoice) -> (Addressing, GemmTile, usize, f64) {
         match choice {
             ConvChoice::Gemm { addressing, tile, splits, microseconds } => {
                 (addressing, tile, splits, microseconds)

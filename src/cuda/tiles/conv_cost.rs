@@ -21,7 +21,7 @@
 //!
 //! Rates are those of `gpu/rates.rs`, of tensor cores by `mma.sync`.
 
-use super::conv::{Addressing, ConvGemm, Math, Tile};
+use super::conv::{Addressing, ConvGemm, GemmTile, Math};
 use crate::cuda::gpu::{Caps, Precision, rates};
 
 /// Clocks of a step that only other blocks can fill. This and the next two are fitted to measurements on an
@@ -40,7 +40,7 @@ pub(super) struct Model<'a> {
     pub shape: &'a ConvGemm,
     pub precision: Precision,
     pub caps: &'a Caps,
-    pub tile: Tile,
+    pub tile: GemmTile,
     pub addressing: Addressing,
 }
 
@@ -92,7 +92,7 @@ impl Model<'_> {
 
     /// Clocks of one block's step while `blocks` of them share the multiprocessor.
     fn step(&self, blocks: f64) -> f64 {
-        let Tile { m, n, warps, chunks, .. } = self.tile;
+        let GemmTile { m, n, warps, chunks, .. } = self.tile;
         let lanes = 16 / self.precision.storage().size();
         let all_warps = (warps[0] * warps[1]) as f64;
         // A multiprocessor has four schedulers with a quarter of the units each.

@@ -26,7 +26,7 @@ pub struct Product {
 
 /// How a block is laid out: the macros of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tile {
+pub struct RowTile {
     /// Rows of the result.
     pub m: usize,
     /// Columns of the result.
@@ -39,7 +39,7 @@ pub struct Tile {
     pub warps: [usize; 3],
 }
 
-impl Tile {
+impl RowTile {
     /// Terms of a stage.
     pub fn stage_terms(&self) -> usize {
         32 * self.slabs
@@ -72,18 +72,18 @@ impl Tile {
 
 /// All tiles, the first the smallest. None needs more shared memory than any device of compute capability 8.0
 /// or later has.
-pub const TILES: [Tile; 4] = [
-    Tile { m: 16, n: 16, slabs: 4, stages: 3, warps: [1, 1, 4] },
-    Tile { m: 32, n: 32, slabs: 4, stages: 3, warps: [1, 2, 4] },
-    Tile { m: 32, n: 64, slabs: 2, stages: 4, warps: [2, 2, 2] },
-    Tile { m: 64, n: 64, slabs: 2, stages: 3, warps: [2, 2, 2] },
+pub const TILES: [RowTile; 4] = [
+    RowTile { m: 16, n: 16, slabs: 4, stages: 3, warps: [1, 1, 4] },
+    RowTile { m: 32, n: 32, slabs: 4, stages: 3, warps: [1, 2, 4] },
+    RowTile { m: 32, n: 64, slabs: 2, stages: 4, warps: [2, 2, 2] },
+    RowTile { m: 64, n: 64, slabs: 2, stages: 3, warps: [2, 2, 2] },
 ];
 
 /// A tile and the number of blocks that share each sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SplitTile {
     /// The tile.
-    pub tile: Tile,
+    pub tile: RowTile,
     /// Blocks that share a sum.
     pub splits: usize,
 }
@@ -118,7 +118,7 @@ fn rate(tensor_cores: bool) -> usize {
 
 /// Estimated cycles.
 fn cycles(product: &Product, choice: &SplitTile, caps: &Caps) -> usize {
-    let Tile { m: rows, n: columns, .. } = choice.tile;
+    let RowTile { m: rows, n: columns, .. } = choice.tile;
     let tiles = product.m.div_ceil(rows) * product.n.div_ceil(columns) * product.batch;
     let multiprocessors = caps.multiprocessors.max(1) as usize;
     let each = (tiles * choice.splits).div_ceil(multiprocessors);
@@ -171,12 +171,12 @@ pub struct Layers {
 
 impl Layers {
     /// Column tiles of all layers.
-    pub fn column_tiles(&self, tile: &Tile) -> usize {
+    pub fn column_tiles(&self, tile: &RowTile) -> usize {
         self.columns.iter().map(|columns| columns.div_ceil(tile.n)).sum()
     }
 
-    fn cycles(&self, tile: &Tile, caps: &Caps) -> usize {
-        let Tile { m: rows, n: columns, .. } = *tile;
+    fn cycles(&self, tile: &RowTile, caps: &Caps) -> usize {
+        let RowTile { m: rows, n: columns, .. } = *tile;
         let tiles = self.rows.div_ceil(rows) * self.column_tiles(tile);
         let each = tiles.div_ceil(caps.multiprocessors.max(1) as usize);
         let copy = (rows * self.operands + columns) * self.terms * 4 / L2_BYTES;
@@ -187,15 +187,15 @@ impl Layers {
     }
 
     /// The cheapest tile that fits the device: the first of [`Layers::candidates`].
-    pub fn choose(&self, caps: &Caps) -> Tile {
+    pub fn choose(&self, caps: &Caps) -> RowTile {
         // The smallest takes 64 KiB at most: less than any device of compute capability 8.0 or later has.
         self.candidates(caps).first().copied().unwrap_or(TILES[0])
     }
 
     /// The tiles that fit the device, by rising estimate, the smallest of equals first.
-    pub fn candidates(&self, caps: &Caps) -> Vec<Tile> {
-        let fits = |tile: &Tile| tile.resident(self.terms) <= caps.shared_per_block as usize;
-        let mut tiles: Vec<Tile> = TILES.into_iter().filter(fits).collect();
+    pub fn candidates(&self, caps: &Caps) -> Vec<RowTile> {
+        let fits = |tile: &RowTile| tile.resident(self.terms) <= caps.shared_per_block as usize;
+        let mut tiles: Vec<RowTile> = TILES.into_iter().filter(fits).collect();
         tiles.sort_by_key(|tile| self.cycles(tile, caps));
         tiles
     }

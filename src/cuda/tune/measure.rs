@@ -6,7 +6,7 @@
 //! has just written them. Constants (filters) are read once a run of a plan, and by then others have taken
 //! their place in L2: each repeat reads another copy, as many as it takes to fill the cache twice.
 
-use super::Task;
+use super::TuningTask;
 use crate::cuda::device::fault;
 use crate::cuda::launch::{Arg, Launch, Packing};
 use crate::cuda::memory::DeviceBuffer;
@@ -58,7 +58,7 @@ impl<'a> Timer<'a> {
     ///
     /// # Errors
     /// [`Error::Cuda`] for kernels that do not compile, and as the driver says.
-    pub fn new(runtime: &'a Runtime, tasks: &[Task], repeats: usize) -> Result<Timer<'a>> {
+    pub fn new(runtime: &'a Runtime, tasks: &[TuningTask], repeats: usize) -> Result<Timer<'a>> {
         let programs = tasks.iter().flat_map(|task| &task.candidates);
         runtime.load(&programs.flat_map(|program| &program.launches).collect::<Vec<&Launch>>())?;
         let stopwatch = Stopwatch::new(runtime.device())?;
@@ -70,7 +70,7 @@ impl<'a> Timer<'a> {
     ///
     /// # Errors
     /// [`Error::Cuda`] for memory that does not suffice, and as the driver says.
-    pub fn measure(&mut self, task: &Task, index: usize) -> Result<Duration> {
+    pub fn measure(&mut self, task: &TuningTask, index: usize) -> Result<Duration> {
         let site = task.site.site().to_string();
         if self.bench.as_ref().is_none_or(|bench| bench.site != site) {
             self.bench = None;
@@ -85,7 +85,7 @@ impl<'a> Timer<'a> {
 }
 
 impl Bench {
-    fn new(runtime: &Runtime, task: &Task, repeats: usize) -> Result<Bench> {
+    fn new(runtime: &Runtime, task: &TuningTask, repeats: usize) -> Result<Bench> {
         let device = runtime.device();
         let types = task.site.site();
         let input = |(i, &ty): (usize, &ValueType)| match types.constant[i] {
@@ -103,7 +103,7 @@ impl Bench {
     }
 
     /// The captured candidate, which has run at least once.
-    fn graph(&mut self, runtime: &Runtime, task: &Task, index: usize) -> Result<&CudaGraph> {
+    fn graph(&mut self, runtime: &Runtime, task: &TuningTask, index: usize) -> Result<&CudaGraph> {
         if self.graphs[index].is_none() {
             let ready = self.capture(runtime, task, index)?;
             ready.graph.launch().map_err(|e| fault("cannot launch the graph", e))?;
@@ -114,7 +114,7 @@ impl Bench {
         ready.map(|ready| &ready.graph).ok_or_else(|| Error::Graph("a candidate was not captured".into()))
     }
 
-    fn capture(&mut self, runtime: &Runtime, task: &Task, index: usize) -> Result<Ready> {
+    fn capture(&mut self, runtime: &Runtime, task: &TuningTask, index: usize) -> Result<Ready> {
         let (site, program) = (task.site.site(), &task.candidates[index]);
         let mut places = Vec::new();
         for (i, &ty) in site.inputs.iter().enumerate() {

@@ -33,7 +33,7 @@ const MAX_WORKSPACE: usize = 256 << 20;
 
 /// A site with a choice.
 #[derive(Clone, Debug)]
-pub struct Task {
+pub struct TuningTask {
     /// The site.
     pub site: OwnedSite,
     /// The steps that it stands for.
@@ -44,7 +44,7 @@ pub struct Task {
 
 /// What came of a task.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
+pub struct TuningOutcome {
     /// The site as text: its key in a [`Table`].
     pub site: String,
     /// The steps that it stands for.
@@ -55,7 +55,7 @@ pub struct Outcome {
     pub best: usize,
 }
 
-impl Outcome {
+impl TuningOutcome {
     /// The cost model's choice.
     pub fn model(&self) -> &(String, Duration) {
         &self.times[0]
@@ -89,8 +89,8 @@ impl Outcome {
 ///
 /// # Errors
 /// [`Error::Shape`] where there is no kernel for a step.
-pub fn tasks<P>(plan: &Plan<P>, target: &Target, most: usize) -> Result<Vec<Task>> {
-    let mut tasks: Vec<Task> = Vec::new();
+pub fn tasks<P>(plan: &Plan<P>, target: &Target, most: usize) -> Result<Vec<TuningTask>> {
+    let mut tasks: Vec<TuningTask> = Vec::new();
     for step in &plan.steps {
         let site = step.site();
         if let Some(known) = tasks.iter_mut().find(|task| task.site == site) {
@@ -107,7 +107,7 @@ pub fn tasks<P>(plan: &Plan<P>, target: &Target, most: usize) -> Result<Vec<Task
         candidates.truncate(most.max(2) - 1);
         if !candidates.is_empty() {
             candidates.insert(0, first);
-            tasks.push(Task { site, steps: vec![step.name.clone()], candidates });
+            tasks.push(TuningTask { site, steps: vec![step.name.clone()], candidates });
         }
     }
     Ok(tasks)
@@ -124,7 +124,10 @@ pub fn best(times: &[Duration]) -> usize {
 ///
 /// # Errors
 /// What `measure` says.
-pub fn run(task: &Task, mut measure: impl FnMut(&Task, usize) -> Result<Duration>) -> Result<Outcome> {
+pub fn run(
+    task: &TuningTask,
+    mut measure: impl FnMut(&TuningTask, usize) -> Result<Duration>,
+) -> Result<TuningOutcome> {
     let mut rounds = vec![Vec::with_capacity(ROUNDS); task.candidates.len()];
     for _ in 0..ROUNDS {
         for (index, times) in rounds.iter_mut().enumerate() {
@@ -137,7 +140,7 @@ pub fn run(task: &Task, mut measure: impl FnMut(&Task, usize) -> Result<Duration
     };
     let medians: Vec<Duration> = rounds.iter_mut().map(median).collect();
     let kernels = task.candidates.iter().map(|program| program.kernel.clone());
-    Ok(Outcome {
+    Ok(TuningOutcome {
         site: task.site.site().to_string(),
         steps: task.steps.clone(),
         best: best(&medians),
@@ -240,7 +243,8 @@ mod tests {
         let mut table = Table::new(Scope::new("H100", &TARGET));
         for task in tasks(&modelled, &TARGET, 1000).unwrap() {
             let last = task.candidates.len() - 1;
-            let time = |_: &Task, index: usize| Ok(Duration::from_micros(if index == last { 1 } else { 10 }));
+            let time =
+                |_: &TuningTask, index: usize| Ok(Duration::from_micros(if index == last { 1 } else { 10 }));
             let outcome = run(&task, time).unwrap();
             assert_eq!(outcome.best, last);
             table.insert(outcome.site.clone(), outcome.measured());

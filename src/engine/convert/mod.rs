@@ -20,7 +20,7 @@ pub const SOURCE_KEY: &str = "knet.source";
 
 /// How weights are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
+pub enum StoredPrecision {
     /// 32-bit floats, bit for bit as in the source.
     #[default]
     F32,
@@ -79,7 +79,7 @@ impl Contents {
 
 /// What a conversion is told beside the file.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct ConvertOptions {
     /// The model, instead of recognising it.
     pub model: Option<Config>,
     /// Fields of [`Config`] with their values, which win over what the file says.
@@ -91,10 +91,10 @@ pub struct Options {
     /// The network was trained on B, G, R: the channels of its first convolution, mean and std are reversed.
     pub bgr: bool,
     /// How weights are stored.
-    pub precision: Precision,
+    pub precision: StoredPrecision,
 }
 
-impl Options {
+impl ConvertOptions {
     fn sets(&self, field: &str) -> bool {
         self.set.iter().any(|(key, _)| key == field)
     }
@@ -146,7 +146,7 @@ pub struct Converted {
 /// # Errors
 /// As [`pth::read`]; [`Error::Weights`] listing every tensor that does not fit the model; [`Error::Usage`] if
 /// the file holds neither a K-Net nor a known classifier, or contradicts itself; as [`write_safetensors`].
-pub fn convert(input: &Path, output: &Path, options: &Options) -> Result<Converted> {
+pub fn convert(input: &Path, output: &Path, options: &ConvertOptions) -> Result<Converted> {
     let file = pth::read(input)?;
     let mut notes = Vec::new();
     let contents = recognise::contents(input, &file, options, &mut notes)?;
@@ -185,8 +185,8 @@ pub fn convert(input: &Path, output: &Path, options: &Options) -> Result<Convert
         name: &param.key,
         shape: &param.upstream_shape,
         data: match options.precision {
-            Precision::F32 => TensorData::F32(value.data()),
-            Precision::F16 => TensorData::F16(value.data()),
+            StoredPrecision::F32 => TensorData::F32(value.data()),
+            StoredPrecision::F16 => TensorData::F16(value.data()),
         },
     });
     write_safetensors(output, tensors, &metadata)?;

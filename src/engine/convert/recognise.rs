@@ -2,7 +2,7 @@
 //! what is left to assume. Every assumption becomes a note.
 
 use super::python::values;
-use super::{Contents, Options};
+use super::{Contents, ConvertOptions};
 use crate::checkpoint::pth::PthFile;
 use crate::error::{Error, Result};
 use crate::image::classes;
@@ -18,7 +18,7 @@ use std::path::Path;
 pub(super) fn contents(
     path: &Path,
     file: &PthFile,
-    options: &Options,
+    options: &ConvertOptions,
     notes: &mut Vec<String>,
 ) -> Result<Contents> {
     let text = config_text(file);
@@ -51,7 +51,7 @@ fn of_tensors(
     file: &PthFile,
     found: &Evidence<'_>,
     asked: &Asked,
-    options: &Options,
+    options: &ConvertOptions,
     notes: &mut Vec<String>,
 ) -> Result<Config> {
     let mut config = Config::recognise(found, notes).map_err(|reason| {
@@ -115,7 +115,7 @@ impl Asked<'_> {
 
     /// What else the configuration says. Where it says nothing, the official models' settings stay, with a
     /// note.
-    fn settings(&self, config: &mut Config, options: &Options, notes: &mut Vec<String>) -> Result<()> {
+    fn settings(&self, config: &mut Config, options: &ConvertOptions, notes: &mut Vec<String>) -> Result<()> {
         let mut assumed = Vec::new();
         let mut whole = |names: &[&str], field: &str, value: &mut usize| -> Result<()> {
             if options.sets(field) {
@@ -231,7 +231,7 @@ impl Asked<'_> {
 
 /// Names the classes: by the option, else by the file, else `class 0`, ... COCO's names are taken for a model
 /// that was named.
-fn name_classes(config: &mut Config, file: &PthFile, options: &Options, notes: &mut Vec<String>) {
+fn name_classes(config: &mut Config, file: &PthFile, options: &ConvertOptions, notes: &mut Vec<String>) {
     let found = file_names(file);
     let count = config.classes.count();
     if let Some(classes) = &options.classes {

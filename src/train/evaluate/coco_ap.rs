@@ -101,9 +101,9 @@ pub struct ClassAp {
     pub objects: usize,
 }
 
-/// Compares detections with the annotations of a COCO instance file. Build it once; [`Evaluator::clear`]
+/// Compares detections with the annotations of a COCO instance file. Build it once; [`ApEvaluator::clear`]
 /// starts over without reading the file again.
-pub struct Evaluator {
+pub struct ApEvaluator {
     path: PathBuf,
     overlap: Overlap,
     classes: ClassMatch,
@@ -119,13 +119,13 @@ struct ImageTruth {
     done: bool,
 }
 
-impl Evaluator {
+impl ApEvaluator {
     /// Reads a COCO instance file for a model whose classes have these names.
     ///
     /// # Errors
-    /// As [`Dataset::open`] for the records; as [`Evaluator::of`].
+    /// As [`Dataset::open`] for the records; as [`ApEvaluator::of`].
     pub fn open(path: &Path, classes: &[String], policy: ClassPolicy, overlap: Overlap) -> Result<Self> {
-        Evaluator::of(&coco::read(path, None, false)?, classes, policy, overlap)
+        ApEvaluator::of(&coco::read(path, None, false)?, classes, policy, overlap)
     }
 
     /// Takes the objects of a COCO instance set for a model whose classes have these names.
@@ -153,7 +153,7 @@ impl Evaluator {
         }
         let index = images.iter().enumerate().map(|(i, image)| (image.record.id, i)).collect();
         let stream = stream(overlap, &classes)?;
-        let evaluator = Evaluator { path, overlap, classes, images, index, stream };
+        let evaluator = ApEvaluator { path, overlap, classes, images, index, stream };
         if evaluator.objects().next().is_none() {
             let reason = "no annotation (other than crowds) of an evaluated class";
             return Err(Error::data(&evaluator.path, reason));
@@ -239,7 +239,7 @@ impl Evaluator {
         Ok(())
     }
 
-    /// Precision and recall over all images; those without a call of [`Evaluator::add`] count as if nothing
+    /// Precision and recall over all images; those without a call of [`ApEvaluator::add`] count as if nothing
     /// had been found in them.
     ///
     /// # Errors
@@ -248,7 +248,7 @@ impl Evaluator {
         self.report(true)
     }
 
-    /// As [`Evaluator::summarize`], over `all` images or over those that [`Evaluator::add`] was called for.
+    /// As [`ApEvaluator::summarize`], over `all` images or over those that [`ApEvaluator::add`] was called for.
     pub(super) fn report(&self, all: bool) -> Result<ApReport> {
         let fault = |e: hotcoco::Error| Error::data(&self.path, e.to_string());
         let mut stream = self.stream.clone();

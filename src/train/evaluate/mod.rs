@@ -77,7 +77,7 @@ pub struct EvalSpec {
 pub struct SemanticSpec {
     /// Folder of PNGs of class indices, named like the photos.
     pub masks: PathBuf,
-    /// The class list; see [`semantic_iou::Evaluator::open`].
+    /// The class list; see [`semantic_iou::IouEvaluator::open`].
     pub classes: PathBuf,
     /// Field of the class list that holds the classes.
     pub field: String,
@@ -132,9 +132,9 @@ impl EvalSpec {
 pub struct Evaluation {
     photos: Vec<Photo>,
     warnings: Vec<Warning>,
-    instances: Option<coco_ap::Evaluator>,
-    panoptic: Option<panoptic_quality::Evaluator>,
-    semantic: Option<semantic_iou::Evaluator>,
+    instances: Option<coco_ap::ApEvaluator>,
+    panoptic: Option<panoptic_quality::PanopticEvaluator>,
+    semantic: Option<semantic_iou::IouEvaluator>,
     task: Task,
 }
 
@@ -205,14 +205,14 @@ impl Evaluation {
         let (mut instances, mut panoptic) = (None, None);
         let mut labels = data.labels.clone();
         if task == Task::Instance {
-            instances = Some(coco_ap::Evaluator::of(data, &names, policy, Overlap::Masks)?);
+            instances = Some(coco_ap::ApEvaluator::of(data, &names, policy, Overlap::Masks)?);
         } else if labels.is_none() {
-            panoptic = Some(panoptic_quality::Evaluator::of(data, &names, policy)?);
+            panoptic = Some(panoptic_quality::PanopticEvaluator::of(data, &names, policy)?);
         }
         if let Some(extra) = &extra {
             labels = Some(Arc::clone(&extra.labels));
         }
-        let semantic = labels.map(|labels| semantic_iou::Evaluator::of(labels, &names, policy));
+        let semantic = labels.map(|labels| semantic_iou::IouEvaluator::of(labels, &names, policy));
         let mask = |path: &Path, label: &Label| match (&extra, label) {
             (None, Label::Semantic { png }) => Some(png.clone()),
             // Not `with_extension`: a stem may hold dots.
@@ -354,9 +354,9 @@ impl Evaluation {
 
     /// The evaluated classes, of the annotation file if there is one.
     fn classes(&self) -> Option<&ClassMatch> {
-        let instances = self.instances.as_ref().map(coco_ap::Evaluator::classes);
-        let panoptic = self.panoptic.as_ref().map(panoptic_quality::Evaluator::classes);
-        let semantic = self.semantic.as_ref().map(semantic_iou::Evaluator::classes);
+        let instances = self.instances.as_ref().map(coco_ap::ApEvaluator::classes);
+        let panoptic = self.panoptic.as_ref().map(panoptic_quality::PanopticEvaluator::classes);
+        let semantic = self.semantic.as_ref().map(semantic_iou::IouEvaluator::classes);
         instances.or(panoptic).or(semantic)
     }
 }

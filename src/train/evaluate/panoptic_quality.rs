@@ -94,7 +94,7 @@ pub struct ClassPq {
 /// Compares panoptic maps with a COCO panoptic file and its folder of PNGs (`id = R + 256 G + 65536 B`, 0 is
 /// void). PNGs are read when their image is compared.
 #[derive(Debug)]
-pub struct Evaluator {
+pub struct PanopticEvaluator {
     path: PathBuf,
     classes: ClassMatch,
     is_thing: Vec<bool>,
@@ -113,14 +113,14 @@ struct ImageTruth {
     segments: Vec<TrueSegment>,
 }
 
-impl Evaluator {
+impl PanopticEvaluator {
     /// Reads a COCO panoptic file for a model whose classes have these names. Images without an annotation
     /// are left out, as in panopticapi.
     ///
     /// # Errors
-    /// As [`Dataset::open`] for the records; as [`Evaluator::of`].
+    /// As [`Dataset::open`] for the records; as [`PanopticEvaluator::of`].
     pub fn open(path: &Path, folder: &Path, classes: &[String], policy: ClassPolicy) -> Result<Self> {
-        Evaluator::of(&panoptic::read(path, folder)?, classes, policy)
+        PanopticEvaluator::of(&panoptic::read(path, folder)?, classes, policy)
     }
 
     /// Takes the segments of a COCO panoptic set for a model whose classes have these names.
@@ -142,7 +142,7 @@ impl Evaluator {
         let index = images.iter().enumerate().map(|(i, image)| (image.record.id, i)).collect();
         let counts = vec![PqCounts::default(); names.len()];
         let confusion = Confusion::new(&classes);
-        Ok(Evaluator { path, classes, is_thing, images, index, counts, confusion, done: 0 })
+        Ok(PanopticEvaluator { path, classes, is_thing, images, index, counts, confusion, done: 0 })
     }
 
     /// The images that have an annotation, in the order of the file's images.

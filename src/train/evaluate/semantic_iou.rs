@@ -118,7 +118,7 @@ impl Confusion {
 
 /// Compares class maps with PNGs of class indices.
 #[derive(Debug)]
-pub struct Evaluator {
+pub struct IouEvaluator {
     labels: Arc<ClassList>,
     classes: ClassMatch,
     /// Of each value of the PNGs.
@@ -126,7 +126,7 @@ pub struct Evaluator {
     confusion: Confusion,
 }
 
-impl Evaluator {
+impl IouEvaluator {
     /// Reads the class list `{"ignore_index": 255, "classes": [{"index": 0, "name": "sky"}, ...]}` (`field`
     /// names the list, here `classes`) for a model whose classes have these names. Without `ignore_index`,
     /// 255 is ignored; `null` ignores nothing.
@@ -135,7 +135,7 @@ impl Evaluator {
     /// [`Error::Io`] if it cannot be read; [`Error::Data`] if it is no such list or an index or name occurs
     /// twice; as [`ClassMatch::new`].
     pub fn open(path: &Path, field: &str, classes: &[String], policy: ClassPolicy) -> Result<Self> {
-        Evaluator::of(Arc::new(ClassList::read(path, field)?), classes, policy)
+        IouEvaluator::of(Arc::new(ClassList::read(path, field)?), classes, policy)
     }
 
     /// Compares by this class list.
@@ -143,7 +143,7 @@ impl Evaluator {
         let names: Vec<String> = labels.classes.iter().map(|(_, name)| name.clone()).collect();
         let classes = ClassMatch::new(&labels.path, classes, &names, policy)?;
         let (meaning, confusion) = (labels.meaning(), Confusion::new(&classes));
-        Ok(Evaluator { labels, classes, meaning, confusion })
+        Ok(IouEvaluator { labels, classes, meaning, confusion })
     }
 
     /// The evaluated classes.

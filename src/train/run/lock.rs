@@ -146,7 +146,7 @@ fn is_alive(pid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::run::Report;
+    use crate::train::run::RunReport;
 
     #[derive(Default)]
     struct Notes(Vec<String>);
@@ -155,7 +155,7 @@ mod tests {
         fn note(&mut self, text: &str) {
             self.0.push(text.into());
         }
-        fn step(&mut self, _: &Report<'_>) {}
+        fn step(&mut self, _: &RunReport<'_>) {}
     }
 
     #[test]

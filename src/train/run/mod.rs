@@ -30,4 +30,4 @@ pub mod trainer;
 pub mod validate;
 
 pub use config::RunConfig;
-pub use trainer::{Observer, Outcome, Report, Trainer};
+pub use trainer::{Observer, Outcome, RunReport, Trainer};

@@ -23,7 +23,7 @@ use crate::model::Config;
 use crate::tensor::Tensor;
 use crate::train::data::{Loader, LoaderConfig, Mix};
 use crate::train::network::TrainSpec;
-use crate::train::optimizer::{Optimizer, Slot};
+use crate::train::optimizer::{Optimizer, OptimizerSlot};
 use crate::train::schedule::Schedule;
 use crate::train::step::TrainStep;
 
@@ -44,12 +44,12 @@ pub trait Observer {
     /// Something worth a line.
     fn note(&mut self, text: &str);
     /// An update is done.
-    fn step(&mut self, report: &Report<'_>);
+    fn step(&mut self, report: &RunReport<'_>);
 }
 
 /// Where a run stands after an update.
 #[derive(Clone, Copy, Debug)]
-pub struct Report<'a> {
+pub struct RunReport<'a> {
     /// Updates done.
     pub iteration: u64,
     /// Updates of the whole run.
@@ -297,7 +297,7 @@ impl Trainer {
     fn log(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let Progress { iteration, position, .. } = self.progress;
         let (total, epoch, lr) = (self.total, position.epoch, self.lr);
-        observer.step(&Report { iteration, total, epoch, lr, meter: &self.meter });
+        observer.step(&RunReport { iteration, total, epoch, lr, meter: &self.meter });
         if iteration.is_multiple_of(self.config.run.log_iterations) || iteration == total {
             let head = LineHead { iteration, epoch, lr, grad_norm: self.grad_norm };
             self.outputs.train(&head, &self.meter)?;
@@ -450,8 +450,9 @@ fn restore(
     path: &std::path::Path,
 ) -> Result<()> {
     step.set_updates(updates);
-    let slots: Vec<Slot> = step.optimizer().map(|optimizer| optimizer.slots().to_vec()).unwrap_or_default();
-    for Slot { param, first, second, average, .. } in slots {
+    let slots: Vec<OptimizerSlot> =
+        step.optimizer().map(|optimizer| optimizer.slots().to_vec()).unwrap_or_default();
+    for OptimizerSlot { param, first, second, average, .. } in slots {
         let refuse = |reason: &str| Error::Checkpoint {
             path: path.to_path_buf(),
             key: Some(param.key.clone()),

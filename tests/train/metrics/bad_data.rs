@@ -55,8 +55,8 @@ fn refused<T>(outcome: knet::Result<T>, kind: ErrorKind, fragments: &[&str]) {
     }
 }
 
-fn open_instances(path: &Path, overlap: Overlap) -> knet::Result<coco_ap::Evaluator> {
-    coco_ap::Evaluator::open(path, &classes(), ClassPolicy::Same, overlap)
+fn open_instances(path: &Path, overlap: Overlap) -> knet::Result<coco_ap::ApEvaluator> {
+    coco_ap::ApEvaluator::open(path, &classes(), ClassPolicy::Same, overlap)
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn panoptic_files() {
     let (path, png) = (folder.path().join("p.json"), folder.path().join("a.png"));
     let open = |value: &Value| {
         std::fs::write(&path, value.to_string()).unwrap();
-        panoptic_quality::Evaluator::open(&path, folder.path(), &classes(), ClassPolicy::Same)
+        panoptic_quality::PanopticEvaluator::open(&path, folder.path(), &classes(), ClassPolicy::Same)
     };
     let segment = "/annotations/0/segments_info/1";
     let cases: Vec<(String, Value, &[&str])> = vec![
@@ -249,7 +249,7 @@ fn class_lists_and_masks() {
     let (list, mask) = (folder.path().join("c.json"), folder.path().join("m.png"));
     let open = |text: &str| {
         std::fs::write(&list, text).unwrap();
-        semantic_iou::Evaluator::open(&list, "classes", &classes(), ClassPolicy::Same)
+        semantic_iou::IouEvaluator::open(&list, "classes", &classes(), ClassPolicy::Same)
     };
     let two = |a: u32, b: u32, name: &str| {
         format!(r#"{{"classes": [{{"index": {a}, "name": "ant"}}, {{"index": {b}, "name": "{name}"}}]}}"#)

@@ -5,7 +5,7 @@ use hotcoco::{COCO, Rle};
 use knet::image::bitmask::BitMask;
 use knet::image::rle;
 use knet::train::evaluate::class_match::ClassPolicy;
-use knet::train::evaluate::coco_ap::{ApReport, Detection, Evaluator, Overlap, Region};
+use knet::train::evaluate::coco_ap::{ApEvaluator, ApReport, Detection, Overlap, Region};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -43,7 +43,7 @@ fn evaluate(annotations: &Path, results: &Path, overlap: Overlap) -> ApReport {
     let file = read_json(annotations);
     let results = read_json(results);
     let classes = names(&file["categories"]);
-    let mut evaluator = Evaluator::open(annotations, &classes, ClassPolicy::Same, overlap).unwrap();
+    let mut evaluator = ApEvaluator::open(annotations, &classes, ClassPolicy::Same, overlap).unwrap();
     for (image, detections) in &detections(&results, &classes_by_id(&file), overlap) {
         evaluator.add(*image, detections).unwrap();
     }
@@ -120,7 +120,7 @@ fn the_truth_is_perfect() {
     let path = golden("instances.json");
     let classes = names(&read_json(&path)["categories"]);
     let masks = true_masks(&path);
-    let mut evaluator = Evaluator::open(&path, &classes, ClassPolicy::Same, Overlap::Masks).unwrap();
+    let mut evaluator = ApEvaluator::open(&path, &classes, ClassPolicy::Same, Overlap::Masks).unwrap();
     let ids: Vec<u64> = evaluator.images().map(|image| image.id).collect();
     for &id in &ids {
         let detection = |(_, class, mask): &'_ &(u64, usize, BitMask)| (*class, mask.clone());
@@ -163,12 +163,12 @@ fn common_classes_keep_all_images() {
     let results = read_json(&path);
     // A model of two classes, one of which the data set does not know.
     let model = ["unicorn".to_string(), "person".to_string()];
-    let refusal = Evaluator::open(&annotations, &model, ClassPolicy::Same, Overlap::Masks).err().unwrap();
+    let refusal = ApEvaluator::open(&annotations, &model, ClassPolicy::Same, Overlap::Masks).err().unwrap();
     for fragment in ["1 names agree", "79 only in the data set: bicycle, car", "1 only in the model: unicorn"]
     {
         assert!(refusal.to_string().contains(fragment), "{refusal}");
     }
-    let mut evaluator = Evaluator::open(&annotations, &model, ClassPolicy::Common, Overlap::Masks).unwrap();
+    let mut evaluator = ApEvaluator::open(&annotations, &model, ClassPolicy::Common, Overlap::Masks).unwrap();
     let full = evaluate(&annotations, &path, Overlap::Masks);
     let class_of: HashMap<u64, usize> =
         classes_by_id(&file).into_keys().map(|id| (id, usize::from(id == 1))).collect();

@@ -2,7 +2,7 @@
 
 use super::{agrees, golden, names, read_json};
 use knet::train::evaluate::class_match::ClassPolicy;
-use knet::train::evaluate::panoptic_quality::{Evaluator, PanopticMap};
+use knet::train::evaluate::panoptic_quality::{PanopticEvaluator, PanopticMap};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn ids(png: &Path) -> (usize, usize, Vec<u32>) {
 }
 
 /// Feeds a COCO panoptic file and its PNGs as predictions.
-fn feed(evaluator: &mut Evaluator, json: &Path, folder: &Path) {
+fn feed(evaluator: &mut PanopticEvaluator, json: &Path, folder: &Path) {
     let file = read_json(json);
     let categories = file["categories"].as_array().unwrap();
     let class_of: HashMap<u64, usize> =
@@ -43,7 +43,7 @@ fn check(files: &Files) {
     let file = read_json(&files.truth.0);
     let classes = names(&file["categories"]);
     let (truth, pngs) = (&files.truth.0, &files.truth.1);
-    let mut evaluator = Evaluator::open(truth, pngs, &classes, ClassPolicy::Same).unwrap();
+    let mut evaluator = PanopticEvaluator::open(truth, pngs, &classes, ClassPolicy::Same).unwrap();
     feed(&mut evaluator, &files.predicted.0, &files.predicted.1);
     let report = evaluator.summarize();
     let wanted = &files.wanted;
@@ -103,7 +103,7 @@ fn common_classes_treat_the_others_as_objects() {
     let (json, pngs) = (golden("panoptic.json"), golden("panoptic"));
     let open = |classes: &[&str]| {
         let classes: Vec<String> = classes.iter().map(|c| c.to_string()).collect();
-        Evaluator::open(&json, &pngs, &classes, ClassPolicy::Common).unwrap()
+        PanopticEvaluator::open(&json, &pngs, &classes, ClassPolicy::Common).unwrap()
     };
     let file = read_json(&json);
     let image = &file["images"][0];

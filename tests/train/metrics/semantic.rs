@@ -3,14 +3,14 @@
 use super::{agrees, golden, names, read_json};
 use knet::train::data::labels;
 use knet::train::evaluate::class_match::ClassPolicy;
-use knet::train::evaluate::semantic_iou::{ClassMap, Evaluator};
+use knet::train::evaluate::semantic_iou::{ClassMap, IouEvaluator};
 use serde_json::Value;
 use std::path::Path;
 use testkit::shared;
 
 fn check(list: &Path, masks: &Path, predicted: &Path, wanted: &Value) {
     let classes = names(&read_json(list)["classes"]);
-    let mut evaluator = Evaluator::open(list, "classes", &classes, ClassPolicy::Same).unwrap();
+    let mut evaluator = IouEvaluator::open(list, "classes", &classes, ClassPolicy::Same).unwrap();
     let mut files: Vec<_> = std::fs::read_dir(masks).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     for file in &files {
@@ -90,7 +90,7 @@ fn other_classes_and_void() {
     std::fs::write(&list, classes).unwrap();
     image::GrayImage::from_raw(6, 1, vec![1, 1, 2, 7, 255, 7]).unwrap().save(&mask).unwrap();
     let model = ["tree", "sky", "sea"].map(String::from);
-    let mut evaluator = Evaluator::open(&list, "classes", &model, ClassPolicy::Common).unwrap();
+    let mut evaluator = IouEvaluator::open(&list, "classes", &model, ClassPolicy::Common).unwrap();
     // Of two sky pixels one is found, one void; sky is also said of the road, and sea found once, missed for
     // tree once.
     let predicted = [1, 3, 1, 2, 2, 0];
