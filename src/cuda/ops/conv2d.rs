@@ -512,8 +512,8 @@ mod tests {
         let dims: &[&[usize]] = &[&[1, 200, 336, 256], &[256, 3, 3, 256], &[256]];
         let program = program(op, dims, &[false, true, true]).unwrap();
         let [launch] = &program.launches[..] else { panic!("{} launches", program.launches.len()) };
-        assert_eq!((launch.grid, launch.block), ([263 * 2, 1, 1], [256, 1, 1]));
-        assert_eq!((launch.shared, program.workspace), (3 * (256 + 128) * 64, 0));
+        assert_eq!((launch.grid, launch.block), ([525 * 2, 1, 1], [128, 1, 1]));
+        assert_eq!((launch.shared, program.workspace), (4 * (128 + 128) * 64, 0));
         assert_eq!(launch.args[2..4], [Arg::Input(2), Arg::Null]);
         let packed = Packing { row_dims: 3, row_multiple: 8, ..Packing::plain(DType::F16) };
         assert_eq!(program.packing, [Packing::plain(DType::F16), packed, Packing::plain(DType::F32)]);
