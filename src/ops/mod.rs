@@ -66,6 +66,7 @@ pub mod slice;
 pub mod softmax;
 pub mod top_k;
 mod value;
+pub mod window_attention;
 
 pub use value::{Role, ValueType};
 
@@ -234,6 +235,7 @@ macro_rules! for_each_op {
                 Slice, Unslice in slice;
                 Softmax, SoftmaxGrad in softmax;
                 TopK in top_k;
+                WindowAttention, WindowAttentionGrad in window_attention;
             }
             lowered {
                 FusedConv2d in fused_conv2d;

@@ -16,7 +16,7 @@ use knet::ops::epilogue::Epilogue;
 use knet::ops::resize::ResizeMode;
 use knet::ops::{
     Activate, Attention, BatchNorm, BatchNormTrain, Binary, Conv2d, Fill, GroupNorm, LayerNorm, Linear,
-    MaxPool2d, Op, Resize, Softmax, ValueType,
+    MaxPool2d, Op, Resize, Softmax, ValueType, WindowAttention,
 };
 use knet::tensor::{Shape, Tensor};
 use libtest_mimic::{Failed, Trial};
@@ -376,6 +376,39 @@ fn attention() -> Vec<Check> {
     })
 }
 
+/// Attention within windows between its projections, as a block of Swin has it.
+fn window_attention() -> Vec<Check> {
+    let file = File::read("ops", "swin_attention");
+    file.each(|name, case, attributes| {
+        let field = |name| integer(attributes, name);
+        let op = WindowAttention {
+            heads: field("num_heads"),
+            window: field("window_size"),
+            shift: field("shift_size"),
+        };
+        let map = |name: &str| {
+            let tokens = file.get(case, name);
+            let [batch, channels] = [tokens.shape()[0], tokens.shape()[2]];
+            tokens.reshape([batch, field("H"), field("W"), channels])
+        };
+        let plain = |name: &str| Operand {
+            value: file.get(case, name),
+            grad: Some(file.get(case, &format!("grad_{name}"))),
+        };
+        let parameters =
+            ["qkv.weight", "qkv.bias", "relative_position_bias_table", "proj.weight", "proj.bias"];
+        let mut operands = vec![Operand { value: map("x"), grad: Some(map("grad_x")) }];
+        operands.extend(parameters.map(|name| plain(&format!("p.w_msa.{name}"))));
+        let y = Outcome { value: map("y"), upstream: Some(map("grad_y")) };
+        Some(Check::new((name, &file, case), operands, vec![y], |b, ids| {
+            let projection = Linear { epilogue: Epilogue::BIAS };
+            let qkv = b.node("qkv", projection, &ids[..3]).unwrap();
+            let mixed = b.node("mixed", op, &[qkv, ids[2], ids[3]]).unwrap();
+            vec![b.node("y", projection, &[mixed, ids[4], ids[5]]).unwrap()]
+        }))
+    })
+}
+
 fn stages() -> Vec<Check> {
     let updator = File::read("ops", "kernel_updator");
     let mut checks = updator.each(|name, case, attributes| {
@@ -428,7 +461,7 @@ fn stages() -> Vec<Check> {
 
 /// Trials of the references and of every instruction set.
 pub fn trials() -> Vec<Trial> {
-    let families = [products(), norms(), pointwise(), maps(), attention(), stages()];
+    let families = [products(), norms(), pointwise(), maps(), attention(), window_attention(), stages()];
     let mut trials = Vec::new();
     for check in families.into_iter().flatten().map(Arc::new) {
         let reference = check.clone();

@@ -14,7 +14,7 @@ use knet::ops::epilogue::Epilogue;
 use knet::ops::resize::ResizeMode;
 use knet::ops::{
     Activate, Attention, BatchNorm, Conv2d, GroupNorm, LayerNorm, Linear, MaxPool2d, Op, Resize,
-    SinePositionalEncoding, Softmax, ValueType,
+    SinePositionalEncoding, Softmax, ValueType, WindowAttention,
 };
 use knet::tensor::Tensor;
 use libtest_mimic::{Failed, Trial};
@@ -246,6 +246,54 @@ fn attention() -> Vec<Golden> {
     })
 }
 
+/// Attention within windows between its projections, as a block of Swin has it.
+fn window_attention() -> Vec<Golden> {
+    let file = File::read("ops", "swin_attention");
+    file.each(|name, case, attributes| {
+        let field = |name| integer(attributes, name);
+        let op = WindowAttention {
+            heads: field("num_heads"),
+            window: field("window_size"),
+            shift: field("shift_size"),
+        };
+        let map = |name: &str| {
+            let tokens = file.get(case, name);
+            let [batch, channels] = [tokens.shape()[0], tokens.shape()[2]];
+            tokens.reshape([batch, field("H"), field("W"), channels])
+        };
+        let mut inputs = vec![map("x")];
+        inputs.extend(file.all(
+            case,
+            [
+                "p.w_msa.qkv.weight",
+                "p.w_msa.qkv.bias",
+                "p.w_msa.relative_position_bias_table",
+                "p.w_msa.proj.weight",
+                "p.w_msa.proj.bias",
+            ],
+        ));
+        let mut builder = Builder::new();
+        let mut define =
+            |(i, t): (usize, &Tensor)| builder.input(&format!("p{i}"), ValueType::map(t.shape()));
+        let ids: Vec<_> = inputs.iter().enumerate().map(&mut define).collect();
+        let projection = Linear { epilogue: Epilogue::BIAS };
+        let qkv = builder.node("qkv", projection, &ids[..3]).unwrap();
+        let mixed = builder.node("mixed", op, &[qkv, ids[2], ids[3]]).unwrap();
+        let y = builder.node("y", projection, &[mixed, ids[4], ids[5]]).unwrap();
+        builder.output("y", y);
+        Some(Golden {
+            name,
+            graph: builder.finish().unwrap(),
+            inputs,
+            axes: vec![0, 1, 2, 3],
+            stride: 1,
+            wanted: map("y"),
+            reference: STORED,
+            fast: Tolerance::REDUCTION.relative_l2,
+        })
+    })
+}
+
 fn sine_encoding() -> Vec<Golden> {
     let file = File::read("ops", "sine_positional_encoding");
     let make = |name, case: &str, attributes: &Value, tensor: &str, reference, fast| {
@@ -302,6 +350,7 @@ pub fn trials() -> Vec<Trial> {
         resize(),
         max_pool(),
         attention(),
+        window_attention(),
         sine_encoding(),
         unit(),
     ];

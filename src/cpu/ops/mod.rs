@@ -40,6 +40,7 @@ mod sine_positional_encoding;
 mod slice;
 mod softmax;
 mod top_k;
+mod window_attention;
 
 use super::kernel::{Context, CpuOp, Kernel};
 use crate::for_each_op;
