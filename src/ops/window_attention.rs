@@ -16,15 +16,15 @@ use serde::{Deserialize, Serialize};
 /// side by side in each; the projection's bias `[3C]`, which `qkv` has in it already; the table of biases
 /// `[(2 window - 1)^2, heads]`. Output: `[B, H, W, C]`.
 ///
-/// The map is padded below and to the right to whole windows, after the norm and before the projection: pixels
-/// of the padding have the bias as query, key and value, and are attended to. It is then rolled by `shift` up
-/// and to the left, cut into windows, and rolled back. Pairs of pixels that the roll alone has brought
-/// together, by the nine regions that cuts at `-window` and `-shift` make of the rolled map, get -100: an
-/// addend, so that their weight is small and not nought. Query `(i, j)` has for key `(k, l)` of its window the
-/// bias in row `(i - k + window - 1) (2 window - 1) + (j - l + window - 1)` of the table.
+/// The map is padded below and to the right to whole windows, after the norm and before the projection:
+/// pixels of the padding have the bias as query, key and value, and are attended to. It is then rolled by
+/// `shift` up and to the left, cut into windows, and rolled back. Pairs of pixels that the roll alone has
+/// brought together, by the nine regions that cuts at `-window` and `-shift` make of the rolled map, get
+/// -100: an addend, so that their weight is small and not nought. Query `(i, j)` has for key `(k, l)` of its
+/// window the bias in row `(i - k + window - 1) (2 window - 1) + (j - l + window - 1)` of the table.
 ///
-/// Source: `mmdet/models/backbones/swin.py`, `ShiftWindowMSA` and `WindowMSA`. Nothing is switched off for maps
-/// smaller than a window.
+/// Source: `mmdet/models/backbones/swin.py`, `ShiftWindowMSA` and `WindowMSA`. Nothing is switched off for
+/// maps smaller than a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowAttention {
     /// Number of heads; divides C.
@@ -49,8 +49,8 @@ impl WindowAttention {
         [map[1].div_ceil(self.window), map[2].div_ceil(self.window)]
     }
 
-    /// Where position `at` of window `index` of `count` along an axis of `size` pixels lies on the map; `None`
-    /// in the padding.
+    /// Where position `at` of window `index` of `count` along an axis of `size` pixels lies on the map;
+    /// `None` in the padding.
     pub fn source(&self, index: usize, at: usize, count: usize, size: usize) -> Option<usize> {
         let place = (index * self.window + at + self.shift) % (count * self.window);
         (place < size).then_some(place)
@@ -208,8 +208,8 @@ impl Operator for WindowAttention {
 ///
 /// With the weights `P` of a head in a window and `dP = dy v^T`: `dv = P^T dy`, `dS = P * (dP - rowsum(P *
 /// dP))`, `dq = dS k / sqrt(D)`, `dk = dS^T q / sqrt(D)`. The gradient of the table sums `dS` over all pairs
-/// that share a row of it; that of the bias sums those of the padding's keys and values, whose queries nothing
-/// reads.
+/// that share a row of it; that of the bias sums those of the padding's keys and values, whose queries
+/// nothing reads.
 ///
 /// Inputs: those of [`WindowAttention`], `dy` `[B, H, W, C]`. Outputs: as the first three inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

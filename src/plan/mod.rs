@@ -150,10 +150,10 @@ pub struct Plan<P = ()> {
 }
 
 impl<P> Plan<P> {
-    /// Plans `graph`. A back end keeps values of the arena in types of its own choice: `stored` gives the type
-    /// in memory of a value that the graph knows as this type. Constants keep the graph's type here; back ends
-    /// convert them once. `choose` is the kernel selection; it says in a sentence why it has no kernel for a
-    /// site.
+    /// Plans `graph`. A back end keeps values of the arena in types of its own choice: `stored` gives the
+    /// type in memory of a value that the graph knows as this type. Constants keep the graph's type here;
+    /// back ends convert them once. `choose` is the kernel selection; it says in a sentence why it has no
+    /// kernel for a site.
     ///
     /// # Errors
     /// As [`Graph::verify`]; [`Error::Shape`] where `choose` refuses.

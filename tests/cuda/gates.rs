@@ -1,6 +1,6 @@
 //! Static gates on the CUDA kernels, which need no GPU. Every variant that a model asks for is assembled by
-//! ptxas for every architecture we support, and those that only operator cases ask for, odd shapes, for the
-//! first and H100's; spills and stack frames are errors. Registers, shared memory and occupancy are held to
+//! ptxas for every architecture we support, and those that only operator cases ask for, odd shapes, for
+//! H100's; spills and stack frames are errors. Registers, shared memory and occupancy are held to
 //! the table `kernels/resources.tsv`; the kernels that matter use tensor cores and asynchronous copies.
 
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
@@ -16,8 +16,9 @@ use testkit::emulate;
 use testkit::emulate::Variant;
 use testkit::occupancy::{ARCHITECTURES, Architecture, H100};
 
-/// Positions of the architectures that variants of cases alone are assembled for.
-const CASES_ON: [usize; 2] = [0, H100];
+/// Architectures that are not assembled for, and whose registers they are held to have: 8.7 and 8.9 had those of
+/// 8.6 in all of 266 variants but one. Every run of ptxas costs a clean clone half a second.
+const LIKE: [(usize, usize); 2] = [(2, 1), (3, 1)];
 
 /// What a variant takes on an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +141,8 @@ fn no_variant_spills_and_none_takes_more_than_the_table_says() {
     let all = 0..ARCHITECTURES.len();
     let jobs: Vec<(usize, usize)> = (0..sources.len())
         .flat_map(|source| all.clone().map(move |architecture| (source, architecture)))
-        .filter(|&(source, architecture)| CASES_ON.contains(&architecture) || of_model(sources[source].0))
+        .filter(|&(_, architecture)| LIKE.iter().all(|&(like, _)| like != architecture))
+        .filter(|&(source, architecture)| architecture == H100 || of_model(sources[source].0))
         .collect();
     println!("{} variants, {} sources, {} runs of ptxas", variants.len(), sources.len(), jobs.len());
     let assembled: Vec<(usize, usize, Result<_, String>)> = jobs
@@ -152,11 +154,13 @@ fn no_variant_spills_and_none_takes_more_than_the_table_says() {
     let mut faults = Vec::new();
     let mut table = BTreeMap::new();
     for (source, architecture, outcome) in assembled {
-        let ((file, defines), architecture) = (sources[source].0, &ARCHITECTURES[architecture]);
+        let (file, defines) = sources[source].0;
+        let like = LIKE.iter().filter(|&&(_, assembled)| assembled == architecture).map(|&(like, _)| like);
+        let held: Vec<usize> = std::iter::once(architecture).chain(like).collect();
         let entries = match outcome {
             Ok(entries) => entries,
             Err(log) => {
-                faults.push(format!("{file} {defines} for {}: {log}", architecture.name()));
+                faults.push(format!("{file} {defines} for {}: {log}", ARCHITECTURES[architecture].name()));
                 continue;
             }
         };
@@ -164,17 +168,23 @@ fn no_variant_spills_and_none_takes_more_than_the_table_says() {
             let (registers, shared) = entries[variant.entry];
             let key = [variant.source, variant.entry, defines].join("\t");
             let shared = shared + variant.shared;
-            let occupancy = architecture.occupancy(variant.threads, registers, shared);
-            let usage = Usage { registers, shared, occupancy };
-            table.entry(key).or_insert_with(BTreeMap::new).insert(architecture.name(), usage);
+            let usages = table.entry(key).or_insert_with(BTreeMap::new);
+            for architecture in held.iter().map(|&position| &ARCHITECTURES[position]) {
+                let occupancy = architecture.occupancy(variant.threads, registers, shared);
+                usages.insert(architecture.name(), Usage { registers, shared, occupancy });
+            }
         }
     }
     assert!(faults.is_empty(), "{} do not pass:\n{}", faults.len(), faults.join("\n"));
     compare(&table);
 }
 
+/// Defines that choose code. Others choose numbers.
+const CODE: [&str; 9] =
+    ["STORAGE", "MATH", "ADDRESSING", "WHOLE_CHUNKS", "UPSAMPLED", "MOMENTS", "SPLIT", "FORMAT", "PROLOGUE"];
+
 /// Besides the NVRTC of the other gates: what PyTorch's CUDA 13.0 wheels bring, and the oldest one that is
-/// promised.
+/// promised. One variant of each code.
 #[test]
 fn every_promised_nvrtc_compiles_what_models_run_on_an_h100() {
     let mut installed = vec![((13, 0), "nvrtc-13.0/nvidia/cu13/lib/libnvrtc.so.13")];
@@ -187,8 +197,12 @@ fn every_promised_nvrtc_compiles_what_models_run_on_an_h100() {
         let compute = ARCHITECTURES[H100].compute;
         Job { source: v.source, defines: v.defines.clone(), compute, code: Code::Cubin }
     };
-    let mut jobs: Vec<Job> = variants.iter().filter(|v| v.of_model).map(job).collect();
-    jobs.dedup();
+    let code = |v: &Variant| {
+        let chosen = v.defines.iter().filter(|(name, _)| CODE.contains(name)).copied();
+        (v.source, chosen.collect::<Vec<_>>())
+    };
+    let kinds: BTreeMap<_, &Variant> = variants.iter().filter(|v| v.of_model).map(|v| (code(v), v)).collect();
+    let jobs: Vec<Job> = kinds.into_values().map(job).collect();
     for (version, file) in installed {
         let path = root().join("target/cuda").join(file);
         let nvrtc = Nvrtc::open(&path).unwrap_or_else(|e| panic!("{e}: run tools/setup-cuda"));

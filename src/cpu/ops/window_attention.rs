@@ -1,6 +1,6 @@
-//! Attention within windows. A task takes the pixels of a row of windows that lie together in the map, and for
-//! one window and head after the other gathers queries, keys and values, computes all logits, and writes the
-//! weighted sums where the pixels are: nothing is rolled, padded or cut up in memory.
+//! Attention within windows. A task takes the pixels of a row of windows that lie together in the map, and
+//! for one window and head after the other gathers queries, keys and values, computes all logits, and writes
+//! the weighted sums where the pixels are: nothing is rolled, padded or cut up in memory.
 //!
 //! The last row of windows of a shifted map holds pixels of the map's first rows and of its last: two tasks,
 //! each with all keys of its windows. Biases are read from the table turned round, so that those of a query
@@ -78,8 +78,8 @@ impl Windows {
         Some(y * self.map[1] + x)
     }
 
-    /// Copies one head's channels of block `block` of all tokens of a window, those of the bias where there is
-    /// no pixel.
+    /// Copies one head's channels of block `block` of all tokens of a window, those of the bias where there
+    /// is no pixel.
     fn gather(
         &self,
         qkv: &[f32],
@@ -252,8 +252,8 @@ impl Kernel for Attend {
     }
 }
 
-/// A task takes a row of windows; a second round copies the gradients of pixels to where they belong, and adds
-/// up those of the table and of the bias in the order of tasks.
+/// A task takes a row of windows; a second round copies the gradients of pixels to where they belong, and
+/// adds up those of the table and of the bias in the order of tasks.
 struct Differentiate(Windows);
 
 impl CpuOp for WindowAttentionGrad {

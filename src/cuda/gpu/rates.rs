@@ -23,8 +23,8 @@ pub fn tensor(compute: Compute) -> f64 {
     }
 }
 
-/// The same by `mma.sync` as our kernels issue it: of Hopper's tensor cores 39 % (fitted, with the latencies of
-/// `tiles/conv_cost.rs`, to what an H200 took for 1118 candidates of K-Net's convolutions:
+/// The same by `mma.sync` as our kernels issue it: of Hopper's tensor cores 39 % (fitted, with the latencies
+/// of `tiles/conv_cost.rs`, to what an H200 took for 1118 candidates of K-Net's convolutions:
 /// `benches/results/2026-11-27-h200`; `wgmma` alone reaches the rest). Of later ones 31 %, which is what
 /// microbenchmarks of `mma.sync` on an H100 find (62 %, arXiv 2501.12084) over twice the rate.
 pub fn mma_sync(compute: Compute) -> f64 {

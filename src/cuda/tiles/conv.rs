@@ -120,8 +120,8 @@ impl GemmTile {
     }
 }
 
-/// Tiles of 16-bit types, on tensor cores, the preferred first: of tiles that the model thinks equal, those of
-/// 64 pixels were the faster on an H200.
+/// Tiles of 16-bit types, on tensor cores, the preferred first: of tiles that the model thinks equal, those
+/// of 64 pixels were the faster on an H200.
 pub const TENSOR_TILES: &[GemmTile] = &[
     GemmTile::new(Math::Tensor, [128, 128], [2, 2], [4, 4, 2]),
     GemmTile::new(Math::Tensor, [128, 128], [2, 2], [8, 3, 2]),

@@ -248,7 +248,8 @@ impl ApEvaluator {
         self.report(true)
     }
 
-    /// As [`ApEvaluator::summarize`], over `all` images or over those that [`ApEvaluator::add`] was called for.
+    /// As [`ApEvaluator::summarize`], over `all` images or over those that [`ApEvaluator::add`] was called
+    /// for.
     pub(super) fn report(&self, all: bool) -> Result<ApReport> {
         let fault = |e: hotcoco::Error| Error::data(&self.path, e.to_string());
         let mut stream = self.stream.clone();

@@ -1,5 +1,4 @@
-// Small kernels with one seeded bug each, behind a define. `// <- NAME` marks the line that the emulator must
-// name.
+// Small kernels with one seeded bug each, behind a define. `// <- NAME` marks the line that the emulator must name.
 typedef unsigned int u32;
 typedef unsigned short u16;
 constexpr u32 ALL = 0xffffffffu;
@@ -8,9 +7,7 @@ __device__ __forceinline__ void copy16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem(to)), "l"(from) : "memory");
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
+template <int N> __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 extern "C" __global__ void stencil(const float* x, float* y, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -43,8 +40,7 @@ extern "C" __global__ void reverse(const int* x, int* y) {
   y[t] = s[127 - t]; // <- BARRIER
 }
 
-// Block-wide running maximum over rounds: the second barrier of a round keeps the next round's store away
-// from slow readers.
+// Block-wide running maximum over rounds: the second barrier of a round keeps the next round's store away from slow readers.
 extern "C" __global__ void rounds(const int* x, int* y, int n) {
   __shared__ int s[64];
   const int t = threadIdx.x;
@@ -207,10 +203,8 @@ extern "C" __global__ void product(const u32* a, float* y, int n) {
 #ifdef BUG_LANES
   if (t < n)
 #endif
-      asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
-                   "{%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};" // <- LANES
-                   : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                   : "r"(a[t]), "r"(a[32 + t]), "r"(a[64 + t]));
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};" // <- LANES
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[t]), "r"(a[32 + t]), "r"(a[64 + t]));
   y[t] = d[0] + d[3];
 }
 
@@ -270,8 +264,7 @@ extern "C" __global__ void neighbours(int* x, int* y) {
 #endif
 }
 
-// Copies a result through shared memory: the values that other warps still read are overwritten by 2-byte
-// stores.
+// Copies a result through shared memory: the values that other warps still read are overwritten by 2-byte stores.
 extern "C" __global__ void narrow(const u16* x, u16* y) {
   __shared__ u16 s[128];
   const int t = threadIdx.x;

@@ -46,15 +46,7 @@ extern "C" __global__ void divergence(const int* x, int* y, int n) {
   y[t] = w * 1000 + steps;
 }
 
-__device__ __noinline__ int fibonacci(int n) {
-    int a = 0, b = 1;
-    for (int i = 0; i < n; ++i) {
-        const int c = a + b;
-        a = b;
-        b = c;
-    }
-    return a;
-}
+__device__ __noinline__ int fibonacci(int n) { int a = 0, b = 1; for (int i = 0; i < n; ++i) { const int c = a + b; a = b; b = c; } return a; }
 struct Pair { int a; float b; };
 __device__ __noinline__ Pair both(int n, float x, const int* table) {
   if (n < 3) return Pair{-n, x};
@@ -133,14 +125,13 @@ extern "C" __global__ void votes(int* y, int n) {
 }
 
 // Every width and sign of memory access.
-extern "C" __global__ void widths(const signed char* a, const unsigned char* b, const short* c,
-                                  const unsigned short* d, const long long* e, const double* f,
-                                  const uint4* g, float* y, unsigned char* z, ushort2* w) {
-    const int t = blockIdx.x * blockDim.x + threadIdx.x;
-    const uint4 v = g[t];
-    y[t] = a[t] + b[t] * 2.0f + c[t] * 3.0f + d[t] * 4.0f + (float)e[t] + (float)f[t] + v.x + v.w - v.y - v.z;
-    z[t] = (unsigned char)(a[t] * 3);
-    w[t] = make_ushort2(c[t], d[t] + 1);
+extern "C" __global__ void widths(const signed char* a, const unsigned char* b, const short* c, const unsigned short* d,
+                                  const long long* e, const double* f, const uint4* g, float* y, unsigned char* z, ushort2* w) {
+  const int t = blockIdx.x * blockDim.x + threadIdx.x;
+  const uint4 v = g[t];
+  y[t] = a[t] + b[t] * 2.0f + c[t] * 3.0f + d[t] * 4.0f + (float)e[t] + (float)f[t] + v.x + v.w - v.y - v.z;
+  z[t] = (unsigned char)(a[t] * 3);
+  w[t] = make_ushort2(c[t], d[t] + 1);
 }
 
 // A generic pointer that is shared in one half of the block's warps and global in the other.
@@ -156,7 +147,6 @@ extern "C" __global__ void generic(int* x, int* y) {
 }
 
 extern "C" __global__ void cube(int* y) {
-    const int x = blockIdx.x * blockDim.x + threadIdx.x, v = blockIdx.y * blockDim.y + threadIdx.y,
-              z = blockIdx.z * blockDim.z + threadIdx.z;
-    y[(z * gridDim.y * blockDim.y + v) * gridDim.x * blockDim.x + x] = x + 100 * v + 10000 * z;
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, v = blockIdx.y * blockDim.y + threadIdx.y, z = blockIdx.z * blockDim.z + threadIdx.z;
+  y[(z * gridDim.y * blockDim.y + v) * gridDim.x * blockDim.x + x] = x + 100 * v + 10000 * z;
 }
