@@ -6,7 +6,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// `softmax(q k^T / sqrt(D)) v` for every head, `D = C / heads` (Vaswani et al. 2017, equation 1).
@@ -20,15 +20,33 @@ pub struct Attention {
     pub heads: usize,
 }
 
+/// Fails with a sentence unless the last axis is queries, keys and values of so many heads.
+pub(super) fn expect_heads(qkv: Shape, heads: usize) -> std::result::Result<(), String> {
+    if heads > 0 && qkv.last().is_multiple_of(3) && (qkv.last() / 3).is_multiple_of(heads) {
+        return Ok(());
+    }
+    Err(format!("the last axis of {qkv} is not 3 times a multiple of {heads} heads"))
+}
+
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Softmax of a row of logits.
+pub(super) fn softmax(logits: &[f64]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = logits.iter().map(|l| (l - max).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter().map(|weight| weight / sum).collect()
+}
+
 impl Operator for Attention {
     const NAME: &'static str = "attention";
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
         expect_inputs(inputs, 1)?;
         let qkv = expect_rank(inputs, 0, 3, "[B, N, 3C]")?;
-        if self.heads == 0 || !qkv[2].is_multiple_of(3) || !(qkv[2] / 3).is_multiple_of(self.heads) {
-            return Err(format!("the last axis of {qkv} is not 3 times a multiple of {} heads", self.heads));
-        }
+        expect_heads(qkv, self.heads)?;
         Ok(vec![inputs[0].with_shape([qkv[0], qkv[1], qkv[2] / 3])])
     }
 
@@ -119,13 +137,10 @@ impl Operator for AttentionGrad {
         for (b, h) in (0..batch).flat_map(|b| (0..self.heads).map(move |h| (b, h))) {
             let [q, k, v] = [0, 1, 2].map(|block| move |i: usize| (b * n + i) * 3 * c + block * c + h * d);
             let row = |at: usize| &qkv.data()[at..at + d];
-            let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
             for i in 0..n {
                 let dy = &dy.data()[(b * n + i) * c + h * d..][..d];
                 let logits: Vec<f64> = (0..n).map(|j| dot(row(q(i)), row(k(j))) * scale).collect();
-                let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
-                let p: Vec<f64> = logits.iter().map(|l| (l - max).exp() / sum).collect();
+                let p = softmax(&logits);
                 let dp: Vec<f64> = (0..n).map(|j| dot(dy, row(v(j)))).collect();
                 let mean = dot(&p, &dp);
                 for j in 0..n {

@@ -1,5 +1,6 @@
 //! Self-attention within windows of a map (Liu et al., *Swin Transformer*, ICCV 2021).
 
+use super::attention::{dot, expect_heads, softmax};
 use super::{
     Backward, Gradient, Inferred, Operator, ValueType, case::Case, case::Filling, expect_inputs, expect_rank,
     expect_shape,
@@ -64,9 +65,7 @@ impl WindowAttention {
 
     fn check(&self, inputs: &[ValueType]) -> std::result::Result<Shape, String> {
         let qkv = expect_rank(inputs, 0, 4, "[B, H, W, 3C]")?;
-        if self.heads == 0 || !qkv[3].is_multiple_of(3) || !(qkv[3] / 3).is_multiple_of(self.heads) {
-            return Err(format!("the last axis of {qkv} is not 3 times a multiple of {} heads", self.heads));
-        }
+        expect_heads(qkv, self.heads)?;
         if self.shift >= self.window {
             return Err(format!("a shift of {} in windows of {}", self.shift, self.window));
         }
@@ -75,63 +74,88 @@ impl WindowAttention {
         Ok(qkv)
     }
 
-    /// Calls `f` for every window of every image and every head with that head's index and the window's
-    /// tokens, in rows: the place of each in the map (`None` in the padding), and what is added to the logits
-    /// of each pair.
-    fn for_windows(
-        &self,
-        qkv: Shape,
-        table: &Tensor<f64>,
-        mut f: impl FnMut(usize, &[Option<usize>], &dyn Fn(usize, usize) -> (usize, f64)),
-    ) {
-        let ([rows, columns], w) = (self.windows(qkv), self.window);
-        for (b, wr, wc) in
-            (0..qkv[0]).flat_map(|b| (0..rows).flat_map(move |r| (0..columns).map(move |c| (b, r, c))))
-        {
+    /// Calls `f` for every head of every window of every image.
+    fn for_windows(&self, inputs: [&Tensor<f64>; 3], mut f: impl FnMut(&Window<'_>)) {
+        let [qkv, bias, table] = inputs;
+        let (map, side) = (qkv.shape(), self.window);
+        let windows = self.windows(map);
+        for window in 0..map[0] * windows[0] * windows[1] {
+            let (image, at) = (window / (windows[0] * windows[1]), window % (windows[0] * windows[1]));
+            let at = [at / windows[1], at % windows[1]];
             let token = |t: usize| {
-                let row = self.source(wr, t / w, rows, qkv[1])?;
-                let column = self.source(wc, t % w, columns, qkv[2])?;
-                Some((b * qkv[1] + row) * qkv[2] + column)
+                let row = self.source(at[0], t / side, windows[0], map[1])?;
+                let column = self.source(at[1], t % side, windows[1], map[2])?;
+                Some((image * map[1] + row) * map[2] + column)
             };
-            let tokens: Vec<Option<usize>> = (0..w * w).map(token).collect();
+            let tokens: Vec<Option<usize>> = (0..side * side).map(token).collect();
             for head in 0..self.heads {
-                let added = |i: usize, k: usize| {
-                    let offset = (i / w + w - 1 - k / w) * (2 * w - 1) + i % w + w - 1 - k % w;
-                    let parted =
-                        self.is_parted(wr, rows, i / w, k / w) || self.is_parted(wc, columns, i % w, k % w);
-                    let mask = if parted { f64::from(MASKED) } else { 0.0 };
-                    (offset, table.data()[offset * self.heads + head] + mask)
-                };
-                f(head, &tokens, &added);
+                f(&Window { op: self, qkv, bias, table, windows, at, tokens: &tokens, head });
             }
         }
     }
+
+    /// Pairs of pixels of one window, over all windows.
+    fn pairs(&self, qkv: Shape) -> u64 {
+        (qkv[0] * self.windows(qkv).iter().product::<usize>() * self.window.pow(4)) as u64
+    }
 }
 
-/// Channels of one head of a token: block 0 of the queries, 1 of the keys, 2 of the values.
-fn channels<'a>(
+/// One head of one window.
+struct Window<'a> {
+    op: &'a WindowAttention,
     qkv: &'a Tensor<f64>,
     bias: &'a Tensor<f64>,
-    token: Option<usize>,
-    block: usize,
+    table: &'a Tensor<f64>,
+    /// Windows of the map, down and across, and which this is.
+    windows: [usize; 2],
+    at: [usize; 2],
+    /// Place of each pixel of the window in the map, row by row; `None` in the padding.
+    tokens: &'a [Option<usize>],
     head: usize,
-    depth: usize,
-) -> &'a [f64] {
-    let wide = bias.data().len();
-    let row = token.map_or(bias.data(), |token| &qkv.data()[token * wide..][..wide]);
-    &row[block * wide / 3 + head * depth..][..depth]
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
+impl<'a> Window<'a> {
+    /// Channels of a head.
+    fn depth(&self) -> usize {
+        self.bias.data().len() / 3 / self.op.heads
+    }
 
-/// Softmax of a row of logits.
-fn softmax(logits: &[f64]) -> Vec<f64> {
-    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = logits.iter().map(|l| (l - max).exp()).collect();
-    let sum: f64 = weights.iter().sum();
-    weights.iter().map(|weight| weight / sum).collect()
+    fn scale(&self) -> f64 {
+        1.0 / (self.depth() as f64).sqrt()
+    }
+
+    /// The pixels that lie on the map, as positions in the window and in the map.
+    fn on_map(&self) -> impl Iterator<Item = (usize, usize)> + use<'a> {
+        self.tokens.iter().enumerate().filter_map(|(i, token)| Some((i, (*token)?)))
+    }
+
+    /// Channels of this head of pixel `i`: block 0 of the queries, 1 of the keys, 2 of the values.
+    fn part(&self, i: usize, block: usize) -> &'a [f64] {
+        let (wide, depth) = (self.bias.data().len(), self.depth());
+        let row = self.tokens[i].map_or(self.bias.data(), |token| &self.qkv.data()[token * wide..][..wide]);
+        &row[block * wide / 3 + self.head * depth..][..depth]
+    }
+
+    /// The element of the table that query `i` and key `k` share.
+    fn bias_at(&self, i: usize, k: usize) -> usize {
+        let w = self.op.window;
+        let offset = (i / w + w - 1 - k / w) * (2 * w - 1) + i % w + w - 1 - k % w;
+        offset * self.op.heads + self.head
+    }
+
+    /// The weights of all keys for query `i`.
+    fn weights(&self, i: usize) -> Vec<f64> {
+        let (op, w, n) = (self.op, self.op.window, self.tokens.len());
+        let logit = |k: usize| {
+            let parted = op.is_parted(self.at[0], self.windows[0], i / w, k / w)
+                || op.is_parted(self.at[1], self.windows[1], i % w, k % w);
+            let mask = if parted { f64::from(MASKED) } else { 0.0 };
+            dot(self.part(i, 0), self.part(k, 1)) * self.scale()
+                + self.table.data()[self.bias_at(i, k)]
+                + mask
+        };
+        softmax(&(0..n).map(logit).collect::<Vec<_>>())
+    }
 }
 
 impl Operator for WindowAttention {
@@ -145,21 +169,15 @@ impl Operator for WindowAttention {
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
-        let [qkv, bias, table] = [inputs[0], inputs[1], inputs[2]];
-        let shape = qkv.shape();
-        let (c, n) = (shape[3] / 3, self.window * self.window);
-        let d = c / self.heads;
-        let scale = 1.0 / (d as f64).sqrt();
+        let shape = inputs[0].shape();
+        let c = shape[3] / 3;
         let mut y = Tensor::zeros([shape[0], shape[1], shape[2], c]);
-        self.for_windows(shape, table, |head, tokens, added| {
-            let part = |token: usize, block| channels(qkv, bias, tokens[token], block, head, d);
-            for (i, to) in tokens.iter().enumerate().filter_map(|(i, token)| Some((i, (*token)?))) {
-                let logits: Vec<f64> =
-                    (0..n).map(|k| dot(part(i, 0), part(k, 1)) * scale + added(i, k).1).collect();
-                let weights = softmax(&logits);
-                for e in 0..d {
-                    y.data_mut()[to * c + head * d + e] = (0..n).map(|k| weights[k] * part(k, 2)[e]).sum();
-                }
+        self.for_windows([inputs[0], inputs[1], inputs[2]], |window| {
+            for (i, to) in window.on_map() {
+                let weights = window.weights(i);
+                let value = |e| weights.iter().enumerate().map(|(k, p)| p * window.part(k, 2)[e]).sum();
+                let y = &mut y.data_mut()[to * c + window.head * window.depth()..][..window.depth()];
+                y.iter_mut().enumerate().for_each(|(e, y)| *y = value(e));
             }
         });
         vec![y]
@@ -173,9 +191,7 @@ impl Operator for WindowAttention {
 
     fn flops(&self, inputs: &[ValueType], _: &[ValueType]) -> u64 {
         let qkv = inputs[0].shape;
-        let windows = self.windows(qkv).iter().product::<usize>() * qkv[0];
-        let pairs = (windows * self.window.pow(4)) as u64;
-        pairs * (4 * (qkv[3] / 3) as u64 + 6 * self.heads as u64)
+        self.pairs(qkv) * (4 * (qkv[3] / 3) as u64 + 6 * self.heads as u64)
     }
 
     fn cases() -> Vec<Case> {
@@ -231,29 +247,25 @@ impl Operator for WindowAttentionGrad {
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
-        let [qkv, bias, table, dy] = [inputs[0], inputs[1], inputs[2], inputs[3]];
-        let (c, n) = (dy.shape()[3], self.of.window * self.of.window);
-        let d = c / self.of.heads;
-        let scale = 1.0 / (d as f64).sqrt();
-        let mut grads = [qkv, bias, table].map(|x| Tensor::zeros(x.shape()));
-        self.of.for_windows(qkv.shape(), table, |head, tokens, added| {
-            let part = |token: usize, block| channels(qkv, bias, tokens[token], block, head, d);
-            for (i, at) in tokens.iter().enumerate().filter_map(|(i, token)| Some((i, (*token)?))) {
-                let dy = &dy.data()[at * c + head * d..][..d];
-                let logits: Vec<f64> =
-                    (0..n).map(|k| dot(part(i, 0), part(k, 1)) * scale + added(i, k).1).collect();
-                let p = softmax(&logits);
-                let dp: Vec<f64> = (0..n).map(|k| dot(dy, part(k, 2))).collect();
+        let (operands, dy) = ([inputs[0], inputs[1], inputs[2]], inputs[3]);
+        let c = dy.shape()[3];
+        let mut grads = operands.map(|x| Tensor::zeros(x.shape()));
+        self.of.for_windows(operands, |window| {
+            let (d, scale) = (window.depth(), window.scale());
+            for (i, at) in window.on_map() {
+                let dy = &dy.data()[at * c + window.head * d..][..d];
+                let p = window.weights(i);
+                let dp: Vec<f64> = (0..p.len()).map(|k| dot(dy, window.part(k, 2))).collect();
                 let mean = dot(&p, &dp);
-                for k in 0..n {
+                for k in 0..p.len() {
                     let ds = p[k] * (dp[k] - mean);
-                    grads[2].data_mut()[added(i, k).0 * self.of.heads + head] += ds;
-                    // A token of the padding is the bias.
-                    let (to, key) = tokens[k].map_or((1, 0), |token| (0, token * 3 * c));
+                    grads[2].data_mut()[window.bias_at(i, k)] += ds;
+                    // A pixel of the padding is the bias.
+                    let (to, key) = window.tokens[k].map_or((1, 0), |token| (0, token * 3 * c));
                     for e in 0..d {
-                        let at_head = head * d + e;
-                        grads[0].data_mut()[at * 3 * c + at_head] += ds * scale * part(k, 1)[e];
-                        grads[to].data_mut()[key + c + at_head] += ds * scale * part(i, 0)[e];
+                        let at_head = window.head * d + e;
+                        grads[0].data_mut()[at * 3 * c + at_head] += ds * scale * window.part(k, 1)[e];
+                        grads[to].data_mut()[key + c + at_head] += ds * scale * window.part(i, 0)[e];
                         grads[to].data_mut()[key + 2 * c + at_head] += p[k] * dy[e];
                     }
                 }
@@ -264,9 +276,7 @@ impl Operator for WindowAttentionGrad {
 
     fn flops(&self, inputs: &[ValueType], _: &[ValueType]) -> u64 {
         let qkv = inputs[0].shape;
-        let windows = self.of.windows(qkv).iter().product::<usize>() * qkv[0];
-        let pairs = (windows * self.of.window.pow(4)) as u64;
-        pairs * (10 * (qkv[3] / 3) as u64 + 11 * self.of.heads as u64)
+        self.of.pairs(qkv) * (10 * (qkv[3] / 3) as u64 + 11 * self.of.heads as u64)
     }
 
     fn cases() -> Vec<Case> {

@@ -7,8 +7,7 @@
 //! has nothing to do, and enumerations, which `tests/cuda` runs in every value.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use testkit::texts::texts;
 
 /// Numbers that a kernel has for itself alone, and enumerations.
 const ITS_OWN: &[(&str, &[&str])] = &[
@@ -27,27 +26,8 @@ const ITS_OWN: &[(&str, &[&str])] = &[
     ("rows/tile.cuh", &["ROW_BIAS"]),
 ];
 
-/// Texts below a folder of the repository, by path.
-fn texts(folder: &str, extensions: &[&str]) -> BTreeMap<String, String> {
-    fn walk(root: &Path, folder: &Path, extensions: &[&str], texts: &mut BTreeMap<String, String>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(root, &path, extensions, texts);
-            } else if path.extension().is_some_and(|e| extensions.contains(&e.to_str().unwrap())) {
-                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
-                texts.insert(name, fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    let mut found = BTreeMap::new();
-    walk(&root, &root, extensions, &mut found);
-    found
-}
-
 /// The numbers that a kernel's text names, by name.
-fn kernel_numbers(text: &str) -> BTreeMap<String, i64> {
+pub fn stated_numbers(text: &str) -> BTreeMap<String, i64> {
     let mut found = BTreeMap::new();
     let mut note = |name: &str, value: &str| {
         if let Ok(value) = value.trim().parse() {
@@ -106,7 +86,7 @@ fn claims(text: &str) -> Vec<(String, Vec<String>, String, Vec<i64>)> {
 
 /// What is wrong, a line each.
 fn faults(rust: &BTreeMap<String, String>, kernels: &BTreeMap<String, String>) -> Vec<String> {
-    let numbers: BTreeMap<_, _> = kernels.iter().map(|(path, text)| (path, kernel_numbers(text))).collect();
+    let numbers: BTreeMap<_, _> = kernels.iter().map(|(path, text)| (path, stated_numbers(text))).collect();
     let mut faults = Vec::new();
     let mut claimed = Vec::new();
     for (file, text) in rust {

@@ -10,9 +10,9 @@
 //! path has the same words (`by_tiles[1][0]` has `by`, `tiles`, `1`, `0`), where an index 0 may stand for one
 //! of `h`, `height`, `p` and `multiplier`, an index 1 for one of `w`, `width`, `q` and `shift`.
 
+use crate::constants::stated_numbers;
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use testkit::texts::texts;
 
 /// One number of a struct: its type, as Rust calls it, and the words of its path.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,25 +25,6 @@ struct Number {
 fn code(text: &str) -> String {
     let lines = text.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code));
     lines.collect::<Vec<_>>().join("\n")
-}
-
-/// Texts of all files below `folder`, by their path in it.
-fn texts(folder: &str, extensions: &[&str]) -> BTreeMap<String, String> {
-    fn walk(root: &Path, folder: &Path, extensions: &[&str], texts: &mut BTreeMap<String, String>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(root, &path, extensions, texts);
-            } else if path.extension().is_some_and(|e| extensions.contains(&e.to_str().unwrap())) {
-                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
-                texts.insert(name, fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    let mut found = BTreeMap::new();
-    walk(&root, &root, extensions, &mut found);
-    found
 }
 
 /// What stands between the bracket that `text` begins with and its partner, and what follows.
@@ -98,16 +79,10 @@ fn with_includes(name: &str, kernels: &BTreeMap<String, String>) -> String {
     out
 }
 
-/// Value of an integer constant of a kernel: a `#define` or a `constexpr u32` of a literal.
+/// Value of an integer constant of a kernel, or of a literal.
 fn kernel_constant(text: &str, name: &str) -> Option<usize> {
-    if let Ok(number) = name.parse() {
-        return Some(number);
-    }
-    let of_line = |line: &str| {
-        let define = line.strip_prefix("#define ").and_then(|rest| rest.strip_prefix(name));
-        define.and_then(|rest| rest.strip_prefix(' ')).and_then(|value| value.trim().parse().ok())
-    };
-    text.lines().find_map(of_line)
+    let known = || stated_numbers(text).get(name).and_then(|&value| usize::try_from(value).ok());
+    name.parse().ok().or_else(known)
 }
 
 /// The numbers of struct `name` of a kernel, with the struct's own field names; `None` if there is no such

@@ -2,8 +2,8 @@
 //! may be. It reads the source text, so that it also sees code that this platform does not compile.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
+use testkit::texts::texts;
 
 /// Each top-level module and those it may import. `lib.rs`, binaries and tests stand outside.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -170,22 +170,11 @@ fn sources() -> Vec<(PathBuf, String)> {
     files("src", &["rs"])
 }
 
-/// Path and text of the files below a folder of the repository.
+/// Path in the repository and text of the files below a folder of it.
 fn files(folder: &str, extensions: &[&str]) -> Vec<(PathBuf, String)> {
-    fn walk(folder: &Path, extensions: &[&str], files: &mut Vec<(PathBuf, String)>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, extensions, files);
-            } else if path.extension().is_some_and(|e| extensions.contains(&e.to_str().unwrap())) {
-                let text = fs::read_to_string(&path).unwrap();
-                let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-                files.push((path.strip_prefix(root).unwrap().to_path_buf(), text));
-            }
-        }
-    }
-    let mut files = Vec::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), extensions, &mut files);
+    let files =
+        texts(folder, extensions).into_iter().map(|(name, text)| (Path::new(folder).join(name), text));
+    let mut files: Vec<_> = files.collect();
     files.sort();
     assert!(files.len() > 10, "only {} files found in {folder}", files.len());
     files

@@ -3,6 +3,7 @@
 //! then through autodiff, and its results and gradients are checked by the references in double precision and
 //! on the CPU for each instruction set.
 
+use crate::goldens::{WINDOW_PARAMETERS, swin_attention, window_map, windows_of};
 use knet::cpu::Weights;
 use knet::graph::autodiff::gradients;
 use knet::graph::passes::optimize;
@@ -16,7 +17,7 @@ use knet::ops::epilogue::Epilogue;
 use knet::ops::resize::ResizeMode;
 use knet::ops::{
     Activate, Attention, BatchNorm, BatchNormTrain, Binary, Conv2d, Fill, GroupNorm, LayerNorm, Linear,
-    MaxPool2d, Op, Resize, Softmax, ValueType, WindowAttention,
+    MaxPool2d, Op, Resize, Softmax, ValueType,
 };
 use knet::tensor::{Shape, Tensor};
 use libtest_mimic::{Failed, Trial};
@@ -380,31 +381,18 @@ fn attention() -> Vec<Check> {
 fn window_attention() -> Vec<Check> {
     let file = File::read("ops", "swin_attention");
     file.each(|name, case, attributes| {
-        let field = |name| integer(attributes, name);
-        let op = WindowAttention {
-            heads: field("num_heads"),
-            window: field("window_size"),
-            shift: field("shift_size"),
-        };
-        let map = |name: &str| {
-            let tokens = file.get(case, name);
-            let [batch, channels] = [tokens.shape()[0], tokens.shape()[2]];
-            tokens.reshape([batch, field("H"), field("W"), channels])
-        };
-        let plain = |name: &str| Operand {
-            value: file.get(case, name),
-            grad: Some(file.get(case, &format!("grad_{name}"))),
-        };
-        let parameters =
-            ["qkv.weight", "qkv.bias", "relative_position_bias_table", "proj.weight", "proj.bias"];
-        let mut operands = vec![Operand { value: map("x"), grad: Some(map("grad_x")) }];
-        operands.extend(parameters.map(|name| plain(&format!("p.w_msa.{name}"))));
+        let map = |tensor: &str| window_map(&file, case, attributes, tensor);
+        let mut all = vec![Operand { value: map("x"), grad: Some(map("grad_x")) }];
+        all.extend(operands(
+            &file,
+            case,
+            &WINDOW_PARAMETERS.map(|name| (name, same as fn(Tensor) -> Tensor)),
+        ));
+        assert!(all.iter().all(|operand| operand.grad.is_some()), "{case}: a parameter without a gradient");
         let y = Outcome { value: map("y"), upstream: Some(map("grad_y")) };
-        Some(Check::new((name, &file, case), operands, vec![y], |b, ids| {
-            let projection = Linear { epilogue: Epilogue::BIAS };
-            let qkv = b.node("qkv", projection, &ids[..3]).unwrap();
-            let mixed = b.node("mixed", op, &[qkv, ids[2], ids[3]]).unwrap();
-            vec![b.node("y", projection, &[mixed, ids[4], ids[5]]).unwrap()]
+        let op = windows_of(attributes);
+        Some(Check::new((name, &file, case), all, vec![y], |b, ids| {
+            vec![swin_attention(b, op, ids).unwrap()]
         }))
     })
 }

@@ -6,7 +6,7 @@
 //! Goldens keep PyTorch's layouts (NCHW, OIHW); operands are converted on the way in and results on the
 //! way out.
 
-use knet::graph::{Builder, Graph};
+use knet::graph::{Builder, Graph, ValueId};
 use knet::isa::Isa;
 use knet::ops::activation::Activation;
 use knet::ops::case::{Tolerance, relative_l2};
@@ -53,11 +53,21 @@ struct Golden {
 impl Golden {
     /// One operator over `inputs`, already in the graph's layout, with f64-made results in the same layout.
     fn new(name: String, op: impl Into<Op>, inputs: Vec<Tensor>, wanted: Tensor) -> Self {
+        Golden::composed(name, inputs, wanted, |builder, ids| builder.node("result", op, ids))
+    }
+
+    /// What `build` makes of operands of the types of `inputs`, as [`Golden::new`].
+    fn composed(
+        name: String,
+        inputs: Vec<Tensor>,
+        wanted: Tensor,
+        build: impl FnOnce(&mut Builder, &[ValueId]) -> knet::Result<ValueId>,
+    ) -> Self {
         let mut builder = Builder::new();
         let named = inputs.iter().enumerate();
         let ids: Vec<_> =
             named.map(|(i, t)| builder.input(&format!("operand{i}"), ValueType::map(t.shape()))).collect();
-        let result = builder.node("result", op, &ids).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let result = build(&mut builder, &ids).unwrap_or_else(|error| panic!("{name}: {error}"));
         builder.output("result", result);
         let graph = builder.finish().unwrap();
         let axes = (0..wanted.shape().rank()).collect();
@@ -223,26 +233,14 @@ fn attention() -> Vec<Golden> {
                 "p.attn.out_proj.bias",
             ],
         ));
-        let mut builder = Builder::new();
-        let mut define =
-            |(i, t): (usize, &Tensor)| builder.input(&format!("p{i}"), ValueType::map(t.shape()));
-        let ids: Vec<_> = inputs.iter().enumerate().map(&mut define).collect();
-        let projection = Linear { epilogue: Epilogue::BIAS };
-        let qkv = builder.node("qkv", projection, &ids[..3]).unwrap();
-        let mixed = builder.node("mixed", Attention { heads }, &[qkv]).unwrap();
-        let with_residual = Linear { epilogue: Epilogue { residual: true, ..Epilogue::BIAS } };
-        let y = builder.node("y", with_residual, &[mixed, ids[3], ids[4], ids[0]]).unwrap();
-        builder.output("y", y);
-        Some(Golden {
-            name,
-            graph: builder.finish().unwrap(),
-            inputs,
-            axes: vec![1, 0, 2],
-            stride: 1,
-            wanted: file.get(case, "y"),
-            reference: STORED,
-            fast: Tolerance::REDUCTION.relative_l2,
-        })
+        let golden = Golden::composed(name, inputs, file.get(case, "y"), |builder, ids| {
+            let projection = Linear { epilogue: Epilogue::BIAS };
+            let qkv = builder.node("qkv", projection, &ids[..3])?;
+            let mixed = builder.node("mixed", Attention { heads }, &[qkv])?;
+            let with_residual = Linear { epilogue: Epilogue { residual: true, ..Epilogue::BIAS } };
+            builder.node("y", with_residual, &[mixed, ids[3], ids[4], ids[0]])
+        });
+        Some(Golden { axes: vec![1, 0, 2], ..golden })
     })
 }
 
@@ -250,48 +248,43 @@ fn attention() -> Vec<Golden> {
 fn window_attention() -> Vec<Golden> {
     let file = File::read("ops", "swin_attention");
     file.each(|name, case, attributes| {
-        let field = |name| integer(attributes, name);
-        let op = WindowAttention {
-            heads: field("num_heads"),
-            window: field("window_size"),
-            shift: field("shift_size"),
-        };
-        let map = |name: &str| {
-            let tokens = file.get(case, name);
-            let [batch, channels] = [tokens.shape()[0], tokens.shape()[2]];
-            tokens.reshape([batch, field("H"), field("W"), channels])
-        };
+        let map = |tensor: &str| window_map(&file, case, attributes, tensor);
         let mut inputs = vec![map("x")];
-        inputs.extend(file.all(
-            case,
-            [
-                "p.w_msa.qkv.weight",
-                "p.w_msa.qkv.bias",
-                "p.w_msa.relative_position_bias_table",
-                "p.w_msa.proj.weight",
-                "p.w_msa.proj.bias",
-            ],
-        ));
-        let mut builder = Builder::new();
-        let mut define =
-            |(i, t): (usize, &Tensor)| builder.input(&format!("p{i}"), ValueType::map(t.shape()));
-        let ids: Vec<_> = inputs.iter().enumerate().map(&mut define).collect();
-        let projection = Linear { epilogue: Epilogue::BIAS };
-        let qkv = builder.node("qkv", projection, &ids[..3]).unwrap();
-        let mixed = builder.node("mixed", op, &[qkv, ids[2], ids[3]]).unwrap();
-        let y = builder.node("y", projection, &[mixed, ids[4], ids[5]]).unwrap();
-        builder.output("y", y);
-        Some(Golden {
-            name,
-            graph: builder.finish().unwrap(),
-            inputs,
-            axes: vec![0, 1, 2, 3],
-            stride: 1,
-            wanted: map("y"),
-            reference: STORED,
-            fast: Tolerance::REDUCTION.relative_l2,
-        })
+        inputs.extend(file.all(case, WINDOW_PARAMETERS));
+        let op = windows_of(attributes);
+        Some(Golden::composed(name, inputs, map("y"), |builder, ids| swin_attention(builder, op, ids)))
     })
+}
+
+/// Parameters of attention within windows and its projections, as upstream calls them.
+pub const WINDOW_PARAMETERS: [&str; 5] = [
+    "p.w_msa.qkv.weight",
+    "p.w_msa.qkv.bias",
+    "p.w_msa.relative_position_bias_table",
+    "p.w_msa.proj.weight",
+    "p.w_msa.proj.bias",
+];
+
+/// The operator of a case of `swin_attention`.
+pub fn windows_of(attributes: &Value) -> WindowAttention {
+    let field = |name| integer(attributes, name);
+    let (heads, window, shift) = (field("num_heads"), field("window_size"), field("shift_size"));
+    WindowAttention { heads, window, shift }
+}
+
+/// Tokens of a case of `swin_attention`, `[B, H W, C]`, as a map.
+pub fn window_map(file: &File, case: &str, attributes: &Value, tensor: &str) -> Tensor {
+    let tokens = file.get(case, tensor);
+    let [batch, channels] = [tokens.shape()[0], tokens.shape()[2]];
+    tokens.reshape([batch, integer(attributes, "H"), integer(attributes, "W"), channels])
+}
+
+/// Both projections and what is between them, of a map and [`WINDOW_PARAMETERS`].
+pub fn swin_attention(b: &mut Builder, op: WindowAttention, ids: &[ValueId]) -> knet::Result<ValueId> {
+    let projection = Linear { epilogue: Epilogue::BIAS };
+    let qkv = b.node("qkv", projection, &ids[..3])?;
+    let mixed = b.node("mixed", op, &[qkv, ids[2], ids[3]])?;
+    b.node("y", projection, &[mixed, ids[4], ids[5]])
 }
 
 fn sine_encoding() -> Vec<Golden> {

@@ -204,9 +204,9 @@ impl HeadsGrad {
 }
 
 simd! {
-    /// Turns every row of logits into weights, and their gradients into those of the products of queries and
-    /// keys.
-    fn softmax_with_grad(
+    /// Turns every row of logits, which are to be multiplied by `scale`, into weights, and the gradients of
+    /// these into those of the logits.
+    pub(super) fn softmax_with_grad(
         isa, n: usize, scale: f32, stride: usize, weights: &mut [f32], grads: &mut [f32],
     ) {
         for (weights, grads) in weights.chunks_exact_mut(stride).zip(grads.chunks_exact_mut(stride)) {

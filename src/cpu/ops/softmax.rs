@@ -43,15 +43,16 @@ impl Kernel for Rows {
         let chunk = (ELEMENTS_PER_TASK / self.length.max(1)).max(1) * self.length.max(1);
         args.outputs[0].par_chunks_mut(chunk).zip(args.inputs[0].par_chunks(chunk)).for_each(|(y, x)| {
             y.copy_from_slice(x);
-            rows(self.isa, self.length, y);
+            rows(self.isa, self.length, self.length, y);
         });
     }
 }
 
 simd! {
-    /// Softmax of every row of `length` elements, in place.
-    fn rows(isa, length: usize, y: &mut [f32]) {
-        for row in y.chunks_exact_mut(length) {
+    /// Softmax of every row of `length` elements, in place; rows lie `stride` apart.
+    pub(super) fn rows(isa, length: usize, stride: usize, y: &mut [f32]) {
+        for row in y.chunks_exact_mut(stride) {
+            let row = &mut row[..length];
             let max = maximum(row);
             let inverse = 1.0 / exponentials(row, max, 1.0);
             row.iter_mut().for_each(|v| *v *= inverse);

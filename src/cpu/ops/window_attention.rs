@@ -7,10 +7,11 @@
 //! and a row of keys lie side by side.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
-use super::exp::{LANES, exponentials, maximum};
-use super::normalise::dot;
+use super::attention::softmax_with_grad;
+use super::exp::LANES;
 use super::product::{Matrix, product, transpose};
-use crate::isa::{Isa, simd};
+use super::softmax;
+use crate::isa::Isa;
 use crate::ops::window_attention::MASKED;
 use crate::ops::{WindowAttention, WindowAttentionGrad};
 use rayon::prelude::*;
@@ -127,18 +128,6 @@ impl Windows {
     }
 }
 
-simd! {
-    /// Turns every row of logits into weights.
-    fn softmax(isa, logits: &mut [f32], n: usize, stride: usize) {
-        for row in logits.chunks_exact_mut(stride) {
-            let row = &mut row[..n];
-            let max = maximum(row);
-            let inverse = 1.0 / exponentials(row, max, 1.0);
-            row.iter_mut().for_each(|v| *v *= inverse);
-        }
-    }
-}
-
 struct Attend(Windows);
 
 impl CpuOp for WindowAttention {
@@ -190,7 +179,7 @@ impl Attend {
             let left = Matrix { data: &query[from * d..], stride: d };
             product(isa, queries, d, columns, left, Matrix { data: keys, stride: columns }, logits, columns);
             self.0.add_biases(strip, across, scale, &turned[head * offsets..][..offsets], logits);
-            softmax(isa, logits, n, columns);
+            softmax::rows(isa, n, columns, logits);
             self.0.gather(qkv, bias, at, 2, head, gathered);
             let (weights, values) =
                 (Matrix { data: logits, stride: columns }, Matrix { data: gathered, stride: d });
@@ -342,7 +331,7 @@ impl Differentiate {
                 );
             }
             self.0.add_biases(&strip, across, scale, &turned_table[head * offsets..][..offsets], weights);
-            softmax_with_grad(isa, n, columns, weights, dlogits);
+            softmax_with_grad(isa, n, 1.0, columns, weights, dlogits);
             self.add_to_table(dlogits, &mut dtable[head * offsets..][..offsets]);
             let mut put = |block: usize, result: &[f32], factor: f32| {
                 for (token, result) in result.chunks_exact(d).enumerate() {
@@ -375,20 +364,6 @@ impl Differentiate {
                 let first = (k + window - 1 - i) * (2 * window - 1) + window - 1 - j;
                 dtable[first..].iter_mut().zip(row).for_each(|(to, v)| *to += v);
             }
-        }
-    }
-}
-
-simd! {
-    /// Turns every row of logits into weights, and their gradients into those of the logits.
-    fn softmax_with_grad(isa, n: usize, stride: usize, weights: &mut [f32], grads: &mut [f32]) {
-        for (weights, grads) in weights.chunks_exact_mut(stride).zip(grads.chunks_exact_mut(stride)) {
-            let (weights, grads) = (&mut weights[..n], &mut grads[..n]);
-            let max = maximum(weights);
-            let inverse = 1.0 / exponentials(weights, max, 1.0);
-            weights.iter_mut().for_each(|v| *v *= inverse);
-            let mean = dot(weights, grads) as f32;
-            grads.iter_mut().zip(weights).for_each(|(grad, p)| *grad = *p * (*grad - mean));
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod pth_writer;
 pub mod run;
 pub mod sass;
 pub mod shared;
+pub mod texts;
 
 use std::path::{Path, PathBuf};
 
