@@ -225,5 +225,5 @@ pub(super) fn ema_name(key: &str) -> String {
 
 /// Entries of official checkpoints that hold no weights.
 pub fn is_bookkeeping(name: &str) -> bool {
-    name.ends_with(".num_batches_tracked")
+    [".num_batches_tracked", ".relative_position_index", ".attn_mask"].iter().any(|end| name.ends_with(end))
 }

@@ -38,6 +38,8 @@ pub enum Layout {
     Filter,
     /// 1x1 convolution weights used as a matrix: `[N, C, 1, 1]` becomes `[N, C]`.
     Matrix,
+    /// Weights of a linear layer used as a 1x1 convolution: `[K, C]` becomes `[K, 1, 1, C]`.
+    Pointwise,
 }
 
 impl Layout {
@@ -46,6 +48,7 @@ impl Layout {
         match (self, upstream) {
             (Layout::Filter, &[k, c, r, s]) => vec![k, r, s, c],
             (Layout::Matrix, &[n, c, 1, 1]) => vec![n, c],
+            (Layout::Pointwise, &[k, c]) => vec![k, 1, 1, c],
             _ => upstream.to_vec(),
         }
     }
@@ -69,7 +72,7 @@ impl Layout {
 
     /// Converts back: `upstream` is the checkpoint's shape.
     pub fn invert(self, tensor: Tensor, upstream: &[usize]) -> Tensor {
-        let &[k, c, r, s] = upstream else { return tensor };
+        let &[k, c, r, s] = upstream else { return tensor.reshape(Shape::new(upstream)) };
         let taps = r * s;
         if self != Layout::Filter || taps == 1 {
             return tensor.reshape(Shape::new(upstream));

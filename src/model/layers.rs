@@ -43,6 +43,34 @@ pub(in crate::model) fn conv_bias(b: &mut Builder, prefix: &str, x: ValueId, con
     b.node(prefix, Conv2d { epilogue: Epilogue::BIAS, ..op }, &[x, weight, bias])
 }
 
+/// `{prefix}.weight` `[C_out, C]` and `{prefix}.bias` of a linear layer, over every pixel of a map.
+pub(in crate::model) fn linear_map(
+    b: &mut Builder,
+    prefix: &str,
+    x: ValueId,
+    c_out: usize,
+) -> Result<ValueId> {
+    let weight = pointwise_weight(b, prefix, x, c_out)?;
+    let bias = b.param(&format!("{prefix}.bias"), &[c_out], Layout::Plain)?;
+    b.node(prefix, Conv2d { epilogue: Epilogue::BIAS, ..Conv2d::new() }, &[x, weight, bias])
+}
+
+/// As [`linear_map`], of a layer without bias.
+pub(in crate::model) fn linear_map_no_bias(
+    b: &mut Builder,
+    prefix: &str,
+    x: ValueId,
+    c_out: usize,
+) -> Result<ValueId> {
+    let weight = pointwise_weight(b, prefix, x, c_out)?;
+    b.node(prefix, Conv2d::new(), &[x, weight])
+}
+
+fn pointwise_weight(b: &mut Builder, prefix: &str, x: ValueId, c_out: usize) -> Result<ValueId> {
+    let c_in = b.shape(x).last();
+    b.param(&format!("{prefix}.weight"), &[c_out, c_in], Layout::Pointwise)
+}
+
 fn conv_parts(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<(Conv2d, ValueId)> {
     let c_in = b.shape(x).last();
     let shape = [conv.c_out, c_in, conv.kernel, conv.kernel];

@@ -10,7 +10,7 @@ pub mod head;
 mod layers;
 pub mod neck;
 
-pub use backbone::{Backbone, EfficientNetLite, ResNet, Stem};
+pub use backbone::{Backbone, EfficientNetLite, ResNet, Stem, Swin};
 pub use config::{Classes, Config, Input, Normalization, Task, Test};
 pub use head::{Head, Objects, kernel_update_head, kernel_updator};
 pub use neck::Fpn;

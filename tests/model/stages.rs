@@ -196,6 +196,13 @@ fn parameters_are_named_as_in_official_checkpoints() {
     }
 }
 
+#[test]
+fn swin_names() {
+    let model = "knet_s3_swin_l_panoptic";
+    let Some(meta) = shared::reference("swin_names", &format!("{model}/meta.json")) else { return };
+    check_names(model, &state_dict(&meta, |entry| &entry["shape"]));
+}
+
 /// No R101 without deformable convolutions is in the reference data; the rest of its names are.
 #[test]
 fn resnet101_names() {

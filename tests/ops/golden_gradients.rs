@@ -3,7 +3,7 @@
 //! then through autodiff, and its results and gradients are checked by the references in double precision and
 //! on the CPU for each instruction set.
 
-use crate::goldens::{WINDOW_PARAMETERS, swin_attention, window_map, windows_of};
+use crate::goldens::{MERGING_PARAMETERS, WINDOW_PARAMETERS, merged, swin_attention, window_map, windows_of};
 use knet::cpu::Weights;
 use knet::graph::autodiff::gradients;
 use knet::graph::passes::optimize;
@@ -16,8 +16,8 @@ use knet::ops::case::relative_l2;
 use knet::ops::epilogue::Epilogue;
 use knet::ops::resize::ResizeMode;
 use knet::ops::{
-    Activate, Attention, BatchNorm, BatchNormTrain, Binary, Conv2d, Fill, GroupNorm, LayerNorm, Linear,
-    MaxPool2d, Op, Resize, Softmax, ValueType,
+    Activate, AdaptiveAvgPool2d, Attention, BatchNorm, BatchNormTrain, Binary, Conv2d, Fill, GroupNorm,
+    LayerNorm, Linear, MaxPool2d, Op, Resize, Softmax, ValueType,
 };
 use knet::tensor::{Shape, Tensor};
 use libtest_mimic::{Failed, Trial};
@@ -397,6 +397,35 @@ fn window_attention() -> Vec<Check> {
     })
 }
 
+/// The merging of patches between two stages of Swin.
+fn patch_merging() -> Vec<Check> {
+    let file = File::read("ops", "patch_merging");
+    file.each(|name, case, attributes| {
+        let map = |tensor: &str| window_map(&file, case, attributes, tensor);
+        let mut all = vec![Operand { value: map("x"), grad: Some(map("grad_x")) }];
+        let parameters = MERGING_PARAMETERS.map(|name| (name, same as fn(Tensor) -> Tensor));
+        all.extend(operands(&file, case, &parameters));
+        let [height, width] = [0, 1].map(|axis| attributes["out_hw"][axis].as_u64().unwrap() as usize);
+        let result = |tensor: &str| {
+            let tokens = file.get(case, tensor);
+            let map = [tokens.shape()[0], height, width, tokens.shape()[2]];
+            tokens.reshape(map)
+        };
+        let y = Outcome { value: result("y"), upstream: Some(result("grad_y")) };
+        Some(Check::new((name, &file, case), all, vec![y], |b, ids| vec![merged(b, ids).unwrap()]))
+    })
+}
+
+fn adaptive_pool() -> Vec<Check> {
+    let file = File::read("ops", "adaptive_avg_pool2d");
+    file.each(|name, case, attributes| {
+        let x = operands(&file, case, &[("x", channels_last as fn(Tensor) -> Tensor)]);
+        let y = outcome(&file, case, "y", channels_last);
+        let op = AdaptiveAvgPool2d { size: [integer(attributes, "output_size"); 2] };
+        Some(Check::new((name, &file, case), x, vec![y], |b, ids| vec![b.node("y", op, ids).unwrap()]))
+    })
+}
+
 fn stages() -> Vec<Check> {
     let updator = File::read("ops", "kernel_updator");
     let mut checks = updator.each(|name, case, attributes| {
@@ -449,7 +478,17 @@ fn stages() -> Vec<Check> {
 
 /// Trials of the references and of every instruction set.
 pub fn trials() -> Vec<Trial> {
-    let families = [products(), norms(), pointwise(), maps(), attention(), window_attention(), stages()];
+    let families = [
+        products(),
+        norms(),
+        pointwise(),
+        maps(),
+        attention(),
+        window_attention(),
+        patch_merging(),
+        adaptive_pool(),
+        stages(),
+    ];
     let mut trials = Vec::new();
     for check in families.into_iter().flatten().map(Arc::new) {
         let reference = check.clone();

@@ -13,8 +13,8 @@ use knet::ops::case::{Tolerance, relative_l2};
 use knet::ops::epilogue::Epilogue;
 use knet::ops::resize::ResizeMode;
 use knet::ops::{
-    Activate, Attention, BatchNorm, Conv2d, GroupNorm, LayerNorm, Linear, MaxPool2d, Op, Resize,
-    SinePositionalEncoding, Softmax, ValueType, WindowAttention,
+    Activate, AdaptiveAvgPool2d, Attention, BatchNorm, Conv2d, GroupNorm, LayerNorm, Linear, MaxPool2d, Op,
+    PixelUnshuffle, Resize, SinePositionalEncoding, Softmax, ValueType, WindowAttention,
 };
 use knet::tensor::Tensor;
 use libtest_mimic::{Failed, Trial};
@@ -287,6 +287,37 @@ pub fn swin_attention(b: &mut Builder, op: WindowAttention, ids: &[ValueId]) -> 
     b.node("y", projection, &[mixed, ids[4], ids[5]])
 }
 
+/// The merging of patches between two stages of Swin.
+fn patch_merging() -> Vec<Golden> {
+    let file = File::read("ops", "patch_merging");
+    file.each(|name, case, attributes| {
+        let mut inputs = vec![window_map(&file, case, attributes, "x")];
+        inputs.extend(file.all(case, MERGING_PARAMETERS));
+        let wanted = file.get(case, "y");
+        let [height, width] = [0, 1].map(|axis| attributes["out_hw"][axis].as_u64().unwrap() as usize);
+        let map = [wanted.shape()[0], height, width, wanted.shape()[2]];
+        Some(Golden::composed(name, inputs, wanted.reshape(map), |builder, ids| merged(builder, ids)))
+    })
+}
+
+/// Parameters of the merging of patches, as upstream calls them.
+pub const MERGING_PARAMETERS: [&str; 3] = ["p.norm.weight", "p.norm.bias", "p.reduction.weight"];
+
+/// The merging of patches, of a map and [`MERGING_PARAMETERS`].
+pub fn merged(b: &mut Builder, ids: &[ValueId]) -> knet::Result<ValueId> {
+    let x = b.node("sampler", PixelUnshuffle { factor: 2 }, &ids[..1])?;
+    let x = b.node("norm", LayerNorm { eps: 1e-5, activation: None }, &[x, ids[1], ids[2]])?;
+    b.node("y", Linear::default(), &[x, ids[3]])
+}
+
+fn adaptive_pool() -> Vec<Golden> {
+    let file = File::read("ops", "adaptive_avg_pool2d");
+    file.each(|name, case, attributes| {
+        let op = AdaptiveAvgPool2d { size: [integer(attributes, "output_size"); 2] };
+        Some(Golden::nchw(name, op, vec![file.map(case, "x")], file.get(case, "y")))
+    })
+}
+
 fn sine_encoding() -> Vec<Golden> {
     let file = File::read("ops", "sine_positional_encoding");
     let make = |name, case: &str, attributes: &Value, tensor: &str, reference, fast| {
@@ -344,6 +375,8 @@ pub fn trials() -> Vec<Trial> {
         max_pool(),
         attention(),
         window_attention(),
+        patch_merging(),
+        adaptive_pool(),
         sine_encoding(),
         unit(),
     ];

@@ -23,7 +23,8 @@ WHOLE = {("knet_s3_r50_fpn", "a")}
 HEAD, KEPT = 64, 4096
 OPS = ("conv2d", "linear", "batch_norm", "group_norm", "layer_norm", "activations", "bilinear_resize", "max_pool2d",
        "multihead_attention", "sine_positional_encoding", "kernel_updator", "kernel_update_head_det", "bce_mask_loss", "dice_loss",
-       "focal_loss", "cross_entropy", "hungarian", "adamw", "swin_attention")
+       "focal_loss", "cross_entropy", "hungarian", "adamw", "swin_attention",
+       "patch_merging", "adaptive_avg_pool2d", "kernel_update_head_seg")
 UNIT_PREFIXES = ("sine_pe.", "bil.", "nearest.")
 
 

@@ -62,10 +62,44 @@ simd! {
 
 /// Two sweeps: the first finds maximum and sum of every column, the second computes the exponentials once
 /// more, which costs less than a third sweep over memory.
-struct Columns {
+pub(super) struct Columns {
     extents: Extents,
     outer: usize,
     isa: Isa,
+}
+
+impl Columns {
+    /// Of one matrix `[length, columns]`.
+    pub(super) fn new(length: usize, columns: usize, isa: Isa) -> Self {
+        Columns { extents: Extents { length, inner: columns }, outer: 1, isa }
+    }
+
+    /// Softmax of the columns of `x` into `y`, with [`Kernel::workspace`] floats of scratch.
+    pub(super) fn apply(&self, x: &[f32], y: &mut [f32], workspace: &mut [f32]) {
+        let Extents { length, inner } = self.extents;
+        let slab = length * inner;
+        if slab == 0 {
+            return;
+        }
+        let (maxima, rest) = workspace.split_at_mut(self.outer * inner);
+        let inverses = &mut rest[..self.outer * inner];
+        let columns = maxima.par_chunks_mut(inner).zip(inverses.par_chunks_mut(inner));
+        columns.zip(x.par_chunks(slab)).for_each(|((maxima, inverses), x)| {
+            let blocks = maxima.par_chunks_mut(COLUMNS).zip(inverses.par_chunks_mut(COLUMNS));
+            blocks.enumerate().for_each(|(block, (maxima, inverses))| {
+                column_statistics(self.isa, &x[block * COLUMNS..], inner, maxima, inverses);
+            });
+        });
+        // A task takes whole rows, at least as many as make it worth its while.
+        let chunk = (ELEMENTS_PER_TASK / inner).clamp(1, length) * inner;
+        let columns = maxima.par_chunks(inner).zip(inverses.par_chunks(inner));
+        let slabs = y.par_chunks_mut(slab).zip(x.par_chunks(slab));
+        slabs.zip(columns).for_each(|((y, x), (maxima, inverses))| {
+            y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(y, x)| {
+                weigh(self.isa, x, maxima, inverses, y);
+            });
+        });
+    }
 }
 
 impl Kernel for Columns {
@@ -78,29 +112,7 @@ impl Kernel for Columns {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let Extents { length, inner } = self.extents;
-        let slab = length * inner;
-        if slab == 0 {
-            return;
-        }
-        let (maxima, rest) = args.workspace.split_at_mut(self.outer * inner);
-        let inverses = &mut rest[..self.outer * inner];
-        let columns = maxima.par_chunks_mut(inner).zip(inverses.par_chunks_mut(inner));
-        columns.zip(args.inputs[0].par_chunks(slab)).for_each(|((maxima, inverses), x)| {
-            let blocks = maxima.par_chunks_mut(COLUMNS).zip(inverses.par_chunks_mut(COLUMNS));
-            blocks.enumerate().for_each(|(block, (maxima, inverses))| {
-                column_statistics(self.isa, &x[block * COLUMNS..], inner, maxima, inverses);
-            });
-        });
-        // A task takes whole rows, at least as many as make it worth its while.
-        let chunk = (ELEMENTS_PER_TASK / inner).clamp(1, length) * inner;
-        let columns = maxima.par_chunks(inner).zip(inverses.par_chunks(inner));
-        let slabs = args.outputs[0].par_chunks_mut(slab).zip(args.inputs[0].par_chunks(slab));
-        slabs.zip(columns).for_each(|((y, x), (maxima, inverses))| {
-            y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(y, x)| {
-                weigh(self.isa, x, maxima, inverses, y);
-            });
-        });
+        self.apply(args.inputs[0], args.outputs[0], args.workspace);
     }
 }
 

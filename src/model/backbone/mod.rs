@@ -5,9 +5,11 @@
 
 pub mod efficientnet_lite;
 pub mod resnet;
+pub mod swin;
 
 pub use efficientnet_lite::EfficientNetLite;
 pub use resnet::{ResNet, Stem};
+pub use swin::Swin;
 
 use super::Normalization;
 use super::evidence::Evidence;
@@ -167,6 +169,7 @@ macro_rules! backbones {
 backbones! {
     ResNet = "resnet";
     EfficientNetLite = "efficientnet_lite";
+    Swin = "swin";
 }
 
 impl Backbone {

@@ -80,11 +80,12 @@ impl<'de> Deserialize<'de> for Config {
 }
 
 /// Names [`Config::named`] knows.
-pub const MODEL_NAMES: [&str; 6] = [
+pub const MODEL_NAMES: &[&str] = &[
     "knet_s3_r50_fpn",
     "knet_s3_r101_fpn",
     "knet_s3_r50_fpn_panoptic",
     "knet_s3_r101_fpn_panoptic",
+    "knet_s3_swin_l_panoptic",
     "knet_s3_lite0_fpn",
     "knet_s3_lite2_fpn",
 ];
@@ -96,19 +97,22 @@ impl Config {
     /// # Errors
     /// [`Error::Usage`] for any other name, suggesting the nearest.
     pub fn named(name: &str) -> Result<Config> {
-        let backbone = name.split('_').nth(2).and_then(Backbone::named);
-        let Some(backbone) = backbone.filter(|_| MODEL_NAMES.contains(&name)) else {
+        let config = MODEL_NAMES.contains(&name).then(|| Config::of_parts(name)).flatten();
+        config.ok_or_else(|| {
             let nearest = MODEL_NAMES
                 .iter()
                 .max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
             let hint = nearest.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
-            return Err(Error::usage(format!(
-                "unknown model `{name}`{hint} (known: {})",
-                MODEL_NAMES.join(", ")
-            )));
-        };
-        let stuff = if name.ends_with("_panoptic") { 53 } else { 0 };
-        Ok(Config { name: name.to_string(), ..Config::of(backbone, Classes::new(80, stuff)) })
+            Error::usage(format!("unknown model `{name}`{hint} (known: {})", MODEL_NAMES.join(", ")))
+        })
+    }
+
+    /// The model that the parts of a name tell: what [`Config::name_by_parts`] makes.
+    fn of_parts(name: &str) -> Option<Config> {
+        let parts = name.strip_prefix("knet_s3_")?;
+        let (parts, stuff) = parts.strip_suffix("_panoptic").map_or((parts, 0), |parts| (parts, 53));
+        let backbone = Backbone::named(parts.strip_suffix("_fpn").unwrap_or(parts))?;
+        Some(Config { name: name.to_string(), ..Config::of(backbone, Classes::new(80, stuff)) })
     }
 
     /// The model with this backbone for these classes: as the official ones, but for small backbones, and
@@ -137,10 +141,13 @@ impl Config {
         config
     }
 
-    /// Names the model as the official ones are, such as `knet_s3_r50_fpn_panoptic`.
+    /// Names the model as the official ones are, such as `knet_s3_r50_fpn_panoptic` or, where the backbone's
+    /// own name has two words, `knet_s3_swin_l_panoptic`.
     pub fn name_by_parts(&mut self) {
+        let backbone = self.backbone.short_name();
+        let neck = if backbone.contains('_') { "" } else { "_fpn" };
         let suffix = if self.task == Task::Panoptic { "_panoptic" } else { "" };
-        self.name = format!("knet_s{}_{}_fpn{suffix}", self.head.stages, self.backbone.short_name());
+        self.name = format!("knet_s{}_{backbone}{neck}{suffix}", self.head.stages);
     }
 
     /// The model that a file's tensors show, and their number of classes, all taken for things. What leaves

@@ -1,41 +1,57 @@
 //! Goldens of whole models (`tests/goldens/<model>`, see the README there): what PyTorch computed for one
 //! image.
 
-use crate::root;
+use crate::{root, shared};
 use image::RgbImage;
 use knet::checkpoint::Checkpoint;
 use knet::image::bitmask::BitMask;
 use knet::image::decode::{Limits, decode};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One case of one model.
 pub struct Golden {
     /// Name of the model, and of its folder.
     pub model: &'static str,
-    /// `a` or `b`: a small photo and a larger one.
+    /// `a`, `b` or `odd`: a small photo, a larger one, and one of sides that nothing divides.
     pub case: &'static str,
     /// Taps, stored in full or sampled, and final results.
     pub tensors: Checkpoint,
     /// Shapes and samplings of the taps, and what is no tensor.
     pub meta: Value,
+    /// File of the photo.
+    inputs: PathBuf,
 }
 
 impl Golden {
-    /// Reads a case.
+    /// Reads a case that the repository holds.
     pub fn open(model: &'static str, case: &'static str) -> Golden {
-        let folder = goldens().join(model);
+        Golden::read(&goldens().join(model), model, case)
+    }
+
+    /// As [`Golden::open`], of a model that the reference data alone holds; `None` without them.
+    pub fn open_shared(model: &'static str, case: &'static str) -> Option<Golden> {
+        let folder = shared::reference(&format!("goldens of {model}"), model)?;
+        Some(Golden::read(&folder, model, case))
+    }
+
+    fn read(folder: &Path, model: &'static str, case: &'static str) -> Golden {
         let meta = std::fs::read_to_string(folder.join("meta.json")).unwrap();
         let meta: Value = serde_json::from_str(&meta).unwrap();
         let meta = meta["cases"][case].clone();
-        let file = if case == "a" { "golden.safetensors" } else { "golden_b.safetensors" };
-        Golden { model, case, tensors: Checkpoint::open(folder.join(file)).unwrap(), meta }
+        let file = match case {
+            "a" => "golden.safetensors".to_string(),
+            other => format!("golden_{other}.safetensors"),
+        };
+        let inputs =
+            if case == "odd" { "inputs_seg/seg_odd.png".into() } else { format!("inputs/{case}.png") };
+        let inputs = folder.parent().unwrap().join(inputs);
+        Golden { model, case, tensors: Checkpoint::open(folder.join(file)).unwrap(), meta, inputs }
     }
 
     /// The photo.
     pub fn image(&self) -> RgbImage {
-        let path = goldens().join("inputs").join(format!("{}.png", self.case));
-        decode(path, &Limits::default()).unwrap()
+        decode(&self.inputs, &Limits::default()).unwrap()
     }
 
     /// (height, width) of the photo that results are for.
