@@ -1,11 +1,10 @@
-// The sigmoid of post-processing, in the CPU's operations and so with its bits (src/image/mask_resize.rs).
+// The sigmoid and the exponential of post-processing, in the CPU's operations and so with its bits (src/image/mask_resize.rs).
 #pragma once
 #include "common/storage.cuh"
 
-// sigmoid(x) to a relative error of 2.4e-7, at most 0.5 for x <= 0 (Cephes' expf), in the CPU's operations.
-__device__ inline float exact_sigmoid(float x) {
+// exp(t) for t from -87 to 88, at the ends beyond (Cephes' expf), in the CPU's operations.
+__device__ inline float exact_exp(float t) {
     const float round = 12582912.0f;
-    float t = -x;
     t = t < -87.0f ? -87.0f : t;
     t = t > 88.0f ? 88.0f : t;
     const float shifted = __fadd_rn(__fmul_rn(t, 1.44269504088896340736f), round);
@@ -19,5 +18,8 @@ __device__ inline float exact_sigmoid(float x) {
     q = __fadd_rn(__fmul_rn(q, r), 0.5f);
     const float exponential = __fadd_rn(__fadd_rn(__fmul_rn(q, __fmul_rn(r, r)), r), 1.0f);
     const float power = __uint_as_float((__float_as_uint(shifted) + 127) << 23);
-    return __fdiv_rn(1.0f, __fadd_rn(1.0f, __fmul_rn(exponential, power)));
+    return __fmul_rn(exponential, power);
 }
+
+// sigmoid(x) to a relative error of 2.4e-7, at most 0.5 for x <= 0.
+__device__ inline float exact_sigmoid(float x) { return __fdiv_rn(1.0f, __fadd_rn(1.0f, exact_exp(-x))); }

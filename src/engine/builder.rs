@@ -65,6 +65,12 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether semantic maps come with the probability of each pixel's class. By default they do not.
+    pub fn confidence(mut self, confidence: bool) -> Self {
+        self.session.results.confidence = confidence;
+        self
+    }
+
     /// Computes here. The default is [`Device::Auto`].
     pub fn device(mut self, device: Device) -> Self {
         self.model.device = device;

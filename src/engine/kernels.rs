@@ -5,12 +5,12 @@ use crate::cuda::launch::Launch;
 use crate::cuda::{self, Selection, pipeline};
 use crate::error::{Error, Result};
 use crate::image::preprocess::{Geometry, PreprocessConfig};
-use crate::model::{Normalization, SIZE_DIVISOR, TapMode};
+use crate::model::{Normalization, TapMode};
 use crate::task::{AnyTask, PostprocessOnGpu, PostprocessOptions, TASKS};
 
 impl Model {
     /// What runs on a GPU, which need not be here, at one input size (both sides multiples of
-    /// [`SIZE_DIVISOR`]): the network by each of `selections`, and pre- and post-processing of photos of
+    /// [`Config::size_divisor`](crate::model::Config::size_divisor)): the network by each of `selections`, and pre- and post-processing of photos of
     /// every size and format for every kind of result that the model gives. The selections differ in nothing
     /// but the device's clock, bandwidth and tuning table.
     ///
@@ -37,7 +37,7 @@ impl Model {
             launches.extend(task.launches(&plan, &geometry, &target)?.program.launches);
         }
         let Normalization { mean, std } = config.input.normalization;
-        let preprocess = PreprocessConfig { size: None, mean, std, divisor: SIZE_DIVISOR };
+        let preprocess = PreprocessConfig { size: None, mean, std, divisor: config.size_divisor() };
         launches.extend(pipeline::preprocessing(plan.inputs[0].1.ty.dtype, &geometry, &preprocess)?);
         Ok(launches)
     }

@@ -3,6 +3,7 @@
 use crate::image::bitmask::BitMask;
 use crate::image::instance::{Instance, InstanceResult};
 use crate::image::panoptic::PanopticResult;
+use crate::image::semantic::SemanticResult;
 use crate::model::Task;
 use crate::task::Found;
 
@@ -48,6 +49,14 @@ impl Segmentation {
     pub fn panoptic(&self) -> Option<&PanopticResult> {
         match &self.found {
             Found::Panoptic(map) => Some(map),
+            _ => None,
+        }
+    }
+
+    /// The class of every pixel; `None` for other results.
+    pub fn semantic(&self) -> Option<&SemanticResult> {
+        match &self.found {
+            Found::Semantic(map) => Some(map),
             _ => None,
         }
     }

@@ -8,7 +8,7 @@ use crate::cpu::Pool;
 use crate::error::Result;
 use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use crate::image::view::ImageView;
-use crate::model::{Normalization, SIZE_DIVISOR, Tap, TapMode, Task};
+use crate::model::{Normalization, Tap, TapMode, Task};
 use crate::plan::Plan;
 use crate::task::{AnyTask, PostprocessOptions};
 use std::sync::Arc;
@@ -106,7 +106,8 @@ impl Session {
             InputSize::AsTheyAre => None,
         };
         let Normalization { mean, std } = config.input.normalization;
-        let preprocessor = Preprocessor::new(PreprocessConfig { size, mean, std, divisor: SIZE_DIVISOR })?;
+        let preprocessor =
+            Preprocessor::new(PreprocessConfig { size, mean, std, divisor: config.size_divisor() })?;
         let pool = Pool::new(options.threads)?;
         let backend = model.backend.fork(pool.threads())?;
         Ok(Session {
@@ -198,7 +199,7 @@ impl Session {
     }
 
     /// Plans the network for one input size; both sides multiples of
-    /// [`SIZE_DIVISOR`].
+    /// [`Config::size_divisor`](crate::model::Config::size_divisor).
     ///
     /// # Errors
     /// As [`build`](crate::model::build).

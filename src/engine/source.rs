@@ -4,6 +4,7 @@ use crate::checkpoint::{Checkpoint, seeded};
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::fsio;
 use crate::graph::Param;
+use crate::model::decode_head::AUXILIARY_PREFIX;
 use crate::model::{Config, Head, SIZE_DIVISOR, TapMode, build};
 use crate::plan::constants::ParamLoader;
 use rayon::prelude::*;
@@ -206,6 +207,7 @@ pub(super) fn fit<'a>(
         WeightReport { unexpected: unexpected.map(str::to_string).collect(), ..WeightReport::default() };
     for param in params {
         match shape(&param.key) {
+            None if is_for_training_alone(&param.key) => {}
             None => report.missing.push(param.key.clone()),
             Some(shape) if shape != param.upstream_shape => report.misshapen.push(ShapeMismatch {
                 name: param.key.clone(),
@@ -221,6 +223,11 @@ pub(super) fn fit<'a>(
 /// What mmcv's `EMAHook` calls the average of a parameter, which it keeps beside the weights.
 pub(super) fn ema_name(key: &str) -> String {
     format!("ema_{}", key.replace('.', "_"))
+}
+
+/// Whether inference does without this parameter of a model.
+fn is_for_training_alone(key: &str) -> bool {
+    key.starts_with(AUXILIARY_PREFIX)
 }
 
 /// Entries of official checkpoints that hold no weights.

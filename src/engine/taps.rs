@@ -60,6 +60,7 @@ fn upstream_layout(tensor: Tensor, layout: TapLayout) -> Tensor {
     match (layout, shape.dims()) {
         (TapLayout::Features, _) => tensor.permute(&[0, 3, 1, 2]),
         (TapLayout::Objects, &[b, n, c]) => tensor.reshape(Shape::new(&[b, n, c, 1, 1])),
+        (TapLayout::Kernels, &[b, n, c]) => tensor.reshape(Shape::new(&[b, n, 1, c])),
         (TapLayout::ObjectRows, &[b, n, c]) => tensor.reshape(Shape::new(&[b * n, 1, c])),
         _ => tensor,
     }

@@ -22,13 +22,13 @@ use crate::isa::{Isa, simd};
 
 /// Two taps of one output position.
 #[derive(Clone, Copy, Debug)]
-struct Tap {
+pub(super) struct Tap {
     at: [u32; 2],
     weight: [f32; 2],
 }
 
 /// Taps of a bilinear resize with align_corners=False, as PyTorch computes them in float32.
-fn taps(input: usize, output: usize) -> Vec<Tap> {
+pub(super) fn taps(input: usize, output: usize) -> Vec<Tap> {
     let scale = input as f32 / output as f32;
     (0..output)
         .map(|d| {
@@ -52,6 +52,36 @@ pub(super) struct RowTaps {
     pub(super) inner: [f32; 4],
     /// Weights of the two pairs.
     pub(super) outer: [f32; 2],
+}
+
+impl RowTaps {
+    /// The rows it draws on.
+    pub(super) fn at(&self) -> [usize; 4] {
+        self.at.map(|row| row as usize)
+    }
+
+    /// The first of them.
+    pub(super) fn first(&self) -> usize {
+        self.at[0] as usize
+    }
+
+    /// The last of them.
+    pub(super) fn last(&self) -> usize {
+        self.at[3] as usize
+    }
+}
+
+/// Taps of a resize of a resize: `inner` are those of the first, `outer` those of the second.
+pub(super) fn row_taps(inner: &[Tap], outer: Vec<Tap>) -> Vec<RowTaps> {
+    let compose = |tap: Tap| {
+        let [a, b] = tap.at.map(|p| inner[p as usize]);
+        RowTaps {
+            at: [a.at[0], a.at[1], b.at[0], b.at[1]],
+            inner: [a.weight[0], a.weight[1], b.weight[0], b.weight[1]],
+            outer: tap.weight,
+        }
+    };
+    outer.into_iter().map(compose).collect()
 }
 
 /// The tables of one chain of sizes.
@@ -102,18 +132,7 @@ impl MaskSampler {
         }
         let stride4 = (padded.0 / 4, padded.1 / 4);
         let upsample = (logits != stride4).then(|| (taps(logits.0, stride4.0), taps(logits.1, stride4.1)));
-        let to_padded = taps(stride4.0, padded.0);
-        let rows = taps(resized.0, original.0)
-            .into_iter()
-            .map(|tap| {
-                let [a, b] = tap.at.map(|p| to_padded[p as usize]);
-                RowTaps {
-                    at: [a.at[0], a.at[1], b.at[0], b.at[1]],
-                    inner: [a.weight[0], a.weight[1], b.weight[0], b.weight[1]],
-                    outer: tap.weight,
-                }
-            })
-            .collect();
+        let rows = row_taps(&taps(stride4.0, padded.0), taps(resized.0, original.0));
         let columns = (resized.1 != original.1).then(|| taps(resized.1, original.1));
         Ok(MaskSampler { geometry, logits, stride4, upsample, columns, rows })
     }
@@ -144,7 +163,7 @@ impl MaskSampler {
 
     /// Stride-4 rows that the output rows `from..to` draw on.
     fn span(&self, from: usize, to: usize) -> (usize, usize) {
-        (self.rows[from].at[0] as usize, self.rows[to - 1].at[3] as usize + 1)
+        (self.rows[from].first(), self.rows[to - 1].last() + 1)
     }
 
     /// Makes ready the output rows `from..to` of one mask. Rows for which `wanted(row, peak)` is false,
@@ -224,21 +243,25 @@ impl MaskSampler {
     }
 }
 
-fn resample(taps: &[Tap], source: &[f32], out: &mut [f32]) {
+pub(super) fn resample(taps: &[Tap], source: &[f32], out: &mut [f32]) {
     for (out, tap) in out.iter_mut().zip(taps) {
         let [a, b] = tap.at.map(|x| source[x as usize]);
         *out = tap.weight[0] * a + tap.weight[1] * b;
     }
 }
 
-/// `sigmoid(x)` in float32 to a relative error of 2.4e-7, at most 0.5 for x <= 0. Plain operations only, so
-/// that the loops around it vectorise (Cephes' `expf`: reduction by ln 2 in two parts and a polynomial of
-/// degree 5).
+/// `sigmoid(x)` in float32 to a relative error of 2.4e-7, at most 0.5 for x <= 0.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `e^t` in float32 for `t` from -87 to 88, at the ends beyond. Plain operations only, so that the loops around
+/// it vectorise (Cephes' `expf`: reduction by ln 2 in two parts and a polynomial of degree 5).
+#[inline(always)]
+pub(super) fn exp(t: f32) -> f32 {
     /// Adding and subtracting 1.5 * 2^23 rounds to an integer, which the low bits of the sum then hold.
     const ROUND: f32 = 12_582_912.0;
-    let t = -x;
     let t = if t < -87.0 { -87.0 } else { t };
     let t = if t > 88.0 { 88.0 } else { t };
     let shifted = t * std::f32::consts::LOG2_E + ROUND;
@@ -252,7 +275,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     let p = p * r + 0.5;
     let exp = p * (r * r) + r + 1.0;
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    1.0 / (1.0 + exp * power)
+    exp * power
 }
 
 simd! {

@@ -4,6 +4,7 @@
 //! file -> decode -> RGB8 -> preprocess (resize, normalise, pad) -> NHWC f32 -> network
 //! network -> mask + class logits
 //!         -> instance | panoptic (resize of masks, threshold | arg-max) -> overlay, output
+//! network -> class logits -> semantic (resize, arg-max) -> overlay, output
 //! ```
 
 pub mod bitmask;
@@ -11,6 +12,7 @@ pub mod classes;
 pub mod decode;
 pub mod instance;
 mod label;
+pub mod legend;
 pub mod listing;
 mod mask_resize;
 pub mod output;
@@ -22,6 +24,7 @@ pub mod picture;
 pub mod preprocess;
 pub mod resize;
 pub mod rle;
+pub mod semantic;
 pub mod text;
 pub mod view;
 mod worker_pool;

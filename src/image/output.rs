@@ -7,6 +7,7 @@ use super::bitmask::PixelBox;
 use super::classes::Class;
 use super::instance::{Instance, InstanceResult};
 use super::panoptic::PanopticResult;
+use super::semantic::SemanticResult;
 use crate::error::{Error, Result};
 
 /// The image that a result belongs to.
@@ -203,6 +204,35 @@ pub fn coco_panoptic(
         segments_info,
     };
     Ok((annotation, picture))
+}
+
+/// One class of a semantic map.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassArea {
+    /// Value of its pixels in the PNG.
+    pub index: usize,
+    /// Category id.
+    pub category_id: u32,
+    /// Class name.
+    pub category_name: String,
+    /// Pixels of the class.
+    pub area: usize,
+    /// Their share of the photo.
+    pub share: f64,
+}
+
+/// The classes that have a pixel, the largest first.
+///
+/// # Errors
+/// [`Error::Usage`] if `classes` lacks a class of the result.
+pub fn class_areas(result: &SemanticResult, classes: &[Class]) -> Result<Vec<ClassArea>> {
+    let entry = |(index, area): (usize, usize)| {
+        let class = class(classes, index)?;
+        let (category_id, category_name) = (class.id, class.name.to_string());
+        let share = area as f64 / result.pixels().max(1) as f64;
+        Ok(ClassArea { index, category_id, category_name, area, share })
+    };
+    result.present().into_iter().map(entry).collect()
 }
 
 fn class(classes: &[Class], index: usize) -> Result<&Class> {

@@ -11,6 +11,7 @@ use super::instance::InstanceResult;
 use super::label;
 use super::palette::distinct;
 use super::panoptic::PanopticResult;
+use super::semantic::SemanticResult;
 use crate::error::{Error, Result};
 
 /// Opacity of fills.
@@ -61,6 +62,29 @@ pub fn panoptic_layers(result: &PanopticResult, classes: &[Class]) -> Vec<Layer<
             Layer { mask: Cow::Owned(mask), colour, label }
         })
         .collect()
+}
+
+/// The classes of a semantic map as layers, largest first, each with its share of the photo.
+pub fn semantic_layers(result: &SemanticResult, classes: &[Class]) -> Vec<Layer<'static>> {
+    let present = result.present();
+    let mut layer_of = vec![usize::MAX; result.areas.len()];
+    present.iter().enumerate().for_each(|(layer, &(class, _))| layer_of[class] = layer);
+    let mut masks = vec![BitMask::new(result.height, result.width); present.len()];
+    for (at, &class) in result.map.iter().enumerate() {
+        masks[layer_of[class as usize]].set(at / result.width, at % result.width);
+    }
+    let layer = |(&(class, area), mask): (&(usize, usize), BitMask)| Layer {
+        mask: Cow::Owned(mask),
+        colour: classes.get(class).map_or_else(|| distinct(class), |class| class.colour),
+        label: format!("{} {}", name(classes, class), share(area, result.pixels())),
+    };
+    present.iter().zip(masks).map(layer).collect()
+}
+
+/// A share in percent, as a legend has it.
+fn share(area: usize, pixels: usize) -> String {
+    let percent = area as f64 * 100.0 / pixels.max(1) as f64;
+    if percent < 1.0 { "<1%".to_string() } else { format!("{percent:.0}%") }
 }
 
 /// Class name as people say it: COCO's stuff names carry notes on how they were merged (`wall-other-merged`).

@@ -109,6 +109,17 @@ pub(in crate::model) fn conv_bn(
     norm(b, Norm { prefix: norm_prefix, eps: EPS }, y)
 }
 
+/// mmcv's `ConvModule` with batch norm and ReLU: `{prefix}.conv.weight`, `{prefix}.bn.*`.
+pub(in crate::model) fn conv_bn_relu(
+    b: &mut Builder,
+    prefix: &str,
+    x: ValueId,
+    geometry: Conv,
+) -> Result<ValueId> {
+    let y = conv_bn(b, &format!("{prefix}.conv"), &format!("{prefix}.bn"), x, geometry)?;
+    relu(b, prefix, y)
+}
+
 /// mmcv's `ConvModule` with group norm and ReLU: `{prefix}.conv.weight`, `{prefix}.gn.*`.
 pub(in crate::model) fn conv_gn_relu(
     b: &mut Builder,

@@ -5,6 +5,7 @@
 
 pub mod backbone;
 pub mod config;
+pub mod decode_head;
 pub mod evidence;
 pub mod head;
 mod layers;
@@ -12,6 +13,7 @@ pub mod neck;
 
 pub use backbone::{Backbone, EfficientNetLite, ResNet, Stem, Swin};
 pub use config::{Classes, Config, Input, Normalization, Task, Test};
+pub use decode_head::{DecodeHead, Generator, semantic_update_head};
 pub use head::{Head, Objects, kernel_update_head, kernel_updator};
 pub use neck::Fpn;
 
@@ -19,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Builder, Graph, ValueId};
 use crate::ops::ValueType;
 
-/// Inputs are padded to multiples of this many pixels: the stride of the coarsest level.
+/// Inputs of detectors are padded to multiples of this many pixels: the stride of the coarsest level.
 pub const SIZE_DIVISOR: usize = 32;
 
 /// Name of the network's input: normalised RGB, `[B, H, W, 3]`.
@@ -28,6 +30,9 @@ pub const IMAGE: &str = "image";
 pub const CLS_SCORE: &str = "cls_score";
 /// Name of the mask logits of the last stage at stride 8, planar: `[B, N, H / 8, W / 8]`.
 pub const MASK_PREDS: &str = "mask_preds";
+
+/// Name of the class logits of a semantic model at the size of its features, planar: `[B, classes, h, w]`.
+pub const SEG_LOGITS: &str = "seg_logits";
 
 /// How a tap is laid out upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +43,8 @@ pub enum TapLayout {
     Same,
     /// Object features: `[B, N, C]` here, `[B, N, C, 1, 1]` upstream.
     Objects,
+    /// Kernels: `[B, N, C]` here, `[B, N, 1, C]` upstream.
+    Kernels,
     /// Object features: `[B, N, C]` here, `[B * N, 1, C]` upstream.
     ObjectRows,
 }
@@ -66,7 +73,8 @@ impl Taps {
 /// A built model.
 #[derive(Debug)]
 pub struct Network {
-    /// The graph, not yet optimised. Its outputs are [`CLS_SCORE`] and [`MASK_PREDS`], then the taps.
+    /// The graph, not yet optimised. Its outputs are [`CLS_SCORE`] and [`MASK_PREDS`], or [`SEG_LOGITS`] of a
+    /// semantic model, then the taps.
     pub graph: Graph,
     /// Intermediate values, all of them outputs of the graph too if they were asked for; otherwise empty.
     pub taps: Vec<Tap>,
@@ -83,15 +91,17 @@ pub enum TapMode {
     Predictions,
 }
 
-/// Builds the network for `batch` images of `size` (height, width), both multiples of [`SIZE_DIVISOR`].
+/// Builds the network for `batch` images of `size` (height, width), both multiples of
+/// [`Config::size_divisor`].
 ///
 /// # Errors
 /// [`Error::Usage`] if the configuration or the size cannot be; [`Error::Shape`] if parts do not fit.
 pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> Result<Network> {
     config.validate()?;
-    if size.iter().any(|&s| s == 0 || !s.is_multiple_of(SIZE_DIVISOR)) {
+    let divisor = config.size_divisor();
+    if size.iter().any(|&s| s == 0 || !s.is_multiple_of(divisor)) {
         let [h, w] = size;
-        return Err(Error::usage(format!("network size {h}x{w} is not a multiple of {SIZE_DIVISOR}")));
+        return Err(Error::usage(format!("network size {h}x{w} is not a multiple of {divisor}")));
     }
     let mut b = Builder::new();
     let mut found = Taps::default();
@@ -100,19 +110,29 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
     for (i, &level) in levels.iter().enumerate() {
         found.push(format!("backbone.C{}", i + 2), level, TapLayout::Features);
     }
-    let pyramid = config.neck.build(&mut b, &levels)?;
-    for (i, &level) in pyramid.iter().enumerate() {
-        found.push(format!("fpn.P{}", i + 2), level, TapLayout::Features);
+    match &config.decode_head {
+        Some(head) => {
+            let logits = head.build(config, &mut b, &levels, &mut found)?;
+            b.output(SEG_LOGITS, logits);
+        }
+        None => {
+            let pyramid = config.neck.build(&mut b, &levels)?;
+            for (i, &level) in pyramid.iter().enumerate() {
+                found.push(format!("fpn.P{}", i + 2), level, TapLayout::Features);
+            }
+            let [cls_score, mask_preds] = Head::build(config, &mut b, &pyramid, &mut found)?;
+            b.output(CLS_SCORE, cls_score);
+            b.output(MASK_PREDS, mask_preds);
+        }
     }
-    let [cls_score, mask_preds] = Head::build(config, &mut b, &pyramid, &mut found)?;
-    b.output(CLS_SCORE, cls_score);
-    b.output(MASK_PREDS, mask_preds);
     let taps = match taps {
         TapMode::Off => Vec::new(),
         TapMode::All => found.0,
         TapMode::Predictions => {
             let predicts = |tap: &Tap| {
-                ["seg_preds", "cls_score", "mask_preds"].iter().any(|name| tap.name.ends_with(name))
+                ["seg_preds", "cls_score", "mask_preds", ".logits"]
+                    .iter()
+                    .any(|name| tap.name.ends_with(name))
             };
             found.0.into_iter().filter(predicts).collect()
         }

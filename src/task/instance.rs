@@ -4,12 +4,12 @@
 pub mod gpu;
 
 use super::{HostOutputs, Postprocess, PostprocessOptions, head_output};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::instance::{
     FilterMemory, InstanceConfig, InstanceFilter, InstancePostprocessor, InstanceResult,
 };
 use crate::image::preprocess::Geometry;
-use crate::model::{CLS_SCORE, Config, MASK_PREDS};
+use crate::model::{CLS_SCORE, Config, MASK_PREDS, Task};
 
 /// The best instances of photos of one size.
 pub struct Instances {
@@ -25,6 +25,9 @@ impl Postprocess for Instances {
 
     fn new(model: &Config, options: &PostprocessOptions) -> Result<Self> {
         options.filter.check()?;
+        if model.task == Task::Semantic {
+            return Err(Error::usage(format!("model `{}` is semantic, it gives no instances", model.name)));
+        }
         let config = InstanceConfig {
             max_per_image: model.test.max_per_image,
             min_score: options.min_score.unwrap_or(0.0) as f32,

@@ -6,6 +6,7 @@
 
 pub mod instance;
 pub mod panoptic;
+pub mod semantic;
 
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, gpu::Target, pipeline::Pipeline, post::PostProcess};
@@ -24,6 +25,8 @@ pub struct PostprocessOptions {
     pub min_score: Option<f64>,
     /// Which instances stay and what of their masks.
     pub filter: InstanceFilter,
+    /// Semantic maps come with the probability of each pixel's class.
+    pub confidence: bool,
 }
 
 /// Gives a result of the network by name, as floats on the host with their shape.
@@ -181,6 +184,7 @@ macro_rules! tasks {
 tasks! {
     Instance: instance::Instances;
     Panoptic: panoptic::Panoptic;
+    Semantic: semantic::Semantic;
 }
 
 impl Default for Found {

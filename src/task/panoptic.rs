@@ -20,8 +20,9 @@ impl Postprocess for Panoptic {
     fn new(model: &Config, options: &PostprocessOptions) -> Result<Self> {
         if model.task != Task::Panoptic {
             return Err(Error::usage(format!(
-                "model `{}` gives instances only, no panoptic map",
-                model.name
+                "model `{}` is {}, it gives no panoptic map",
+                model.name,
+                model.task.name()
             )));
         }
         let config = PanopticConfig {

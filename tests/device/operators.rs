@@ -22,6 +22,7 @@ use knet::ops::{Conv2d, GlobalAvgPool, Linear, Reshape, ValueType, all_cases};
 use knet::task::DeviceResults;
 use knet::task::instance::gpu::{self as instance, DeviceInstances, InstanceBuffer, Masks};
 use knet::task::panoptic::gpu::DeviceAssignment;
+use knet::task::semantic::gpu::DeviceClasses;
 use knet::tensor::{DType, Tensor};
 use knet::{Model, Session};
 use libtest_mimic::{Failed, Trial};
@@ -201,6 +202,10 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
                 assert_eq!(objects.len(), height * width);
                 assert_eq!(counted, areas[..areas.len() / 2]);
             }
+            DeviceResults::Semantic(DeviceClasses { classes, .. }) => {
+                let classes: Vec<u16> = read(classes)?;
+                assert_eq!(classes, wanted.semantic().expect("a semantic result").map);
+            }
         }
     }
     // Runs on two streams follow each other, and the host's image follows both.
@@ -215,6 +220,7 @@ fn check_on_device(name: &str, ordinal: usize) -> Result<(), Failed> {
         scores.push(match results {
             DeviceResults::Instance(found) => found.scores,
             DeviceResults::Panoptic(found) => found.scores,
+            DeviceResults::Semantic(found) => found.classes,
         });
     }
     assert!(engine.segment(&photo)? == wanted, "the host's image after the device's");

@@ -6,6 +6,7 @@ use knet::cpu::Arithmetic;
 use knet::cuda::gpu::Precision;
 use knet::engine::{Device, WeightSource};
 use knet::image::bitmask::BitMask;
+use knet::image::semantic::SemanticResult;
 use knet::ops::Resize;
 use knet::ops::case::relative_l2;
 use knet::ops::resize::ResizeMode;
@@ -43,18 +44,9 @@ fn check_taps(golden: &Golden) {
         .is_ok_and(|(plan, _)| plan.steps.iter().any(|s| s.kernel.contains("winograd")));
     let tolerance = if winograd { WINOGRAD_TOLERANCE } else { TAP_TOLERANCE };
     let taps = engine.session_mut().taps(&image).unwrap();
-    let mut seen = 0;
-    for (name, tensor) in &taps {
-        let entry = &golden.meta["tensors"][name.as_str()];
-        let shape: Vec<usize> = serde_json::from_value(entry["shape"].clone()).unwrap();
-        assert_eq!(tensor.shape().dims(), shape, "{name}");
-        let wanted: Vec<f64> = golden.values(name).into_iter().map(f64::from).collect();
-        let error = relative_l2(&golden.sample(name, tensor.data()), &wanted);
-        println!("{} {} {name:<22} {error:.2e}", golden.model, golden.case);
-        assert!(error <= tolerance, "{} {} {name}: relative L2 {error:.2e}", golden.model, golden.case);
-        seen += 1;
-    }
-    assert_eq!(seen, golden.tensors.names().filter(|n| !n.starts_with("final.")).count(), "taps compared");
+    taps.iter().for_each(|(name, tensor)| check_tap(golden, name, tensor, tolerance));
+    let wanted = golden.tensors.names().filter(|name| !name.starts_with("final.")).count();
+    assert_eq!(taps.len(), wanted, "taps compared");
 }
 
 fn check_instances(golden: &Golden) {
@@ -236,6 +228,78 @@ fn panoptic_map_b() {
     check_panoptic(&Golden::open("knet_s3_r50_fpn_panoptic", "b"));
 }
 
+/// What semantic goldens hold besides taps: inner values of backbones, whose levels are compared.
+const NOT_TAPPED: [&str; 3] = ["input", "backbone.", "final."];
+
+/// A semantic model: every tap of the golden's photo, then the class of every pixel, at the size of the input
+/// and at that of the photo, where PyTorch's two largest logits or probabilities are further apart than its
+/// own rounding.
+fn check_semantic(engine: &mut Engine, golden: &Golden) {
+    let image = golden.image();
+    let size = (image.height() as usize, image.width() as usize);
+    let (plan, _) = engine.session().plan(size, knet::model::TapMode::Off).unwrap();
+    let winograd = plan.steps.iter().any(|step| step.kernel.contains("winograd"));
+    let tolerance = if winograd { WINOGRAD_TOLERANCE } else { TAP_TOLERANCE };
+    let taps = engine.session_mut().taps(&image).unwrap();
+    taps.iter().for_each(|(name, tensor)| check_tap(golden, name, tensor, tolerance));
+    let inner = |name: &&str| {
+        let level = name.strip_prefix("backbone.C").is_some_and(|level| level.len() == 1);
+        !level && NOT_TAPPED.iter().any(|prefix| name.starts_with(prefix))
+    };
+    let wanted = golden.tensors.names().filter(|name| !inner(name)).count();
+    assert_eq!(taps.len(), wanted, "taps compared");
+
+    let sizes = [
+        ("input_size", "margin_input_size", size),
+        ("ori_size", "softmax_margin_ori_size", golden.original()),
+    ];
+    for ((which, margin, size), near) in sizes.into_iter().zip([1e-3, 1e-5]) {
+        let result = engine.session_mut().segment_resized(&image, size).unwrap();
+        let found = result.semantic().unwrap();
+        let wanted = golden.indices(&format!("final.argmax_{which}"));
+        let margins = golden.values(&format!("final.{margin}"));
+        assert_eq!((found.map.len(), margins.len()), (wanted.len(), wanted.len()), "{which}");
+        let differing: Vec<usize> =
+            (0..wanted.len()).filter(|&i| usize::from(found.map[i]) != wanted[i]).collect();
+        println!("{} {} {which}: pixels {differing:?} of {} differ", golden.model, golden.case, wanted.len());
+        for pixel in differing {
+            assert!(margins[pixel] < near, "{which}: pixel {pixel} differs, margin {}", margins[pixel]);
+        }
+        assert_eq!(found.areas.iter().sum::<usize>(), wanted.len());
+        if which == "ori_size" {
+            check_confidence(golden, found);
+        }
+    }
+}
+
+/// A confidence is the softmax of its pixel's class; PyTorch's samples are of all classes.
+fn check_confidence(golden: &Golden, found: &SemanticResult) {
+    let entry = &golden.meta["tensors"]["final.softmax_ori_size"];
+    let stride = entry["stride"].as_u64().unwrap() as usize;
+    let pixels = found.map.len();
+    let mut compared = 0;
+    for (index, wanted) in golden.values("final.softmax_ori_size").iter().enumerate() {
+        let flat = if index < 64 { index } else { 64 + (index - 64) * stride };
+        if usize::from(found.map[flat % pixels]) == flat / pixels {
+            let confidence = found.confidence[flat % pixels];
+            assert!((confidence - wanted).abs() < 2e-5, "confidence {confidence} for {wanted}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 0, "no sample is of its pixel's class");
+}
+
+/// One tap against the golden's.
+fn check_tap(golden: &Golden, name: &str, tensor: &Tensor, tolerance: f64) {
+    let entry = &golden.meta["tensors"][name];
+    let shape: Vec<usize> = serde_json::from_value(entry["shape"].clone()).unwrap();
+    assert_eq!(tensor.shape().dims(), shape, "{name}");
+    let wanted: Vec<f64> = golden.values(name).into_iter().map(f64::from).collect();
+    let error = relative_l2(&golden.sample(name, tensor.data()), &wanted);
+    println!("{} {} {name:<24} {error:.2e}", golden.model, golden.case);
+    assert!(error <= tolerance, "{} {} {name}: relative L2 {error:.2e}", golden.model, golden.case);
+}
+
 /// A model that the reference data alone hold.
 fn with_shared(model: &'static str, case: &'static str, check: fn(&Golden)) {
     if let Some(golden) = Golden::open_shared(model, case) {
@@ -261,4 +325,36 @@ fn swin_l_panoptic_map_a() {
 #[test]
 fn swin_l_panoptic_map_b() {
     with_shared("knet_s3_swin_l_panoptic", "b", check_panoptic);
+}
+
+/// A test of its own for each semantic model, both cases, taps and classes.
+macro_rules! semantic_models {
+    ($($name:ident = $model:literal;)*) => {
+        mod semantic {
+            use super::*;
+            $(
+                #[test]
+                fn $name() {
+                    let goldens = ["a", "odd"].map(|case| Golden::open_shared($model, case));
+                    let builder = device::builder().model($model).size(None).threads(2).confidence(true);
+                    let mut engine = builder.build().unwrap();
+                    goldens.iter().flatten().for_each(|golden| check_semantic(&mut engine, golden));
+                }
+            )*
+        }
+    };
+}
+semantic_models! {
+    knet_s3_fcn_r50_d8 = "knet_s3_fcn_r50-d8";
+    knet_s3_pspnet_r50_d8 = "knet_s3_pspnet_r50-d8";
+    knet_s3_deeplabv3_r50_d8 = "knet_s3_deeplabv3_r50-d8";
+    knet_s3_upernet_r50 = "knet_s3_upernet_r50";
+    knet_s3_upernet_swin_t = "knet_s3_upernet_swin-t";
+    knet_s3_upernet_swin_l = "knet_s3_upernet_swin-l";
+    mmseg_knet_s3_upernet_r50 = "mmseg_knet_s3_upernet_r50";
+    mmseg_knet_s3_upernet_swin_t = "mmseg_knet_s3_upernet_swin-t";
+    fcn_r50_d8 = "fcn_r50-d8";
+    pspnet_r50_d8 = "pspnet_r50-d8";
+    deeplabv3_r50_d8 = "deeplabv3_r50-d8";
+    upernet_r50 = "upernet_r50";
 }

@@ -296,7 +296,7 @@ fn patch_merging() -> Vec<Golden> {
         let wanted = file.get(case, "y");
         let [height, width] = [0, 1].map(|axis| attributes["out_hw"][axis].as_u64().unwrap() as usize);
         let map = [wanted.shape()[0], height, width, wanted.shape()[2]];
-        Some(Golden::composed(name, inputs, wanted.reshape(map), |builder, ids| merged(builder, ids)))
+        Some(Golden::composed(name, inputs, wanted.reshape(map), merged))
     })
 }
 

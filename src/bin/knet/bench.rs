@@ -63,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut engine = arguments.model.build(arguments.model.engine().size(None))?;
     engine.model().check_clock()?;
     let size = arguments.size.unwrap_or(Size::of(engine.config()));
-    let (Size { height, width }, padded) = (size, size.padded());
+    let (Size { height, width }, padded) = (size, size.padded(engine.config()));
     let image = synthetic(height, width)?;
     let input = (padded[0], padded[1]);
     let parts = time_parts(&mut engine, &image, input, arguments.runs as usize)?;

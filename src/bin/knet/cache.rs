@@ -123,7 +123,7 @@ impl Fill {
         let lying = Size::of(engine.config());
         let own = [lying, Size { height: lying.width, width: lying.height }];
         let sizes = if self.size.is_empty() { &own[..] } else { &self.size };
-        sizes.iter().map(|size| size.padded().into()).collect()
+        sizes.iter().map(|size| size.padded(engine.config()).into()).collect()
     }
 }
 

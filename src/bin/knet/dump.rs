@@ -100,6 +100,13 @@ impl Final {
 /// The results by upstream's names.
 fn finals(segmentation: &Segmentation) -> Vec<Final> {
     let (height, width) = segmentation.size();
+    if let Some(semantic) = segmentation.semantic() {
+        let classes = semantic.map.iter().map(|&class| usize::from(class));
+        return vec![
+            Final::i32("final.argmax_ori_size", Some([height, width]), classes),
+            Final::i32("final.areas", None, semantic.areas.iter().copied()),
+        ];
+    }
     let Some(panoptic) = segmentation.panoptic() else {
         let instances = segmentation.instances();
         let packed = pack(instances.iter().map(|i| segmentation.mask(i).bytes()), height * width);

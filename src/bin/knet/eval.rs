@@ -9,6 +9,7 @@ use knet::engine::WeightSource;
 use knet::error::say;
 use knet::fsio::atomic_write;
 use knet::image::output::coco_results;
+use knet::model::Task;
 use knet::train::data::{Catalogue, Reading};
 use knet::train::evaluate::class_match::ClassPolicy;
 use knet::train::evaluate::{EvalSpec, Evaluation, SemanticSpec};
@@ -108,7 +109,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let task = spec.task()?;
     check_outputs(arguments)?;
-    let mut builder = arguments.model.engine().task(task);
+    let mut builder = arguments.model.engine();
+    if task == Task::Instance {
+        // A panoptic model gives these, too.
+        builder = builder.task(task);
+    }
     if let Some(size) = arguments.size {
         builder = builder.size(Some(size.sides()));
     }

@@ -62,7 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         builder = builder.device(Device::Cpu);
     }
     let engine = builder.build()?;
-    let size = arguments.size.unwrap_or(Size::of(engine.config())).padded();
+    let size = arguments.size.unwrap_or(Size::of(engine.config())).padded(engine.config());
     let gpu = match arguments.gpu {
         Some(gpu) => Some(GpuPlan::new(engine.config(), size, gpu, arguments.precision.into())?),
         None => None,

@@ -1,9 +1,9 @@
 //! What `--size` means in every command: the size of a photo after its resize.
 
-use knet::model::{Config, SIZE_DIVISOR};
+use knet::model::Config;
 
 /// Height and width of a resized photo, in pixels. The network sees them rounded up to multiples of
-/// [`SIZE_DIVISOR`].
+/// [`Config::size_divisor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     pub height: usize,
@@ -22,9 +22,9 @@ impl Size {
         (self.height.min(self.width), self.height.max(self.width))
     }
 
-    /// Height and width of the network's input.
-    pub fn padded(self) -> [usize; 2] {
-        [self.height, self.width].map(|side| side.next_multiple_of(SIZE_DIVISOR))
+    /// Height and width of the input of `config`'s network.
+    pub fn padded(self, config: &Config) -> [usize; 2] {
+        [self.height, self.width].map(|side| side.next_multiple_of(config.size_divisor()))
     }
 }
 
@@ -52,9 +52,12 @@ mod tests {
         let size = Size { height: 800, width: 1333 };
         assert_eq!(parse("800x1333"), Ok(size));
         assert_eq!(parse("800,1333"), Ok(size));
-        assert_eq!((size.sides(), size.padded()), ((800, 1333), [800, 1344]));
+        let detector = Config::named("knet_s3_r50_fpn").unwrap();
+        assert_eq!((size.sides(), size.padded(&detector)), ((800, 1333), [800, 1344]));
+        let semantic = Config::named("knet_s3_fcn_r50-d8").unwrap();
+        assert_eq!(size.padded(&semantic), [800, 1333]);
         let standing = parse("1333X800").unwrap();
-        assert_eq!((standing.sides(), standing.padded()), ((800, 1333), [1344, 800]));
+        assert_eq!((standing.sides(), standing.padded(&detector)), ((800, 1333), [1344, 800]));
         for text in ["", "12", "0x5", "5,0", "200,100", "1x2x3", "20000x3", "axb"] {
             assert!(parse(text).unwrap_err().contains("HEIGHTxWIDTH nor SHORT,LONG"), "{text}");
         }

@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(path) => path,
         None => engine.model().user_tuning_file()?,
     };
-    let [height, width] = arguments.size.unwrap_or(Size::of(engine.config())).padded();
+    let [height, width] = arguments.size.unwrap_or(Size::of(engine.config())).padded(engine.config());
     let mut outcomes: Vec<TuningOutcome> = Vec::new();
     let header =
         format!("{:<52} {:<38} {:>9} {:<38} {:>9} {:>6}\n", "step", "model", "µs", "best", "µs", "ratio");

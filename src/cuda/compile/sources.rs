@@ -52,6 +52,7 @@ sources! {
     "norm_sum.cu",
     "postprocess_instance.cu",
     "postprocess_panoptic.cu",
+    "postprocess_semantic.cu",
     "preprocess.cu",
     "resize.cu",
     "rows/fused.cu",

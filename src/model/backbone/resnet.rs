@@ -99,6 +99,13 @@ impl Part for ResNet {
         match short {
             "r50" => Some(ResNet::new(50)),
             "r101" => Some(ResNet::new(101)),
+            // Those of semantic models have the deep stem; detectors, the plain one.
+            "r50-d8" => Some(ResNet {
+                stem: Stem::Deep,
+                strides: [1, 2, 1, 1],
+                dilations: [1, 1, 2, 4],
+                ..ResNet::new(50)
+            }),
             _ => None,
         }
     }

@@ -19,6 +19,12 @@ impl Fields {
         serde_json::from_value(value).map_err(|e| format!("{name}: {e}"))
     }
 
+    /// The field `name`, if it is there.
+    pub(super) fn find<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, String> {
+        let found = self.0.remove(name).map(serde_json::from_value).transpose();
+        found.map_err(|e| format!("{name}: {e}"))
+    }
+
     /// A part with those of its fields that are there. It must have a default for each that may be absent.
     pub(super) fn part<T: DeserializeOwned>(&mut self) -> Result<T, String> {
         let mut own = Map::new();

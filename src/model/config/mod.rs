@@ -13,10 +13,12 @@ pub use classes::Classes;
 pub use input::{Input, Normalization};
 pub use test::Test;
 
-use super::backbone::{Backbone, EfficientNetLite};
+use super::backbone::{Backbone, EfficientNetLite, ResNet, Stem};
+use super::decode_head::{DecodeHead, Generator};
 use super::evidence::Evidence;
 use super::head::Head;
 use super::neck::Fpn;
+use super::{SIZE_DIVISOR, decode_head::Recognised};
 use crate::error::{Error, Result};
 use fields::{Fields, names};
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -30,6 +32,8 @@ pub enum Task {
     Instance,
     /// Every pixel belongs to one segment: an object ("thing") or a region ("stuff").
     Panoptic,
+    /// Every pixel belongs to one class.
+    Semantic,
 }
 
 impl Task {
@@ -38,10 +42,11 @@ impl Task {
         match self {
             Task::Instance => "instance",
             Task::Panoptic => "panoptic",
+            Task::Semantic => "semantic",
         }
     }
 
-    /// What a model of these classes does if nothing else is said.
+    /// What a detector of these classes does if nothing else is said.
     pub fn of(classes: &Classes) -> Task {
         if classes.stuff > 0 { Task::Panoptic } else { Task::Instance }
     }
@@ -56,6 +61,10 @@ pub struct Config {
     pub task: Task,
     /// The network under the pyramid.
     pub backbone: Backbone,
+    /// What a semantic model has in place of a detector's pyramid and kernel head; it then has no instance
+    /// kernels, and `neck` and `head` say nothing but how wide its features are and what its stages are like.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode_head: Option<DecodeHead>,
     /// The pyramid.
     #[serde(flatten)]
     pub neck: Fpn,
@@ -79,6 +88,13 @@ impl<'de> Deserialize<'de> for Config {
     }
 }
 
+/// What the names of models start with that mmsegmentation published with wider kernels than the official
+/// configurations have.
+const PUBLISHED: &str = "mmseg_";
+
+/// Classes of ADE20K.
+const ADE20K_CLASSES: usize = 150;
+
 /// Names [`Config::named`] knows.
 pub const MODEL_NAMES: &[&str] = &[
     "knet_s3_r50_fpn",
@@ -88,11 +104,24 @@ pub const MODEL_NAMES: &[&str] = &[
     "knet_s3_swin_l_panoptic",
     "knet_s3_lite0_fpn",
     "knet_s3_lite2_fpn",
+    "knet_s3_fcn_r50-d8",
+    "knet_s3_pspnet_r50-d8",
+    "knet_s3_deeplabv3_r50-d8",
+    "knet_s3_upernet_r50",
+    "knet_s3_upernet_swin-t",
+    "knet_s3_upernet_swin-l",
+    "mmseg_knet_s3_upernet_r50",
+    "mmseg_knet_s3_upernet_swin-t",
+    "mmseg_knet_s3_upernet_swin-l",
+    "fcn_r50-d8",
+    "pspnet_r50-d8",
+    "deeplabv3_r50-d8",
+    "upernet_r50",
 ];
 
 impl Config {
-    /// The COCO model of this name: an official one, or (`lite` in its name) one of ours, smaller and for
-    /// smaller images.
+    /// The model of this name: an official one, of COCO or, semantic, of ADE20K, or (`lite` in its name) one
+    /// of ours, smaller and for smaller images.
     ///
     /// # Errors
     /// [`Error::Usage`] for any other name, suggesting the nearest.
@@ -109,7 +138,27 @@ impl Config {
 
     /// The model that the parts of a name tell: what [`Config::name_by_parts`] makes.
     fn of_parts(name: &str) -> Option<Config> {
-        let parts = name.strip_prefix("knet_s3_")?;
+        let (parts, published) = name.strip_prefix(PUBLISHED).map_or((name, false), |parts| (parts, true));
+        let (parts, stages) = parts.strip_prefix("knet_s3_").map_or((parts, 0), |parts| (parts, 3));
+        let generator = |generator: &Generator| parts.starts_with(&format!("{}_", generator.name()));
+        if let Some(generator) = Generator::ALL.into_iter().find(generator) {
+            // Their names have hyphens where those of detectors have underscores.
+            let short = parts[generator.name().len() + 1..].replace("swin-", "swin_");
+            let backbone = match Backbone::named(&short)? {
+                Backbone::ResNet(resnet) => ResNet { stem: Stem::Deep, ..resnet }.into(),
+                other => other,
+            };
+            let mut config = Config::semantic(backbone, generator, ADE20K_CLASSES);
+            config.head.stages = stages;
+            if published || (generator == Generator::Uper && stages == 0) {
+                config.neck.channels = 2 * config.neck.channels.min(256);
+            }
+            // The one of the official configurations is for larger images.
+            if name == "knet_s3_upernet_swin-l" {
+                config.input.size = [640, 2048];
+            }
+            return Some(Config { name: name.to_string(), ..config });
+        }
         let (parts, stuff) = parts.strip_suffix("_panoptic").map_or((parts, 0), |parts| (parts, 53));
         let backbone = Backbone::named(parts.strip_suffix("_fpn").unwrap_or(parts))?;
         Some(Config { name: name.to_string(), ..Config::of(backbone, Classes::new(80, stuff)) })
@@ -128,6 +177,7 @@ impl Config {
             name: String::new(),
             task,
             backbone,
+            decode_head: None,
             neck: if small { Fpn { channels: 96 } } else { Fpn::default() },
             head,
             input: Input {
@@ -141,9 +191,36 @@ impl Config {
         config
     }
 
+    /// The semantic model with this backbone and generator for so many classes, with three stages: as the
+    /// official ones.
+    pub fn semantic(backbone: Backbone, generator: Generator, classes: usize) -> Config {
+        let channels = if generator == Generator::Uper { 256 } else { 512 };
+        let mut config = Config {
+            task: Task::Semantic,
+            decode_head: Some(DecodeHead::new(generator)),
+            neck: Fpn { channels },
+            head: Head { proposals: 0, ..Head::default() },
+            input: Input { size: [512, 2048], ..Config::of(backbone, Classes::new(0, classes)).input },
+            ..Config::of(backbone, Classes::new(0, classes))
+        };
+        config.name_by_parts();
+        config
+    }
+
     /// Names the model as the official ones are, such as `knet_s3_r50_fpn_panoptic` or, where the backbone's
     /// own name has two words, `knet_s3_swin_l_panoptic`.
     pub fn name_by_parts(&mut self) {
+        if let Some(head) = self.decode_head {
+            let stages = match self.head.stages {
+                0 => String::new(),
+                stages => format!("knet_s{stages}_"),
+            };
+            let wide = head.generator == Generator::Uper && self.neck.channels > head.updator_channels;
+            let published = if wide && self.head.stages > 0 { PUBLISHED } else { "" };
+            let backbone = self.backbone.short_name().replace('_', "-");
+            self.name = format!("{published}{stages}{}_{backbone}", head.generator.name());
+            return;
+        }
         let backbone = self.backbone.short_name();
         let neck = if backbone.contains('_') { "" } else { "_fpn" };
         let suffix = if self.task == Task::Panoptic { "_panoptic" } else { "" };
@@ -156,12 +233,43 @@ impl Config {
     /// # Errors
     /// What a model has that this file has not, or what contradicts itself: a sentence.
     pub fn recognise(found: &Evidence<'_>, notes: &mut Vec<String>) -> Result<Config, String> {
-        let missing = |name: String| format!("not a K-Net detector checkpoint: no tensor `{name}`");
+        if let Some(found_head) = DecodeHead::recognise(found)? {
+            return Config::of_decode_head(found_head, found, notes);
+        }
+        let missing = |name: String| format!("not a K-Net checkpoint: no tensor `{name}`");
         let (head, channels, classes) = Head::recognise(found).map_err(missing)?;
         let backbone = Backbone::recognise(found, notes)?;
         let backbone = backbone.ok_or_else(|| missing("backbone.layer1.0.conv1.weight".into()))?;
         let mut config = Config::of(backbone, Classes::new(classes, 0));
         (config.head, config.neck.channels) = (head, channels);
+        Ok(config)
+    }
+
+    fn of_decode_head(
+        semantic: Recognised,
+        found: &Evidence<'_>,
+        notes: &mut Vec<String>,
+    ) -> Result<Config, String> {
+        let Recognised { head, channels, stages, feedforward_channels, classes } = semantic;
+        let mut backbone =
+            Backbone::recognise(found, notes)?.ok_or("a semantic model of an unknown backbone")?;
+        if let Backbone::ResNet(resnet) = &mut backbone
+            && head.generator != Generator::Uper
+            && found.values::<[usize; 4]>(&["strides", "dilations"]).is_empty()
+        {
+            (resnet.strides, resnet.dilations) = ([1, 2, 1, 1], [1, 1, 2, 4]);
+            notes.push(format!(
+                "assumed: stride 8 with dilations, as mmseg's models with this head ({}) have it",
+                head.generator.name()
+            ));
+        }
+        let mut config = Config::semantic(backbone, head.generator, classes);
+        config.decode_head = Some(head);
+        config.neck.channels = channels;
+        config.head.stages = stages;
+        if let Some(width) = feedforward_channels {
+            config.head.feedforward_channels = width;
+        }
         Ok(config)
     }
 
@@ -199,6 +307,7 @@ impl Config {
             name: fields.take("name")?,
             task: fields.take("task")?,
             backbone: fields.take("backbone")?,
+            decode_head: fields.find("decode_head")?,
             neck: fields.part()?,
             head: fields.part()?,
             input: fields.part()?,
@@ -214,7 +323,7 @@ impl Config {
     /// classes.
     pub fn settings() -> impl Iterator<Item = &'static str> {
         let parts = [names::<Fpn>(), names::<Head>(), names::<Input>(), names::<Test>()];
-        std::iter::once("backbone").chain(parts.into_iter().flatten().copied())
+        ["backbone", "decode_head"].into_iter().chain(parts.into_iter().flatten().copied())
     }
 
     /// Names of those of [`Config::settings`] that say what becomes of photos and results, not of tensors.
@@ -230,6 +339,11 @@ impl Config {
         // Any model will do: only the kind of this field's value is asked for.
         let any = Config::of(Backbone::from(EfficientNetLite { variant: 0 }), Classes::new(1, 0));
         any.with([(name.to_string(), value)]).map(|_| ())
+    }
+
+    /// Inputs of the network are padded to multiples of this many pixels. Semantic models take any size.
+    pub fn size_divisor(&self) -> usize {
+        if self.task == Task::Semantic { 1 } else { SIZE_DIVISOR }
     }
 
     /// Objects each stage refines: the instance kernels, and one per stuff class.
@@ -253,10 +367,28 @@ impl Config {
     fn faults(&self) -> Result<(), String> {
         self.classes.validate()?;
         self.backbone.validate()?;
-        self.neck.validate(self.backbone.strides())?;
-        self.head.validate(self.neck.channels)?;
         self.input.validate()?;
         self.test.validate()?;
+        if (self.task == Task::Semantic) != self.decode_head.is_some() {
+            let head = if self.decode_head.is_some() { "a" } else { "no" };
+            return Err(format!("task {} with {head} decode head", self.task.name()));
+        }
+        if let Some(head) = &self.decode_head {
+            in_range([("channels", self.neck.channels)])?;
+            let Classes { things, .. } = self.classes;
+            if (things, self.head.proposals) != (0, 0) {
+                let proposals = self.head.proposals;
+                return Err(format!(
+                    "a semantic model with {things} thing classes and {proposals} proposals"
+                ));
+            }
+            if self.head.stages > 0 {
+                head.validate(self.neck.channels)?;
+            }
+            return self.head.validate_stages(self.neck.channels);
+        }
+        self.neck.validate(self.backbone.strides())?;
+        self.head.validate(self.neck.channels)?;
         if (self.task == Task::Panoptic) != (self.classes.stuff > 0) {
             return Err(format!("task {} with {} stuff classes", self.task.name(), self.classes.stuff));
         }

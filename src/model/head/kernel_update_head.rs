@@ -1,6 +1,6 @@
 //! One kernel update stage (K-Net, section 3.2, equations 3 to 6; upstream `KernelUpdateHead`).
 
-use super::Objects;
+use super::{Head, Objects};
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
 use crate::model::Config;
@@ -45,34 +45,15 @@ pub fn kernel_update_head(
 ) -> Result<StageOutput> {
     let channels = config.neck.channels;
     let name = |part: &str| format!("{prefix}.{part}");
-    let add = Binary { kind: BinaryKind::Add };
     let x = conv_bias(b, &name("feat_transform.conv"), objects.features, Conv::new(channels, 1, 1))?;
     let masks = match_size(b, &name("resized_masks"), objects.masks, x)?;
     let x_feat = b.node(&name("x_feat"), MaskPool, &[masks, x])?;
     let updated = kernel_updator(b, &name("kernel_update_conv"), x_feat, objects.kernels)?;
 
-    let attention = name("attention.attn");
-    let in_proj = |field: &str| format!("{attention}.in_proj_{field}");
-    let qkv = linear_named(b, &in_proj("qkv"), &in_proj("weight"), &in_proj("bias"), updated, 3 * channels)?;
-    let mixed = b.node(&attention, Attention { heads: config.head.heads }, &[qkv])?;
-    let mixed = linear(b, &format!("{attention}.out_proj"), mixed, channels)?;
-    let mixed = b.node(&name("attention"), add, &[mixed, updated])?;
-    let attended = layer_norm(b, &name("attention_norm"), mixed)?;
-
-    let hidden = linear(b, &name("ffn.layers.0.0"), attended, config.head.feedforward_channels)?;
-    let hidden = relu(b, &name("ffn.layers.0.1"), hidden)?;
-    let hidden = linear(b, &name("ffn.layers.1"), hidden, channels)?;
-    let hidden = b.node(&name("ffn"), add, &[hidden, attended])?;
-    let kernels = layer_norm(b, &name("ffn_norm"), hidden)?;
-
-    let branch = |b: &mut Builder, fcs: &str| {
-        let y = linear_no_bias(b, &name(&format!("{fcs}.0")), kernels, channels)?;
-        let y = layer_norm(b, &name(&format!("{fcs}.1")), y)?;
-        relu(b, &name(&format!("{fcs}.2")), y)
-    };
-    let cls = branch(b, "cls_fcs")?;
+    let Interaction { attended, kernels } = interact(b, prefix, updated, &config.head)?;
+    let cls = branch(b, &name("cls_fcs"), kernels)?;
     let cls_score = linear(b, &name("fc_cls"), cls, config.classes.count())?;
-    let mask = branch(b, "mask_fcs")?;
+    let mask = branch(b, &name("mask_fcs"), kernels)?;
     let mask_kernels = linear(b, &name("fc_mask"), mask, channels)?;
     let masks = b.node(&name("mask_preds"), MaskConv { bias: false }, &[mask_kernels, x])?;
     Ok(StageOutput {
@@ -83,6 +64,50 @@ pub fn kernel_update_head(
         obj_feat_updator: updated,
         obj_feat_attn: attended,
     })
+}
+
+/// What the kernels of an image make of each other, `[B, N, C]` each.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Interaction {
+    /// After self-attention and its norm.
+    pub attended: ValueId,
+    /// After the feed-forward network and its norm.
+    pub kernels: ValueId,
+}
+
+/// Self-attention over the kernels of an image, then a feed-forward network, each added to what comes in and
+/// normalised.
+pub(in crate::model) fn interact(
+    b: &mut Builder,
+    prefix: &str,
+    updated: ValueId,
+    head: &Head,
+) -> Result<Interaction> {
+    let channels = b.shape(updated).last();
+    let name = |part: &str| format!("{prefix}.{part}");
+    let add = Binary { kind: BinaryKind::Add };
+    let attention = name("attention.attn");
+    let in_proj = |field: &str| format!("{attention}.in_proj_{field}");
+    let qkv = linear_named(b, &in_proj("qkv"), &in_proj("weight"), &in_proj("bias"), updated, 3 * channels)?;
+    let mixed = b.node(&attention, Attention { heads: head.heads }, &[qkv])?;
+    let mixed = linear(b, &format!("{attention}.out_proj"), mixed, channels)?;
+    let mixed = b.node(&name("attention"), add, &[mixed, updated])?;
+    let attended = layer_norm(b, &name("attention_norm"), mixed)?;
+
+    let hidden = linear(b, &name("ffn.layers.0.0"), attended, head.feedforward_channels)?;
+    let hidden = relu(b, &name("ffn.layers.0.1"), hidden)?;
+    let hidden = linear(b, &name("ffn.layers.1"), hidden, channels)?;
+    let hidden = b.node(&name("ffn"), add, &[hidden, attended])?;
+    let kernels = layer_norm(b, &name("ffn_norm"), hidden)?;
+    Ok(Interaction { attended, kernels })
+}
+
+/// A fully connected layer without bias, a norm and ReLU: what comes before a prediction.
+pub(in crate::model) fn branch(b: &mut Builder, prefix: &str, kernels: ValueId) -> Result<ValueId> {
+    let channels = b.shape(kernels).last();
+    let y = linear_no_bias(b, &format!("{prefix}.0"), kernels, channels)?;
+    let y = layer_norm(b, &format!("{prefix}.1"), y)?;
+    relu(b, &format!("{prefix}.2"), y)
 }
 
 /// The gated kernel update (upstream `KernelUpdator`), per object:
@@ -108,7 +133,8 @@ pub fn kernel_updator(b: &mut Builder, prefix: &str, x_feat: ValueId, kernels: V
     };
     let (param_in, param_out) = halves(b, "dynamic_layer", x_feat)?;
     let (input_in, input_out) = halves(b, "input_layer", kernels)?;
-    let gate = b.node(&name("gate"), mul, &[input_in, param_in])?;
+    // Kernels that all images of a batch share have a first axis of 1: they come second.
+    let gate = b.node(&name("gate"), mul, &[param_in, input_in])?;
     let gated = |b: &mut Builder, layer: &str, norm: &str, value_norm: &str, value: ValueId| {
         let g = linear(b, &name(layer), gate, channels)?;
         let g = layer_norm(b, &name(norm), g)?;
@@ -125,7 +151,12 @@ pub fn kernel_updator(b: &mut Builder, prefix: &str, x_feat: ValueId, kernels: V
 }
 
 /// Masks `[B, N, h, w]` at the size of the features `[B, H, W, C]`: resized bilinearly if they differ.
-fn match_size(b: &mut Builder, name: &str, masks: ValueId, x: ValueId) -> Result<ValueId> {
+pub(in crate::model) fn match_size(
+    b: &mut Builder,
+    name: &str,
+    masks: ValueId,
+    x: ValueId,
+) -> Result<ValueId> {
     let (from, to) = (b.shape(masks), b.shape(x));
     if from.rank() != 4 || to.rank() != 4 || (from[2] == to[1] && from[3] == to[2]) {
         return Ok(masks);

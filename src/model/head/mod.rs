@@ -4,9 +4,11 @@ mod kernel_head;
 mod kernel_update_head;
 mod semantic_fpn;
 
+pub(super) use kernel_update_head::{branch, interact, match_size};
 pub use kernel_update_head::{kernel_update_head, kernel_updator};
 
 use super::config::in_range;
+use super::decode_head;
 use super::evidence::Evidence;
 use super::{Config, TapLayout, Taps};
 use crate::error::{Error, Result};
@@ -57,20 +59,31 @@ pub struct Objects {
 impl Head {
     /// A sentence on a field that cannot be, over a pyramid of `channels`.
     pub(super) fn validate(&self, channels: usize) -> Result<(), String> {
+        if self.stages == 0 {
+            return Err(format!("stages is 0, must be 1 to {MOST_STAGES}"));
+        }
+        in_range([("proposals", self.proposals)])?;
+        self.validate_stages(channels)?;
+        if !channels.is_multiple_of(self.norm_groups) {
+            return Err(format!("{channels} channels are not a multiple of norm_groups"));
+        }
+        Ok(())
+    }
+
+    /// As [`Head::validate`], of what all kernel update stages have, over kernels of `channels`. There may be
+    /// no stage.
+    pub(super) fn validate_stages(&self, channels: usize) -> Result<(), String> {
         // A graph grows by as many steps a stage, and planning by their square.
-        if !(1..=MOST_STAGES).contains(&self.stages) {
+        if self.stages > MOST_STAGES {
             return Err(format!("stages is {}, must be 1 to {MOST_STAGES}", self.stages));
         }
         in_range([
-            ("proposals", self.proposals),
             ("feedforward_channels", self.feedforward_channels),
             ("heads", self.heads),
             ("norm_groups", self.norm_groups),
         ])?;
-        for (field, divisor) in [("heads", self.heads), ("norm_groups", self.norm_groups)] {
-            if !channels.is_multiple_of(divisor) {
-                return Err(format!("{channels} channels are not a multiple of {field}"));
-            }
+        if !channels.is_multiple_of(self.heads) {
+            return Err(format!("{channels} channels are not a multiple of heads"));
         }
         Ok(())
     }
@@ -123,18 +136,28 @@ impl Head {
 
     /// Number of stages that parameters of these names are of.
     pub fn count_stages<'a>(names: impl Iterator<Item = &'a str>) -> usize {
-        let stage = |name: &'a str| name.strip_prefix(STAGES)?.split('.').next();
+        let stage = |name: &'a str| {
+            let number = name.strip_prefix(STAGES).or_else(|| name.strip_prefix(decode_head::STAGES))?;
+            number.split('.').next()
+        };
         names.filter_map(stage).collect::<BTreeSet<&str>>().len()
     }
 
     /// First axes of tensors that a configuration claims: the tensor, what its rows are, and how many.
     pub(super) fn rows(config: &Config) -> Vec<(String, &'static str, usize)> {
-        let first = |part: &str| format!("{STAGES}0.{part}");
-        vec![
+        let stages = if config.decode_head.is_some() { decode_head::STAGES } else { STAGES };
+        let first = |part: &str| format!("{stages}0.{part}");
+        let semantic =
+            [(format!("{}.weight", decode_head::classifier(config)), "classes", config.classes.count())];
+        let detector = [
             ("rpn_head.init_kernels.weight".to_string(), "kernels", config.head.proposals),
-            (first("fc_mask.weight"), "channels", config.neck.channels),
             (first("fc_cls.weight"), "classes", config.classes.count()),
+        ];
+        let own = if config.decode_head.is_some() { semantic.to_vec() } else { detector.to_vec() };
+        let common = vec![
+            (first("fc_mask.weight"), "channels", config.neck.channels),
             (first("ffn.layers.0.0.weight"), "feed-forward channels", config.head.feedforward_channels),
-        ]
+        ];
+        own.into_iter().chain(common).collect()
     }
 }

@@ -105,6 +105,17 @@ impl EvalSpec {
         }
     }
 
+    /// As [`EvalSpec::task`], of a model whose own task is `model`: masks alone are compared with semantic maps
+    /// if it gives those.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn task_of(&self, model: Task) -> Result<Task> {
+        let masks_alone = self.annotations.is_none() && self.semantic.is_some();
+        let task = self.task()?;
+        Ok(if masks_alone && model == Task::Semantic { Task::Semantic } else { task })
+    }
+
     /// The set that training would read, and the class list and folder of masks to compare a panoptic set
     /// with, besides.
     fn data(&self) -> Result<(DataConfig, Option<&SemanticSpec>)> {
@@ -172,7 +183,7 @@ impl Evaluation {
     /// As [`EvalSpec::task`] and [`Dataset::open`]; as [`Evaluation::of`].
     pub fn open(spec: &EvalSpec, engine: &Engine) -> Result<Self> {
         let (config, extra) = spec.data()?;
-        check_task(engine.task(), spec.task()?)?;
+        check_task(engine.task(), spec.task_of(engine.task())?)?;
         let data = Dataset::open(&config, &spec.reading)?;
         let extra = extra.map(|extra| -> Result<Extra> {
             let labels = Arc::new(ClassList::read(&extra.classes, &extra.field)?);
@@ -193,9 +204,10 @@ impl Evaluation {
     fn with(data: &Dataset, extra: Option<Extra>, model: &Config, policy: ClassPolicy) -> Result<Self> {
         let task = match data.entries.first().map(|entry| &entry.label) {
             Some(Label::Objects(_)) => Task::Instance,
+            _ if model.task == Task::Semantic && data.labels.is_some() => Task::Semantic,
             _ => Task::Panoptic,
         };
-        if task == Task::Panoptic {
+        if task != Task::Instance {
             check_task(model.task, task)?;
         }
         let mut names: Vec<String> = class_list(model).into_iter().map(|c| c.name.into_owned()).collect();
@@ -318,6 +330,11 @@ impl Evaluation {
             };
             let detections: Vec<Detection> = found.instances().iter().map(detection).collect();
             instances.add(record.id, &detections)?;
+        }
+        if let (Some(semantic), Some(mask), Some(map)) = (&mut self.semantic, &photo.mask, found.semantic()) {
+            let (height, width) = (map.height, map.width);
+            let classes: Vec<u32> = map.map.iter().map(|&class| u32::from(class)).collect();
+            semantic.add(mask, &ClassMap { height, width, classes: &classes })?;
         }
         let Some(map) = found.panoptic() else { return Ok(()) };
         let (height, width) = (map.height, map.width);

@@ -10,7 +10,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::image::bitmask::BitMask;
 use crate::image::classes::Class;
-use crate::image::overlay::{Layer, draw, instance_layers, name, panoptic_layers};
+use crate::image::overlay::{Layer, draw, instance_layers, name, panoptic_layers, semantic_layers};
 use crate::image::palette::distinct;
 use crate::image::picture::write_rgb;
 use crate::image::text;
@@ -76,6 +76,7 @@ impl Samples {
             let found = engine.segment(&photo.image)?;
             let layers = match found.found() {
                 Found::Panoptic(map) => panoptic_layers(map, &classes),
+                Found::Semantic(map) => semantic_layers(map, &classes),
                 Found::Instance(instances) => instance_layers(instances, &classes, MIN_SCORE),
             };
             let model = tile(&draw(&photo.image, &layers)?);

@@ -20,7 +20,7 @@ const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1.
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (config, loader) = source::open(&arguments.model.source(), arguments.model.model.as_deref())?;
-    let size = arguments.size.unwrap_or(Size::of(&config)).padded();
+    let size = arguments.size.unwrap_or(Size::of(&config)).padded(&config);
     let batch = batch(&config, arguments, size)?;
     let frozen = FROZEN.map(String::from);
     let optimizer = AdamWConfig::default();

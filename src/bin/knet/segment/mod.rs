@@ -13,11 +13,12 @@ use knet::error::say;
 use knet::fsio::atomic_write;
 use knet::image::classes::Class;
 use knet::image::instance::InstanceFilter;
+use knet::image::legend::beside;
 use knet::image::output::{
-    CocoResult, ImageRef, coco_instances, coco_panoptic, coco_results, instance_numbers,
+    CocoResult, ImageRef, class_areas, coco_instances, coco_panoptic, coco_results, instance_numbers,
 };
-use knet::image::overlay::{draw, flat, instance_layers, panoptic_layers};
-use knet::image::picture::{write_numbers, write_rgb};
+use knet::image::overlay::{draw, flat, instance_layers, panoptic_layers, semantic_layers};
+use knet::image::picture::{write_indexed, write_numbers, write_rgb};
 use knet::model::Task;
 use knet::task::Found;
 use knet::train::data::Catalogue;
@@ -32,7 +33,8 @@ use std::process::ExitCode;
 /// For each photo these files are written: NAME.overlay.png (the photo with coloured masks and labels),
 /// NAME.json (COCO results: instances with RLE masks, or panoptic segments) and, of panoptic results,
 /// NAME.panoptic.png (COCO's, whose colours are numbers and mostly black to the eye) with its twin for the
-/// eye, NAME.panoptic.colour.png. Instances without a pixel are left out. The `bbox` of an instance in
+/// eye, NAME.panoptic.colour.png. Of semantic models NAME.semantic.png holds the class index of each pixel, with a
+/// palette, NAME.json the classes with their areas, and the overlay has a legend. Instances without a pixel are left out. The `bbox` of an instance in
 /// NAME.json leaves out specks: parts of its mask with less than 1 % of the pixels of its largest part, which
 /// stay in the mask. A photo that cannot be read is reported at the end; the others are done all the same.
 /// Photos and files that this command did not make are never replaced.
@@ -80,9 +82,9 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "knet-out")]
     out: PathBuf,
 
-    /// What to write: `png` is the panoptic map, or for instances NAME.instances.png (16-bit grey: 0 nothing,
+    /// What to write: `png` is the panoptic or semantic map, or for instances NAME.instances.png (16-bit grey: 0 nothing,
     /// n the n-th entry of `annotations` in NAME.json, the better one on top); `colour` is the same for the
-    /// eye [default: overlay,json, and png,colour for panoptic results]
+    /// eye [default: overlay,json, and png,colour for panoptic, png for semantic results]
     #[arg(long, value_enum, value_delimiter = ',')]
     format: Vec<Format>,
 
@@ -113,6 +115,8 @@ enum TaskArgument {
     Instance,
     /// Every pixel to one object or region
     Panoptic,
+    /// Every pixel to one class
+    Semantic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -143,6 +147,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         TaskArgument::Auto => builder,
         TaskArgument::Instance => builder.task(Task::Instance),
         TaskArgument::Panoptic => builder.task(Task::Panoptic),
+        TaskArgument::Semantic => builder.task(Task::Semantic),
     };
     let engine = arguments.model.build(builder)?;
     if let source @ WeightSource::Seeded(_) = arguments.model.source() {
@@ -150,17 +155,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             "{source} are random weights: the masks show that the engine runs, not what it sees"
         ));
     }
-    let panoptic = engine.task() == Task::Panoptic;
-    if panoptic && (filter != InstanceFilter { min_area: 1, box_parts: SPECK, ..InstanceFilter::default() }) {
+    let task = engine.task();
+    let unfiltered = InstanceFilter { min_area: 1, box_parts: SPECK, ..InstanceFilter::default() };
+    if task != Task::Instance && filter != unfiltered {
         let options = "--min-area, --largest-part and --max-overlap are of instances";
-        return Err(Error::usage(format!("{options}: with a panoptic model add --task instance")));
+        let way = if task == Task::Panoptic { ": with a panoptic model add --task instance" } else { "" };
+        return Err(Error::usage(format!("{options}{way}")));
     }
-    let formats = match arguments.format.as_slice() {
-        [] if panoptic => vec![Format::Overlay, Format::Json, Format::Png, Format::Colour],
-        [] => vec![Format::Overlay, Format::Json],
-        asked => asked.to_vec(),
+    let formats = match (arguments.format.as_slice(), task) {
+        ([], Task::Panoptic) => vec![Format::Overlay, Format::Json, Format::Png, Format::Colour],
+        ([], Task::Semantic) => vec![Format::Overlay, Format::Json, Format::Png],
+        ([], Task::Instance) => vec![Format::Overlay, Format::Json],
+        (asked, _) => asked.to_vec(),
     };
-    plan::check(&items, &formats, panoptic, arguments.overwrite)?;
+    plan::check(&items, &formats, task, arguments.overwrite)?;
     let list = List::open(arguments, &engine, &items)?;
     std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;
     let (classes, labels) = (engine.classes(), !arguments.no_labels);
@@ -184,11 +192,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         progress.inc(1);
     }
     progress.finish_and_clear();
-    let endings = job.formats.iter().map(|format| plan::ending(*format, panoptic));
+    let endings = job.formats.iter().map(|format| plan::ending(*format, task));
     match (items.as_slice(), items.len() - failures.len()) {
         (_, 0) => {}
         ([item], _) => {
-            let files = job.formats.iter().map(|format| item.target(*format, panoptic).display().to_string());
+            let files = job.formats.iter().map(|format| item.target(*format, task).display().to_string());
             tell(format_args!("wrote {}", files.collect::<Vec<_>>().join(", ")))?;
         }
         (_, done) => {
@@ -235,8 +243,13 @@ impl List {
         let (Some(path), Some(annotations)) = (&arguments.coco, &arguments.annotations) else {
             return Ok(None);
         };
-        if engine.task() == Task::Panoptic {
-            return Err(Error::usage("--coco lists instances: with a panoptic model add --task instance"));
+        match engine.task() {
+            Task::Instance => {}
+            Task::Panoptic => {
+                let way = "--coco lists instances: with a panoptic model add --task instance";
+                return Err(Error::usage(way));
+            }
+            Task::Semantic => return Err(Error::usage("--coco lists instances, a semantic model has none")),
         }
         let mut inputs: Vec<PathBuf> = items.iter().map(|item| item.photo.clone()).collect();
         inputs.push(annotations.clone());
@@ -282,25 +295,30 @@ impl Job {
     fn segment(&mut self, id: u64, item: &Item, photo: &RgbImage) -> Result<String> {
         self.engine.segment_into(photo, &mut self.result)?;
         let image = ImageRef { id, file_name: &item.name };
-        let panoptic = self.result.panoptic().is_some();
-        let wants = |format| self.formats.contains(&format).then(|| item.target(format, panoptic));
-        let map = item.target(Format::Png, panoptic);
+        let task = self.result.task();
+        let wants = |format| self.formats.contains(&format).then(|| item.target(format, task));
+        let map = item.target(Format::Png, task);
         let map_name = map.file_name().unwrap_or_default().to_string_lossy();
         let (report, map) = self.report(image, &map_name)?;
-        if let Some(folder) = item.target(Format::Json, panoptic).parent() {
+        if let Some(folder) = item.target(Format::Json, task).parent() {
             std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
         let (overlay, colours) = (wants(Format::Overlay), wants(Format::Colour));
         if overlay.is_some() || colours.is_some() {
             let mut layers = match self.result.found() {
                 Found::Panoptic(map) => panoptic_layers(map, &self.classes),
+                Found::Semantic(map) => semantic_layers(map, &self.classes),
                 Found::Instance(instances) => instance_layers(instances, &self.classes, 0.0),
             };
-            if !self.labels {
+            // Names in a legend leave the regions free.
+            let named = task == Task::Semantic && self.labels;
+            let legend = if named { layers.clone() } else { Vec::new() };
+            if named || !self.labels {
                 layers.iter_mut().for_each(|layer| layer.label.clear());
             }
             if let Some(path) = overlay {
-                write_rgb(&path, &draw(photo, &layers)?)?;
+                let drawn = draw(photo, &layers)?;
+                write_rgb(&path, &if named { beside(&drawn, &legend) } else { drawn })?;
             }
             if let Some(path) = colours {
                 write_rgb(&path, &flat(&layers, self.result.size()))?;
@@ -309,6 +327,9 @@ impl Job {
         if let Some(path) = wants(Format::Png) {
             if let Some(map) = map {
                 write_rgb(&path, &map)?;
+            } else if let Found::Semantic(map) = self.result.found() {
+                let palette: Vec<[u8; 3]> = self.classes.iter().map(|class| class.colour).collect();
+                write_indexed(&path, photo.dimensions(), &map.map, &palette)?;
             } else if let Found::Instance(instances) = self.result.found() {
                 let numbers = instance_numbers(instances, self.result.size());
                 write_numbers(&path, photo.dimensions(), &numbers)?;
@@ -323,6 +344,7 @@ impl Job {
         }
         let found = match self.result.found() {
             Found::Panoptic(map) => format!("{} segments", map.segments.len()),
+            Found::Semantic(map) => format!("{} classes", map.present().len()),
             Found::Instance(instances) => format!("{} instances", instances.instances().len()),
         };
         let time = self.engine.timings().total();
@@ -349,6 +371,18 @@ impl Job {
             Found::Panoptic(map) => {
                 let (annotation, map) = coco_panoptic(map, image, png_name, &self.classes)?;
                 Ok((encode(serde_json::to_value(annotation))?, Some(map)))
+            }
+            Found::Semantic(map) => {
+                let classes = encode(serde_json::to_value(class_areas(map, &self.classes)?))?;
+                let report = json!({
+                    "model": self.engine.config().name,
+                    "image": {
+                        "id": image.id, "file_name": image.file_name, "height": map.height, "width": map.width,
+                    },
+                    "file_name": png_name,
+                    "classes": classes,
+                });
+                Ok((report, None))
             }
             Found::Instance(instances) => {
                 let instances = coco_instances(instances, image, &self.classes, 0.0)?;

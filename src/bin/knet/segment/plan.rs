@@ -6,6 +6,8 @@ use crate::voice::note;
 use knet::image::decode::{Decoded, Limits, decode_bytes_checked, decode_checked};
 use knet::image::listing::{ENDINGS, Listing};
 use knet::image::picture::is_own;
+use knet::model::Task;
+use knet::task::TASKS;
 use knet::{Error, Result};
 use std::collections::HashSet;
 use std::io::Read;
@@ -42,23 +44,25 @@ impl Item {
     }
 
     /// The file of a result.
-    pub fn target(&self, format: Format, panoptic: bool) -> PathBuf {
+    pub fn target(&self, format: Format, task: Task) -> PathBuf {
         let mut path = self.base.clone().into_os_string();
         path.push(".");
-        path.push(ending(format, panoptic));
+        path.push(ending(format, task));
         path.into()
     }
 }
 
 /// What a result's name ends with, after that of the photo and a dot.
-pub fn ending(format: Format, panoptic: bool) -> &'static str {
-    match (format, panoptic) {
+pub fn ending(format: Format, task: Task) -> &'static str {
+    match (format, task) {
         (Format::Overlay, _) => "overlay.png",
         (Format::Json, _) => "json",
-        (Format::Png, true) => "panoptic.png",
-        (Format::Png, false) => "instances.png",
-        (Format::Colour, true) => "panoptic.colour.png",
-        (Format::Colour, false) => "instances.colour.png",
+        (Format::Png, Task::Panoptic) => "panoptic.png",
+        (Format::Png, Task::Instance) => "instances.png",
+        (Format::Png, Task::Semantic) => "semantic.png",
+        (Format::Colour, Task::Panoptic) => "panoptic.colour.png",
+        (Format::Colour, Task::Instance) => "instances.colour.png",
+        (Format::Colour, Task::Semantic) => "semantic.colour.png",
     }
 }
 
@@ -80,7 +84,7 @@ pub fn items(arguments: &Arguments) -> Result<Vec<Item>> {
 }
 
 /// Refuses results that would replace a photo, or a file that `knet segment` did not write.
-pub fn check(items: &[Item], formats: &[Format], panoptic: bool, overwrite: bool) -> Result<()> {
+pub fn check(items: &[Item], formats: &[Format], task: Task, overwrite: bool) -> Result<()> {
     let inputs: Vec<PathBuf> = items.iter().map(|item| item.photo.clone()).collect();
     for item in items {
         for &format in formats {
@@ -88,10 +92,11 @@ pub fn check(items: &[Item], formats: &[Format], panoptic: bool, overwrite: bool
                 Format::Json => {
                     guard::is_json_with(path, &["model", "image", "annotations"])
                         || guard::is_json_with(path, &["image_file_name", "segments_info"])
+                        || guard::is_json_with(path, &["model", "image", "classes"])
                 }
                 Format::Overlay | Format::Png | Format::Colour => is_own(path),
             };
-            let target = item.target(format, panoptic);
+            let target = item.target(format, task);
             guard::check(&target, &inputs, own, overwrite)?;
         }
     }
@@ -136,10 +141,9 @@ fn photos(arguments: &Arguments) -> Result<Vec<(PathBuf, PathBuf)>> {
 fn is_result(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let pictures = [Format::Overlay, Format::Png, Format::Colour];
-    let endings =
-        pictures.into_iter().flat_map(|format| [true, false].map(|panoptic| ending(format, panoptic)));
-    let named =
-        endings.into_iter().any(|ending| name.strip_suffix(ending).is_some_and(|stem| stem.ends_with('.')));
+    let mut endings =
+        pictures.into_iter().flat_map(|format| TASKS.iter().map(move |&task| ending(format, task)));
+    let named = endings.any(|ending| name.strip_suffix(ending).is_some_and(|stem| stem.ends_with('.')));
     named && is_own(path)
 }
 
