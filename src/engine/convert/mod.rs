@@ -2,6 +2,7 @@
 
 mod python;
 mod recognise;
+mod swin;
 
 use super::knows_ids;
 use super::source::{BACKBONE_KEY, CONFIG_KEY, ema_name, fit, is_bookkeeping, parameters};
@@ -110,7 +111,7 @@ impl ConvertOptions {
     /// `config` with the fields that are set.
     fn apply(&self, config: Config) -> Result<Config> {
         let mut config = config.with(self.set.clone()).map_err(|e| Error::usage(format!("--set: {e}")))?;
-        if !self.sets("task") {
+        if !self.sets("task") && config.decode_head.is_none() {
             config.task = Task::of(&config.classes);
         }
         if self.bgr {
@@ -147,8 +148,12 @@ pub struct Converted {
 /// As [`pth::read`]; [`Error::Weights`] listing every tensor that does not fit the model; [`Error::Usage`] if
 /// the file holds neither a K-Net nor a known classifier, or contradicts itself; as [`write_safetensors`].
 pub fn convert(input: &Path, output: &Path, options: &ConvertOptions) -> Result<Converted> {
-    let file = pth::read(input)?;
+    let mut file = pth::read(input)?;
     let mut notes = Vec::new();
+    let authors = swin::rename(&mut file.tensors);
+    if authors {
+        notes.push("read: a Swin by its authors' names, whose patch merging is put in mmdet's order".into());
+    }
     let contents = recognise::contents(input, &file, options, &mut notes)?;
     let mut by_name: BTreeMap<String, &PthTensor> =
         file.tensors.iter().map(|t| (contents.stored_name(&t.name), t)).collect();
@@ -158,13 +163,17 @@ pub fn convert(input: &Path, output: &Path, options: &ConvertOptions) -> Result<
     let mut report = fit(&params, by_name.keys().map(String::as_str), shape);
     let counters = by_name.keys().filter(|name| is_bookkeeping(name)).count();
     if counters > 0 {
-        notes.push(format!("left out: {counters} counters of batches"));
+        notes
+            .push(format!("left out: {counters} entries that are no weights (counters of batches, indices)"));
     }
     let mut values = Vec::new();
     for param in &params {
         let Some(tensor) = by_name.get(param.key.as_str()) else { continue };
         let mut value = tensor.to_f32();
-        if options.bgr && param.key == FIRST_CONVOLUTION {
+        if authors && swin::merges_patches(&param.key) {
+            value = swin::reorder(&value);
+        }
+        if options.bgr && FIRST_CONVOLUTIONS.contains(&param.key.as_str()) {
             reverse_inputs(value.data_mut(), &param.upstream_shape);
         }
         if first_non_finite(value.data()).is_some() {
@@ -194,8 +203,9 @@ pub fn convert(input: &Path, output: &Path, options: &ConvertOptions) -> Result<
     Ok(Converted { contents, tensors: values.len(), values: count, notes })
 }
 
-/// The convolution that reads the photo's channels.
-const FIRST_CONVOLUTION: &str = "backbone.conv1.weight";
+/// The convolutions that read the photo's channels.
+const FIRST_CONVOLUTIONS: [&str; 3] =
+    ["backbone.conv1.weight", "backbone.stem.0.weight", "backbone.patch_embed.projection.weight"];
 
 /// Reverses the order of the input channels of a convolution `[O, I, ...]`.
 fn reverse_inputs(values: &mut [f32], shape: &[usize]) {

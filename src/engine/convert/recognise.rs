@@ -5,7 +5,7 @@ use super::python::values;
 use super::{Contents, ConvertOptions};
 use crate::checkpoint::pth::PthFile;
 use crate::error::{Error, Result};
-use crate::image::classes;
+use crate::image::classes::{self, ade20k};
 use crate::model::evidence::Evidence;
 use crate::model::{Backbone, Classes, Config, Normalization, Task};
 use serde_json::Value;
@@ -58,6 +58,9 @@ fn of_tensors(
         let first = file.tensors.first().map_or("none", |t| t.name.as_str());
         asked.refuse(&format!("{reason} ({} tensors, first `{first}`)", file.tensors.len()))
     })?;
+    if config.decode_head.is_some() {
+        return Ok(config);
+    }
     let classes = config.classes.count();
     let stuff = match options.number("stuff_classes")? {
         Some(stuff) => stuff,
@@ -138,9 +141,15 @@ impl Asked<'_> {
             }
             Ok(())
         };
-        whole(&["num_heads"], "heads", &mut config.head.heads)?;
-        whole(&["num_groups"], "norm_groups", &mut config.head.norm_groups)?;
-        whole(&["max_per_img"], "max_per_image", &mut config.test.max_per_image)?;
+        let semantic = config.decode_head.is_some();
+        // Windows have heads of their own, a list of them.
+        if config.head.stages > 0 {
+            whole(&["num_heads"], "heads", &mut config.head.heads)?;
+        }
+        if !semantic {
+            whole(&["num_groups"], "norm_groups", &mut config.head.norm_groups)?;
+            whole(&["max_per_img"], "max_per_image", &mut config.test.max_per_image)?;
+        }
         if config.task == Task::Panoptic {
             for (name, field, value) in [
                 ("instance_score_thr", "instance_score_threshold", &mut config.test.instance_score_threshold),
@@ -239,6 +248,12 @@ fn name_classes(config: &mut Config, file: &PthFile, options: &ConvertOptions, n
         config.classes.ids = classes.iter().filter_map(|(id, _)| *id).collect();
     } else if found.len() == count {
         config.classes.names = found;
+    } else if config.decode_head.is_some()
+        && count == ade20k().len()
+        && (options.model.is_some() || config_text(file).contains("ADE20K"))
+    {
+        notes.push("assumed: ADE20K's class names".to_string());
+        config.classes.names = ade20k().into_iter().map(|class| class.name.into_owned()).collect();
     } else if options.model.is_some() && config.classes.names.is_empty() && super::knows_ids(config) {
         notes.push(format!("assumed: COCO's class names, as of {}", config.name));
     } else {

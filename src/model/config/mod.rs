@@ -270,6 +270,7 @@ impl Config {
         if let Some(width) = feedforward_channels {
             config.head.feedforward_channels = width;
         }
+        config.name_by_parts();
         Ok(config)
     }
 

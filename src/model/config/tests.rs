@@ -8,7 +8,7 @@ fn json_round_trip() {
         assert_eq!(Config::from_json(&config.to_json()).unwrap(), config);
         let mut again = config.clone();
         again.name_by_parts();
-        assert_eq!(again.name, name);
+        assert_eq!(again.name, *name);
     }
 }
 

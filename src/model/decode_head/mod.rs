@@ -209,7 +209,7 @@ impl DecodeHead {
         Ok(Some(Recognised {
             head: DecodeHead {
                 generator,
-                updator_channels: updator.unwrap_or(if stages == 0 { channels } else { 0 }),
+                updator_channels: updator.unwrap_or(default_channels()),
                 auxiliary_channels: auxiliary.unwrap_or(default_channels()),
             },
             channels,

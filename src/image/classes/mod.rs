@@ -1,5 +1,7 @@
 //! Names, ids and colours of classes.
 
+pub mod named;
+
 use std::borrow::Cow;
 
 /// One class of a data set. Its position in a list is the class index of the network.
@@ -21,6 +23,13 @@ pub fn coco() -> &'static [Class] {
     &COCO
 }
 
+/// The 150 classes of ADE20K in the order of the networks.
+pub fn ade20k() -> Vec<Class> {
+    let mut classes = numbered(named::ADE20K.len(), 0);
+    classes.iter_mut().zip(named::ADE20K).for_each(|(class, name)| class.name = name.into());
+    classes
+}
+
 /// Stand-in classes for a model whose names are not known: `class 0`, `class 1`, ..., the first `things`
 /// being things.
 pub fn numbered(count: usize, things: usize) -> Vec<Class> {
@@ -29,7 +38,7 @@ pub fn numbered(count: usize, things: usize) -> Vec<Class> {
             id: i as u32,
             name: format!("class {i}").into(),
             is_thing: i < things,
-            colour: super::palette::distinct(i),
+            colour: super::palette::class_colour(i, count),
         })
         .collect()
 }
