@@ -25,7 +25,8 @@
 //! `tests/ops/gradients.rs` holds every `backward` against finite differences over the operator's own cases.
 //!
 //! What an operator launches on a GPU is said in `src/cuda/ops/<name>.rs`, by a pure function of shapes,
-//! types and the device's capabilities; operators of training have none.
+//! types and the device's capabilities; operators of training have none, but for the gradients of attention
+//! within windows.
 
 pub mod accumulate;
 pub mod activation;

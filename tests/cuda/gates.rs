@@ -124,7 +124,8 @@ fn run_ptxas(ptx: &[u8], architecture: &Architecture, out: &Path) -> Result<Stri
 }
 
 /// Instructions that kernels live by: tensor-core products, asynchronous copies, matrix loads.
-const INSTRUCTIONS: [(&str, &[&str]); 3] = [
+const INSTRUCTIONS: [(&str, &[&str]); 4] = [
+    ("attention/window.cu", &["HMMA", "LDGSTS", "LDSM"]),
     ("conv/implicit_gemm.cu", &["HMMA", "LDGSTS", "LDSM"]),
     ("mask/pool.cu", &["HMMA"]),
     ("mask/conv.cu", &["HMMA"]),
@@ -262,11 +263,13 @@ fn the_machine_code_uses_tensor_cores_and_asynchronous_copies() {
     let folder = tempfile::tempdir().unwrap();
     // In bf16 they differ by the name of one type.
     let is_f16 = |v: &Variant| v.defines.contains(&("STORAGE", 1));
-    let variants: Vec<Variant> =
-        emulate::variants().into_iter().filter(|v| v.of_model && is_f16(v)).collect();
+    let variants: Vec<Variant> = emulate::variants().into_iter().filter(is_f16).collect();
     for (file, wanted) in INSTRUCTIONS {
-        let variants: Vec<Variant> = variants.iter().filter(|v| v.source == file).cloned().collect();
-        assert!(!variants.is_empty(), "no model runs {file}");
+        // What no model runs yet is looked at as cases run it.
+        let of_model = variants.iter().any(|v| v.source == file && v.of_model);
+        let looked_at = |v: &&Variant| v.source == file && v.of_model == of_model;
+        let variants: Vec<Variant> = variants.iter().filter(looked_at).cloned().collect();
+        assert!(!variants.is_empty(), "nothing runs {file}");
         for (index, ((_, defines), ptx)) in compiled(&variants).iter().enumerate() {
             let cubin = folder.path().join(format!("{index}.cubin"));
             run_ptxas(ptx, &ARCHITECTURES[H100], &cubin).unwrap();

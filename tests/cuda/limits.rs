@@ -6,7 +6,9 @@ use knet::error::Error;
 use knet::graph::{Builder, Layout};
 use knet::ops::fused_conv2d::moments_shape;
 use knet::ops::fused_linear::Prologue;
-use knet::ops::{Concat, Conv2d, FusedConv2d, FusedLinear, NormSum, Op, ValueType};
+use knet::ops::{
+    Concat, Conv2d, FusedConv2d, FusedLinear, NormSum, Op, ValueType, WindowAttention, WindowAttentionGrad,
+};
 use testkit::emulate;
 
 /// Plans a node of `op` over inputs of these types and gives the reason of its refusal.
@@ -68,4 +70,31 @@ fn more_terms_than_a_sum_of_norms_has_parameters_for() {
     let moments = ValueType::exact(moments_shape(map.shape, 2));
     let norm = [map, moments, ValueType::exact([16]), ValueType::exact([16])];
     assert_eq!(refused(op, &[&norm[..], &[map; 4]].concat()), "5 terms; the kernel takes up to 4");
+}
+
+#[test]
+fn windows_and_heads_beyond_shared_memory_or_registers() {
+    let operands = |op: &WindowAttention, channels: usize| {
+        vec![
+            ValueType::map([1, 4, 4, 3 * channels]),
+            ValueType::rows([3 * channels]),
+            ValueType::rows([op.offsets(), 1]),
+        ]
+    };
+    let grad = |op: WindowAttention, channels: usize| {
+        let dy = ValueType::map([1, 4, 4, channels]);
+        refused(WindowAttentionGrad { of: op }, &[operands(&op, channels), vec![dy]].concat())
+    };
+    let of = |window: usize| WindowAttention { heads: 1, window, shift: 0 };
+    let shared = |window: usize, channels: usize| {
+        format!(
+            "windows of {window} x {window} pixels with heads of {channels} channels; the kernel has 101376 bytes \
+             of shared memory"
+        )
+    };
+    for (window, channels) in [(80, 32), (7, 1024)] {
+        assert_eq!(refused(of(window), &operands(&of(window), channels)), shared(window, channels));
+    }
+    assert_eq!(grad(of(14), 32), shared(14, 32));
+    assert_eq!(grad(of(17), 4), "windows of 289 pixels; the kernel of gradients takes up to 256");
 }

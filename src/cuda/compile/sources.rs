@@ -13,6 +13,11 @@ macro_rules! sources {
 sources! {
     "activation.cu",
     "attention.cu",
+    "attention/window.cu",
+    "attention/window.cuh",
+    "attention/window_any.cu",
+    "attention/window_grad.cu",
+    "attention/window_rows.cuh",
     "binary.cu",
     "cast.cu",
     "common/activation.cuh",

@@ -24,6 +24,7 @@ mod slice;
 mod softmax;
 mod sum_parts;
 mod top_k;
+mod window_attention;
 
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::Program;
@@ -79,7 +80,7 @@ pub fn candidates(site: &Site<'_>, target: &Target) -> Result<Vec<Program>, Stri
 /// The program of any operator.
 ///
 /// # Errors
-/// As [`CudaOp::program`]; operators of training have no CUDA kernels.
+/// As [`CudaOp::program`]; of the operators of training, one has CUDA kernels: [`has_kernel`].
 pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     if site.outputs.iter().all(|output| output.shape.is_empty()) {
         return Ok(Program { kernel: "nothing".into(), ..Program::default() });
@@ -133,10 +134,12 @@ dispatch! {
     Slice
     Softmax
     TopK
+    WindowAttention
+    WindowAttentionGrad
 }
 
-/// Whether a GPU can run the operator. The others are those of training, those that only act on parameters,
-/// and views.
+/// Whether a GPU can run the operator. The others are those of training but for the gradients of attention
+/// within windows, those that only act on parameters, and views.
 pub fn has_kernel(op: &Op) -> bool {
     rounding(op).is_some()
 }
