@@ -61,6 +61,8 @@ pub enum PackedLayout {
     TurnedFilters(ConvKernel),
     /// Filters tap by tap, for the gradient of the map phase by phase.
     Taps,
+    /// Filters by slices of input channels, for the gradient of a deformable convolution's map.
+    Slices,
 }
 
 /// One operator at one set of shapes, ready to run. Running allocates nothing.

@@ -5,7 +5,8 @@ use crate::error::Result;
 use crate::ops::activation::{Activation, Reads};
 use crate::ops::epilogue::Epilogue;
 use crate::ops::{
-    Activate, BatchNorm, BatchNormTrain, Binary, FoldBatchNorm, Op, ValueType, binary::BinaryKind,
+    Activate, BatchNorm, BatchNormTrain, Binary, DeformConv2d, FoldBatchNorm, Op, ValueType,
+    binary::BinaryKind,
 };
 
 /// All passes, in the order in which they enable each other.
@@ -86,8 +87,8 @@ pub fn train_batch_norm(graph: &mut Graph, select: impl Fn(&Param) -> bool) -> V
     trained
 }
 
-/// `conv2d` followed by a frozen `batch_norm` becomes one convolution with a scaled filter and a bias; the
-/// scaling is a node over parameters alone, which a plan runs once.
+/// A convolution, plain or deformable, followed by a frozen `batch_norm` becomes one with a scaled filter and
+/// a bias; the scaling is a node over parameters alone, which a plan runs once.
 pub fn fold_batch_norm(graph: &mut Graph) {
     let mut folded = Vec::new();
     let uses = count_uses(graph);
@@ -95,18 +96,21 @@ pub fn fold_batch_norm(graph: &mut Graph) {
         let Op::BatchNorm(BatchNorm { eps }) = graph.nodes[index].op else { continue };
         let [x, gamma, beta, mean, variance] = graph.nodes[index].inputs[..] else { continue };
         let Some(producer) = sole_producer(graph, &uses, x) else { continue };
-        let Op::Conv2d(conv) = graph.nodes[producer].op.clone() else { continue };
-        if conv.epilogue != Epilogue::default() || graph.segment_of(producer) != graph.segment_of(index) {
+        let op = &graph.nodes[producer].op;
+        if !matches!(op, Op::Conv2d(_) | Op::DeformConv2d(_))
+            || epilogue_of(op) != Some(Epilogue::default())
+            || graph.segment_of(producer) != graph.segment_of(index)
+        {
             continue;
         }
-        let [input, filter] = graph.nodes[producer].inputs[..] else { continue };
+        let [_, filter, ..] = graph.nodes[producer].inputs[..] else { continue };
         let constant = |id: ValueId| matches!(graph.value(id).source, Source::Param(_));
         if ![filter, gamma, beta, mean, variance].into_iter().all(constant) {
             continue;
         }
-        folded.push((index, producer, eps, [input, filter, gamma, beta, mean, variance]));
+        folded.push((index, producer, eps, [filter, gamma, beta, mean, variance]));
     }
-    for &(index, producer, eps, [input, filter, gamma, beta, mean, variance]) in &folded {
+    for &(index, producer, eps, [filter, gamma, beta, mean, variance]) in &folded {
         // The convolution moves down to where the norm was; the fold takes the convolution's old place,
         // and with it a new pair of values.
         let first = graph.values.len() as u32;
@@ -118,21 +122,22 @@ pub fn fold_batch_norm(graph: &mut Graph) {
             let name = format!("{name}.{suffix}");
             graph.values.push(Value { name, ty, source: Source::Node { node: producer, output } });
         }
-        let Op::Conv2d(mut conv) = graph.nodes[producer].op.clone() else { continue };
-        conv.epilogue = Epilogue::BIAS;
-        graph.nodes[producer] = Node {
+        let fold = Node {
             op: FoldBatchNorm { eps }.into(),
             inputs: vec![filter, gamma, beta, mean, variance],
             outputs: outputs.clone(),
         };
-        graph.nodes[index].op = conv.into();
-        graph.nodes[index].inputs = vec![input, outputs[0], outputs[1]];
+        let mut conv = std::mem::replace(&mut graph.nodes[producer], fold);
+        set_epilogue(&mut conv.op, Epilogue::BIAS);
+        // A deformable convolution's offsets come behind.
+        conv.inputs.splice(1..2, outputs);
+        (graph.nodes[index].op, graph.nodes[index].inputs) = (conv.op, conv.inputs);
     }
     // The convolutions' old results have lost their definition.
     drop_orphans(graph);
 }
 
-/// `add(conv2d or linear, y)` becomes the residual of the product's epilogue.
+/// `add(convolution or linear, y)` becomes the residual of the product's epilogue.
 pub fn fuse_residual(graph: &mut Graph) {
     fuse(graph, |graph, uses, node| {
         let Op::Binary(Binary { kind: BinaryKind::Add }) = node.op else { return None };
@@ -147,14 +152,14 @@ pub fn fuse_residual(graph: &mut Graph) {
             fits.then(|| {
                 let mut fused = graph.nodes[producer].clone();
                 set_epilogue(&mut fused.op, Epilogue { residual: true, ..epilogue });
-                fused.inputs.push(residual);
+                fused.inputs.insert(2 + epilogue.operands(), residual);
                 (producer, fused)
             })
         })
     });
 }
 
-/// `activation(conv2d or linear)` becomes the activation of the product's epilogue, and
+/// `activation(convolution or linear)` becomes the activation of the product's epilogue, and
 /// `activation(group_norm or layer_norm)` that of the norm.
 pub fn fuse_activation(graph: &mut Graph) {
     fuse_activations(graph, |_| true);
@@ -175,6 +180,7 @@ fn fuse_activations(graph: &mut Graph, wanted: impl Fn(Activation) -> bool) {
         let mut fused = graph.nodes[producer].clone();
         let slot = match &mut fused.op {
             Op::Conv2d(conv) => &mut conv.epilogue.activation,
+            Op::DeformConv2d(op) => &mut op.conv.epilogue.activation,
             Op::Linear(linear) => &mut linear.epilogue.activation,
             Op::GroupNorm(norm) => &mut norm.activation,
             Op::LayerNorm(norm) => &mut norm.activation,
@@ -237,7 +243,7 @@ pub(crate) fn sole_producer(graph: &Graph, uses: &[usize], id: ValueId) -> Optio
 
 fn epilogue_of(op: &Op) -> Option<Epilogue> {
     match op {
-        Op::Conv2d(conv) => Some(conv.epilogue),
+        Op::Conv2d(conv) | Op::DeformConv2d(DeformConv2d { conv }) => Some(conv.epilogue),
         Op::Linear(linear) => Some(linear.epilogue),
         _ => None,
     }
@@ -245,7 +251,7 @@ fn epilogue_of(op: &Op) -> Option<Epilogue> {
 
 fn set_epilogue(op: &mut Op, epilogue: Epilogue) {
     match op {
-        Op::Conv2d(conv) => conv.epilogue = epilogue,
+        Op::Conv2d(conv) | Op::DeformConv2d(DeformConv2d { conv }) => conv.epilogue = epilogue,
         Op::Linear(linear) => linear.epilogue = epilogue,
         _ => {}
     }
@@ -366,6 +372,32 @@ mod tests {
         assert_eq!((nodes, found.unwrap()), (2, true));
         let (nodes, found) = trained(optimize_for_training(graph(Activation::Relu)).unwrap());
         assert_eq!((nodes, found.unwrap()), (1, true));
+    }
+
+    #[test]
+    fn deformable_convolutions_take_norm_residual_and_activation() {
+        let mut b = Builder::new();
+        let x = b.input("x", ValueType::map([1, 5, 4, 3]));
+        let offset = b.input("offset", ValueType::map([1, 5, 4, 18]));
+        let filter = b.param("weight", &[3, 3, 3, 3], Layout::Filter).unwrap();
+        let op = DeformConv2d { conv: Conv2d::with(1, 1) };
+        let mut operands = vec![b.node("y", op, &[x, filter, offset]).unwrap()];
+        for field in ["gamma", "beta", "mean", "variance"] {
+            operands.push(b.param(field, &[3], Layout::Plain).unwrap());
+        }
+        let y = b.node("norm", BatchNorm { eps: 1e-5 }, &operands).unwrap();
+        let y = b.node("sum", Binary { kind: BinaryKind::Add }, &[y, x]).unwrap();
+        let y = b.node("relu", Activate { activation: Activation::Relu }, &[y]).unwrap();
+        b.output("y", y);
+        let graph = optimize(b.finish().unwrap()).unwrap();
+        let ops: Vec<&str> = graph.nodes.iter().map(|node| node.op.name()).collect();
+        assert_eq!(ops, ["fold_batch_norm", "deform_conv2d"]);
+        let names: Vec<&str> =
+            graph.nodes[1].inputs.iter().map(|&id| graph.value(id).name.as_str()).collect();
+        assert_eq!(names, ["x", "weight.folded", "weight.folded_bias", "x", "offset"]);
+        let Op::DeformConv2d(DeformConv2d { conv }) = &graph.nodes[1].op else { unreachable!() };
+        let all = Epilogue { residual: true, activation: Some(Activation::Relu), ..Epilogue::BIAS };
+        assert_eq!(conv.epilogue, all);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub mod concat;
 pub mod conv2d;
 pub mod conv2d_grad;
 pub mod cross_entropy_loss;
+pub mod deform_conv2d;
+pub mod deform_conv2d_grad;
 pub mod epilogue;
 pub mod fill;
 pub mod focal_loss;
@@ -218,6 +220,8 @@ macro_rules! for_each_op {
                 Conv2d in conv2d;
                 Conv2dFilterGrad, Conv2dInputGrad in conv2d_grad;
                 CrossEntropyLoss, CrossEntropyLossGrad in cross_entropy_loss;
+                DeformConv2d in deform_conv2d;
+                DeformConv2dFilterGrad, DeformConv2dInputGrad in deform_conv2d_grad;
                 Fill in fill;
                 FocalLoss, FocalLossGrad in focal_loss;
                 FoldBatchNorm, FoldBatchNormGrad in fold_batch_norm;

@@ -3,7 +3,9 @@
 //! then through autodiff, and its results and gradients are checked by the references in double precision and
 //! on the CPU for each instruction set.
 
-use crate::goldens::{MERGING_PARAMETERS, WINDOW_PARAMETERS, merged, swin_attention, window_map, windows_of};
+use crate::goldens::{
+    MERGING_PARAMETERS, WINDOW_PARAMETERS, deformable, merged, swin_attention, window_map, windows_of,
+};
 use knet::cpu::Weights;
 use knet::graph::autodiff::gradients;
 use knet::graph::passes::optimize;
@@ -227,6 +229,12 @@ fn products() -> Vec<Check> {
         };
         operator((name, &conv, case), op, &[("x", channels_last), ("weight", channels_last), ("bias", same)])
     });
+    let deform = File::read("ops", "deform_conv2d");
+    checks.extend(deform.each(|name, case, attributes| {
+        let op = deformable(&deform, case, attributes)?;
+        let names: [Loaded; 3] = ["x", "weight", "offset"].map(|tensor| (tensor, channels_last as _));
+        operator((name, &deform, case), op, &names)
+    }));
     let linear = File::read("ops", "linear");
     checks.extend(linear.each(|name, case, _| {
         let bias = linear.find(case, "bias").is_some();

@@ -13,8 +13,8 @@ use knet::ops::case::{Tolerance, relative_l2};
 use knet::ops::epilogue::Epilogue;
 use knet::ops::resize::ResizeMode;
 use knet::ops::{
-    Activate, AdaptiveAvgPool2d, Attention, BatchNorm, Conv2d, GroupNorm, LayerNorm, Linear, MaxPool2d, Op,
-    PixelUnshuffle, Resize, SinePositionalEncoding, Softmax, ValueType, WindowAttention,
+    Activate, AdaptiveAvgPool2d, Attention, BatchNorm, Conv2d, DeformConv2d, GroupNorm, LayerNorm, Linear,
+    MaxPool2d, Op, PixelUnshuffle, Resize, SinePositionalEncoding, Softmax, ValueType, WindowAttention,
 };
 use knet::tensor::Tensor;
 use libtest_mimic::{Failed, Trial};
@@ -130,6 +130,24 @@ fn conv2d() -> Vec<Golden> {
         inputs.extend(bias);
         Some(Golden::nchw(name, op, inputs, file.get(case, "y")))
     })
+}
+
+fn deform_conv2d() -> Vec<Golden> {
+    let file = File::read("ops", "deform_conv2d");
+    file.each(|name, case, attributes| {
+        let op = deformable(&file, case, attributes)?;
+        let inputs = ["x", "weight", "offset"].map(|tensor| file.map(case, tensor)).into();
+        Some(Golden::nchw(name, op, inputs, file.get(case, "y")))
+    })
+}
+
+/// The operator of a case of `deform_conv2d`; the file has all attributes and those tensors that it can be
+/// tested by.
+pub fn deformable(file: &File, case: &str, attributes: &Value) -> Option<DeformConv2d> {
+    file.find(case, "x")?;
+    let [stride, padding, dilation] = ["stride", "padding", "dilation"].map(|name| integer(attributes, name));
+    let conv = Conv2d { dilation: [dilation; 2], ..Conv2d::with(stride, padding) };
+    Some(DeformConv2d { conv })
 }
 
 fn linear() -> Vec<Golden> {
@@ -368,6 +386,7 @@ fn unit() -> Vec<Golden> {
 pub fn trials() -> Vec<Trial> {
     let families = [
         conv2d(),
+        deform_conv2d(),
         linear(),
         norms(),
         activations(),

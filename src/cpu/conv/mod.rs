@@ -4,6 +4,7 @@
 //! allocates: scratch that is too large for a task's stack comes from the caller's workspace, whose size is
 //! known from the shape.
 
+mod deform;
 mod depthwise;
 mod grad;
 mod implicit;
@@ -15,7 +16,8 @@ mod winograd;
 use crate::cpu::gemm::{self, BLayout, Bias, Epilogue, Gemm, Packed, Target, for_each_task, on};
 use crate::isa::Isa;
 
-pub use grad::{FilterGrad, GradShape, InputGrad};
+pub use deform::{DeformConv, DeformFilterGrad, DeformShape};
+pub use grad::{DeformInputGrad, FilterGrad, GradShape, InputGrad};
 pub use shape::{Arithmetic, ConvKernel, ConvShape, select};
 use winograd::{F2, F4, Order};
 

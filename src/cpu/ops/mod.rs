@@ -12,6 +12,8 @@ mod concat;
 mod conv2d;
 mod conv2d_grad;
 mod cross_entropy_loss;
+mod deform_conv2d;
+mod deform_conv2d_grad;
 pub(crate) mod epilogue;
 mod exp;
 mod fill;

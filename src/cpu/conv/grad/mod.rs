@@ -1,5 +1,6 @@
 //! Gradients of a convolution: of its map ([`InputGrad`]) and of its filters ([`FilterGrad`]).
 
+mod deform;
 mod depthwise;
 mod filter;
 mod input;
@@ -7,6 +8,7 @@ mod phase;
 
 use super::ConvShape;
 
+pub use deform::DeformInputGrad;
 pub use filter::FilterGrad;
 pub use input::InputGrad;
 use phase::Phase;
