@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::graph::{Builder, Layout, ValueId};
 use crate::ops::activation::Activation;
 use crate::ops::epilogue::Epilogue;
-use crate::ops::{Activate, BatchNorm, Conv2d, GroupNorm, LayerNorm, Linear};
+use crate::ops::{Activate, BatchNorm, Conv2d, DeformConv2d, GroupNorm, LayerNorm, Linear};
 
 /// Epsilon of the norms in ResNet, neck and heads.
 const EPS: f32 = 1e-5;
@@ -71,6 +71,15 @@ fn pointwise_weight(b: &mut Builder, prefix: &str, x: ValueId, c_out: usize) -> 
     b.param(&format!("{prefix}.weight"), &[c_out, c_in], Layout::Pointwise)
 }
 
+/// mmcv's `DeformConv2dPack`: `{prefix}.weight` without bias, and the convolution of the same geometry that
+/// gives its offsets, `{prefix}.conv_offset.weight` and `.bias`.
+fn deform_conv(b: &mut Builder, prefix: &str, x: ValueId, geometry: Conv) -> Result<ValueId> {
+    let (conv, weight) = conv_parts(b, prefix, x, geometry)?;
+    let c_out = 2 * geometry.kernel * geometry.kernel;
+    let offset = conv_bias(b, &format!("{prefix}.conv_offset"), x, Conv { c_out, ..geometry })?;
+    b.node(prefix, DeformConv2d { conv }, &[x, weight, offset])
+}
+
 fn conv_parts(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<(Conv2d, ValueId)> {
     let c_in = b.shape(x).last();
     let shape = [conv.c_out, c_in, conv.kernel, conv.kernel];
@@ -118,6 +127,18 @@ pub(in crate::model) fn conv_bn_relu(
 ) -> Result<ValueId> {
     let y = conv_bn(b, &format!("{prefix}.conv"), &format!("{prefix}.bn"), x, geometry)?;
     relu(b, prefix, y)
+}
+
+/// As [`conv_bn`] of a deformable convolution.
+pub(in crate::model) fn deform_conv_bn(
+    b: &mut Builder,
+    conv_prefix: &str,
+    norm_prefix: &str,
+    x: ValueId,
+    geometry: Conv,
+) -> Result<ValueId> {
+    let y = deform_conv(b, conv_prefix, x, geometry)?;
+    norm(b, Norm { prefix: norm_prefix, eps: EPS }, y)
 }
 
 /// mmcv's `ConvModule` with group norm and ReLU: `{prefix}.conv.weight`, `{prefix}.gn.*`.

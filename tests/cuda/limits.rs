@@ -3,7 +3,9 @@
 
 use knet::cuda::gpu::Precision;
 use knet::error::Error;
+use knet::graph::passes::optimize;
 use knet::graph::{Builder, Layout};
+use knet::model::{Config, TapMode, build};
 use knet::ops::fused_conv2d::moments_shape;
 use knet::ops::fused_linear::Prologue;
 use knet::ops::{
@@ -29,6 +31,22 @@ fn refused(op: impl Into<Op>, inputs: &[ValueType]) -> String {
     match emulate::plan(&builder.finish().unwrap(), Precision::F16) {
         Err(Error::Shape { op, value, reason }) if op == name && value == "y" => reason,
         other => panic!("{name} is not refused by name: {:?}", other.map(|plan| plan.steps.len())),
+    }
+}
+
+/// Its layers have CUDA kernels but for one.
+#[test]
+fn a_deformable_backbone() {
+    let config = Config::named("knet_s3_r101_dcn_panoptic").unwrap();
+    let graph = optimize(build(&config, 1, [64, 64], TapMode::Off).unwrap().graph).unwrap();
+    for precision in Precision::ALL {
+        match emulate::plan(&graph, precision) {
+            Err(Error::Shape { op: "deform_conv2d", value, reason }) => {
+                assert!(value.starts_with("backbone.layer2.0."), "{value}");
+                assert_eq!(reason, "operator deform_conv2d has no CUDA kernel");
+            }
+            other => panic!("not refused by name: {:?}", other.map(|plan| plan.steps.len())),
+        }
     }
 }
 

@@ -25,6 +25,12 @@ fn segment(source: impl Into<WeightSource>) -> Segmentation {
     engine.segment(&photo(110, 140)).unwrap()
 }
 
+/// As [`segment`], of a named model over the weights `seeded:0`.
+fn segment_model(name: &str) -> Segmentation {
+    let mut engine = Engine::builder().model(name).size(Some((96, 160))).build().unwrap();
+    engine.segment(&photo(110, 140)).unwrap()
+}
+
 fn model_of(converted: &Converted) -> &Config {
     let Contents::Model(config) = &converted.contents else { panic!("{:?}", converted.contents) };
     config
@@ -150,6 +156,31 @@ fn other_backbones_are_recognised_by_their_tensors() {
     // The size of photos leaves no trace.
     let input = Input { size: [320, 320], normalization: Normalization::SYMMETRIC };
     assert_eq!(*model_of(&converted), Config { input, ..config });
+}
+
+#[test]
+fn deformable_convolutions_are_recognised_by_their_offsets() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pth, out) = (folder.path().join("dcn.pth"), folder.path().join("dcn.safetensors"));
+    let named = Config::named("knet_s3_r101_dcn_panoptic").unwrap();
+    let names: Vec<&str> = coco().iter().map(|class| class.name.as_ref()).collect();
+    let mut entries = seeded_entries(&named, 0);
+    write_pth(&pth, "", &names, &entries);
+    let converted = convert(&pth, &out, &ConvertOptions::default()).unwrap();
+    let classes = Classes { names: names.iter().map(|s| s.to_string()).collect(), ..named.classes };
+    assert_eq!(converted.contents, Contents::Model(Box::new(Config { classes, ..named })));
+    assert!(segment(out.as_path()) == segment_model("knet_s3_r101_dcn_panoptic"), "not the map of seeded:0");
+
+    // Those of DCNv2 have a weight a tap as well.
+    let key = "backbone.layer2.0.conv2.conv_offset.weight";
+    let offsets = entries.iter_mut().find(|entry| entry.name == key).unwrap();
+    offsets.shape[0] = 27;
+    offsets.values.resize(27 * 128 * 9, 0.0);
+    write_pth(&pth, "", &names, &entries);
+    let error = convert(&pth, &out, &ConvertOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage);
+    let message = error.to_string();
+    assert!(message.contains("dcn.pth") && message.contains(key) && message.contains("27"), "{message}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use knet::cpu::Arithmetic;
 use knet::cuda::gpu::Precision;
 use knet::engine::{Device, WeightSource};
 use knet::image::bitmask::BitMask;
+use knet::image::panoptic::PanopticResult;
 use knet::image::semantic::SemanticResult;
 use knet::ops::Resize;
 use knet::ops::case::relative_l2;
@@ -96,7 +97,14 @@ fn blend(from: [usize; 2], to: [usize; 2], at: [usize; 2], value: &dyn Fn([usize
 fn check_panoptic(golden: &Golden) {
     let image = golden.image();
     let result = engine(golden.model).session_mut().segment_resized(&image, golden.original()).unwrap();
-    let panoptic = result.panoptic().unwrap();
+    compare_panoptic(golden, result.panoptic().unwrap(), || {
+        let taps = engine(golden.model).session_mut().taps(&image).unwrap();
+        taps.into_iter().find(|(tap, _)| tap == "s2.mask_preds").unwrap().1
+    });
+}
+
+/// Compares a panoptic map, of these mask logits of the last stage.
+pub fn compare_panoptic(golden: &Golden, panoptic: &PanopticResult, masks: impl FnOnce() -> Tensor) {
     let differing = |ours: &[u32], name: &str| {
         let theirs = golden.indices(name);
         assert_eq!(ours.len(), theirs.len(), "{name}");
@@ -116,12 +124,11 @@ fn check_panoptic(golden: &Golden) {
     println!("{} {}: arg-max pixels {others:?}, map pixels {map:?} differ", golden.model, golden.case);
     assert!(map.iter().all(|pixel| others.contains(pixel)), "panoptic map differs at {map:?}");
     if !others.is_empty() {
-        let taps = engine(golden.model).session_mut().taps(&image).unwrap();
-        let masks = &taps.iter().find(|(tap, _)| tap == "s2.mask_preds").unwrap().1;
+        let masks = masks();
         for pixel in others {
             let [ours, theirs] = [trace.argmax_ids[pixel] as usize, winners[pixel]].map(|object| {
                 let at = [pixel / width, pixel % width];
-                f64::from(trace.total_scores[object]) * probability(golden, masks, object, at)
+                f64::from(trace.total_scores[object]) * probability(golden, &masks, object, at)
             });
             println!("{} {} pixel {pixel}: {ours} to {theirs}", golden.model, golden.case);
             assert!((ours - theirs).abs() <= NEAR_TIE, "pixel {pixel} of the map: {ours} against {theirs}");

@@ -207,12 +207,13 @@ fn names_of_models_that_the_reference_data_hold() {
     }
 }
 
-/// No R101 without deformable convolutions is in the reference data; the rest of its names are.
+/// No R101 without deformable convolutions is in the reference data; all but theirs are its names, too.
 #[test]
 fn resnet101_names() {
     let meta = "knet_s3_r101_dcn_panoptic/meta.json";
     let Some(meta) = shared::reference("resnet101_names", meta) else { return };
     let mut official = state_dict(&meta, |entry| &entry["shape"]);
+    check_names("knet_s3_r101_dcn_panoptic", &official);
     official.retain(|key, _| !key.contains(".conv_offset."));
     check_names("knet_s3_r101_fpn_panoptic", &official);
     assert!(MODEL_NAMES.contains(&"knet_s3_r101_fpn"));

@@ -4,15 +4,17 @@
 use knet::checkpoint::{Checkpoint, seeded};
 use knet::engine::Device;
 use knet::graph::Param;
+use knet::isa::Isa;
 use knet::model::Config;
 use knet::ops::case::relative_l2;
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec, Trained};
 use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testkit::shared;
 
 /// Upstream's `frozen_stages=1`.
 const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1."];
@@ -21,14 +23,27 @@ const SLOTS: usize = 12;
 
 /// Relative error of a loss term: the bound. PyTorch's own float32 is 1e-6 from its float64.
 const LOSS: f64 = 1e-5;
-/// Absolute error of a matching cost. Later rounds cost by logits that two float32 evaluations give with
-/// errors of 5e-6 of values up to 20; the second-best assignment costs at least 2e-3 more.
-const COST: f64 = 1e-4;
-/// Relative L2 of a parameter's sampled gradient, for most parameters and for the worst. One ReLU input near
-/// 0 falls on the other side in float32 (PyTorch's float32 is up to 4.5e-3 from its float64; NOTES section 6
-/// asks for 2 %).
-const GRADIENT_MOST: f64 = 1e-4;
+/// Relative L2 of a parameter's sampled gradient for the worst parameter. One ReLU input near 0 falls on the
+/// other side in float32 (PyTorch's float32 is up to 4.5e-3 from its float64; NOTES section 6 asks for 2 %).
 const GRADIENT_WORST: f64 = 2e-2;
+
+/// Bounds that depend on how noisy a model is.
+struct Bounds {
+    /// Absolute error of a matching cost.
+    cost: f64,
+    /// Relative L2 of a parameter's sampled gradient, for most parameters.
+    gradient_most: f64,
+}
+
+/// Later rounds cost by logits that two float32 evaluations give with errors of 5e-6 of values up to 20; the
+/// second-best assignment costs at least 2e-3 more.
+const PLAIN: Bounds = Bounds { cost: 1e-4, gradient_most: 1e-4 };
+
+/// PyTorch's float32 logits of later rounds are up to 3e-4 from its float64 ones; the second-best assignment
+/// costs at least 5e-3 more. The slope of a sample jumps where its point crosses from one pixel to the next, so
+/// that gradients carry what single samples make of it: PyTorch's are 2.5e-3 off in the median (NOTES section
+/// 6).
+const DEFORMABLE: Bounds = Bounds { cost: 3e-4, gradient_most: 1e-3 };
 
 fn folder(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(model)
@@ -40,12 +55,38 @@ struct Golden {
     facts: Value,
 }
 
+/// What `tools/goldens/copy.py` keeps of the reference's `train.json`.
+fn kept(facts: &Value) -> Value {
+    let params = facts["params"].as_object().unwrap().iter();
+    let trained: serde_json::Map<String, Value> = params
+        .filter(|(_, param)| param["requires_grad"] == true)
+        .map(|(key, param)| (key.clone(), param.clone()))
+        .collect();
+    json!({
+        "losses": facts["fp64"]["losses"],
+        "assignment": facts["assignment_[proposal,gt]"],
+        "grad_norm": facts["total_grad_norm_before_clip"],
+        "params": trained,
+    })
+}
+
 impl Golden {
     fn open(model: &str) -> Golden {
-        let facts = std::fs::read_to_string(folder(model).join("train.json")).unwrap();
+        Golden::read(&folder(model), model)
+    }
+
+    /// As [`Golden::open`], of a model that the reference data alone hold; `None` without them.
+    fn open_shared(model: &str) -> Option<Golden> {
+        let folder = shared::reference(&format!("training of {model}"), model)?;
+        let golden = Golden::read(&folder, model);
+        Some(Golden { facts: kept(&golden.facts), ..golden })
+    }
+
+    fn read(folder: &Path, model: &str) -> Golden {
+        let facts = std::fs::read_to_string(folder.join("train.json")).unwrap();
         Golden {
             config: Config::named(model).unwrap(),
-            tensors: Checkpoint::open(folder(model).join("train.safetensors")).unwrap(),
+            tensors: Checkpoint::open(folder.join("train.safetensors")).unwrap(),
             facts: serde_json::from_str(&facts).unwrap(),
         }
     }
@@ -147,8 +188,8 @@ fn norm(values: impl Iterator<Item = f32>) -> f64 {
     values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt()
 }
 
-fn check_model(model: &'static str) {
-    let golden = Golden::open(model);
+fn check_model(golden: &Golden, bounds: &Bounds) {
+    let model = &golden.config.name;
     let batch = golden.batch();
     for image in 0..2 {
         let wanted = golden.tensors.load_f32(&format!("gt.{image}.masks_stride4")).unwrap();
@@ -174,7 +215,10 @@ fn check_model(model: &'static str) {
                 let (proposal, slot) = (index / things, index % things);
                 let found = costs[(image * proposals + proposal) * SLOTS + slot];
                 let off = f64::from((found - wanted).abs());
-                assert!(off < COST, "{model} {stage} cost of {proposal} and {slot}: {found}, {wanted}");
+                assert!(
+                    off < bounds.cost,
+                    "{model} {stage} cost of {proposal} and {slot}: {found}, {wanted}"
+                );
             }
             let objects = step.matched(round).len() / 2;
             let found: Vec<[u64; 2]> = step.matched(round)[image * objects..][..proposals]
@@ -226,12 +270,13 @@ fn check_model(model: &'static str) {
         off.sort_by(|a, b| b.0.total_cmp(&a.0));
         println!("{model}: gradient {what}: worst {:?}, median {:.1e}", &off[..3], off[off.len() / 2].0);
         assert!(off[0].0 < GRADIENT_WORST, "{model}: gradient {what} {:?}", off[0]);
-        let many = off.iter().filter(|(off, _)| *off > GRADIENT_MOST).count();
+        let many = off.iter().filter(|(off, _)| *off > bounds.gradient_most).count();
         // Layers of the backbone behind the ReLUs that fall on the other side.
         assert!(
             many * 2 < off.len(),
-            "{model}: {many} of {} gradient {what} above {GRADIENT_MOST}",
-            off.len()
+            "{model}: {many} of {} gradient {what} above {}",
+            off.len(),
+            bounds.gradient_most
         );
     }
     println!("{model}: worst loss {worst_loss:?}");
@@ -307,10 +352,31 @@ fn knet_s3_r50_fpn_panoptic_seeds() {
 
 #[test]
 fn knet_s3_r50_fpn() {
-    check_model("knet_s3_r50_fpn");
+    check_model(&Golden::open("knet_s3_r50_fpn"), &PLAIN);
 }
 
 #[test]
 fn knet_s3_r50_fpn_panoptic() {
-    check_model("knet_s3_r50_fpn_panoptic");
+    check_model(&Golden::open("knet_s3_r50_fpn_panoptic"), &PLAIN);
+}
+
+/// A mask logit of this batch, -5e-5, is nearer 0 than PyTorch's float32 is from its float64 (see
+/// `tests/model/deformable.rs`): the sums of portable code fall on PyTorch's side, those of AVX2 on the other,
+/// and all that follows with them. The instruction set is chosen once a process, so this takes one of its own.
+#[test]
+fn knet_s3_r101_dcn_panoptic() {
+    let Some(golden) = Golden::open_shared("knet_s3_r101_dcn_panoptic") else { return };
+    if Isa::detect() == Isa::Portable {
+        return check_model(&golden, &DEFORMABLE);
+    }
+    let mut portable = Command::new(std::env::current_exe().unwrap());
+    portable.env("KNET_ISA", "portable").args([
+        "--exact",
+        "goldens::knet_s3_r101_dcn_panoptic",
+        "--nocapture",
+    ]);
+    let output = portable.output().unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
 }

@@ -7,7 +7,7 @@ use super::Part;
 use crate::error::{Error, Result};
 use crate::graph::{Builder, ValueId};
 use crate::model::evidence::Evidence;
-use crate::model::layers::{Conv, conv_bn, relu};
+use crate::model::layers::{Conv, conv_bn, deform_conv_bn, relu};
 use crate::ops::binary::BinaryKind;
 use crate::ops::{Binary, MaxPool2d};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ pub struct ResNet {
     /// dilated stage has half of it: its operand is one of the stage before, whose pixels are so far apart.
     #[serde(default = "default_dilations", skip_serializing_if = "are_default_dilations")]
     pub dilations: [usize; 4],
+    /// Which stages have deformable 3x3 convolutions, in every block (DCNv1, upstream's `stage_with_dcn`).
+    #[serde(default, skip_serializing_if = "are_plain")]
+    pub deformable: [bool; 4],
 }
 
 /// The first layers, which halve the image before a 3x3 pooling halves it again.
@@ -66,10 +69,17 @@ fn are_default_dilations(dilations: &[usize; 4]) -> bool {
     *dilations == [1; 4]
 }
 
+fn are_plain(deformable: &[bool; 4]) -> bool {
+    *deformable == [false; 4]
+}
+
+/// Upstream's `stage_with_dcn` of models that are called so.
+const DCN: [bool; 4] = [false, true, true, true];
+
 impl ResNet {
     /// The plain one of this depth, at strides 4 to 32.
     pub fn new(depth: usize) -> Self {
-        ResNet { depth, stem: Stem::Plain, strides: STRIDES, dilations: [1; 4] }
+        ResNet { depth, stem: Stem::Plain, strides: STRIDES, dilations: [1; 4], deformable: [false; 4] }
     }
 
     fn blocks(&self) -> Result<[usize; 4], String> {
@@ -92,22 +102,23 @@ impl Part for ResNet {
         // As mmseg has it: `r50-d8` keeps the levels behind C3 at stride 8.
         let coarsest = self.strides()[3];
         let dilated = if coarsest < 32 { format!("-d{coarsest}") } else { String::new() };
-        format!("r{}{dilated}", self.depth)
+        let deformable = if are_plain(&self.deformable) { "" } else { "_dcn" };
+        format!("r{}{dilated}{deformable}", self.depth)
     }
 
     fn named(short: &str) -> Option<Self> {
-        match short {
-            "r50" => Some(ResNet::new(50)),
-            "r101" => Some(ResNet::new(101)),
+        let (plain, deformable) =
+            short.strip_suffix("_dcn").map_or((short, [false; 4]), |plain| (plain, DCN));
+        let plain = match plain {
+            "r50" => ResNet::new(50),
+            "r101" => ResNet::new(101),
             // Those of semantic models have the deep stem; detectors, the plain one.
-            "r50-d8" => Some(ResNet {
-                stem: Stem::Deep,
-                strides: [1, 2, 1, 1],
-                dilations: [1, 1, 2, 4],
-                ..ResNet::new(50)
-            }),
-            _ => None,
-        }
+            "r50-d8" => {
+                ResNet { stem: Stem::Deep, strides: [1, 2, 1, 1], dilations: [1, 1, 2, 4], ..ResNet::new(50) }
+            }
+            _ => return None,
+        };
+        Some(ResNet { deformable, ..plain })
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -162,7 +173,7 @@ impl Part for ResNet {
                 };
                 let prefix = format!("backbone.layer{}.{block}", level + 1);
                 let middle = Conv::new(64 << level, 3, stride).dilated(dilation);
-                x = bottleneck(b, &prefix, x, middle)?;
+                x = bottleneck(b, &prefix, x, middle, self.deformable[level])?;
             }
             levels.push(x);
         }
@@ -176,6 +187,20 @@ impl Part for ResNet {
         }
         let depth = if found.has("backbone.layer3.22.conv1.weight") { 101 } else { 50 };
         let stem = if found.has("backbone.stem.0.weight") { Stem::Deep } else { Stem::Plain };
+        let mut deformable = [false; 4];
+        for (stage, deformable) in (1..).zip(&mut deformable) {
+            let offsets = format!("backbone.layer{stage}.0.conv2.conv_offset.weight");
+            match found.dim(&offsets, 0) {
+                None => {}
+                Some(18) => *deformable = true,
+                Some(channels) => {
+                    return Err(format!(
+                        "`{offsets}` has {channels} channels: deformable convolutions have 18 here, two for each \
+                         of 9 taps (27 are those of modulated ones, DCNv2, which are not known)"
+                    ));
+                }
+            }
+        }
         let one = |field: &str, default: [usize; 4]| match found.values::<[usize; 4]>(&[field]).as_slice() {
             [] => Ok((default, false)),
             [one] => Ok((*one, true)),
@@ -192,20 +217,24 @@ impl Part for ResNet {
                  (--set backbone=..)"
             ));
         }
-        Ok(Some(ResNet { depth, stem, strides, dilations }))
+        Ok(Some(ResNet { depth, stem, strides, dilations, deformable }))
     }
 }
 
 /// A bottleneck around its 3x3 convolution.
-fn bottleneck(b: &mut Builder, p: &str, x: ValueId, middle: Conv) -> Result<ValueId> {
+fn bottleneck(b: &mut Builder, p: &str, x: ValueId, middle: Conv, deformable: bool) -> Result<ValueId> {
     let (width, stride) = (middle.c_out, middle.stride);
     let c_out = width * EXPANSION;
     let convs = [Conv::new(width, 1, 1), middle, Conv::new(c_out, 1, 1)];
     let mut y = x;
     for (i, geometry) in (1..).zip(convs) {
-        y = conv_bn(b, &format!("{p}.conv{i}"), &format!("{p}.bn{i}"), y, geometry)?;
+        let (conv, norm) = (format!("{p}.conv{i}"), format!("{p}.bn{i}"));
+        y = match i == 2 && deformable {
+            true => deform_conv_bn(b, &conv, &norm, y, geometry)?,
+            false => conv_bn(b, &conv, &norm, y, geometry)?,
+        };
         if i < convs.len() {
-            y = relu(b, &format!("{p}.bn{i}"), y)?;
+            y = relu(b, &norm, y)?;
         }
     }
     let identity = if b.shape(x).last() == c_out && stride == 1 {
@@ -226,7 +255,13 @@ mod tests {
     use serde_json::{Value, json};
 
     /// mmseg's R-50-D8 V1c.
-    const D8: ResNet = ResNet { depth: 50, stem: Stem::Deep, strides: [1, 2, 1, 1], dilations: [1, 1, 2, 4] };
+    const D8: ResNet = ResNet {
+        depth: 50,
+        stem: Stem::Deep,
+        strides: [1, 2, 1, 1],
+        dilations: [1, 1, 2, 4],
+        deformable: [false; 4],
+    };
 
     fn built(resnet: ResNet, size: [usize; 2]) -> (crate::graph::Graph, Vec<[usize; 4]>) {
         let mut b = Builder::new();
@@ -266,6 +301,30 @@ mod tests {
     }
 
     #[test]
+    fn offsets_have_the_geometry_of_what_they_move() {
+        let (graph, shapes) = built(ResNet { deformable: [false, false, true, true], ..D8 }, [64, 96]);
+        assert_eq!(shapes, built(D8, [64, 96]).1);
+        let deformable: Vec<_> = graph
+            .nodes()
+            .iter()
+            .filter_map(|node| match &node.op {
+                Op::DeformConv2d(op) => Some((node, op.conv)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(deformable.len(), 6 + 3);
+        for (node, conv) in deformable {
+            let name = &graph.value(node.outputs[0]).name;
+            let offsets = graph.nodes().iter().find(|other| other.outputs[0] == node.inputs[2]).unwrap();
+            let Op::Conv2d(of) = &offsets.op else { panic!("{name}: offsets by {}", offsets.op.name()) };
+            let geometry = |conv: &crate::ops::Conv2d| (conv.stride, conv.padding, conv.dilation);
+            assert_eq!(geometry(of), geometry(&conv), "{name}");
+            assert_eq!(graph.value(offsets.outputs[0]).name, format!("{name}.conv_offset"));
+            assert_eq!(graph.value(node.inputs[2]).ty.shape.last(), 18);
+        }
+    }
+
+    #[test]
     fn the_deep_stem_has_the_names_of_mmseg() {
         let (graph, _) = built(D8, [32, 32]);
         let stem: Vec<(String, Vec<usize>)> = graph
@@ -301,6 +360,9 @@ mod tests {
         assert!(fault(ResNet { strides: [1, 2, 3, 2], ..D8 }).contains("[1, 2, 3, 2]"));
         assert!(fault(ResNet { dilations: [0, 1, 1, 1], ..D8 }).contains("[0, 1, 1, 1]"));
         assert_eq!((D8.short_name(), ResNet::new(101).short_name()), ("r50-d8".into(), "r101".into()));
+        let dcn = ResNet::named("r101_dcn").unwrap();
+        assert_eq!(text(dcn), r#"{"type":"resnet","depth":101,"deformable":[false,true,true,true]}"#);
+        assert_eq!((dcn.short_name(), ResNet::named("r34_dcn")), ("r101_dcn".into(), None));
     }
 
     #[test]
@@ -330,6 +392,20 @@ mod tests {
         let (found, notes) = recognised(&deep, &[]);
         assert_eq!(found, Ok(Some(ResNet { stem: Stem::Deep, ..ResNet::new(50) })));
         assert!(notes.starts_with("assumed") && notes.contains("[1, 2, 2, 2]"), "{notes}");
+        let offsets = |stage: usize| format!("backbone.layer{stage}.0.conv2.conv_offset.weight");
+        let files: Vec<String> = (2..5).map(offsets).collect();
+        let all: Vec<&str> = files.iter().map(String::as_str).chain([first, last]).collect();
+        let with_channels = |channels: usize| {
+            let sizes = [[channels, 64, 3, 3], [64, 64, 1, 1]];
+            let shape = |name: &str| {
+                let size = &sizes[usize::from(!name.contains("offset"))];
+                all.contains(&name).then_some(&size[..])
+            };
+            ResNet::recognise(&Evidence::new(&shape, &|_| Vec::new()), &mut Vec::new())
+        };
+        assert_eq!(with_channels(18), Ok(ResNet::named("r101_dcn")));
+        let modulated = with_channels(27).unwrap_err();
+        assert!(modulated.contains("layer2.0.conv2.conv_offset.weight` has 27"), "{modulated}");
         let twice = [("dilations", json!([1, 1, 2, 4])), ("dilations", json!([1, 1, 1, 2]))];
         assert!(recognised(&deep, &twice).0.unwrap_err().contains("dilations"));
     }

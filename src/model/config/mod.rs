@@ -101,6 +101,7 @@ pub const MODEL_NAMES: &[&str] = &[
     "knet_s3_r101_fpn",
     "knet_s3_r50_fpn_panoptic",
     "knet_s3_r101_fpn_panoptic",
+    "knet_s3_r101_dcn_panoptic",
     "knet_s3_swin_l_panoptic",
     "knet_s3_lite0_fpn",
     "knet_s3_lite2_fpn",
