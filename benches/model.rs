@@ -27,14 +27,14 @@ use knet::cuda::pipeline::copy_rows;
 use knet::engine::source::{self, CONFIG_KEY};
 use knet::engine::{Device, Segmentation, WeightSource};
 use knet::graph::passes::optimize;
-use knet::image::HeadOutput;
 use knet::image::bitmask::{BitMask, PixelBox};
-use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult, Ranked};
-use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
+use knet::image::instance::{InstanceResult, Ranked};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use knet::isa::Isa;
-use knet::model::{CLS_SCORE, Config, MASK_PREDS, SIZE_DIVISOR, TapMode, Task, build};
+use knet::model::{Config, SIZE_DIVISOR, TapMode, build};
 use knet::task::instance::gpu::{Extent, Masks, bands, mask_bytes};
+use knet::task::{AnyTask, Found, Postprocess, PostprocessOptions};
+use knet::tensor::Shape;
 use knet::{Engine, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -184,18 +184,10 @@ impl Network {
         Ok(Network { config, geometry, executor, pool })
     }
 
-    fn head(&self) -> HeadOutput<'_> {
-        let index = |name| self.executor.output_index(name).expect("an output of every model");
-        let (scores, masks) = (index(CLS_SCORE), index(MASK_PREDS));
-        let (score_shape, mask_shape) =
-            (self.executor.output_type(scores).shape, self.executor.output_type(masks).shape);
-        HeadOutput {
-            objects: score_shape[1],
-            classes: score_shape[2],
-            class_logits: self.executor.output(scores),
-            mask_size: (mask_shape[2], mask_shape[3]),
-            mask_logits: self.executor.output(masks),
-        }
+    /// A result of the network by name.
+    fn output(&self, name: &str) -> (Shape, &[f32]) {
+        let index = self.executor.output_index(name).expect("a result of the model");
+        (self.executor.output_type(index).shape, self.executor.output(index))
     }
 }
 
@@ -227,55 +219,18 @@ fn post(criterion: &mut Criterion) {
     group.sampling_mode(SamplingMode::Flat);
     for model in MODELS {
         for size in SIZES {
-            let mut ready: Option<(Network, Postprocessor)> = None;
+            let mut ready: Option<(Network, AnyTask, Found)> = None;
             group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
-                let (network, postprocessor) = ready.get_or_insert_with(|| {
+                let (network, task, found) = ready.get_or_insert_with(|| {
                     let mut network = Network::new(model, size).expect("a model");
                     network.pool.run(|| network.executor.run());
-                    let postprocessor = Postprocessor::new(&network.config);
-                    (network, postprocessor)
+                    let task = AnyTask::new(&network.config, &PostprocessOptions::default());
+                    (network, task.expect("a task"), Found::default())
                 });
-                let head = network.head();
-                network
-                    .pool
-                    .run(|| bencher.iter(|| postprocessor.run(&head, &network.geometry).expect("a result")));
+                let (network, outputs) = (&*network, |name: &str| Ok(network.output(name)));
+                let mut finish = || task.on_host(&outputs, &network.geometry, found).expect("a result");
+                network.pool.run(|| bencher.iter(&mut finish));
             });
-        }
-    }
-}
-
-/// The postprocessor of a task, with its result.
-enum Postprocessor {
-    Instance(InstancePostprocessor, InstanceResult),
-    Panoptic(Box<PanopticPostprocessor>, PanopticResult),
-}
-
-impl Postprocessor {
-    fn new(config: &Config) -> Self {
-        let (proposals, things) = (config.head.proposals, config.classes.things);
-        match config.task {
-            Task::Instance => {
-                let max_per_image = config.test.max_per_image;
-                let config = InstanceConfig { max_per_image, proposals, things, ..InstanceConfig::default() };
-                Postprocessor::Instance(InstancePostprocessor::new(config), InstanceResult::default())
-            }
-            Task::Panoptic => {
-                let stuff = config.classes.stuff;
-                let (score_threshold, overlap_threshold) =
-                    (config.test.instance_score_threshold, config.test.overlap_threshold);
-                let config = PanopticConfig { proposals, things, stuff, score_threshold, overlap_threshold };
-                Postprocessor::Panoptic(
-                    Box::new(PanopticPostprocessor::new(config)),
-                    PanopticResult::default(),
-                )
-            }
-        }
-    }
-
-    fn run(&mut self, head: &HeadOutput, geometry: &Geometry) -> Result<()> {
-        match self {
-            Postprocessor::Instance(postprocessor, result) => postprocessor.run(head, geometry, result),
-            Postprocessor::Panoptic(postprocessor, result) => postprocessor.run(head, geometry, result),
         }
     }
 }

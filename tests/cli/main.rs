@@ -3,6 +3,7 @@
 mod evaluation;
 mod gpu;
 mod outputs;
+mod semantic;
 
 use image::{ImageFormat, RgbImage};
 use knet::checkpoint::Checkpoint;

@@ -12,9 +12,11 @@ use knet::image::bitmask::PixelBox;
 use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
+use knet::image::semantic::{ClassLogits, SemanticPostprocessor, SemanticResult};
 use knet::image::view::{ImageView, Memory as PlaneMemory, PixelFormat, Plane, YuvMatrix};
 use knet::task::instance::gpu::{self as instance, Extent, InstanceBuffer, bands, mask_bytes};
 use knet::task::panoptic::gpu::{self as panoptic, PanopticBuffer};
+use knet::task::semantic::gpu::{self as semantic, SemanticBuffer};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options};
 use testkit::emulate;
@@ -440,6 +442,41 @@ fn panoptic_pixels_go_to_the_cpu_s_objects() {
             geometry.original.0 == 1 || ids.iter().any(|&id| id != ids[0]),
             "{described:?}: one object has all"
         );
+    }
+}
+
+#[test]
+fn semantic_pixels_go_to_the_cpu_s_classes() {
+    const CLASSES: usize = 5;
+    for (index, (geometry, stride)) in chains().into_iter().enumerate() {
+        let dtype = STORAGE[(index + 2) % 3];
+        let described = described(geometry, stride, CLASSES, dtype);
+        let mut logits = mask_logits(CLASSES, described.size, dtype, 60 + index as u64);
+        // Two classes that are equal in everything: the first wins.
+        let pixels = described.size.0 * described.size.1;
+        logits.data_mut().copy_within(0..pixels, 3 * pixels);
+        let head = ClassLogits { classes: CLASSES, size: described.size, values: logits.data() };
+        for confidence in [false, true] {
+            let mut result = SemanticResult::default();
+            SemanticPostprocessor::new(confidence).run(&head, &geometry, &mut result).unwrap();
+            let post = semantic::launches(&described, confidence).unwrap();
+            let operands: [&[u8]; 1] = [&pack(&logits, Packing::plain(dtype))];
+            let found = run(&post.program, &operands, &sizes(&post), false);
+            let classes: Vec<u16> = bytemuck::pod_collect_to_vec(&found[SemanticBuffer::Classes as usize]);
+            assert!(classes == result.map, "{described:?}: pixels of other classes");
+            if confidence {
+                let bits: Vec<u32> =
+                    bytemuck::pod_collect_to_vec(&found[SemanticBuffer::Confidence as usize]);
+                let wanted: Vec<u32> = result.confidence.iter().map(|v| v.to_bits()).collect();
+                assert!(bits == wanted, "{described:?}: other confidences");
+            }
+            assert!(geometry.original.0 == 1 || result.present().len() > 1, "{described:?}: one class");
+        }
+    }
+    let (geometry, stride) = chains()[0];
+    let good = described(geometry, stride, CLASSES, DType::F16);
+    for bad in [MaskLogits { objects: 0, ..good }, MaskLogits { size: (0, 12), ..good }] {
+        assert!(semantic::launches(&bad, false).unwrap_err().contains("classes over maps"), "{bad:?}");
     }
 }
 

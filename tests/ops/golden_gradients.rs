@@ -11,7 +11,7 @@ use knet::graph::autodiff::gradients;
 use knet::graph::passes::optimize;
 use knet::graph::{Builder, Graph, Source, ValueId};
 use knet::isa::Isa;
-use knet::model::{Config, Objects, kernel_update_head, kernel_updator};
+use knet::model::{Config, Objects, kernel_update_head, kernel_updator, semantic_update_head};
 use knet::ops::activation::Activation;
 use knet::ops::binary::BinaryKind;
 use knet::ops::case::relative_l2;
@@ -481,7 +481,37 @@ fn stages() -> Vec<Check> {
         });
         Some(check.fast(STAGE))
     }));
+    checks.extend(semantic_stages());
     checks
+}
+
+/// Stages of semantic models, one of them with kernels twice as wide as its updator.
+fn semantic_stages() -> Vec<Check> {
+    let head = File::read("ops", "kernel_update_head_seg");
+    head.each(|name, case, attributes| {
+        let (channels, updator) =
+            (integer(attributes, "in_channels"), integer(attributes, "updator_channels"));
+        let mut config = Config::named("knet_s3_fcn_r50-d8").unwrap();
+        config.neck.channels = channels;
+        config.head.heads = integer(attributes, "num_heads");
+        let hidden = head.get(case, "p.ffn.layers.0.0.bias").shape()[0];
+        config.head.feedforward_channels = hidden;
+        // [B, N, C, 1, 1] to [B, N, C].
+        let objects: fn(Tensor) -> Tensor = |tensor| {
+            let dims = tensor.shape();
+            tensor.reshape([dims[0], dims[1], dims[2]])
+        };
+        let names =
+            [("x", channels_last as fn(Tensor) -> Tensor), ("proposal_feat", objects), ("mask_preds", same)];
+        let results = [("new_mask_preds", same as fn(Tensor) -> Tensor), ("obj_feat", objects)];
+        let outcomes = results.map(|(result, layout)| outcome(&head, case, result, layout)).into();
+        let check = Check::new((name, &head, case), operands(&head, case, &names), outcomes, |b, ids| {
+            let objects = Objects { features: ids[0], kernels: ids[1], masks: ids[2] };
+            let out = semantic_update_head(b, &config, updator, "p", objects).unwrap();
+            vec![out.objects.masks, out.objects.kernels]
+        });
+        Some(check.fast(STAGE))
+    })
 }
 
 /// Trials of the references and of every instruction set.

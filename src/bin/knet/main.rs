@@ -8,6 +8,7 @@ mod dump;
 mod eval;
 mod guard;
 mod inspect;
+mod models;
 mod segment;
 mod size;
 mod tune;
@@ -46,7 +47,7 @@ active Python environment and on the loader's path otherwise. KNET_CACHE names t
 kernels (empty: none), KNET_TUNED the table of measured kernels to follow (empty: none) in place of what
 `knet tune` left beside that cache. Another variable that begins with KNET_ is an error.";
 
-/// Segments images with K-Net: instance and panoptic masks, without boxes or NMS.
+/// Segments images with K-Net: instances, panoptic and semantic maps, without boxes or NMS.
 #[derive(Parser)]
 #[command(name = "knet", version, about, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
@@ -67,6 +68,7 @@ enum Command {
     Segment(segment::Arguments),
     Eval(eval::Arguments),
     Inspect(inspect::Arguments),
+    Models(models::Arguments),
     Bench(bench::Arguments),
     Tune(tune::Arguments),
     Cache(cache::Arguments),
@@ -234,6 +236,7 @@ fn main() -> ExitCode {
         Command::Segment(arguments) => segment::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Models(arguments) => models::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Tune(arguments) => tune::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Cache(arguments) => cache::run(&arguments).map(|()| ExitCode::SUCCESS),

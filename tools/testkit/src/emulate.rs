@@ -21,6 +21,7 @@ use knet::plan::constants::Constants;
 use knet::plan::{Operand, Place, Site, Step};
 use knet::task::instance::gpu as instance;
 use knet::task::panoptic::gpu as panoptic;
+use knet::task::semantic::gpu as semantic;
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Instance, Memory, Module, Options, Report};
 use std::collections::{BTreeMap, HashMap};
@@ -372,7 +373,8 @@ fn image_launches(dtype: DType) -> Vec<Launch> {
         instance::launches(&logits, 5, &config, &target)
     });
     let config = PanopticConfig { proposals: 2, things: 5, stuff: 2, ..PanopticConfig::default() };
-    let posts = ranked.into_iter().chain([panoptic::launches(&logits, &config)]);
+    let semantic = [false, true].map(|confidence| semantic::launches(&logits, confidence));
+    let posts = ranked.into_iter().chain([panoptic::launches(&logits, &config)]).chain(semantic);
     let postprocess = posts.flat_map(|post| post.expect("sizes fit").program.launches);
     preprocess.into_iter().map(|launch| launch.expect("sizes fit")).chain(postprocess).collect()
 }
