@@ -8,10 +8,11 @@
 // to the photo's first, and each resize is its own two-tap step without a contracted multiply-add.
 //
 // A thread has one pixel; neighbours share their 16 logits of a class in the first-level cache, and no float
-// map of the photo's size exists. Reads the logits once from memory, N * h * w * sizeof(storage_t) bytes (tiles
-// overlap in L2), writes 2 bytes a pixel, 6 with confidences. 45 FLOPs a pixel and class, 20 more with them.
+// map of the photo's size exists. Reads the logits once from memory, N * h * w * sizeof(storage_t) bytes
+// (tiles overlap in L2), writes 2 bytes a pixel, 6 with confidences. 45 FLOPs a pixel and class, 20 more with
+// them.
 //
-// Defines: STORAGE, CONFIDENCE (0 or 1).
+// Defines: STORAGE.
 #include "common/exact_sigmoid.cuh"
 
 #define TILE_W 32
@@ -61,15 +62,17 @@ __device__ inline Chain chain(i32 at, const Axis& axis) {
 
 // A row of logits at one column of the photo.
 __device__ inline float at_column(const storage_t* row, const Chain& c) {
-    const float low = mix(c.low.low_weight, to_f32(row[c.low.low]), c.low.high_weight, to_f32(row[c.low.high]));
+    const float low =
+        mix(c.low.low_weight, to_f32(row[c.low.low]), c.low.high_weight, to_f32(row[c.low.high]));
     const float high =
         mix(c.high.low_weight, to_f32(row[c.high.low]), c.high.high_weight, to_f32(row[c.high.high]));
     return mix(c.low_weight, low, c.high_weight, high);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_W* TILE_H)
-    semantic_assign(const storage_t* __restrict__ logits, u16* __restrict__ map, float* __restrict__ confidence,
-                    const Params p) {
+// The pixel of a thread; `confidence` is written if WITH_CONFIDENCE says so.
+template <bool WITH_CONFIDENCE>
+__device__ inline void assign(const storage_t* __restrict__ logits, u16* __restrict__ map,
+                              float* __restrict__ confidence, const Params& p) {
     const i32 x = blockIdx.x * TILE_W + threadIdx.x % TILE_W, y = blockIdx.y * TILE_H + threadIdx.x / TILE_W;
     if (x >= p.horizontal.original || y >= p.vertical.original) return;
     const Chain row = chain(y, p.vertical), column = chain(x, p.horizontal);
@@ -85,16 +88,25 @@ extern "C" __global__ void __launch_bounds__(TILE_W* TILE_H)
                                row.high.high_weight, at_column(logits + u64(row.high.high) * width, column));
         const float v = mix(row.low_weight, low, row.high_weight, high);
         const bool wins = v > best;
-#if CONFIDENCE
-        const float exponential = exact_exp(wins ? __fsub_rn(best, v) : __fsub_rn(v, best));
-        sum = wins ? __fadd_rn(__fmul_rn(sum, exponential), 1.0f) : __fadd_rn(sum, exponential);
-#endif
+        if constexpr (WITH_CONFIDENCE) {
+            const float exponential = exact_exp(wins ? __fsub_rn(best, v) : __fsub_rn(v, best));
+            sum = wins ? __fadd_rn(__fmul_rn(sum, exponential), 1.0f) : __fadd_rn(sum, exponential);
+        }
         best = wins ? v : best;
         label = wins ? n : label;
     }
     const u64 pixel = u64(y) * p.horizontal.original + x;
     map[pixel] = label;
-#if CONFIDENCE
-    confidence[pixel] = __fdiv_rn(1.0f, sum);
-#endif
+    if constexpr (WITH_CONFIDENCE) confidence[pixel] = __fdiv_rn(1.0f, sum);
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_W* TILE_H)
+    semantic_assign(const storage_t* __restrict__ logits, u16* __restrict__ map, const Params p) {
+    assign<false>(logits, map, nullptr, p);
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_W* TILE_H)
+    semantic_assign_confident(const storage_t* __restrict__ logits, u16* __restrict__ map,
+                              float* __restrict__ confidence, const Params p) {
+    assign<true>(logits, map, confidence, p);
 }

@@ -1,6 +1,6 @@
 //! K-Net (Zhang et al., *K-Net: Towards Unified Image Segmentation*, NeurIPS 2021) from scratch: a set of
-//! learned kernels, each refined in three rounds by the pixels it owns, gives instance and panoptic masks
-//! without boxes and without non-maximum suppression.
+//! learned kernels, each refined in three rounds by the pixels it owns, gives instance, panoptic and semantic
+//! masks without boxes and without non-maximum suppression.
 //!
 //! # In one example
 //!
@@ -46,7 +46,7 @@
 //! | [`model`] | K-Net as graphs, with the parameter names of the official checkpoints |
 //! | [`checkpoint`] | safetensors, official `.pth` files, seeded weights |
 //! | [`image`] | photo to network input; logits to masks, maps, overlays and COCO files |
-//! | [`task`] | instance, panoptic: from the network's results to the user's, on the CPU and on a GPU; one file each |
+//! | [`task`] | instance, panoptic, semantic: from the network's results to the user's, on the CPU and on a GPU; one file each |
 //! | [`engine`] | the public API that joins them: models, sessions, sources of weights |
 //! | [`train`] | training: data sets, augmentation, losses, matching, optimizer; evaluation by COCO AP, panoptic quality, mIoU |
 //! | [`fsio`], [`isa`] | files written whole or not at all; run-time choice of the instruction set |

@@ -1,4 +1,5 @@
-// The sigmoid and the exponential of post-processing, in the CPU's operations and so with its bits (src/image/mask_resize.rs).
+// The sigmoid and the exponential of post-processing, in the CPU's operations and so with its bits
+// (src/image/mask_resize.rs).
 #pragma once
 #include "common/storage.cuh"
 

@@ -84,10 +84,10 @@ impl Model {
 
 impl Session {
     /// Times the `candidates` best kernels, by the cost models, of every distinct step that has a choice, at
-    /// one input size (both sides multiples of [`Config::size_divisor`](crate::model::Config::size_divisor)), and gives the
-    /// table that the model follows with what was measured in it. `report` gets each step's outcome as it
-    /// comes, its number from 1, and how many there are. The session goes on as it is: the table is for the
-    /// next model.
+    /// one input size (both sides multiples of
+    /// [`Config::size_divisor`](crate::model::Config::size_divisor)), and gives the table that the model
+    /// follows with what was measured in it. `report` gets each step's outcome as it comes, its number from
+    /// 1, and how many there are. The session goes on as it is: the table is for the next model.
     ///
     /// # Errors
     /// [`Error::Usage`] on the CPU and on the emulator; as [`Session::plan`]; [`Error::Cuda`] as the driver

@@ -256,8 +256,8 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// `e^t` in float32 for `t` from -87 to 88, at the ends beyond. Plain operations only, so that the loops around
-/// it vectorise (Cephes' `expf`: reduction by ln 2 in two parts and a polynomial of degree 5).
+/// `e^t` in float32 for `t` from -87 to 88, at the ends beyond. Plain operations only, so that the loops
+/// around it vectorise (Cephes' `expf`: reduction by ln 2 in two parts and a polynomial of degree 5).
 #[inline(always)]
 pub(super) fn exp(t: f32) -> f32 {
     /// Adding and subtracting 1.5 * 2^23 rounds to an integer, which the low bits of the sum then hold.

@@ -31,8 +31,8 @@ pub fn write_numbers(path: &Path, size: (u32, u32), values: &[u16]) -> Result<()
     write(path, &Picture { size, color, depth, data: &data }, None)
 }
 
-/// Writes indices of colours as a PNG with this palette, of 256 colours at most; with more, as a grey PNG of 16
-/// bits. `values` are `height` rows of `width`, each below `palette.len()`.
+/// Writes indices of colours as a PNG with this palette, of 256 colours at most; with more, as a grey PNG of
+/// 16 bits. `values` are `height` rows of `width`, each below `palette.len()`.
 ///
 /// # Errors
 /// As [`write_rgb`].

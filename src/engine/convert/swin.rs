@@ -40,8 +40,8 @@ pub(super) fn merges_patches(key: &str) -> bool {
     key.starts_with("backbone.stages.") && key.contains(".downsample.")
 }
 
-/// A parameter over the four pixels of a block, in its last axis, in mmdet's order: position `4 c + 2 i + j` of
-/// a result takes position `(i + 2 j) C + c`.
+/// A parameter over the four pixels of a block, in its last axis, in mmdet's order: position `4 c + 2 i + j`
+/// of a result takes position `(i + 2 j) C + c`.
 pub(super) fn reorder(tensor: &Tensor) -> Tensor {
     let shape = tensor.shape();
     let width = shape.last();

@@ -2,8 +2,8 @@
 //! weights, a kernel for each class; K-Net's stages then refine kernels and maps. Without stages it is the
 //! plain head, such as PSPNet's.
 //!
-//! Parameters are named as in mmseg: `decode_head.kernel_generate_head.*` and `decode_head.kernel_update_head.0.*`,
-//! or `decode_head.*` of a plain head.
+//! Parameters are named as in mmseg: `decode_head.kernel_generate_head.*` and
+//! `decode_head.kernel_update_head.0.*`, or `decode_head.*` of a plain head.
 
 mod aspp;
 mod fcn;

@@ -25,10 +25,11 @@ pub struct SemanticStageOutput {
     pub mask_kernels: ValueId,
 }
 
-/// The stage whose parameters start with `prefix`: as [`kernel_update_head`](crate::model::kernel_update_head)
-/// but for how features are gathered, softly over the classes of a pixel, and that there is no class branch:
-/// kernel n is that of class n. Kernels wider than the updator, of `updator_channels`, go through it in
-/// pieces: rows n C / D to n C / D + C / D - 1 are the channels of kernel n.
+/// The stage whose parameters start with `prefix`: as that of a detector
+/// ([`kernel_update_head`](crate::model::kernel_update_head)) but for how features are gathered, softly over
+/// the classes of a pixel, and that there is no class branch: kernel n is that of class n. Kernels wider than
+/// the updator, of `updator_channels`, go through it in pieces: rows n C / D to n C / D + C / D - 1 are the
+/// channels of kernel n.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the parts do not fit together.

@@ -26,7 +26,7 @@ const LOGITS: Arg = Arg::Input(0);
 pub enum SemanticBuffer {
     /// `u16 [height, width]`, the class of each pixel.
     Classes,
-    /// `f32 [height, width]`, the probability of that class; one float if it was not asked for.
+    /// `f32 [height, width]`, the probability of that class, if it was asked for.
     Confidence,
 }
 
@@ -124,17 +124,22 @@ pub fn launches(logits: &MaskLogits, confidence: bool) -> Result<PostProcess, St
         classes: classes as u32,
     };
     let buffer = |bytes: usize| Buffer { bytes, residence: Residence::Copied };
+    let mut args = vec![LOGITS, SemanticBuffer::Classes.arg()];
+    args.extend(confidence.then(|| SemanticBuffer::Confidence.arg()));
+    args.push(Arg::of(&params));
     let assign = Launch {
         source: "postprocess_semantic.cu",
-        entry: "semantic_assign",
-        defines: vec![storage(dtype), ("CONFIDENCE", i64::from(confidence))],
+        entry: if confidence { "semantic_assign_confident" } else { "semantic_assign" },
+        defines: vec![storage(dtype)],
         grid: [original.1.div_ceil(TILE.0) as u32, original.0.div_ceil(TILE.1) as u32, 1],
         block: [(TILE.0 * TILE.1) as u32, 1, 1],
         shared: 0,
-        args: vec![LOGITS, SemanticBuffer::Classes.arg(), SemanticBuffer::Confidence.arg(), Arg::of(&params)],
+        args,
     };
+    let classes = buffer(2 * pixels);
+    let buffers = std::iter::once(classes).chain(confidence.then(|| buffer(4 * pixels)));
     Ok(PostProcess {
         program: Program { kernel: "pixels".into(), launches: vec![assign], ..Program::default() },
-        buffers: vec![buffer(2 * pixels), buffer(if confidence { 4 * pixels } else { 4 })],
+        buffers: buffers.collect(),
     })
 }

@@ -105,8 +105,8 @@ impl EvalSpec {
         }
     }
 
-    /// As [`EvalSpec::task`], of a model whose own task is `model`: masks alone are compared with semantic maps
-    /// if it gives those.
+    /// As [`EvalSpec::task`], of a model whose own task is `model`: masks alone are compared with semantic
+    /// maps if it gives those.
     ///
     /// # Errors
     /// As there.

@@ -33,11 +33,12 @@ use std::process::ExitCode;
 /// For each photo these files are written: NAME.overlay.png (the photo with coloured masks and labels),
 /// NAME.json (COCO results: instances with RLE masks, or panoptic segments) and, of panoptic results,
 /// NAME.panoptic.png (COCO's, whose colours are numbers and mostly black to the eye) with its twin for the
-/// eye, NAME.panoptic.colour.png. Of semantic models NAME.semantic.png holds the class index of each pixel, with a
-/// palette, NAME.json the classes with their areas, and the overlay has a legend. Instances without a pixel are left out. The `bbox` of an instance in
-/// NAME.json leaves out specks: parts of its mask with less than 1 % of the pixels of its largest part, which
-/// stay in the mask. A photo that cannot be read is reported at the end; the others are done all the same.
-/// Photos and files that this command did not make are never replaced.
+/// eye, NAME.panoptic.colour.png. Of semantic models NAME.semantic.png holds the class index of each pixel,
+/// with a palette, NAME.json the classes with their areas, and the overlay has a legend. Instances without a
+/// pixel are left out. The `bbox` of an instance in NAME.json leaves out specks: parts of its mask with less
+/// than 1 % of the pixels of its largest part, which stay in the mask. A photo that cannot be read is
+/// reported at the end; the others are done all the same. Photos and files that this command did not make are
+/// never replaced.
 #[derive(Args)]
 pub struct Arguments {
     /// Photos, or folders of photos (not searched deeper unless --recursive); - for one photo on standard
@@ -82,9 +83,9 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "knet-out")]
     out: PathBuf,
 
-    /// What to write: `png` is the panoptic or semantic map, or for instances NAME.instances.png (16-bit grey: 0 nothing,
-    /// n the n-th entry of `annotations` in NAME.json, the better one on top); `colour` is the same for the
-    /// eye [default: overlay,json, and png,colour for panoptic, png for semantic results]
+    /// What to write: `png` is the panoptic or semantic map, or for instances NAME.instances.png (16-bit
+    /// grey: 0 nothing, n the n-th entry of `annotations` in NAME.json, the better one on top); `colour` is
+    /// the same for the eye [default: overlay,json, and png,colour for panoptic, png for semantic results]
     #[arg(long, value_enum, value_delimiter = ',')]
     format: Vec<Format>,
 
