@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::graph::autodiff::gradients;
 use crate::graph::passes::{eliminate_dead_code, optimize_for_training, train_batch_norm};
 use crate::graph::{Builder, Graph, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
-use crate::model::{Config, SIZE_DIVISOR, TapMode, build};
+use crate::model::{Config, SIZE_DIVISOR, TapMode, Task, build};
 use crate::ops::binary::BinaryKind;
 use crate::ops::resize::ResizeMode;
 use crate::ops::{
@@ -188,11 +188,27 @@ struct Predictions {
     masks: ValueId,
 }
 
+/// Refuses a model whose losses are not known here: a semantic one.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_trainable(config: &Config) -> Result<()> {
+    match config.task {
+        Task::Instance | Task::Panoptic => Ok(()),
+        Task::Semantic => Err(Error::usage(format!(
+            "model `{}` is semantic: detectors alone are trained here, instance and panoptic ones",
+            config.name
+        ))),
+    }
+}
+
 /// Builds the training graph.
 ///
 /// # Errors
-/// As [`build`]; [`Error::Usage`] for an empty batch or no target slots, or if nothing is left to train.
+/// As [`build`] and [`check_trainable`]; [`Error::Usage`] for an empty batch or no target slots, or if
+/// nothing is left to train.
 pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
+    check_trainable(spec.config)?;
     if spec.batch == 0 || spec.max_objects == 0 {
         let (batch, slots) = (spec.batch, spec.max_objects);
         return Err(Error::usage(format!(

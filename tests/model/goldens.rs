@@ -307,9 +307,14 @@ fn check_tap(golden: &Golden, name: &str, tensor: &Tensor, tolerance: f64) {
     assert!(error <= tolerance, "{} {} {name}: relative L2 {error:.2e}", golden.model, golden.case);
 }
 
-/// A model that the reference data alone hold.
+/// A model that the reference data alone hold. The CPU alone is asked: at the full width of such a model the
+/// emulator would take hours.
+fn shared(model: &'static str, case: &'static str) -> Option<Golden> {
+    if device::device() == Device::Cpu { Golden::open_shared(model, case) } else { None }
+}
+
 fn with_shared(model: &'static str, case: &'static str, check: fn(&Golden)) {
-    if let Some(golden) = Golden::open_shared(model, case) {
+    if let Some(golden) = shared(model, case) {
         check(&golden);
     }
 }
@@ -342,7 +347,10 @@ macro_rules! semantic_models {
             $(
                 #[test]
                 fn $name() {
-                    let goldens = ["a", "odd"].map(|case| Golden::open_shared($model, case));
+                    let goldens = ["a", "odd"].map(|case| shared($model, case));
+                    if goldens.iter().all(Option::is_none) {
+                        return;
+                    }
                     let builder = device::builder().model($model).size(None).threads(2).confidence(true);
                     let mut engine = builder.build().unwrap();
                     goldens.iter().flatten().for_each(|golden| check_semantic(&mut engine, golden));

@@ -402,6 +402,7 @@ fn what_does_not_fit_is_named() {
         ("run", &["--set", "optimizer.lr=fast"], 2, &["--set", "lr"]),
         ("run", &["--set", "schedule.epochs=1"], 2, &["either epochs or iterations"]),
         ("new", &["--set", "model.base=knet_s3_lite0_fpm"], 2, &["did you mean `knet_s3_lite0_fpn`"]),
+        ("new", &["--set", "model.base=knet_s3_fcn_r50-d8"], 2, &["is semantic", "detectors alone"]),
         (
             "new",
             &["--set", "frozen=[\"backbone\", \"neck\", \"rpn_head\", \"roi_head\"]"],

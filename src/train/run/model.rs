@@ -12,6 +12,7 @@ use crate::engine::source::CONFIG_KEY;
 use crate::error::{Error, Result};
 use crate::model::{Classes, Config, Task};
 use crate::train::data::Mix;
+use crate::train::network::check_trainable;
 
 /// A model: one that has a name, with changes. Classes and task follow from the data.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -116,7 +117,7 @@ impl RunConfig {
     /// checkpoint or state that training goes on from, or as in `model.base`.
     ///
     /// # Errors
-    /// As [`Config::named`] and [`Config::validate`], and whatever opening the file says.
+    /// As [`Config::named`], [`check_trainable`] and [`Config::validate`], and whatever opening the file says.
     pub fn model(&self, mix: &Mix, before: Option<&Path>) -> Result<Config> {
         let refuse = |reason: String| Error::usage(format!("model.{reason}"));
         let mut changes = Vec::new();
@@ -125,6 +126,7 @@ impl RunConfig {
             changes.push((field.clone(), value));
         }
         let mut config = self.base(before)?.with(changes).map_err(refuse)?;
+        check_trainable(&config)?;
         config.name = self.model.name.clone();
         config.classes = Classes {
             names: mix.classes().iter().map(|class| class.name.to_string()).collect(),
