@@ -1,17 +1,22 @@
 //! What an operator allows and its kernel on a GPU does not: planning refuses, naming the operator and the
 //! limit.
 
-use knet::cuda::gpu::Precision;
+use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::error::Error;
 use knet::graph::passes::optimize;
 use knet::graph::{Builder, Layout};
+use knet::model::config::MODEL_NAMES;
 use knet::model::{Config, TapMode, build};
 use knet::ops::fused_conv2d::moments_shape;
 use knet::ops::fused_linear::Prologue;
 use knet::ops::{
-    Concat, Conv2d, FusedConv2d, FusedLinear, NormSum, Op, ValueType, WindowAttention, WindowAttentionGrad,
+    AdaptiveAvgPool2d, Concat, Conv2d, FusedConv2d, FusedLinear, NormSum, Op, ValueType, WindowAttention,
+    WindowAttentionGrad,
 };
 use testkit::emulate;
+
+/// The model that no GPU can run.
+const DEFORMABLE: &str = "knet_s3_r101_dcn_panoptic";
 
 /// Plans a node of `op` over inputs of these types and gives the reason of its refusal.
 fn refused(op: impl Into<Op>, inputs: &[ValueType]) -> String {
@@ -34,10 +39,23 @@ fn refused(op: impl Into<Op>, inputs: &[ValueType]) -> String {
     }
 }
 
+/// All models but one, at a size whose smallest maps are odd.
+#[test]
+fn models_are_planned() {
+    for name in MODEL_NAMES.iter().filter(|name| **name != DEFORMABLE) {
+        let config = Config::named(name).unwrap();
+        let graph = optimize(build(&config, 1, [544, 800], TapMode::Off).unwrap().graph).unwrap();
+        for precision in Precision::ALL {
+            let plan = knet::cuda::plan(&graph, Target { caps: Caps::H100, precision });
+            assert!(plan.is_ok(), "{name} in {}: {}", precision.name(), plan.unwrap_err());
+        }
+    }
+}
+
 /// Its layers have CUDA kernels but for one.
 #[test]
 fn a_deformable_backbone() {
-    let config = Config::named("knet_s3_r101_dcn_panoptic").unwrap();
+    let config = Config::named(DEFORMABLE).unwrap();
     let graph = optimize(build(&config, 1, [64, 64], TapMode::Off).unwrap().graph).unwrap();
     for precision in Precision::ALL {
         match emulate::plan(&graph, precision) {
@@ -48,6 +66,13 @@ fn a_deformable_backbone() {
             other => panic!("not refused by name: {:?}", other.map(|plan| plan.steps.len())),
         }
     }
+}
+
+#[test]
+fn more_bins_and_pixels_than_are_counted_in_32_bits() {
+    let reason = refused(AdaptiveAvgPool2d { size: [50_000, 1] }, &[ValueType::map([1, 50_000, 1, 8])]);
+    let wanted = "50000 pixels in 50000 bins along an axis; the kernel counts up to 2147483647 products";
+    assert_eq!(reason, wanted);
 }
 
 #[test]

@@ -12,6 +12,7 @@ macro_rules! sources {
 
 sources! {
     "activation.cu",
+    "adaptive_avg_pool2d.cu",
     "attention.cu",
     "attention/window.cu",
     "attention/window.cuh",
@@ -52,9 +53,11 @@ sources! {
     "mask/conv.cu",
     "mask/pool.cu",
     "mask/pool_f32.cu",
+    "mask/soft_pool.cu",
     "mask/tile.cuh",
     "max_pool2d.cu",
     "norm_sum.cu",
+    "pixel_unshuffle.cu",
     "postprocess_instance.cu",
     "postprocess_panoptic.cu",
     "postprocess_semantic.cu",

@@ -2,6 +2,7 @@
 //! capabilities.
 
 pub(crate) mod activation;
+mod adaptive_avg_pool2d;
 mod attention;
 mod binary;
 pub(crate) mod cast;
@@ -19,8 +20,10 @@ mod mask_conv;
 mod mask_pool;
 mod max_pool2d;
 pub(in crate::cuda) mod norm_sum;
+mod pixel_unshuffle;
 mod resize;
 mod slice;
+mod soft_mask_pool;
 mod softmax;
 mod sum_parts;
 mod top_k;
@@ -116,6 +119,7 @@ macro_rules! dispatch {
 }
 dispatch! {
     Activate
+    AdaptiveAvgPool2d
     Attention
     Binary
     Concat
@@ -130,8 +134,10 @@ dispatch! {
     MaskPool
     MaxPool2d
     NormSum
+    PixelUnshuffle
     Resize
     Slice
+    SoftMaskPool
     Softmax
     TopK
     WindowAttention

@@ -116,7 +116,8 @@ impl PoolTile {
 /// Pixels of a block and blocks that share an image's, if `tiles` blocks of `step` pixels a step shall fill
 /// the device once; then twice, half and three times.
 fn shares(pixels: usize, step: usize, tiles: usize, caps: &Caps) -> Vec<(usize, usize)> {
-    let steps = pixels.div_ceil(step);
+    // Sums over no pixels are zeros, which a block has to write.
+    let steps = pixels.div_ceil(step).max(1);
     let mut found = Vec::new();
     for halves in [2, 4, 1, 6] {
         let wanted = (halves * caps.multiprocessors as usize / (2 * tiles)).clamp(1, steps);
