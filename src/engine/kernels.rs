@@ -11,8 +11,8 @@ use crate::task::{AnyTask, PostprocessOnGpu, PostprocessOptions, TASKS};
 impl Model {
     /// What runs on a GPU, which need not be here, at one input size (both sides multiples of
     /// [`Config::size_divisor`](crate::model::Config::size_divisor)): the network by each of `selections`,
-    /// and pre- and post-processing of photos of every size and format for every kind of result that the model
-    /// gives. The selections differ in nothing but the device's clock, bandwidth and tuning table.
+    /// and pre- and post-processing of photos of every size and format for every kind of result that the
+    /// model gives. The selections differ in nothing but the device's clock, bandwidth and tuning table.
     ///
     /// # Errors
     /// As [`Session::plan`](super::Session::plan); [`Error::Usage`] if there is no selection.

@@ -18,12 +18,13 @@ impl Postprocess for Panoptic {
     type Found = PanopticResult;
 
     fn new(model: &Config, options: &PostprocessOptions) -> Result<Self> {
-        if model.task != Task::Panoptic {
-            return Err(Error::usage(format!(
-                "model `{}` is {}, it gives no panoptic map",
-                model.name,
-                model.task.name()
-            )));
+        let instead = match model.task {
+            Task::Panoptic => None,
+            Task::Instance => Some("gives instances only"),
+            Task::Semantic => Some("is semantic"),
+        };
+        if let Some(instead) = instead {
+            return Err(Error::usage(format!("model `{}` {instead}, it gives no panoptic map", model.name)));
         }
         let config = PanopticConfig {
             proposals: model.head.proposals,

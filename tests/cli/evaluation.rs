@@ -83,7 +83,7 @@ fn evaluation() {
             2,
             &["different results"],
         ),
-        (&["--annotations", "instances.json", "--panoptic-dir", "panoptic"], 2, &["instances only"]),
+        (&["--annotations", "instances.json", "--panoptic-dir", "panoptic"], 2, &["gives instance results"]),
         (
             &["--masks", "empty", "--classes", "classes.json", "--model", "knet_s3_r50_fpn_panoptic"],
             8,

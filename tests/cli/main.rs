@@ -157,7 +157,7 @@ fn what_cannot_be_done_is_said() {
         (&["segment", "a.png", "--precision", "int4"], 2, &["int4", "f32, tf32x3, f16, bf16"]),
         (&["bench", "--train", "--device", "cuda"], 2, &["cuda:0", "training steps run on the CPU"]),
         (&["segment", "a.png", "--weights", "seeded:x"], 2, &["seed", "`x`"]),
-        (&["segment", "a.png", "--task", "semantic"], 2, &["semantic", "instance, panoptic"]),
+        (&["segment", "a.png", "--task", "boxes"], 2, &["boxes", "instance, panoptic, semantic"]),
         (&["segment", "a.png", "--task", "panoptic"], 2, &["knet_s3_lite0_person", "instances only"]),
         (
             &["segment", "a.png", "--model", "knet_s3_r50_fnp"],

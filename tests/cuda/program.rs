@@ -149,7 +149,7 @@ fn small_models() -> [Config; 3] {
     semantic.decode_head =
         Some(DecodeHead { updator_channels: 16, auxiliary_channels: 16, generator: Generator::Uper });
     semantic.neck.channels = 32;
-    (semantic.head.stages, semantic.head.feedforward_channels) = (2, 48);
+    (semantic.head.stages, semantic.head.feedforward_channels) = (1, 48);
     [instance, panoptic, semantic]
 }
 

@@ -117,7 +117,8 @@ impl RunConfig {
     /// checkpoint or state that training goes on from, or as in `model.base`.
     ///
     /// # Errors
-    /// As [`Config::named`], [`check_trainable`] and [`Config::validate`], and whatever opening the file says.
+    /// As [`Config::named`], [`check_trainable`] and [`Config::validate`], and whatever opening the file
+    /// says.
     pub fn model(&self, mix: &Mix, before: Option<&Path>) -> Result<Config> {
         let refuse = |reason: String| Error::usage(format!("model.{reason}"));
         let mut changes = Vec::new();
