@@ -276,9 +276,11 @@ fn files_that_do_not_say_what_they_are() {
         (change("\"channels\":64", "\"channels\":18446744073709551615"), "channels"),
         (change("\"channels\":64", "\"chanels\":64"), "chanels"),
         (change("\"depth\":50", "\"depth\":34"), "depth 34"),
-        (change("\"type\":\"resnet\"", "\"type\":\"swin\""), "swin"),
+        (change("\"type\":\"resnet\"", "\"type\":\"vit\""), "vit"),
+        (change("\"type\":\"resnet\"", "\"type\":\"swin\""), "unknown field `depth`"),
         (change("\"heads\":4", "\"heads\":5"), "heads"),
         (change("\"task\":\"instance\"", "\"task\":\"panoptic\""), "0 stuff classes"),
+        (change("\"task\":\"instance\"", "\"task\":\"semantic\""), "no decode head"),
         (change("\"eel\"", "\"eel\",\"fox\""), "6 class names for 5 classes"),
         (change("\"overlap_threshold\":0.6", "\"overlap_threshold\":60"), "between 0 and 1"),
     ];
