@@ -254,24 +254,22 @@ impl SemanticPostprocessor {
         result.confidence.resize(if confidence { height * width } else { 0 }, 0.0);
         self.counts.clear();
         self.counts.resize(height.div_ceil(band) * classes, 0);
-        let mut bands: Vec<Option<&mut [f32]>> = Vec::new();
-        bands.resize_with(height.div_ceil(band), || None);
-        let mut rest = result.confidence.as_mut_slice();
-        for slot in bands.iter_mut().filter(|_| confidence) {
-            let (part, others) = rest.split_at_mut(rest.len().min(band * width));
-            (*slot, rest) = (Some(part), others);
-        }
-        let maps = result.map.par_chunks_mut(band * width).zip(self.counts.par_chunks_mut(classes));
-        maps.zip(bands).enumerate().for_each(|(index, ((map, counts), confidence))| {
+        let work = |index: usize, map: &mut [u16], counts: &mut [usize], confidence: &mut [f32]| {
             workers.lend(|worker| {
                 sampler.assign(isa, logits, index * band, worker, map);
-                if let Some(confidence) = confidence {
-                    // The largest logit's own exponential is 1.
-                    confidence.iter_mut().zip(&worker.sums).for_each(|(to, sum)| *to = 1.0 / sum);
-                }
+                // The largest logit's own exponential is 1.
+                confidence.iter_mut().zip(&worker.sums).for_each(|(to, sum)| *to = 1.0 / sum);
             });
             map.iter().for_each(|&class| counts[class as usize] += 1);
-        });
+        };
+        let bands = result.map.par_chunks_mut(band * width).zip(self.counts.par_chunks_mut(classes));
+        let bands = bands.enumerate();
+        if confidence {
+            let confidences = result.confidence.par_chunks_mut(band * width);
+            bands.zip(confidences).for_each(|((i, (map, counts)), to)| work(i, map, counts, to));
+        } else {
+            bands.for_each(|(i, (map, counts))| work(i, map, counts, &mut []));
+        }
         self.add_up(classes, result);
         Ok(())
     }

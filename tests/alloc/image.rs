@@ -6,6 +6,7 @@ use knet::image::HeadOutput;
 use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{PreprocessConfig, Preprocessor};
+use knet::image::semantic::{ClassLogits, SemanticPostprocessor, SemanticResult};
 
 pub fn later_calls_at_a_size_allocate_nothing() {
     let photo = RgbImage::from_fn(150, 100, |x, y| Rgb([x as u8, y as u8, 7]));
@@ -29,6 +30,9 @@ pub fn later_calls_at_a_size_allocate_nothing() {
     let mut panoptic = PanopticResult::default();
     let config = PanopticConfig { proposals: 10, things: 3, stuff: 2, ..PanopticConfig::default() };
     let mut panoptic_post = PanopticPostprocessor::new(config);
+    let class_maps = ClassLogits { classes: 12, size: mask_size, values: &mask_logits };
+    let mut semantic =
+        [false, true].map(|confidence| (SemanticPostprocessor::new(confidence), SemanticResult::default()));
 
     // One thread: with more, rayon itself sets up a thread's queue when that thread first finds work,
     // whenever that is.
@@ -38,6 +42,9 @@ pub fn later_calls_at_a_size_allocate_nothing() {
             preprocessor.run(&photo, &mut input).unwrap();
             instance_post.run(&head, &geometry, &mut instances).unwrap();
             panoptic_post.run(&head, &geometry, &mut panoptic).unwrap();
+            for (post, result) in &mut semantic {
+                post.run(&class_maps, &geometry, result).unwrap();
+            }
         };
         step();
         let count = allocations(|| (0..20).for_each(|_| step()));

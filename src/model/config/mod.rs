@@ -195,14 +195,14 @@ impl Config {
     /// The semantic model with this backbone and generator for so many classes, with three stages: as the
     /// official ones.
     pub fn semantic(backbone: Backbone, generator: Generator, classes: usize) -> Config {
-        let channels = if generator == Generator::Uper { 256 } else { 512 };
+        let detector = Config::of(backbone, Classes::new(0, classes));
         let mut config = Config {
             task: Task::Semantic,
             decode_head: Some(DecodeHead::new(generator)),
-            neck: Fpn { channels },
+            neck: Fpn { channels: if generator == Generator::Uper { 256 } else { 512 } },
             head: Head { proposals: 0, ..Head::default() },
-            input: Input { size: [512, 2048], ..Config::of(backbone, Classes::new(0, classes)).input },
-            ..Config::of(backbone, Classes::new(0, classes))
+            input: Input { size: [512, 2048], ..detector.input },
+            ..detector
         };
         config.name_by_parts();
         config
