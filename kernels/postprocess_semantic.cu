@@ -13,6 +13,7 @@
 // them.
 //
 // Defines: STORAGE.
+#include "common/blend.cuh"
 #include "common/exact_sigmoid.cuh"
 
 #define TILE_W 32
@@ -29,34 +30,16 @@ struct Params {
     u32 classes;
 };
 
-// Two taps of one output position.
-struct Pair {
-    i32 low, high;
-    float low_weight, high_weight;
-};
-
 // The four taps of an output row or column among those of the logits, ascending.
 struct Chain {
-    Pair low, high;
+    Blend low, high;
     float low_weight, high_weight;
 };
 
-__device__ inline float mix(float low_weight, float low, float high_weight, float high) {
-    return __fadd_rn(__fmul_rn(low_weight, low), __fmul_rn(high_weight, high));
-}
-
-__device__ inline Pair pair(i32 d, i32 input, i32 output, float scale) {
-    if (input == output) return Pair{d, d, 1.0f, 0.0f};
-    const float position = fmaxf(__fsub_rn(__fmul_rn(scale, __fadd_rn(float(d), 0.5f)), 0.5f), 0.0f);
-    const i32 low = min(i32(position), input - 1);
-    const float fraction = fminf(fmaxf(__fsub_rn(position, float(low)), 0.0f), 1.0f);
-    return Pair{low, min(low + 1, input - 1), __fsub_rn(1.0f, fraction), fraction};
-}
-
 __device__ inline Chain chain(i32 at, const Axis& axis) {
-    const Pair outer = pair(at, axis.resized, axis.original, axis.photo_scale);
-    return Chain{pair(outer.low, axis.logits, axis.padded, axis.pad_scale),
-                 pair(outer.high, axis.logits, axis.padded, axis.pad_scale), outer.low_weight,
+    const Blend outer = blend(at, axis.resized, axis.original, axis.photo_scale);
+    return Chain{blend(outer.low, axis.logits, axis.padded, axis.pad_scale),
+                 blend(outer.high, axis.logits, axis.padded, axis.pad_scale), outer.low_weight,
                  outer.high_weight};
 }
 

@@ -12,6 +12,7 @@
 // contracted: bit for bit what src/image/mask_resize.rs computes, for the reasons given there.
 // A block has THREADS threads; thread t works on output column t % TILE_W.
 #pragma once
+#include "common/blend.cuh"
 #include "common/exact_sigmoid.cuh"
 #include "common/reduce.cuh"
 
@@ -32,12 +33,6 @@ struct Sampler {
     i32 batch_rows;               // rows whose probabilities are held at a time
 };
 
-// Two taps of one output position.
-struct alignas(16) Blend {
-    i32 low, high;
-    float low_weight, high_weight;
-};
-
 // The four taps of an output row or column among stride-4 ones, ascending. In shared memory it moves as three
 // chunks.
 struct alignas(16) Taps {
@@ -51,18 +46,6 @@ struct alignas(16) Span {
     i32 first, count;
     i32 logit_first, logit_count;
 };
-
-__device__ inline float mix(float low_weight, float low, float high_weight, float high) {
-    return __fadd_rn(__fmul_rn(low_weight, low), __fmul_rn(high_weight, high));
-}
-
-__device__ inline Blend blend(i32 d, i32 input, i32 output, float scale) {
-    if (input == output) return Blend{d, d, 1.0f, 0.0f};
-    const float position = fmaxf(__fsub_rn(__fmul_rn(scale, __fadd_rn(float(d), 0.5f)), 0.5f), 0.0f);
-    const i32 low = min(i32(position), input - 1);
-    const float fraction = fminf(fmaxf(__fsub_rn(position, float(low)), 0.0f), 1.0f);
-    return Blend{low, min(low + 1, input - 1), __fsub_rn(1.0f, fraction), fraction};
-}
 
 __device__ inline Blend upsampled(i32 q, const Direction& d) {
     return blend(q, d.logits, d.stride4, d.upsample_scale);

@@ -9,11 +9,7 @@
 //
 // 2 B N P C FLOPs; x is read N / 64 times and masks C / 64 times. Grid: splits, object tiles x channel tiles,
 // images.
-#include "common/vector.cuh"
-
-#define TILE 64
-#define STEP 32
-#define THREADS 256
+#include "mask/tile_f32.cuh"
 
 struct Params {
     u32 objects, channels, pixels;
@@ -24,12 +20,10 @@ struct Params {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     mask_pool_f32(const float* __restrict__ masks, const float* __restrict__ x, float* __restrict__ y,
                   const Params p) {
-    // Rows of objects are written down columns: one float more than the tile spreads them over the banks.
-    __shared__ float owned[STEP][TILE + 1];
-    __shared__ alignas(16) float features[STEP][TILE];
+    __shared__ Weights owned;
+    __shared__ alignas(16) Features features;
     const u32 object = blockIdx.y % p.object_tiles * TILE, channel = blockIdx.y / p.object_tiles * TILE;
     const u32 begin = blockIdx.x * p.split, end = min(begin + p.split, p.pixels);
-    const u32 row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     masks += (u64(blockIdx.z) * p.objects + object) * p.pixels;
     x += u64(blockIdx.z) * p.pixels * p.channels + channel;
 
@@ -42,32 +36,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const bool inside = object + n < p.objects && pixel + at < end;
             owned[at][n] = inside && masks[u64(n) * p.pixels + pixel + at] > 0.0f ? 1.0f : 0.0f;
         }
-#pragma unroll
-        for (u32 i = threadIdx.x; i < TILE * STEP; i += THREADS) {
-            const u32 at = i / TILE, c = i % TILE;
-            const bool inside = channel + c < p.channels && pixel + at < end;
-            features[at][c] = inside ? x[u64(pixel + at) * p.channels + c] : 0.0f;
-        }
+        load_features(features, x, pixel, end, channel, p.channels);
         __syncthreads();
-#pragma unroll 8
-        for (u32 at = 0; at < STEP; ++at) {
-            float b[4];
-            load_vector(&features[at][column], b);
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) {
-                const float a = owned[at][row + i];
-#pragma unroll
-                for (u32 j = 0; j < 4; ++j) sums[i][j] += a * b[j];
-            }
-        }
+        multiply_step(owned, features, sums);
     }
     y += (u64(blockIdx.x) * gridDim.z + blockIdx.z) * p.objects * p.channels;
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-#pragma unroll
-        for (u32 j = 0; j < 4; ++j) {
-            const u32 n = object + row + i, c = channel + column + j;
-            if (n < p.objects && c < p.channels) y[u64(n) * p.channels + c] = sums[i][j];
-        }
-    }
+    store_tile(y, sums, object, p.objects, channel, p.channels);
 }

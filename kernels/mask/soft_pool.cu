@@ -15,11 +15,8 @@
 // Grid: pixels / 32, images; splits, class tiles x channel tiles, images. Block: 256 threads. Defines:
 // STORAGE (of x), MASK_STORAGE.
 #include "common/reduce.cuh"
-#include "common/vector.cuh"
+#include "mask/tile_f32.cuh"
 
-#define TILE 64
-#define STEP WARP
-#define THREADS 256
 #define WARPS (THREADS / WARP)
 
 typedef Storage<MASK_STORAGE>::type mask_t;
@@ -60,12 +57,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     soft_mask_pool(const mask_t* __restrict__ masks, const storage_t* __restrict__ x,
                    const float2* __restrict__ norms, float* __restrict__ y, const Params p) {
-    // Rows of classes are written down columns: one float more than the tile spreads them over the banks.
-    __shared__ float weights[STEP][TILE + 1];
-    __shared__ alignas(16) float features[STEP][TILE];
+    __shared__ Weights weights;
+    __shared__ alignas(16) Features features;
     const u32 first = blockIdx.y % p.class_tiles * TILE, channel = blockIdx.y / p.class_tiles * TILE;
     const u32 begin = blockIdx.x * p.split, end = min(begin + p.split, p.pixels);
-    const u32 row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     masks += (u64(blockIdx.z) * p.classes + first) * p.pixels;
     norms += u64(blockIdx.z) * p.pixels;
     x += u64(blockIdx.z) * p.pixels * p.channels + channel;
@@ -83,32 +78,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const float logit = inside ? to_f32(masks[u64(n) * p.pixels + own]) : 0.0f;
             weights[i % STEP][n] = inside ? __expf(logit - norm.x) * norm.y : 0.0f;
         }
-#pragma unroll
-        for (u32 i = threadIdx.x; i < TILE * STEP; i += THREADS) {
-            const u32 at = i / TILE, c = i % TILE;
-            const bool inside = channel + c < p.channels && pixel + at < end;
-            features[at][c] = inside ? to_f32(x[u64(pixel + at) * p.channels + c]) : 0.0f;
-        }
+        load_features(features, x, pixel, end, channel, p.channels);
         __syncthreads();
-#pragma unroll 8
-        for (u32 at = 0; at < STEP; ++at) {
-            float b[4];
-            load_vector(&features[at][column], b);
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) {
-                const float a = weights[at][row + i];
-#pragma unroll
-                for (u32 j = 0; j < 4; ++j) sums[i][j] += a * b[j];
-            }
-        }
+        multiply_step(weights, features, sums);
     }
     y += (u64(blockIdx.x) * gridDim.z + blockIdx.z) * p.classes * p.channels;
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-#pragma unroll
-        for (u32 j = 0; j < 4; ++j) {
-            const u32 n = first + row + i, c = channel + column + j;
-            if (n < p.classes && c < p.channels) y[u64(n) * p.channels + c] = sums[i][j];
-        }
-    }
+    store_tile(y, sums, first, p.classes, channel, p.channels);
 }

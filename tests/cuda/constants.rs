@@ -11,16 +11,15 @@ use testkit::texts::texts;
 
 /// Numbers that a kernel has for itself alone, and enumerations.
 const ITS_OWN: &[(&str, &[&str])] = &[
-    ("adaptive_avg_pool2d.cu", &["RUN"]),
     ("binary.cu", &["ADD", "MUL"]),
     (
         "common/activation.cuh",
         &["ACTIVATION_NONE", "ACTIVATION_RELU", "ACTIVATION_RELU6", "ACTIVATION_SIGMOID", "ACTIVATION_GELU"],
     ),
+    ("common/column_sums.cuh", &["RUN"]),
     ("common/reduce.cuh", &["WARP"]),
     ("common/storage.cuh", &["F32", "F16", "BF16"]),
     ("conv/implicit_gemm.cu", &["POINTWISE", "TAPS", "ELEMENTS", "FMA", "TENSOR", "TF32X3"]),
-    ("global_avg_pool.cu", &["RUN"]),
     ("postprocess_panoptic.cu", &["PEEK"]),
     ("preprocess.cu", &["RGB8", "BGR8", "NV12", "I420", "RGBA8", "BGRA8", "GRAY8"]),
     ("resize.cu", &["NEAREST", "BILINEAR"]),

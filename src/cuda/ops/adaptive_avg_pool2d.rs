@@ -1,12 +1,10 @@
 use super::CudaOp;
+use super::global_avg_pool::BLOCK;
 use super::launches::{elements, storage, vector};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::ops::AdaptiveAvgPool2d;
 use crate::plan::Site;
-
-/// Channel vectors and pixels of a block: `LANES` and `ROWS` of `kernels/adaptive_avg_pool2d.cu`.
-const BLOCK: [u32; 3] = [8, 32, 1];
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

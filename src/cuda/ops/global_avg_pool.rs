@@ -5,8 +5,9 @@ use crate::cuda::launch::{Arg, Launch, Program};
 use crate::ops::GlobalAvgPool;
 use crate::plan::Site;
 
-/// Channel vectors and pixel rows of a block: `LANES` and `ROWS` of `kernels/global_avg_pool.cu`.
-const BLOCK: [u32; 3] = [8, 32, 1];
+/// Channel vectors of a block, and threads that share the pixels of each: `LANES` and `ROWS` of
+/// `kernels/common/column_sums.cuh`.
+pub(super) const BLOCK: [u32; 3] = [8, 32, 1];
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -3,15 +3,15 @@ use super::launches::storage;
 use super::sum_parts::sum_parts;
 use crate::cuda::gpu::{Precision, Target};
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
-use crate::cuda::tiles::masks::{Extents, POOL_F32, PoolTile, pool_candidates, pool_f32_candidates};
+use crate::cuda::tiles::masks::{
+    Extents, POOL_F32, POOL_F32_THREADS, PoolTile, pool_candidates, pool_f32_candidates,
+};
 use crate::ops::MaskPool;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
 
 /// Threads of a block: `THREADS` of `kernels/mask/pool.cu`.
 const THREADS: u32 = 256;
-/// Threads of a block in f32: `THREADS` of `kernels/mask/pool_f32.cu`.
-const THREADS_F32: u32 = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -43,7 +43,7 @@ fn variants(extents: &Extents, target: &Target) -> Vec<Variant> {
         let of = |(split, splits)| Variant {
             source: "mask/pool_f32.cu",
             entry: "mask_pool_f32",
-            threads: THREADS_F32,
+            threads: POOL_F32_THREADS,
             defines: Vec::new(),
             shared: 0,
             object_tiles: extents.objects.div_ceil(POOL_F32),

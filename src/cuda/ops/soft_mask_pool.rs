@@ -3,16 +3,10 @@ use super::launches::{dtype_number, storage};
 use super::sum_parts::sum_parts;
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
-use crate::cuda::tiles::masks::{Extents, pool_f32_candidates};
+use crate::cuda::tiles::masks::{Extents, POOL_F32, POOL_F32_THREADS, pool_f32_candidates};
 use crate::ops::SoftMaskPool;
 use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
-
-/// Threads of a block: `THREADS` of `kernels/mask/soft_pool.cu`.
-const THREADS: u32 = 256;
-
-/// Classes and channels of a block: `TILE` of `kernels/mask/soft_pool.cu`.
-const TILE: usize = 64;
 
 /// Pixels of a block that makes norms: `WARP` of `kernels/common/reduce.cuh`.
 const NORM_PIXELS: usize = 32;
@@ -52,7 +46,7 @@ fn program(
     packing: &[Packing],
 ) -> Program {
     let &Extents { batch, objects, channels, pixels } = extents;
-    let [class_tiles, channel_tiles] = [objects, channels].map(|count| count.div_ceil(TILE) as u32);
+    let [class_tiles, channel_tiles] = [objects, channels].map(|count| count.div_ceil(POOL_F32) as u32);
     let params = Arg::of(&Params {
         classes: objects as u32,
         channels: channels as u32,
@@ -70,7 +64,7 @@ fn program(
         entry,
         defines: defines.to_vec(),
         grid,
-        block: [THREADS, 1, 1],
+        block: [POOL_F32_THREADS, 1, 1],
         shared: 0,
         args,
     };

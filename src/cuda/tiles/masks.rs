@@ -152,11 +152,15 @@ pub fn pool_candidates(extents: &Extents, caps: &Caps) -> Vec<PoolTile> {
     shares(extents.pixels, SLAB, tiles, caps).into_iter().map(tile).collect()
 }
 
-/// Objects and channels of a tile of mask pooling in f32: `TILE` of `kernels/mask/pool_f32.cu`.
+/// Objects and channels of a tile of mask pooling in f32, hard or soft. It is `TILE` of
+/// `kernels/mask/tile_f32.cuh`.
 pub const POOL_F32: usize = 64;
 
-/// Pixels of a step of mask pooling in f32: `STEP` of `kernels/mask/pool_f32.cu`.
+/// Pixels of a step of mask pooling in f32: `STEP` of `kernels/mask/tile_f32.cuh`.
 const POOL_F32_STEP: usize = 32;
+
+/// Threads of its block: `THREADS` of `kernels/mask/tile_f32.cuh`.
+pub const POOL_F32_THREADS: u32 = 256;
 
 /// Pixels of a block, and blocks that share an image's, of mask pooling in f32: the preferred first.
 pub fn pool_f32_candidates(extents: &Extents, caps: &Caps) -> Vec<(usize, usize)> {
