@@ -97,8 +97,19 @@ fn write(path: &std::path::Path, config: &Config, prefix: &str, entries: &[Entry
     let said = match config.task {
         Task::Panoptic => format!("num_stuff_classes={stuff}\nnum_thing_classes=3"),
         Task::Instance => "num_stuff_classes=0".into(),
-        // As mmseg writes it: the names of the fields alone tell the resizing.
-        Task::Semantic => "test_pipeline = [dict(img_scale=(2048, 512), keep_ratio=True)]".into(),
+        Task::Semantic => {
+            // As mmseg writes it; DeepLabV3's head has dilations of its own.
+            let backbone = match config.backbone {
+                Backbone::ResNet(ResNet { strides: [a, b, c, d], dilations: [e, f, g, h], .. }) => {
+                    format!("strides=({a}, {b}, {c}, {d}), dilations=({e}, {f}, {g}, {h})")
+                }
+                _ => "num_heads=[1, 2, 4, 8]".into(),
+            };
+            format!(
+                "model = dict(backbone=dict({backbone}), decode_head=dict(dilations=(1, 12, 24, 36), num_heads=8))\n\
+                 test_pipeline = [dict(img_scale=(2048, 512), keep_ratio=True)]"
+            )
+        }
     };
     write_checkpoint_with(path, prefix, dict(&[("config", text(&said))]), &tensors);
 }

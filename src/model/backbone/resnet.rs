@@ -6,6 +6,7 @@
 use super::Part;
 use crate::error::{Error, Result};
 use crate::graph::{Builder, ValueId};
+use crate::model::decode_head::{self, Generator};
 use crate::model::evidence::Evidence;
 use crate::model::layers::{Conv, conv_bn, deform_conv_bn, relu};
 use crate::ops::binary::BinaryKind;
@@ -17,6 +18,9 @@ const EXPANSION: usize = 4;
 
 /// Strides of the stages where nothing else is said.
 const STRIDES: [usize; 4] = [1, 2, 2, 2];
+
+/// Strides and dilations of the semantic models that keep stride 8.
+const STRIDE_8: [[usize; 4]; 2] = [[1, 2, 1, 1], [1, 1, 2, 4]];
 
 /// Largest dilation that is taken: beyond it, taps lie outside any map that is left at these strides.
 const MOST_DILATION: usize = 32;
@@ -114,7 +118,8 @@ impl Part for ResNet {
             "r101" => ResNet::new(101),
             // Those of semantic models have the deep stem; detectors, the plain one.
             "r50-d8" => {
-                ResNet { stem: Stem::Deep, strides: [1, 2, 1, 1], dilations: [1, 1, 2, 4], ..ResNet::new(50) }
+                let [strides, dilations] = STRIDE_8;
+                ResNet { stem: Stem::Deep, strides, dilations, ..ResNet::new(50) }
             }
             _ => return None,
         };
@@ -123,10 +128,10 @@ impl Part for ResNet {
 
     fn validate(&self) -> Result<(), String> {
         self.blocks()?;
-        if !self.strides.iter().all(|stride| matches!(stride, 1 | 2)) {
+        if !self.strides.iter().all(is_stride) {
             return Err(format!("ResNet strides {:?} must be 1 or 2", self.strides));
         }
-        if !self.dilations.iter().all(|dilation| (1..=MOST_DILATION).contains(dilation)) {
+        if !self.dilations.iter().all(is_dilation) {
             return Err(format!("ResNet dilations {:?} must be 1 to {MOST_DILATION}", self.dilations));
         }
         Ok(())
@@ -201,15 +206,9 @@ impl Part for ResNet {
                 }
             }
         }
-        let one = |field: &str, default: [usize; 4]| match found.values::<[usize; 4]>(&[field]).as_slice() {
-            [] => Ok((default, false)),
-            [one] => Ok((*one, true)),
-            several => {
-                Err(format!("its configuration says {field} {several:?}: which of them is the backbone's?"))
-            }
-        };
-        let ((strides, said), (dilations, also)) = (one("strides", STRIDES)?, one("dilations", [1; 4])?);
-        if said || also {
+        let said = said_geometry(found)?;
+        let [strides, dilations] = said.unwrap_or_else(|| assumed_geometry(found));
+        if said.is_some() {
             notes.push(format!("read: backbone strides {strides:?}, dilations {dilations:?}"));
         } else if stem == Stem::Deep {
             notes.push(format!(
@@ -219,6 +218,43 @@ impl Part for ResNet {
         }
         Ok(Some(ResNet { depth, stem, strides, dilations, deformable }))
     }
+}
+
+/// Strides and dilations that the training configuration names; `None` if it names neither. Lists that no
+/// ResNet can have are another part's: the dilations of DeepLabV3's head, the strides of anchors.
+fn said_geometry(found: &Evidence<'_>) -> Result<Option<[[usize; 4]; 2]>, String> {
+    let one = |field: &str, may_be: fn(&usize) -> bool| {
+        let mut lists = found.values::<[usize; 4]>(&[field]);
+        lists.retain(|list| list.iter().all(may_be));
+        match lists.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some(*one)),
+            several => {
+                Err(format!("its configuration says {field} {several:?}: which of them is the backbone's?"))
+            }
+        }
+    };
+    Ok(match (one("strides", is_stride)?, one("dilations", is_dilation)?) {
+        (None, None) => None,
+        (strides, dilations) => Some([strides.unwrap_or(STRIDES), dilations.unwrap_or([1; 4])]),
+    })
+}
+
+/// Strides and dilations where nothing is said: as of mmseg's models with this head, whose backbones keep
+/// stride 8 but for UPerNet's, and else plain.
+fn assumed_geometry(found: &Evidence<'_>) -> [[usize; 4]; 2] {
+    match decode_head::generator(found) {
+        Some(generator) if generator != Generator::Uper => STRIDE_8,
+        _ => [STRIDES, [1; 4]],
+    }
+}
+
+fn is_stride(stride: &usize) -> bool {
+    matches!(stride, 1 | 2)
+}
+
+fn is_dilation(dilation: &usize) -> bool {
+    (1..=MOST_DILATION).contains(dilation)
 }
 
 /// A bottleneck around its 3x3 convolution.
@@ -380,11 +416,13 @@ mod tests {
         assert_eq!(recognised(&[first], &[]), (Ok(Some(ResNet::new(50))), String::new()));
         assert_eq!(recognised(&[first, last], &[]).0, Ok(Some(ResNet::new(101))));
         let deep = [first, "backbone.stem.0.weight"];
-        // Strides of something else are no list of four numbers.
+        // Strides and dilations of something else are no list of four numbers that a ResNet can have.
         let said = [
             ("strides", json!([1, 2, 1, 1])),
             ("dilations", json!([1, 1, 2, 4])),
             ("strides", json!([8, 16])),
+            ("strides", json!([4, 8, 16, 32])),
+            ("dilations", json!([1, 12, 24, 36])),
         ];
         let (found, notes) = recognised(&deep, &said);
         assert_eq!(found, Ok(Some(D8)));

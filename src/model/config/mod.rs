@@ -252,18 +252,8 @@ impl Config {
         notes: &mut Vec<String>,
     ) -> Result<Config, String> {
         let Recognised { head, channels, stages, feedforward_channels, classes } = semantic;
-        let mut backbone =
-            Backbone::recognise(found, notes)?.ok_or("a semantic model of an unknown backbone")?;
-        if let Backbone::ResNet(resnet) = &mut backbone
-            && head.generator != Generator::Uper
-            && found.values::<[usize; 4]>(&["strides", "dilations"]).is_empty()
-        {
-            (resnet.strides, resnet.dilations) = ([1, 2, 1, 1], [1, 1, 2, 4]);
-            notes.push(format!(
-                "assumed: stride 8 with dilations, as mmseg's models with this head ({}) have it",
-                head.generator.name()
-            ));
-        }
+        let backbone = Backbone::recognise(found, notes)?;
+        let backbone = backbone.ok_or("a semantic model of an unknown backbone")?;
         let mut config = Config::semantic(backbone, head.generator, classes);
         config.decode_head = Some(head);
         config.neck.channels = channels;

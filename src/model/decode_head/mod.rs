@@ -188,15 +188,8 @@ impl DecodeHead {
     /// # Errors
     /// What cannot be told: a sentence.
     pub(super) fn recognise(found: &Evidence<'_>) -> Result<Option<Recognised>, String> {
-        let Some(prefix) =
-            [GENERATED, PREFIX].into_iter().find(|p| found.has(&format!("{p}.conv_seg.weight")))
-        else {
-            return Ok(None);
-        };
-        let marks = |generator: &&Generator| found.has(&format!("{prefix}.{}", generator.mark()));
-        // UPerNet and DeepLabV3 have pyramid pooling's bottleneck besides their own marks.
-        let order = [Generator::Uper, Generator::Aspp, Generator::Fcn, Generator::Psp];
-        let &generator = order.iter().find(marks).ok_or_else(|| {
+        let Some(prefix) = prefix_in(found) else { return Ok(None) };
+        let generator = generator(found).ok_or_else(|| {
             let known = Generator::ALL.map(Generator::name).join(", ");
             format!("not a semantic head that is known here ({known})")
         })?;
@@ -218,6 +211,19 @@ impl DecodeHead {
             classes,
         }))
     }
+}
+
+/// What the names of a file's generator start with, if it has one.
+fn prefix_in(found: &Evidence<'_>) -> Option<&'static str> {
+    [GENERATED, PREFIX].into_iter().find(|prefix| found.has(&format!("{prefix}.conv_seg.weight")))
+}
+
+/// The generator of a file, if it is one of these.
+pub(super) fn generator(found: &Evidence<'_>) -> Option<Generator> {
+    let prefix = prefix_in(found)?;
+    // UPerNet and DeepLabV3 have pyramid pooling's bottleneck besides their own marks.
+    let order = [Generator::Uper, Generator::Aspp, Generator::Fcn, Generator::Psp];
+    order.into_iter().find(|generator| found.has(&format!("{prefix}.{}", generator.mark())))
 }
 
 /// What the tensors of a file show of its decode head.
