@@ -1,8 +1,8 @@
 //! Pooling under soft masks, as K-Net's semantic models gather the features of a class.
 
 use super::{
-    Backward, Inferred, MatMul, Operator, Reshape, Role, Softmax, SoftmaxGrad, ValueType, case::Case,
-    case::Filling, expect_inputs, expect_rank,
+    Backward, Inferred, MaskPool, MatMul, Operator, Reshape, Role, Softmax, SoftmaxGrad, ValueType,
+    case::Case, case::Filling,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -21,13 +21,8 @@ impl Operator for SoftMaskPool {
     const NAME: &'static str = "soft_mask_pool";
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
-        expect_inputs(inputs, 2)?;
-        let masks = expect_rank(inputs, 0, 4, "[B, N, H, W]")?;
-        let x = expect_rank(inputs, 1, 4, "[B, H, W, C]")?;
-        if [masks[0], masks[2], masks[3]] != [x[0], x[1], x[2]] {
-            return Err(format!("masks {masks} are not over the pixels of features {x}"));
-        }
-        Ok(vec![ValueType::rows([x[0], masks[1], x[3]])])
+        // Shapes are those of hard masks.
+        MaskPool.infer(inputs)
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {

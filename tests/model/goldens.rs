@@ -5,6 +5,7 @@ use knet::Engine;
 use knet::cpu::Arithmetic;
 use knet::cuda::gpu::Precision;
 use knet::engine::{Device, WeightSource};
+use knet::image::RgbImage;
 use knet::image::bitmask::BitMask;
 use knet::image::panoptic::PanopticResult;
 use knet::image::semantic::SemanticResult;
@@ -36,14 +37,18 @@ fn engine(model: &str) -> Engine {
     device::builder().model(model).size(None).threads(2).build().unwrap()
 }
 
+/// What taps of this photo are allowed.
+fn tolerance(engine: &Engine, image: &RgbImage) -> f64 {
+    let size = (image.height() as usize, image.width() as usize);
+    let plan = engine.session().plan(size, knet::model::TapMode::Off);
+    let winograd = plan.is_ok_and(|(plan, _)| plan.steps.iter().any(|step| step.kernel.contains("winograd")));
+    if winograd { WINOGRAD_TOLERANCE } else { TAP_TOLERANCE }
+}
+
 fn check_taps(golden: &Golden) {
     let mut engine = engine(golden.model);
     let image = golden.image();
-    let winograd = engine
-        .session()
-        .plan((golden.image().height() as usize, golden.image().width() as usize), knet::model::TapMode::Off)
-        .is_ok_and(|(plan, _)| plan.steps.iter().any(|s| s.kernel.contains("winograd")));
-    let tolerance = if winograd { WINOGRAD_TOLERANCE } else { TAP_TOLERANCE };
+    let tolerance = tolerance(&engine, &image);
     let taps = engine.session_mut().taps(&image).unwrap();
     taps.iter().for_each(|(name, tensor)| check_tap(golden, name, tensor, tolerance));
     let wanted = golden.tensors.names().filter(|name| !name.starts_with("final.")).count();
@@ -244,9 +249,7 @@ const NOT_TAPPED: [&str; 3] = ["input", "backbone.", "final."];
 fn check_semantic(engine: &mut Engine, golden: &Golden) {
     let image = golden.image();
     let size = (image.height() as usize, image.width() as usize);
-    let (plan, _) = engine.session().plan(size, knet::model::TapMode::Off).unwrap();
-    let winograd = plan.steps.iter().any(|step| step.kernel.contains("winograd"));
-    let tolerance = if winograd { WINOGRAD_TOLERANCE } else { TAP_TOLERANCE };
+    let tolerance = tolerance(engine, &image);
     let taps = engine.session_mut().taps(&image).unwrap();
     taps.iter().for_each(|(name, tensor)| check_tap(golden, name, tensor, tolerance));
     let inner = |name: &&str| {

@@ -4,8 +4,9 @@
 use super::python::values;
 use super::{Contents, ConvertOptions};
 use crate::checkpoint::pth::PthFile;
+use crate::engine::classes::counts_as_ade20k;
 use crate::error::{Error, Result};
-use crate::image::classes::{self, ade20k};
+use crate::image::classes::{self, named};
 use crate::model::evidence::Evidence;
 use crate::model::{Backbone, Classes, Config, Normalization, Task};
 use serde_json::Value;
@@ -248,12 +249,9 @@ fn name_classes(config: &mut Config, file: &PthFile, options: &ConvertOptions, n
         config.classes.ids = classes.iter().filter_map(|(id, _)| *id).collect();
     } else if found.len() == count {
         config.classes.names = found;
-    } else if config.decode_head.is_some()
-        && count == ade20k().len()
-        && (options.model.is_some() || config_text(file).contains("ADE20K"))
-    {
+    } else if counts_as_ade20k(config) && (options.model.is_some() || config_text(file).contains("ADE20K")) {
         notes.push("assumed: ADE20K's class names".to_string());
-        config.classes.names = ade20k().into_iter().map(|class| class.name.into_owned()).collect();
+        config.classes.names = named::ADE20K.map(String::from).to_vec();
     } else if options.model.is_some() && config.classes.names.is_empty() && super::knows_ids(config) {
         notes.push(format!("assumed: COCO's class names, as of {}", config.name));
     } else {

@@ -16,7 +16,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 
 /// As mmsegmentation's `ADE20KDataset` has them; labels of the data set are one more, 0 being none of them.
 #[rustfmt::skip]
-pub(super) static ADE20K: [&str; 150] = [
+pub(crate) static ADE20K: [&str; 150] = [
     "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass",
     "cabinet", "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair",
     "car", "water", "painting", "sofa", "shelf", "house", "sea", "mirror", "rug", "field",

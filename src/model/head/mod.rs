@@ -145,19 +145,19 @@ impl Head {
 
     /// First axes of tensors that a configuration claims: the tensor, what its rows are, and how many.
     pub(super) fn rows(config: &Config) -> Vec<(String, &'static str, usize)> {
-        let stages = if config.decode_head.is_some() { decode_head::STAGES } else { STAGES };
+        let (stages, classifier) = match config.decode_head {
+            Some(_) => (decode_head::STAGES, decode_head::classifier(config)),
+            None => (STAGES, format!("{STAGES}0.fc_cls")),
+        };
         let first = |part: &str| format!("{stages}0.{part}");
-        let semantic =
-            [(format!("{}.weight", decode_head::classifier(config)), "classes", config.classes.count())];
-        let detector = [
-            ("rpn_head.init_kernels.weight".to_string(), "kernels", config.head.proposals),
-            (first("fc_cls.weight"), "classes", config.classes.count()),
-        ];
-        let own = if config.decode_head.is_some() { semantic.to_vec() } else { detector.to_vec() };
-        let common = vec![
+        let mut rows = vec![
+            (format!("{classifier}.weight"), "classes", config.classes.count()),
             (first("fc_mask.weight"), "channels", config.neck.channels),
             (first("ffn.layers.0.0.weight"), "feed-forward channels", config.head.feedforward_channels),
         ];
-        own.into_iter().chain(common).collect()
+        if config.decode_head.is_none() {
+            rows.insert(0, ("rpn_head.init_kernels.weight".to_string(), "kernels", config.head.proposals));
+        }
+        rows
     }
 }
