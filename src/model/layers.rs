@@ -3,8 +3,9 @@
 use crate::error::Result;
 use crate::graph::{Builder, Layout, ValueId};
 use crate::ops::activation::Activation;
+use crate::ops::dropout::DropKind;
 use crate::ops::epilogue::Epilogue;
-use crate::ops::{Activate, BatchNorm, Conv2d, DeformConv2d, GroupNorm, LayerNorm, Linear};
+use crate::ops::{Activate, BatchNorm, Conv2d, DeformConv2d, Dropout, GroupNorm, LayerNorm, Linear};
 
 /// Epsilon of the norms in ResNet, neck and heads.
 const EPS: f32 = 1e-5;
@@ -208,6 +209,11 @@ pub(in crate::model) fn activation(
     x: ValueId,
 ) -> Result<ValueId> {
     b.node(name, Activate { activation }, &[x])
+}
+
+/// Where training drops channels or paths.
+pub(in crate::model) fn dropout(b: &mut Builder, name: &str, kind: DropKind, x: ValueId) -> Result<ValueId> {
+    b.node(&format!("{name}.dropout"), Dropout { kind }, &[x])
 }
 
 /// Sigmoid.

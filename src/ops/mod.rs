@@ -43,6 +43,7 @@ pub mod conv2d_grad;
 pub mod cross_entropy_loss;
 pub mod deform_conv2d;
 pub mod deform_conv2d_grad;
+pub mod dropout;
 pub mod epilogue;
 pub mod fill;
 pub mod focal_loss;
@@ -222,6 +223,7 @@ macro_rules! for_each_op {
                 CrossEntropyLoss, CrossEntropyLossGrad in cross_entropy_loss;
                 DeformConv2d in deform_conv2d;
                 DeformConv2dFilterGrad, DeformConv2dInputGrad in deform_conv2d_grad;
+                Dropout in dropout;
                 Fill in fill;
                 FocalLoss, FocalLossGrad in focal_loss;
                 FoldBatchNorm, FoldBatchNormGrad in fold_batch_norm;

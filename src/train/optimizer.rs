@@ -267,6 +267,11 @@ impl Optimizer {
         self.updates
     }
 
+    /// Updates done, and batches since.
+    pub fn place(&self) -> (u64, u64) {
+        (self.updates, self.pending as u64)
+    }
+
     /// Restores the number of updates, which bias correction depends on.
     pub fn set_updates(&mut self, updates: u64) {
         self.updates = updates;

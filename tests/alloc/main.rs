@@ -11,6 +11,7 @@ use ::image::{Rgb, RgbImage};
 use knet::checkpoint::seeded;
 use knet::engine::{Device, InputSize, ModelOptions, SessionOptions};
 use knet::graph::Param;
+use knet::graph::passes::DropRates;
 use knet::model::{Classes, Config, EfficientNetLite, Fpn, Head};
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec};
@@ -107,7 +108,7 @@ fn batch(size: [usize; 2], slots: usize, things: usize, seed: usize) -> Batch {
         things: vec![things; 2],
         objects: vec![things; 2],
         ids: vec![1, 2],
-        left_out: 0,
+        ..Batch::default()
     }
 }
 
@@ -126,6 +127,8 @@ fn training(threads: usize) {
         weights: LossWeights::default(),
         frozen: &["backbone._conv_stem.".to_string()],
         train_batch_norm: true,
+        dropout: DropRates::default(),
+        seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 2,
     };

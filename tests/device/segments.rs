@@ -3,6 +3,7 @@
 use crate::beside;
 use knet::cuda::gpu::Precision;
 use knet::cuda::{Device, Executor, Runtime};
+use knet::graph::passes::DropRates;
 use knet::graph::{Builder, Layout, Param};
 use knet::isa::Isa;
 use knet::model::Config;
@@ -97,6 +98,8 @@ fn check_training(ordinal: usize) -> Result<(), Failed> {
         weights: LossWeights::default(),
         frozen: &[],
         train_batch_norm: false,
+        dropout: DropRates::default(),
+        seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 1,
     };

@@ -5,7 +5,7 @@ use knet::cpu::{self, Selection};
 use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::{self, stored};
 use knet::exec::{Executor, Host};
-use knet::graph::passes::optimize;
+use knet::graph::passes::{DropRates, optimize};
 use knet::graph::{Builder, Graph, InputId, OutputId, SegmentId, ValueId, VariableId};
 use knet::isa::Isa;
 use knet::model::Config;
@@ -127,6 +127,8 @@ fn a_gpu_stores_the_maps_of_training_in_half_precision_and_nothing_else() {
         weights: LossWeights::default(),
         frozen: &[],
         train_batch_norm: true,
+        dropout: DropRates::default(),
+        seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 2,
     };

@@ -7,6 +7,7 @@ mod goldens;
 mod losses;
 mod metrics;
 mod readme;
+mod semantic;
 mod starting;
 
 use image::{Rgb, RgbImage};
@@ -402,7 +403,12 @@ fn what_does_not_fit_is_named() {
         ("run", &["--set", "optimizer.lr=fast"], 2, &["--set", "lr"]),
         ("run", &["--set", "schedule.epochs=1"], 2, &["either epochs or iterations"]),
         ("new", &["--set", "model.base=knet_s3_lite0_fpm"], 2, &["did you mean `knet_s3_lite0_fpn`"]),
-        ("new", &["--set", "model.base=knet_s3_fcn_r50-d8"], 2, &["is semantic", "detectors alone"]),
+        (
+            "new",
+            &["--set", "model.base=knet_s3_fcn_r50-d8"],
+            2,
+            &["is semantic", "class of each pixel", "data.json has masks of objects alone"],
+        ),
         (
             "new",
             &["--set", "frozen=[\"backbone\", \"neck\", \"rpn_head\", \"roi_head\"]"],

@@ -14,6 +14,7 @@ mod conv2d_grad;
 mod cross_entropy_loss;
 mod deform_conv2d;
 mod deform_conv2d_grad;
+mod dropout;
 pub(crate) mod epilogue;
 mod exp;
 mod fill;

@@ -1,9 +1,9 @@
-//! A reshape outside a plan (plans alias instead): a copy.
+//! A reshape outside a plan (plans alias instead): a copy, and that of whatever else is none of a plan's work.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use crate::ops::Reshape;
 
-struct Copy;
+pub(super) struct Copy;
 
 impl CpuOp for Reshape {
     fn kernel(&self, _: &Context<'_>) -> Box<dyn Kernel> {

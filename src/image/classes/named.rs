@@ -1,17 +1,25 @@
 //! Class lists of semantic data sets, in the order of the networks.
 
-/// Class lists by the name that a user gives.
-const LISTS: [(&str, &[&str]); 2] = [("ade20k", &ADE20K), ("cityscapes", &CITYSCAPES)];
+/// The lists that there are.
+const NAMES: [&str; 3] = ["ade20k", "cityscapes", "coco-stuff"];
 
-/// The classes of a data set, by its name in lower case: `ade20k` (the 150 of the scene parsing challenge) or
-/// `cityscapes` (the 19 that are evaluated).
-pub fn list(name: &str) -> Option<&'static [&'static str]> {
-    LISTS.iter().find(|(known, _)| *known == name).map(|(_, list)| *list)
+/// The classes of a data set, by its name in lower case: `ade20k` (the 150 of the scene parsing challenge),
+/// `cityscapes` (the 19 that are evaluated) or `coco-stuff` (the 171 of COCO-Stuff 164k).
+pub fn list(name: &str) -> Option<Vec<&'static str>> {
+    match name {
+        "ade20k" => Some(ADE20K.to_vec()),
+        "cityscapes" => Some(CITYSCAPES.to_vec()),
+        "coco-stuff" => {
+            let things = super::coco().iter().filter(|class| class.is_thing).map(|class| &*class.name);
+            Some(things.chain(COCO_STUFF).collect())
+        }
+        _ => None,
+    }
 }
 
 /// Names that [`list`] knows.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    LISTS.iter().map(|(name, _)| *name)
+    NAMES.into_iter()
 }
 
 /// As mmsegmentation's `ADE20KDataset` has them; labels of the data set are one more, 0 being none of them.
@@ -40,6 +48,23 @@ static CITYSCAPES: [&str; 19] = [
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 ];
 
+/// Stuff of COCO-Stuff, as mmsegmentation's `COCOStuffDataset` has it behind COCO's things.
+#[rustfmt::skip]
+static COCO_STUFF: [&str; 91] = [
+    "banner", "blanket", "branch", "bridge", "building-other", "bush", "cabinet", "cage",
+    "cardboard", "carpet", "ceiling-other", "ceiling-tile", "cloth", "clothes", "clouds", "counter",
+    "cupboard", "curtain", "desk-stuff", "dirt", "door-stuff", "fence", "floor-marble", "floor-other",
+    "floor-stone", "floor-tile", "floor-wood", "flower", "fog", "food-other", "fruit", "furniture-other",
+    "grass", "gravel", "ground-other", "hill", "house", "leaves", "light", "mat",
+    "metal", "mirror-stuff", "moss", "mountain", "mud", "napkin", "net", "paper",
+    "pavement", "pillow", "plant-other", "plastic", "platform", "playingfield", "railing", "railroad",
+    "river", "road", "rock", "roof", "rug", "salad", "sand", "sea",
+    "shelf", "sky-other", "skyscraper", "snow", "solid-other", "stairs", "stone", "straw",
+    "structural-other", "table", "tent", "textile-other", "towel", "tree", "vegetable", "wall-brick",
+    "wall-concrete", "wall-other", "wall-panel", "wall-stone", "wall-tile", "wall-wood", "water-other", "waterdrops",
+    "window-blind", "window-other", "wood",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,10 +72,12 @@ mod tests {
 
     #[test]
     fn no_list_names_a_class_twice() {
-        for (name, list) in LISTS {
-            assert_eq!(list.iter().collect::<HashSet<_>>().len(), list.len(), "{name}");
-            assert_eq!(super::list(name), Some(list));
+        for (name, count) in [("ade20k", 150), ("cityscapes", 19), ("coco-stuff", 171)] {
+            let list = list(name).unwrap();
+            assert_eq!(list.iter().collect::<HashSet<_>>().len(), count, "{name}");
+            assert_eq!(list.len(), count, "{name}");
         }
+        assert!(names().all(|name| list(name).is_some()));
         assert_eq!(list("voc"), None);
     }
 }

@@ -7,9 +7,10 @@ use super::Part;
 use crate::error::Result;
 use crate::graph::{Builder, Layout, ValueId};
 use crate::model::evidence::Evidence;
-use crate::model::layers::{activation, layer_norm, linear_map, linear_map_no_bias};
+use crate::model::layers::{activation, dropout, layer_norm, linear_map, linear_map_no_bias};
 use crate::ops::activation::Activation;
 use crate::ops::binary::BinaryKind;
+use crate::ops::dropout::DropKind;
 use crate::ops::epilogue::Epilogue;
 use crate::ops::{Binary, Conv2d, PixelUnshuffle, WindowAttention};
 use serde::{Deserialize, Serialize};
@@ -83,12 +84,14 @@ impl Swin {
         let table = b.param(&table, &[op.offsets(), op.heads], Layout::Plain)?;
         let y = b.node(&attention, op, &[qkv, bias, table])?;
         let y = linear_map(b, &format!("{attention}.proj"), y, channels)?;
+        let y = dropout(b, &attention, block.path, y)?;
         let x = b.node(&name("attn"), add, &[y, x])?;
 
         let y = layer_norm(b, &name("norm2"), x)?;
         let y = linear_map(b, &name("ffn.layers.0.0"), y, EXPANSION * channels)?;
         let y = activation(b, &name("ffn.layers.0.1"), Activation::Gelu, y)?;
         let y = linear_map(b, &name("ffn.layers.1"), y, channels)?;
+        let y = dropout(b, &name("ffn"), block.path, y)?;
         b.node(&name("ffn"), add, &[y, x])
     }
 }
@@ -98,6 +101,8 @@ impl Swin {
 struct Block {
     heads: usize,
     shifted: bool,
+    /// How training drops its branches: from never in the first block linearly to most often in the last.
+    path: DropKind,
 }
 
 impl Part for Swin {
@@ -155,7 +160,10 @@ impl Part for Swin {
             }
             for index in 0..depth {
                 let prefix = format!("backbone.stages.{stage}.blocks.{index}");
-                x = self.block(b, &prefix, x, Block { heads, shifted: index % 2 == 1 })?;
+                let before: usize = self.depths[..stage].iter().sum();
+                let last = self.depths.iter().sum::<usize>() - 1;
+                let path = DropKind::Path { share: (before + index) as f32 / last.max(1) as f32 };
+                x = self.block(b, &prefix, x, Block { heads, shifted: index % 2 == 1, path })?;
             }
             levels.push(layer_norm(b, &format!("backbone.norm{stage}"), x)?);
         }

@@ -16,10 +16,11 @@ pub use update::semantic_update_head;
 use super::config::in_range;
 use super::evidence::Evidence;
 use super::head::Objects;
-use super::layers::{Conv, conv_bn_relu};
+use super::layers::{Conv, conv_bn_relu, dropout};
 use super::{Config, TapLayout, Taps};
 use crate::error::Result;
 use crate::graph::{Builder, Layout, ValueId};
+use crate::ops::dropout::DropKind;
 use crate::ops::resize::ResizeMode;
 use crate::ops::{Concat, MaskConv, Reshape, Resize};
 use serde::{Deserialize, Serialize};
@@ -275,13 +276,15 @@ impl Generate<'_> {
     }
 }
 
-/// `{prefix}.conv_seg`: its weights as a kernel for each class, `[1, classes, C]`, and the class maps.
+/// `{prefix}.conv_seg`: its weights as a kernel for each class, `[1, classes, C]`, and the class maps, which
+/// training makes of features with dropped channels.
 fn classify(b: &mut Builder, prefix: &str, x: ValueId, classes: usize) -> Result<(ValueId, ValueId)> {
     let channels = b.shape(x).last();
     let name = format!("{prefix}.conv_seg");
     let weight = b.param(&format!("{name}.weight"), &[classes, channels, 1, 1], Layout::Matrix)?;
     let bias = b.param(&format!("{name}.bias"), &[classes], Layout::Plain)?;
     let shape = [1, classes, channels].into();
+    let x = dropout(b, &name, DropKind::Channel, x)?;
     let kernels = b.node(&format!("{name}.kernels"), Reshape { shape }, &[weight])?;
     let logits = b.node(&name, MaskConv { bias: true }, &[kernels, x, bias])?;
     Ok((kernels, logits))

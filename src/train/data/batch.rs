@@ -10,9 +10,9 @@ use image::{Rgb, RgbImage};
 /// Masks are given at this stride.
 pub const STRIDE: usize = 4;
 
-/// What a training step takes: B images of `[H, W]` with up to G objects each. All buffers are reused from
-/// batch to batch.
-#[derive(Clone, Debug, PartialEq)]
+/// What a training step takes: B images of `[H, W]`, with up to G objects each or, for semantic models, with the
+/// class of each pixel. All buffers are reused from batch to batch.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Height and width of the padded images, multiples of 32.
     pub size: [usize; 2],
@@ -24,6 +24,8 @@ pub struct Batch {
     pub masks: Vec<f32>,
     /// `[B, G]`: class index (things first, then stuff), -1 in unused slots.
     pub labels: Vec<i32>,
+    /// `[B, H * W]`: class index of each pixel, -1 where there is none; empty if there are objects.
+    pub classes: Vec<i32>,
     /// For each image the number of thing slots, which come first; the stuff classes present follow,
     /// ascending.
     pub things: Vec<usize>,
@@ -35,15 +37,36 @@ pub struct Batch {
     pub left_out: usize,
 }
 
+/// What the predictions of an image are compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// Masks of at most so many objects, stuff included (G).
+    Objects(usize),
+    /// The class of each pixel.
+    Pixels,
+}
+
+impl Targets {
+    /// Object slots and pixels of an image of `size`.
+    fn of_image(self, [height, width]: [usize; 2]) -> (usize, usize) {
+        match self {
+            Targets::Objects(slots) => (slots, 0),
+            Targets::Pixels => (0, height * width),
+        }
+    }
+}
+
 impl Batch {
-    /// Empty buffers for `images` images of `size` with `objects` slots each.
-    pub(super) fn new(images: usize, objects: usize, size: [usize; 2]) -> Self {
+    /// Empty buffers for `images` images of `size`.
+    pub(super) fn new(images: usize, targets: Targets, size: [usize; 2]) -> Self {
         let [height, width] = size;
+        let (objects, pixels) = targets.of_image(size);
         Batch {
             size,
             images: vec![0.0; images * height * width * 3],
             masks: vec![0.0; images * objects * (height / STRIDE) * (width / STRIDE)],
             labels: vec![-1; images * objects],
+            classes: vec![-1; images * pixels],
             things: vec![0; images],
             objects: vec![0; images],
             ids: vec![0; images],
@@ -52,10 +75,11 @@ impl Batch {
     }
 
     /// Bytes of [`Batch::new`], which the limits of the loader keep from overflowing.
-    pub(super) fn bytes(images: usize, objects: usize, size: [usize; 2]) -> usize {
+    pub(super) fn bytes(images: usize, targets: Targets, size: [usize; 2]) -> usize {
         let [height, width] = size;
-        let floats = height * width * 3 + objects * ((height / STRIDE) * (width / STRIDE) + 1);
-        images * floats * size_of::<f32>()
+        let (objects, pixels) = targets.of_image(size);
+        let numbers = height * width * 3 + objects * ((height / STRIDE) * (width / STRIDE) + 1) + pixels;
+        images * numbers * size_of::<f32>()
     }
 
     /// Image slots B.
@@ -68,7 +92,7 @@ impl Batch {
         self.ids.is_empty()
     }
 
-    /// Object slots G of each image.
+    /// Object slots G of each image, 0 if it has the class of each pixel.
     pub fn slots(&self) -> usize {
         self.labels.len() / self.ids.len().max(1)
     }
@@ -109,8 +133,7 @@ pub(super) struct Labelling {
 }
 
 impl Batch {
-    /// Writes `frame` into image slot `slot`. Vanished objects are dropped: those with less than `min_area`
-    /// pixels, and those so thin that no target pixel sees them.
+    /// Writes `frame` into image slot `slot`.
     pub(super) fn put(
         &mut self,
         slot: usize,
@@ -120,6 +143,28 @@ impl Batch {
         draw: &mut Draw,
     ) {
         self.put_pixels(slot, frame, normalise);
+        match self.classes.is_empty() {
+            true => self.put_objects(slot, frame, labelling, draw),
+            false => self.put_classes(slot, frame, labelling),
+        }
+    }
+
+    /// Writes the class of each pixel.
+    fn put_classes(&mut self, slot: usize, frame: &Frame, labelling: &Labelling) {
+        let [height, width] = self.size;
+        let out = &mut self.classes[slot * height * width..][..height * width];
+        out.fill(-1);
+        let rows = out.chunks_exact_mut(width).zip(frame.semantic.chunks_exact(frame.width.max(1)));
+        for (out, row) in rows {
+            for (out, &class) in out.iter_mut().zip(row) {
+                *out = if usize::from(class) < labelling.classes { i32::from(class) } else { -1 };
+            }
+        }
+    }
+
+    /// Writes masks and labels. Vanished objects are dropped: those with less than `min_area` pixels, and those
+    /// so thin that no target pixel sees them.
+    fn put_objects(&mut self, slot: usize, frame: &Frame, labelling: &Labelling, draw: &mut Draw) {
         let slots = self.slots();
         let pixels = self.masks.len() / self.labels.len();
         let masks = &mut self.masks[slot * slots * pixels..][..slots * pixels];

@@ -269,6 +269,16 @@ impl Dataset {
         self.things
     }
 
+    /// The annotation file, or the folder of masks.
+    pub fn source(&self) -> &std::path::Path {
+        &self.source
+    }
+
+    /// Whether every image says the class of each of its pixels, as far as it is labelled.
+    pub fn labels_pixels(&self) -> bool {
+        self.entries.iter().all(|entry| !matches!(entry.label, Label::Objects(_)))
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.entries.len()

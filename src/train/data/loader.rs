@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use super::augment::{Augment, Workspace};
-use super::batch::{Batch, Labelling, Normalise};
+use super::batch::{Batch, Labelling, Normalise, Targets};
 use super::dataset::Sample;
 use super::mix::Mix;
 use super::random::{Draw, Purpose};
@@ -30,8 +30,8 @@ const MAX_BATCH_ELEMENTS: usize = 1 << 32;
 pub struct LoaderConfig {
     /// Images of a batch (B).
     pub batch: usize,
-    /// Object slots of an image (G).
-    pub max_objects: usize,
+    /// What an image is labelled with.
+    pub targets: Targets,
     /// Worker threads.
     pub threads: usize,
     /// Batches made ahead.
@@ -58,7 +58,7 @@ impl Default for LoaderConfig {
         let PreprocessConfig { mean, std, .. } = PreprocessConfig::default();
         LoaderConfig {
             batch: 2,
-            max_objects: 100,
+            targets: Targets::Objects(100),
             threads: 1,
             prefetch: 2,
             seed: 0,
@@ -74,30 +74,29 @@ impl Default for LoaderConfig {
 
 impl LoaderConfig {
     fn validate(&self) -> Result<()> {
-        let positive = [
-            ("batch", self.batch),
-            ("max_objects", self.max_objects),
-            ("threads", self.threads),
-            ("prefetch", self.prefetch),
-        ];
+        let positive = [("batch", self.batch), ("threads", self.threads), ("prefetch", self.prefetch)];
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
             return Err(Error::usage(format!("loader: {name} must be at least 1")));
         }
+        let slots = match self.targets {
+            Targets::Objects(0) => return Err(Error::usage("loader: max_objects must be at least 1")),
+            Targets::Objects(slots) => slots,
+            Targets::Pixels => 1,
+        };
         self.augment.validate()?;
         let [height, width] = self.augment.padded();
         let elements =
-            (height * width).checked_mul(self.batch).and_then(|p| p.checked_mul(3 + self.max_objects));
+            (height * width).checked_mul(self.batch).and_then(|p| p.checked_mul(slots.saturating_add(3)));
         if self.threads > MAX_THREADS
             || self.prefetch > 4096
             || elements.is_none_or(|e| e > MAX_BATCH_ELEMENTS)
         {
             return Err(Error::usage(format!(
                 "loader: {} threads, {} batches ahead of {} images of {height} x {width} pixels with {} objects is too much",
-                self.threads, self.prefetch, self.batch, self.max_objects
+                self.threads, self.prefetch, self.batch, slots
             )));
         }
-        let bytes =
-            Batch::bytes(self.batch, self.max_objects, [height, width]).saturating_mul(self.buffers());
+        let bytes = Batch::bytes(self.batch, self.targets, [height, width]).saturating_mul(self.buffers());
         memory::check("making batches ahead (data.batch, data.prefetch, data.loader_threads)", bytes)
     }
 
@@ -165,7 +164,7 @@ impl Loader {
         let donors = sampler.images().filter(|&i| mix.countable(i as usize) > 0).collect();
         let (refill, empty) = channel();
         for _ in 0..config.buffers() {
-            let batch = Batch::new(config.batch, config.max_objects, config.augment.padded());
+            let batch = Batch::new(config.batch, config.targets, config.augment.padded());
             refill.send(batch).expect("the receiver is a line above");
         }
         let shared = Arc::new(Shared {

@@ -40,7 +40,7 @@ mod verify;
 pub(super) mod warning;
 
 pub use augment::Augment;
-pub use batch::Batch;
+pub use batch::{Batch, Targets};
 pub use dataset::{DataConfig, Dataset, Object, Reading, Sample};
 pub use json::{Catalogue, ImageRecord};
 pub use loader::{Loader, LoaderConfig};

@@ -17,6 +17,8 @@ pub(in crate::train) enum Purpose {
     Sample = 2,
     /// Initial values of one parameter.
     Weights = 3,
+    /// What a batch drops.
+    Dropout = 4,
 }
 
 /// One stream of random numbers.

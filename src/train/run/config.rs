@@ -9,8 +9,9 @@ use super::overrides::overridden;
 use super::validate::Metric;
 use crate::error::{Error, Result};
 use crate::fsio::read_text;
-use crate::model::Config;
-use crate::train::data::{Augment, DataConfig, LoaderConfig, Reading, Sampling};
+use crate::graph::passes::DropRates;
+use crate::model::{Config, Task};
+use crate::train::data::{Augment, DataConfig, LoaderConfig, Reading, Sampling, Targets};
 use crate::train::network::LossWeights;
 use crate::train::optimizer::AdamWConfig;
 use crate::train::schedule::{Decay, Schedule};
@@ -32,6 +33,9 @@ pub struct RunConfig {
     /// How batch norms that are not frozen normalise.
     #[serde(default)]
     pub batch_norm: BatchNormMode,
+    /// How often channels before class layers of semantic models, and the branches of a Swin, are dropped.
+    #[serde(default)]
+    pub dropout: DropRates,
     /// The model.
     pub model: ModelConfig,
     /// Where the weights start from.
@@ -297,9 +301,14 @@ impl RunConfig {
         check(run.log_iterations > 0, "run.log_iterations must be at least 1")?;
         let minutes = [run.save_minutes, run.time_limit_minutes, run.validate_minutes, run.overlay_minutes];
         check(minutes.iter().all(|m| (0.0..1e7).contains(m)), "run: minutes must not be negative")?;
-        let LossWeights { mask, dice, class, rank, seg } = self.loss;
+        let DropRates { channel, path } = self.dropout;
         check(
-            [mask, dice, class, rank, seg].iter().all(|w| w.is_finite() && *w >= 0.0),
+            [channel, path].iter().all(|rate| (0.0..1.0).contains(rate)),
+            "dropout: rates must be at least 0 and below 1",
+        )?;
+        let LossWeights { mask, dice, class, rank, seg, pixel, auxiliary } = self.loss;
+        check(
+            [mask, dice, class, rank, seg, pixel, auxiliary].iter().all(|w| w.is_finite() && *w >= 0.0),
             "loss: weights must not be negative",
         )?;
         self.augment.validate()?;
@@ -317,7 +326,10 @@ impl RunConfig {
         let data = &self.data;
         LoaderConfig {
             batch: data.batch,
-            max_objects: data.max_objects,
+            targets: match model.task {
+                Task::Semantic => Targets::Pixels,
+                Task::Instance | Task::Panoptic => Targets::Objects(data.max_objects),
+            },
             threads: data.loader_threads,
             prefetch: data.prefetch,
             seed: self.seed,

@@ -3,7 +3,7 @@
 use super::Observer;
 use super::config::RunConfig;
 use super::start::StartReport;
-use crate::model::Config;
+use crate::model::{Config, Task};
 use crate::train::data::Mix;
 use crate::train::data::warning::list;
 
@@ -34,9 +34,11 @@ pub fn start(config: &RunConfig, model: &Config, report: &StartReport, observer:
         observer.note(&format!("{}: {} tensors taken", path.display(), report.loaded));
         let (proposals, [short, long], mask_score) =
             (model.head.proposals, model.input.size, model.test.mask_score);
-        observer.note(&format!(
-            "model: {proposals} kernels, photos segmented at {short}, {long}, mask_score {mask_score}"
-        ));
+        let kernels = match model.task {
+            Task::Semantic => format!("a kernel for each of {} classes", model.classes.count()),
+            Task::Instance | Task::Panoptic => format!("{proposals} kernels, mask_score {mask_score}"),
+        };
+        observer.note(&format!("model: {kernels}, photos segmented at {short}, {long}"));
     }
     if !report.drawn.is_empty() {
         observer.note(&format!("drawn from seed {}: {}", config.seed, report.drawn.join(", ")));
@@ -69,19 +71,24 @@ pub fn start(config: &RunConfig, model: &Config, report: &StartReport, observer:
 pub fn mismatches(config: &RunConfig, model: &Config, mix: &Mix, total: u64, observer: &mut dyn Observer) {
     let mut warn = |text: String| observer.note(&format!("warning: {text}"));
     let most = (0..mix.len()).map(|i| mix.countable(i)).max().unwrap_or(0);
-    for (limit, what) in [
+    let limits = [
         (model.head.proposals, "model.proposals kernels: the others cannot be learnt or found"),
         (config.data.max_objects, "data.max_objects: of more, a random choice is learnt"),
         (model.test.max_per_image, "model.max_per_image: results are capped"),
-    ] {
+    ];
+    for (limit, what) in limits.into_iter().filter(|_| model.task != Task::Semantic) {
         let over = (0..mix.len()).filter(|&i| mix.countable(i) > limit).count();
         if over > 0 {
             warn(format!("{over} images have more objects (up to {most}) than {limit} = {what}"));
         }
     }
-    // At inference the longer side fits the longer; training pads to the size it is given.
-    let long = |size: [usize; 2]| size[0].max(size[1]) as f64;
-    let (training, inference) = (long(config.augment.size), long(model.input.size));
+    // At inference the longer side fits the longer, but for semantic models, whose shorter one does in all but
+    // very long photos; training pads to the size it is given.
+    let side = |size: [usize; 2]| match model.task {
+        Task::Semantic => size[0].min(size[1]) as f64,
+        Task::Instance | Task::Panoptic => size[0].max(size[1]) as f64,
+    };
+    let (training, inference) = (side(config.augment.size), side(model.input.size));
     if training.max(inference) > 1.5 * training.min(inference) {
         let ([h, w], [short, long]) = (config.augment.size, model.input.size);
         warn(format!(

@@ -12,7 +12,6 @@ use crate::engine::source::CONFIG_KEY;
 use crate::error::{Error, Result};
 use crate::model::{Classes, Config, Task};
 use crate::train::data::Mix;
-use crate::train::network::check_trainable;
 
 /// A model: one that has a name, with changes. Classes and task follow from the data.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -104,7 +103,8 @@ impl RunConfig {
             return named;
         };
         let same = |a: &Config, b: &Config| {
-            (a.backbone, a.neck) == (b.backbone, b.neck) && a.head.same_network(&b.head)
+            (a.backbone, a.decode_head, a.neck) == (b.backbone, b.decode_head, b.neck)
+                && a.head.same_network(&b.head)
         };
         match named {
             Ok(named) if !same(&named, &started) => Ok(named),
@@ -117,8 +117,8 @@ impl RunConfig {
     /// checkpoint or state that training goes on from, or as in `model.base`.
     ///
     /// # Errors
-    /// As [`Config::named`], [`check_trainable`] and [`Config::validate`], and whatever opening the file
-    /// says.
+    /// As [`Config::named`] and [`Config::validate`]; [`Error::Usage`] for a semantic model and data that do
+    /// not say the class of each pixel; and whatever opening the file says.
     pub fn model(&self, mix: &Mix, before: Option<&Path>) -> Result<Config> {
         let refuse = |reason: String| Error::usage(format!("model.{reason}"));
         let mut changes = Vec::new();
@@ -127,14 +127,22 @@ impl RunConfig {
             changes.push((field.clone(), value));
         }
         let mut config = self.base(before)?.with(changes).map_err(refuse)?;
-        check_trainable(&config)?;
         config.name = self.model.name.clone();
+        let semantic = config.decode_head.is_some();
+        if let Some(set) = mix.sets().iter().find(|set| semantic && !set.labels_pixels()) {
+            return Err(Error::usage(format!(
+                "model `{}` is semantic: it learns from the class of each pixel, and {} has masks of objects alone",
+                config.name,
+                set.source().display()
+            )));
+        }
+        let things = if semantic { 0 } else { mix.things() };
         config.classes = Classes {
             names: mix.classes().iter().map(|class| class.name.to_string()).collect(),
             ids: mix.classes().iter().map(|class| class.id).collect(),
-            ..Classes::new(mix.things(), mix.classes().len() - mix.things())
+            ..Classes::new(things, mix.classes().len() - things)
         };
-        config.task = Task::of(&config.classes);
+        config.task = if semantic { Task::Semantic } else { Task::of(&config.classes) };
         config.validate()?;
         Ok(config)
     }

@@ -12,7 +12,7 @@ use crate::train::data::{Loader, Mix};
 
 /// Fields that may change, with what lies below them: length and rate of the run, how it computes and what it
 /// writes. The settings of the model that only inference reads may, too.
-const FREE: [&str; 16] = [
+const FREE: [&str; 17] = [
     "threads",
     "data.val",
     "data.batch",
@@ -23,6 +23,7 @@ const FREE: [&str; 16] = [
     "data.cache_mib",
     "data.verify",
     "augment",
+    "dropout",
     "optimizer",
     "schedule",
     "loss",

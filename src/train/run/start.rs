@@ -250,6 +250,10 @@ impl Recipe {
     fn of(key: &str, shapes: &BTreeMap<&str, &[usize]>, kernel_std: f64) -> Recipe {
         let shape = shapes.get(key).copied().unwrap_or_default();
         let (module, field) = (module_of(key), key.rsplit(['.', '_']).next().unwrap_or(key));
+        // A convolution begins undeformed.
+        if key.contains(".conv_offset.") {
+            return Recipe::Constant(0.0);
+        }
         if key.ends_with(".running_mean") {
             return Recipe::Constant(0.0);
         }
@@ -271,21 +275,28 @@ impl Recipe {
             Recipe::Normal { std: kernel_std }
         } else if key.contains(".conv_seg.") {
             Recipe::Normal { std: 0.01 }
-        } else if module == "roi_head" || module == "neck" {
+        } else if module == "roi_head" || module == "neck" || key.ends_with(".in_proj_weight") {
             Recipe::Uniform { bound: (6.0 / (fan_in + fan_out)).sqrt() }
+        } else if shape.len() == 2 && module == "backbone" {
+            // Swin's layers and tables.
+            Recipe::Normal { std: 0.02 }
+        } else if shape.len() == 2 {
+            // Upstream leaves the stages of semantic models as PyTorch draws them.
+            Recipe::Uniform { bound: 1.0 / fan_in.sqrt() }
         } else {
             Recipe::Normal { std: (2.0 / fan_out).sqrt() }
         }
     }
 
     fn of_bias(key: &str, module: &str, shapes: &BTreeMap<&str, &[usize]>) -> Recipe {
-        if key.contains(".fc_cls.") || key.contains(".conv_seg.") {
+        let detector = !matches!(module, "decode_head" | "auxiliary_head");
+        if key.contains(".fc_cls.") || (key.contains(".conv_seg.") && detector) {
             return Recipe::Constant(-((1.0 - PRIOR) / PRIOR).ln());
         }
         let sibling = shapes.get(format!("{}weight", key.trim_end_matches("bias")).as_str());
         match sibling {
             // PyTorch's own for a linear layer; convolutions and attention start without.
-            Some(&[_, fan_in]) if module == "roi_head" && !key.contains(".attn.") => {
+            Some(&[_, fan_in]) if module != "backbone" && !key.contains(".attn.") => {
                 Recipe::Uniform { bound: 1.0 / (*fan_in as f64).sqrt() }
             }
             _ => Recipe::Constant(0.0),

@@ -166,6 +166,8 @@ impl Trainer {
             weights: config.loss,
             frozen: &config.frozen,
             train_batch_norm: config.batch_norm == BatchNormMode::Train,
+            dropout: config.dropout,
+            seed: config.seed,
             optimizer: Some(&config.optimizer),
             accumulate: config.data.accumulate,
         };

@@ -8,7 +8,8 @@ use std::time::Instant;
 use knet::ErrorKind;
 use knet::image::preprocess::{PreprocessConfig, Preprocessor};
 use knet::train::data::{
-    Augment, Batch, DataConfig, Loader, LoaderConfig, Mix, Position, Reading, Sampling, colour::Colour,
+    Augment, Batch, DataConfig, Loader, LoaderConfig, Mix, Position, Reading, Sampling, Targets,
+    colour::Colour,
 };
 use serde_json::json;
 
@@ -35,7 +36,7 @@ fn mix(configs: &[DataConfig]) -> Arc<Mix> {
 
 fn config(size: [usize; 2]) -> LoaderConfig {
     LoaderConfig {
-        max_objects: 4,
+        targets: Targets::Objects(4),
         augment: Augment { size, copy_paste: 0.5, ..Augment::default() },
         ..LoaderConfig::default()
     }
@@ -52,7 +53,7 @@ fn without_augmentation_a_batch_is_what_the_engine_would_see() {
     let folder = tempfile::tempdir().unwrap();
     let mix = mix(&[small(folder.path(), 3)]);
     let augment = Augment::off([64, 80]);
-    let config = LoaderConfig { batch: 3, augment, max_objects: 3, ..LoaderConfig::default() };
+    let config = LoaderConfig { batch: 3, augment, targets: Targets::Objects(3), ..LoaderConfig::default() };
     let (batches, position) = take(&mix, config, 1);
     let batch = &batches[0];
     assert_eq!(position, Position { epoch: 1, index: 0 });
@@ -87,8 +88,12 @@ fn without_augmentation_a_batch_is_what_the_engine_would_see() {
 fn stuff_masks_follow_the_things() {
     let folder = tempfile::tempdir().unwrap();
     let (file, _) = data::panoptic(folder.path());
-    let config =
-        LoaderConfig { batch: 1, max_objects: 5, augment: Augment::off([32, 48]), ..LoaderConfig::default() };
+    let config = LoaderConfig {
+        batch: 1,
+        targets: Targets::Objects(5),
+        augment: Augment::off([32, 48]),
+        ..LoaderConfig::default()
+    };
     let (batches, _) = take(&mix(&[file]), config, 1);
     let batch = &batches[0];
     assert_eq!((batch.size, &batch.things[..], &batch.objects[..]), ([32, 64], &[1][..], &[2][..]));
@@ -102,11 +107,51 @@ fn stuff_masks_follow_the_things() {
 }
 
 #[test]
+fn semantic_batches_have_the_class_of_each_pixel() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = LoaderConfig {
+        batch: 2,
+        targets: Targets::Pixels,
+        augment: Augment::off([32, 48]),
+        ..LoaderConfig::default()
+    };
+    let mix_of = mix(&[data::semantic(folder.path())]);
+    let (batches, _) = take(&mix_of, settings.clone(), 1);
+    let batch = &batches[0];
+    assert_eq!((batch.size, batch.slots(), batch.masks.len(), batch.labels.len()), ([32, 64], 0, 0, 0));
+    // Columns are 0, 1, 2, ignored, in turn; what is padded has no class.
+    let wanted = |at: usize| if at % 64 < 48 { [0, 1, 2, -1][at % 64 % 4] } else { -1 };
+    assert_eq!(batch.classes, (0..2 * 32 * 64).map(wanted).collect::<Vec<i32>>());
+
+    // Pixels and classes move together: red grows with x, and tells the column.
+    let augment = Augment { size: [32, 48], scale: [1.0, 1.0], flip: 1.0, ..Augment::off([32, 48]) };
+    let augment = Augment {
+        enabled: true,
+        colour: Colour { probability: 0.0, blur: 0.0, ..Colour::default() },
+        ..augment
+    };
+    let (batches, _) = take(&mix_of, LoaderConfig { augment, ..settings }, 1);
+    assert!((0..48).all(|x| batches[0].classes[x] == [0, 1, 2, -1][(47 - x) % 4]));
+    // Of a panoptic set things have their class, too.
+    let folder = tempfile::tempdir().unwrap();
+    let (file, _) = data::panoptic(folder.path());
+    let settings = LoaderConfig {
+        batch: 1,
+        targets: Targets::Pixels,
+        augment: Augment::off([32, 48]),
+        ..LoaderConfig::default()
+    };
+    let (batches, _) = take(&mix(&[file]), settings, 1);
+    let class = |x: usize, y: usize| batches[0].classes[y * 64 + x];
+    assert_eq!([class(5, 5), class(5, 15), class(20, 15), class(40, 20)], [2, 1, -1, -1]);
+}
+
+#[test]
 fn too_many_objects_are_thinned_out_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let mut settings = config([32, 64]);
     settings.augment = Augment::off([32, 64]);
-    settings.max_objects = 1;
+    settings.targets = Targets::Objects(1);
     settings.sampling.overfit = Some(2);
     let (batches, _) = take(&mix(&[small(folder.path(), 3)]), settings, 20);
     assert!(batches.iter().all(|b| b.left_out == 1 && b.objects == [1, 1]));
@@ -214,7 +259,7 @@ fn masks_move_with_the_pixels() {
         Augment { size: [96, 128], scale: [0.5, 2.0], copy_paste: 0.7, colour, ..Augment::default() };
     let settings = LoaderConfig {
         batch: 1,
-        max_objects: 6,
+        targets: Targets::Objects(6),
         augment,
         mean: [0.0; 3],
         std: [1.0; 3],

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use image::{Rgb, RgbImage};
 use knet::image::palette;
-use knet::train::data::{Augment, Batch, DataConfig, Loader, LoaderConfig, Mix, Reading};
+use knet::train::data::{Augment, Batch, DataConfig, Loader, LoaderConfig, Mix, Reading, Targets};
 
 use testkit::shared;
 
@@ -41,8 +41,13 @@ fn contact_sheets() {
         }
         let mix = Arc::new(Mix::open(&configs, &Reading { verify: false, ..Reading::default() }).unwrap());
         let augment = Augment { size: [320, 320], copy_paste: 0.5, ..Augment::default() };
-        let settings =
-            LoaderConfig { batch: 4, max_objects: 100, augment, prefetch: 1, ..LoaderConfig::default() };
+        let settings = LoaderConfig {
+            batch: 4,
+            targets: Targets::Objects(100),
+            augment,
+            prefetch: 1,
+            ..LoaderConfig::default()
+        };
         let mut loader = Loader::new(Arc::clone(&mix), settings).unwrap();
         let mut sheet = RgbImage::new(TILES[0] * 320, TILES[1] * 320);
         for tile in 0..TILES[0] * TILES[1] / 4 {

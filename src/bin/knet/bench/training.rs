@@ -6,32 +6,37 @@ use crate::size::Size;
 use knet::Result;
 use knet::cpu::Pool;
 use knet::engine::{Device, source};
+use knet::graph::passes::DropRates;
 use knet::isa::Isa;
-use knet::model::Config;
+use knet::model::{Config, Task};
 use knet::train::data::Batch;
-use knet::train::network::{LossWeights, TARGET_STRIDE, TrainSpec};
+use knet::train::network::objects::TARGET_STRIDE;
+use knet::train::network::{LossWeights, TrainSpec};
 use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// What upstream freezes of a ResNet.
+/// What upstream freezes of a detector's ResNet.
 const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1."];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (config, loader) = source::open(&arguments.model.source(), arguments.model.model.as_deref())?;
     let size = arguments.size.unwrap_or(Size::of(&config)).padded(&config);
     let batch = batch(&config, arguments, size)?;
-    let frozen = FROZEN.map(String::from);
+    let semantic = config.task == Task::Semantic;
+    let frozen = if semantic { Vec::new() } else { FROZEN.map(String::from).to_vec() };
     let optimizer = AdamWConfig::default();
     let spec = TrainSpec {
         config: &config,
         batch: arguments.batch as usize,
         size,
-        max_objects: batch.labels.len() / arguments.batch as usize,
+        max_objects: batch.slots(),
         weights: LossWeights::default(),
         frozen: &frozen,
-        train_batch_norm: false,
+        train_batch_norm: semantic,
+        dropout: DropRates::default(),
+        seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 1,
     };
@@ -101,22 +106,28 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     print(&text)
 }
 
-/// Synthetic images with ellipses of random place, size and class as objects; the same on every machine.
+/// Synthetic images with ellipses of random place, size and class as objects, or with classes in squares; the
+/// same on every machine.
 fn batch(config: &Config, arguments: &Arguments, size: [usize; 2]) -> Result<Batch> {
     let [images, objects] = [arguments.batch, arguments.objects].map(|n| n as usize);
-    let slots = (objects + config.classes.stuff.min(4)).max(1);
-    let [height, width] = size.map(|side| side / TARGET_STRIDE);
     let picture = synthetic(size[0], size[1])?;
     let pixels: Vec<f32> = picture.as_raw().iter().map(|&v| (f32::from(v) - 120.0) / 58.0).collect();
+    let empty =
+        Batch { size, images: pixels.repeat(images), ids: (0..images as u64).collect(), ..Batch::default() };
+    if config.task == Task::Semantic {
+        let [height, width] = size;
+        let class = |at: usize| (at / width % height / 32 * 7 + at % width / 32) % config.classes.count();
+        let classes = (0..images * height * width).map(|at| class(at) as i32).collect();
+        return Ok(Batch { classes, ..empty });
+    }
+    let slots = (objects + config.classes.stuff.min(4)).max(1);
+    let [height, width] = size.map(|side| side / TARGET_STRIDE);
     let mut batch = Batch {
-        size,
-        images: pixels.repeat(images),
         masks: vec![0.0; images * slots * height * width],
         labels: vec![-1; images * slots],
         things: vec![objects; images],
         objects: vec![slots.min(objects + config.classes.stuff.min(4)); images],
-        ids: (0..images as u64).collect(),
-        left_out: 0,
+        ..empty
     };
     let mut state = 1u64;
     let mut draw = || {

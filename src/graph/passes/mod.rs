@@ -1,20 +1,21 @@
 //! Rewrites of a graph. Each keeps the results up to rounding; [`optimize`] verifies after each.
 
-use super::{Graph, Node, OutputId, Param, Source, Value, ValueId};
+mod training;
+
+pub use training::{DropRates, TrainedDropout, TrainedNorm, train_batch_norm, train_dropout};
+
+use super::{Graph, Node, Source, Value, ValueId};
 use crate::error::Result;
 use crate::ops::activation::{Activation, Reads};
 use crate::ops::epilogue::Epilogue;
-use crate::ops::{
-    Activate, BatchNorm, BatchNormTrain, Binary, DeformConv2d, FoldBatchNorm, Op, ValueType,
-    binary::BinaryKind,
-};
+use crate::ops::{Activate, BatchNorm, Binary, DeformConv2d, FoldBatchNorm, Op, binary::BinaryKind};
 
 /// All passes, in the order in which they enable each other.
 ///
 /// # Errors
 /// As [`Graph::verify`], if a pass breaks an invariant.
 pub fn optimize(graph: Graph) -> Result<Graph> {
-    run(graph, [fold_batch_norm, fuse_residual, fuse_activation, eliminate_dead_code])
+    run(graph, [eliminate_dropout, fold_batch_norm, fuse_residual, fuse_activation, eliminate_dead_code])
 }
 
 /// As [`optimize`], of a graph that is to be differentiated: activations whose gradient reads their operand
@@ -23,10 +24,11 @@ pub fn optimize(graph: Graph) -> Result<Graph> {
 /// # Errors
 /// As [`optimize`].
 pub fn optimize_for_training(graph: Graph) -> Result<Graph> {
-    run(graph, [fold_batch_norm, fuse_residual, fuse_activation_read_by_result, eliminate_dead_code])
+    let activations = fuse_activation_read_by_result;
+    run(graph, [eliminate_dropout, fold_batch_norm, fuse_residual, activations, eliminate_dead_code])
 }
 
-fn run(mut graph: Graph, passes: [fn(&mut Graph); 4]) -> Result<Graph> {
+fn run(mut graph: Graph, passes: [fn(&mut Graph); 5]) -> Result<Graph> {
     for pass in passes {
         pass(&mut graph);
         graph.verify()?;
@@ -34,57 +36,22 @@ fn run(mut graph: Graph, passes: [fn(&mut Graph); 4]) -> Result<Graph> {
     Ok(graph)
 }
 
-/// A batch norm that takes its statistics from the batch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainedNorm {
-    /// Values that a statistic is taken over.
-    pub count: usize,
-    /// The running mean, which is no longer an operand, and the batch's.
-    pub mean: (Param, OutputId),
-    /// The same of the variance; the batch's is biased.
-    pub variance: (Param, OutputId),
-}
-
-/// Makes `batch_norm` nodes whose scale and shift `select` chooses normalise by the statistics of the batch.
-/// Those become outputs of the graph, `{norm}.batch_mean` and `{norm}.batch_var` (biased) for a norm with the
-/// parameter `{norm}.weight`, so that a trainer can update the running ones, which are no longer operands.
-///
-/// Not one of the passes of [`optimize`]: call it before them, because they fold frozen norms away.
-pub fn train_batch_norm(graph: &mut Graph, select: impl Fn(&Param) -> bool) -> Vec<TrainedNorm> {
-    let mut trained = Vec::new();
-    for index in 0..graph.nodes.len() {
-        let Op::BatchNorm(BatchNorm { eps }) = graph.nodes[index].op else { continue };
-        let [x, gamma, beta, mean, variance] = graph.nodes[index].inputs[..] else { continue };
-        let chosen = |id: ValueId| matches!(&graph.value(id).source, Source::Param(param) if select(param));
-        if !chosen(gamma) || !chosen(beta) {
-            continue;
+/// Takes `dropout` nodes without factors away: what they give is what they take.
+pub fn eliminate_dropout(graph: &mut Graph) {
+    let mut same: Vec<ValueId> = (0..graph.values.len()).map(|index| ValueId(index as u32)).collect();
+    for node in &graph.nodes {
+        if let (Op::Dropout(_), [x]) = (&node.op, &node.inputs[..]) {
+            same[node.outputs[0].index()] = same[x.index()];
         }
-        let (Some(mean), Some(variance)) = (graph.param(mean).cloned(), graph.param(variance).cloned())
-        else {
-            continue;
-        };
-        let shape = graph.value(x).ty.shape;
-        let mean_output = OutputId(graph.outputs.len() as u32);
-        let variance_output = OutputId(mean_output.0 + 1);
-        trained.push(TrainedNorm {
-            count: shape.len() / shape.last().max(1),
-            mean: (mean, mean_output),
-            variance: (variance, variance_output),
-        });
-        let weight = &graph.value(gamma).name;
-        let norm = weight.strip_suffix(".weight").unwrap_or(weight).to_string();
-        let ty = ValueType::exact(graph.value(gamma).ty.shape);
-        for (output, statistic) in [(1, "batch_mean"), (2, "batch_var")] {
-            let (id, name) = (ValueId(graph.values.len() as u32), format!("{norm}.{statistic}"));
-            let source = Source::Node { node: index, output };
-            graph.values.push(Value { name: name.clone(), ty, source });
-            graph.nodes[index].outputs.push(id);
-            graph.outputs.push((name, id));
-        }
-        graph.nodes[index].op = BatchNormTrain { eps }.into();
-        graph.nodes[index].inputs = vec![x, gamma, beta];
     }
-    trained
+    let fix = |id: &mut ValueId| *id = same[id.index()];
+    graph.nodes.iter_mut().for_each(|node| node.inputs.iter_mut().for_each(fix));
+    graph.outputs.iter_mut().for_each(|(_, id)| fix(id));
+    let gone = |node: &Node| matches!(node.op, Op::Dropout(_)) && node.inputs.len() == 1;
+    let keep: Vec<bool> = graph.nodes.iter().map(|node| !gone(node)).collect();
+    let live = |(index, id): (usize, &ValueId)| id.index() == index;
+    let live: Vec<bool> = same.iter().enumerate().map(live).collect();
+    compact(graph, &keep, &live);
 }
 
 /// A convolution, plain or deformable, followed by a frozen `batch_norm` becomes one with a scaled filter and
@@ -325,26 +292,6 @@ mod tests {
     use crate::graph::{Builder, Layout};
     use crate::ops::{Conv2d, Linear, ValueType};
 
-    /// Two convolutions with a norm each; that of `b` is trained.
-    fn trained() -> Graph {
-        let mut b = Builder::new();
-        let mut x = b.input("x", ValueType::map([2, 5, 4, 3]));
-        for layer in ["a", "b"] {
-            let filter = b.param(&format!("{layer}.conv.weight"), &[3, 3, 1, 1], Layout::Filter).unwrap();
-            x = b.node(&format!("{layer}.conv"), Conv2d::with(1, 0), &[x, filter]).unwrap();
-            let mut operands = vec![x];
-            for field in ["weight", "bias", "running_mean", "running_var"] {
-                operands.push(b.param(&format!("{layer}.bn.{field}"), &[3], Layout::Plain).unwrap());
-            }
-            x = b.node(&format!("{layer}.bn"), BatchNorm { eps: 1e-5 }, &operands).unwrap();
-        }
-        b.output("y", x);
-        let mut graph = b.finish().unwrap();
-        train_batch_norm(&mut graph, |param| param.key.starts_with("b."));
-        graph.verify().unwrap();
-        graph
-    }
-
     #[test]
     fn what_a_gradient_reads_is_left_when_training() {
         let graph = |activation| {
@@ -398,33 +345,5 @@ mod tests {
         let Op::DeformConv2d(DeformConv2d { conv }) = &graph.nodes[1].op else { unreachable!() };
         let all = Epilogue { residual: true, activation: Some(Activation::Relu), ..Epilogue::BIAS };
         assert_eq!(conv.epilogue, all);
-    }
-
-    #[test]
-    fn trained_norms_give_their_statistics_and_are_not_folded() {
-        let graph = optimize(trained()).unwrap();
-        let ops: Vec<&str> = graph.nodes.iter().map(|node| node.op.name()).collect();
-        assert_eq!(ops, ["fold_batch_norm", "conv2d", "conv2d", "batch_norm_train"]);
-        let outputs: Vec<&str> = graph.outputs.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(outputs, ["y", "b.bn.batch_mean", "b.bn.batch_var"]);
-        let norm = &graph.nodes[3];
-        assert_eq!(norm.inputs.len(), 3);
-        let results: Vec<ValueId> = graph.outputs.iter().map(|&(_, id)| id).collect();
-        assert_eq!(norm.outputs, results);
-        assert!(
-            graph.params().all(|param| !param.key.starts_with("b.bn.running")),
-            "running statistics left"
-        );
-    }
-
-    #[test]
-    fn norms_that_are_not_chosen_stay_as_they_are() {
-        let mut graph = trained();
-        let before = graph.clone();
-        train_batch_norm(&mut graph, |_| false);
-        assert_eq!(graph, before);
-        // The scale alone is not enough.
-        train_batch_norm(&mut graph, |param| param.key == "a.bn.weight");
-        assert_eq!(graph, before);
     }
 }

@@ -1,22 +1,25 @@
-//! One training step: forward and matching costs, assignment on the host, losses and gradients, and the
-//! update.
+//! One training step: forward, losses and gradients, and the update.
 //!
-//! The plan is one list of steps over one arena, in segments. The host breaks a step between two: it takes
-//! the cost matrices, assigns proposals to objects, and uploads what the losses compare with. Nothing is
-//! allocated after the first step.
+//! The plan is one list of steps over one arena, in segments. Between forward pass and losses the host has its
+//! say: of a detector it takes the cost matrices, assigns proposals to objects, and uploads what the losses
+//! compare with. Nothing is allocated after the first step.
+
+mod dropout;
+mod objects;
+mod pixels;
 
 use super::data::Batch;
-use super::matcher::Matcher;
-use super::network::{
-    self, Inputs, Segments, Term, TermKind, TrainNetwork, TrainSpec, Trained, build_training,
-};
+use super::network::{Segments, Targets, Term, TrainNetwork, TrainSpec, Trained, build_training};
 use super::optimizer::{Optimizer, run};
 use crate::engine::{Device, training_executor};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Host, Report};
-use crate::graph::{Param, VariableId};
+use crate::graph::{InputId, Param, VariableId};
 use crate::plan::constants::ParamLoader;
 use crate::tensor::Tensor;
+use dropout::Dropouts;
+use objects::Objects;
+use pixels::Pixels;
 use std::time::Duration;
 
 /// The losses of a step, weighted and normalised as upstream reports them.
@@ -39,43 +42,34 @@ impl Losses {
 pub struct TrainStep {
     executor: Box<dyn Executor>,
     segments: Segments,
-    inputs: Inputs,
-    rounds: Vec<Round>,
+    image: InputId,
+    comparison: Comparison,
+    dropouts: Dropouts,
     terms: Vec<TermSlot>,
     trained: Vec<Trained>,
     statistics: Vec<(Param, VariableId)>,
     optimizer: Option<Optimizer>,
-    shape: Shape,
-    matcher: Matcher,
     losses: Losses,
 }
 
-/// Extents that all rounds share.
-#[derive(Clone, Copy)]
-struct Shape {
-    batch: usize,
-    slots: usize,
-    /// Proposals: the objects that are matched.
-    proposals: usize,
-    things: usize,
-    classes: usize,
-    /// Pixels of a target mask.
-    pixels: usize,
-}
-
-/// A round in the current step.
-struct Round {
-    ids: network::Round,
-    /// Slot of each object, `[B, objects]`.
-    slots: Vec<Option<usize>>,
-    /// Objects with a target in the whole batch.
-    positives: usize,
+/// What the predictions of a step are compared with.
+enum Comparison {
+    Objects(Box<Objects>),
+    Pixels(Pixels),
 }
 
 struct TermSlot {
     term: Term,
     /// Weight over normalisation in the current step.
     factor: f32,
+}
+
+impl TermSlot {
+    /// Says how many the sum of losses is divided by in the current step; of none, nothing is learnt.
+    fn divide_by(&mut self, executor: &mut dyn Executor, count: usize) {
+        self.factor = if count == 0 { 0.0 } else { self.term.weight / count as f32 };
+        executor.input(self.term.seed).floats().fill(self.factor);
+    }
 }
 
 impl TrainStep {
@@ -90,28 +84,21 @@ impl TrainStep {
     }
 
     fn bind(spec: &TrainSpec<'_>, network: TrainNetwork, executor: Box<dyn Executor>) -> Self {
-        let config = spec.config;
-        let round =
-            |ids: network::Round| Round { ids, slots: vec![None; spec.batch * ids.objects], positives: 0 };
         let named = |term: &Term| (term.name.clone(), 0.0);
+        let comparison = match network.targets {
+            Targets::Objects(targets) => Comparison::Objects(Box::new(Objects::new(spec, targets))),
+            Targets::Pixels(targets) => Comparison::Pixels(Pixels::new(spec, targets)),
+        };
         TrainStep {
             losses: Losses { terms: network.terms.iter().map(named).collect(), total: 0.0 },
-            rounds: network.rounds.into_iter().map(round).collect(),
             terms: network.terms.into_iter().map(|term| TermSlot { term, factor: 0.0 }).collect(),
+            dropouts: Dropouts::new(spec.seed, network.dropouts),
             segments: network.segments,
-            inputs: network.inputs,
+            image: network.image,
+            comparison,
             trained: network.trained,
             statistics: network.statistics,
             optimizer: network.optimizer,
-            shape: Shape {
-                batch: spec.batch,
-                slots: spec.max_objects,
-                proposals: config.head.proposals,
-                things: config.classes.things,
-                classes: config.classes.count(),
-                pixels: spec.size.iter().map(|side| side / network::TARGET_STRIDE).product(),
-            },
-            matcher: Matcher::with_capacity(config.head.proposals, spec.max_objects),
             executor,
         }
     }
@@ -188,9 +175,13 @@ impl TrainStep {
         Ok(())
     }
 
-    /// Costs of matching a round, `[B, proposals, G]`, valid after [`TrainStep::run`].
+    /// Costs of matching a round, `[B, proposals, G]`, valid after [`TrainStep::run`]; none of a semantic
+    /// model.
     pub fn costs(&self, round: usize) -> &[f32] {
-        self.executor.read(self.rounds[round].ids.cost).floats()
+        match &self.comparison {
+            Comparison::Objects(objects) => objects.costs(&*self.executor, round),
+            Comparison::Pixels(_) => &[],
+        }
     }
 
     /// The gradient of a parameter in the graph's layout, valid after [`TrainStep::run`].
@@ -198,9 +189,13 @@ impl TrainStep {
         self.executor.read(trained.gradient).floats()
     }
 
-    /// Slot that each object of a round was matched with in the last step, `[B, objects]`.
+    /// Slot that each object of a round was matched with in the last step, `[B, objects]`; none of a semantic
+    /// model.
     pub fn matched(&self, round: usize) -> &[Option<usize>] {
-        &self.rounds[round].slots
+        match &self.comparison {
+            Comparison::Objects(objects) => objects.matched(round),
+            Comparison::Pixels(_) => &[],
+        }
     }
 
     /// One forward and backward pass over a batch of the planned shape.
@@ -252,114 +247,24 @@ impl TrainStep {
 
     fn run_segments(&mut self, batch: &Batch, mut report: Option<&mut Report<'_>>) -> Result<&Losses> {
         let Segments { forward, backward, follow } = self.segments;
-        self.load(batch)?;
+        self.executor.write(self.image, Host::F32(&batch.images))?;
+        let place = self.optimizer.as_ref().map_or((0, 0), Optimizer::place);
+        self.dropouts.draw(&mut *self.executor, place);
+        match &mut self.comparison {
+            Comparison::Objects(objects) => objects.load(&mut *self.executor, batch)?,
+            Comparison::Pixels(pixels) => pixels.load(&mut *self.executor, batch)?,
+        }
         run(&mut *self.executor, forward, &mut report)?;
-        self.assign(batch)?;
-        self.fill_targets(batch);
+        match &mut self.comparison {
+            Comparison::Objects(objects) => objects.compare(&mut *self.executor, batch, &mut self.terms)?,
+            Comparison::Pixels(pixels) => pixels.compare(&mut *self.executor, &mut self.terms),
+        }
         run(&mut *self.executor, backward, &mut report)?;
         self.collect(batch)?;
         // A batch whose losses are of no use leaves no trace.
         self.optimizer.iter_mut().for_each(|optimizer| optimizer.begin_batch(&mut *self.executor));
         run(&mut *self.executor, follow, &mut report)?;
         Ok(&self.losses)
-    }
-
-    fn load(&mut self, batch: &Batch) -> Result<()> {
-        let Inputs { image, masks, labels, class_weights, .. } = self.inputs;
-        self.executor.write(image, Host::F32(&batch.images))?;
-        self.executor.write(masks, Host::F32(&batch.masks))?;
-        self.executor.write(labels, Host::I32(&batch.labels))?;
-        if let Some(input) = class_weights {
-            let Shape { proposals, things, classes, .. } = self.shape;
-            for (index, weight) in self.executor.input(input).floats().iter_mut().enumerate() {
-                let (object, class) = (index / classes, index % classes);
-                // A proposal answers for things alone, a stuff kernel for its own class alone.
-                let pair =
-                    if object < proposals { class < things } else { class == things + object - proposals };
-                *weight = f32::from(u8::from(pair));
-            }
-        }
-        Ok(())
-    }
-
-    /// Matches every round by the costs of the first segment.
-    fn assign(&mut self, batch: &Batch) -> Result<()> {
-        let Shape { slots, proposals, things, .. } = self.shape;
-        for (index, round) in self.rounds.iter_mut().enumerate() {
-            let (costs, objects) = (self.executor.read(round.ids.cost).floats(), round.ids.objects);
-            for image in 0..batch.ids.len() {
-                let costs = &costs[image * proposals * slots..][..proposals * slots];
-                let matched = &mut round.slots[image * objects..][..objects];
-                let (thing_slots, stuff_slots) = matched.split_at_mut(proposals);
-                if !self.matcher.assign(costs, slots, batch.things[image], thing_slots) {
-                    let what = format!("matching costs of round {index}");
-                    return Err(Error::Diverged { what, ids: vec![batch.ids[image]] });
-                }
-                stuff_slots.fill(None);
-                if objects > proposals {
-                    for slot in batch.things[image]..batch.objects[image] {
-                        let class = batch.labels[image * slots + slot] as usize;
-                        stuff_slots[class - things] = Some(slot);
-                    }
-                }
-            }
-            round.positives = round.slots.iter().flatten().count();
-        }
-        Ok(())
-    }
-
-    /// Uploads slots, labels, maps and the gradients' seeds.
-    fn fill_targets(&mut self, batch: &Batch) {
-        let Shape { slots, pixels, classes, .. } = self.shape;
-        let label = |image: usize, slot: usize| batch.labels[image * slots + slot];
-        let mask = |image: usize, slot: usize| &batch.masks[(image * slots + slot) * pixels..][..pixels];
-        for round in &self.rounds {
-            let matched = self.executor.input(round.ids.matched).indices();
-            for (value, slot) in matched.iter_mut().zip(&round.slots) {
-                *value = slot.map_or(-1, |slot| slot as i32);
-            }
-            if let Some(input) = round.ids.labels {
-                let labels = self.executor.input(input).indices().iter_mut().zip(&round.slots);
-                for (object, (value, slot)) in labels.enumerate() {
-                    *value = slot.map_or(classes as i32, |slot| label(object / round.ids.objects, slot));
-                }
-            }
-            if let Some(input) = round.ids.rank {
-                let ranks = self.executor.input(input).indices();
-                ranks.fill(-1);
-                for (object, slot) in round.slots.iter().enumerate() {
-                    let Some(slot) = *slot else { continue };
-                    let (image, object) = (object / round.ids.objects, object % round.ids.objects);
-                    paint(&mut ranks[image * pixels..][..pixels], mask(image, slot), object as i32);
-                }
-            }
-        }
-        // Stuff first, then the matched things of the kernel head in order of proposal.
-        let seg = self.executor.input(self.inputs.seg_labels).indices();
-        seg.fill(classes as i32);
-        for image in 0..batch.ids.len() {
-            let seg = &mut seg[image * pixels..][..pixels];
-            for slot in batch.things[image]..batch.objects[image] {
-                paint(seg, mask(image, slot), label(image, slot));
-            }
-            let Round { slots, ids, .. } = &self.rounds[0];
-            for slot in slots[image * ids.objects..][..ids.objects].iter().flatten() {
-                paint(seg, mask(image, *slot), label(image, *slot));
-            }
-        }
-        let labelled = seg.iter().filter(|&&label| label < classes as i32).count();
-        for slot in &mut self.terms {
-            let positives = self.rounds[slot.term.round].positives;
-            let count = match slot.term.kind {
-                TermKind::Mask => positives * pixels,
-                TermKind::Dice => positives,
-                TermKind::Class => positives.max(1),
-                TermKind::Rank => self.shape.batch * pixels,
-                TermKind::Seg => labelled.max(1),
-            };
-            slot.factor = if count == 0 { 0.0 } else { slot.term.weight / count as f32 };
-            self.executor.input(slot.term.seed).floats().fill(slot.factor);
-        }
     }
 
     fn collect(&mut self, batch: &Batch) -> Result<()> {
@@ -372,14 +277,5 @@ impl TrainStep {
             self.losses.total += *loss;
         }
         Ok(())
-    }
-}
-
-/// Writes `value` wherever the (soft) mask is not zero.
-fn paint(map: &mut [i32], mask: &[f32], value: i32) {
-    for (pixel, &mask) in map.iter_mut().zip(mask) {
-        if mask > 0.0 {
-            *pixel = value;
-        }
     }
 }

@@ -1,0 +1,347 @@
+//! The training graph: the network, the losses of its task, their gradients, and what an update does with
+//! them.
+//!
+//! What predictions are compared with is the task's: a detector's masks and classes are matched with objects
+//! ([`objects`]), a semantic model's class maps with the class of each pixel ([`pixels`]).
+//!
+//! The host reaches all it reads and writes by the handles in [`TrainNetwork`]; names are for people.
+
+pub mod objects;
+pub mod pixels;
+
+use super::optimizer::{self, AdamWConfig, Optimizer, Weight};
+use crate::error::{Error, Result};
+use crate::graph::autodiff::gradients;
+use crate::graph::passes::{
+    DropRates, TrainedDropout, TrainedNorm, eliminate_dead_code, optimize_for_training, train_batch_norm,
+    train_dropout,
+};
+use crate::graph::{Builder, Graph, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
+use crate::model::{Config, TapMode, Task, build};
+use crate::ops::resize::ResizeMode;
+use crate::ops::{Fill, MovingAverage, Reshape, Resize, ValueType};
+use objects::ObjectTargets;
+use pixels::PixelTargets;
+use serde::{Deserialize, Serialize};
+
+/// Share of a batch in the running statistics of a norm.
+const MOMENTUM: f32 = 0.1;
+
+/// Weights of the loss terms; those of masks, dice and classes are the weights of the matching costs too. The
+/// default is upstream's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossWeights {
+    /// Binary cross-entropy of masks.
+    pub mask: f32,
+    /// Dice of masks.
+    pub dice: f32,
+    /// Focal loss of classes.
+    pub class: f32,
+    /// Softmax over the objects of a pixel; panoptic models only.
+    pub rank: f32,
+    /// Focal loss of a detector's semantic maps.
+    pub seg: f32,
+    /// Softmax over the classes of a pixel; semantic models only.
+    pub pixel: f32,
+    /// The same of the auxiliary head.
+    pub auxiliary: f32,
+}
+
+impl Default for LossWeights {
+    fn default() -> Self {
+        LossWeights { mask: 1.0, dice: 4.0, class: 2.0, rank: 0.1, seg: 1.0, pixel: 1.0, auxiliary: 0.4 }
+    }
+}
+
+/// What a training graph is made for.
+#[derive(Clone, Debug)]
+pub struct TrainSpec<'a> {
+    /// The model.
+    pub config: &'a Config,
+    /// Images of a step.
+    pub batch: usize,
+    /// Height and width of the network's input.
+    pub size: [usize; 2],
+    /// G: most targets of an image, stuff included; of no meaning to a semantic model.
+    pub max_objects: usize,
+    /// Weights of the loss terms.
+    pub weights: LossWeights,
+    /// Parameters whose key starts with one of these stay as they are.
+    pub frozen: &'a [String],
+    /// Batch norms that are not frozen normalise by the statistics of the batch instead of the running ones.
+    pub train_batch_norm: bool,
+    /// How often channels and paths are dropped.
+    pub dropout: DropRates,
+    /// Seed of what is dropped.
+    pub seed: u64,
+    /// What updates the parameters; `None` for losses and gradients alone.
+    pub optimizer: Option<&'a AdamWConfig>,
+    /// Batches whose gradients make one update.
+    pub accumulate: usize,
+}
+
+/// Kind of a loss term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TermKind {
+    /// Binary cross-entropy of masks: mean over the pixels of the positives.
+    Mask,
+    /// Dice of masks: mean over the positives.
+    Dice,
+    /// Focal loss of classes, over the number of positives.
+    Class,
+    /// Rank loss: mean over all pixels.
+    Rank,
+    /// Focal loss of the semantic maps, over the number of labelled pixels.
+    Seg,
+    /// Softmax cross-entropy of class maps, over the number of all pixels, labelled or not.
+    Pixel,
+}
+
+/// A loss term.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Term {
+    /// Upstream's name.
+    pub name: String,
+    /// What it measures.
+    pub kind: TermKind,
+    /// Whose predictions; 0 for those of no round.
+    pub round: usize,
+    /// Loss weight.
+    pub weight: f32,
+    /// The sum before normalisation, `[1]`.
+    pub loss: OutputId,
+    /// Late input: what seeds its gradient, weight over normalisation, `[1]`.
+    pub seed: InputId,
+}
+
+/// The segments of a step, in order; those of the [`Optimizer`] follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// Predictions and what their matching needs.
+    pub forward: SegmentId,
+    /// Losses and gradients: it reads the late inputs.
+    pub backward: SegmentId,
+    /// What a batch that went well leaves for later: running statistics, and its part of a sum of gradients.
+    pub follow: SegmentId,
+}
+
+/// A parameter with a gradient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trained {
+    /// Which.
+    pub param: Param,
+    /// Its value.
+    pub variable: VariableId,
+    /// Its gradient in the graph's layout; where several batches make an update, the sum of theirs so far.
+    pub gradient: OutputId,
+}
+
+/// What predictions are compared with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// A detector's.
+    Objects(ObjectTargets),
+    /// A semantic model's.
+    Pixels(PixelTargets),
+}
+
+/// A training graph and how to reach its values.
+#[derive(Debug)]
+pub struct TrainNetwork {
+    /// Forward, costs, losses, gradients and updates.
+    pub graph: Graph,
+    /// How a step is cut.
+    pub segments: Segments,
+    /// Images, as the model takes them.
+    pub image: InputId,
+    /// What predictions are compared with.
+    pub targets: Targets,
+    /// What is dropped in a run.
+    pub dropouts: Vec<TrainedDropout>,
+    /// The loss terms in upstream's order.
+    pub terms: Vec<Term>,
+    /// Parameters that are trained, in order of definition.
+    pub trained: Vec<Trained>,
+    /// Running statistics of the batch norms in training.
+    pub statistics: Vec<(Param, VariableId)>,
+    /// The optimizer, if one was asked for.
+    pub optimizer: Option<Optimizer>,
+}
+
+/// Builds the training graph.
+///
+/// # Errors
+/// As [`build`]; [`Error::Usage`] for an empty batch or no target slots, for a batch norm that would take its
+/// statistics from single values, or if nothing is left to train.
+pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
+    let detector = spec.config.task != Task::Semantic;
+    if spec.batch == 0 || (detector && spec.max_objects == 0) {
+        let (batch, slots) = (spec.batch, spec.max_objects);
+        return Err(Error::usage(format!(
+            "a batch of {batch} images with {slots} target slots trains nothing"
+        )));
+    }
+    let frozen = |param: &Param| {
+        let statistic = param.key.ends_with("running_mean") || param.key.ends_with("running_var");
+        statistic || spec.frozen.iter().any(|prefix| param.key.starts_with(prefix.as_str()))
+    };
+    let mut graph = build(spec.config, spec.batch, spec.size, TapMode::Predictions)?.graph;
+    let norms = match spec.train_batch_norm {
+        true => train_batch_norm(&mut graph, |param| !frozen(param)),
+        false => Vec::new(),
+    };
+    check_norms(&norms)?;
+    let dropouts = train_dropout(&mut graph, &spec.dropout);
+    let mut graph = optimize_for_training(graph)?;
+    let taps = graph.take_outputs();
+    let mut b = Builder::resume(graph);
+    let forward = b.segment("forward");
+    let mut assembly = Assembly { b, spec, taps };
+    let image = assembly.image()?;
+    let Compared { backward, targets, terms } = match detector {
+        true => objects::compare(&mut assembly)?,
+        false => pixels::compare(&mut assembly)?,
+    };
+    let mut averages = Vec::new();
+    for norm in &norms {
+        // The running variance is unbiased, the batch's is not.
+        let unbiased = norm.count as f32 / (norm.count as f32 - 1.0).max(1.0);
+        for (param, batch, factor) in
+            [(&norm.mean.0, norm.mean.1, 1.0), (&norm.variance.0, norm.variance.1, unbiased)]
+        {
+            let (name, value) = &assembly.taps[batch.index()];
+            averages.push((param.clone(), assembly.b.output(name, *value), factor));
+        }
+    }
+
+    // Most taps are no results here: what serves them alone goes, and with it parameters that nothing trains.
+    let mut graph = assembly.b.finish()?;
+    eliminate_dead_code(&mut graph);
+    let variables = graph.make_variables(|param| !frozen(param));
+    let mut b = Builder::resume(graph);
+    let mut weights = backpropagate(&mut b, &terms, &variables)?;
+    if weights.is_empty() {
+        return Err(Error::usage(format!("frozen {:?} leave nothing to train", spec.frozen)));
+    }
+    let follow = b.segment("follow");
+    let statistics = follow_statistics(&mut b, averages)?;
+    let optimizer =
+        spec.optimizer.map(|config| optimizer::append(&mut b, config, spec.accumulate, &mut weights));
+    let optimizer = optimizer.transpose()?;
+    let mut trained = Vec::new();
+    for Weight { param, variable, gradient } in weights {
+        let gradient = b.output(&format!("grad.{}", param.key), gradient);
+        trained.push(Trained { param, variable: b.variable_id(variable)?, gradient });
+    }
+    let mut graph = b.finish()?;
+    eliminate_dead_code(&mut graph);
+    graph.verify()?;
+    let segments = Segments { forward, backward, follow };
+    Ok(TrainNetwork { graph, segments, image, targets, dropouts, terms, trained, statistics, optimizer })
+}
+
+/// Refuses statistics of single values, whose variance is none: a map of one pixel, of one image.
+fn check_norms(norms: &[TrainedNorm]) -> Result<()> {
+    let Some(norm) = norms.iter().find(|norm| norm.count < 2) else { return Ok(()) };
+    let name = norm.mean.0.key.trim_end_matches(".running_mean");
+    Err(Error::usage(format!(
+        "batch norm `{name}` cannot take its statistics from a batch that gives it {} value a channel: data.batch \
+         of 2 or more, or batch_norm = \"frozen\"",
+        norm.count
+    )))
+}
+
+/// Appends the gradients of the losses with respect to `variables`; those without are left out.
+fn backpropagate(b: &mut Builder, terms: &[Term], variables: &[ValueId]) -> Result<Vec<Weight>> {
+    let missing = || Error::Graph("a loss has no seed".into());
+    let seed = |term: &Term| {
+        let (_, loss) = b.graph().outputs()[term.loss.index()];
+        Ok((loss, b.graph().input(term.seed).ok_or_else(missing)?))
+    };
+    let seeds = terms.iter().map(seed).collect::<Result<Vec<_>>>()?;
+    let found = gradients(b, &seeds, variables)?;
+    let weight = |(&variable, gradient): (&ValueId, Option<ValueId>)| {
+        Some(Weight { param: b.graph().param(variable)?.clone(), variable, gradient: gradient? })
+    };
+    Ok(variables.iter().zip(found).filter_map(weight).collect())
+}
+
+/// Lets running statistics follow those of the batch, which are results, with these factors.
+fn follow_statistics(
+    b: &mut Builder,
+    averages: Vec<(Param, OutputId, f32)>,
+) -> Result<Vec<(Param, VariableId)>> {
+    if averages.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rate = b.node("momentum", Fill { shape: [1].into(), value: MOMENTUM }, &[])?;
+    let mut statistics = Vec::new();
+    for (param, batch, factor) in averages {
+        let (_, batch) = b.graph().outputs()[batch.index()];
+        let running = b.variable(&param.key, b.graph().value(batch).ty, Some(param.clone()))?;
+        let next =
+            b.node(&format!("{}.next", param.key), MovingAverage { factor }, &[running, batch, rate])?;
+        b.update(running, next);
+        statistics.push((param, b.variable_id(running)?));
+    }
+    Ok(statistics)
+}
+
+/// The losses of a task.
+struct Compared {
+    /// The segment that they begin.
+    backward: SegmentId,
+    targets: Targets,
+    terms: Vec<Term>,
+}
+
+/// The graph while it grows from predictions to losses.
+struct Assembly<'a> {
+    b: Builder,
+    spec: &'a TrainSpec<'a>,
+    taps: Vec<(String, ValueId)>,
+}
+
+impl Assembly<'_> {
+    fn tap(&self, name: &str) -> Result<ValueId> {
+        let found = self.taps.iter().find(|(tap, _)| tap == name);
+        found.map(|&(_, id)| id).ok_or_else(|| Error::Graph(format!("the model has no `{name}`")))
+    }
+
+    /// The input of the network.
+    fn image(&self) -> Result<InputId> {
+        let image = self.b.graph().inputs().next().map(|(id, _)| id);
+        image.ok_or_else(|| Error::Graph("the model takes no image".into()))
+    }
+
+    /// Planes `[B, N, h, w]` resized bilinearly.
+    fn resized(&mut self, name: &str, masks: ValueId, [h, w]: [usize; 2]) -> Result<ValueId> {
+        let from = self.b.shape(masks);
+        let reshape = |b: &mut Builder, what: &str, shape: [usize; 4], x| {
+            b.node(&format!("{name}.{what}"), Reshape { shape: shape.into() }, &[x])
+        };
+        let planes = reshape(&mut self.b, "planes", [from[0] * from[1], from[2], from[3], 1], masks)?;
+        let op = Resize { mode: ResizeMode::Bilinear { align_corners: false }, size: [h, w], step: None };
+        let resized = self.b.node(&format!("{name}.scaled"), op, &[planes])?;
+        reshape(&mut self.b, "masks", [from[0], from[1], h, w], resized)
+    }
+
+    /// An input that is known after the forward pass.
+    fn late(&mut self, name: &str, ty: ValueType) -> Result<(ValueId, InputId)> {
+        let value = self.b.input(name, ty);
+        Ok((value, self.b.input_id(value)?))
+    }
+
+    /// The term `name`, whose sum is `loss`.
+    fn term(
+        &mut self,
+        name: String,
+        (kind, round): (TermKind, usize),
+        weight: f32,
+        loss: ValueId,
+    ) -> Result<Term> {
+        let (_, seed) = self.late(&format!("seed.{name}"), ValueType::exact([1]))?;
+        Ok(Term { loss: self.b.output(&name, loss), name, kind, round, weight, seed })
+    }
+}
