@@ -21,10 +21,10 @@ pub enum DropKind {
     },
 }
 
-/// Where training drops a part of what comes in and makes up for it: `y[b, .., c] = x[b, .., c] factors[b, c]`,
-/// the factors being 0 for what is dropped and `1 / (1 - rate)` for what is kept. Who trains draws them: see
-/// [`train_dropout`](crate::graph::passes::train_dropout). At inference, and so in a model as it is built,
-/// there are none, and `y = x`: [`optimize`](crate::graph::passes::optimize) takes the operator away.
+/// Where training drops a part of what comes in and makes up for it: `y[b, .., c] = x[b, .., c] factors[b,
+/// c]`, the factors being 0 for what is dropped and `1 / (1 - rate)` for what is kept. Who trains draws them:
+/// see [`train_dropout`](crate::graph::passes::train_dropout). At inference, and so in a model as it is
+/// built, there are none, and `y = x`: [`optimize`](crate::graph::passes::optimize) takes the operator away.
 ///
 /// Inputs: `x` `[B, .., C]`; in training `factors` `[B, C]`, or `[B, 1]` of a path. Output: as `x`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -42,7 +42,8 @@ pub struct Arguments {
     set: Vec<(String, Value)>,
 
     /// Names of the classes in the order of the model's: a text file with one a line, or a COCO JSON file,
-    /// whose ids results then carry (its categories by ascending id, things first); or ade20k, cityscapes or coco-stuff
+    /// whose ids results then carry (its categories by ascending id, things first); or ade20k, cityscapes or
+    /// coco-stuff
     #[arg(long, value_name = "FILE|NAME")]
     classes: Option<PathBuf>,
 

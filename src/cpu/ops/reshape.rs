@@ -1,4 +1,5 @@
-//! A reshape outside a plan (plans alias instead): a copy, and that of whatever else is none of a plan's work.
+//! A reshape outside a plan (plans alias instead): a copy, and that of whatever else is none of a plan's
+//! work.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use crate::ops::Reshape;

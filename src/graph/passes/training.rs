@@ -83,8 +83,8 @@ pub struct TrainedDropout {
     pub rate: f32,
 }
 
-/// Gives the `dropout` nodes whose rate is not 0 an input for their factors, which the trainer draws for every
-/// run.
+/// Gives the `dropout` nodes whose rate is not 0 an input for their factors, which the trainer draws for
+/// every run.
 pub fn train_dropout(graph: &mut Graph, rates: &DropRates) -> Vec<TrainedDropout> {
     let first = graph.inputs().count() as u32;
     let mut trained = Vec::new();

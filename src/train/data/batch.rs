@@ -10,8 +10,8 @@ use image::{Rgb, RgbImage};
 /// Masks are given at this stride.
 pub const STRIDE: usize = 4;
 
-/// What a training step takes: B images of `[H, W]`, with up to G objects each or, for semantic models, with the
-/// class of each pixel. All buffers are reused from batch to batch.
+/// What a training step takes: B images of `[H, W]`, with up to G objects each or, for semantic models, with
+/// the class of each pixel. All buffers are reused from batch to batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Height and width of the padded images, multiples of 32.
@@ -162,8 +162,8 @@ impl Batch {
         }
     }
 
-    /// Writes masks and labels. Vanished objects are dropped: those with less than `min_area` pixels, and those
-    /// so thin that no target pixel sees them.
+    /// Writes masks and labels. Vanished objects are dropped: those with less than `min_area` pixels, and
+    /// those so thin that no target pixel sees them.
     fn put_objects(&mut self, slot: usize, frame: &Frame, labelling: &Labelling, draw: &mut Draw) {
         let slots = self.slots();
         let pixels = self.masks.len() / self.labels.len();

@@ -82,8 +82,8 @@ pub fn mismatches(config: &RunConfig, model: &Config, mix: &Mix, total: u64, obs
             warn(format!("{over} images have more objects (up to {most}) than {limit} = {what}"));
         }
     }
-    // At inference the longer side fits the longer, but for semantic models, whose shorter one does in all but
-    // very long photos; training pads to the size it is given.
+    // At inference the longer side fits the longer, but for semantic models, whose shorter one does in all
+    // but very long photos; training pads to the size it is given.
     let side = |size: [usize; 2]| match model.task {
         Task::Semantic => size[0].min(size[1]) as f64,
         Task::Instance | Task::Panoptic => size[0].max(size[1]) as f64,

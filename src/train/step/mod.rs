@@ -1,8 +1,8 @@
 //! One training step: forward, losses and gradients, and the update.
 //!
-//! The plan is one list of steps over one arena, in segments. Between forward pass and losses the host has its
-//! say: of a detector it takes the cost matrices, assigns proposals to objects, and uploads what the losses
-//! compare with. Nothing is allocated after the first step.
+//! The plan is one list of steps over one arena, in segments. Between forward pass and losses the host has
+//! its say: of a detector it takes the cost matrices, assigns proposals to objects, and uploads what the
+//! losses compare with. Nothing is allocated after the first step.
 
 mod dropout;
 mod objects;
