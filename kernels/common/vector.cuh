@@ -70,3 +70,10 @@ template <typename T> __device__ inline void load_vector(const T* p, float (&x)[
 template <typename T> __device__ inline void store_vector(T* p, const float (&x)[Lanes<T>::count]) {
     store_chunk(p, pack(x, T{}));
 }
+
+// A chunk to a 32-bit address of shared memory, whole.
+__device__ inline void store_shared_chunk(u32 shared, const Chunk& chunk) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(chunk.word[0]),
+                 "r"(chunk.word[1]), "r"(chunk.word[2]), "r"(chunk.word[3])
+                 : "memory");
+}

@@ -18,20 +18,28 @@
 //   TAPS       any geometry, channels a multiple of a chunk; SHALLOW: channels may be fewer than a step
 //              takes.
 //   ELEMENTS   any geometry, any channels, element by element through registers (the stem's three channels).
+//   DEFORMED   deformable convolution: taps lie where `offsets` [B, P, Q, R * S, 2] move them, between four
+//              pixels (deformed.cuh). A step's pixels are blended in registers and stored where the others
+//              are copied to. Chunks; SHALLOW as for TAPS.
+//   DEFORMED_ELEMENTS  the same for any channels, element by element.
+// RESULT: element type of y and the residual, where it is not x's.
 // WHOLE_CHUNKS: K is a multiple of a chunk, and y is written in chunks, staged by each warp in shared memory.
 // UPSAMPLED, MOMENTS: see tail.cuh.
 // SPLIT: block z takes `slice` steps of k and writes its sums as they are, f32, to y[z]; split_k.cu adds
 // them.
 //
 // A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64
-// FMAs a byte for f16 with 128 x 128, 43 with 128 x 64, 32 with 64 x 64.
+// FMAs a byte for f16 with 128 x 128, 43 with 128 x 64, 32 with 64 x 64. DEFORMED reads the pixels' part four
+// times, most of it from L1, as neighbouring taps share pixels, and does 4 FMAs and some ten instructions
+// more for each of its elements, once for every tile of filters.
 //
 // Defines: STORAGE, MATH, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a
 // multiprocessor, that registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS,
-// UPSAMPLED, MOMENTS, SPLIT.
+// UPSAMPLED, MOMENTS, SPLIT; RESULT where it differs from STORAGE.
 #include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
+#include "conv/deformed.cuh"
 #include "conv/tail.cuh"
 #include "conv/window.cuh"
 #include "conv/writer.cuh"
@@ -39,6 +47,8 @@
 #define POINTWISE 0
 #define TAPS 1
 #define ELEMENTS 2
+#define DEFORMED 3
+#define DEFORMED_ELEMENTS 4
 
 constexpr u32 WARPS = WARPS_M * WARPS_N;
 constexpr u32 THREADS = WARPS * 32;
@@ -59,10 +69,15 @@ typedef WarpTileTf32x3<TILE_M / WARPS_M / 16, TILE_N / WARPS_N / 16, CHUNKS> Til
 typedef WarpTile<storage_t, TILE_M / WARPS_M / 16, TILE_N / WARPS_N / 16, CHUNKS> Tile;
 #endif
 
+#ifdef RESULT
+typedef Storage<RESULT>::type result_t;
+#else
+typedef storage_t result_t;
+#endif
 #if SPLIT
 typedef float out_t;
 #else
-typedef storage_t out_t;
+typedef result_t out_t;
 #endif
 
 extern __shared__ __align__(128) u8 shared[];
@@ -93,7 +108,7 @@ struct FilterTile {
     }
 };
 
-#if ADDRESSING != ELEMENTS
+#if ADDRESSING == POINTWISE || ADDRESSING == TAPS
 // Copies the pixels' part of a step: a thread has one chunk of k and every ROWS-th pixel.
 struct PixelTile {
     static constexpr u32 ROWS = THREADS / CHUNKS;
@@ -127,6 +142,72 @@ struct PixelTile {
             at.k += STEP;
             at.offset += STEP;
         }
+    }
+};
+#elif ADDRESSING == DEFORMED || ADDRESSING == DEFORMED_ELEMENTS
+// Blends the pixels' part of a step: a thread has one chunk of k and every ROWS-th pixel. Where taps fall is
+// in shared memory, `[tap][pixel]`.
+struct PixelTile {
+    static constexpr u32 ROWS = THREADS / CHUNKS;
+    static constexpr u32 COUNT = TILE_M / ROWS;
+    static constexpr u32 TAPS_OF_ALL = FILTER_H * FILTER_W * TILE_M;
+    static_assert(TILE_M % ROWS == 0, "every thread blends as much");
+    const storage_t* x;
+    u32 samples;
+    u32 k, tap, channel;
+
+    // Fills `samples`; a barrier must follow.
+    __device__ inline PixelTile(const Params& p, const storage_t* x, const float* offsets, u32 samples,
+                                u32 first_pixel, u32 first_k)
+        : x(x), samples(samples), k(first_k + threadIdx.x % CHUNKS * LANES) {
+        tap = k / p.by_channels;
+        channel = k - tap * p.channels;
+        for (u32 i = threadIdx.x; i < TAPS_OF_ALL; i += THREADS)
+            sample_of(p, offsets, first_pixel + i % TILE_M, i / TILE_M).store(samples + i * 16);
+    }
+
+    __device__ inline void copy(const Params& p, u32 stage) {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            const u32 row = threadIdx.x / CHUNKS + i * ROWS;
+            store_shared_chunk(stage + swizzled<CHUNKS>(row, threadIdx.x % CHUNKS), chunk_of(p, row));
+        }
+        k += STEP;
+        channel += STEP;
+        if (ADDRESSING == DEFORMED && !SHALLOW) {
+            // One new tap at most.
+            if (channel >= p.channels) next_tap(p);
+        } else {
+            while (channel >= p.channels) next_tap(p);
+        }
+    }
+
+private:
+    __device__ inline void next_tap(const Params& p) {
+        channel -= p.channels;
+        tap += 1;
+    }
+
+    __device__ inline Chunk chunk_of(const Params& p, u32 row) const {
+#if ADDRESSING == DEFORMED
+        return k < p.depth ? Sample::load(samples + (tap * TILE_M + row) * 16).chunk(p, x, channel) : Chunk{};
+#else
+        float sum[LANES] = {};
+        u32 t = tap, c = channel;
+#pragma unroll 1
+        for (u32 e = 0; e < LANES; ++e) {
+            const float at = k + e < p.depth
+                ? Sample::load(samples + (t * TILE_M + row) * 16).element(p, x, c) : 0.0f;
+            // An index that is known keeps the sums in registers.
+#pragma unroll
+            for (u32 i = 0; i < LANES; ++i) sum[i] = i == e ? at : sum[i];
+            if (++c == p.channels) {
+                c = 0;
+                t += 1;
+            }
+        }
+        return pack(sum, storage_t{});
+#endif
     }
 };
 #else
@@ -175,8 +256,12 @@ __device__ inline void multiply(Tile& tile, u32 stage, u32 warp, u32 lane) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     implicit_gemm(const storage_t* __restrict__ x, const storage_t* __restrict__ w,
-                  const float* __restrict__ bias, const storage_t* __restrict__ residual,
-                  out_t* __restrict__ y, Moments* __restrict__ moments, const Params p) {
+                  const float* __restrict__ bias, const result_t* __restrict__ residual,
+                  out_t* __restrict__ y, Moments* __restrict__ moments,
+#if ADDRESSING == DEFORMED || ADDRESSING == DEFORMED_ELEMENTS
+                  const float* __restrict__ offsets,
+#endif
+                  const Params p) {
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 tile_m = blockIdx.x / p.by_tiles_n;
     const u32 first_pixel = tile_m * TILE_M, first_filter = (blockIdx.x - tile_m * p.tiles_n) * TILE_N;
@@ -209,7 +294,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         if (step + 1 < steps) pixel_tile.put(shared + next);
     }
 #else
+#if ADDRESSING == DEFORMED || ADDRESSING == DEFORMED_ELEMENTS
+    PixelTile pixel_tile(p, x, offsets, stages + STAGES * STAGE_BYTES, first_pixel, first_step * STEP);
+    __syncthreads();
+#else
     PixelTile pixel_tile(p, x, first_pixel, first_step * STEP);
+#endif
     u32 filling = 0, draining = 0;
     const auto fill = [&](bool more) {
         if (more) {
@@ -240,9 +330,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Writer<Tile, float, ACTIVATION_NONE, PlainTail>{epilogue, PlainTail{}, row, column, p.pixels, p.filters}
         .write(tile, shared, lane);
 #else
-    const Epilogue<storage_t> epilogue{bias, residual, y};
-    Writer<Tile, storage_t, ACTIVATION, FusedTail>{epilogue, FusedTail{p, moments}, row, column, p.pixels,
-                                                   p.filters}
+    const Epilogue<result_t> epilogue{bias, residual, y};
+    Writer<Tile, result_t, ACTIVATION, FusedTail>{epilogue, FusedTail{p, moments}, row, column, p.pixels,
+                                                  p.filters}
         .write(tile, shared, lane);
 #endif
 }

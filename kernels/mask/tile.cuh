@@ -8,12 +8,6 @@
 // Columns of a slab.
 #define SLAB 64
 
-__device__ inline void store_shared_chunk(u32 shared, const Chunk& chunk) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(chunk.word[0]),
-                 "r"(chunk.word[1]), "r"(chunk.word[2]), "r"(chunk.word[3])
-                 : "memory");
-}
-
 // Fills `slabs` slabs of `rows` rows at `to` from the matrix whose rows lie `stride` elements apart at
 // `from`; zeros from row `rows_left` and column `columns_left`. The whole block of `threads` threads takes
 // part. `wide`: rows are whole aligned chunks, copied by cp.async; else element by element, at once.

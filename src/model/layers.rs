@@ -5,7 +5,7 @@ use crate::graph::{Builder, Layout, ValueId};
 use crate::ops::activation::Activation;
 use crate::ops::dropout::DropKind;
 use crate::ops::epilogue::Epilogue;
-use crate::ops::{Activate, BatchNorm, Conv2d, DeformConv2d, Dropout, GroupNorm, LayerNorm, Linear};
+use crate::ops::{Activate, BatchNorm, Conv2d, DeformConv2d, Dropout, GroupNorm, LayerNorm, Linear, Role};
 
 /// Epsilon of the norms in ResNet, neck and heads.
 const EPS: f32 = 1e-5;
@@ -39,9 +39,14 @@ pub(in crate::model) fn conv(b: &mut Builder, prefix: &str, x: ValueId, conv: Co
 
 /// `{prefix}.weight` and `{prefix}.bias`, "same" padding.
 pub(in crate::model) fn conv_bias(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<ValueId> {
+    conv_bias_for(b, prefix, x, conv, Role::Map)
+}
+
+/// As [`conv_bias`], for a result of this role.
+fn conv_bias_for(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv, role: Role) -> Result<ValueId> {
     let (op, weight) = conv_parts(b, prefix, x, conv)?;
     let bias = b.param(&format!("{prefix}.bias"), &[conv.c_out], Layout::Plain)?;
-    b.node(prefix, Conv2d { epilogue: Epilogue::BIAS, ..op }, &[x, weight, bias])
+    b.node(prefix, Conv2d { epilogue: Epilogue::BIAS, role, ..op }, &[x, weight, bias])
 }
 
 /// `{prefix}.weight` `[C_out, C]` and `{prefix}.bias` of a linear layer, over every pixel of a map.
@@ -76,8 +81,8 @@ fn pointwise_weight(b: &mut Builder, prefix: &str, x: ValueId, c_out: usize) -> 
 /// gives its offsets, `{prefix}.conv_offset.weight` and `.bias`.
 fn deform_conv(b: &mut Builder, prefix: &str, x: ValueId, geometry: Conv) -> Result<ValueId> {
     let (conv, weight) = conv_parts(b, prefix, x, geometry)?;
-    let c_out = 2 * geometry.kernel * geometry.kernel;
-    let offset = conv_bias(b, &format!("{prefix}.conv_offset"), x, Conv { c_out, ..geometry })?;
+    let offsets = Conv { c_out: 2 * geometry.kernel * geometry.kernel, ..geometry };
+    let offset = conv_bias_for(b, &format!("{prefix}.conv_offset"), x, offsets, Role::Exact)?;
     b.node(prefix, DeformConv2d { conv }, &[x, weight, offset])
 }
 

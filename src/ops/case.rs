@@ -76,6 +76,12 @@ impl Case {
         self
     }
 
+    /// Makes input `index` one that no back end stores shorter than f32.
+    pub fn exact(mut self, index: usize) -> Self {
+        self.inputs[index] = ValueType::exact(self.inputs[index].shape);
+        self
+    }
+
     /// Judges by another tolerance.
     pub fn tolerance(mut self, tolerance: Tolerance) -> Self {
         self.tolerance = tolerance;

@@ -2,7 +2,7 @@
 
 use super::conv2d_grad::{Conv2dFilterGrad, Conv2dInputGrad, Taps};
 use super::{
-    Backward, Inferred, Operator, ValueType, case::Case, epilogue::Epilogue, expect_inputs, expect_rank,
+    Backward, Inferred, Operator, Role, ValueType, case::Case, epilogue::Epilogue, expect_inputs, expect_rank,
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
@@ -28,10 +28,12 @@ pub struct Conv2d {
     pub groups: usize,
     /// Fused tail.
     pub epilogue: Epilogue,
+    /// What the result is: a map, unless it says where another operator reads.
+    pub role: Role,
 }
 
 impl Conv2d {
-    /// A convolution with stride 1, no padding, dilation 1, one group and no epilogue.
+    /// A convolution with stride 1, no padding, dilation 1, one group and no epilogue, which gives a map.
     pub fn new() -> Self {
         Conv2d {
             stride: [1; 2],
@@ -40,6 +42,7 @@ impl Conv2d {
             dilation: [1; 2],
             groups: 1,
             epilogue: Epilogue::default(),
+            role: Role::Map,
         }
     }
 
@@ -102,7 +105,7 @@ impl Operator for Conv2d {
         };
         let y = [x[0], p, q, w[0]].into();
         self.epilogue.check(inputs, y)?;
-        Ok(vec![ValueType::map(y)])
+        Ok(vec![ValueType { role: self.role, ..ValueType::map(y) }])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -151,6 +154,7 @@ impl Operator for Conv2d {
         let grouped = |op: Conv2d, groups| Conv2d { groups, ..op };
         let asymmetric = |stride, before, after| Conv2d { padding_end: [after; 2], ..conv(stride, before) };
         let dilated = |padding, dilation| Conv2d { dilation: [dilation; 2], ..conv(1, padding) };
+        let exact = |op: Conv2d| Conv2d { epilogue: Epilogue::BIAS, role: Role::Exact, ..op };
         vec![
             Case::new("k1", conv(1, 0), &[&[2, 3, 5, 33], &[17, 1, 1, 33]]),
             Case::new("k1_s2", conv(2, 0), &[&[1, 7, 6, 8], &[5, 1, 1, 8]]),
@@ -201,6 +205,10 @@ impl Operator for Conv2d {
                 with_tail(conv(1, 0), tail(false, Some(Relu6))),
                 &[&[1, 13, 17, 24], &[70, 1, 1, 24], &[70]],
             ),
+            Case::new("offsets", exact(conv(1, 1)), &[&[1, 9, 11, 16], &[18, 3, 3, 16], &[18]]),
+            Case::new("offsets_k1", exact(conv(1, 0)), &[&[2, 5, 7, 40], &[24, 1, 1, 40], &[24]]),
+            Case::new("offsets_odd", exact(conv(2, 1)), &[&[1, 9, 8, 3], &[18, 3, 3, 3], &[18]]),
+            Case::new("offsets_deep", exact(conv(1, 1)), &[&[1, 4, 5, 160], &[18, 3, 3, 160], &[18]]),
             Case::new(
                 "stem_128x192",
                 with_tail(conv(2, 3), tail(false, Some(Relu))),

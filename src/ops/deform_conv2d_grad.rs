@@ -40,7 +40,7 @@ impl Operator for DeformConv2dInputGrad {
         if x[0] != dy[0] || x[3] != w[3] || w[0] != dy[3] {
             return Err(format!("no deformable convolution of {x} by {w} gives {dy}"));
         }
-        Ok(vec![ValueType::map(x), ValueType::map(inputs[3].shape)])
+        Ok(vec![ValueType::map(x), inputs[3]])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -203,7 +203,7 @@ impl Layer {
     /// The case over these operands, of which one is the offsets.
     pub fn case<const N: usize>(&self, op: impl Into<Op>, operands: [Shape; N], offset: usize) -> Case {
         let operands: Vec<&[usize]> = operands.iter().map(Shape::dims).collect();
-        let case = Case::new(self.name, op, &operands).fill(offset, self.fill);
+        let case = Case::new(self.name, op, &operands).exact(offset).fill(offset, self.fill);
         if self.bench { case.bench() } else { case }
     }
 }

@@ -4,15 +4,16 @@
 use knet::cuda::gpu::GPUS;
 use knet::cuda::gpu::roofline;
 use knet::cuda::gpu::{Caps, Precision, Target};
-use knet::cuda::ops::{conv2d, fused_conv2d};
+use knet::cuda::ops::{conv2d, deform_conv2d, fused_conv2d};
 use knet::cuda::stored;
 use knet::cuda::tiles::conv::{self, Addressing, ConvChoice, GemmTile};
 use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
 use knet::ops::activation::Activation;
 use knet::ops::case::Case;
+use knet::ops::case::Filling;
 use knet::ops::epilogue::Epilogue;
-use knet::ops::{Conv2d, FusedConv2d, Op, Operator, ValueType};
+use knet::ops::{Conv2d, DeformConv2d, FusedConv2d, Op, Operator, ValueType};
 use knet::plan::Site;
 use ptxemu::Report;
 use testkit::cuda_case::check_program;
@@ -28,6 +29,7 @@ fn check(case: &Case, precision: Precision, choice: ConvChoice) -> Result<Report
     let site = Site { op: &case.op, inputs: &types, constant: &constant, outputs: &outputs };
     let program = match &case.op {
         Op::Conv2d(op) => conv2d::program(op, &site, &choice)?,
+        Op::DeformConv2d(op) => deform_conv2d::program(op, &site, &choice)?,
         Op::FusedConv2d(op) => fused_conv2d::program(op, &site, &choice)?,
         other => panic!("{} is no convolution", other.name()),
     };
@@ -92,6 +94,20 @@ fn elements() -> [Case; 2] {
     ]
 }
 
+/// Convolutions with offsets of up to `reach` pixels, over the map's borders and beyond them.
+fn deformed(cases: impl IntoIterator<Item = Case>, reach: f64) -> Vec<Case> {
+    let deform = |case: Case| {
+        let Op::Conv2d(conv) = case.op else { panic!("{} is no convolution", case.name) };
+        let mut shapes: Vec<_> = case.inputs.iter().map(|ty| ty.shape).collect();
+        let (w, y) = (shapes[1], shapes[3]);
+        shapes.push([y[0], y[1], y[2], 2 * w[1] * w[2]].into());
+        let shapes: Vec<&[usize]> = shapes.iter().map(|shape| shape.dims()).collect();
+        let case = Case::new("deformed", DeformConv2d { conv }, &shapes);
+        case.exact(4).fill(4, Filling::Uniform(-reach, reach))
+    };
+    cases.into_iter().map(deform).collect()
+}
+
 /// Neither the multiplying units nor device memory are thought faster than they are, on any GPU we print
 /// plans for.
 #[test]
@@ -100,6 +116,7 @@ fn no_layer_of_a_model_is_thought_faster_than_its_roofline() {
         ("knet_s3_r50_fpn", [800, 1344]),
         ("knet_s3_r50_fpn_panoptic", [128, 192]),
         ("knet_s3_lite0_fpn", [320, 320]),
+        ("knet_s3_r101_dcn_panoptic", [128, 192]),
     ];
     let mut layers = 0;
     for ((name, size), precision) in models.into_iter().flat_map(|m| Precision::ALL.map(|p| (m, p))) {
@@ -107,12 +124,13 @@ fn no_layer_of_a_model_is_thought_faster_than_its_roofline() {
         let target = Target { caps: Caps::H100, precision };
         let plan = knet::cuda::plan(&optimize(network.graph).unwrap(), target).unwrap();
         for step in &plan.steps {
-            let op = match &step.op {
-                Op::Conv2d(op) => op,
-                Op::FusedConv2d(fused) => &fused.conv,
+            let site = step.site();
+            let shape = match &step.op {
+                Op::Conv2d(op) => conv2d::shape(op, &site.site()),
+                Op::DeformConv2d(op) => deform_conv2d::shape(op, &site.site()),
+                Op::FusedConv2d(fused) => conv2d::shape(&fused.conv, &site.site()),
                 _ => continue,
             };
-            let shape = conv2d::shape(op, &step.site().site());
             for gpu in GPUS {
                 let target = Target { caps: gpu.caps, precision };
                 let choice = conv::conv(&shape, precision, &gpu.caps).unwrap();
@@ -178,6 +196,18 @@ fn every_f32_tile() {
     check_all(conv::TF32X3_TILES, Addressing::Taps, Precision::Tf32x3, &taps());
     check_all(conv::TF32X3_TILES, Addressing::Pointwise, Precision::Tf32x3, &pointwise());
     check_all(conv::F32_ELEMENT_TILES, Addressing::Elements, Precision::F32, &elements());
+}
+
+#[test]
+fn every_tile_under_deformed_taps() {
+    let uneven = Conv2d { dilation: [2, 3], stride: [2, 1], ..Conv2d::with(1, 2) };
+    let cases = deformed([case(uneven, [2, 13, 10, 40], [72, 3, 2, 40])], 3.0);
+    check_all(conv::TENSOR_TILES, Addressing::Deformed, Precision::F16, &cases);
+    check_all(conv::F32_TILES, Addressing::Deformed, Precision::F32, &cases);
+    check_all(conv::TF32X3_TILES, Addressing::Deformed, Precision::Tf32x3, &cases);
+    let odd = deformed([case(Conv2d::with(1, 1), [2, 7, 9, 13], [21, 3, 3, 13])], 1.0);
+    check_all(conv::TENSOR_ELEMENT_TILES, Addressing::DeformedElements, Precision::F16, &odd);
+    check_all(conv::F32_ELEMENT_TILES, Addressing::DeformedElements, Precision::F32, &odd);
 }
 
 /// Sums as long as FPN's in one part: what tensor cores cut of them does not add up.

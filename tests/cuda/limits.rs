@@ -10,13 +10,11 @@ use knet::model::{Config, TapMode, build};
 use knet::ops::fused_conv2d::moments_shape;
 use knet::ops::fused_linear::Prologue;
 use knet::ops::{
-    AdaptiveAvgPool2d, Concat, Conv2d, FusedConv2d, FusedLinear, NormSum, Op, ValueType, WindowAttention,
-    WindowAttentionGrad,
+    AdaptiveAvgPool2d, Concat, Conv2d, DeformConv2d, FusedConv2d, FusedLinear, NormSum, Op, Role, ValueType,
+    WindowAttention, WindowAttentionGrad,
 };
+use knet::tensor::DType;
 use testkit::emulate;
-
-/// The model that no GPU can run.
-const DEFORMABLE: &str = "knet_s3_r101_dcn_panoptic";
 
 /// Plans a node of `op` over inputs of these types and gives the reason of its refusal.
 fn refused(op: impl Into<Op>, inputs: &[ValueType]) -> String {
@@ -24,7 +22,7 @@ fn refused(op: impl Into<Op>, inputs: &[ValueType]) -> String {
     let name = op.name();
     let mut builder = Builder::new();
     // Filters of convolutions have to be constants.
-    let filter = |i| i == 1 && matches!(op, Op::FusedConv2d(_));
+    let filter = |i| i == 1 && matches!(op, Op::Conv2d(_) | Op::DeformConv2d(_) | Op::FusedConv2d(_));
     let operand = |(i, ty): (usize, &ValueType)| match filter(i) {
         true => builder.param("w", ty.shape.dims(), Layout::Plain).unwrap(),
         false => builder.input(&format!("x{i}"), *ty),
@@ -39,10 +37,10 @@ fn refused(op: impl Into<Op>, inputs: &[ValueType]) -> String {
     }
 }
 
-/// All models but one, at a size whose smallest maps are odd.
+/// At a size whose smallest maps are odd.
 #[test]
 fn models_are_planned() {
-    for name in MODEL_NAMES.iter().filter(|name| **name != DEFORMABLE) {
+    for name in MODEL_NAMES {
         let config = Config::named(name).unwrap();
         let graph = optimize(build(&config, 1, [544, 800], TapMode::Off).unwrap().graph).unwrap();
         for precision in Precision::ALL {
@@ -52,20 +50,46 @@ fn models_are_planned() {
     }
 }
 
-/// Its layers have CUDA kernels but for one.
+/// Where a sample lies is rounded to no 16 bits.
 #[test]
-fn a_deformable_backbone() {
-    let config = Config::named(DEFORMABLE).unwrap();
+fn offsets_are_f32_in_every_precision() {
+    let config = Config::named("knet_s3_r101_dcn_panoptic").unwrap();
     let graph = optimize(build(&config, 1, [64, 64], TapMode::Off).unwrap().graph).unwrap();
     for precision in Precision::ALL {
-        match emulate::plan(&graph, precision) {
-            Err(Error::Shape { op: "deform_conv2d", value, reason }) => {
-                assert!(value.starts_with("backbone.layer2.0."), "{value}");
-                assert_eq!(reason, "operator deform_conv2d has no CUDA kernel");
-            }
-            other => panic!("not refused by name: {:?}", other.map(|plan| plan.steps.len())),
-        }
+        let plan = emulate::plan(&graph, precision).unwrap();
+        let deformed = plan.steps.iter().filter(|step| step.op.name() == "deform_conv2d");
+        let offsets: Vec<_> = deformed.map(|step| step.inputs.last().unwrap().ty.dtype).collect();
+        assert_eq!(offsets, [DType::F32; 30], "{}", precision.name());
     }
+}
+
+/// Nor are they read where a graph has them as a map.
+#[test]
+fn offsets_that_are_a_map() {
+    let op = DeformConv2d { conv: Conv2d::with(1, 1) };
+    let shapes: [[usize; 4]; 3] = [[1, 5, 4, 8], [8, 3, 3, 8], [1, 5, 4, 18]];
+    let reason = refused(op, &shapes.map(ValueType::map));
+    assert_eq!(reason, "operand 2 of a convolution to f16[1, 5, 4, 8] is f16[1, 5, 4, 18], not f32");
+}
+
+/// A block keeps where its taps fall; so many fit into no multiprocessor.
+#[test]
+fn more_deformed_taps_than_shared_memory_has_room_for() {
+    let op = DeformConv2d { conv: Conv2d::with(1, 8) };
+    let shapes: [[usize; 4]; 3] = [[1, 5, 4, 8], [8, 17, 17, 8], [1, 5, 4, 2 * 17 * 17]];
+    let mut inputs = shapes.map(ValueType::map);
+    inputs[2] = ValueType::exact(inputs[2].shape);
+    let reason = refused(op, &inputs);
+    assert_eq!(reason, "no tile of the convolution fits into 166912 bytes of shared memory");
+}
+
+/// Depthwise kernels write what they read.
+#[test]
+fn an_exact_result_of_a_convolution_in_groups() {
+    let op = Conv2d { groups: 8, role: Role::Exact, ..Conv2d::with(1, 1) };
+    let reason = refused(op, &[ValueType::map([1, 5, 4, 8]), ValueType::map([8, 3, 3, 1])]);
+    let wanted = "no kernel has a result of another type than its map with 8 groups, 3x3 taps and 8 channels";
+    assert_eq!(reason, wanted);
 }
 
 #[test]

@@ -133,7 +133,10 @@ fn entry_structs(text: &str) -> BTreeMap<String, bool> {
             rest = &after[after.find('(').unwrap()..];
             parameters = bracketed(rest).0;
         }
-        for parameter in parameters.split(',') {
+        // Some are there under a condition.
+        let conditional = |line: &&str| !line.trim_start().starts_with('#');
+        let parameters: Vec<&str> = parameters.lines().filter(conditional).collect();
+        for parameter in parameters.join("\n").split(',') {
             let by_value = !parameter.contains('*');
             let ty = parameter.split(['*', ' ', '\n']).find(|word| !matches!(*word, "" | "const")).unwrap();
             let numbers = kernel_numbers(text, ty, &[]);

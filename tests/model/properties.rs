@@ -89,7 +89,7 @@ proptest! {
         stride in [1usize..4, 1usize..4], padding in [0usize..4, 0usize..4], padding_end in [0usize..4, 0usize..4], dilation in [1usize..4, 1usize..4],
         epilogue in epilogue(),
     ) {
-        let plain = Conv2d { stride, padding, padding_end, dilation, groups, epilogue: Epilogue::default() };
+        let plain = Conv2d { stride, padding, padding_end, dilation, groups, ..Conv2d::new() };
         let (channels, filters) = if groups == 1 { (channels, filters) } else { (channels % 9 + 1, filters % 9 + 1) };
         let shapes = [
             vec![batch, map[0], map[1], channels * groups],

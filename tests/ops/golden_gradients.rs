@@ -226,6 +226,7 @@ fn products() -> Vec<Check> {
             dilation: pair("dilation"),
             groups: integer(attributes, "groups"),
             epilogue: Epilogue { bias: conv.find(case, "bias").is_some(), ..Epilogue::default() },
+            ..Conv2d::new()
         };
         operator((name, &conv, case), op, &[("x", channels_last), ("weight", channels_last), ("bias", same)])
     });

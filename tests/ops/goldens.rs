@@ -125,6 +125,7 @@ fn conv2d() -> Vec<Golden> {
             dilation: pair("dilation"),
             groups: integer(attributes, "groups"),
             epilogue: Epilogue { bias: bias.is_some(), ..Epilogue::default() },
+            ..Conv2d::new()
         };
         let mut inputs = vec![file.map(case, "x"), file.map(case, "weight")];
         inputs.extend(bias);

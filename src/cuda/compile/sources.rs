@@ -37,6 +37,7 @@ sources! {
     "common/swizzle.cuh",
     "common/vector.cuh",
     "common/warp_tile.cuh",
+    "conv/deformed.cuh",
     "conv/depthwise.cu",
     "conv/direct.cu",
     "conv/few_channels.cu",

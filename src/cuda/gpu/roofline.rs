@@ -22,7 +22,7 @@ pub fn peak(caps: &Caps, precision: Precision) -> f64 {
 /// the graph's type, count by their role as if they lay in the arena, but for filters of convolutions:
 /// kernels read those in the precision's type.
 pub fn bytes<P>(step: &Step<P>, target: &Target) -> u64 {
-    let convolution = matches!(step.op, Op::Conv2d(_) | Op::FusedConv2d(_));
+    let convolution = matches!(step.op, Op::Conv2d(_) | Op::DeformConv2d(_) | Op::FusedConv2d(_));
     let inputs = step.inputs.iter().enumerate().map(|(index, operand)| match operand.place {
         Place::Const(_) if convolution && index == 1 => {
             operand.ty.shape.len() * target.precision.storage().size()

@@ -3,7 +3,7 @@
 use super::CudaOp;
 use super::activation::number;
 use super::divisor::divisor;
-use super::launches::{elements, per_element, storage, vector};
+use super::launches::{dtype_number, elements, lanes, per_element, storage, vector};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::cuda::tiles::conv::{self, Addressing, ConvChoice, ConvGemm, GemmTile, Math};
@@ -113,13 +113,16 @@ impl CudaOp for Conv2d {
     }
 }
 
-/// What the kernels of `kernels/conv/tail.cuh` do besides.
+/// What a convolution's kernels do besides: the tails of `kernels/conv/tail.cuh`, the taps of
+/// `kernels/conv/deformed.cuh`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Tail {
+pub(super) struct Besides {
     /// The residual is half as large as the result.
     pub upsampled: bool,
     /// The moments of this many groups of channels are the second result.
     pub groups: Option<usize>,
+    /// Which operand moves the taps.
+    pub offsets: Option<usize>,
 }
 
 /// The convolution of a site, as kernels see it.
@@ -137,7 +140,14 @@ pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvGemm {
         dilation: op.dilation,
         groups: op.groups,
         residual: op.epilogue.residual_input().map_or(0, |input| site.inputs[input].shape.len()),
+        wide: map_type(site) != site.outputs[0].dtype,
+        deformed: false,
     }
+}
+
+/// How the map of a site is stored: a constant is packed as the result is.
+fn map_type(site: &Site<'_>) -> DType {
+    if site.constant[0] { site.outputs[0].dtype } else { site.inputs[0].dtype }
 }
 
 /// What runs at a site for a choice, which need not be [`conv::conv`]'s: measuring and testing take others.
@@ -145,29 +155,35 @@ pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvGemm {
 /// # Errors
 /// A sentence if the filter is no constant: it is packed once.
 pub fn program(op: &Conv2d, site: &Site<'_>, choice: &ConvChoice) -> Result<Program, String> {
-    with_tail(op, site, choice, Tail::default())
+    with_besides(op, site, choice, Besides::default())
 }
 
-/// As [`program`], with a tail.
+/// As [`program`], of a convolution that does more.
 ///
 /// # Errors
-/// As [`program`], and if the kernel has no such tail.
-pub(super) fn with_tail(
+/// As [`program`], and if the kernel does not.
+pub(super) fn with_besides(
     op: &Conv2d,
     site: &Site<'_>,
     choice: &ConvChoice,
-    tail: Tail,
+    besides: Besides,
 ) -> Result<Program, String> {
     if !site.constant[1] {
         return Err("the filter of a convolution must be a constant".into());
     }
-    let dtype = site.outputs[0].dtype;
+    let [dtype, result] = [map_type(site), site.outputs[0].dtype];
     let lanes = 16 / dtype.size();
-    let conv = Conv { shape: shape(op, site), epilogue: &op.epilogue, dtype, lanes, tail };
+    let conv = Conv { shape: shape(op, site), epilogue: &op.epilogue, dtype, result, lanes, besides };
     let mut packing = vec![Packing::plain(dtype); 2];
     packing.extend(op.epilogue.bias.then_some(Packing::plain(DType::F32)));
-    packing.extend(op.epilogue.residual.then_some(Packing::plain(dtype)));
-    if tail.upsampled && !matches!(choice, ConvChoice::Gemm { .. }) {
+    packing.extend(op.epilogue.residual.then_some(Packing::plain(result)));
+    packing.extend(besides.offsets.map(|_| Packing::plain(DType::F32)));
+    for (i, wanted) in [(op.epilogue.residual_input(), result), (besides.offsets, DType::F32)] {
+        let Some(i) = i.filter(|&i| !site.constant[i] && site.inputs[i].dtype != wanted) else { continue };
+        let (what, result) = (site.inputs[i], site.outputs[0]);
+        return Err(format!("operand {i} of a convolution to {result} is {what}, not {}", wanted.name()));
+    }
+    if besides.upsampled && !matches!(choice, ConvChoice::Gemm { .. }) {
         return Err(format!("`{choice}` has no residual of half the size"));
     }
     let (mut launches, workspace) = match *choice {
@@ -186,7 +202,7 @@ pub(super) fn with_tail(
         ConvChoice::Direct => (vec![conv.direct()], 0),
     };
     let mut kernel = choice.to_string();
-    if let Some(groups) = tail.groups {
+    if let Some(groups) = besides.groups {
         let with_result =
             matches!(*choice, ConvChoice::Gemm { tile, splits, .. } if conv.gives_moments(tile, splits));
         kernel += if with_result { " + moments" } else { ", moments" };
@@ -239,28 +255,30 @@ fn moments(map: ValueType, groups: usize) -> Result<Launch, String> {
 struct Conv<'a> {
     shape: ConvGemm,
     epilogue: &'a Epilogue,
+    /// How the map is stored, and the result.
     dtype: DType,
-    /// Elements of a chunk of 16 bytes.
+    result: DType,
+    /// Elements of a chunk of 16 bytes of the map.
     lanes: usize,
-    tail: Tail,
+    besides: Besides,
 }
 
 impl Conv<'_> {
     /// 1 if pixels of the result are whole chunks.
     fn whole_chunks(&self) -> (&'static str, i64) {
-        ("WHOLE_CHUNKS", i64::from(self.shape.n.is_multiple_of(self.lanes)))
+        ("WHOLE_CHUNKS", i64::from(self.shape.n.is_multiple_of(lanes(self.result))))
     }
 
     fn upsampled(&self) -> (&'static str, i64) {
-        ("UPSAMPLED", i64::from(self.tail.upsampled))
+        ("UPSAMPLED", i64::from(self.besides.upsampled))
     }
 
     /// Whether an implicit GEMM gives the moments with its result: a group is a chunk of a 16-bit type, and
     /// the tile of a warp is a part of one image.
     fn gives_moments(&self, tile: GemmTile, splits: usize) -> bool {
-        let Some(groups) = self.tail.groups else { return false };
+        let Some(groups) = self.besides.groups else { return false };
         let image = self.shape.out[0] * self.shape.out[1];
-        self.dtype != DType::F32
+        self.result != DType::F32
             && splits == 1
             && self.shape.n == groups * self.lanes
             && tile.m / tile.warps[0] == PART_PIXELS
@@ -309,8 +327,9 @@ impl Conv<'_> {
             by_tiles_n: divisor(tiles_n),
         };
         let (split, tensor) = (splits > 1, tile.math != Math::Fma);
-        let shallow = addressing == Addressing::Taps && shape.channels < step;
-        let defines = vec![
+        let in_taps = matches!(addressing, Addressing::Taps | Addressing::Deformed);
+        let shallow = in_taps && shape.channels < step;
+        let mut defines = vec![
             storage(self.dtype),
             ("MATH", tile.math as i64),
             if split { ("ACTIVATION", number(None)) } else { self.activation() },
@@ -328,22 +347,28 @@ impl Conv<'_> {
             // What FMA makes is written one by one whatever the filters.
             if tensor { self.whole_chunks() } else { ("WHOLE_CHUNKS", 0) },
             // Partial sums are written as they are.
-            ("UPSAMPLED", i64::from(self.tail.upsampled && !split)),
+            ("UPSAMPLED", i64::from(self.besides.upsampled && !split)),
             ("MOMENTS", i64::from(self.gives_moments(tile, splits))),
             ("SPLIT", i64::from(split)),
         ];
+        if self.result != self.dtype && !split {
+            defines.push(("RESULT", dtype_number(self.result)));
+        }
         let mut args = self.args(Arg::of(&params));
         if split {
             args[2..5].clone_from_slice(&[Arg::Null, Arg::Null, Arg::Workspace(0)]);
         }
         args.insert(5, if self.gives_moments(tile, splits) { Arg::Output(1) } else { Arg::Null });
+        if let Some(offsets) = self.besides.offsets {
+            args.insert(6, Arg::Input(offsets));
+        }
         let mut launches = vec![Launch {
             source: "conv/implicit_gemm.cu",
             entry: "implicit_gemm",
             defines,
             grid: [(tiles_m * tiles_n) as u32, 1, splits as u32],
             block: [tile.threads() as u32, 1, 1],
-            shared: tile.shared(addressing) as u32,
+            shared: tile.shared(addressing, shape.taps.iter().product()) as u32,
             args,
         }];
         if !split {
@@ -356,7 +381,7 @@ impl Conv<'_> {
     fn add_partials(&self, splits: usize) -> Launch {
         let whole = self.whole_chunks();
         let elements = self.shape.m() * self.shape.n;
-        let count = if whole.1 == 1 { elements / self.lanes } else { elements };
+        let count = if whole.1 == 1 { elements / lanes(self.result) } else { elements };
         let params = SplitParams {
             count: count as u32,
             filters: self.shape.n as u32,
@@ -369,7 +394,7 @@ impl Conv<'_> {
         Launch {
             source: "conv/split_k.cu",
             entry: "add_partials",
-            defines: vec![storage(self.dtype), self.activation(), whole, self.upsampled()],
+            defines: vec![storage(self.result), self.activation(), whole, self.upsampled()],
             args: vec![Arg::Workspace(0), bias, residual, Arg::Output(0), Arg::of(&params)],
             ..per_element(count)
         }

@@ -1,6 +1,6 @@
 //! A convolution with tails: as a convolution, with the code of `kernels/conv/tail.cuh`.
 
-use super::conv2d::{Tail, shape, with_tail};
+use super::conv2d::{Besides, shape, with_besides};
 use super::{CudaOp, Rounding};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::Program;
@@ -26,5 +26,6 @@ impl CudaOp for FusedConv2d {
 /// # Errors
 /// As there, and if the chosen kernel has no such tail.
 pub fn program(op: &FusedConv2d, site: &Site<'_>, choice: &ConvChoice) -> Result<Program, String> {
-    with_tail(&op.conv, site, choice, Tail { upsampled: op.upsampled, groups: op.groups })
+    let besides = Besides { upsampled: op.upsampled, groups: op.groups, offsets: None };
+    with_besides(&op.conv, site, choice, besides)
 }

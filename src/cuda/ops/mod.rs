@@ -8,6 +8,7 @@ mod binary;
 pub(crate) mod cast;
 mod concat;
 pub mod conv2d;
+pub mod deform_conv2d;
 mod divisor;
 pub mod fused_conv2d;
 pub(in crate::cuda) mod fused_linear;
@@ -64,6 +65,8 @@ pub enum Rounding {
     Factors,
     /// What goes from one product to the next, to what the precision stores maps as.
     Between,
+    /// A factor of every product, which the kernel makes of operands, to the same.
+    Samples,
 }
 
 /// All that could run at a site: what [`program`] gives, then the others that the device can run.
@@ -124,6 +127,7 @@ dispatch! {
     Binary
     Concat
     Conv2d
+    DeformConv2d
     FusedConv2d
     FusedLinear
     GlobalAvgPool

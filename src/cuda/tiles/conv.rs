@@ -31,6 +31,10 @@ pub struct ConvGemm {
     pub groups: usize,
     /// Elements of the map that is added to the result; 0: none.
     pub residual: usize,
+    /// The result is f32, whatever the map is stored as.
+    pub wide: bool,
+    /// Every tap of every pixel is moved by an offset of its own.
+    pub deformed: bool,
 }
 
 impl ConvGemm {
@@ -44,10 +48,17 @@ impl ConvGemm {
         self.taps[0] * self.taps[1] * self.channels / self.groups
     }
 
+    /// Size of an element of the result.
+    pub fn result_size(&self, precision: Precision) -> usize {
+        if self.wide { 4 } else { precision.storage().size() }
+    }
+
     /// Whether tensor cores can take words of the map as they lie there (a pixel's window begins at a word)
     /// from a small patch.
     fn has_few_channels(&self) -> bool {
         self.groups == 1
+            && !self.deformed
+            && !self.wide
             && (1..=4).contains(&self.channels)
             && (self.channels * self.stride[1]).is_multiple_of(2)
             && self.dilation == [1, 1]
@@ -111,12 +122,16 @@ impl GemmTile {
     }
 
     /// Shared memory of a block: the stages, or the bands of 16 rows (eight words longer than the warp's
-    /// part) through which tensor-core kernels write their tiles; windows of the pixels besides where they
-    /// are read one by one.
-    pub fn shared(&self, addressing: Addressing) -> usize {
+    /// part) through which tensor-core kernels write their tiles; besides, windows of the pixels where they
+    /// are read one by one, and where each of so many `taps` of theirs samples the map if taps are deformed.
+    pub fn shared(&self, addressing: Addressing, taps: usize) -> usize {
         let bands = self.warps[0] * self.warps[1] * 16 * (self.n / self.warps[1] + 8) * 4;
-        let windows = if addressing == Addressing::Elements { self.m * 8 } else { 0 };
-        (self.stages * self.stage_bytes() + windows).max(bands)
+        let places = match addressing {
+            Addressing::Pointwise | Addressing::Taps => 0,
+            Addressing::Elements => self.m * 8,
+            Addressing::Deformed | Addressing::DeformedElements => self.m * taps * 16,
+        };
+        (self.stages * self.stage_bytes() + places).max(bands)
     }
 }
 
@@ -167,6 +182,10 @@ pub enum Addressing {
     Taps,
     /// One by one, whatever the channels.
     Elements,
+    /// Chunks at a point of its own for each tap, between four pixels.
+    Deformed,
+    /// The same one by one.
+    DeformedElements,
 }
 
 /// How a convolution runs.
@@ -217,6 +236,8 @@ impl fmt::Display for ConvChoice {
                     Addressing::Pointwise => "pointwise",
                     Addressing::Taps => "taps",
                     Addressing::Elements => "elements",
+                    Addressing::Deformed => "deformed",
+                    Addressing::DeformedElements => "deformed elements",
                 };
                 let GemmTile { m, n, warps: [wm, wn], chunks, stages, .. } = tile;
                 let math = if tile.math == Math::Tf32x3 { "tf32x3 " } else { "" };
@@ -251,12 +272,21 @@ pub fn conv(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result<ConvC
 /// GEMMs come in the order of the cost model's estimates.
 ///
 /// # Errors
-/// A sentence if offsets do not fit into 32 bits, or no tile into shared memory.
+/// A sentence if offsets do not fit into 32 bits, no tile into shared memory, or if no kernel has it.
 pub fn candidates(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result<Vec<ConvChoice>, String> {
     let elements = shape.batch * shape.map[0] * shape.map[1] * shape.channels;
     let results = shape.m() * shape.n;
     if elements.max(results).max(shape.k() * shape.n) > i32::MAX as usize {
         return Err(format!("maps of {elements} and {results} elements; offsets have 31 bits"));
+    }
+    let few_taps = shape.taps.iter().all(|&taps| taps <= MAX_TAPS);
+    let product = shape.groups == 1 && shape.k() > 0 && (few_taps || shape.deformed);
+    if (shape.wide || shape.deformed) && !product {
+        let kind = if shape.deformed { "deformed taps" } else { "a result of another type than its map" };
+        let ConvGemm { groups, taps: [rows, columns], channels, .. } = shape;
+        return Err(format!(
+            "no kernel has {kind} with {groups} groups, {rows}x{columns} taps and {channels} channels"
+        ));
     }
     if shape.groups > 1 && shape.groups == shape.channels && shape.n == shape.channels {
         if shape.taps.iter().all(|&taps| taps <= MAX_DEPTHWISE_TAPS) {
@@ -271,8 +301,7 @@ pub fn candidates(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result
         }
         return Ok(vec![ConvChoice::Direct]);
     }
-    let few_taps = shape.taps.iter().all(|&taps| taps <= MAX_TAPS);
-    if shape.groups != 1 || !few_taps || shape.k() == 0 {
+    if !product {
         return Ok(vec![ConvChoice::Direct]);
     }
     let mut found = Vec::new();
@@ -292,6 +321,8 @@ pub fn candidates(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result
 fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice> {
     let lanes = 16 / precision.storage().size();
     let addressing = match () {
+        _ if shape.deformed && shape.channels.is_multiple_of(lanes) => Addressing::Deformed,
+        _ if shape.deformed => Addressing::DeformedElements,
         _ if !shape.channels.is_multiple_of(lanes) => Addressing::Elements,
         _ if shape.is_pointwise() => Addressing::Pointwise,
         _ => Addressing::Taps,
@@ -304,7 +335,10 @@ fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice>
         (_, Precision::F16 | Precision::Bf16) => TENSOR_TILES,
     };
     let mut found: Vec<(f64, ConvChoice)> = Vec::new();
-    for &tile in tiles.iter().filter(|tile| tile.shared(addressing) <= caps.shared_per_block as usize) {
+    let fits = |tile: &&GemmTile| {
+        tile.shared(addressing, shape.taps.iter().product()) <= caps.shared_per_block as usize
+    };
+    for &tile in tiles.iter().filter(fits) {
         let steps = shape.k().div_ceil(tile.chunks * lanes);
         for splits in SPLITS {
             // Parts of equal length, the last of at least one step.
@@ -341,6 +375,8 @@ mod tests {
             dilation: [1; 2],
             groups: 1,
             residual: 0,
+            wide: false,
+            deformed: false,
         }
     }
 
@@ -408,7 +444,7 @@ mod tests {
                     assert!(microseconds > macs / rate, "{name}: {microseconds} us");
                     let steps = shape.k().div_ceil(tile.chunks * 16 / precision.storage().size());
                     assert_eq!(steps.div_ceil(steps.div_ceil(splits)), splits, "{name}");
-                    assert!(tile.shared(addressing) <= caps.shared_per_block as usize, "{name}");
+                    assert!(tile.shared(addressing, 1) <= caps.shared_per_block as usize, "{name}");
                 }
             }
         }
@@ -443,6 +479,10 @@ mod tests {
         assert_eq!(addressing(square([9, 9], 3, 64, 7, 1), Precision::F16), Addressing::Elements);
         let stem = conv(&square([9, 9], 3, 64, 7, 2), Precision::F16, &Caps::H100).unwrap();
         assert_eq!(stem, ConvChoice::FewChannels { filters: 64 });
+        let deformed = |channels| ConvGemm { deformed: true, ..square([9, 9], channels, 64, 3, 1) };
+        assert_eq!(addressing(deformed(64), Precision::F16), Addressing::Deformed);
+        assert_eq!(addressing(deformed(12), Precision::F16), Addressing::DeformedElements);
+        assert_eq!(addressing(deformed(12), Precision::F32), Addressing::Deformed);
     }
 
     #[test]
@@ -472,7 +512,8 @@ mod tests {
                 assert!(estimates.is_sorted(), "{shape:?}: {estimates:?}");
                 for choice in &all {
                     let ConvChoice::Gemm { addressing, tile, .. } = choice else { continue };
-                    assert!(tile.shared(*addressing) <= caps.shared_per_block as usize, "{choice}");
+                    let shared = tile.shared(*addressing, shape.taps.iter().product());
+                    assert!(shared <= caps.shared_per_block as usize, "{choice}");
                 }
             }
         }

@@ -6,8 +6,8 @@
 //! - `multiply`: multiply-adds of the step over the multiprocessor's rate;
 //! - `shared`: bytes that copies write and warps read, over 128 bytes a clock;
 //! - `l2`: bytes that come from L2, over the multiprocessor's part of L2's bandwidth;
-//! - `memory`: its part of the map and the filter, each read once, over the multiprocessor's part of device
-//!   memory's bandwidth;
+//! - `memory`: its part of the map, the filter and the offsets of deformed taps, each read once, over the
+//!   multiprocessor's part of device memory's bandwidth;
 //!
 //! and in [`STEP_LATENCY`] more (barrier, first fragments, addresses) unless other resident blocks fill that
 //! time. Blocks of a multiprocessor run in groups of as many as fit; each group also pays for filling the
@@ -49,25 +49,29 @@ impl Model<'_> {
     pub fn clocks(&self, splits: usize) -> f64 {
         let Model { shape, caps, tile, .. } = *self;
         let size = self.precision.storage().size();
+        let result = shape.result_size(self.precision) as f64;
         let multiprocessors = caps.multiprocessors as usize;
         let blocks = shape.m().div_ceil(tile.m) * shape.n.div_ceil(tile.n) * splits;
         let steps = (shape.k() * size).div_ceil(tile.chunks * 16).div_ceil(splits);
         // The runtime keeps 1 KiB of each block's shared memory.
-        let room = caps.shared_per_multiprocessor as usize / (tile.shared(self.addressing) + 1024);
+        let taps = shape.taps.iter().product();
+        let room = caps.shared_per_multiprocessor as usize / (tile.shared(self.addressing, taps) + 1024);
         let resident = room.min(tile.blocks).max(1);
         let busiest = blocks.div_ceil(multiprocessors);
 
         let results = shape.m() * shape.n;
         let memory = self.memory_bytes(blocks);
         let map = shape.batch * shape.map[0] * shape.map[1] * shape.channels;
-        let read = ((map + shape.k() * shape.n) * size) as f64 / (blocks * steps) as f64 / memory;
+        let offsets = if shape.deformed { shape.m() * shape.taps[0] * shape.taps[1] * 8 } else { 0 };
+        let operands = (map + shape.k() * shape.n) * size + offsets;
+        let read = operands as f64 / (blocks * steps) as f64 / memory;
         let partials = splits * 4 * results;
         let kept = 2 * partials <= caps.l2_bytes as usize;
         let of_partials = |memory| if kept { self.l2_bytes() } else { memory };
         // Of a whole reduction, what is written of a tile and read of the residual; of a split one, the
         // second launch does that.
         let end = match splits {
-            1 => ((tile.m * tile.n) as f64 + shape.residual as f64 / blocks as f64) * size as f64 / memory,
+            1 => ((tile.m * tile.n) as f64 + shape.residual as f64 / blocks as f64) * result / memory,
             _ => (tile.m * tile.n * 4) as f64 / of_partials(memory),
         };
         let group = |blocks: usize| {
@@ -83,7 +87,7 @@ impl Model<'_> {
         if splits > 1 {
             // All multiprocessors take part, whatever the tiles.
             let memory = self.memory_bytes(multiprocessors);
-            let maps = ((results + shape.residual) * size) as f64 / memory;
+            let maps = (results + shape.residual) as f64 * result / memory;
             let partials = partials as f64 / of_partials(memory);
             clocks += LAUNCH_LATENCY + (partials + maps) / multiprocessors as f64;
         }
@@ -100,13 +104,17 @@ impl Model<'_> {
         let multiply = (m * n * chunks * lanes) as f64 / self.multiply_rate() * idle;
         let written = self.tile.stage_bytes() as f64;
         let read = all_warps * ((m / warps[0] + n / warps[1]) * chunks * 16) as f64;
-        let shared = (written + read) / SHARED_BYTES;
-        let l2 = written / self.l2_bytes();
-        // Element by element, a warp issues about six instructions for 32 of them, one a clock and scheduler.
-        let issue = match self.addressing {
-            Addressing::Elements => (m * chunks * lanes) as f64 / 32.0 * 6.0 / 4.0 * idle,
-            _ => 0.0,
+        // A deformed tap's element comes of four pixels, which L1 serves in the place of shared memory.
+        let (gathered, instructions) = match self.addressing {
+            Addressing::Pointwise | Addressing::Taps => (0.0, 0.0),
+            Addressing::Elements => (0.0, 6.0),
+            Addressing::Deformed => (4.0, 14.0),
+            Addressing::DeformedElements => (4.0, 50.0),
         };
+        let shared = (written + read + gathered * (m * chunks * 16) as f64) / SHARED_BYTES;
+        let l2 = written / self.l2_bytes();
+        // A warp issues about so many instructions for 32 elements, one a clock and scheduler.
+        let issue = (m * chunks * lanes) as f64 / 32.0 * instructions / 4.0 * idle;
         multiply.max(shared).max(l2).max(issue)
     }
 

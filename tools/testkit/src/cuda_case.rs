@@ -61,11 +61,14 @@ pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
     // of what the rounding of the result makes.
     let rounding = ops::rounding(&case.op);
     let rounded = if rounding == Some(Rounding::Between) { precision.storage() } else { stored };
-    let storage = match rounded {
+    let of = |dtype| match dtype {
         DType::F32 | DType::I32 => 0.0,
         DType::F16 => 3.5e-4,
         DType::BF16 => 2.8e-3,
     };
+    // What is rounded before the product does as much, and by itself.
+    let before = if rounding == Some(Rounding::Samples) { of(precision.storage()) } else { 0.0 };
+    let storage = of(rounded) + before;
     // TF32 has 11 bits.
     let tf32 = match precision {
         // Three TF32 products leave out 2^-22 of each; and of the sum of each step of 8, which tensor cores

@@ -351,11 +351,12 @@ pub fn variants() -> Vec<Variant> {
 }
 
 /// Models and sizes of input whose kernels are gated.
-const MODELS: [(&str, [usize; 2]); 5] = [
+const MODELS: [(&str, [usize; 2]); 6] = [
     ("knet_s3_r50_fpn", [800, 1344]),
     ("knet_s3_r50_fpn", [128, 192]),
     ("knet_s3_r101_fpn", [800, 1344]),
     ("knet_s3_r50_fpn_panoptic", [800, 1344]),
+    ("knet_s3_r101_dcn_panoptic", [800, 1344]),
     ("knet_s3_lite0_fpn", [320, 320]),
 ];
 

@@ -1,0 +1,101 @@
+// What the taps of a deformable convolution read (Dai et al., Deformable Convolutional Networks, ICCV 2017):
+//
+//   sample(b, p, q, r, s) = x at (p * stride - padding + r * dilation, ..) + offsets[b, p, q, r, s],
+//
+// bilinearly between the four pixels around that point, where pixels outside the map are zero and so is a
+// point that lies a whole pixel or more outside, or nowhere (NaN, infinity).
+//
+// offsets are f32, (down, right). The point's shares between two pixels are those of the offset alone, which
+// are exact: a sum with the tap's place would lose its last digits in wide maps. A pixel of share zero is not
+// read. Where a tap falls serves all its channels: 16 bytes of shared memory, made once a block.
+//
+// An element costs 4 FMAs in f32, of 4 loaded elements; the sum is rounded once, to what x is stored as.
+//
+// Defines: those of window.cuh.
+#pragma once
+#include "common/vector.cuh"
+#include "conv/window.cuh"
+
+// Along an axis: the pixel before a point, how far behind it the point lies, and which of it (bit 0) and the
+// next pixel (bit 1) have a share and lie on the map.
+struct Point {
+    i32 before;
+    float part;
+    u32 inside;
+
+    // Conversion saturates, and what wraps around lies outside.
+    __device__ inline Point(i32 tap, float offset, u32 size)
+        : before(i32(u32(tap) + u32(__float2int_rd(offset)))), part(offset - floorf(offset)), inside(0) {
+        if (part >= 0.0f && u32(before) < size) inside |= 1;
+        if (part > 0.0f && u32(before) + 1 < size) inside |= 2;
+    }
+};
+
+// Where a tap of a pixel falls.
+struct Sample {
+    i32 offset;         // of the first channel of the pixel above and left of the point
+    u32 inside;         // a bit each of the four pixels, row by row, that is read
+    float down, right;  // the point's distances from the first
+
+    __device__ inline void store(u32 shared) const {
+        store_shared_chunk(shared,
+                           Chunk{{u32(offset), inside, __float_as_uint(down), __float_as_uint(right)}});
+    }
+
+    __device__ static inline Sample load(u32 shared) {
+        float word[4];
+        load_shared_floats(word, shared);
+        return Sample{i32(__float_as_uint(word[0])), __float_as_uint(word[1]), word[2], word[3]};
+    }
+
+    // The chunk of channels from `channel`.
+    __device__ inline Chunk chunk(const Params& p, const storage_t* x, u32 channel) const {
+        constexpr int COUNT = Lanes<storage_t>::count;
+        Chunk pixel[4];
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) pixel[i] = inside >> i & 1 ? load_chunk(x + at(p, i, channel)) : Chunk{};
+        float sum[COUNT] = {};
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            float v[COUNT];
+            unpack(pixel[i], v, storage_t{});
+            const float share = share_of(i);
+#pragma unroll
+            for (int e = 0; e < COUNT; ++e) sum[e] = __fmaf_rn(v[e], share, sum[e]);
+        }
+        return pack(sum, storage_t{});
+    }
+
+    // One channel, not rounded.
+    __device__ inline float element(const Params& p, const storage_t* x, u32 channel) const {
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i)
+            if (inside >> i & 1) sum = __fmaf_rn(to_f32(x[at(p, i, channel)]), share_of(i), sum);
+        return sum;
+    }
+
+private:
+    __device__ inline i64 at(const Params& p, u32 i, u32 channel) const {
+        return i64(offset) + (i / 2 * p.width + i % 2) * p.channels + channel;
+    }
+
+    __device__ inline float share_of(u32 i) const {
+        return (i / 2 ? down : 1.0f - down) * (i % 2 ? right : 1.0f - right);
+    }
+};
+
+// That of tap number `tap` of a pixel; nothing beyond the last pixel.
+__device__ inline Sample sample_of(const Params& p, const float* offsets, u32 pixel, u32 tap) {
+    if (pixel >= p.pixels) return Sample{};
+    const float* offset = offsets + (u64(pixel) * (FILTER_H * FILTER_W) + tap) * 2;
+    const u32 line = pixel / p.by_out_width, image = line / p.by_out_height;
+    const i32 h = i32(line - image * p.out_height) * p.stride_h - p.padding_h;
+    const i32 w = i32(pixel - line * p.out_width) * p.stride_w - p.padding_w;
+    const Point row(h + i32(tap / FILTER_W) * p.dilation_h, offset[0], p.height);
+    const Point column(w + i32(tap % FILTER_W) * p.dilation_w, offset[1], p.width);
+    const u32 inside = (row.inside & 1 ? column.inside : 0) | (row.inside & 2 ? column.inside << 2 : 0);
+    if (!inside) return Sample{};
+    const u32 first = ((image * p.height + u32(row.before)) * p.width + u32(column.before)) * p.channels;
+    return Sample{i32(first), inside, row.part, column.part};
+}
