@@ -8,6 +8,7 @@
 
 mod half;
 mod operators;
+mod parts;
 mod segments;
 
 use knet::cuda::Device;
@@ -81,6 +82,7 @@ fn main() {
         let device = held.insert(Device::open(ordinal).expect("the device under test"));
         let mut groups = operators::groups(ordinal, device.is_emulated());
         groups.insert("half".into(), (0, half::trials(ordinal, device.is_emulated())));
+        groups.insert("parts".into(), (0, parts::trials(ordinal)));
         groups.insert("segments".into(), (0, segments::trials(ordinal)));
         trials = shard(groups, wanted);
     }

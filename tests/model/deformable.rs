@@ -119,7 +119,7 @@ impl Run {
 }
 
 fn check(case: &'static str, isa: Isa) {
-    let Some(golden) = Golden::open_shared(MODEL, case) else { return };
+    let Some(golden) = Golden::find(MODEL, case) else { return };
     let mut run = Run::new(golden, isa);
     let names: Vec<String> = run.network.taps.iter().map(|tap| tap.name.clone()).collect();
     let before = |name: &&String| !name.starts_with('s') && *name != "rpn.proposal_feats";

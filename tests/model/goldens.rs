@@ -310,10 +310,10 @@ fn check_tap(golden: &Golden, name: &str, tensor: &Tensor, tolerance: f64) {
     assert!(error <= tolerance, "{} {} {name}: relative L2 {error:.2e}", golden.model, golden.case);
 }
 
-/// A model that the reference data alone hold. The CPU alone is asked: at the full width of such a model the
-/// emulator would take hours.
+/// A model whose goldens the repository may not hold. The CPU alone is asked: at the full width of such a
+/// model the emulator would take hours. Parts of some run there: `tests/device/parts.rs`.
 fn shared(model: &'static str, case: &'static str) -> Option<Golden> {
-    if device::device() == Device::Cpu { Golden::open_shared(model, case) } else { None }
+    if device::device() == Device::Cpu { Golden::find(model, case) } else { None }
 }
 
 fn with_shared(model: &'static str, case: &'static str, check: fn(&Golden)) {

@@ -190,7 +190,14 @@ fn state_dict(
 
 #[test]
 fn parameters_are_named_as_in_official_checkpoints() {
-    for model in ["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"] {
+    let held = [
+        "knet_s3_r50_fpn",
+        "knet_s3_r50_fpn_panoptic",
+        "knet_s3_r101_dcn_panoptic",
+        "knet_s3_fcn_r50-d8",
+        "knet_s3_upernet_swin-t",
+    ];
+    for model in held {
         let meta = goldens().join(model).join("meta.json");
         check_names(model, &state_dict(&meta, |entry| &entry[0]));
     }

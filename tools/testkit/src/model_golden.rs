@@ -29,8 +29,11 @@ impl Golden {
         Golden::read(&goldens().join(model), model, case)
     }
 
-    /// As [`Golden::open`], of a model that the reference data alone holds; `None` without them.
-    pub fn open_shared(model: &'static str, case: &'static str) -> Option<Golden> {
+    /// As [`Golden::open`], of a case that the reference data alone may hold; `None` without them.
+    pub fn find(model: &'static str, case: &'static str) -> Option<Golden> {
+        if goldens().join(model).join(file_of(case)).exists() {
+            return Some(Golden::open(model, case));
+        }
         let folder = shared::reference(&format!("goldens of {model}"), model)?;
         Some(Golden::read(&folder, model, case))
     }
@@ -39,14 +42,10 @@ impl Golden {
         let meta = std::fs::read_to_string(folder.join("meta.json")).unwrap();
         let meta: Value = serde_json::from_str(&meta).unwrap();
         let meta = meta["cases"][case].clone();
-        let file = match case {
-            "a" => "golden.safetensors".to_string(),
-            other => format!("golden_{other}.safetensors"),
-        };
         let inputs =
             if case == "odd" { "inputs_seg/seg_odd.png".into() } else { format!("inputs/{case}.png") };
         let inputs = folder.parent().unwrap().join(inputs);
-        Golden { model, case, tensors: Checkpoint::open(folder.join(file)).unwrap(), meta, inputs }
+        Golden { model, case, tensors: Checkpoint::open(folder.join(file_of(case))).unwrap(), meta, inputs }
     }
 
     /// The photo.
@@ -85,6 +84,14 @@ impl Golden {
         let stride = if entry["stored"] == "sub" { entry["stride"].as_u64().unwrap() as usize } else { 1 };
         let kept = (0..values.len()).filter(|i| *i < 64 || (i - 64) % stride == 0);
         kept.map(|i| f64::from(values[i])).collect()
+    }
+}
+
+/// Name of a case's file.
+fn file_of(case: &str) -> String {
+    match case {
+        "a" => "golden.safetensors".into(),
+        other => format!("golden_{other}.safetensors"),
     }
 }
 
