@@ -5,11 +5,11 @@ For every model and size: (1) both engines run the same image and their last-sta
 (a difference ends the run, unless --no-check); (2) N rounds alternate knet and PyTorch, the order swapped every round, each
 round taking the median of --runs runs after a warm-up; (3) the medians over the rounds and the ratios PyTorch / knet are printed.
 
-`pre` = resize + normalise + pad, `network` = image tensor to class and stride-8 mask logits, `post` = x2 upsampling to finished
+`pre` = resize + normalise + pad, `network` = image tensor to class and stride-8 mask logits, or to class maps, `post` = x2 upsampling to finished
 masks or panoptic map, `total` = all three. Decoding the file is in none of them. The original size equals the network size.
 
 PyTorch is timed as `eager` with the post-processing step by step as upstream writes it (what users run), and as the fastest
-variant found here (see knet_torch.VARIANTS, --variants) with the leaner post-processing; both ratios are printed.
+variant found here (see variants.VARIANTS, --variants) with the leaner post-processing; both ratios are printed.
 With --peer-only, or no knet binary, only PyTorch is timed.
 """
 import argparse
@@ -29,8 +29,9 @@ import torch
 
 from check import relative_l2
 from compare import compare_dump
-from knet_torch import MODELS, VARIANTS, build, variant
+from knet_torch import MODELS, build
 from post import postprocess, preprocess
+from variants import VARIANTS, variant
 
 REPO = Path(__file__).resolve().parents[2]
 PHASES = ("pre", "network", "post", "total")
@@ -71,7 +72,8 @@ class Peer:
             start = time.perf_counter()
             self.net(x)
             self.first_ms = (time.perf_counter() - start) * 1e3
-            self.logits = [y.clone() for y in self.net(x)]
+            outputs = self.net(x)
+            self.logits = [y.clone() for y in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
 
     def once(self):
         """{phase: ms} of one run from uint8 image to finished result."""
@@ -81,9 +83,9 @@ class Peer:
             if self.nhwc:
                 x = x.contiguous(memory_format=torch.channels_last)
             t1 = time.perf_counter()
-            cls, masks = self.net(x)
+            outputs = self.net(x)
             t2 = time.perf_counter()
-            postprocess(self.cfg, cls, masks, self.batch_size, self.size, self.size, self.lean)
+            postprocess(self.cfg, outputs, self.batch_size, self.size, self.size, self.lean)
             t3 = time.perf_counter()
         return dict(zip(PHASES, (1e3 * (t1 - t0), 1e3 * (t2 - t1), 1e3 * (t3 - t2), 1e3 * (t3 - t0))))
 

@@ -20,7 +20,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from knet_torch import MODELS, build, fold_batch_norms
+from knet_torch import MODELS, build
+from variants import fold_batch_norms
 
 FORMS = ("eager", "compile")
 BITS = (128, 64, 32, 16, 8, 4, 2, 1)

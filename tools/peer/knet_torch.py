@@ -8,8 +8,6 @@ needs the predictions of every stage (`KNet.predictions`), is in knet_train_torc
 `forward(x, taps)` fills the dict `taps` with every intermediate value under its name of reference/*/meta.json.
 """
 import math
-import re
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +15,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from efficientnet_lite import EfficientNetLite
+from layers import FFN, Attention, ConvModule, FeatTransform, KernelUpdator
+from resnet import ResNet
+from semantic import SemanticKNet
+from swin import Swin
+
+
+BACKBONES = {
+    "resnet50": lambda: ResNet(50),
+    "resnet101": lambda: ResNet(101),
+    "resnet101_dcn": lambda: ResNet(101, deformable=(False, True, True, True)),
+    "resnet50_v1c": lambda: ResNet(50, deep_stem=True),
+    "resnet50_v1c_d8": lambda: ResNet(50, deep_stem=True, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+    "swin_t": lambda: Swin("t"),
+    "swin_l": lambda: Swin("l"),
+    "efficientnet_lite0": lambda: EfficientNetLite(0),
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +45,35 @@ class Config:
     num_stages: int = 3
     channels: int = 256
     feedforward_channels: int = 2048
+    # Semantic models: what makes the first class maps (semantic.GENERATORS), and the width of the kernel updator.
+    generator: str | None = None
+    num_semantic: int = 150
+    updator_channels: int = 256
     mean: tuple = (123.675, 116.28, 103.53)
     std: tuple = (58.395, 57.12, 57.375)
 
     @property
     def num_classes(self):
+        if self.generator is not None:
+            return self.num_semantic
         return self.num_things + (self.num_stuff if self.panoptic else 0)
+
+    @property
+    def size_divisor(self):
+        """Images are padded to multiples of this: semantic models see them as they are."""
+        return 32 if self.generator is None else 1
+
+
+def _semantic():
+    """The semantic models by name, plain and with stages."""
+    models = {}
+    for name, generator in (("fcn_r50-d8", "fcn"), ("pspnet_r50-d8", "psp"), ("deeplabv3_r50-d8", "aspp"), ("upernet_r50", "uper")):
+        backbone = "resnet50_v1c" if generator == "uper" else "resnet50_v1c_d8"
+        models[name] = Config(backbone, num_stages=0, channels=512, generator=generator)
+        models[f"knet_s3_{name}"] = Config(backbone, channels=256 if generator == "uper" else 512, generator=generator)
+    for size in ("t", "l"):
+        models[f"knet_s3_upernet_swin-{size}"] = Config(f"swin_{size}", generator="uper")
+    return models
 
 
 MODELS = {
@@ -44,70 +81,15 @@ MODELS = {
     "knet_s3_r101_fpn": Config("resnet101"),
     "knet_s3_r50_fpn_panoptic": Config(panoptic=True),
     "knet_s3_r101_fpn_panoptic": Config("resnet101", panoptic=True),
+    "knet_s3_r101_dcn_panoptic": Config("resnet101_dcn", panoptic=True),
+    "knet_s3_swin_l_panoptic": Config("swin_l", panoptic=True),
     "knet_s3_lite0_fpn": Config("efficientnet_lite0", num_proposals=16, channels=96, feedforward_channels=512,
                                 mean=(127.0,) * 3, std=(128.0,) * 3),
+    **_semantic(),
 }
 
 
-# --- backbone and neck -------------------------------------------------------------------------------------------------
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (carries the stride), 1x1 with batch norm, plus the shortcut."""
-
-    def __init__(self, cin, mid, stride):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(cin, mid, 1, bias=False), nn.BatchNorm2d(mid)
-        self.conv2, self.bn2 = nn.Conv2d(mid, mid, 3, stride, 1, bias=False), nn.BatchNorm2d(mid)
-        self.conv3, self.bn3 = nn.Conv2d(mid, 4 * mid, 1, bias=False), nn.BatchNorm2d(4 * mid)
-        self.downsample = None
-        if stride != 1 or cin != 4 * mid:
-            self.downsample = nn.Sequential(nn.Conv2d(cin, 4 * mid, 1, stride, bias=False), nn.BatchNorm2d(4 * mid))
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return F.relu(y, inplace=True)
-
-
-class ResNet(nn.Module):
-    """"pytorch" style ResNet; returns C2..C5."""
-
-    channels = (256, 512, 1024, 2048)
-
-    def __init__(self, depth):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        cin = 64
-        for i, blocks in enumerate({50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]):
-            layer = []
-            for b in range(blocks):
-                layer.append(Bottleneck(cin, 64 << i, 2 if i > 0 and b == 0 else 1))
-                cin = 256 << i
-            setattr(self, f"layer{i + 1}", nn.Sequential(*layer))
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
-        out = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            out.append(x)
-        return out
-
-
-class ConvModule(nn.Module):
-    """mmcv's ConvModule: with `gn`, convolution without bias, group norm (32 groups), ReLU; else a convolution with bias."""
-
-    def __init__(self, cin, cout, k, stride=1, gn=False):
-        super().__init__()
-        self.conv = nn.Conv2d(cin, cout, k, stride, k // 2, bias=not gn)
-        self.gn = nn.GroupNorm(32, cout) if gn else None
-
-    def forward(self, x):
-        x = self.conv(x)
-        return x if self.gn is None else F.relu(self.gn(x), inplace=True)
+# --- neck ------------------------------------------------------------------------------------------------------------
 
 
 class FPN(nn.Module):
@@ -155,10 +137,10 @@ class SemanticFPN(nn.Module):
         super().__init__()
         self.convs_all_levels = nn.ModuleList()
         for level in range(4):
-            convs = {f"conv{j}": ConvModule(c, c, 3, 2 if level == 0 else 1, gn=True) for j in range(max(level, 1))}
+            convs = {f"conv{j}": ConvModule(c, c, 3, 2 if level == 0 else 1, norm="gn") for j in range(max(level, 1))}
             self.convs_all_levels.append(nn.ModuleDict(convs))
-        self.conv_pred = ConvModule(c, c, 1, gn=True)
-        self.aux_convs = nn.ModuleList([ConvModule(c, c, 1, gn=True)])
+        self.conv_pred = ConvModule(c, c, 1, norm="gn")
+        self.aux_convs = nn.ModuleList([ConvModule(c, c, 1, norm="gn")])
         self.num_feats = c // 2
         self._pe = {}  # by map size, so that eager mode pays for the code once
 
@@ -200,8 +182,8 @@ class KernelHead(nn.Module):
         self.localization_fpn = SemanticFPN(c)
         self.init_kernels = nn.Conv2d(c, cfg.num_proposals, 1, bias=False)
         self.conv_seg = nn.Conv2d(c, cfg.num_classes, 1)
-        self.loc_convs = nn.ModuleList([ConvModule(c, c, 1, gn=True)])
-        self.seg_convs = nn.ModuleList([ConvModule(c, c, 1, gn=True)])
+        self.loc_convs = nn.ModuleList([ConvModule(c, c, 1, norm="gn")])
+        self.seg_convs = nn.ModuleList([ConvModule(c, c, 1, norm="gn")])
 
     def forward(self, p, taps):
         loc, sem = self.localization_fpn(p)
@@ -224,63 +206,6 @@ class KernelHead(nn.Module):
 
 
 # --- kernel update heads -----------------------------------------------------------------------------------------------
-
-
-class KernelUpdator(nn.Module):
-    """Gated mix of grouped feature and kernel."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.dynamic_layer, self.input_layer = nn.Linear(c, 2 * c), nn.Linear(c, 2 * c)
-        self.input_gate, self.update_gate = nn.Linear(c, c), nn.Linear(c, c)
-        self.norm_in, self.norm_out = nn.LayerNorm(c), nn.LayerNorm(c)
-        self.input_norm_in, self.input_norm_out = nn.LayerNorm(c), nn.LayerNorm(c)
-        self.fc_layer, self.fc_norm = nn.Linear(c, c), nn.LayerNorm(c)
-
-    def forward(self, grouped, obj):
-        param_in, param_out = self.dynamic_layer(grouped).chunk(2, -1)
-        input_in, input_out = self.input_layer(obj).chunk(2, -1)
-        gate = input_in * param_in
-        input_gate = self.input_norm_in(self.input_gate(gate)).sigmoid()
-        update_gate = self.norm_in(self.update_gate(gate)).sigmoid()
-        out = update_gate * self.norm_out(param_out) + input_gate * self.input_norm_out(input_out)
-        return F.relu(self.fc_norm(self.fc_layer(out)))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over the objects, plus its input."""
-
-    def __init__(self, c, heads=8):
-        super().__init__()
-        self.attn = nn.MultiheadAttention(c, heads, batch_first=True)
-
-    def forward(self, x):
-        a = self.attn
-        q, k, v = F.linear(x, a.in_proj_weight, a.in_proj_bias).unflatten(-1, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + F.linear(y, a.out_proj.weight, a.out_proj.bias)
-
-
-class FFN(nn.Module):
-    """Linear, ReLU, linear, plus its input."""
-
-    def __init__(self, c, hidden):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Sequential(nn.Linear(c, hidden), nn.ReLU(inplace=True)), nn.Linear(hidden, c))
-
-    def forward(self, x):
-        return x + self.layers(x)
-
-
-class FeatTransform(nn.Module):
-    """1x1 convolution with bias."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 1)
-
-    def forward(self, x):
-        return self.conv(x)
 
 
 class KernelUpdateHead(nn.Module):
@@ -336,8 +261,7 @@ class KNet(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        kind, size = re.fullmatch(r"(\w+?)(\d+)", cfg.backbone).groups()
-        self.backbone = {"resnet": ResNet, "efficientnet_lite": EfficientNetLite}[kind](int(size))
+        self.backbone = BACKBONES[cfg.backbone]()
         self.neck = FPN(self.backbone.channels, cfg.channels)
         self.rpn_head = KernelHead(cfg)
         self.roi_head = KernelIterHead(cfg)
@@ -361,63 +285,12 @@ def build(name, weights="seeded:0"):
     """The model `name` (see MODELS) in eval mode with the weights of a safetensors file or of `seeded:SEED`."""
     from weights import load_state_dict
 
+    cfg = MODELS[name]
     with torch.device("meta"):
-        model = KNet(MODELS[name])
+        model = KNet(cfg) if cfg.generator is None else SemanticKNet(cfg, BACKBONES[cfg.backbone]())
     model = model.to_empty(device="cpu").eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked.zero_()
     load_state_dict(model, weights)
     return model
-
-
-# --- variants: the same mathematics in the forms in which PyTorch can run it ------------------------------------------------
-
-
-def fold_batch_norms(model):
-    """Folds every batch norm of the backbone into its convolution, in place."""
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    for module in model.modules():
-        pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)] + [("_conv_stem", "_bn0"), ("_expand_conv", "_bn0")]
-        pairs += [("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
-        pairs = [(conv, bn) for conv, bn in pairs if hasattr(module, conv) and hasattr(module, bn)]
-        if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[1], nn.BatchNorm2d):
-            pairs = [("0", "1")]
-        for conv, bn in pairs:
-            setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
-            setattr(module, bn, nn.Identity())
-    return model
-
-
-VARIANTS = {
-    "eager": "eager, channels first, batch norms unfolded: what a user gets by default",
-    "eager-folded": "eager, channels first, batch norms folded",
-    "eager-nhwc": "eager, channels last, batch norms folded",
-    "jit": "traced, frozen, optimize_for_inference (oneDNN fusions), channels first",
-    "jit-nhwc": "traced, frozen, optimize_for_inference (oneDNN fusions), channels last",
-    "compile": "torch.compile (inductor) with weight freezing, batch norms folded, channels first",
-    "compile-nhwc": "torch.compile (inductor) with weight freezing, batch norms folded, channels last",
-}
-
-
-def variant(model, kind, x):
-    """(callable, input) that runs `model` in the form `kind` (see VARIANTS). `x` is the example input; `model` is changed."""
-    if kind == "eager":
-        return model, x
-    model = fold_batch_norms(model)
-    if kind.endswith("nhwc"):
-        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    if kind.startswith("jit"):
-        model(x)  # the position code must be in the cache before tracing so that it becomes a constant
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated in PyTorch 2.15, and it warns at each step
-            traced = torch.jit.freeze(torch.jit.trace(model, x, check_trace=False))
-            return torch.jit.optimize_for_inference(traced), x
-    if kind.startswith("compile"):
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True
-        model(x)
-        return torch.compile(model, dynamic=False), x
-    return model, x

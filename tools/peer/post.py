@@ -21,11 +21,12 @@ def keep_ratio_size(h, w, short=800, long=1333):
 
 
 def preprocess(cfg, image, size):
-    """uint8 RGB [h, w, 3] -> resized to `size`, normalised, zero-padded to a multiple of 32: float32 [1, 3, H, W]."""
+    """uint8 RGB [h, w, 3] -> resized to `size`, normalised, zero-padded to a multiple of the model's divisor: float32 [1, 3, H, W]."""
     h, w = size
     if image.shape[:2] != (h, w):
         image = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
-    x = np.zeros((-(-h // 32) * 32, -(-w // 32) * 32, 3), np.float32)
+    divisor = cfg.size_divisor
+    x = np.zeros((-(-h // divisor) * divisor, -(-w // divisor) * divisor, 3), np.float32)
     # OpenCV subtracts and multiplies in place, with the two roundings that mmcv's imnormalize has.
     y = image.astype(np.float32)
     mean, std = (np.array([v], np.float32).astype(np.float64) for v in (cfg.mean, cfg.std))
@@ -40,7 +41,7 @@ def _bilinear(x, size):
 
 
 def _rescale(prob, batch_size, img_size, ori_size, lean):
-    """Stride-4 probabilities [1, n, h, w] -> [n, ori_h, ori_w]: to the padded size, crop, to the original size."""
+    """Stride-4 probabilities, or class logits, [1, n, h, w] -> [n, ori_h, ori_w]: to the padded size, crop, to the original size."""
     prob = _bilinear(prob, batch_size)[:, :, : img_size[0], : img_size[1]]
     return (prob if lean and img_size == ori_size else _bilinear(prob, ori_size))[0]
 
@@ -112,8 +113,25 @@ def panoptic(cls, masks, batch_size, img_size, ori_size, num_proposals=100, num_
             "sorted_inds": order, "total_scores": scores, "total_labels": labels}
 
 
-def postprocess(cfg, cls, masks, batch_size, img_size, ori_size, lean=False):
-    """Post-processing of the model's task."""
+def semantic(logits, batch_size, img_size, ori_size, lean=False):
+    """dict(argmax_ori_size, areas): logits resized twice, softmax, argmax."""
+    if lean:
+        best = torch.full(ori_size, -torch.inf)
+        classes = torch.zeros(ori_size, dtype=torch.int64)
+        for i in range(0, logits.shape[1], CHUNK):
+            value, arg = _rescale(logits[:, i : i + CHUNK], batch_size, img_size, ori_size, True).max(0)
+            won = value > best
+            best, classes = torch.where(won, value, best), torch.where(won, arg + i, classes)
+    else:
+        classes = _rescale(logits, batch_size, img_size, ori_size, False).softmax(0).argmax(0)
+    return {"argmax_ori_size": classes, "areas": torch.bincount(classes.flatten(), minlength=logits.shape[1])}
+
+
+def postprocess(cfg, outputs, batch_size, img_size, ori_size, lean=False):
+    """Post-processing of what the network of a model returned."""
+    if cfg.generator is not None:
+        return semantic(outputs, tuple(batch_size), tuple(img_size), tuple(ori_size), lean)
+    cls, masks = outputs
     sizes = (tuple(batch_size), tuple(img_size), tuple(ori_size))
     if cfg.panoptic:
         return panoptic(cls, masks, *sizes, cfg.num_proposals, cfg.num_things, lean=lean)
@@ -122,7 +140,7 @@ def postprocess(cfg, cls, masks, batch_size, img_size, ori_size, lean=False):
 
 def finals(cfg, result):
     """The post-processing result as arrays under the names of reference/*/meta.json (`final.*`)."""
-    if cfg.panoptic:
+    if cfg.panoptic or cfg.generator is not None:
         return {f"final.{k}": v.numpy() for k, v in result.items() if k != "segments"}
     masks = result["masks"].numpy()
     return {"final.scores": result["scores"].numpy(), "final.labels": result["labels"].numpy(),

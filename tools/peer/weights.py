@@ -10,7 +10,24 @@ import numpy as np
 
 # (key pattern, least number of dimensions or 1 exactly, kind, constants). kind `uni`: c + h*t, kind `fan`: g*sqrt(3/fan_in)*t.
 _HEAD = r"^roi_head\.mask_head\.\d+\."
+_STAGE = r"^decode_head\.kernel_update_head\.\d+\."
+# The semantic models' own rules (WEIGHTS_SEG.md), before the others.
 _RULES = [
+    (_STAGE + r"feat_transform\.conv\.weight$", 2, "fan", (1,)),
+    (_STAGE + r"attention\.attn\.out_proj\.weight$", 2, "fan", (0.25,)),
+    (_STAGE + r"attention\.attn\.in_proj_weight$", 2, "fan", (2.2,)),
+    (_STAGE + r"kernel_update_conv\.norm_out\.weight$", 1, "uni", (0.4, 0.2)),
+    (_STAGE + r"kernel_update_conv\.input_norm_out\.weight$", 1, "uni", (2, 0.5)),
+    (_STAGE + r"kernel_update_conv\.fc_norm\.bias$", 1, "uni", (-1.2, 0.1)),
+    (_STAGE + r"mask_fcs\.\d+\.bias$", 1, "uni", (-1.6, 0.1)),
+    (_STAGE + r"ffn\.layers\.0\.0\.bias$", 1, "uni", (-1.6, 0.1)),
+    (_STAGE + r"fc_mask\.weight$", 2, "fan", (0.3,)),
+    (_STAGE + r"fc_mask\.bias$", 1, "uni", (0, 0.02)),
+    (r"^(decode_head|auxiliary_head)\.(.*\.)?conv_seg\.weight$", 2, "fan", (1.4,)),
+    (r"^decode_head\..*fpn_bottleneck\.conv\.weight$", 2, "fan", (2,)),
+    (r"^decode_head\..*(lateral_convs|fpn_convs)\.\d+\.conv\.weight$", 2, "fan", (0.6,)),
+    (r"^decode_head\.(kernel_generate_head\.)?bottleneck\.conv\.weight$", 2, "fan", (0.8,)),
+    (r"^(decode_head|auxiliary_head)\..*conv\.weight$", 2, "fan", (0.4,)),
     (r"running_mean$", None, "uni", (0, 0.1)),
     (r"running_var$", None, "uni", (1, 0.5)),
     (r"relative_position_bias_table$", None, "uni", (0, 0.5)),
@@ -87,22 +104,23 @@ def load_state_dict(model, weights):
     import torch
 
     own = model.state_dict()
-    keys = [k for k in own if not k.endswith("num_batches_tracked")]
+    derived = ("num_batches_tracked", "relative_position_index")  # in checkpoints, but no weights
+    keys = [k for k in own if not k.endswith(derived)]
     if weights.startswith("seeded:"):
         seed = int(weights.split(":", 1)[1], 0)
         state = {k: torch.from_numpy(seeded_tensor(k, tuple(own[k].shape), seed)) for k in keys}
     else:
         from safetensors.torch import load_file
 
-        state = {k: v.float() for k, v in load_file(weights).items() if not k.endswith("num_batches_tracked")}
+        state = {k: v.float() for k, v in load_file(weights).items() if not k.endswith(derived)}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    missing = [k for k in missing if not k.endswith(derived)]
     if missing or unexpected:
         raise ValueError(f"{weights}: missing {missing}, unexpected {unexpected}")
 
 
 def self_test():
-    """The test vectors of WEIGHTS.md, bit for bit."""
+    """The test vectors of WEIGHTS.md and WEIGHTS_SEG.md, bit for bit."""
     assert fnv1a64("") == 0xCBF29CE484222325 and fnv1a64("a") == 0xAF63DC4C8601EC8C
     vectors = [
         ("backbone.conv1.weight", (64, 3, 7, 7), 0, "3cb3908c 3def43ac 3d408c99 3defda0c"),
@@ -110,6 +128,13 @@ def self_test():
         ("rpn_head.conv_seg.bias", (80,), 0, "c0844935 c06d1c03 c085e03d c0882558"),
         ("roi_head.mask_head.0.attention.attn.in_proj_weight", (768, 256), 0, "3e368720 be59cdaa be015eff 3dc0941f"),
         ("backbone.conv1.weight", (64, 3, 7, 7), 1, "3a11d999 bdd20df9 be22bd93 3e37e63f"),
+        ("backbone.stem.0.weight", (32, 3, 3, 3), 0, "3eba2486 bec12f40 bea4f468 3d92277f"),
+        ("decode_head.kernel_generate_head.conv_seg.weight", (150, 256, 1, 1), 0, "38d64295 be05288a bdfbf10f bdb038e1"),
+        ("decode_head.kernel_generate_head.fpn_bottleneck.conv.weight", (256, 1024, 3, 3), 0, "bc4bedac bbcbe5e0 bcd15373 3cdbde11"),
+        ("decode_head.kernel_update_head.0.fc_mask.weight", (256, 256), 0, "3cb8c0f4 3c73cbb7 3c9adbcd bcbc5155"),
+        ("decode_head.kernel_update_head.2.kernel_update_conv.fc_norm.bias", (256,), 0, "bf9cb729 bfa6046a bf9e8598 bf8e023f"),
+        ("backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table", (169, 3), 0, "bd1e2970 bdcaf660 be9a18cc beb96246"),
+        ("auxiliary_head.convs.0.conv.weight", (256, 1024, 3, 3), 0, "ba1089a1 bb72bbbf bb8fa061 b7c65591"),
     ]
     for name, shape, seed, bits in vectors:
         got = seeded_tensor(name, shape, seed).ravel()[:4].view(np.uint32)
@@ -118,4 +143,4 @@ def self_test():
 
 if __name__ == "__main__":
     self_test()
-    print("WEIGHTS.md test vectors: identical")
+    print("test vectors of WEIGHTS.md and WEIGHTS_SEG.md: identical")
