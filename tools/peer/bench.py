@@ -3,7 +3,9 @@
 
 For every model and size: (1) both engines run the same image and their last-stage logits, labels, masks or panoptic map are compared
 (a difference ends the run, unless --no-check); (2) N rounds alternate knet and PyTorch, the order swapped every round, each
-round taking the median of --runs runs after a warm-up; (3) the medians over the rounds and the ratios PyTorch / knet are printed.
+round taking the median of --runs runs after a warm-up; (3) the medians over the rounds and the ratios PyTorch / knet are printed, and the peak memory of each (knet's whole process;
+PyTorch's once it is warm, see peak.py). CPU time, of all threads for an image, is what a machine that others use too
+disturbs least: OMP_WAIT_POLICY=PASSIVE keeps PyTorch's threads from counting while they wait. It takes --runs of at least 2.
 
 `pre` = resize + normalise + pad, `network` = image tensor to class and stride-8 mask logits, or to class maps, `post` = x2 upsampling to finished
 masks or panoptic map, `total` = all three. Decoding the file is in none of them. The original size equals the network size.
@@ -42,19 +44,37 @@ VARIANT_TOLERANCE = 1e-3
 # --- knet: the only two places that know its command line ----------------------------------------------------------------
 
 
-def knet_bench(args, name, size):
-    """{phase: median ms} of one `knet bench` process, and what it printed."""
-    out = subprocess.run(
-        [args.knet, "bench", "--model", name, "--weights", args.weights, "--size", f"{size[0]}x{size[1]}",
-         "--threads", str(args.threads), "--runs", str(args.runs), "--no-steps", "--json"], check=True, stdout=subprocess.PIPE).stdout
+def knet_bench(args, name, size, runs):
+    """({phase: median ms}, CPU ms and peak MB of the whole process) of one `knet bench` process."""
+    usage, out = measured([args.knet, "bench", "--model", name, "--weights", args.weights, "--size", f"{size[0]}x{size[1]}",
+                           "--threads", args.threads, "--runs", runs, "--no-steps", "--json"])
     data = json.loads(out)
-    return {phase: float(data[phase]["p50"]) for phase in PHASES}, data
+    return {phase: float(data[phase]["p50"]) for phase in PHASES}, usage
 
 
 def knet_dump(args, name, image, size, out):
     """Writes every tap and final of `image` (a PNG that already has the network's size) to the safetensors file `out`."""
     subprocess.run([args.knet, "dump", "--weights", args.weights, "--model", name, "--image", str(image), "--no-resize",
                     "--ori-size", f"{size[0]}x{size[1]}", "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+
+
+# Starts a program and says, on a line behind its output, what CPU seconds and KB it took. A process of its own does this since a
+# child's peak begins with the size of the process that started it, and PyTorch's is large.
+WATCH = """
+import os, sys
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+status, usage = os.wait4(pid, 0)[1:]
+print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def measured(command):
+    """(CPU ms and peak resident MB of the process `command`, what it printed)."""
+    watch = [sys.executable, "-c", WATCH, *map(str, command)]
+    *out, usage = subprocess.run(watch, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    seconds, kilobytes = map(float, usage.split())
+    return {"cpu": 1e3 * seconds, "peak": kilobytes / 1024}, "\n".join(out)
 
 
 # --- PyTorch ---------------------------------------------------------------------------------------------------------------
@@ -76,9 +96,9 @@ class Peer:
             self.logits = [y.clone() for y in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
 
     def once(self):
-        """{phase: ms} of one run from uint8 image to finished result."""
+        """{phase: ms} of one run from uint8 image to finished result, and CPU ms of all threads."""
         with torch.no_grad() if self.lean else torch.inference_mode():
-            t0 = time.perf_counter()
+            cpu, t0 = time.process_time(), time.perf_counter()
             x = preprocess(self.cfg, self.image, self.size)
             if self.nhwc:
                 x = x.contiguous(memory_format=torch.channels_last)
@@ -87,7 +107,8 @@ class Peer:
             t2 = time.perf_counter()
             postprocess(self.cfg, outputs, self.batch_size, self.size, self.size, self.lean)
             t3 = time.perf_counter()
-        return dict(zip(PHASES, (1e3 * (t1 - t0), 1e3 * (t2 - t1), 1e3 * (t3 - t2), 1e3 * (t3 - t0))))
+        cpu = time.process_time() - cpu
+        return {p: 1e3 * t for p, t in zip((*PHASES, "cpu"), (t1 - t0, t2 - t1, t3 - t2, t3 - t0, cpu))}
 
     def bench(self, runs):
         """{phase: median ms} of `runs` runs after one warm-up."""
@@ -97,7 +118,7 @@ class Peer:
 
 def medians(rows):
     """Median of every phase over `rows`."""
-    return {phase: statistics.median(row[phase] for row in rows) for phase in PHASES}
+    return {phase: statistics.median(row[phase] for row in rows) for phase in rows[0]}
 
 
 def make_image(path, size):
@@ -162,26 +183,44 @@ def bench_size(args, name, size):
         check_equal(args, name, image, size)
 
     peers = make_peers(args, name, image, size)
-    trial = {kind: peer.bench(args.runs) for kind, peer in peers.items()}
+    trial = {kind: peer.once() for kind, peer in peers.items()}
     best = min(trial, key=lambda kind: trial[kind]["network"])
     raced = {kind: peers[kind] for kind in dict.fromkeys(("eager", best)) if kind in peers}
     rounds = {kind: [] for kind in (("knet",) if ours else ()) + tuple(raced)}
     for r in range(args.rounds):
         for kind in list(rounds) if r % 2 == 0 else list(rounds)[::-1]:
-            rounds[kind].append(knet_bench(args, name, size)[0] if kind == "knet" else raced[kind].bench(args.runs))
+            if kind == "knet":
+                row, usage = knet_bench(args, name, size, args.runs)
+                rounds[kind].append(row | {"cpu": usage["cpu"]})
+            else:
+                rounds[kind].append(raced[kind].bench(args.runs))
+    peaks = {}
+    if ours:
+        # What more images cost than one: loading and the seeds are not counted.
+        usage = knet_bench(args, name, size, 1)[1]
+        peaks["knet"] = usage["peak"]
+        for row in rounds["knet"]:
+            row["cpu"] = (row["cpu"] - usage["cpu"]) / max(args.runs - 1, 1)
+    for kind in () if args.no_memory else raced:
+        command = [sys.executable, Path(__file__).with_name("peak.py"), "--model", name, "--weights", args.weights, "--size",
+                   f"{size[0]}x{size[1]}", "--threads", args.threads, "--image", args.image, "--variant", kind]
+        peaks[kind] = float(measured(command)[1])
     result = {kind: medians(rows) for kind, rows in rounds.items()}
 
     for kind, row in {k: v for k, v in trial.items() if k not in raced}.items():
         print(f"  {kind:14} " + "  ".join(f"{p} {row[p]:8.1f}" for p in PHASES) + "  ms (trial only)")
     for kind, row in result.items():
         spread = max(x["network"] for x in rounds[kind]) / min(x["network"] for x in rounds[kind])
-        print(f"  {kind:14} " + "  ".join(f"{p} {row[p]:8.1f}" for p in PHASES) + f"  ms (network max/min over rounds {spread:.2f})")
+        print(f"  {kind:14} " + "  ".join(f"{p} {row[p]:8.1f}" for p in PHASES) + f"  CPU {row['cpu']:8.1f}  ms (network max/min over rounds {spread:.2f})")
     ratios = {}
     if ours:
         for kind in raced:
-            ratios[kind] = {p: result[kind][p] / result["knet"][p] for p in PHASES}
-            print(f"  {kind + ' / knet':14} network {ratios[kind]['network']:.2f}  total {ratios[kind]['total']:.2f}")
-    return {"model": name, "size": list(size), "threads": args.threads, "runs": args.runs, "rounds": rounds, "median": result, "best": best,
+            ratios[kind] = {p: value / result["knet"][p] for p, value in result[kind].items()}
+            print(f"  {kind + ' / knet':14} network {ratios[kind]['network']:.2f}  total {ratios[kind]['total']:.2f}"
+                  f"  CPU time {ratios[kind]['cpu']:.2f}")
+    if peaks:
+        print("  peak memory    " + "  ".join(f"{kind} {mb:.0f}" for kind, mb in peaks.items()) + "  MB")
+    return {"model": name, "size": list(size), "peak_mb": peaks, "threads": args.threads, "runs": args.runs, "rounds": rounds, "median": result, "best": best,
             "trial": trial, "first_call_ms": {k: p.first_ms for k, p in peers.items()}, "ratio": ratios}
 
 
@@ -194,6 +233,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--knet", default=str(REPO / "target/release/knet"), help="the knet program (default target/release/knet)")
     ap.add_argument("--peer-only", action="store_true", help="time PyTorch alone")
+    ap.add_argument("--no-memory", action="store_true", help="do not measure peak memory, which takes a process of each")
     ap.add_argument("--no-check", action="store_true", help="do not compare outputs first")
     ap.add_argument("--models", nargs="+", default=["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"], choices=sorted(MODELS))
     ap.add_argument("--sizes", nargs="+", type=parse_size, default=[(800, 1333), (512, 512), (320, 320)], metavar="HxW")

@@ -5,7 +5,8 @@ Runs in float32 (both forms of the post-processing) and in float64. Exits non-ze
 --tolerance (relative L2), a label, index or segment differs, or more mask bits or panoptic pixels than the limits. A few
 float32 pixels are ties: in case b of the panoptic model the two best objects of some pixels are 2e-6 apart (relative),
 about the float32 error of the whole network, so another convolution kernel may pick the other one; float64 gives the
-golden map exactly.
+golden map exactly. Deformable convolution amplifies float32 rounding so far that in case b of its model a mask logit crosses the
+threshold of the pooling behind it: what follows is one pixel off, 1e-3 of a small sum. --float64 leaves float32 out.
 """
 import argparse
 import json
@@ -96,6 +97,7 @@ def main():
     ap.add_argument("--mask-bits", type=int, default=50, help="largest number of differing mask bits of a case (default 50)")
     ap.add_argument("--pixels", type=int, default=5,
                     help="largest number of panoptic pixels that may differ in float32 (default 5; ties within 1e-5 relative)")
+    ap.add_argument("--float64", action="store_true", help="run in float64 alone")
     ap.add_argument("--verbose", action="store_true", help="print every tap")
     args = ap.parse_args()
 
@@ -103,6 +105,7 @@ def main():
     bad = 0
     runs = [("float32, plain post-processing", torch.float32, False), ("float32, lean post-processing", torch.float32, True),
             ("float64, plain post-processing", torch.float64, False)]
+    runs = runs[2:] if args.float64 else runs
     for name in args.models:
         folder = args.goldens / name
         meta = json.loads((folder / "meta.json").read_text())
