@@ -5,7 +5,7 @@ For every model and size: (1) both engines run the same image and their last-sta
 (a difference ends the run, unless --no-check); (2) N rounds alternate knet and PyTorch, the order swapped every round, each
 round taking the median of --runs runs after a warm-up; (3) the medians over the rounds and the ratios PyTorch / knet are printed, and the peak memory of each (knet's whole process;
 PyTorch's once it is warm, see peak.py). CPU time, of all threads for an image, is what a machine that others use too
-disturbs least: OMP_WAIT_POLICY=PASSIVE keeps PyTorch's threads from counting while they wait. It takes --runs of at least 2.
+disturbs least: OMP_WAIT_POLICY=PASSIVE keeps PyTorch's threads from counting while they wait.
 
 `pre` = resize + normalise + pad, `network` = image tensor to class and stride-8 mask logits, or to class maps, `post` = x2 upsampling to finished
 masks or panoptic map, `total` = all three. Decoding the file is in none of them. The original size equals the network size.
@@ -196,11 +196,11 @@ def bench_size(args, name, size):
                 rounds[kind].append(raced[kind].bench(args.runs))
     peaks = {}
     if ours:
-        # What more images cost than one: loading and the seeds are not counted.
-        usage = knet_bench(args, name, size, 1)[1]
+        # What two more images cost: loading and the seeds are not counted.
+        usage = knet_bench(args, name, size, args.runs + 2)[1]
         peaks["knet"] = usage["peak"]
         for row in rounds["knet"]:
-            row["cpu"] = (row["cpu"] - usage["cpu"]) / max(args.runs - 1, 1)
+            row["cpu"] = (usage["cpu"] - row["cpu"]) / 2
     for kind in () if args.no_memory else raced:
         command = [sys.executable, Path(__file__).with_name("peak.py"), "--model", name, "--weights", args.weights, "--size",
                    f"{size[0]}x{size[1]}", "--threads", args.threads, "--image", args.image, "--variant", kind]

@@ -9,6 +9,7 @@ mod depthwise;
 mod grad;
 mod implicit;
 mod shape;
+mod skip;
 #[cfg(test)]
 pub(crate) mod tests;
 mod winograd;
@@ -126,6 +127,9 @@ impl Conv {
         let gemm = self.group_gemm();
         match self.kernel {
             ConvKernel::Pointwise => gemm.run(x, s.c_in, packed, epilogue, y, s.c_out),
+            ConvKernel::ImplicitGemm if skip::suits(s) && epilogue.residual.is_none() => {
+                skip::run(self, x, packed, target);
+            }
             ConvKernel::ImplicitGemm => {
                 for group in 0..s.groups {
                     let a = implicit::Fields::new(*s, x.as_ptr(), group);

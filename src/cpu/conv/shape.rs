@@ -1,5 +1,6 @@
 //! The shape of a convolution and the choice of its kernel.
 
+use super::skip;
 use std::fmt;
 
 /// A 2-D convolution of an NHWC map `[batch, height, width, c_in]` with KRSC filters
@@ -74,9 +75,22 @@ impl ConvShape {
         self.kernel[0] * self.kernel[1] * self.c_in / self.groups
     }
 
-    /// A 3x3, stride 1, undilated, ungrouped convolution.
-    fn is_plain_3x3(&self) -> bool {
-        self.kernel == [3, 3] && self.stride == [1, 1] && self.dilation == [1, 1] && self.groups == 1
+    /// A 3x3, stride 1, ungrouped convolution of any dilation.
+    fn suits_winograd(&self) -> bool {
+        self.kernel == [3, 3] && self.stride == [1, 1] && self.groups == 1
+    }
+
+    /// How many residues modulo the dilation the outputs of an axis have. Outputs of one residue and what they
+    /// read are a map of their own, on which the convolution is undilated.
+    pub(super) fn residues(&self, axis: usize) -> usize {
+        self.dilation[axis].min([self.out_height(), self.out_width()][axis])
+    }
+
+    /// Winograd's tiles of `out x out` outputs, down and across one image: whole tiles of every residue.
+    pub(super) fn tiles(&self, out: usize) -> [usize; 2] {
+        let extents = [self.out_height(), self.out_width()];
+        let tiles = |axis: usize| extents[axis].div_ceil(self.dilation[axis]).div_ceil(out);
+        [0, 1].map(|axis| self.residues(axis) * tiles(axis))
     }
 }
 
@@ -119,7 +133,7 @@ impl ConvKernel {
                     && shape.groups == 1
             }
             ConvKernel::ImplicitGemm => true,
-            ConvKernel::Winograd2 | ConvKernel::Winograd4 => shape.is_plain_3x3(),
+            ConvKernel::Winograd2 | ConvKernel::Winograd4 => shape.suits_winograd(),
             ConvKernel::Depthwise => shape.groups == shape.c_in && shape.c_out == shape.c_in,
         }
     }
@@ -139,7 +153,7 @@ pub enum Arithmetic {
 
 /// The kernel for `shape`: a function of its arguments alone.
 ///
-/// Plain 3x3 convolutions take the kernel of least estimated cost, in multiplications a pair of channels:
+/// 3x3 convolutions of stride 1 take the kernel of least estimated cost, in multiplications a pair of channels:
 /// products; Winograd's transforms, dearer with fewer channels to share them; and streaming the (transformed)
 /// filters, which takes as long as computing with each value some twenty times. Fitted to Zen 5 with AVX-512.
 pub fn select(shape: &ConvShape, arithmetic: Arithmetic) -> ConvKernel {
@@ -155,11 +169,11 @@ pub fn select(shape: &ConvShape, arithmetic: Arithmetic) -> ConvKernel {
     if ConvKernel::Pointwise.supports(shape) {
         return ConvKernel::Pointwise;
     }
-    if !shape.is_plain_3x3() {
+    if !shape.suits_winograd() {
         return ConvKernel::ImplicitGemm;
     }
-    let direct = 9.0 * (shape.out_pixels() as f64 + STREAM);
-    let tiles = |out: usize| shape.batch * shape.out_height().div_ceil(out) * shape.out_width().div_ceil(out);
+    let direct = skip::products(shape) as f64 + 9.0 * STREAM;
+    let tiles = |out: usize| shape.batch * shape.tiles(out).iter().product::<usize>();
     let winograd = |out: usize| {
         let tiles = tiles(out);
         let transforms = 16.0 / shape.c_in as f64 + 16.0 / shape.c_out as f64;

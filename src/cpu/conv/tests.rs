@@ -172,6 +172,22 @@ proptest! {
         check(ConvShape { groups: 1, kernel: [3, 3], stride: [1, 1], dilation: [1, 1], ..shape });
     }
 
+    /// Dilated so far that residues have few outputs each or none, and taps lie in the padding altogether.
+    #[test]
+    fn dilated_3x3(shape in any_shape(), dilation in [1usize..9, 1usize..9], padding in [0usize..9, 0usize..9]) {
+        let padding_end = padding;
+        check(ConvShape { groups: 1, kernel: [3, 3], stride: [1, 1], dilation, padding, padding_end, ..shape });
+    }
+
+    /// As many channels as products that are left out take.
+    #[test]
+    fn taps_in_the_padding(
+        shape in any_shape(), dilation in [1usize..9, 1usize..9], padding in [0usize..9, 0usize..9],
+    ) {
+        let (stride, c_in) = ([1, 1], 256);
+        check(ConvShape { groups: 1, stride, dilation, padding, c_in, ..shape });
+    }
+
     #[test]
     fn pointwise(shape in any_shape()) {
         check(ConvShape { groups: 1, kernel: [1, 1], stride: [1, 1], padding: [0, 0], padding_end: [0, 0], ..shape });
@@ -197,6 +213,16 @@ proptest! {
 #[test]
 fn same_bits_on_any_number_of_threads() {
     for shape in [
+        ConvShape {
+            height: 30,
+            width: 31,
+            c_in: 256,
+            c_out: 70,
+            padding: [9; 2],
+            padding_end: [9; 2],
+            dilation: [9; 2],
+            ..PLAIN
+        },
         ConvShape { height: 40, width: 50, c_in: 40, c_out: 70, ..PLAIN },
         ConvShape { height: 20, width: 50, c_in: 70, c_out: 70, groups: 70, ..PLAIN },
         ConvShape {
@@ -216,6 +242,33 @@ fn same_bits_on_any_number_of_threads() {
                 same_bits(|| run(&Conv { shape, kernel, isa }, &x, &filter, &Epilogue::default()));
             }
         }
+    }
+}
+
+/// What products are left out of was zero, and is added as before.
+#[test]
+fn leaving_out_taps_changes_no_bit() {
+    let shape = ConvShape {
+        batch: 2,
+        height: 19,
+        width: 23,
+        c_in: 256,
+        c_out: 40,
+        padding: [8; 2],
+        padding_end: [8; 2],
+        dilation: [8; 2],
+        ..PLAIN
+    };
+    assert!(skip::suits(&shape));
+    let (x, filter) = (noise(shape.input_len(), 1), noise(shape.filter_len(), 2));
+    let (bias, residual) = (noise(shape.c_out, 3), vec![0.0; shape.output_len()]);
+    for isa in Isa::available() {
+        let conv = Conv { shape, kernel: ConvKernel::ImplicitGemm, isa };
+        // With a residual nothing is left out.
+        let whole = Epilogue { residual: Some(&residual), ..Epilogue::bias(&bias) };
+        let (left_out, whole) =
+            (run(&conv, &x, &filter, &Epilogue::bias(&bias)), run(&conv, &x, &filter, &whole));
+        assert!(left_out.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa}");
     }
 }
 
@@ -265,4 +318,20 @@ fn choice_is_named() {
     assert_eq!(plain(25, 42, 512), "winograd-f2");
     assert_eq!(plain(8, 8, 512), "winograd-f2");
     assert_eq!(plain(2, 3, 512), "implicit-gemm");
+    let dilated = |step, c| {
+        of(ConvShape {
+            height: 64,
+            width: 64,
+            c_in: c,
+            c_out: 512,
+            padding: [step; 2],
+            padding_end: [step; 2],
+            dilation: [step; 2],
+            ..PLAIN
+        })
+    };
+    assert_eq!(dilated(2, 256), "winograd-f4");
+    assert_eq!(dilated(4, 512), "winograd-f4");
+    // Most taps lie in the padding, and are left out.
+    assert_eq!(dilated(36, 2048), "implicit-gemm");
 }

@@ -6,6 +6,9 @@
 //! 2. `IN^2` matrix products with the transformed filters: M`[IN^2][tiles, c_out]`;
 //! 3. output transform with the epilogue, into the map.
 //!
+//! The outputs of a dilated convolution whose rows and columns are equal modulo the dilation read a map of
+//! their own, undilated: tiles are cut from each of these, so that a tile's pixels lie the dilation apart.
+//!
 //! V and M of one block stay in the last-level cache, and each block streams the filters once. Transforms
 //! are vectorised over channels.
 
@@ -60,7 +63,7 @@ pub(super) struct Layout {
 impl Layout {
     pub fn new(shape: ConvShape, out: usize, isa: Isa) -> Layout {
         let (mr, nr) = tile_shape(isa);
-        let (down, across) = (shape.out_height().div_ceil(out), shape.out_width().div_ceil(out));
+        let [down, across] = shape.tiles(out);
         let tiles = shape.batch * down * across;
         let block = tiles.div_ceil(tiles.div_ceil(BLOCK).max(1)).next_multiple_of(mr);
         let c_out_padded = shape.c_out.next_multiple_of(nr);

@@ -40,11 +40,16 @@ impl<'a, S, const IN: usize, const OUT: usize> Outputs<'a, S, IN, OUT> {
 }
 
 impl Layout {
-    /// Image, first output row and first output column of a tile.
+    /// Image, first output row and first output column of a tile; its others follow the dilation apart. A tile
+    /// of the last residues may lie past the map.
     #[inline(always)]
     fn corner(&self, tile: usize, out: usize) -> (usize, usize, usize) {
         let (image, rest) = (tile / (self.down * self.across), tile % (self.down * self.across));
-        (image, rest / self.across * out, rest % self.across * out)
+        let first = |tile: usize, axis: usize| {
+            let residues = self.shape.residues(axis);
+            tile % residues + tile / residues * out * self.shape.dilation[axis]
+        };
+        (image, first(rest / self.across, 0), first(rest % self.across, 1))
     }
 }
 
@@ -57,7 +62,9 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Inputs<'_, S
             // The tile's corner in the map, which may lie in the padding.
             let (y, x) = (y as isize - s.padding[0] as isize, x as isize - s.padding[1] as isize);
             let (height, width) = (s.height as isize, s.width as isize);
-            let inside = y >= 0 && y + IN as isize <= height && x >= 0 && x + IN as isize <= width;
+            let [down, across] = s.dilation.map(|step| step as isize);
+            let reach = IN as isize - 1;
+            let inside = y >= 0 && y + reach * down < height && x >= 0 && x + reach * across < width;
             let map = self.pass.x.wrapping_add(image * s.height * s.width * s.c_in);
             let row = self.pass.v.wrapping_add(strip_row(tile, s.c_in, A::MR));
             for c in self.channels.clone().step_by(A::V::LANES) {
@@ -70,7 +77,7 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Inputs<'_, S
                     for j in 0..IN {
                         let mut column = [zero; IN];
                         for (i, d) in column.iter_mut().enumerate() {
-                            let (y, x) = (y + i as isize, x + j as isize);
+                            let (y, x) = (y + i as isize * down, x + j as isize * across);
                             if inside || (y >= 0 && y < height && x >= 0 && x < width) {
                                 let at = (y * width + x) as usize * s.c_in + c;
                                 *d = A::V::load_up_to(map.add(at), count);
@@ -102,7 +109,9 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, 
         let (out_h, out_w) = (s.out_height(), s.out_width());
         for tile in self.tiles {
             let (image, y, x) = self.pass.layout.corner(self.first + tile, OUT);
-            let (rows, cols) = (OUT.min(out_h - y), OUT.min(out_w - x));
+            let [down, across] = s.dilation;
+            let rows = out_h.saturating_sub(y).div_ceil(down).min(OUT);
+            let cols = out_w.saturating_sub(x).div_ceil(across).min(OUT);
             let origin = ((image * out_h + y) * out_w + x) * s.c_out;
             for c in self.channels.clone().step_by(A::V::LANES) {
                 let count = A::V::LANES.min(s.c_out - c);
@@ -131,7 +140,7 @@ impl<S: Scheme<IN, OUT>, const IN: usize, const OUT: usize> Job for Outputs<'_, 
                         let line = S::output(half[i]);
                         for j in 0..OUT {
                             if i < rows && j < cols {
-                                let at = origin + (i * out_w + j) * s.c_out + c;
+                                let at = origin + (i * down * out_w + j * across) * s.c_out + c;
                                 let mut v = line[j].add(bias);
                                 if !finish.residual.is_null() {
                                     v = v.add(A::V::load_up_to(finish.residual.add(at), count));
