@@ -80,8 +80,8 @@ impl ConvShape {
         self.kernel == [3, 3] && self.stride == [1, 1] && self.groups == 1
     }
 
-    /// How many residues modulo the dilation the outputs of an axis have. Outputs of one residue and what they
-    /// read are a map of their own, on which the convolution is undilated.
+    /// How many residues modulo the dilation the outputs of an axis have. Outputs of one residue and what
+    /// they read are a map of their own, on which the convolution is undilated.
     pub(super) fn residues(&self, axis: usize) -> usize {
         self.dilation[axis].min([self.out_height(), self.out_width()][axis])
     }
@@ -153,9 +153,10 @@ pub enum Arithmetic {
 
 /// The kernel for `shape`: a function of its arguments alone.
 ///
-/// 3x3 convolutions of stride 1 take the kernel of least estimated cost, in multiplications a pair of channels:
-/// products; Winograd's transforms, dearer with fewer channels to share them; and streaming the (transformed)
-/// filters, which takes as long as computing with each value some twenty times. Fitted to Zen 5 with AVX-512.
+/// 3x3 convolutions of stride 1 take the kernel of least estimated cost, in multiplications a pair of
+/// channels: products; Winograd's transforms, dearer with fewer channels to share them; and streaming the
+/// (transformed) filters, which takes as long as computing with each value some twenty times. Fitted to Zen 5
+/// with AVX-512.
 pub fn select(shape: &ConvShape, arithmetic: Arithmetic) -> ConvKernel {
     const STREAM: f64 = 20.0;
     // F(4x4) rounds three times as coarsely as F(2x2), which is as exact as direct convolution: its output

@@ -2,8 +2,8 @@
 //! branches: at dilation 36 on 64x64, six taps of ten).
 //!
 //! Along each axis the outputs are cut where a tap enters or leaves the map. The outputs of a rectangle so
-//! made see the same taps inside the map and none outside of it: it is a product over those alone. What is left
-//! out are sums of zeros, block by block as they would have been added, so the results are the same.
+//! made see the same taps inside the map and none outside of it: it is a product over those alone. What is
+//! left out are sums of zeros, block by block as they would have been added, so the results are the same.
 
 use std::ops::Range;
 
@@ -12,8 +12,8 @@ use crate::cpu::gemm::{Ahead, Arch, Block, KC, MC, Panels, Places, Target, for_e
 use super::implicit::Fields;
 use super::{Conv, ConvShape};
 
-/// Whether products are left out for this shape: if it is worth cutting the map up. Blocks of K may not straddle
-/// taps.
+/// Whether products are left out for this shape: if it is worth cutting the map up. Blocks of K may not
+/// straddle taps.
 pub(super) fn suits(s: &ConvShape) -> bool {
     let plain = s.stride == [1, 1] && s.groups == 1 && s.c_in.is_multiple_of(KC);
     let all = s.kernel[0] * s.kernel[1] * s.out_height() * s.out_width();

@@ -40,8 +40,8 @@ impl<'a, S, const IN: usize, const OUT: usize> Outputs<'a, S, IN, OUT> {
 }
 
 impl Layout {
-    /// Image, first output row and first output column of a tile; its others follow the dilation apart. A tile
-    /// of the last residues may lie past the map.
+    /// Image, first output row and first output column of a tile; its others follow the dilation apart. A
+    /// tile of the last residues may lie past the map.
     #[inline(always)]
     fn corner(&self, tile: usize, out: usize) -> (usize, usize, usize) {
         let (image, rest) = (tile / (self.down * self.across), tile % (self.down * self.across));
