@@ -100,6 +100,11 @@ const PLAIN: ConvShape = ConvShape {
     groups: 1,
 };
 
+/// "Same" padding, taps so far apart.
+fn dilated(step: usize) -> ConvShape {
+    ConvShape { padding: [step; 2], padding_end: [step; 2], dilation: [step; 2], ..PLAIN }
+}
+
 #[test]
 fn network_shapes_in_small() {
     check(ConvShape {
@@ -213,16 +218,7 @@ proptest! {
 #[test]
 fn same_bits_on_any_number_of_threads() {
     for shape in [
-        ConvShape {
-            height: 30,
-            width: 31,
-            c_in: 256,
-            c_out: 70,
-            padding: [9; 2],
-            padding_end: [9; 2],
-            dilation: [9; 2],
-            ..PLAIN
-        },
+        ConvShape { height: 30, width: 31, c_in: 256, c_out: 70, ..dilated(9) },
         ConvShape { height: 40, width: 50, c_in: 40, c_out: 70, ..PLAIN },
         ConvShape { height: 20, width: 50, c_in: 70, c_out: 70, groups: 70, ..PLAIN },
         ConvShape {
@@ -248,17 +244,7 @@ fn same_bits_on_any_number_of_threads() {
 /// What products are left out of was zero, and is added as before.
 #[test]
 fn leaving_out_taps_changes_no_bit() {
-    let shape = ConvShape {
-        batch: 2,
-        height: 19,
-        width: 23,
-        c_in: 256,
-        c_out: 40,
-        padding: [8; 2],
-        padding_end: [8; 2],
-        dilation: [8; 2],
-        ..PLAIN
-    };
+    let shape = ConvShape { batch: 2, height: 19, width: 23, c_in: 256, c_out: 40, ..dilated(8) };
     assert!(skip::suits(&shape));
     let (x, filter) = (noise(shape.input_len(), 1), noise(shape.filter_len(), 2));
     let (bias, residual) = (noise(shape.c_out, 3), vec![0.0; shape.output_len()]);
@@ -318,20 +304,9 @@ fn choice_is_named() {
     assert_eq!(plain(25, 42, 512), "winograd-f2");
     assert_eq!(plain(8, 8, 512), "winograd-f2");
     assert_eq!(plain(2, 3, 512), "implicit-gemm");
-    let dilated = |step, c| {
-        of(ConvShape {
-            height: 64,
-            width: 64,
-            c_in: c,
-            c_out: 512,
-            padding: [step; 2],
-            padding_end: [step; 2],
-            dilation: [step; 2],
-            ..PLAIN
-        })
-    };
-    assert_eq!(dilated(2, 256), "winograd-f4");
-    assert_eq!(dilated(4, 512), "winograd-f4");
+    let apart = |step, c_in| of(ConvShape { height: 64, width: 64, c_in, c_out: 512, ..dilated(step) });
+    assert_eq!(apart(2, 256), "winograd-f4");
+    assert_eq!(apart(4, 512), "winograd-f4");
     // Most taps lie in the padding, and are left out.
-    assert_eq!(dilated(36, 2048), "implicit-gemm");
+    assert_eq!(apart(36, 2048), "implicit-gemm");
 }

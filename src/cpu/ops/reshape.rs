@@ -1,5 +1,4 @@
-//! A reshape outside a plan (plans alias instead): a copy, and that of whatever else is none of a plan's
-//! work.
+//! A copy: a reshape outside a plan (plans alias instead), and dropout without factors.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use crate::ops::Reshape;

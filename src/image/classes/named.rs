@@ -1,25 +1,20 @@
 //! Class lists of semantic data sets, in the order of the networks.
 
-/// The lists that there are.
-const NAMES: [&str; 3] = ["ade20k", "cityscapes", "coco-stuff"];
+/// Class lists by the name that a user gives: whether COCO's things come first, and the names.
+const LISTS: [(&str, bool, &[&str]); 3] =
+    [("ade20k", false, &ADE20K), ("cityscapes", false, &CITYSCAPES), ("coco-stuff", true, &COCO_STUFF)];
 
 /// The classes of a data set, by its name in lower case: `ade20k` (the 150 of the scene parsing challenge),
 /// `cityscapes` (the 19 that are evaluated) or `coco-stuff` (the 171 of COCO-Stuff 164k).
 pub fn list(name: &str) -> Option<Vec<&'static str>> {
-    match name {
-        "ade20k" => Some(ADE20K.to_vec()),
-        "cityscapes" => Some(CITYSCAPES.to_vec()),
-        "coco-stuff" => {
-            let things = super::coco().iter().filter(|class| class.is_thing).map(|class| &*class.name);
-            Some(things.chain(COCO_STUFF).collect())
-        }
-        _ => None,
-    }
+    let &(_, after_things, list) = LISTS.iter().find(|(known, ..)| *known == name)?;
+    let things = super::coco().iter().filter(|class| after_things && class.is_thing);
+    Some(things.map(|class| &*class.name).chain(list.iter().copied()).collect())
 }
 
 /// Names that [`list`] knows.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    NAMES.into_iter()
+    LISTS.iter().map(|(name, ..)| *name)
 }
 
 /// As mmsegmentation's `ADE20KDataset` has them; labels of the data set are one more, 0 being none of them.

@@ -154,15 +154,15 @@ impl Part for Swin {
     fn build(&self, b: &mut Builder, image: ValueId) -> Result<Vec<ValueId>> {
         let mut x = patch_embedding(b, image, self.channels)?;
         let mut levels = Vec::new();
+        let last = self.depths.iter().sum::<usize>().max(2) - 1;
         for (stage, (&depth, &heads)) in self.depths.iter().zip(&self.heads).enumerate() {
             if stage > 0 {
                 x = patch_merging(b, &format!("backbone.stages.{}.downsample", stage - 1), x)?;
             }
+            let before: usize = self.depths[..stage].iter().sum();
             for index in 0..depth {
                 let prefix = format!("backbone.stages.{stage}.blocks.{index}");
-                let before: usize = self.depths[..stage].iter().sum();
-                let last = self.depths.iter().sum::<usize>() - 1;
-                let path = DropKind::Path { share: (before + index) as f32 / last.max(1) as f32 };
+                let path = DropKind::Path { share: (before + index) as f32 / last as f32 };
                 x = self.block(b, &prefix, x, Block { heads, shifted: index % 2 == 1, path })?;
             }
             levels.push(layer_norm(b, &format!("backbone.norm{stage}"), x)?);

@@ -139,7 +139,7 @@ pub struct Trained {
 
 /// What predictions are compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Targets {
+pub enum TargetInputs {
     /// A detector's.
     Objects(ObjectTargets),
     /// A semantic model's.
@@ -156,7 +156,7 @@ pub struct TrainNetwork {
     /// Images, as the model takes them.
     pub image: InputId,
     /// What predictions are compared with.
-    pub targets: Targets,
+    pub targets: TargetInputs,
     /// What is dropped in a run.
     pub dropouts: Vec<TrainedDropout>,
     /// The loss terms in upstream's order.
@@ -206,7 +206,7 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
     let mut averages = Vec::new();
     for norm in &norms {
         // The running variance is unbiased, the batch's is not.
-        let unbiased = norm.count as f32 / (norm.count as f32 - 1.0).max(1.0);
+        let unbiased = norm.count as f32 / (norm.count as f32 - 1.0);
         for (param, batch, factor) in
             [(&norm.mean.0, norm.mean.1, 1.0), (&norm.variance.0, norm.variance.1, unbiased)]
         {
@@ -292,7 +292,7 @@ fn follow_statistics(
 struct Compared {
     /// The segment that they begin.
     backward: SegmentId,
-    targets: Targets,
+    targets: TargetInputs,
     terms: Vec<Term>,
 }
 

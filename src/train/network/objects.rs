@@ -5,7 +5,7 @@
 //! the initial masks), so the costs of all rounds are known after the forward pass, and the host breaks the
 //! run there: see [`step`](crate::train::step).
 
-use super::{Assembly, Compared, Targets, Term, TermKind};
+use super::{Assembly, Compared, TargetInputs, Term, TermKind};
 use crate::error::Result;
 use crate::graph::{InputId, OutputId, ValueId};
 use crate::model::SIZE_DIVISOR;
@@ -90,7 +90,7 @@ pub(super) fn compare(a: &mut Assembly<'_>) -> Result<Compared> {
         class_weights: known.class_weights.map(id).transpose()?,
         seg_labels,
     };
-    Ok(Compared { backward, targets: Targets::Objects(targets), terms })
+    Ok(Compared { backward, targets: TargetInputs::Objects(targets), terms })
 }
 
 impl Assembly<'_> {

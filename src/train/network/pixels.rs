@@ -1,7 +1,7 @@
 //! A semantic model's losses: the class maps of the generator, of every stage and of the auxiliary head,
 //! compared with the class of each pixel at the size of the image.
 
-use super::{Assembly, Compared, Targets, TermKind};
+use super::{Assembly, Compared, TargetInputs, TermKind};
 use crate::error::Result;
 use crate::graph::{InputId, ValueId};
 use crate::ops::{CrossEntropyLoss, Reshape, ValueType};
@@ -24,7 +24,7 @@ pub(super) fn compare(a: &mut Assembly<'_>) -> Result<Compared> {
         let loss = cross_entropy(a, &tap, &name, classes)?;
         terms.push(a.term(name, (TermKind::Pixel, 0), weight, loss)?);
     }
-    Ok(Compared { backward, targets: Targets::Pixels(PixelTargets { classes: id }), terms })
+    Ok(Compared { backward, targets: TargetInputs::Pixels(PixelTargets { classes: id }), terms })
 }
 
 /// Taps of the class maps of a model with so many stages, and upstream's names of their losses.

@@ -9,7 +9,7 @@ mod objects;
 mod pixels;
 
 use super::data::Batch;
-use super::network::{Segments, Targets, Term, TrainNetwork, TrainSpec, Trained, build_training};
+use super::network::{Segments, TargetInputs, Term, TrainNetwork, TrainSpec, Trained, build_training};
 use super::optimizer::{Optimizer, run};
 use crate::engine::{Device, training_executor};
 use crate::error::{Error, Result};
@@ -86,8 +86,8 @@ impl TrainStep {
     fn bind(spec: &TrainSpec<'_>, network: TrainNetwork, executor: Box<dyn Executor>) -> Self {
         let named = |term: &Term| (term.name.clone(), 0.0);
         let comparison = match network.targets {
-            Targets::Objects(targets) => Comparison::Objects(Box::new(Objects::new(spec, targets))),
-            Targets::Pixels(targets) => Comparison::Pixels(Pixels::new(spec, targets)),
+            TargetInputs::Objects(targets) => Comparison::Objects(Box::new(Objects::new(spec, targets))),
+            TargetInputs::Pixels(targets) => Comparison::Pixels(Pixels::new(spec, targets)),
         };
         TrainStep {
             losses: Losses { terms: network.terms.iter().map(named).collect(), total: 0.0 },
