@@ -116,7 +116,7 @@ fn training(threads: usize) {
     let config = Config {
         neck: Fpn { channels: 32 },
         head: Head { feedforward_channels: 64, proposals: 10, ..Head::default() },
-        ..Config::of(EfficientNetLite { variant: 0 }.into(), Classes::new(3, 0))
+        ..Config::of(EfficientNetLite::new(0).into(), Classes::new(3, 0))
     };
     let optimizer = AdamWConfig { ema: 0.99, ..AdamWConfig::default() };
     let spec = TrainSpec {
