@@ -33,7 +33,7 @@ pub use segmentation::Segmentation;
 pub use session::{InputSize, Session, SessionOptions, Timings};
 pub use source::WeightSource;
 #[cfg(feature = "train")]
-pub use training::{training_executor, validation_engine};
+pub use training::{Compute, TrainingPrecision, training_executor, validation_engine};
 #[cfg(feature = "cuda")]
 pub use tuning::Tuning;
 

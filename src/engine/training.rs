@@ -4,50 +4,131 @@ use super::{Device, Engine, WeightSource};
 use crate::cpu::{self, Arithmetic, Pool, Selection, Weights};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, Runtime, gpu::Precision};
-#[cfg(not(feature = "cuda"))]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::Executor;
 use crate::graph::Graph;
 use crate::isa::Isa;
 use crate::plan::constants::ParamLoader;
+use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
-/// The precision that training has on a GPU.
+/// What a GPU stores maps and their gradients as while it trains. Weights, gradients of filters, rows of
+/// objects, losses and all sums are f32 in each; the CPU has f32 alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainingPrecision {
+    /// f32, for agreement with the CPU.
+    #[default]
+    F32,
+    /// bf16 on tensor cores: f32's range, so that gradients need no scaling.
+    Bf16,
+}
+
+impl fmt::Display for TrainingPrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TrainingPrecision::F32 => "f32",
+            TrainingPrecision::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for TrainingPrecision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<TrainingPrecision> {
+        match text {
+            "f32" => Ok(TrainingPrecision::F32),
+            "bf16" => Ok(TrainingPrecision::Bf16),
+            _ => Err(Error::usage(format!("`{text}` is no precision of training; takes f32 or bf16"))),
+        }
+    }
+}
+
 #[cfg(feature = "cuda")]
-const PRECISION: Precision = Precision::F32;
+impl From<TrainingPrecision> for Precision {
+    fn from(precision: TrainingPrecision) -> Precision {
+        match precision {
+            TrainingPrecision::F32 => Precision::F32,
+            TrainingPrecision::Bf16 => Precision::Bf16,
+        }
+    }
+}
 
-/// An engine with the weights in `path`, on the device and in the precision that training has: what a GPU in
-/// f16 makes of a checkpoint must not choose the best one of a run in f32. As in training, [`Device::Auto`]
-/// is the CPU.
+/// What a run trains and validates on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compute {
+    /// The device. [`Device::Auto`] is the CPU: a run does not change its numbers because a driver was
+    /// installed.
+    pub device: Device,
+    /// Of maps on a GPU.
+    pub precision: TrainingPrecision,
+    /// Threads of the CPU, 0 for one a core. The numbers do not depend on it.
+    pub threads: usize,
+}
+
+impl Compute {
+    /// The CPU with so many threads.
+    pub fn cpu(threads: usize) -> Compute {
+        Compute { device: Device::Cpu, precision: TrainingPrecision::F32, threads }
+    }
+
+    /// The device that is meant.
+    fn device(&self) -> Device {
+        if self.device == Device::Auto { Device::Cpu } else { self.device }
+    }
+
+    /// Whether the device has the precision.
+    ///
+    /// # Errors
+    /// A sentence if not.
+    pub fn validate(&self) -> Result<(), String> {
+        match (self.device(), self.precision) {
+            (Device::Cpu, precision) if precision != TrainingPrecision::F32 => {
+                Err(format!("precision {precision} is that of a GPU (--device cuda); the CPU trains in f32"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", self.device(), self.precision)
+    }
+}
+
+/// An engine with the weights in `path` on the device that a run trains on, in f32: what a GPU in 16 bits
+/// makes of a checkpoint must not choose the best one.
 ///
 /// # Errors
 /// As [`EngineBuilder::build`](super::EngineBuilder::build).
-pub fn validation_engine(path: &Path, device: Device, threads: usize) -> Result<Engine> {
-    let device = if device == Device::Auto { Device::Cpu } else { device };
+pub fn validation_engine(path: &Path, compute: Compute) -> Result<Engine> {
     let builder = Engine::builder().weights(WeightSource::File(path.to_path_buf()));
     #[cfg(feature = "cuda")]
-    let builder = builder.precision(PRECISION);
-    builder.device(device).threads(threads).build()
+    let builder = builder.precision(Precision::F32);
+    builder.device(compute.device()).threads(compute.threads).build()
 }
 
-/// Plans a training graph for a device and loads its variables and constants, which `load` gives in the
-/// checkpoint's layout. `threads` are those of the CPU, 0 for one a core. [`Device::Auto`] is the CPU, which
-/// alone has programs for all that training does.
+/// Plans a training graph and loads its variables and constants, which `load` gives in the checkpoint's
+/// layout.
 ///
 /// # Errors
+/// [`Error::Usage`](crate::Error::Usage) for a precision that the device does not have;
 /// [`Error::Shape`](crate::Error::Shape) naming the first operator that the device has no program for;
 /// [`Error::Cuda`](crate::Error::Cuda) if it cannot be used, [`Error::Memory`](crate::Error::Memory) if it is
 /// too small; what `load` says.
 pub fn training_executor(
-    device: Device,
+    compute: Compute,
     graph: &Graph,
-    threads: usize,
     load: Box<ParamLoader>,
 ) -> Result<Box<dyn Executor>> {
-    match device {
+    compute.validate().map_err(Error::usage)?;
+    match compute.device() {
         Device::Auto | Device::Cpu => {
-            let pool = Pool::new(threads)?;
+            let pool = Pool::new(compute.threads)?;
             // Exact: what a stage pools hangs on which side of 0 a mask logit falls, and a pixel of a small
             // mask is a per cent of it.
             let fast = Selection::new(Isa::detect(), pool.threads());
@@ -64,7 +145,7 @@ pub fn training_executor(
         Device::Cuda(ordinal) => {
             let device = cuda::Device::open(ordinal)?;
             Runtime::check(&device)?;
-            let runtime = Runtime::new(device, PRECISION, load)?;
+            let runtime = Runtime::new(device, compute.precision.into(), load)?;
             let plan = cuda::plan(graph, runtime.selection().clone())?;
             let mut executor = cuda::Executor::with_floats(plan, &runtime)?;
             executor.load(&|param| runtime.constants().load(param))?;

@@ -54,11 +54,12 @@ impl Conv2d {
     /// A square stride with TensorFlow's "same" padding of a `size[0]` x `size[1]` map: outputs number
     /// `ceil(size / stride)`, and where the zeros that this takes are odd in number, the extra one comes
     /// **after** the map. The stem of EfficientNet, 3x3 with stride 2 on an even map, so has none before and
-    /// one after.
-    pub fn same(size: [usize; 2], kernel: usize, stride: usize) -> Self {
+    /// one after. `reach` is a filter's extent, from its first tap to its last: the taps of one that is not
+    /// dilated.
+    pub fn same(size: [usize; 2], reach: usize, stride: usize) -> Self {
         let total = size.map(|size| {
             let last = size.div_ceil(stride.max(1)).saturating_sub(1) * stride;
-            (last + kernel).saturating_sub(size)
+            (last + reach).saturating_sub(size)
         });
         let padding = total.map(|zeros| zeros / 2);
         let padding_end = [total[0] - padding[0], total[1] - padding[1]];

@@ -9,7 +9,7 @@ mod image;
 
 use ::image::{Rgb, RgbImage};
 use knet::checkpoint::seeded;
-use knet::engine::{Device, InputSize, ModelOptions, SessionOptions};
+use knet::engine::{Compute, Device, InputSize, ModelOptions, SessionOptions};
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
 use knet::model::{Classes, Config, EfficientNetLite, Fpn, Head};
@@ -116,7 +116,7 @@ fn training(threads: usize) {
     let config = Config {
         neck: Fpn { channels: 32 },
         head: Head { feedforward_channels: 64, proposals: 10, ..Head::default() },
-        ..Config::of(EfficientNetLite { variant: 0 }.into(), Classes::new(3, 0))
+        ..Config::of(EfficientNetLite::new(0).into(), Classes::new(3, 0))
     };
     let optimizer = AdamWConfig { ema: 0.99, ..AdamWConfig::default() };
     let spec = TrainSpec {
@@ -133,7 +133,7 @@ fn training(threads: usize) {
         accumulate: 2,
     };
     let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
-    let mut step = TrainStep::new(&spec, load, Device::Cpu, threads).unwrap();
+    let mut step = TrainStep::new(&spec, load, Compute::cpu(threads)).unwrap();
     // More objects than proposals, fewer, and none.
     let batches = [3, 12, 0, 7].map(|things| batch(spec.size, spec.max_objects, things, things));
     let mut run = |batch: &Batch| {

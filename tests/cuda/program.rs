@@ -139,7 +139,7 @@ fn small_models() -> [Config; 3] {
     names.extend(["fog", "mud", "sky"].map(String::from));
     let panoptic = Config {
         task: Task::Panoptic,
-        backbone: EfficientNetLite { variant: 0 }.into(),
+        backbone: EfficientNetLite::new(0).into(),
         classes: Classes { names, ..Classes::new(5, 3) },
         ..small_config()
     };

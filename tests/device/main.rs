@@ -10,6 +10,7 @@ mod half;
 mod operators;
 mod parts;
 mod segments;
+mod training;
 
 use knet::cuda::Device;
 use knet::engine;
@@ -84,6 +85,7 @@ fn main() {
         groups.insert("half".into(), (0, half::trials(ordinal, device.is_emulated())));
         groups.insert("parts".into(), (0, parts::trials(ordinal)));
         groups.insert("segments".into(), (0, segments::trials(ordinal)));
+        groups.insert("training".into(), (0, training::trials(ordinal)));
         trials = shard(groups, wanted);
     }
     libtest_mimic::run(&Arguments::from_iter(arguments), trials).exit();

@@ -146,7 +146,7 @@ fn other_backbones_are_recognised_by_their_tensors() {
     let folder = tempfile::tempdir().unwrap();
     let (pth, out) = (folder.path().join("lite.pth"), folder.path().join("lite.safetensors"));
     let small = small_config();
-    let lite = Config::of(EfficientNetLite { variant: 0 }.into(), small.classes.clone());
+    let lite = Config::of(EfficientNetLite::new(0).into(), small.classes.clone());
     let head = Head { heads: 8, norm_groups: 32, ..small.head };
     let config = Config { name: "knet_s2_lite0_fpn".into(), neck: small.neck, head, ..lite };
     let entries = seeded_entries(&config, 3);
@@ -203,7 +203,7 @@ fn a_classifier_becomes_a_backbone() {
     let folder = tempfile::tempdir().unwrap();
     let (pth, out) = (folder.path().join("lite.pth"), folder.path().join("lite.safetensors"));
     for variant in [0, 2] {
-        let graph = EfficientNetLite { variant }.classifier(1, [32, 32], 10).unwrap();
+        let graph = EfficientNetLite::new(variant).classifier(1, [32, 32], 10).unwrap();
         let entry = |key: &str, shape: &[usize]| {
             let values = knet::checkpoint::seeded::tensor(key, shape, 3).unwrap().into_data();
             Entry { name: key.strip_prefix("backbone.").unwrap().into(), shape: shape.to_vec(), values }
@@ -211,7 +211,7 @@ fn a_classifier_becomes_a_backbone() {
         let mut entries: Vec<Entry> = graph.params().map(|p| entry(&p.key, &p.upstream_shape)).collect();
         write_pth(&pth, "", &[], &entries);
         let converted = convert(&pth, &out, &ConvertOptions::default()).unwrap();
-        let backbone = Backbone::from(EfficientNetLite { variant });
+        let backbone = Backbone::from(EfficientNetLite::new(variant));
         assert_eq!(converted.contents, Contents::Classifier { backbone, classes: 10 });
         assert_eq!(converted.tensors, entries.len());
         let file = Checkpoint::open(&out).unwrap();

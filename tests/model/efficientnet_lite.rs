@@ -60,7 +60,8 @@ fn levels_and_logits_are_pytorchs() {
         let bounds: HashMap<String, f64> = serde_json::from_str(&golden.metadata()["fp32_error"]).unwrap();
         for pixels in inputs() {
             let [h, w] = [pixels.shape()[0], pixels.shape()[1]];
-            let graph = optimize(EfficientNetLite { variant }.classifier(1, [h, w], 1000).unwrap()).unwrap();
+            let graph =
+                optimize(EfficientNetLite::new(variant).classifier(1, [h, w], 1000).unwrap()).unwrap();
             for isa in Isa::available() {
                 let weights =
                     Weights::new(Box::new(|param| seeded::tensor(&param.key, &param.upstream_shape, 0)));
@@ -127,7 +128,7 @@ fn imagenet_classifiers_on_photos() {
             let load = |what: &str| reference.load_f32(&format!("{variant}/{photo}/{what}")).unwrap();
             let (pixels, wanted) = (load("image"), load("logits").to_f64());
             let size = [pixels.shape()[0], pixels.shape()[1]];
-            let graph = optimize(EfficientNetLite { variant }.classifier(1, size, 1000).unwrap()).unwrap();
+            let graph = optimize(EfficientNetLite::new(variant).classifier(1, size, 1000).unwrap()).unwrap();
             let (_, logits) = classify(&graph, &weights, Isa::detect(), &pixels).swap_remove(0);
             let difference = logits.iter().zip(wanted.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             let best = top_five(&logits);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
+use knet::engine::{Device, TrainingPrecision};
 use knet::error::{escaped, say};
 use knet::train::run::{Outcome, RunConfig, Trainer, kept};
 use knet::{Error, Result};
@@ -60,6 +61,14 @@ struct Arguments {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
+    /// Where to train: cpu, cuda or cuda:N, instead of the configuration's
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Device>,
+
+    /// How a GPU stores feature maps, instead of the configuration's: f32 or bf16
+    #[arg(long, value_name = "PRECISION")]
+    precision: Option<TrainingPrecision>,
+
     /// Change a field of the configuration, e.g. `--set optimizer.lr=1e-3`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -96,6 +105,12 @@ impl Arguments {
         }
         if let Some(threads) = self.threads {
             config.threads = threads;
+        }
+        if let Some(device) = self.device {
+            config.device = device;
+        }
+        if let Some(precision) = self.precision {
+            config.precision = precision;
         }
         Ok(config)
     }

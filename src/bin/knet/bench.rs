@@ -55,9 +55,6 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.train {
-        if let Some(device @ Device::Cuda(_)) = arguments.model.device {
-            return Err(Error::usage(format!("--device {device}: training steps run on the CPU")));
-        }
         return training::run(arguments);
     }
     let mut engine = arguments.model.build(arguments.model.engine().size(None))?;

@@ -103,9 +103,9 @@ struct ModelArguments {
     #[arg(long, value_name = "DEVICE")]
     device: Option<Device>,
 
-    /// How a GPU stores and multiplies feature maps
-    #[arg(long, value_enum, default_value = "f16")]
-    precision: PrecisionArgument,
+    /// How a GPU stores and multiplies feature maps [default: f16; bf16 of training steps]
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionArgument>,
 
     /// Round as little as PyTorch does, for results that agree with it to the last mask: direct convolution
     /// or F(2x2) on the CPU (about a fifth slower), f32 on a GPU
@@ -147,6 +147,11 @@ impl From<PrecisionArgument> for Precision {
 }
 
 impl ModelArguments {
+    /// How a GPU stores and multiplies feature maps for inference.
+    fn precision(&self) -> Precision {
+        self.precision.map_or(Precision::F16, Precision::from)
+    }
+
     /// Builds an engine. If `--device auto` was asked for and took the CPU, a line says why; another does if
     /// a tuning table is not followed.
     fn build(&self, builder: EngineBuilder) -> Result<Engine, Error> {
@@ -187,7 +192,7 @@ impl ModelArguments {
         let builder = if self.precise {
             builder.arithmetic(Arithmetic::Exact).precision(Precision::F32)
         } else {
-            builder.precision(self.precision.into())
+            builder.precision(self.precision())
         };
         let builder = builder.device(self.device.unwrap_or_default());
         builder.threads(self.threads.map_or(0, usize::from))

@@ -329,7 +329,7 @@ impl Config {
     /// A sentence on what kind of value the field has.
     pub fn check_setting(name: &str, value: Value) -> Result<(), String> {
         // Any model will do: only the kind of this field's value is asked for.
-        let any = Config::of(Backbone::from(EfficientNetLite { variant: 0 }), Classes::new(1, 0));
+        let any = Config::of(Backbone::from(EfficientNetLite::new(0)), Classes::new(1, 0));
         any.with([(name.to_string(), value)]).map(|_| ())
     }
 

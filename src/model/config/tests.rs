@@ -52,9 +52,9 @@ fn options_of_the_defaults_are_not_written() {
 #[test]
 fn values_out_of_range_are_named() {
     let mut config = Config::named("knet_s3_lite0_fpn").unwrap();
-    config.backbone = EfficientNetLite { variant: 1 }.into();
+    config.backbone = EfficientNetLite::new(1).into();
     assert!(config.validate().unwrap_err().to_string().contains("variant 1"));
-    config.backbone = EfficientNetLite { variant: 2 }.into();
+    config.backbone = EfficientNetLite::new(2).into();
     config.input.normalization.std[1] = 0.0;
     assert!(config.validate().unwrap_err().to_string().contains("std [128.0, 0.0, 128.0]"));
     let mut config = Config::named("knet_s3_r50_fpn").unwrap();

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::model::ModelConfig;
 use super::overrides::overridden;
 use super::validate::Metric;
+use crate::engine::{Compute, Device, TrainingPrecision};
 use crate::error::{Error, Result};
 use crate::fsio::read_text;
 use crate::graph::passes::DropRates;
@@ -26,6 +27,12 @@ pub struct RunConfig {
     /// Threads of the step; 0 for one per core. The numbers do not depend on it.
     #[serde(default)]
     pub threads: usize,
+    /// `cpu`, `cuda` or `cuda:N`; `auto` is the CPU.
+    #[serde(default)]
+    pub device: Device,
+    /// Of feature maps on a GPU: `f32` or `bf16`.
+    #[serde(default)]
+    pub precision: TrainingPrecision,
     /// Parameters whose key starts with one of these stay as they are. One that fits no parameter is an
     /// error.
     #[serde(default)]
@@ -281,6 +288,7 @@ impl RunConfig {
         check(!self.data.train.is_empty(), "data.train is empty")?;
         check((1..=1 << 16).contains(&self.data.accumulate), "data.accumulate must lie between 1 and 65536")?;
         check(self.threads <= 1024, "threads must be at most 1024")?;
+        self.compute().validate().map_err(Error::usage)?;
         check(
             self.schedule.epochs.is_some() != self.schedule.iterations.is_some(),
             "schedule: give either epochs or iterations",
@@ -340,6 +348,11 @@ impl RunConfig {
             std: model.input.normalization.std,
             ..LoaderConfig::default()
         }
+    }
+
+    /// What the run trains on.
+    pub fn compute(&self) -> Compute {
+        Compute { device: self.device, precision: self.precision, threads: self.threads }
     }
 
     /// Turns the run into a check of whether the model can learn `count` images by heart: no others, no

@@ -11,7 +11,7 @@ use super::state::Progress;
 use super::tensorboard::EventFile;
 use super::validate::{self, Score, Validator, judge};
 use super::{Observer, curves, describe};
-use crate::engine::{Device, validation_engine};
+use crate::engine::{Compute, validation_engine};
 use crate::error::{Error, Result};
 use crate::model::Config;
 use crate::train::data::Mix;
@@ -34,9 +34,8 @@ pub struct Judged(pub Option<f64>);
 /// All that a run writes beside its checkpoints.
 pub struct Outputs {
     config: OutputConfig,
-    /// Where the run trains.
-    device: Device,
-    threads: usize,
+    /// What the run trains on.
+    compute: Compute,
     log: Log,
     events: EventFile,
     validator: Option<Validator>,
@@ -47,7 +46,7 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Opens the validation sets, and the files of a run on `device` that goes on at `iteration`.
+    /// Opens the validation sets, and the files of a run that goes on at `iteration`.
     ///
     /// # Errors
     /// [`Error::Io`]; as [`validate::open`] and [`Validator::open`].
@@ -55,7 +54,7 @@ impl Outputs {
         config: &RunConfig,
         train: &Mix,
         model: &Config,
-        (device, iteration): (Device, u64),
+        iteration: u64,
         observer: &mut dyn Observer,
     ) -> Result<Outputs> {
         let run = &config.run;
@@ -76,8 +75,7 @@ impl Outputs {
             validator,
             images: mix.as_ref().map_or(0, Mix::len),
             samples,
-            device,
-            threads: config.threads,
+            compute: config.compute(),
             config: run.clone(),
             drawn: Instant::now(),
         })
@@ -144,7 +142,7 @@ impl Outputs {
     ) -> Result<Option<Judged>> {
         let Some(validator) = &mut self.validator else { return Ok(None) };
         let start = Instant::now();
-        let mut engine = validation_engine(weights, self.device, self.threads)?;
+        let mut engine = validation_engine(weights, self.compute)?;
         let Some(scores) = validator.run(&mut engine, stop)? else { return Ok(None) };
         let judged = judge(&scores, self.config.best);
         self.log.write(&validation_line(iteration, epoch, &scores, judged))?;
@@ -175,7 +173,7 @@ impl Outputs {
             let folder = self.path(OVERLAY_FOLDER);
             std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
             let path = folder.join(format!("{iteration:07}.png"));
-            self.samples.write(&mut validation_engine(weights, self.device, self.threads)?, &path)?;
+            self.samples.write(&mut validation_engine(weights, self.compute)?, &path)?;
         }
         self.drawn = Instant::now();
         Ok(())

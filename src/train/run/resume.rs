@@ -12,8 +12,11 @@ use crate::train::data::{Loader, Mix};
 
 /// Fields that may change, with what lies below them: length and rate of the run, how it computes and what it
 /// writes. The settings of the model that only inference reads may, too.
-const FREE: [&str; 17] = [
+const FREE: [&str; 19] = [
     "threads",
+    // Not the same bits: the order of sums is a device's own.
+    "device",
+    "precision",
     "data.val",
     "data.batch",
     "data.accumulate",

@@ -15,7 +15,6 @@ use super::outputs::{CURVES_FILE, Judged, LOG_FILE, Outputs};
 use super::resume::{Origin, total_iterations};
 use super::start::{Values, check_patterns, initial_values};
 use super::state::{Moments, Progress, State};
-use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::fsio::sweep;
 use crate::graph::{Param, VariableId};
@@ -35,9 +34,6 @@ pub const LAST_FILE: &str = "last.safetensors";
 pub const DIVERGED_FILE: &str = "diverged.state";
 /// The weights that validated best.
 pub const BEST_FILE: &str = "best.safetensors";
-
-/// Where runs train, and so where they validate: the one device that has programs for all of it.
-const DEVICE: Device = Device::Cpu;
 
 /// Hears what a run does.
 pub trait Observer {
@@ -153,7 +149,7 @@ impl Trainer {
         let groups = config.optimizer.groups.iter().map(|group| &group.contains);
         check_patterns("optimizer.groups", groups, |key, part| key.contains(part), &values)?;
         let loader_config = LoaderConfig { start: progress.position, ..config.loader(&model) };
-        let outputs = Outputs::open(&config, &mix, &model, (DEVICE, progress.iteration), observer)?;
+        let outputs = Outputs::open(&config, &mix, &model, progress.iteration, observer)?;
         let loader = Loader::new(Arc::clone(&mix), loader_config)?;
         let total = total_iterations(&config, &loader, progress.iteration)?;
         describe::mismatches(&config, &model, &mix, total, observer);
@@ -178,7 +174,7 @@ impl Trainer {
             source.get(&param.key).cloned().ok_or_else(missing)
         });
         kept::write(&config)?;
-        let mut step = TrainStep::new(&spec, load, DEVICE, config.threads)?;
+        let mut step = TrainStep::new(&spec, load, config.compute())?;
         let mut constants = Arc::unwrap_or_clone(values);
         for (param, _) in step.changing() {
             constants.remove(&param.key);

@@ -11,7 +11,7 @@ mod pixels;
 use super::data::Batch;
 use super::network::{Segments, TargetInputs, Term, TrainNetwork, TrainSpec, Trained, build_training};
 use super::optimizer::{Optimizer, run};
-use crate::engine::{Device, training_executor};
+use crate::engine::{Compute, training_executor};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Host, Report};
 use crate::graph::{InputId, Param, VariableId};
@@ -73,13 +73,13 @@ impl TermSlot {
 }
 
 impl TrainStep {
-    /// Plans a step for a device and loads the parameters, which `load` gives in the checkpoint's layout.
+    /// Plans a step and loads the parameters, which `load` gives in the checkpoint's layout.
     ///
     /// # Errors
     /// As [`build_training`] and [`training_executor`].
-    pub fn new(spec: &TrainSpec<'_>, load: Box<ParamLoader>, device: Device, threads: usize) -> Result<Self> {
+    pub fn new(spec: &TrainSpec<'_>, load: Box<ParamLoader>, compute: Compute) -> Result<Self> {
         let network = build_training(spec)?;
-        let executor = training_executor(device, &network.graph, threads, load)?;
+        let executor = training_executor(compute, &network.graph, load)?;
         Ok(TrainStep::bind(spec, network, executor))
     }
 

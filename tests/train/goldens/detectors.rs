@@ -2,7 +2,7 @@
 
 use super::{Golden, LOSS, check_gradients, check_losses, check_update, folder};
 use knet::checkpoint::seeded;
-use knet::engine::Device;
+use knet::engine::Compute;
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
 use knet::isa::Isa;
@@ -102,7 +102,7 @@ impl Golden {
             accumulate: 1,
         };
         let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
-        TrainStep::new(&spec, load, Device::Cpu, 0).unwrap()
+        TrainStep::new(&spec, load, Compute::cpu(0)).unwrap()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Golden, check_gradients, check_losses, check_update};
 use knet::checkpoint::seeded;
-use knet::engine::Device;
+use knet::engine::Compute;
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
 use knet::ops::case::relative_l2;
@@ -61,7 +61,7 @@ fn check_model(model: &str, most: f64) {
         accumulate: 1,
     };
     let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
-    let mut step = TrainStep::new(&spec, load, Device::Cpu, 0).unwrap();
+    let mut step = TrainStep::new(&spec, load, Compute::cpu(0)).unwrap();
     let losses = step.run(&batch).unwrap().clone();
     check_losses(&golden, &losses);
     check_gradients(&golden, &step, most);

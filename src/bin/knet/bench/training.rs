@@ -1,11 +1,10 @@
 //! `knet bench --train`
 
 use super::{Arguments, percentiles, steps_json, steps_table, synthetic};
-use crate::print;
 use crate::size::Size;
-use knet::Result;
+use crate::{PrecisionArgument, print};
 use knet::cpu::Pool;
-use knet::engine::{Device, source};
+use knet::engine::{Compute, Device, TrainingPrecision, source};
 use knet::graph::passes::DropRates;
 use knet::isa::Isa;
 use knet::model::{Config, Task};
@@ -14,6 +13,7 @@ use knet::train::network::objects::TARGET_STRIDE;
 use knet::train::network::{LossWeights, TrainSpec};
 use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
+use knet::{Error, Result};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -40,8 +40,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         optimizer: Some(&optimizer),
         accumulate: 1,
     };
+    let device = arguments.model.device.unwrap_or(Device::Cpu);
+    let precision = match (device, arguments.model.precision) {
+        (Device::Cuda(_), None | Some(PrecisionArgument::Bf16)) => TrainingPrecision::Bf16,
+        (_, None | Some(PrecisionArgument::F32)) => TrainingPrecision::F32,
+        (device, Some(_)) => {
+            return Err(Error::usage(format!(
+                "--device {device} trains in f32{}",
+                if matches!(device, Device::Cuda(_)) { " or bf16" } else { "" }
+            )));
+        }
+    };
     let threads = Pool::new(arguments.model.threads.map_or(0, usize::from))?.threads();
-    let mut step = TrainStep::new(&spec, loader, Device::Cpu, threads)?;
+    let compute = Compute { device, precision, threads };
+    let mut step = TrainStep::new(&spec, loader, compute)?;
     let lr = optimizer.lr;
     let losses = step.run(&batch)?.clone();
     let grad_norm = step.update(lr)?;
@@ -75,6 +87,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "size": size,
             "objects": arguments.objects,
             "threads": threads,
+            "device": compute.device.to_string(),
+            "precision": compute.precision.to_string(),
             "isa": Isa::detect().to_string(),
             "step_ms": step_ms,
             "peak_memory_mb": memory,
@@ -88,7 +102,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let rate = f64::from(arguments.batch) / p.p50 * 1e3;
     let mut text = format!(
-        "{} training step, {} images of {}x{}, {} objects each, {threads} threads, {}, {} runs\n\n",
+        "{} training step on {compute}, {} images of {}x{}, {} objects each, {threads} threads, {}, {} runs\n\n",
         config.name,
         arguments.batch,
         size[0],
