@@ -43,6 +43,8 @@ pub enum ErrorKind {
     State,
     /// More memory is needed than there is.
     Memory,
+    /// Another rank of a run failed or is gone, or what connects ranks is missing.
+    Ranks,
 }
 
 impl ErrorKind {
@@ -59,6 +61,7 @@ impl ErrorKind {
             ErrorKind::Diverged => 9,
             ErrorKind::NoDevice | ErrorKind::DeviceLost | ErrorKind::Cuda => 10,
             ErrorKind::Memory => 11,
+            ErrorKind::Ranks => 12,
         }
     }
 }
@@ -242,6 +245,9 @@ pub enum Error {
         /// Bytes that there are, if the system says.
         available: Option<u64>,
     },
+    /// What ranks of a run say of each other, or that nothing connects them.
+    #[error("{0}")]
+    Ranks(String),
     /// A configuration or argument that cannot be served.
     #[error("{0}")]
     Usage(String),
@@ -270,6 +276,7 @@ impl Error {
             Error::Cuda(_) => ErrorKind::Cuda,
             Error::State(_) => ErrorKind::State,
             Error::Memory { .. } => ErrorKind::Memory,
+            Error::Ranks(_) => ErrorKind::Ranks,
             Error::Usage(_) => ErrorKind::Usage,
         }
     }

@@ -81,6 +81,8 @@ pub mod checkpoint;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "train")]
+pub mod dist;
 pub mod engine;
 pub mod error;
 pub mod exec;

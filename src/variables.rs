@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 
 /// Every name, in order, with the values it takes if they are a few words. Those of tests, benches and tools
 /// are among them, so that a shell set up for those runs the programs too.
-pub const KNOWN: [(&str, &[&str]); 13] = [
+pub const KNOWN: [(&str, &[&str]); 14] = [
     // Print where the test of allocations sees one.
     ("KNET_ALLOC_TRACE", &[]),
     // Folder of compiled CUDA kernels; empty: none.
@@ -15,6 +15,8 @@ pub const KNOWN: [(&str, &[&str]); 13] = [
     ("KNET_CUDA_CODE", &["", "cubin", "ptx"]),
     // Instruction set of the CPU kernels, at most.
     ("KNET_ISA", &["", "portable", "avx2", "avx512"]),
+    // Library with the standard ABI of MPI, between ranks.
+    ("KNET_MPI", &[]),
     // NVIDIA's kernel compiler.
     ("KNET_NVRTC", &[]),
     // Repository that packed tests belong to.

@@ -1,6 +1,7 @@
 //! AdamW with clipping by the global norm, accumulation over batches and a moving average of the weights: the
 //! nodes that do it in a training graph, and what the host says for each update.
 
+use crate::dist::Share;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Report};
 use crate::graph::{Builder, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
@@ -127,6 +128,8 @@ pub struct Optimizer {
     rates: Vec<Rates>,
     /// 0 begins a new sum of gradients.
     keep: Option<InputId>,
+    /// Among several ranks, the sums, which they make together: one for each slot.
+    sums: Vec<VariableId>,
     /// Sum of the squares of all gradients.
     squares: OutputId,
     /// Share of the parameters in their moving averages.
@@ -135,28 +138,55 @@ pub struct Optimizer {
     segments: [SegmentId; 2],
     /// Updates done.
     updates: u64,
-    accumulate: usize,
-    /// Batches since.
+    batches: Batches,
+    /// Batches since, those of all ranks.
     pending: usize,
 }
 
+/// How many batches make an update.
+#[derive(Clone, Copy, Debug)]
+pub struct Batches {
+    /// On each rank.
+    pub accumulate: usize,
+    /// Which rank this is.
+    pub share: Share,
+}
+
+impl Batches {
+    /// Of all ranks.
+    fn count(&self) -> usize {
+        self.accumulate.max(1) * self.share.ranks
+    }
+}
+
 /// Appends the updates of `weights` to a graph, whose current segment runs for each batch: there go sums of
-/// gradients, which replace those of `weights` if `accumulate` batches make an update. Two segments follow:
-/// one finds the norm of the gradients, one updates.
+/// gradients, which replace those of `weights` if several batches make an update. Two segments follow: one
+/// finds the norm of the gradients, one updates.
 ///
 /// # Errors
 /// As [`AdamWConfig::validate`]; as [`Builder::node`].
 pub fn append(
     b: &mut Builder,
     config: &AdamWConfig,
-    accumulate: usize,
+    batches: Batches,
     weights: &mut [Weight],
 ) -> Result<Optimizer> {
     config.validate()?;
-    let accumulate = accumulate.max(1);
-    let keep = if accumulate > 1 { Some(append_sums(b, weights)?) } else { None };
+    let mut sums = Vec::new();
+    let keep = match batches {
+        Batches { share: Share { ranks: 2.., .. }, .. } => {
+            for Weight { param, gradient, .. } in weights.iter_mut() {
+                let ty = b.graph().value(*gradient).ty;
+                *gradient = b.variable(&format!("sum.{}", param.key), ty, None)?;
+                sums.push(b.variable_id(*gradient)?);
+            }
+            None
+        }
+        Batches { accumulate: 2.., .. } => Some(append_sums(b, weights)?),
+        _ => None,
+    };
     let norm = b.segment("norm");
-    let (scale, squares) = append_norm(b, config, accumulate, weights)?;
+    let (scale, squares) = append_norm(b, config, batches.count(), weights)?;
     let update = b.segment("update");
     let follow = (config.ema > 0.0).then(|| b.input("ema.rate", ValueType::exact([1])));
     let (mut rates, mut slots): (Vec<(Rates, ValueId)>, _) = (Vec::new(), Vec::new());
@@ -184,7 +214,8 @@ pub fn append(
         follow: follow.map(|id| b.input_id(id)).transpose()?,
         segments: [norm, update],
         updates: 0,
-        accumulate,
+        sums,
+        batches,
         pending: 0,
     })
 }
@@ -267,9 +298,24 @@ impl Optimizer {
         self.updates
     }
 
-    /// Updates done, and batches since.
+    /// Updates done, and batches since, those of lower ranks in this turn among them.
     pub fn place(&self) -> (u64, u64) {
-        (self.updates, self.pending as u64)
+        (self.updates, (self.pending + self.batches.share.rank) as u64)
+    }
+
+    /// Among several ranks, the sums of gradients, one for each slot.
+    pub fn sums(&self) -> &[VariableId] {
+        &self.sums
+    }
+
+    /// Whether the sums hold no batch but the last one of each rank.
+    pub fn sums_begin(&self) -> bool {
+        self.pending == self.batches.share.ranks
+    }
+
+    /// Whether an update is due.
+    pub fn is_due(&self) -> bool {
+        self.pending >= self.batches.count()
     }
 
     /// Restores the number of updates, which bias correction depends on.
@@ -277,12 +323,12 @@ impl Optimizer {
         self.updates = updates;
     }
 
-    /// Counts a batch, whose gradients are about to be summed.
+    /// Counts a batch of each rank, whose gradients are about to be summed.
     pub fn begin_batch(&mut self, executor: &mut dyn Executor) {
         if let Some(keep) = self.keep {
             executor.input(keep).floats().fill(f32::from(u8::from(self.pending > 0)));
         }
-        self.pending += 1;
+        self.pending += self.batches.share.ranks;
     }
 
     /// Forgets the batches since the last update.
@@ -290,7 +336,7 @@ impl Optimizer {
         self.pending = 0;
     }
 
-    /// After every `accumulate` batches the variables are updated with learning rate `lr` (before the groups'
+    /// After as many batches as make an update the variables are updated with learning rate `lr` (before the groups'
     /// factors); then the global norm of the mean gradient before clipping is returned. If that is NaN or
     /// infinite, nothing has been updated. `report` is given the times of the steps.
     ///
@@ -302,13 +348,13 @@ impl Optimizer {
         lr: f64,
         mut report: Option<&mut Report<'_>>,
     ) -> Result<Option<f64>> {
-        if self.pending < self.accumulate {
+        if !self.is_due() {
             return Ok(None);
         }
         self.pending = 0;
         let [norm, update] = self.segments;
         run(executor, norm, &mut report)?;
-        let mean = 1.0 / self.accumulate as f64;
+        let mean = 1.0 / self.batches.count() as f64;
         let norm = mean * join(executor.read(self.squares).floats()).sqrt();
         if !norm.is_finite() {
             return Ok(Some(norm));

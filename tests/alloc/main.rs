@@ -9,6 +9,7 @@ mod image;
 
 use ::image::{Rgb, RgbImage};
 use knet::checkpoint::seeded;
+use knet::dist::Share;
 use knet::engine::{Compute, Device, InputSize, ModelOptions, SessionOptions};
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
@@ -131,6 +132,7 @@ fn training(threads: usize) {
         seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 2,
+        share: Share::ALONE,
     };
     let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
     let mut step = TrainStep::new(&spec, load, Compute::cpu(threads)).unwrap();

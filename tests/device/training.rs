@@ -3,6 +3,7 @@
 
 use crate::beside;
 use knet::checkpoint::seeded;
+use knet::dist::Share;
 use knet::engine::{Compute, Device};
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
@@ -117,6 +118,7 @@ impl Outcome {
             seed: 3,
             optimizer: Some(&optimizer),
             accumulate: 1,
+            share: Share::ALONE,
         };
         let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
         let mut step = TrainStep::new(&spec, load, compute)?;
@@ -158,7 +160,8 @@ fn check(family: Family, ordinal: usize) -> Result<(), Failed> {
         errors.push((error(found, wanted), key));
     }
     errors.sort_by(|a, b| b.0.total_cmp(&a.0));
-    println!("{family:?}: worst gradients {:.1e?}, median {:.1e}", &errors[..3], errors[errors.len() / 2].0);
+    let worst: Vec<String> = errors.iter().take(3).map(|(error, key)| format!("{key} {error:.1e}")).collect();
+    println!("{family:?}: worst gradients {}; median {:.1e}", worst.join(", "), errors[errors.len() / 2].0);
     faults.extend(
         errors
             .iter()

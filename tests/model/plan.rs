@@ -4,6 +4,7 @@
 use knet::cpu::{self, Selection};
 use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::{self, stored};
+use knet::dist::Share;
 use knet::exec::{Executor, Host};
 use knet::graph::passes::{DropRates, optimize};
 use knet::graph::{Builder, Graph, InputId, OutputId, SegmentId, ValueId, VariableId};
@@ -131,6 +132,7 @@ fn a_gpu_stores_the_maps_of_training_in_half_precision_and_nothing_else() {
         seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 2,
+        share: Share::ALONE,
     };
     let network = build_training(&spec).unwrap();
     let target = Target { caps: Caps::H100, precision: Precision::F16 };

@@ -3,6 +3,7 @@
 
 use knet::checkpoint::Checkpoint;
 use knet::cpu::{self, Executor, Pool, Selection};
+use knet::dist::Share;
 use knet::exec::Host;
 use knet::graph::autodiff::gradients;
 use knet::graph::{Builder, Layout, Param, ValueId};
@@ -11,7 +12,7 @@ use knet::ops::case::relative_l2;
 use knet::ops::{CrossEntropyLoss, FocalLoss, MaskCost, MaskLoss, Op, ValueType};
 use knet::tensor::Tensor;
 use knet::train::matcher::Matcher;
-use knet::train::optimizer::{self, AdamWConfig, Weight};
+use knet::train::optimizer::{self, AdamWConfig, Batches, Weight};
 use std::path::Path;
 use testkit::run;
 
@@ -242,7 +243,9 @@ fn adamw() {
             inputs.push((b.input_id(gradient).unwrap(), b.variable_id(variable).unwrap()));
             weights.push(Weight { param, variable, gradient });
         }
-        let mut optimizer = optimizer::append(&mut b, &config, 1, &mut weights).unwrap();
+        let mut optimizer =
+            optimizer::append(&mut b, &config, Batches { accumulate: 1, share: Share::ALONE }, &mut weights)
+                .unwrap();
         let plan = cpu::plan(&b.finish().unwrap(), Selection::new(Isa::detect(), 1)).unwrap();
         assert!(plan.segments.iter().all(|segment| segment.copies.is_empty()), "updates are done in place");
         let executor = Executor::new(plan, &run::no_weights()).unwrap().in_pool(Pool::new(1).unwrap());

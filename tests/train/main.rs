@@ -6,6 +6,7 @@ mod going_on;
 mod goldens;
 mod losses;
 mod metrics;
+mod ranks;
 mod readme;
 mod semantic;
 mod starting;

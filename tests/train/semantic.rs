@@ -21,7 +21,7 @@ fn class(image: u32, x: u32, y: u32) -> u8 {
 }
 
 /// Two photos with masks, and the configuration of a small model.
-fn scene(generator: &str, stages: usize) -> Scene {
+pub fn scene(generator: &str, stages: usize) -> Scene {
     let scene = Scene { folder: tempfile::tempdir().unwrap() };
     let (images, masks) = (scene.path("images"), scene.path("masks"));
     std::fs::create_dir(&images).unwrap();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
+use knet::dist::Ranks;
 use knet::engine::{Device, TrainingPrecision};
 use knet::error::{escaped, say};
 use knet::train::run::{Outcome, RunConfig, Trainer, kept};
@@ -27,6 +28,7 @@ Exit codes:
     8  a data set is damaged or inconsistent
     9  a loss, gradient or weight was NaN or infinite; the state before it, if sound, is in diverged.state
    11  more memory is needed than there is
+   12  another rank failed or is gone, or no MPI connects the ranks
   130  stopped by Ctrl-C; the state is saved (a second Ctrl-C stops at once, without saving)";
 
 /// Trains K-Net on annotated photos.
@@ -122,22 +124,34 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut console = Console::new(match (arguments.quiet, arguments.verbose) {
+    let fail = |error: &Error, who: &str| {
+        say(format_args!("{who}error: {error}"));
+        error.kind().exit_code()
+    };
+    let ranks = match knet::variables::check().and_then(|()| Ranks::open()) {
+        Ok(ranks) => ranks.map(Arc::new),
+        Err(error) => return ExitCode::from(fail(&error, "")),
+    };
+    let first = ranks.as_ref().is_none_or(|ranks| ranks.is_first());
+    let mut console = Console::new(match (arguments.quiet || !first, arguments.verbose) {
         (true, _) => Lines::None,
         (_, true) => Lines::Every,
         _ => Lines::Some,
     });
-    match knet::variables::check().and_then(|()| run(&arguments, &mut console)) {
-        Ok(code) => code,
-        Err(error) => {
-            console.finish();
-            say(format_args!("error: {error}"));
-            ExitCode::from(error.kind().exit_code())
-        }
+    let error = match run(&arguments, ranks.clone(), &mut console) {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    console.finish();
+    let who = ranks.as_ref().map_or(String::new(), |ranks| format!("rank {}: ", ranks.share().rank));
+    let code = fail(&error, &who);
+    if let Some(ranks) = ranks {
+        ranks.end(code);
     }
+    ExitCode::from(code)
 }
 
-fn run(arguments: &Arguments, console: &mut Console) -> Result<ExitCode> {
+fn run(arguments: &Arguments, ranks: Option<Arc<Ranks>>, console: &mut Console) -> Result<ExitCode> {
     let config = arguments.config()?;
     let out = config.run.out.clone();
     let stop = Arc::new(AtomicBool::new(false));
@@ -151,7 +165,7 @@ fn run(arguments: &Arguments, console: &mut Console) -> Result<ExitCode> {
     let ignored = ignored_signals();
     ctrlc::set_handler(handler).map_err(|e| Error::usage(format!("Ctrl-C cannot be handled: {e}")))?;
     ignore(&ignored);
-    let mut trainer = Trainer::new(config, arguments.resume, console)?;
+    let mut trainer = Trainer::new(config, arguments.resume, ranks, console)?;
     let outcome = trainer.run(&stop, console)?;
     console.finish();
     let (done, total) = (trainer.iteration(), trainer.total());

@@ -4,7 +4,7 @@ use crate::size::{self, Size};
 use crate::{ModelArguments, print};
 use clap::Args;
 use knet::cuda::gpu::{Target, roofline};
-use knet::engine::{Device, Segmentation, Timings};
+use knet::engine::{Segmentation, Timings};
 use knet::plan::{Plan, Step};
 use knet::{Engine, Error, Result};
 use serde_json::{Value, json};

@@ -17,6 +17,7 @@ use super::dataset::Sample;
 use super::mix::Mix;
 use super::random::{Draw, Purpose};
 use super::sampler::{Cursor, Position, Sampler, Sampling};
+use crate::dist::Share;
 use crate::error::{Error, Result};
 use crate::image::preprocess::PreprocessConfig;
 use crate::memory;
@@ -30,6 +31,8 @@ const MAX_BATCH_ELEMENTS: usize = 1 << 32;
 pub struct LoaderConfig {
     /// Images of a batch (B).
     pub batch: usize,
+    /// Of batches in turn, each rank makes one: all walk the same stream of samples.
+    pub share: Share,
     /// What an image is labelled with.
     pub targets: Targets,
     /// Worker threads.
@@ -58,6 +61,7 @@ impl Default for LoaderConfig {
         let PreprocessConfig { mean, std, .. } = PreprocessConfig::default();
         LoaderConfig {
             batch: 2,
+            share: Share::ALONE,
             targets: Targets::Objects(100),
             threads: 1,
             prefetch: 2,
@@ -127,12 +131,28 @@ struct Tickets {
     cursor: Cursor,
 }
 
+impl Tickets {
+    /// The samples of this rank's batch; those of the other ranks are passed over.
+    fn samples(&mut self, batch: usize, Share { rank, ranks }: Share) -> Vec<(Position, u32)> {
+        let mut samples = Vec::with_capacity(batch);
+        for turn in 0..ranks {
+            for _ in 0..batch {
+                let sample = self.cursor.advance();
+                if turn == rank {
+                    samples.push(sample);
+                }
+            }
+        }
+        samples
+    }
+}
+
 /// A batch on its way to the consumer.
 struct Made {
     ticket: u64,
     batch: Batch,
     fault: Option<Error>,
-    /// Where the batch after it begins.
+    /// Where the batch after it, and after those of the other ranks, begins.
     after: Position,
 }
 
@@ -233,7 +253,8 @@ impl Loader {
         Ok(batch)
     }
 
-    /// Where the batch after the last one handed out begins: what to store for resuming.
+    /// Where the batch after the last one handed out, and after those of the other ranks, begins: what to store
+    /// for resuming, with any number of ranks.
     pub fn position(&self) -> Position {
         self.position
     }
@@ -290,8 +311,7 @@ fn work(shared: &Shared, done: &Sender<Made>) {
             let mut tickets = lock(&shared.tickets);
             let ticket = tickets.next;
             tickets.next += 1;
-            let samples: Vec<_> = (0..shared.config.batch).map(|_| tickets.cursor.advance()).collect();
-            (ticket, samples, tickets.cursor.position())
+            (ticket, tickets.samples(shared.config.batch, shared.config.share), tickets.cursor.position())
         };
         // A decoder that panics on a hostile file is an error like any other; the consumer must not wait for
         // ever.

@@ -9,7 +9,8 @@
 pub mod objects;
 pub mod pixels;
 
-use super::optimizer::{self, AdamWConfig, Optimizer, Weight};
+use super::optimizer::{self, AdamWConfig, Batches, Optimizer, Weight};
+use crate::dist::Share;
 use crate::error::{Error, Result};
 use crate::graph::autodiff::gradients;
 use crate::graph::passes::{
@@ -77,8 +78,11 @@ pub struct TrainSpec<'a> {
     pub seed: u64,
     /// What updates the parameters; `None` for losses and gradients alone.
     pub optimizer: Option<&'a AdamWConfig>,
-    /// Batches whose gradients make one update.
+    /// Batches whose gradients make one update, on each rank.
     pub accumulate: usize,
+    /// Which rank this is. Among several, sums of gradients and running statistics are made by
+    /// [`TrainStep::join`](crate::train::step::TrainStep::join), not in the graph.
+    pub share: Share,
 }
 
 /// Kind of a loss term.
@@ -133,8 +137,31 @@ pub struct Trained {
     pub param: Param,
     /// Its value.
     pub variable: VariableId,
-    /// Its gradient in the graph's layout; where several batches make an update, the sum of theirs so far.
+    /// Its gradient in the graph's layout; where several batches make an update, the sum of theirs so far,
+    /// but among several ranks that of the last batch alone.
     pub gradient: OutputId,
+}
+
+/// A running statistic of a batch norm in training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statistic {
+    /// Which.
+    pub param: Param,
+    /// Its value.
+    pub variable: VariableId,
+    /// That of the batch.
+    pub batch: OutputId,
+    /// What the batch's is multiplied by: a running variance is unbiased, a batch's is not.
+    pub factor: f32,
+}
+
+impl Statistic {
+    /// Lets running values follow those of a batch: what [`MovingAverage`] does.
+    pub fn follow(&self, running: &mut [f32], batch: &[f32]) {
+        for (running, &batch) in running.iter_mut().zip(batch) {
+            *running += (self.factor * batch - *running) * MOMENTUM;
+        }
+    }
 }
 
 /// What predictions are compared with.
@@ -164,7 +191,7 @@ pub struct TrainNetwork {
     /// Parameters that are trained, in order of definition.
     pub trained: Vec<Trained>,
     /// Running statistics of the batch norms in training.
-    pub statistics: Vec<(Param, VariableId)>,
+    pub statistics: Vec<Statistic>,
     /// The optimizer, if one was asked for.
     pub optimizer: Option<Optimizer>,
 }
@@ -225,12 +252,15 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
         return Err(Error::usage(format!("frozen {:?} leave nothing to train", spec.frozen)));
     }
     let follow = b.segment("follow");
-    let statistics = follow_statistics(&mut b, averages)?;
-    let optimizer =
-        spec.optimizer.map(|config| optimizer::append(&mut b, config, spec.accumulate, &mut weights));
+    let statistics = follow_statistics(&mut b, averages, spec.share)?;
+    // Several ranks look at the gradients before they are summed.
+    let of_batch: Vec<ValueId> = weights.iter().map(|weight| weight.gradient).collect();
+    let batches = Batches { accumulate: spec.accumulate, share: spec.share };
+    let optimizer = spec.optimizer.map(|config| optimizer::append(&mut b, config, batches, &mut weights));
     let optimizer = optimizer.transpose()?;
     let mut trained = Vec::new();
-    for Weight { param, variable, gradient } in weights {
+    for (Weight { param, variable, gradient }, of_batch) in weights.into_iter().zip(of_batch) {
+        let gradient = if spec.share.ranks > 1 { of_batch } else { gradient };
         let gradient = b.output(&format!("grad.{}", param.key), gradient);
         trained.push(Trained { param, variable: b.variable_id(variable)?, gradient });
     }
@@ -267,23 +297,27 @@ fn backpropagate(b: &mut Builder, terms: &[Term], variables: &[ValueId]) -> Resu
     Ok(variables.iter().zip(found).filter_map(weight).collect())
 }
 
-/// Lets running statistics follow those of the batch, which are results, with these factors.
+/// Lets running statistics follow those of the batch, which are results, with these factors; among several
+/// ranks, whoever runs the graph does it.
 fn follow_statistics(
     b: &mut Builder,
     averages: Vec<(Param, OutputId, f32)>,
-) -> Result<Vec<(Param, VariableId)>> {
+    share: Share,
+) -> Result<Vec<Statistic>> {
     if averages.is_empty() {
         return Ok(Vec::new());
     }
     let rate = b.node("momentum", Fill { shape: [1].into(), value: MOMENTUM }, &[])?;
     let mut statistics = Vec::new();
     for (param, batch, factor) in averages {
-        let (_, batch) = b.graph().outputs()[batch.index()];
-        let running = b.variable(&param.key, b.graph().value(batch).ty, Some(param.clone()))?;
-        let next =
-            b.node(&format!("{}.next", param.key), MovingAverage { factor }, &[running, batch, rate])?;
-        b.update(running, next);
-        statistics.push((param, b.variable_id(running)?));
+        let (_, of_batch) = b.graph().outputs()[batch.index()];
+        let running = b.variable(&param.key, b.graph().value(of_batch).ty, Some(param.clone()))?;
+        if share.ranks == 1 {
+            let next =
+                b.node(&format!("{}.next", param.key), MovingAverage { factor }, &[running, of_batch, rate])?;
+            b.update(running, next);
+        }
+        statistics.push(Statistic { param, variable: b.variable_id(running)?, batch, factor });
     }
     Ok(statistics)
 }

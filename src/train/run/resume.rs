@@ -48,6 +48,11 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// Every setting by its dotted name, as text.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        flat(&self.config).into_iter().map(|(key, value)| (key, value.to_string())).collect()
+    }
+
     /// Of a run of this configuration on these images.
     pub fn of(config: &RunConfig, mix: &Mix) -> Origin {
         let config = serde_json::to_value(config).unwrap_or_default();
@@ -127,17 +132,17 @@ fn flat(value: &Value) -> BTreeMap<String, Value> {
     out
 }
 
-/// Updates of the whole run, `done` of which lie behind: a length in epochs counts epochs, whatever the batch
+/// Updates of the whole run with so many ranks, `done` of which lie behind: a length in epochs counts epochs, whatever the batch
 /// was before.
 ///
 /// # Errors
 /// [`Error::Usage`] for a length that no run can have.
-pub fn total_iterations(config: &RunConfig, loader: &Loader, done: u64) -> Result<u64> {
+pub fn total_iterations(config: &RunConfig, loader: &Loader, ranks: usize, done: u64) -> Result<u64> {
     if let Some(iterations) = config.schedule.iterations {
         return Ok(iterations);
     }
     let left = loader.left(config.schedule.epochs.unwrap_or(1))?;
-    let update = config.data.batch.saturating_mul(config.data.accumulate) as u64;
+    let update = config.data.batch.saturating_mul(config.data.accumulate).saturating_mul(ranks) as u64;
     Ok(done + left.div_ceil(update.max(1)))
 }
 

@@ -15,6 +15,8 @@ use super::outputs::{CURVES_FILE, Judged, LOG_FILE, Outputs};
 use super::resume::{Origin, total_iterations};
 use super::start::{Values, check_patterns, initial_values};
 use super::state::{Moments, Progress, State};
+use crate::dist::{Ranks, Share};
+use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::fsio::sweep;
 use crate::graph::{Param, VariableId};
@@ -24,7 +26,8 @@ use crate::train::data::{Loader, LoaderConfig, Mix};
 use crate::train::network::TrainSpec;
 use crate::train::optimizer::{Optimizer, OptimizerSlot};
 use crate::train::schedule::Schedule;
-use crate::train::step::TrainStep;
+use crate::train::step::{Losses, TrainStep};
+use serde::{Deserialize, Serialize};
 
 /// Everything that resuming needs.
 pub const STATE_FILE: &str = "last.state";
@@ -81,7 +84,10 @@ pub struct Trainer {
     constants: Values,
     progress: Progress,
     origin: Origin,
-    outputs: Outputs,
+    /// The ranks of the run, if there are several.
+    ranks: Option<Arc<Ranks>>,
+    /// What the first rank alone does.
+    writer: Option<Writer>,
     meter: Meter,
     lr: f64,
     grad_norm: f64,
@@ -89,22 +95,88 @@ pub struct Trainer {
     seconds_before: f64,
     begun: Instant,
     saved: Instant,
-    /// Keeps other runs out of the folder.
+}
+
+/// The folder of a run.
+struct Writer {
+    outputs: Outputs,
+    /// Keeps other runs out of it.
     _lock: Lock,
+}
+
+/// What a batch did on one rank.
+#[derive(Serialize, Deserialize)]
+struct Done {
+    losses: Losses,
+    images: u64,
+    left_out: u64,
+    ids: Vec<u64>,
 }
 
 impl Trainer {
     /// Opens data, model and (with `resume`) the state in the folder of the run. Without a state, `resume`
-    /// begins anew.
+    /// begins anew. Of several `ranks`, the first writes and validates; all read the same files.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the folder holds a run that is not resumed, is in use, or is to go on with a
+    /// [`Error::Ranks`] if another rank cannot; [`Error::Usage`] if ranks have different configurations, if the
+    /// folder holds a run that is not resumed, is in use, or is to go on with a
     /// configuration that does not fit; whatever data, weights and planning say.
-    pub fn new(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Trainer> {
+    pub fn new(
+        config: RunConfig,
+        resume: bool,
+        ranks: Option<Arc<Ranks>>,
+        observer: &mut dyn Observer,
+    ) -> Result<Trainer> {
+        let trainer = Trainer::open(config, resume, ranks.clone(), observer);
+        let Some(ranks) = ranks else { return trainer };
+        let (trainer, opened) = match trainer {
+            Ok(trainer) => {
+                let settings = trainer.settings();
+                (Some(trainer), Ok(settings))
+            }
+            Err(error) => (None, Err(error)),
+        };
+        let own = opened.as_ref().map(Clone::clone).unwrap_or_default();
+        ranks.agree(opened)?;
+        ranks.check_same(&own)?;
+        trainer.ok_or_else(|| Error::Ranks("the run did not begin".into()))
+    }
+
+    /// All that ranks must have in common.
+    fn settings(&self) -> BTreeMap<String, String> {
+        let mut settings = self.origin.settings();
+        settings.retain(|key, _| key != "threads" && key != "run.out");
+        settings.insert("version of knet-train".into(), env!("CARGO_PKG_VERSION").into());
+        settings.insert("iteration".into(), self.progress.iteration.to_string());
+        settings.insert("images".into(), self.loader.epoch_len(0).to_string());
+        settings
+    }
+
+    fn open(
+        config: RunConfig,
+        resume: bool,
+        ranks: Option<Arc<Ranks>>,
+        observer: &mut dyn Observer,
+    ) -> Result<Trainer> {
         config.validate()?;
+        let share = ranks.as_ref().map_or(Share::ALONE, |ranks| ranks.share());
+        if share.ranks > 1 && matches!(config.device, Device::Cuda(_)) {
+            return Err(Error::usage(format!(
+                "device {}: several ranks train on CPUs; one process trains on one GPU",
+                config.device
+            )));
+        }
         let out = &config.run.out;
-        let lock = Lock::take(out, observer)?;
-        sweep(out, &[STATE_FILE, LAST_FILE, BEST_FILE, DIVERGED_FILE, LOG_FILE, CURVES_FILE, CONFIG_FILE])?;
+        let lock = if share.rank == 0 {
+            let lock = Lock::take(out, observer)?;
+            sweep(
+                out,
+                &[STATE_FILE, LAST_FILE, BEST_FILE, DIVERGED_FILE, LOG_FILE, CURVES_FILE, CONFIG_FILE],
+            )?;
+            Some(lock)
+        } else {
+            None
+        };
         let state_path = out.join(STATE_FILE);
         let resume = resume && state_path.exists();
         if !resume && state_path.exists() {
@@ -148,10 +220,16 @@ impl Trainer {
         check_patterns("start.reset", config.start.reset.iter(), starts, &values)?;
         let groups = config.optimizer.groups.iter().map(|group| &group.contains);
         check_patterns("optimizer.groups", groups, |key, part| key.contains(part), &values)?;
-        let loader_config = LoaderConfig { start: progress.position, ..config.loader(&model) };
-        let outputs = Outputs::open(&config, &mix, &model, progress.iteration, observer)?;
+        let loader_config = LoaderConfig { start: progress.position, share, ..config.loader(&model) };
+        let writer = match lock {
+            Some(lock) => {
+                let outputs = Outputs::open(&config, &mix, &model, progress.iteration, observer)?;
+                Some(Writer { outputs, _lock: lock })
+            }
+            None => None,
+        };
         let loader = Loader::new(Arc::clone(&mix), loader_config)?;
-        let total = total_iterations(&config, &loader, progress.iteration)?;
+        let total = total_iterations(&config, &loader, share.ranks, progress.iteration)?;
         describe::mismatches(&config, &model, &mix, total, observer);
 
         let spec = TrainSpec {
@@ -166,6 +244,7 @@ impl Trainer {
             seed: config.seed,
             optimizer: Some(&config.optimizer),
             accumulate: config.data.accumulate,
+            share,
         };
         let values = Arc::new(values);
         let source = Arc::clone(&values);
@@ -173,8 +252,17 @@ impl Trainer {
             let missing = || Error::Graph(format!("no initial value for `{}`", param.key));
             source.get(&param.key).cloned().ok_or_else(missing)
         });
-        kept::write(&config)?;
-        let mut step = TrainStep::new(&spec, load, config.compute())?;
+        if let Some(ranks) = &ranks {
+            observer.note(&format!("{} ranks, connected by {}", share.ranks, ranks.name()));
+        }
+        if writer.is_some() {
+            kept::write(&config)?;
+        }
+        let mut compute = config.compute();
+        if let (Some(ranks), 0) = (&ranks, compute.threads) {
+            compute.threads = ranks.threads();
+        }
+        let mut step = TrainStep::new(&spec, load, compute)?;
         let mut constants = Arc::unwrap_or_clone(values);
         for (param, _) in step.changing() {
             constants.remove(&param.key);
@@ -192,7 +280,8 @@ impl Trainer {
             seconds_before: progress.seconds,
             progress,
             origin,
-            outputs,
+            ranks,
+            writer,
             meter: Meter::default(),
             lr: 0.0,
             grad_norm: 0.0,
@@ -200,7 +289,6 @@ impl Trainer {
             saved: now,
             model,
             config,
-            _lock: lock,
         })
     }
 
@@ -233,17 +321,23 @@ impl Trainer {
             0.0 => f64::INFINITY,
             minutes => 60.0 * minutes,
         };
-        if self.progress.iteration == 0 && self.progress.best.is_none() && self.outputs.validates_at_start() {
+        let at_start = self.writer.as_ref().is_some_and(|writer| writer.outputs.validates_at_start());
+        if self.progress.iteration == 0 && self.progress.best.is_none() && at_start {
             self.validate_on_the_way(stop, observer)?;
         }
         loop {
-            let over = self.begun.elapsed().as_secs_f64() >= limit;
+            let (mut over, mut asked) =
+                (self.begun.elapsed().as_secs_f64() >= limit, stop.load(Ordering::Relaxed));
+            if let Some(ranks) = &self.ranks {
+                over = ranks.any(over)?;
+                asked = ranks.any(asked)?;
+            }
             if self.progress.iteration >= self.total {
                 self.save()?;
                 let validated = self.validate(stop, observer);
                 self.show(true, observer);
                 return validated.map(|()| Outcome::Finished);
-            } else if over || stop.load(Ordering::Relaxed) {
+            } else if over || asked {
                 self.save()?;
                 self.show(false, observer);
                 return Ok(if over { Outcome::TimeLimit } else { Outcome::Interrupted });
@@ -262,13 +356,14 @@ impl Trainer {
                 self.save_after(&error, observer);
                 return Err(error);
             }
-            if self.outputs.validation_is_due(&self.progress) {
+            let due = |writer: &Writer| writer.outputs.validation_is_due(&self.progress);
+            if self.writer.as_ref().is_some_and(due) {
                 self.validate_on_the_way(stop, observer)?;
                 self.show(false, observer);
             } else if self.save_is_due() {
                 self.save()?;
             }
-            if self.outputs.overlay_is_due() {
+            if self.writer.as_ref().is_some_and(|writer| writer.outputs.overlay_is_due()) {
                 self.export()?;
                 self.show(true, observer);
             }
@@ -298,7 +393,9 @@ impl Trainer {
         observer.step(&RunReport { iteration, total, epoch, lr, meter: &self.meter });
         if iteration.is_multiple_of(self.config.run.log_iterations) || iteration == total {
             let head = LineHead { iteration, epoch, lr, grad_norm: self.grad_norm };
-            self.outputs.train(&head, &self.meter)?;
+            if let Some(writer) = &mut self.writer {
+                writer.outputs.train(&head, &self.meter)?;
+            }
             self.meter.reset();
         }
         Ok(())
@@ -306,9 +403,11 @@ impl Trainer {
 
     /// Draws curves, and with `photos` the sample photos. Both are for people alone: a failure is noted.
     fn show(&mut self, photos: bool, observer: &mut dyn Observer) {
-        let mut drawn = self.outputs.curves();
+        let last = self.path(LAST_FILE);
+        let Some(Writer { outputs, .. }) = &mut self.writer else { return };
+        let mut drawn = outputs.curves();
         if photos {
-            let photos = self.outputs.overlay(&self.path(LAST_FILE), self.progress.iteration);
+            let photos = outputs.overlay(&last, self.progress.iteration);
             drawn = drawn.and(photos);
         }
         if let Err(error) = drawn {
@@ -325,34 +424,65 @@ impl Trainer {
         let statistics = if several { self.step.statistics()? } else { Vec::new() };
         self.lr = self.config.optimizer.lr * self.schedule.factor(self.progress.iteration, self.total);
         for part in 0..self.config.data.accumulate {
-            if part > 0 && stop.load(Ordering::Relaxed) {
+            let mut asked = part > 0 && stop.load(Ordering::Relaxed);
+            if let (Some(ranks), true) = (&self.ranks, part > 0) {
+                asked = ranks.any(asked)?;
+            }
+            if asked {
                 self.step.break_off(&statistics)?;
                 return Ok(false);
             }
-            let waiting = Instant::now();
-            let batch = self.loader.next_batch()?;
-            self.meter.waiting += waiting.elapsed().as_secs_f64();
-            let losses = self.step.run(batch)?;
-            self.meter.add(losses);
-            self.meter.images += batch.len() as u64;
-            self.meter.left_out += batch.left_out as u64;
+            let done = self.run_batch();
+            let all = match &self.ranks {
+                None => vec![done?],
+                Some(ranks) => {
+                    let all = ranks.agree(done)?;
+                    self.step.join(ranks)?;
+                    all
+                }
+            };
+            for Done { losses, images, left_out, .. } in &all {
+                self.meter.add(losses);
+                self.meter.images += images;
+                self.meter.left_out += left_out;
+            }
             if let Some(norm) = self.step.update(self.lr)? {
                 self.grad_norm = norm;
-                let ids = || batch.ids.clone();
-                if !norm.is_finite() {
-                    return Err(Error::Diverged { what: "the gradient".into(), ids: ids() });
-                }
-                let fault = self.step.optimizer().and_then(|optimizer| optimizer.fault(self.step.executor()));
-                if let Some(param) = fault {
-                    let what = format!("`{}` after the update", param.key);
-                    return Err(Error::Diverged { what, ids: ids() });
-                }
+                self.check_update(norm, &all)?;
             }
         }
         self.progress.iteration += 1;
         self.progress.position = self.loader.position();
         self.meter.seconds += start.elapsed().as_secs_f64();
         Ok(true)
+    }
+
+    /// One batch of this rank: losses and gradients.
+    fn run_batch(&mut self) -> Result<Done> {
+        let waiting = Instant::now();
+        let batch = self.loader.next_batch()?;
+        self.meter.waiting += waiting.elapsed().as_secs_f64();
+        Ok(Done {
+            losses: self.step.run(batch)?.clone(),
+            images: batch.len() as u64,
+            left_out: batch.left_out as u64,
+            ids: batch.ids.clone(),
+        })
+    }
+
+    /// Refuses an update of a gradient of this norm, or one that made a parameter NaN or infinite. It is the
+    /// same on all ranks.
+    fn check_update(&self, norm: f64, batches: &[Done]) -> Result<()> {
+        let fault = self.step.optimizer().and_then(|optimizer| optimizer.fault(self.step.executor()));
+        let what = match fault {
+            _ if !norm.is_finite() => "the gradient".to_string(),
+            Some(param) => format!("`{}` after the update", param.key),
+            None => return Ok(()),
+        };
+        if let Some(ranks) = &self.ranks {
+            ranks.fail_together();
+        }
+        Err(Error::Diverged { what, ids: batches.iter().flat_map(|done| done.ids.clone()).collect() })
     }
 
     fn save_is_due(&self) -> bool {
@@ -370,6 +500,9 @@ impl Trainer {
     /// # Errors
     /// [`Error::Diverged`] for values that are not finite: the last good state stays. As [`State::write`].
     fn save(&mut self) -> Result<()> {
+        if self.writer.is_none() {
+            return Ok(());
+        }
         let state = self.state()?;
         if let Some(key) = state.non_finite() {
             return Err(Error::Diverged { what: format!("`{key}`"), ids: Vec::new() });
@@ -382,6 +515,9 @@ impl Trainer {
 
     /// Writes the weights for use alone.
     fn export(&self) -> Result<()> {
+        if self.writer.is_none() {
+            return Ok(());
+        }
         self.state()?.export(&self.path(LAST_FILE), &self.model, self.config.run.f16)
     }
 
@@ -389,7 +525,8 @@ impl Trainer {
     fn validate(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<()> {
         let last = self.path(LAST_FILE);
         let place = (self.progress.iteration, self.progress.position.epoch);
-        let Some(Judged(judged)) = self.outputs.validate(&last, place, stop, observer)? else {
+        let Some(Writer { outputs, .. }) = &mut self.writer else { return Ok(()) };
+        let Some(Judged(judged)) = outputs.validate(&last, place, stop, observer)? else {
             return Ok(());
         };
         self.progress.validated = self.place();
@@ -403,6 +540,9 @@ impl Trainer {
 
     /// Saves what can be saved when a step has failed; `error` itself is the caller's to report.
     fn save_after(&mut self, error: &Error, observer: &mut dyn Observer) {
+        if self.writer.is_none() {
+            return;
+        }
         let name = if matches!(error, Error::Diverged { .. }) { DIVERGED_FILE } else { STATE_FILE };
         let path = self.path(name);
         let state = match self.state() {

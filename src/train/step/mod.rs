@@ -7,10 +7,14 @@
 mod dropout;
 mod objects;
 mod pixels;
+mod sums;
 
 use super::data::Batch;
-use super::network::{Segments, TargetInputs, Term, TrainNetwork, TrainSpec, Trained, build_training};
+use super::network::{
+    Segments, Statistic, TargetInputs, Term, TrainNetwork, TrainSpec, Trained, build_training,
+};
 use super::optimizer::{Optimizer, run};
+use crate::dist::Ranks;
 use crate::engine::{Compute, training_executor};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Host, Report};
@@ -20,10 +24,12 @@ use crate::tensor::Tensor;
 use dropout::Dropouts;
 use objects::Objects;
 use pixels::Pixels;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
+use sums::Sums;
 
 /// The losses of a step, weighted and normalised as upstream reports them.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Losses {
     /// Every term by its upstream name.
     pub terms: Vec<(String, f32)>,
@@ -47,8 +53,9 @@ pub struct TrainStep {
     dropouts: Dropouts,
     terms: Vec<TermSlot>,
     trained: Vec<Trained>,
-    statistics: Vec<(Param, VariableId)>,
+    statistics: Vec<Statistic>,
     optimizer: Option<Optimizer>,
+    sums: Sums,
     losses: Losses,
 }
 
@@ -98,6 +105,7 @@ impl TrainStep {
             comparison,
             trained: network.trained,
             statistics: network.statistics,
+            sums: Sums::default(),
             optimizer: network.optimizer,
             executor,
         }
@@ -121,7 +129,7 @@ impl TrainStep {
     /// Every parameter that changes, running statistics among them.
     pub fn changing(&self) -> impl Iterator<Item = (&Param, VariableId)> {
         let trained = self.trained.iter().map(|trained| (&trained.param, trained.variable));
-        trained.chain(self.statistics.iter().map(|(param, variable)| (param, *variable)))
+        trained.chain(self.statistics.iter().map(|statistic| (&statistic.param, statistic.variable)))
     }
 
     /// The values of [`TrainStep::changing`], in the checkpoint's layout.
@@ -160,7 +168,7 @@ impl TrainStep {
     /// # Errors
     /// As [`TrainStep::read`].
     pub fn statistics(&self) -> Result<Vec<Tensor>> {
-        self.statistics.iter().map(|(param, variable)| self.read(param, *variable)).collect()
+        self.statistics.iter().map(|statistic| self.read(&statistic.param, statistic.variable)).collect()
     }
 
     /// Forgets the batches since the last update, when the running statistics were these.
@@ -169,8 +177,8 @@ impl TrainStep {
     /// As [`TrainStep::write`].
     pub fn break_off(&mut self, statistics: &[Tensor]) -> Result<()> {
         self.optimizer.iter_mut().for_each(Optimizer::break_off);
-        for ((param, variable), tensor) in self.statistics.clone().iter().zip(statistics) {
-            self.write(param, *variable, tensor)?;
+        for (statistic, tensor) in self.statistics.clone().iter().zip(statistics) {
+            self.write(&statistic.param, statistic.variable, tensor)?;
         }
         Ok(())
     }
@@ -217,6 +225,17 @@ impl TrainStep {
         mut report: impl FnMut(usize, Duration) + Send,
     ) -> Result<&Losses> {
         self.run_segments(batch, Some(&mut report))
+    }
+
+    /// Adds to this rank's batch those of the others, in the order of ranks: gradients to the sums, and
+    /// statistics to the running ones. All ranks then hold the same, to the bit. It follows every
+    /// [`TrainStep::run`] that went well on all ranks.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] if another rank is gone; as [`Executor::write_variable`].
+    pub fn join(&mut self, ranks: &Ranks) -> Result<()> {
+        self.sums.join(&mut *self.executor, ranks, &self.trained, self.optimizer.as_ref())?;
+        sums::follow(&mut *self.executor, ranks, &self.statistics)
     }
 
     /// As [`Optimizer::step`], for the batches that were run since the last update. Without an optimizer

@@ -2,6 +2,7 @@
 
 use super::{Golden, LOSS, check_gradients, check_losses, check_update, folder};
 use knet::checkpoint::seeded;
+use knet::dist::Share;
 use knet::engine::Compute;
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
@@ -100,6 +101,7 @@ impl Golden {
             seed: 0,
             optimizer: Some(&AdamWConfig::default()),
             accumulate: 1,
+            share: Share::ALONE,
         };
         let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
         TrainStep::new(&spec, load, Compute::cpu(0)).unwrap()

@@ -2,6 +2,7 @@
 
 use super::{Golden, check_gradients, check_losses, check_update};
 use knet::checkpoint::seeded;
+use knet::dist::Share;
 use knet::engine::Compute;
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
@@ -59,6 +60,7 @@ fn check_model(model: &str, most: f64) {
         seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 1,
+        share: Share::ALONE,
     };
     let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
     let mut step = TrainStep::new(&spec, load, Compute::cpu(0)).unwrap();

@@ -4,6 +4,7 @@ use super::{Arguments, percentiles, steps_json, steps_table, synthetic};
 use crate::size::Size;
 use crate::{PrecisionArgument, print};
 use knet::cpu::Pool;
+use knet::dist::Share;
 use knet::engine::{Compute, Device, TrainingPrecision, source};
 use knet::graph::passes::DropRates;
 use knet::isa::Isa;
@@ -39,6 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 1,
+        share: Share::ALONE,
     };
     let device = arguments.model.device.unwrap_or(Device::Cpu);
     let precision = match (device, arguments.model.precision) {
