@@ -1,5 +1,5 @@
 // y[b, p, q, (c F + i) F + j] = x[b, p F + i, q F + j, c], zeros beyond the map: blocks of F x F pixels as
-// channels of one, NHWC.
+// channels of one, NHWC. `pixel_shuffle` is the way back: what it writes is x, what it reads y.
 //
 // One thread VECTOR channels of one pixel of the result (16 bytes where rows are whole chunks, else 1), whose
 // elements come of F * F pixels and neighbouring channels: for F = 2 a warp reads whole segments of each of
@@ -19,7 +19,8 @@ typedef Unit<UNIT>::type unit_t;
 struct Params {
     u32 height, width, channels;  // of x
     u32 out_height, out_width;
-    u32 vectors;  // of one pixel of the result
+    u32 out_channels;
+    u32 vectors;  // of one pixel of what is written
     Divisor by_vectors;
 };
 
@@ -53,4 +54,17 @@ extern "C" __global__ void pixel_unshuffle(const unit_t* __restrict__ x, unit_t*
     }
     const u64 pixel = (u64(blockIdx.z) * p.out_height + row) * p.out_width + column;
     store(y + (pixel * p.vectors + vector) * VECTOR, values);
+}
+
+extern "C" __global__ void pixel_shuffle(const unit_t* __restrict__ y, unit_t* __restrict__ x, const Params p) {
+    const u32 at = blockIdx.x * blockDim.x + threadIdx.x;
+    const u32 column = at / p.by_vectors, vector = at - column * p.vectors, row = blockIdx.y;
+    if (column >= p.width) return;
+    const u64 block = (u64(blockIdx.z) * p.out_height + row / FACTOR) * p.out_width + column / FACTOR;
+    const unit_t* from = y + block * p.out_channels + row % FACTOR * FACTOR + column % FACTOR;
+    unit_t values[VECTOR];
+#pragma unroll
+    for (u32 k = 0; k < VECTOR; ++k) values[k] = from[(vector * VECTOR + k) * (FACTOR * FACTOR)];
+    const u64 pixel = (u64(blockIdx.z) * p.height + row) * p.width + column;
+    store(x + (pixel * p.vectors + vector) * VECTOR, values);
 }

@@ -7,8 +7,8 @@
 //             y = (1 - wh) * ((1 - ww) * x[lh, lw] + ww * x[lh, hw]) + wh * ((1 - ww) * x[hh, lw] + ww *
 //             x[hh, hw]) offset is 1/2, or 0 where corners are aligned
 //
-// Weights come from coordinates of up to thousands of pixels, so a step rounded to f32 would cost them ten
-// bits: it is the sum of two floats here, and the product is exact to 2^-46.
+// Which pixels and weights those are: common/resize_taps.cuh.
+//
 // One thread VECTOR channels of one output pixel (16 bytes where rows are whole chunks, else 1); blockIdx.x
 // walks columns and channels of one output row, blockIdx.y rows, blockIdx.z images. The up to four taps of
 // neighbours overlap in L1 and L2: device memory sees (x + y) * sizeof(storage_t) bytes; 7 FLOPs an output of
@@ -17,14 +17,7 @@
 // Defines: STORAGE, VECTOR, MODE.
 #include "common/divisor.cuh"
 #include "common/elements.cuh"
-
-#define NEAREST 0
-#define BILINEAR 1
-
-struct Axis {
-    u32 input, output;
-    float step, step_rest;
-};
+#include "common/resize_taps.cuh"
 
 struct Params {
     Axis vertical, horizontal;
@@ -32,26 +25,6 @@ struct Params {
     Divisor by_vectors;
     float offset;
 };
-
-struct Taps {
-    u32 low, high;
-    float weight;
-};
-
-__device__ inline Taps taps(u32 index, const Axis& axis, float offset) {
-    if (MODE == NEAREST) {
-        const u32 low = min(u32(__fmul_rn(float(index), axis.step)), axis.input - 1);
-        return Taps{low, low, 0.0f};
-    }
-    const float position = float(index) + offset;
-    const float product = __fmul_rn(position, axis.step);
-    // What the product lost in rounding, and the rest of the step.
-    const float rest = fmaf(position, axis.step_rest, fmaf(position, axis.step, -product));
-    const float source = product - offset;
-    const u32 low = min(u32(fmaxf(source + rest, 0.0f)), axis.input - 1);
-    const float weight = (source - float(low)) + rest;
-    return Taps{low, min(low + 1, axis.input - 1), fminf(fmaxf(weight, 0.0f), 1.0f)};
-}
 
 extern "C" __global__ void resize(const storage_t* __restrict__ x, storage_t* __restrict__ y,
                                   const Params p) {

@@ -11,10 +11,10 @@
 //
 // An element costs 4 FMAs in f32, of 4 loaded elements; the sum is rounded once, to what x is stored as.
 //
-// Defines: those of window.cuh.
+// `P`: parameters that have what window.cuh's and gather.cuh's both say of the maps.
 #pragma once
 #include "common/vector.cuh"
-#include "conv/window.cuh"
+#include "conv/corner.cuh"
 
 // Along an axis: the pixel before a point, how far behind it the point lies, and which of it (bit 0) and the
 // next pixel (bit 1) have a share and lie on the map.
@@ -49,7 +49,7 @@ struct Sample {
     }
 
     // The chunk of channels from `channel`.
-    __device__ inline Chunk chunk(const Params& p, const storage_t* x, u32 channel) const {
+    template <typename P> __device__ inline Chunk chunk(const P& p, const storage_t* x, u32 channel) const {
         constexpr int COUNT = Lanes<storage_t>::count;
         Chunk pixel[4];
 #pragma unroll
@@ -67,7 +67,8 @@ struct Sample {
     }
 
     // One channel, not rounded.
-    __device__ inline float element(const Params& p, const storage_t* x, u32 channel) const {
+    template <typename P>
+    __device__ inline float element(const P& p, const storage_t* x, u32 channel) const {
         float sum = 0.0f;
 #pragma unroll
         for (u32 i = 0; i < 4; ++i)
@@ -76,7 +77,7 @@ struct Sample {
     }
 
 private:
-    __device__ inline i64 at(const Params& p, u32 i, u32 channel) const {
+    template <typename P> __device__ inline i64 at(const P& p, u32 i, u32 channel) const {
         return i64(offset) + (i / 2 * p.width + i % 2) * p.channels + channel;
     }
 
@@ -85,13 +86,16 @@ private:
     }
 };
 
-// That of tap number `tap` of a pixel; nothing beyond the last pixel.
-__device__ inline Sample sample_of(const Params& p, const float* offsets, u32 pixel, u32 tap) {
+// That of a pixel's tap in row `r` and column `s` of a filter of `height` by `width`; nothing beyond the last
+// pixel.
+template <typename P>
+__device__ inline Sample sample_of(const P& p, const float* offsets, u32 pixel, u32 r, u32 s, u32 height,
+                                   u32 width) {
     if (pixel >= p.pixels) return Sample{};
-    const float* offset = offsets + (u64(pixel) * (FILTER_H * FILTER_W) + tap) * 2;
+    const float* offset = offsets + (u64(pixel) * (height * width) + r * width + s) * 2;
     const Corner first(p, pixel);
-    const Point row(first.h + i32(tap / FILTER_W) * p.dilation_h, offset[0], p.height);
-    const Point column(first.w + i32(tap % FILTER_W) * p.dilation_w, offset[1], p.width);
+    const Point row(first.h + i32(r) * p.dilation_h, offset[0], p.height);
+    const Point column(first.w + i32(s) * p.dilation_w, offset[1], p.width);
     const u32 inside = (row.inside & 1 ? column.inside : 0) | (row.inside & 2 ? column.inside << 2 : 0);
     if (!inside) return Sample{};
     const u32 line = first.image * p.height + u32(row.before);

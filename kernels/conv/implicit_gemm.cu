@@ -24,7 +24,7 @@
 //   DEFORMED_ELEMENTS  the same for any channels, element by element.
 // RESULT: element type of y and the residual, where it is not x's.
 // WHOLE_CHUNKS: K is a multiple of a chunk, and y is written in chunks, staged by each warp in shared memory.
-// UPSAMPLED, MOMENTS: see tail.cuh.
+// UPSAMPLED, SCATTERED, MOMENTS: see tail.cuh.
 // SPLIT: block z takes `slice` steps of k and writes its sums as they are, f32, to y[z]; split_k.cu adds
 // them.
 //
@@ -35,7 +35,7 @@
 //
 // Defines: STORAGE, MATH, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a
 // multiprocessor, that registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS,
-// UPSAMPLED, MOMENTS, SPLIT; RESULT where it differs from STORAGE.
+// UPSAMPLED, MOMENTS, SPLIT; SCATTERED where it is so; RESULT where it differs from STORAGE.
 #include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
@@ -164,7 +164,9 @@ struct PixelTile {
         tap = k / p.by_channels;
         channel = k - tap * p.channels;
         for (u32 i = threadIdx.x; i < TAPS_OF_ALL; i += THREADS)
-            sample_of(p, offsets, first_pixel + i % TILE_M, i / TILE_M).store(samples + i * 16);
+            sample_of(p, offsets, first_pixel + i % TILE_M, i / TILE_M / FILTER_W, i / TILE_M % FILTER_W,
+                      FILTER_H, FILTER_W)
+                .store(samples + i * 16);
     }
 
     __device__ inline void copy(const Params& p, u32 stage) {
@@ -251,6 +253,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #if IS_DEFORMED
                   const float* __restrict__ offsets,
 #endif
+#if SCATTERED
+                  const Scatter scatter,
+#endif
                   const Params p) {
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 tile_m = blockIdx.x / p.by_tiles_n;
@@ -321,8 +326,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         .write(tile, shared, lane);
 #else
     const Epilogue<result_t> epilogue{bias, residual, y};
-    Writer<Tile, result_t, ACTIVATION, FusedTail>{epilogue, FusedTail{p, moments}, row, column, p.pixels,
-                                                  p.filters}
+#if SCATTERED
+    const FusedTail tail{p, moments, scatter};
+#else
+    const FusedTail tail{p, moments};
+#endif
+    Writer<Tile, result_t, ACTIVATION, FusedTail>{epilogue, tail, row, column, p.pixels, p.filters}
         .write(tile, shared, lane);
 #endif
 }

@@ -2,6 +2,7 @@
 //
 //   UPSAMPLED  the residual is a map of half the size, of which every pixel stands for four (the top-down
 //              path of FPN)
+//   SCATTERED  pixels of the result lie apart, in a larger map (a gradient of a stride)
 //   MOMENTS    the moments of each group of channels come with the result: a warp's tile has PART_PIXELS
 //              rows, which are one
 //              part, and a chunk of channels is a group. moments[part][group].
@@ -45,10 +46,32 @@ struct LaneMoments {
     }
 };
 
+// Where pixels of the result lie: from `first`, every `step`-th row and column of a map.
+struct Scatter {
+    u32 height, width;
+    u32 first_h, first_w;
+    u32 step_h, step_w;
+    u32 taps;  // 0: no term reaches these pixels, which are zero
+};
+
 // For `Writer`.
 struct FusedTail {
     const Params& p;
     Moments* moments;
+#if SCATTERED
+    const Scatter& to;
+#endif
+
+    // Row of y that row m of the result is.
+    __device__ inline u32 row(u32 m) const {
+#if SCATTERED
+        const u32 line = m / p.by_out_width, image = line / p.by_out_height;
+        const u32 h = to.first_h + (line - image * p.out_height) * to.step_h;
+        return (image * to.height + h) * to.width + to.first_w + (m - line * p.out_width) * to.step_w;
+#else
+        return m;
+#endif
+    }
 
     // Row of the residual that row m of the result adds.
     __device__ inline u32 residual_row(u32 m) const {

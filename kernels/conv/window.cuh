@@ -8,7 +8,7 @@
 //
 // Defines: FILTER_H, FILTER_W (R and S, at most 16 each).
 #pragma once
-#include "common/divisor.cuh"
+#include "conv/corner.cuh"
 
 struct Params {
     u32 pixels;         // rows of the product: B * P * Q

@@ -17,6 +17,7 @@ struct NoMoments {
 // A tile that is written and nothing else: the residual has its rows. tail.cuh has the other kind.
 struct PlainTail {
     typedef NoMoments Lane;
+    __device__ inline u32 row(u32 m) const { return m; }
     __device__ inline u32 residual_row(u32 m) const { return m; }
     template <u32 tile_rows, int chunk> __device__ inline void finish(const Lane&, u32, u32, u32, u32) const {
     }
@@ -65,7 +66,7 @@ template <typename Tile, typename T, int activation, typename Tail> struct Write
                 take(x, band + (j * ROWS + row) * PITCH + column, lane);
                 if (m < pixels && n < filters) {
                     epilogue.template store_chunk_with<activation>(x, bias, residual[j],
-                                                                   u64(m) * filters + n);
+                                                                   u64(tail.row(m)) * filters + n);
                     sums.add(x);
                 }
             }
@@ -88,7 +89,7 @@ template <typename Tile, typename T, int activation, typename Tail> struct Write
     __device__ inline void element(float value, u32 row, u32 column) const {
         const u32 m = first_row + row, n = first_column + column;
         if (m < pixels && n < filters)
-            epilogue.template store<activation>(value, u64(m) * filters + n, n,
+            epilogue.template store<activation>(value, u64(tail.row(m)) * filters + n, n,
                                                 u64(tail.residual_row(m)) * filters + n);
     }
 
@@ -121,7 +122,7 @@ struct Writer<WarpTileF32<rows, columns, chunks>, T, activation, Tail> {
         tile.for_each(lane, [&](float value, u32 row, u32 column) {
             const u32 m = first_row + row, n = first_column + column;
             if (m < pixels && n < filters)
-                epilogue.template store<activation>(value, u64(m) * filters + n, n,
+                epilogue.template store<activation>(value, u64(tail.row(m)) * filters + n, n,
                                                     u64(tail.residual_row(m)) * filters + n);
         });
     }

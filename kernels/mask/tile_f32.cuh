@@ -29,7 +29,9 @@ __device__ inline void load_features(Features& features, const T* x, u32 pixel, 
     }
 }
 
-__device__ inline void multiply_step(const Weights& weights, const Features& features, float (&sums)[4][4]) {
+// `weights`: rows of a step, such as Weights or Features.
+template <typename Rows>
+__device__ inline void multiply_step(const Rows& weights, const Features& features, float (&sums)[4][4]) {
     const u32 row = own_row(), column = own_column();
 #pragma unroll 8
     for (u32 at = 0; at < STEP; ++at) {

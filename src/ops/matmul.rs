@@ -132,6 +132,16 @@ impl Operator for MatMul {
             Case::new("tall", ta, &[&[2, 70, 500], &[2, 70, 90]]),
             Case::new("long", ta, &[&[1, 5000, 40], &[1, 5000, 70]]),
             Case::new("both_large", both, &[&[2, 190, 130], &[1, 330, 190]]),
+            // The gradients of a mask convolution: of its kernels and of its features.
+            Case::new("masks_times_map", plain, &[&[2, 21, 700], &[2, 700, 40]]).map(0).map(1),
+            Case::new(
+                "masks_times_kernels",
+                MatMul { role: Role::Map, ..ta },
+                &[&[2, 19, 301], &[2, 19, 36]],
+            )
+            .map(0),
+            Case::new("map_of_long", MatMul { role: Role::Map, ..tb }, &[&[1, 20, 900], &[1, 33, 900]])
+                .map(1),
             Case::new("gather", tb, &[&[1, 100, 4096], &[1, 256, 4096]]).bench(),
             Case::new("knet", plain, &[&[1, 153, 256], &[1, 256, 256]]).bench(),
             Case::new("ffn_weight_grad", ta, &[&[1, 306, 2048], &[1, 306, 256]]).bench(),

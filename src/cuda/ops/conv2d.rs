@@ -1,105 +1,26 @@
 //! Convolution: the choice of `cuda/tiles/conv.rs` as launches of `kernels/conv/`.
 
+mod deformed_grad;
+mod filter_grad;
+mod gemm;
+mod input_grad;
+mod others;
+
 use super::CudaOp;
 use super::activation::number;
-use super::divisor::divisor;
-use super::launches::{dtype_number, elements, lanes, per_element, storage, vector};
+use super::launches::{elements, lanes, storage, vector};
+use super::pack;
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
-use crate::cuda::tiles::conv::{self, Addressing, ConvChoice, ConvGemm, GemmTile, Math};
+use crate::cuda::tiles::conv::{self, ConvChoice, ConvGemm, GemmTile};
 use crate::ops::Conv2d;
 use crate::ops::ValueType;
 use crate::ops::epilogue::Epilogue;
 use crate::ops::fused_conv2d::PART_PIXELS;
 use crate::plan::Site;
 use crate::tensor::DType;
-
-/// `Params` of `kernels/conv/window.cuh`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct GemmParams {
-    pixels: u32,
-    filters: u32,
-    depth: u32,
-    pitch: u32,
-    height: u32,
-    width: u32,
-    channels: u32,
-    out: [u32; 2],
-    stride: [i32; 2],
-    padding: [i32; 2],
-    dilation: [i32; 2],
-    next_column: i32,
-    next_row: i32,
-    tiles_n: u32,
-    slice: u32,
-    by_out: [[u32; 2]; 2],
-    by_channels: [u32; 2],
-    by_tiles_n: [u32; 2],
-}
-
-/// `Params` of `kernels/conv/few_channels.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct FewChannelsParams {
-    height: u32,
-    width: u32,
-    out: [u32; 2],
-    filters: u32,
-    padding: [i32; 2],
-    tiles: [u32; 2],
-    by_tiles: [[u32; 2]; 2],
-}
-
-/// `Params` of `kernels/conv/split_k.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct SplitParams {
-    count: u32,
-    filters: u32,
-    splits: u32,
-    out_width: u32,
-    by_filters: [u32; 2],
-    by_out_width: [u32; 2],
-}
-
-/// `Params` of `kernels/conv/depthwise.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct DepthwiseParams {
-    threads: u32,
-    height: u32,
-    width: u32,
-    channels: u32,
-    out: [u32; 2],
-    tiles_q: u32,
-    chunks: u32,
-    pitch: u32,
-    stride_h: i32,
-    padding: [i32; 2],
-    dilation: [i32; 2],
-    by_chunks: [u32; 2],
-    by_tiles_q: [u32; 2],
-    by_out_height: [u32; 2],
-}
-
-/// `Params` of `kernels/conv/direct.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct DirectParams {
-    count: u32,
-    filters: u32,
-    group_filters: u32,
-    height: u32,
-    width: u32,
-    channels: u32,
-    group_channels: u32,
-    out: [u32; 2],
-    filter: [u32; 2],
-    stride: [i32; 2],
-    padding: [i32; 2],
-    dilation: [i32; 2],
-}
+pub(super) use gemm::Partials;
+use gemm::Scatter;
 
 impl CudaOp for Conv2d {
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
@@ -123,6 +44,8 @@ pub(super) struct Besides {
     pub groups: Option<usize>,
     /// Which operand moves the taps.
     pub offsets: Option<usize>,
+    /// Pixels of the result lie apart.
+    pub scatter: Option<Scatter>,
 }
 
 /// The convolution of a site, as kernels see it.
@@ -136,7 +59,7 @@ pub fn shape(op: &Conv2d, site: &Site<'_>) -> ConvGemm {
         n: w[0],
         taps: [w[1], w[2]],
         stride: op.stride,
-        padding: op.padding,
+        padding: op.padding.map(|zeros| zeros as isize),
         dilation: op.dilation,
         groups: op.groups,
         residual: op.epilogue.residual_input().map_or(0, |input| site.inputs[input].shape.len()),
@@ -153,7 +76,7 @@ fn map_type(site: &Site<'_>) -> DType {
 /// What runs at a site for a choice, which need not be [`conv::conv`]'s: measuring and testing take others.
 ///
 /// # Errors
-/// A sentence if the filter is no constant: it is packed once.
+/// A sentence if an operand is stored as the kernel does not take it.
 pub fn program(op: &Conv2d, site: &Site<'_>, choice: &ConvChoice) -> Result<Program, String> {
     with_besides(op, site, choice, Besides::default())
 }
@@ -168,9 +91,6 @@ pub(super) fn with_besides(
     choice: &ConvChoice,
     besides: Besides,
 ) -> Result<Program, String> {
-    if !site.constant[1] {
-        return Err("the filter of a convolution must be a constant".into());
-    }
     let [dtype, result] = [map_type(site), site.outputs[0].dtype];
     let lanes = 16 / dtype.size();
     let conv = Conv { shape: shape(op, site), epilogue: &op.epilogue, dtype, result, lanes, besides };
@@ -210,7 +130,11 @@ pub(super) fn with_besides(
             launches.push(moments(site.outputs[0], groups)?);
         }
     }
-    Ok(Program { kernel, launches, workspace, packing })
+    let mut program = Program { kernel, launches, workspace, packing };
+    if !site.constant[1] {
+        pack::on_device(&mut program, 1, site.inputs[1]);
+    }
+    Ok(program)
 }
 
 /// Most groups of moments: threads of a block that takes a part.
@@ -299,217 +223,6 @@ impl Conv<'_> {
         let [bias, residual] = self.bias_and_residual();
         vec![Arg::Input(0), Arg::Input(1), bias, residual, Arg::Output(0), params]
     }
-
-    fn gemm(&self, addressing: Addressing, tile: GemmTile, splits: usize) -> (Vec<Launch>, usize) {
-        let shape = &self.shape;
-        let step = tile.chunks * self.lanes;
-        let (row, column) = (shape.map[1] * shape.channels, shape.channels);
-        let (tiles_m, tiles_n) = (shape.m().div_ceil(tile.m), shape.n.div_ceil(tile.n));
-        let column_step = shape.dilation[1] * column;
-        let params = GemmParams {
-            pixels: shape.m() as u32,
-            filters: shape.n as u32,
-            depth: shape.k() as u32,
-            pitch: shape.k().next_multiple_of(self.lanes) as u32,
-            height: shape.map[0] as u32,
-            width: shape.map[1] as u32,
-            channels: shape.channels as u32,
-            out: shape.out.map(|v| v as u32),
-            stride: shape.stride.map(|v| v as i32),
-            padding: shape.padding.map(|v| v as i32),
-            dilation: shape.dilation.map(|v| v as i32),
-            next_column: column_step as i32 - column as i32,
-            next_row: (shape.dilation[0] * row) as i32 - (shape.taps[1] * column_step) as i32,
-            tiles_n: tiles_n as u32,
-            slice: shape.k().div_ceil(step).div_ceil(splits) as u32,
-            by_out: shape.out.map(divisor),
-            by_channels: divisor(shape.channels),
-            by_tiles_n: divisor(tiles_n),
-        };
-        let (split, tensor) = (splits > 1, tile.math != Math::Fma);
-        let in_taps = matches!(addressing, Addressing::Taps | Addressing::Deformed);
-        let shallow = in_taps && shape.channels < step;
-        let mut defines = vec![
-            storage(self.dtype),
-            ("MATH", tile.math as i64),
-            if split { ("ACTIVATION", number(None)) } else { self.activation() },
-            ("TILE_M", tile.m as i64),
-            ("TILE_N", tile.n as i64),
-            ("WARPS_M", tile.warps[0] as i64),
-            ("WARPS_N", tile.warps[1] as i64),
-            ("CHUNKS", tile.chunks as i64),
-            ("STAGES", tile.stages as i64),
-            ("BLOCKS", tile.blocks as i64),
-            ("ADDRESSING", addressing as i64),
-            ("SHALLOW", i64::from(shallow)),
-            ("FILTER_H", shape.taps[0] as i64),
-            ("FILTER_W", shape.taps[1] as i64),
-            // What FMA makes is written one by one whatever the filters.
-            if tensor { self.whole_chunks() } else { ("WHOLE_CHUNKS", 0) },
-            // Partial sums are written as they are.
-            ("UPSAMPLED", i64::from(self.besides.upsampled && !split)),
-            ("MOMENTS", i64::from(self.gives_moments(tile, splits))),
-            ("SPLIT", i64::from(split)),
-        ];
-        if self.result != self.dtype && !split {
-            defines.push(("RESULT", dtype_number(self.result)));
-        }
-        let mut args = self.args(Arg::of(&params));
-        if split {
-            args[2..5].clone_from_slice(&[Arg::Null, Arg::Null, Arg::Workspace(0)]);
-        }
-        args.insert(5, if self.gives_moments(tile, splits) { Arg::Output(1) } else { Arg::Null });
-        if let Some(offsets) = self.besides.offsets {
-            args.insert(6, Arg::Input(offsets));
-        }
-        let mut launches = vec![Launch {
-            source: "conv/implicit_gemm.cu",
-            entry: "implicit_gemm",
-            defines,
-            grid: [(tiles_m * tiles_n) as u32, 1, splits as u32],
-            block: [tile.threads() as u32, 1, 1],
-            shared: tile.shared(addressing, shape.tap_count()) as u32,
-            args,
-        }];
-        if !split {
-            return (launches, 0);
-        }
-        launches.push(self.add_partials(splits));
-        (launches, splits * shape.m() * shape.n * 4)
-    }
-
-    fn add_partials(&self, splits: usize) -> Launch {
-        let whole = self.whole_chunks();
-        let elements = self.shape.m() * self.shape.n;
-        let count = if whole.1 == 1 { elements / lanes(self.result) } else { elements };
-        let params = SplitParams {
-            count: count as u32,
-            filters: self.shape.n as u32,
-            splits: splits as u32,
-            out_width: self.shape.out[1] as u32,
-            by_filters: divisor(self.shape.n),
-            by_out_width: divisor(self.shape.out[1]),
-        };
-        let [bias, residual] = self.bias_and_residual();
-        Launch {
-            source: "conv/split_k.cu",
-            entry: "add_partials",
-            defines: vec![storage(self.result), self.activation(), whole, self.upsampled()],
-            args: vec![Arg::Workspace(0), bias, residual, Arg::Output(0), Arg::of(&params)],
-            ..per_element(count)
-        }
-    }
-
-    fn few_channels(&self, filters: usize) -> Launch {
-        /// Output rows and columns of a block: `TILE_P` and `TILE_Q` of `kernels/conv/few_channels.cu`.
-        const TILE: [usize; 2] = [8, 32];
-        let shape = &self.shape;
-        let tiles = [shape.out[0].div_ceil(TILE[0]), shape.out[1].div_ceil(TILE[1])];
-        // As the kernel lays out its shared memory: the patch, the filters; then a band of 16 rows for each
-        // warp.
-        let row_blocks = (shape.taps[1] * shape.channels).div_ceil(self.lanes);
-        let rows = (TILE[0] - 1) * shape.stride[0] + shape.taps[0];
-        let columns = (TILE[1] - 1) * shape.stride[1] * shape.channels + row_blocks * self.lanes;
-        let patch = (rows * columns * self.dtype.size()).next_multiple_of(16);
-        let chunks = (shape.taps[0] * row_blocks).next_multiple_of(2) + 1;
-        let bands = TILE[0] * 16 * (filters + 8) * 4;
-        let params = FewChannelsParams {
-            height: shape.map[0] as u32,
-            width: shape.map[1] as u32,
-            out: shape.out.map(|v| v as u32),
-            filters: shape.n as u32,
-            padding: shape.padding.map(|v| v as i32),
-            tiles: tiles.map(|v| v as u32),
-            by_tiles: tiles.map(divisor),
-        };
-        Launch {
-            source: "conv/few_channels.cu",
-            entry: "few_channels",
-            defines: vec![
-                storage(self.dtype),
-                self.activation(),
-                ("CHANNELS", shape.channels as i64),
-                ("FILTER_H", shape.taps[0] as i64),
-                ("FILTER_W", shape.taps[1] as i64),
-                ("STRIDE_H", shape.stride[0] as i64),
-                ("STRIDE_W", shape.stride[1] as i64),
-                ("TILE_N", filters as i64),
-                self.whole_chunks(),
-            ],
-            grid: [(shape.batch * tiles[0] * tiles[1]) as u32, shape.n.div_ceil(filters) as u32, 1],
-            block: [(TILE[0] * 32) as u32, 1, 1],
-            shared: (patch + filters * chunks * 16).max(bands) as u32,
-            args: self.args(Arg::of(&params)),
-        }
-    }
-
-    fn depthwise(&self, pixels: usize) -> Launch {
-        const THREADS: usize = 128;
-        let shape = &self.shape;
-        let whole = self.whole_chunks();
-        let chunks = if whole.1 == 1 { shape.channels / self.lanes } else { shape.channels };
-        let tiles_q = shape.out[1].div_ceil(pixels);
-        let threads = shape.batch * shape.out[0] * tiles_q * chunks;
-        let params = DepthwiseParams {
-            threads: threads as u32,
-            height: shape.map[0] as u32,
-            width: shape.map[1] as u32,
-            channels: shape.channels as u32,
-            out: shape.out.map(|v| v as u32),
-            tiles_q: tiles_q as u32,
-            chunks: chunks as u32,
-            pitch: shape.channels.next_multiple_of(self.lanes) as u32,
-            stride_h: shape.stride[0] as i32,
-            padding: shape.padding.map(|v| v as i32),
-            dilation: shape.dilation.map(|v| v as i32),
-            by_chunks: divisor(chunks),
-            by_tiles_q: divisor(tiles_q),
-            by_out_height: divisor(shape.out[0]),
-        };
-        Launch {
-            source: "conv/depthwise.cu",
-            entry: "depthwise",
-            defines: vec![
-                storage(self.dtype),
-                self.activation(),
-                ("FILTER_H", shape.taps[0] as i64),
-                ("FILTER_W", shape.taps[1] as i64),
-                ("STRIDE_W", shape.stride[1] as i64),
-                ("TILE_Q", pixels as i64),
-                whole,
-            ],
-            grid: [threads.div_ceil(THREADS) as u32, 1, 1],
-            block: [THREADS as u32, 1, 1],
-            shared: 0,
-            args: self.args(Arg::of(&params)),
-        }
-    }
-
-    fn direct(&self) -> Launch {
-        let shape = &self.shape;
-        let count = shape.m() * shape.n;
-        let params = DirectParams {
-            count: count as u32,
-            filters: shape.n as u32,
-            group_filters: (shape.n / shape.groups) as u32,
-            height: shape.map[0] as u32,
-            width: shape.map[1] as u32,
-            channels: shape.channels as u32,
-            group_channels: (shape.channels / shape.groups) as u32,
-            out: shape.out.map(|v| v as u32),
-            filter: shape.taps.map(|v| v as u32),
-            stride: shape.stride.map(|v| v as i32),
-            padding: shape.padding.map(|v| v as i32),
-            dilation: shape.dilation.map(|v| v as i32),
-        };
-        Launch {
-            source: "conv/direct.cu",
-            entry: "direct",
-            defines: vec![storage(self.dtype), self.activation()],
-            args: self.args(Arg::of(&params)),
-            ..per_element(count)
-        }
-    }
 }
 
 #[cfg(test)]
@@ -557,9 +270,14 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_is_no_constant_is_refused() {
-        let dims: &[&[usize]] = &[&[1, 5, 5, 8], &[8, 3, 3, 8]];
-        let fault = program(Conv2d::with(1, 1), dims, &[false, false]).unwrap_err();
-        assert!(fault.contains("must be a constant"), "{fault}");
+    fn a_filter_that_is_no_constant_is_packed_first() {
+        let dims: &[&[usize]] = &[&[1, 25, 42, 512], &[512, 3, 3, 512]];
+        let constant = program(Conv2d::with(1, 1), dims, &[false, true]).unwrap();
+        let program = program(Conv2d::with(1, 1), dims, &[false, false]).unwrap();
+        let [pack, gemm, add] = &program.launches[..] else { panic!("{} launches", program.launches.len()) };
+        let at = constant.workspace;
+        assert_eq!(program.workspace, at + 512 * 9 * 512 * 2);
+        assert_eq!(pack.args[..2], [Arg::Input(1), Arg::Workspace(at)]);
+        assert_eq!((&gemm.args[1], &add.args[0]), (&Arg::Workspace(at), &Arg::Workspace(0)));
     }
 }

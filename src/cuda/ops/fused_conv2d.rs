@@ -26,6 +26,6 @@ impl CudaOp for FusedConv2d {
 /// # Errors
 /// As there, and if the chosen kernel has no such tail.
 pub fn program(op: &FusedConv2d, site: &Site<'_>, choice: &ConvChoice) -> Result<Program, String> {
-    let besides = Besides { upsampled: op.upsampled, groups: op.groups, offsets: None };
+    let besides = Besides { upsampled: op.upsampled, groups: op.groups, ..Besides::default() };
     with_besides(&op.conv, site, choice, besides)
 }

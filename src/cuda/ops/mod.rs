@@ -4,23 +4,28 @@
 pub(crate) mod activation;
 mod adaptive_avg_pool2d;
 mod attention;
+mod batch_norm;
 mod binary;
 pub(crate) mod cast;
 mod concat;
 pub mod conv2d;
 pub mod deform_conv2d;
 mod divisor;
+mod fold_batch_norm;
 pub mod fused_conv2d;
 pub(in crate::cuda) mod fused_linear;
 mod global_avg_pool;
 mod group_norm;
+mod group_norm_grad;
 pub(crate) mod launches;
 mod layer_norm;
 mod linear;
 mod mask_conv;
 mod mask_pool;
+mod matmul;
 mod max_pool2d;
 pub(in crate::cuda) mod norm_sum;
+mod pack;
 mod pixel_unshuffle;
 mod resize;
 mod slice;
@@ -123,23 +128,39 @@ macro_rules! dispatch {
 dispatch! {
     Activate
     AdaptiveAvgPool2d
+    AdaptiveAvgPool2dGrad
     Attention
+    BatchNorm
+    BatchNormGrad
+    BatchNormTrain
+    BatchNormTrainGrad
     Binary
     Concat
     Conv2d
+    Conv2dFilterGrad
+    Conv2dInputGrad
     DeformConv2d
+    DeformConv2dFilterGrad
+    DeformConv2dInputGrad
+    FoldBatchNorm
+    FoldBatchNormGrad
     FusedConv2d
     FusedLinear
     GlobalAvgPool
     GroupNorm
+    GroupNormGrad
     LayerNorm
     Linear
     MaskConv
     MaskPool
+    MatMul
     MaxPool2d
+    MaxPool2dGrad
     NormSum
+    PixelShuffle
     PixelUnshuffle
     Resize
+    ResizeGrad
     Slice
     SoftMaskPool
     Softmax

@@ -3,8 +3,8 @@ use super::divisor::divisor;
 use super::launches::{elements, per_pixel, storage, vector};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Program};
-use crate::ops::Resize;
 use crate::ops::resize::ResizeMode;
+use crate::ops::{Resize, ResizeGrad, ValueType};
 use crate::plan::Site;
 
 #[repr(C)]
@@ -48,27 +48,46 @@ fn axis(resize: &Resize, axis: usize, input: usize) -> Axis {
     Axis { input: input as u32, output: output as u32, step: step as f32, step_rest: rest as f32 }
 }
 
+/// One thread a vector of a pixel of `to`: the resized `map`, or the gradient of `map`.
+fn program(
+    [source, entry]: [&'static str; 2],
+    resize: &Resize,
+    map: ValueType,
+    to: ValueType,
+) -> Result<Program, String> {
+    elements(map)?;
+    elements(to)?;
+    let vector = vector(to.dtype, to.shape[3]);
+    let half = ResizeMode::Bilinear { align_corners: false };
+    let params = Params {
+        vertical: axis(resize, 0, map.shape[1]),
+        horizontal: axis(resize, 1, map.shape[2]),
+        vectors: (to.shape[3] / vector) as u32,
+        by_vectors: divisor(to.shape[3] / vector),
+        offset: if resize.mode == half { 0.5 } else { 0.0 },
+    };
+    let launch = Launch {
+        source,
+        entry,
+        defines: vec![storage(to.dtype), ("VECTOR", vector as i64), ("MODE", mode_number(resize.mode))],
+        args: vec![Arg::Input(0), Arg::Output(0), Arg::of(&params)],
+        ..per_pixel(to, vector)
+    };
+    let name = if resize.mode == ResizeMode::Nearest { "nearest" } else { "bilinear" };
+    Ok(Program { kernel: format!("{name} x{vector}"), launches: vec![launch], ..Program::default() })
+}
+
 impl CudaOp for Resize {
     fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
-        let (x, y) = (site.inputs[0], site.outputs[0]);
-        elements(x)?;
-        let vector = vector(y.dtype, y.shape[3]);
-        let offset = if self.mode == (ResizeMode::Bilinear { align_corners: false }) { 0.5 } else { 0.0 };
-        let params = Params {
-            vertical: axis(self, 0, x.shape[1]),
-            horizontal: axis(self, 1, x.shape[2]),
-            vectors: (y.shape[3] / vector) as u32,
-            by_vectors: divisor(y.shape[3] / vector),
-            offset,
-        };
-        let launch = Launch {
-            source: "resize.cu",
-            entry: "resize",
-            defines: vec![storage(y.dtype), ("VECTOR", vector as i64), ("MODE", mode_number(self.mode))],
-            args: vec![Arg::Input(0), Arg::Output(0), Arg::of(&params)],
-            ..per_pixel(y, vector)
-        };
-        let name = if self.mode == ResizeMode::Nearest { "nearest" } else { "bilinear" };
-        Ok(Program { kernel: format!("{name} x{vector}"), launches: vec![launch], ..Program::default() })
+        program(["resize.cu", "resize"], self, site.inputs[0], site.outputs[0])
+    }
+}
+
+impl CudaOp for ResizeGrad {
+    fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
+        let (dy, dx) = (site.inputs[0], site.outputs[0]);
+        elements(dy)?;
+        let resize = self.forward([dy.shape[1], dy.shape[2]]);
+        program(["resize_grad.cu", "resize_grad"], &resize, dx, dx)
     }
 }

@@ -1,6 +1,12 @@
 use super::activation::number;
+use super::conv2d::Partials;
 use crate::cuda::launch::{Arg, Launch};
 use crate::ops::epilogue::Epilogue;
+use crate::tensor::DType;
+
+/// Parts from which `sum_parts.cu`, whose warps share them, is better than `conv/split_k.cu`, which has a
+/// thread a result.
+const MANY: usize = 32;
 
 /// Results of a block.
 const RESULTS: usize = 32;
@@ -35,4 +41,14 @@ pub(super) fn sum_parts(parts: usize, count: usize, columns: usize, epilogue: Ep
             Arg::of(&Params { count: count as u32, columns: columns as u32, parts: parts as u32 }),
         ],
     }
+}
+
+/// The launch that adds `splits` partial results `[splits, count]`, f32, from the start of the workspace into
+/// the step's result, stored as `result`, whose rows have `columns` elements.
+pub(super) fn add_splits(splits: usize, count: usize, columns: usize, result: DType) -> Launch {
+    if splits >= MANY && result == DType::F32 {
+        return sum_parts(splits, count, columns, Epilogue::default());
+    }
+    let partials = Partials { splits, elements: count, columns, out_width: 1, result };
+    partials.launch(Arg::Null, Arg::Null, [("ACTIVATION", number(None)), ("UPSAMPLED", 0)])
 }

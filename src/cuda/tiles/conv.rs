@@ -23,8 +23,8 @@ pub struct ConvGemm {
     pub taps: [usize; 2],
     /// Step between outputs.
     pub stride: [usize; 2],
-    /// Zeros before the map.
-    pub padding: [usize; 2],
+    /// Zeros before the map; negative: so much of the map is left out.
+    pub padding: [isize; 2],
     /// Step between taps.
     pub dilation: [usize; 2],
     /// Blocks of channels that do not mix.
@@ -375,7 +375,7 @@ mod tests {
             n: filters,
             taps: [taps; 2],
             stride: [stride; 2],
-            padding: [taps / 2; 2],
+            padding: [taps as isize / 2; 2],
             dilation: [1; 2],
             groups: 1,
             residual: 0,

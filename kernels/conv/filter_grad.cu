@@ -1,0 +1,177 @@
+// Gradient of a convolution's filter on tensor cores, from 16-bit maps:
+//
+//   dw[k, (r, s, c)] = sum over output pixels p of dy[p, k] * x[p under tap (r, s), c]
+//
+// dy is [B, P, Q, K], x [B, H, W, C]; dw [K, R, S, C] is f32, and so are all sums. A product whose terms are
+// pixels: both operands lie with their terms slow, as [pixel][filter] and [pixel][(tap, channel)], and are
+// turned by `ldmatrix.trans`. x is seen through gather.cuh, never laid out; DEFORMED: through deformed.cuh, its
+// taps moved by `offsets` [B, P, Q, R * S, 2], and a sample is rounded to 16 bits as in the forward pass.
+//
+// A block computes 32 * BANDS filters by 128 columns with 2 x 4 warps over `split` pixels, 64 a stage. Pixels
+// are shared among enough blocks to fill a device, by the shape alone; each writes its sums to dw [splits, K,
+// R * S * C], added in order by sum_parts.cu.
+//
+// 2 B P Q K R S C FLOPs. A stage reads (32 * BANDS + 128) * 128 bytes for 64 * 32 * BANDS * 128 FMAs: 64 FMAs
+// a byte (BANDS = 4), most of it from L2: dy is read once for every 128 columns, x once for every tap and tile
+// of filters.
+//
+// Grid: splits, tiles of filters x tiles of columns. Block: 256 threads. Shared memory: STAGES * 128 * (32 *
+// BANDS + 128) bytes. Defines: STORAGE, BANDS (2, 4), STAGES, DY_WIDE (K a multiple of 8), X_WIDE (C a multiple
+// of 8), DEFORMED.
+#include "common/mma.cuh"
+#include "conv/deformed.cuh"
+#include "conv/gather.cuh"
+#include "mask/tile.cuh"
+
+#define THREADS 256
+#define BM (32 * BANDS)
+#define BN 128
+#define DY_BYTES (BM * 128)
+#define STAGE_BYTES (DY_BYTES + BN * 128)
+
+extern __shared__ __align__(128) unsigned char shared[];
+
+// Copies the windows' part of a stage: a thread has one chunk of columns and every ROWS-th pixel.
+struct WindowTile {
+    static constexpr u32 ROWS = THREADS / (BN / 8);
+    const storage_t* x;
+#if DEFORMED
+    const float* offsets;
+#endif
+    u32 first, to;
+#if X_WIDE
+    Column column;
+#endif
+
+    __device__ inline WindowTile(const Params& p, const storage_t* x, const float* offsets, u32 first_column)
+        : x(x),
+#if DEFORMED
+          offsets(offsets),
+#endif
+          first(first_column + threadIdx.x % (BN / 8) * 8)
+#if X_WIDE
+          , column(p, first)
+#endif
+    {
+        const u32 chunk = threadIdx.x % (BN / 8);
+        to = chunk / 8 * (SLAB * 128) + swizzled<8>(threadIdx.x / (BN / 8), chunk % 8);
+    }
+
+    __device__ inline void copy(const Params& p, u32 stage, u32 pixel, u32 end) const {
+        // ROWS is a multiple of the eight rows after which the swizzle is the same.
+#pragma unroll
+        for (u32 i = 0; i < SLAB / ROWS; ++i) {
+            const u32 at = pixel + threadIdx.x / (BN / 8) + i * ROWS;
+            copy_chunk(p, stage + to + i * ROWS * 128, at, at < end);
+        }
+    }
+
+private:
+    __device__ inline void copy_chunk(const Params& p, u32 to, u32 pixel, bool inside) const {
+#if X_WIDE && !DEFORMED
+        const i32 place = inside && first < p.columns ? column.place(p, pixel) : -1;
+        copy_async<16>(to, x + max(place, 0), place >= 0);
+#elif X_WIDE
+        const bool any = inside && first < p.columns;
+        store_shared_chunk(to, any ? sample(p, column, pixel).chunk(p, x, column.channel) : Chunk{});
+#else
+        Chunk chunk = {};
+#pragma unroll
+        for (u32 j = 0; j < 8; ++j) {
+            if (inside && first + j < p.columns)
+                chunk.word[j / 2] |= u32(element(p, Column(p, first + j), pixel).bits) << (j % 2 * 16);
+        }
+        store_shared_chunk(to, chunk);
+#endif
+    }
+
+#if DEFORMED
+    __device__ inline Sample sample(const Params& p, const Column& c, u32 pixel) const {
+        return sample_of(p, offsets, pixel, c.r, c.s, p.filter_h, p.filter_w);
+    }
+    __device__ inline storage_t element(const Params& p, const Column& c, u32 pixel) const {
+        return from_f32<storage_t>(sample(p, c, pixel).element(p, x, c.channel));
+    }
+#else
+    __device__ inline storage_t element(const Params& p, const Column& c, u32 pixel) const {
+        const i32 place = c.place(p, pixel);
+        return place < 0 ? storage_t{} : x[place];
+    }
+#endif
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    filter_grad(const storage_t* __restrict__ x, const storage_t* __restrict__ dy,
+                const float* __restrict__ offsets, float* __restrict__ dw, const Params p) {
+    const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warp_m = warp % 2, warp_n = warp / 2;
+    const u32 filter = blockIdx.y % p.tiles * BM, first_column = blockIdx.y / p.tiles * BN;
+    const u32 begin = blockIdx.x * p.split, end = min(begin + p.split, p.pixels);
+    const u32 steps = (end - begin + SLAB - 1) / SLAB, base = shared_address(shared);
+    const WindowTile windows(p, x, offsets, first_column);
+
+    const auto copy = [&](u32 step) {
+        if (step < steps) {
+            const u32 stage = base + step % STAGES * STAGE_BYTES, pixel = begin + step * SLAB;
+            copy_tile<DY_WIDE, BM / SLAB, SLAB, THREADS>(stage, dy + u64(pixel) * p.filters + filter, p.filters,
+                                                         end - pixel, p.filters - filter);
+            windows.copy(p, stage + DY_BYTES, pixel, end);
+        }
+        commit_copies();
+    };
+#pragma unroll
+    for (u32 step = 0; step < STAGES - 1; ++step) copy(step);
+
+    float sums[BANDS][4][4] = {};
+    // Filters of a warp: half a slab or a whole one; columns: half a slab.
+    const u32 own = warp_m * 2 * BANDS;
+    const u32 dy_at = own / 8 * (SLAB * 128) + swizzled<8>(lane / 16 * 8 + lane % 8, own % 8 + lane / 8 % 2);
+    const u32 x_at =
+        DY_BYTES + warp_n / 2 * (SLAB * 128) + swizzled<8>(lane % 16, warp_n % 2 * 4 + lane / 16);
+    for (u32 step = 0; step < steps; ++step) {
+        wait_copies<STAGES - 2>();
+        // The stage is there for all warps, and all have done with the one that is filled next.
+        __syncthreads();
+        copy(step + STAGES - 1);
+        const u32 stage = base + step % STAGES * STAGE_BYTES;
+#pragma unroll
+        for (u32 k = 0; k < SLAB / 16; ++k) {
+            u32 a[BANDS][4], b[2][4];
+#pragma unroll
+            for (u32 i = 0; i < BANDS; ++i)
+                load_matrices_transposed(a[i], ((stage + dy_at) ^ (i * 32)) + k * 16 * 128);
+#pragma unroll
+            for (u32 j = 0; j < 2; ++j)
+                load_matrices_transposed(b[j], ((stage + x_at) ^ (j * 32)) + k * 16 * 128);
+#pragma unroll
+            for (u32 i = 0; i < BANDS; ++i) {
+#pragma unroll
+                for (u32 j = 0; j < 2; ++j) {
+                    Mma<storage_t>::multiply(sums[i][2 * j], a[i], b[j][0], b[j][1]);
+                    Mma<storage_t>::multiply(sums[i][2 * j + 1], a[i], b[j][2], b[j][3]);
+                }
+            }
+        }
+    }
+
+    dw += u64(blockIdx.x) * p.filters * p.columns;
+#pragma unroll
+    for (u32 i = 0; i < BANDS; ++i) {
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            const u32 row = filter + (warp_m * BANDS + i) * 16 + half * 8 + lane / 4;
+            if (row >= p.filters) continue;
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) {
+                const u32 column = first_column + warp_n * 32 + j * 8 + lane % 4 * 2;
+                float* to = dw + u64(row) * p.columns + column;
+                const float left = sums[i][j][2 * half], right = sums[i][j][2 * half + 1];
+#if X_WIDE
+                if (column < p.columns) *reinterpret_cast<float2*>(to) = make_float2(left, right);
+#else
+                if (column < p.columns) to[0] = left;
+                if (column + 1 < p.columns) to[1] = right;
+#endif
+            }
+        }
+    }
+}

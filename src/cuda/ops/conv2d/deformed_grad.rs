@@ -1,0 +1,164 @@
+//! The gradients of a deformable convolution's map and offsets: those of all samples, a product of `dy` and the
+//! filter, then what they are to pixels and offsets.
+
+use super::{Besides, Conv};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
+use crate::cuda::ops::CudaOp;
+use crate::cuda::ops::divisor::divisor;
+use crate::cuda::ops::launches::{elements, lanes, per_element, storage};
+use crate::cuda::ops::pack::{self, Matrix};
+use crate::cuda::tiles::conv::{self, ConvChoice, ConvGemm};
+use crate::ops::DeformConv2dInputGrad;
+use crate::ops::epilogue::Epilogue;
+use crate::plan::Site;
+use crate::tensor::DType;
+
+/// Blocks that look for the largest gradient, and warps of a block: what is launched of
+/// `kernels/conv/deformed_grad.cu`.
+const LARGEST_BLOCKS: usize = 1024;
+const WARPS: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    pixels: u32,
+    samples: u32,
+    height: u32,
+    width: u32,
+    channels: u32,
+    out: [u32; 2],
+    taps: u32,
+    filter_w: u32,
+    stride: [i32; 2],
+    padding: [i32; 2],
+    dilation: [i32; 2],
+    room: i32,
+    count: u32,
+    by_taps: [u32; 2],
+    by_filter_w: [u32; 2],
+    by_out: [[u32; 2]; 2],
+}
+
+/// The gradients of all samples, f32 `[B, P, Q, R * S * C]`, at the start of the workspace.
+fn of_samples(site: &Site<'_>, target: &Target) -> Result<Program, String> {
+    let (dy, w) = (site.inputs[0].shape, site.inputs[1].shape);
+    let dtype = target.precision.storage();
+    let n = w[1] * w[2] * w[3];
+    let shape = ConvGemm {
+        batch: dy[0],
+        map: [dy[1], dy[2]],
+        channels: dy[3],
+        out: [dy[1], dy[2]],
+        n,
+        taps: [1; 2],
+        stride: [1; 2],
+        padding: [0; 2],
+        dilation: [1; 2],
+        groups: 1,
+        residual: 0,
+        wide: dtype != DType::F32,
+        deformed: false,
+    };
+    let epilogue = Epilogue::default();
+    let besides = Besides::default();
+    let conv = Conv { shape, epilogue: &epilogue, dtype, result: DType::F32, lanes: lanes(dtype), besides };
+    let choices = conv::candidates(&shape, target.precision, &target.caps)?;
+    // Of a whole reduction: partial sums would be as large as the sums.
+    let gemm = choices.into_iter().find_map(|choice| match choice {
+        ConvChoice::Gemm { addressing, tile, splits: 1, .. } => {
+            Some((choice, conv.gemm(addressing, tile, 1).0))
+        }
+        _ => None,
+    });
+    let (choice, mut launches) = gemm.ok_or_else(|| format!("no product of {dy} and {w}"))?;
+    for arg in launches.iter_mut().flat_map(|launch| &mut launch.args) {
+        if *arg == Arg::Output(0) {
+            *arg = Arg::Workspace(0);
+        }
+    }
+    let workspace = shape.m() * n * 4;
+    let mut program = Program { kernel: choice.to_string(), launches, workspace, ..Program::default() };
+    let turned = Matrix {
+        rows: n,
+        extents: [1, 1, w[0]],
+        first: 0,
+        row_step: 1,
+        steps: [0, 0, n as isize],
+        row_multiple: lanes(dtype),
+    };
+    let stored = site.dtype(1, Packing::plain(DType::F32));
+    pack::lay_out(&mut program, 1, turned, [stored, dtype]);
+    Ok(program)
+}
+
+impl CudaOp for DeformConv2dInputGrad {
+    fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
+        let (x, w, dy) = (site.inputs[2], site.inputs[1].shape, site.inputs[0]);
+        let dtype = target.precision.storage();
+        for ty in [x, dy, site.outputs[1]] {
+            elements(ty)?;
+        }
+        let map = Packing::plain(dtype);
+        if site.dtype(2, map) != dtype || site.outputs[0].dtype != dtype {
+            return Err(format!("map {x} of a deformable convolution is not stored as {}", dtype.name()));
+        }
+        let (pixels, taps) = (dy.shape[0] * dy.shape[1] * dy.shape[2], w[1] * w[2]);
+        if pixels * taps * w[3] > i32::MAX as usize {
+            return Err(format!(
+                "{pixels} pixels of {taps} samples of {} channels; offsets have 31 bits",
+                w[3]
+            ));
+        }
+        let samples = pixels * taps;
+        let count = x.shape.len();
+        let mut program = of_samples(site, target)?;
+        let at_sums = program.workspace.next_multiple_of(256);
+        let at_most = (at_sums + count * 8).next_multiple_of(256);
+        program.workspace = at_most + 256;
+        let [grads, sums, most] = [0, at_sums, at_most].map(Arg::Workspace);
+        let params = Params {
+            pixels: pixels as u32,
+            samples: samples as u32,
+            height: x.shape[1] as u32,
+            width: x.shape[2] as u32,
+            channels: x.shape[3] as u32,
+            out: [dy.shape[1] as u32, dy.shape[2] as u32],
+            taps: taps as u32,
+            filter_w: w[2] as u32,
+            stride: self.stride.map(|v| v as i32),
+            padding: self.padding.map(|v| v as i32),
+            dilation: self.dilation.map(|v| v as i32),
+            room: samples.next_power_of_two().trailing_zeros() as i32,
+            count: count as u32,
+            by_taps: divisor(taps),
+            by_filter_w: divisor(w[2]),
+            by_out: [divisor(dy.shape[1]), divisor(dy.shape[2])],
+        };
+        let launch = |entry: &'static str, blocks: usize, args: Vec<Arg>| Launch {
+            source: "conv/deformed_grad.cu",
+            entry,
+            defines: vec![storage(dtype)],
+            grid: [blocks as u32, 1, 1],
+            args: args.into_iter().chain([Arg::of(&params)]).collect(),
+            ..per_element(0)
+        };
+        let all = per_element(count).grid[0] as usize;
+        let largest = per_element(samples * w[3]).grid[0] as usize;
+        let [dx, doffsets] = [0, 1].map(Arg::Output);
+        let scattered =
+            vec![grads.clone(), Arg::Input(2), Arg::Input(3), most.clone(), sums.clone(), doffsets];
+        program.launches.extend([
+            launch("clear", all, vec![sums.clone(), most.clone()]),
+            launch("largest", largest.min(LARGEST_BLOCKS), vec![grads, most.clone()]),
+            launch("scatter", samples.div_ceil(WARPS), scattered),
+            launch("gather", all, vec![sums, most, dx]),
+        ]);
+        program.kernel += ", scattered in whole numbers";
+        program.packing = vec![map, Packing::plain(DType::F32), map, Packing::plain(DType::F32)];
+        if !site.constant[0] {
+            pack::on_device(&mut program, 0, dy);
+        }
+        Ok(program)
+    }
+}

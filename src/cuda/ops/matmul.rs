@@ -1,0 +1,110 @@
+use super::launches::{dtype_number, elements};
+use super::sum_parts::add_splits;
+use super::{CudaOp, Rounding};
+use crate::cuda::gpu::Target;
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
+use crate::ops::MatMul;
+use crate::plan::Site;
+use crate::tensor::DType;
+
+/// Results of a side of a block, and terms of a step: `TILE` and `STEP` of `kernels/rows/matmul.cu`.
+const TILE: usize = 64;
+const STEP: usize = 32;
+/// Blocks that share a small product's terms, fewest steps of each, and most: tensor cores cut a running sum at
+/// every step, by up to 2^-24 of it.
+const BLOCKS: usize = 264;
+const MIN_STEPS: usize = 4;
+const MAX_STEPS: usize = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Layout {
+    row_step: u32,
+    term_step: u32,
+    matrix_step: u32,
+    wide: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    rows: u32,
+    columns: u32,
+    terms: u32,
+    split: u32,
+    splits: u32,
+    left: Layout,
+    right: Layout,
+}
+
+impl Layout {
+    /// Of `matrices` of `rows` rows (of the left, columns of the right), stored with terms as the slow index
+    /// or not.
+    fn new(rows: usize, terms: usize, terms_slow: bool, matrices: usize) -> Layout {
+        let (row_step, term_step, line) = if terms_slow { (1, rows, rows) } else { (terms, 1, terms) };
+        Layout {
+            row_step: row_step as u32,
+            term_step: term_step as u32,
+            matrix_step: if matrices > 1 { (rows * terms) as u32 } else { 0 },
+            wide: u32::from(line.is_multiple_of(4)),
+        }
+    }
+}
+
+impl CudaOp for MatMul {
+    /// In f32, to the TF32 of 16-bit precisions; 16-bit operands are TF32 already.
+    const ROUNDING: Rounding = Rounding::Factors;
+
+    fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
+        let [a, b] = [site.inputs[0], site.inputs[1]];
+        let y = site.outputs[0];
+        for ty in [a, b, y] {
+            elements(ty)?;
+        }
+        let [batch, m, k, n] = self.extents(a.shape.dims(), b.shape.dims());
+        let tiles = m.div_ceil(TILE) * n.div_ceil(TILE) * batch;
+        let steps = k.div_ceil(STEP).max(1);
+        let wanted = (BLOCKS / tiles).clamp(1, steps.div_ceil(MIN_STEPS)).max(steps.div_ceil(MAX_STEPS));
+        let each = steps.div_ceil(wanted);
+        let splits = steps.div_ceil(each);
+        let params = Params {
+            rows: m as u32,
+            columns: n as u32,
+            terms: k as u32,
+            split: (each * STEP) as u32,
+            splits: splits as u32,
+            left: Layout::new(m, k, self.transpose_a, a.shape[0]),
+            right: Layout::new(n, k, !self.transpose_b, b.shape[0]),
+        };
+        let constants = Packing::plain(DType::F32);
+        let [left, right] = [0, 1].map(|input| dtype_number(site.dtype(input, constants)));
+        let (to, result) =
+            if splits > 1 { (Arg::Workspace(0), DType::F32) } else { (Arg::Output(0), y.dtype) };
+        let tensor_cores = target.precision.is_half();
+        let mut launches = vec![Launch {
+            source: "rows/matmul.cu",
+            entry: "matmul",
+            defines: vec![
+                ("MATH", i64::from(tensor_cores)),
+                ("LEFT", left),
+                ("RIGHT", right),
+                ("RESULT", dtype_number(result)),
+            ],
+            grid: [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, (batch * splits) as u32],
+            block: [256, 1, 1],
+            shared: 0,
+            args: vec![Arg::Input(0), Arg::Input(1), to, Arg::of(&params)],
+        }];
+        let count = y.shape.len();
+        if splits > 1 {
+            launches.push(add_splits(splits, count, n, y.dtype));
+        }
+        let math = if tensor_cores { "tf32" } else { "f32" };
+        Ok(Program {
+            kernel: format!("{math} {TILE}x{TILE} split {splits}"),
+            launches,
+            workspace: if splits > 1 { splits * count * 4 } else { 0 },
+            ..Program::default()
+        })
+    }
+}
