@@ -89,13 +89,11 @@ private:
 __device__ inline Sample sample_of(const Params& p, const float* offsets, u32 pixel, u32 tap) {
     if (pixel >= p.pixels) return Sample{};
     const float* offset = offsets + (u64(pixel) * (FILTER_H * FILTER_W) + tap) * 2;
-    const u32 line = pixel / p.by_out_width, image = line / p.by_out_height;
-    const i32 h = i32(line - image * p.out_height) * p.stride_h - p.padding_h;
-    const i32 w = i32(pixel - line * p.out_width) * p.stride_w - p.padding_w;
-    const Point row(h + i32(tap / FILTER_W) * p.dilation_h, offset[0], p.height);
-    const Point column(w + i32(tap % FILTER_W) * p.dilation_w, offset[1], p.width);
+    const Corner first(p, pixel);
+    const Point row(first.h + i32(tap / FILTER_W) * p.dilation_h, offset[0], p.height);
+    const Point column(first.w + i32(tap % FILTER_W) * p.dilation_w, offset[1], p.width);
     const u32 inside = (row.inside & 1 ? column.inside : 0) | (row.inside & 2 ? column.inside << 2 : 0);
     if (!inside) return Sample{};
-    const u32 first = ((image * p.height + u32(row.before)) * p.width + u32(column.before)) * p.channels;
-    return Sample{i32(first), inside, row.part, column.part};
+    const u32 line = first.image * p.height + u32(row.before);
+    return Sample{i32((line * p.width + u32(column.before)) * p.channels), inside, row.part, column.part};
 }

@@ -49,6 +49,7 @@
 #define ELEMENTS 2
 #define DEFORMED 3
 #define DEFORMED_ELEMENTS 4
+#define IS_DEFORMED (ADDRESSING == DEFORMED || ADDRESSING == DEFORMED_ELEMENTS)
 
 constexpr u32 WARPS = WARPS_M * WARPS_N;
 constexpr u32 THREADS = WARPS * 32;
@@ -144,7 +145,7 @@ struct PixelTile {
         }
     }
 };
-#elif ADDRESSING == DEFORMED || ADDRESSING == DEFORMED_ELEMENTS
+#elif IS_DEFORMED
 // Blends the pixels' part of a step: a thread has one chunk of k and every ROWS-th pixel. Where taps fall is
 // in shared memory, `[tap][pixel]`.
 struct PixelTile {
@@ -173,21 +174,10 @@ struct PixelTile {
             store_shared_chunk(stage + swizzled<CHUNKS>(row, threadIdx.x % CHUNKS), chunk_of(p, row));
         }
         k += STEP;
-        channel += STEP;
-        if (ADDRESSING == DEFORMED && !SHALLOW) {
-            // One new tap at most.
-            if (channel >= p.channels) next_tap(p);
-        } else {
-            while (channel >= p.channels) next_tap(p);
-        }
+        move_channel<ADDRESSING == DEFORMED && !SHALLOW>(p, channel, STEP, [&] { tap += 1; });
     }
 
 private:
-    __device__ inline void next_tap(const Params& p) {
-        channel -= p.channels;
-        tap += 1;
-    }
-
     __device__ inline Chunk chunk_of(const Params& p, u32 row) const {
 #if ADDRESSING == DEFORMED
         return k < p.depth ? Sample::load(samples + (tap * TILE_M + row) * 16).chunk(p, x, channel) : Chunk{};
@@ -258,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     implicit_gemm(const storage_t* __restrict__ x, const storage_t* __restrict__ w,
                   const float* __restrict__ bias, const result_t* __restrict__ residual,
                   out_t* __restrict__ y, Moments* __restrict__ moments,
-#if ADDRESSING == DEFORMED || ADDRESSING == DEFORMED_ELEMENTS
+#if IS_DEFORMED
                   const float* __restrict__ offsets,
 #endif
                   const Params p) {
@@ -294,7 +284,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         if (step + 1 < steps) pixel_tile.put(shared + next);
     }
 #else
-#if ADDRESSING == DEFORMED || ADDRESSING == DEFORMED_ELEMENTS
+#if IS_DEFORMED
     PixelTile pixel_tile(p, x, offsets, stages + STAGES * STAGE_BYTES, first_pixel, first_step * STEP);
     __syncthreads();
 #else

@@ -43,14 +43,42 @@ template <u32 taps> __device__ inline u32 taps_inside(i32 first, i32 dilation, u
     return bits;
 }
 
+// Where the first tap of a pixel lies, which may be in the padding.
+struct Corner {
+    u32 image;
+    i32 h, w;
+
+    __device__ inline Corner(const Params& p, u32 pixel) {
+        const u32 line = pixel / p.by_out_width;
+        image = line / p.by_out_height;
+        h = i32(line - image * p.out_height) * p.stride_h - p.padding_h;
+        w = i32(pixel - line * p.out_width) * p.stride_w - p.padding_w;
+    }
+};
+
 __device__ inline Window window_of(const Params& p, u32 pixel) {
-    const u32 line = pixel / p.by_out_width, image = line / p.by_out_height;
-    const i32 h = i32(line - image * p.out_height) * p.stride_h - p.padding_h;
-    const i32 w = i32(pixel - line * p.out_width) * p.stride_w - p.padding_w;
-    const u32 columns = taps_inside<FILTER_W>(w, p.dilation_w, p.width);
-    const u32 rows = taps_inside<FILTER_H>(h, p.dilation_h, p.height);
-    const i32 offset = ((i32(image * p.height) + h) * i32(p.width) + w) * i32(p.channels);
+    const Corner first(p, pixel);
+    const u32 columns = taps_inside<FILTER_W>(first.w, p.dilation_w, p.width);
+    const u32 rows = taps_inside<FILTER_H>(first.h, p.dilation_h, p.height);
+    const i32 row = i32(first.image * p.height) + first.h;
+    const i32 offset = (row * i32(p.width) + first.w) * i32(p.channels);
     return Window{offset, pixel < p.pixels ? columns | rows << 16 : 0};
+}
+
+// Moves a channel on by `step`; `enter` is called for each tap that this enters. `once`: a step is at most
+// the channels, so that it enters one at most.
+template <bool once, typename Enter>
+__device__ inline void move_channel(const Params& p, u32& channel, u32 step, Enter enter) {
+    const auto next = [&] {
+        channel -= p.channels;
+        enter();
+    };
+    channel += step;
+    if (once) {
+        if (channel >= p.channels) next();
+    } else {
+        while (channel >= p.channels) next();
+    }
 }
 
 // The part of a column, moving along k.
@@ -68,16 +96,10 @@ struct Position {
         row_bit = r < 16 ? 0x10000u << r : 0;
     }
 
-    // `once`: a step is at most the channels, so that it enters one new tap at most.
     template <bool once> __device__ inline void advance(const Params& p, u32 step) {
         k += step;
-        channel += step;
         offset += i32(step);
-        if (once) {
-            if (channel >= p.channels) next_tap(p);
-        } else {
-            while (channel >= p.channels) next_tap(p);
-        }
+        move_channel<once>(p, channel, step, [&] { next_tap(p); });
     }
 
     // False beyond the reduction's end, and where the tap lies outside the map.
@@ -88,7 +110,6 @@ struct Position {
 
 private:
     __device__ inline void next_tap(const Params& p) {
-        channel -= p.channels;
         offset += p.next_column;
         column_bit <<= 1;
         if (column_bit >> FILTER_W) {

@@ -368,7 +368,7 @@ impl Conv<'_> {
             defines,
             grid: [(tiles_m * tiles_n) as u32, 1, splits as u32],
             block: [tile.threads() as u32, 1, 1],
-            shared: tile.shared(addressing, shape.taps.iter().product()) as u32,
+            shared: tile.shared(addressing, shape.tap_count()) as u32,
             args,
         }];
         if !split {

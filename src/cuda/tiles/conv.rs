@@ -45,7 +45,12 @@ impl ConvGemm {
 
     /// Terms of each sum: taps times channels of a group.
     pub fn k(&self) -> usize {
-        self.taps[0] * self.taps[1] * self.channels / self.groups
+        self.tap_count() * self.channels / self.groups
+    }
+
+    /// Taps of a pixel.
+    pub fn tap_count(&self) -> usize {
+        self.taps[0] * self.taps[1]
     }
 
     /// Size of an element of the result.
@@ -335,9 +340,8 @@ fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice>
         (_, Precision::F16 | Precision::Bf16) => TENSOR_TILES,
     };
     let mut found: Vec<(f64, ConvChoice)> = Vec::new();
-    let fits = |tile: &&GemmTile| {
-        tile.shared(addressing, shape.taps.iter().product()) <= caps.shared_per_block as usize
-    };
+    let fits =
+        |tile: &&GemmTile| tile.shared(addressing, shape.tap_count()) <= caps.shared_per_block as usize;
     for &tile in tiles.iter().filter(fits) {
         let steps = shape.k().div_ceil(tile.chunks * lanes);
         for splits in SPLITS {
@@ -512,7 +516,7 @@ mod tests {
                 assert!(estimates.is_sorted(), "{shape:?}: {estimates:?}");
                 for choice in &all {
                     let ConvChoice::Gemm { addressing, tile, .. } = choice else { continue };
-                    let shared = tile.shared(*addressing, shape.taps.iter().product());
+                    let shared = tile.shared(*addressing, shape.tap_count());
                     assert!(shared <= caps.shared_per_block as usize, "{choice}");
                 }
             }

@@ -54,15 +54,15 @@ impl Model<'_> {
         let blocks = shape.m().div_ceil(tile.m) * shape.n.div_ceil(tile.n) * splits;
         let steps = (shape.k() * size).div_ceil(tile.chunks * 16).div_ceil(splits);
         // The runtime keeps 1 KiB of each block's shared memory.
-        let taps = shape.taps.iter().product();
-        let room = caps.shared_per_multiprocessor as usize / (tile.shared(self.addressing, taps) + 1024);
+        let shared = tile.shared(self.addressing, shape.tap_count()) + 1024;
+        let room = caps.shared_per_multiprocessor as usize / shared;
         let resident = room.min(tile.blocks).max(1);
         let busiest = blocks.div_ceil(multiprocessors);
 
         let results = shape.m() * shape.n;
         let memory = self.memory_bytes(blocks);
         let map = shape.batch * shape.map[0] * shape.map[1] * shape.channels;
-        let offsets = if shape.deformed { shape.m() * shape.taps[0] * shape.taps[1] * 8 } else { 0 };
+        let offsets = if shape.deformed { shape.m() * shape.tap_count() * 8 } else { 0 };
         let operands = (map + shape.k() * shape.n) * size + offsets;
         let read = operands as f64 / (blocks * steps) as f64 / memory;
         let partials = splits * 4 * results;

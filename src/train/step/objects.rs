@@ -31,7 +31,6 @@ struct Shape {
 
 /// A round in the current step.
 struct Round {
-    ids: objects::Round,
     /// Slot of each object, `[B, objects]`.
     slots: Vec<Option<usize>>,
     /// Objects with a target in the whole batch.
@@ -42,7 +41,7 @@ impl Objects {
     pub(super) fn new(spec: &TrainSpec<'_>, targets: ObjectTargets) -> Self {
         let config = spec.config;
         let round =
-            |&ids: &objects::Round| Round { ids, slots: vec![None; spec.batch * ids.objects], positives: 0 };
+            |ids: &objects::Round| Round { slots: vec![None; spec.batch * ids.objects], positives: 0 };
         Objects {
             rounds: targets.rounds.iter().map(round).collect(),
             targets,
@@ -59,7 +58,7 @@ impl Objects {
     }
 
     pub(super) fn costs<'a>(&self, executor: &'a dyn Executor, round: usize) -> &'a [f32] {
-        executor.read(self.rounds[round].ids.cost).floats()
+        executor.read(self.targets.rounds[round].cost).floats()
     }
 
     pub(super) fn matched(&self, round: usize) -> &[Option<usize>] {
@@ -102,8 +101,8 @@ impl Objects {
     /// Matches every round by the costs of the first segment.
     fn assign(&mut self, executor: &dyn Executor, batch: &Batch) -> Result<()> {
         let Shape { slots, proposals, things, .. } = self.shape;
-        for (index, round) in self.rounds.iter_mut().enumerate() {
-            let (costs, objects) = (executor.read(round.ids.cost).floats(), round.ids.objects);
+        for (index, (ids, round)) in self.targets.rounds.iter().zip(&mut self.rounds).enumerate() {
+            let (costs, objects) = (executor.read(ids.cost).floats(), ids.objects);
             for image in 0..batch.ids.len() {
                 let costs = &costs[image * proposals * slots..][..proposals * slots];
                 let matched = &mut round.slots[image * objects..][..objects];
@@ -130,23 +129,23 @@ impl Objects {
         let Shape { slots, pixels, classes, .. } = self.shape;
         let label = |image: usize, slot: usize| batch.labels[image * slots + slot];
         let mask = |image: usize, slot: usize| &batch.masks[(image * slots + slot) * pixels..][..pixels];
-        for round in &self.rounds {
-            let matched = executor.input(round.ids.matched).indices();
+        for (ids, round) in self.targets.rounds.iter().zip(&self.rounds) {
+            let matched = executor.input(ids.matched).indices();
             for (value, slot) in matched.iter_mut().zip(&round.slots) {
                 *value = slot.map_or(-1, |slot| slot as i32);
             }
-            if let Some(input) = round.ids.labels {
+            if let Some(input) = ids.labels {
                 let labels = executor.input(input).indices().iter_mut().zip(&round.slots);
                 for (object, (value, slot)) in labels.enumerate() {
-                    *value = slot.map_or(classes as i32, |slot| label(object / round.ids.objects, slot));
+                    *value = slot.map_or(classes as i32, |slot| label(object / ids.objects, slot));
                 }
             }
-            if let Some(input) = round.ids.rank {
+            if let Some(input) = ids.rank {
                 let ranks = executor.input(input).indices();
                 ranks.fill(-1);
                 for (object, slot) in round.slots.iter().enumerate() {
                     let Some(slot) = *slot else { continue };
-                    let (image, object) = (object / round.ids.objects, object % round.ids.objects);
+                    let (image, object) = (object / ids.objects, object % ids.objects);
                     paint(&mut ranks[image * pixels..][..pixels], mask(image, slot), object as i32);
                 }
             }
@@ -159,8 +158,8 @@ impl Objects {
             for slot in batch.things[image]..batch.objects[image] {
                 paint(seg, mask(image, slot), label(image, slot));
             }
-            let Round { slots, ids, .. } = &self.rounds[0];
-            for slot in slots[image * ids.objects..][..ids.objects].iter().flatten() {
+            let objects = self.targets.rounds[0].objects;
+            for slot in self.rounds[0].slots[image * objects..][..objects].iter().flatten() {
                 paint(seg, mask(image, *slot), label(image, *slot));
             }
         }
