@@ -1,7 +1,9 @@
 //! One file an operator: what it launches on a GPU. Pure functions of shapes, types and the device's
 //! capabilities.
 
+mod accumulate;
 pub(crate) mod activation;
+mod adamw;
 mod adaptive_avg_pool2d;
 mod attention;
 mod binary;
@@ -10,9 +12,11 @@ mod concat;
 pub mod conv2d;
 pub mod deform_conv2d;
 mod divisor;
+mod dropout;
 pub mod fused_conv2d;
 pub(in crate::cuda) mod fused_linear;
 mod global_avg_pool;
+mod gradient_norm;
 mod group_norm;
 pub(crate) mod launches;
 mod layer_norm;
@@ -20,8 +24,10 @@ mod linear;
 mod mask_conv;
 mod mask_pool;
 mod max_pool2d;
+mod moving_average;
 pub(in crate::cuda) mod norm_sum;
 mod pixel_unshuffle;
+mod reduce_sum;
 mod resize;
 mod slice;
 mod soft_mask_pool;
@@ -121,13 +127,18 @@ macro_rules! dispatch {
     };
 }
 dispatch! {
+    Accumulate
     Activate
+    ActivateGrad
+    AdamW
     AdaptiveAvgPool2d
     Attention
     Binary
+    ClipScale
     Concat
     Conv2d
     DeformConv2d
+    Dropout
     FusedConv2d
     FusedLinear
     GlobalAvgPool
@@ -137,13 +148,17 @@ dispatch! {
     MaskConv
     MaskPool
     MaxPool2d
+    MovingAverage
     NormSum
     PixelUnshuffle
+    ReduceSum
     Resize
     Slice
     SoftMaskPool
     Softmax
+    SumSquares
     TopK
+    Unslice
     WindowAttention
     WindowAttentionGrad
 }

@@ -36,3 +36,10 @@ pub(super) fn sum_parts(parts: usize, count: usize, columns: usize, epilogue: Ep
         ],
     }
 }
+
+/// The launch that adds `parts` partial results `[parts, count]`, f32, from one place to another.
+pub(super) fn add_parts(parts: usize, count: usize, from: Arg, to: Arg) -> Launch {
+    let mut launch = sum_parts(parts, count, count, Epilogue::default());
+    (launch.args[0], launch.args[3]) = (from, to);
+    launch
+}
