@@ -133,6 +133,7 @@ dispatch! {
     AdamW
     AdaptiveAvgPool2d
     Attention
+    AttentionGrad
     Binary
     ClipScale
     Concat
@@ -144,6 +145,7 @@ dispatch! {
     GlobalAvgPool
     GroupNorm
     LayerNorm
+    LayerNormGrad
     Linear
     MaskConv
     MaskPool
@@ -156,6 +158,7 @@ dispatch! {
     Slice
     SoftMaskPool
     Softmax
+    SoftmaxGrad
     SumSquares
     TopK
     Unslice
