@@ -33,6 +33,7 @@ sources! {
     "common/elements.cuh",
     "common/epilogue.cuh",
     "common/exact_sigmoid.cuh",
+    "common/logistic.cuh",
     "common/mask_sampler.cuh",
     "common/mma.cuh",
     "common/moments.cuh",
@@ -51,7 +52,9 @@ sources! {
     "conv/window.cuh",
     "conv/writer.cuh",
     "copy_ranges.cu",
+    "cross_entropy_loss.cu",
     "dropout.cu",
+    "focal_loss.cu",
     "global_avg_pool.cu",
     "gradient_norm.cu",
     "group_moments.cu",
@@ -66,6 +69,7 @@ sources! {
     "mask/soft_pool.cu",
     "mask/tile.cuh",
     "mask/tile_f32.cuh",
+    "mask_loss.cu",
     "max_pool2d.cu",
     "norm_sum.cu",
     "optimizer.cu",
@@ -83,6 +87,7 @@ sources! {
     "softmax.cu",
     "softmax_grad.cu",
     "sum_parts.cu",
+    "sum_rows.cu",
     "top_k.cu",
 }
 

@@ -10,9 +10,11 @@ mod binary;
 pub(crate) mod cast;
 mod concat;
 pub mod conv2d;
+mod cross_entropy_loss;
 pub mod deform_conv2d;
 mod divisor;
 mod dropout;
+mod focal_loss;
 pub mod fused_conv2d;
 pub(in crate::cuda) mod fused_linear;
 mod global_avg_pool;
@@ -22,6 +24,7 @@ pub(crate) mod launches;
 mod layer_norm;
 mod linear;
 mod mask_conv;
+mod mask_loss;
 mod mask_pool;
 mod max_pool2d;
 mod moving_average;
@@ -33,6 +36,7 @@ mod slice;
 mod soft_mask_pool;
 mod softmax;
 mod sum_parts;
+mod sum_rows;
 mod top_k;
 mod window_attention;
 
@@ -138,8 +142,12 @@ dispatch! {
     ClipScale
     Concat
     Conv2d
+    CrossEntropyLoss
+    CrossEntropyLossGrad
     DeformConv2d
     Dropout
+    FocalLoss
+    FocalLossGrad
     FusedConv2d
     FusedLinear
     GlobalAvgPool
@@ -148,6 +156,8 @@ dispatch! {
     LayerNormGrad
     Linear
     MaskConv
+    MaskLoss
+    MaskLossGrad
     MaskPool
     MaxPool2d
     MovingAverage
