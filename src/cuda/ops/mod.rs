@@ -26,6 +26,7 @@ mod linear;
 mod mask_conv;
 mod mask_loss;
 mod mask_pool;
+mod matching_cost;
 mod max_pool2d;
 mod moving_average;
 pub(in crate::cuda) mod norm_sum;
@@ -139,6 +140,7 @@ dispatch! {
     Attention
     AttentionGrad
     Binary
+    ClassCost
     ClipScale
     Concat
     Conv2d
@@ -156,6 +158,7 @@ dispatch! {
     LayerNormGrad
     Linear
     MaskConv
+    MaskCost
     MaskLoss
     MaskLossGrad
     MaskPool
