@@ -162,6 +162,7 @@ dispatch! {
     MaskLoss
     MaskLossGrad
     MaskPool
+    MaskPoolGrad
     MaxPool2d
     MovingAverage
     NormSum
