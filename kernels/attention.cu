@@ -11,36 +11,15 @@
 //   softmax: running maximum m and sum of exp(logit - m), rescaled when m grows (Milakov and Gimelshein
 //   2018); values: lane l owns channels l, l + 32, ..; the 32 weights of each query are exchanged through
 //   shared memory.
-// Rows of keys are PITCH floats, an odd number of 16-byte chunks, so that the lanes' reads have no bank
-// conflicts.
 //
 // 4 N^2 C FLOPs and 4 N C floats an image; keys and values are read N / (WARPS * QUERIES) times, from L2.
 // Grid: query blocks, heads, images. Defines: D, KEYS (a multiple of 32), QUERIES, WARPS.
-#include "common/async_copy.cuh"
-#include "common/reduce.cuh"
-#include "common/vector.cuh"
-
-#define CHUNKS ((D + 3) / 4)
-#define PADDED (4 * CHUNKS)
-#define PITCH (4 * (CHUNKS | 1))
-#define OWNED ((D + WARP - 1) / WARP)
+#include "attention/rows.cuh"
 
 struct Params {
     u32 objects, channels;
     float scale;  // 1 / sqrt(D)
 };
-
-// Copies `rows` rows of D floats, `stride` apart in memory and `pitch` in shared memory; zeros from row
-// `take` and from column D.
-__device__ inline void copy_rows(float* to, u32 pitch, const float* from, u32 stride, u32 rows, u32 take) {
-    const u32 pieces = D % 4 == 0 ? CHUNKS : PADDED, width = D % 4 == 0 ? 4 : 1;
-    for (u32 i = threadIdx.x; i < rows * pieces; i += WARPS * WARP) {
-        const u32 row = i / pieces, column = i % pieces * width;
-        const float* source = from + u64(row) * stride + column;
-        copy_async<D % 4 == 0 ? 16 : 4>(shared_address(to + row * pitch + column), source,
-                                        row < take && column < D);
-    }
-}
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
     attention(const float* __restrict__ qkv, float* __restrict__ y, const Params p) {

@@ -1,6 +1,6 @@
 // Moves ranges of rows: concat (each operand is a range of the result's rows) and slice (the result is a
 // range of its operand's rows). A row is the axis that is cut or joined with all axes behind it; the axes
-// before it count rows.
+// before it count rows. A range without an operand is zeros: the gradient of a slice lies among them.
 //
 //   to[row * to_stride + to_start + j] = from[(row % from_rows) * from_stride + from_start + j],   0 <= j <
 //   width
@@ -43,7 +43,7 @@ __device__ inline void copy_range(const unit_t* __restrict__ from, unit_t* __res
     const u32 j = unit % r.width;
     if (row >= p.rows) return;
     const u64 source = u64(row % r.from_rows) * r.from_stride + r.from_start + j;
-    to[u64(row) * p.to_stride + r.to_start + j] = from[source];
+    to[u64(row) * p.to_stride + r.to_start + j] = from ? from[source] : unit_t{};
 }
 
 extern "C" __global__ void copy_ranges(const unit_t* __restrict__ from0, const unit_t* __restrict__ from1,

@@ -26,3 +26,15 @@ template <int activation> __device__ inline float activate(float x) {
     if (activation == ACTIVATION_GELU) return 0.5f * x * (1.0f + erff(0.70710678f * x));
     return x;
 }
+
+// The derivative, from what it is told from: the result, or the operand of GELU. At corners it is 0.
+template <int activation> __device__ inline float derivative(float read) {
+    if (activation == ACTIVATION_RELU) return read > 0.0f ? 1.0f : 0.0f;
+    if (activation == ACTIVATION_RELU6) return read > 0.0f && read < 6.0f ? 1.0f : 0.0f;
+    if (activation == ACTIVATION_SIGMOID) return read * (1.0f - read);
+    if (activation == ACTIVATION_GELU) {
+        const float below = 0.5f * (1.0f + erff(0.70710678f * read));
+        return below + read * 0.39894228f * __expf(-0.5f * read * read);
+    }
+    return 1.0f;
+}

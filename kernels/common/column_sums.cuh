@@ -11,24 +11,31 @@
 
 typedef float ColumnSums[VECTOR][ROWS][LANES];
 
-// This thread's share. `next(i)` is where pixel i lies; it is asked for row, row + ROWS, .. below `pixels`.
-template <typename Next>
-__device__ inline void add_pixels(u32 pixels, Next next, float (&total)[VECTOR]) {
+// This thread's share of N sums. `load(i, value)` gives what pixel i adds; it is asked for row, row + ROWS,
+// .. below `pixels`.
+template <int N, typename Load>
+__device__ inline void add_values(u32 pixels, Load load, float (&total)[N]) {
     for (u32 from = threadIdx.y; from < pixels; from += ROWS * RUN) {
         const u32 to = min(pixels, from + ROWS * RUN);
-        float sum[VECTOR];
+        float sum[N];
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) sum[v] = 0.0f;
+        for (int v = 0; v < N; ++v) sum[v] = 0.0f;
 #pragma unroll 4
         for (u32 i = from; i < to; i += ROWS) {
-            float value[VECTOR];
-            load_elements(next(i), value);
+            float value[N];
+            load(i, value);
 #pragma unroll
-            for (int v = 0; v < VECTOR; ++v) sum[v] += value[v];
+            for (int v = 0; v < N; ++v) sum[v] += value[v];
         }
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) total[v] += sum[v];
+        for (int v = 0; v < N; ++v) total[v] += sum[v];
     }
+}
+
+// The same of the elements themselves: `next(i)` is where pixel i lies.
+template <typename Next>
+__device__ inline void add_pixels(u32 pixels, Next next, float (&total)[VECTOR]) {
+    add_values(pixels, [&](u32 i, float(&value)[VECTOR]) { load_elements(next(i), value); }, total);
 }
 
 // Leaves the sums of all rows in row 0, for the threads of that row. All threads of the block take part.

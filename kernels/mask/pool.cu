@@ -17,6 +17,7 @@
 // BANDS + 128) bytes. Defines: STORAGE, BANDS (1 to 5), STAGES, MASK_WIDE (P a multiple of 8), X_WIDE (C a
 // multiple of 8).
 #include "common/mma.cuh"
+#include "mask/above_zero.cuh"
 #include "mask/tile.cuh"
 
 #define THREADS 256
@@ -33,21 +34,6 @@ struct Params {
 };
 
 extern __shared__ __align__(128) unsigned char shared[];
-
-// 1 for each of two logits that is above 0, else 0.
-__device__ inline u32 above_zero(u32 pair, f16) {
-    u32 y;
-    asm("set.gt.f16x2.f16x2 %0, %1, %2;" : "=r"(y) : "r"(pair), "r"(0));
-    return y;
-}
-// Before sm_90 there is no such instruction for bf16. Of its bits as a whole number, without the sign: at
-// least 1 means not 0, at most 0x7f80 means no NaN; either test leaves its answer in the top bit. 0x3f80 is
-// 1.
-__device__ inline u32 above_zero(u32 pair, bf16) {
-    const u32 size = pair & 0x7fff7fff;
-    const u32 top = (size + 0x7fff7fff) & ~(size + 0x007f007f) & ~pair & 0x80008000;
-    return (top >> 1) - (top >> 8);
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     mask_pool(const storage_t* __restrict__ masks, const storage_t* __restrict__ x, float* __restrict__ y,

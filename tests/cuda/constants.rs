@@ -23,6 +23,7 @@ const ITS_OWN: &[(&str, &[&str])] = &[
         "conv/implicit_gemm.cu",
         &["POINTWISE", "TAPS", "ELEMENTS", "DEFORMED", "DEFORMED_ELEMENTS", "FMA", "TENSOR", "TF32X3"],
     ),
+    ("mask/pool_grad.cu", &["OBJECTS"]),
     ("postprocess_panoptic.cu", &["PEEK"]),
     ("preprocess.cu", &["RGB8", "BGR8", "NV12", "I420", "RGBA8", "BGRA8", "GRAY8"]),
     ("resize.cu", &["NEAREST", "BILINEAR"]),

@@ -124,11 +124,13 @@ fn run_ptxas(ptx: &[u8], architecture: &Architecture, out: &Path) -> Result<Stri
 }
 
 /// Instructions that kernels live by: tensor-core products, asynchronous copies, matrix loads.
-const INSTRUCTIONS: [(&str, &[&str]); 4] = [
+const INSTRUCTIONS: [(&str, &[&str]); 6] = [
     ("attention/window.cu", &["HMMA", "LDGSTS", "LDSM"]),
     ("conv/implicit_gemm.cu", &["HMMA", "LDGSTS", "LDSM"]),
     ("mask/pool.cu", &["HMMA"]),
     ("mask/conv.cu", &["HMMA"]),
+    ("mask/cost.cu", &["HMMA"]),
+    ("mask/pool_grad.cu", &["HMMA"]),
 ];
 
 #[test]

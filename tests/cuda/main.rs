@@ -10,3 +10,4 @@ mod limits;
 mod mirrors;
 mod program;
 mod rows;
+mod updates;

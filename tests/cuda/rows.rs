@@ -8,7 +8,7 @@ use knet::ops::activation::Activation;
 use knet::ops::case::{Case, Filling};
 use knet::ops::epilogue::Epilogue;
 use knet::ops::fused_linear::Prologue;
-use knet::ops::{FusedLinear, Linear, MaskConv, MaskPool, Op, ValueType};
+use knet::ops::{FusedLinear, Linear, MaskConv, MaskCost, MaskPool, Op, ValueType};
 use knet::plan::Site;
 use testkit::cuda_case::check_program;
 
@@ -161,10 +161,13 @@ fn every_candidate_gives_the_same_result() {
         )
     };
     let mask_pool = Case::new("candidates", MaskPool, &[&[1, 33, 20, 24], &[1, 20, 24, 40]]);
+    let mask_cost = MaskCost { mask_weight: 1.0, dice_weight: 4.0 };
+    let mask_cost = Case::new("candidates", mask_cost, &[&[1, 33, 20, 24], &[1, 40, 20, 24]]);
     let cases = [
         (linear("candidates", 20, 40, 520), 8, 8),
         (mask_conv(40, 200), 6, 4),
         (mask_pool.fill(0, Filling::Uniform(-2.0, 1.0)), 2, 2),
+        (mask_cost.fill(0, Filling::Uniform(-6.0, 6.0)).fill(1, Filling::Uniform(0.0, 1.0)), 2, 2),
     ];
     for (case, tensor, f32) in cases {
         for (precision, least) in [(Precision::F16, tensor), (Precision::F32, f32)] {

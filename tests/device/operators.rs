@@ -28,7 +28,7 @@ use knet::{Model, Session};
 use libtest_mimic::{Failed, Trial};
 use std::collections::HashMap;
 use std::sync::Arc;
-use testkit::cuda_case::{one_node, seen};
+use testkit::cuda_case::{given, one_node, seen};
 use testkit::run::Operands;
 use testkit::{cuda_case, device, model};
 
@@ -72,7 +72,8 @@ fn check_case(case: &Case, precision: Precision, ordinal: usize) -> Result<(), F
     let plan = Plan::build(&graph, stored(target), select(target))?;
     let inputs = seen(&plan, &inputs);
     let mut executor = Executor::with_floats(plan.clone(), &runtime)?;
-    let runs = [run(&mut executor, &inputs)?, run(&mut executor, &inputs)?];
+    let given = given(&plan, &inputs);
+    let runs = [run(&mut executor, &given)?, run(&mut executor, &given)?];
     let bits = |run: &[Vec<f32>]| run.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
     if bits(&runs[0]) != bits(&runs[1]) {
         return Err("two runs give different bits".into());

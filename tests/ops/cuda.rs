@@ -9,7 +9,7 @@ use knet::plan::constants::Constants;
 use libtest_mimic::{Failed, Trial};
 use ptxemu::Config;
 use testkit::cuda_case;
-use testkit::cuda_case::{one_node, seen};
+use testkit::cuda_case::{given, one_node, seen};
 use testkit::emulate::{Run, plan};
 use testkit::run::Operands;
 
@@ -24,7 +24,7 @@ fn check(case: &Case, precision: Precision, operands: Operands) -> Result<(), Fa
     let inputs = seen(&plan, &inputs);
     let config = Config { seed: 1, late_async: true, ..Config::default() };
     let run = Run { plan: &plan, constants: &constants, config };
-    Ok(cuda_case::compare(case, &plan, precision, &inputs, &run.run(&inputs)?)?)
+    Ok(cuda_case::compare(case, &plan, precision, &inputs, &run.run(&given(&plan, &inputs))?)?)
 }
 
 /// A trial for each case that a GPU can run, precision and place of the operands.

@@ -1,9 +1,9 @@
 use super::CudaOp;
-use super::launches::{per_element, storage};
+use super::launches::{common_vector, dtype_number, elements, per_element, storage};
 use crate::cuda::gpu::Target;
-use crate::cuda::launch::{Arg, Launch, Program};
-use crate::ops::Activate;
+use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::ops::activation::Activation;
+use crate::ops::{Activate, ActivateGrad};
 use crate::plan::Site;
 
 /// Number of an activation in `kernels/common/activation.cuh`.
@@ -34,5 +34,46 @@ impl CudaOp for Activate {
             ..per_element(count as usize)
         };
         Ok(Program { kernel: "elements".into(), launches: vec![launch], ..Program::default() })
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct GradParams {
+    vectors: u32,
+}
+
+impl CudaOp for ActivateGrad {
+    fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
+        let dx = site.outputs[0];
+        let count = elements(dx)? as usize;
+        let packing = Packing::plain(dx.dtype);
+        let [read, dy] = [0, 1].map(|input| site.dtype(input, packing));
+        let vector = common_vector(&[read, dy, dx.dtype], count);
+        let vectors = count / vector;
+        let launch = Launch {
+            source: "activation_grad.cu",
+            entry: "activation_grad",
+            defines: vec![
+                storage(dx.dtype),
+                ("READ_TYPE", dtype_number(read)),
+                ("DY_TYPE", dtype_number(dy)),
+                ("ACTIVATION", number(Some(self.activation))),
+                ("VECTOR", vector as i64),
+            ],
+            args: vec![
+                Arg::Input(0),
+                Arg::Input(1),
+                Arg::Output(0),
+                Arg::of(&GradParams { vectors: vectors as u32 }),
+            ],
+            ..per_element(vectors)
+        };
+        Ok(Program {
+            kernel: format!("elements x{vector}"),
+            launches: vec![launch],
+            packing: vec![packing; 2],
+            ..Program::default()
+        })
     }
 }

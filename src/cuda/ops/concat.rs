@@ -13,10 +13,11 @@ impl CudaOp for Concat {
         let to_stride = row(y.shape.dims());
         let rows = y.shape.len() / to_stride.max(1);
         let mut to_start = 0;
-        let ranges = site.inputs.iter().map(|input| {
+        let ranges = site.inputs.iter().enumerate().map(|(operand, input)| {
             let width = row(input.shape.dims());
             let from_rows = input.shape.dims()[..self.axis].iter().product();
-            let range = Range { width, from_rows, from_stride: width, from_start: 0, to_start };
+            let from = Some(operand);
+            let range = Range { from, width, from_rows, from_stride: width, from_start: 0, to_start };
             to_start += width;
             range
         });

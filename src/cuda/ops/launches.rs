@@ -1,7 +1,8 @@
 //! What programs of many operators share.
 
-use crate::cuda::launch::{Arg, Launch};
+use crate::cuda::launch::{Arg, Launch, Packing};
 use crate::ops::ValueType;
+use crate::plan::Site;
 use crate::tensor::DType;
 
 /// Threads of a block of kernels with one thread an element.
@@ -60,6 +61,27 @@ pub(crate) fn vector(dtype: DType, channels: usize) -> usize {
     if channels.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 }
 }
 
+/// Neighbouring elements of operands of these types that one thread takes: as many as whole chunks of 16
+/// bytes of each have, where `count` is a multiple of it, else one.
+pub(crate) fn common_vector(dtypes: &[DType], count: usize) -> usize {
+    let widest = dtypes.iter().map(|&dtype| lanes(dtype)).max().unwrap_or(1);
+    if count.is_multiple_of(widest) { widest } else { 1 }
+}
+
+/// That these operands lie in memory as f32.
+///
+/// # Errors
+/// A sentence on the first that does not.
+pub(crate) fn expect_f32(site: &Site<'_>, operands: impl IntoIterator<Item = usize>) -> Result<(), String> {
+    let shorter = |&operand: &usize| site.dtype(operand, Packing::plain(DType::F32)) != DType::F32;
+    match operands.into_iter().find(shorter) {
+        None => Ok(()),
+        Some(operand) => {
+            Err(format!("operand {operand} is stored as {}; the kernel takes f32", site.inputs[operand]))
+        }
+    }
+}
+
 /// Geometry of a kernel with one thread for `vector` channels of each pixel of the map `y` `[B, H, W, C]`: x
 /// walks columns and channels, y rows, z images. Source, entry and arguments are left empty.
 pub(crate) fn per_pixel(y: ValueType, vector: usize) -> Launch {
@@ -67,9 +89,11 @@ pub(crate) fn per_pixel(y: ValueType, vector: usize) -> Launch {
     Launch { grid: [row.grid[0], y.shape[1] as u32, y.shape[0] as u32], ..row }
 }
 
-/// Elements of each row that one operand of [`copy_ranges`] gives to the result.
+/// Elements of each row of the result of [`copy_ranges`] that one operand gives, or that are zeros.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Range {
+    /// The operand; zeros without.
+    pub from: Option<usize>,
     /// Elements copied.
     pub width: usize,
     /// Rows of the operand; the result's rows repeat them.
@@ -82,8 +106,8 @@ pub(crate) struct Range {
     pub to_start: usize,
 }
 
-/// Launch of `kernels/copy_ranges.cu`: one range for each operand, into `rows` rows of `to_stride` elements
-/// of `y`, whose element type the operands share.
+/// Launch of `kernels/copy_ranges.cu`: ranges of `rows` rows of `to_stride` elements of `y`, whose element
+/// type the operands share.
 ///
 /// # Errors
 /// A sentence, for more than [`RANGES`] ranges; as [`elements`].
@@ -111,7 +135,7 @@ pub(crate) fn copy_ranges(
     }
     elements(y)?;
     if ranges.len() > RANGES {
-        return Err(format!("{} operands are joined; the kernel takes up to {RANGES}", ranges.len()));
+        return Err(format!("{} ranges are joined; the kernel takes up to {RANGES}", ranges.len()));
     }
     // The largest unit that divides everything: 16 bytes, or a smaller power of two down to one element.
     let size = y.dtype.size();
@@ -130,14 +154,14 @@ pub(crate) fn copy_ranges(
         };
     }
     let widest = ranges.iter().map(|r| r.width * size / unit).max().unwrap_or(0);
-    let operands = (0..RANGES).map(|i| if i < ranges.len() { Arg::Input(i) } else { Arg::Null });
+    let operand = |i: usize| ranges.get(i).and_then(|range| range.from).map_or(Arg::Null, Arg::Input);
     let geometry = per_element(widest * rows);
     Ok(Launch {
         source: "copy_ranges.cu",
         entry: "copy_ranges",
         defines: vec![("UNIT", unit as i64)],
         grid: [geometry.grid[0], ranges.len() as u32, 1],
-        args: operands.chain([Arg::Output(0), Arg::of(&params)]).collect(),
+        args: (0..RANGES).map(operand).chain([Arg::Output(0), Arg::of(&params)]).collect(),
         ..geometry
     })
 }

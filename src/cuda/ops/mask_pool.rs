@@ -1,13 +1,13 @@
 use super::CudaOp;
-use super::launches::storage;
+use super::launches::{elements, expect_f32, storage};
 use super::sum_parts::sum_parts;
 use crate::cuda::gpu::{Precision, Target};
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::cuda::tiles::masks::{
     Extents, POOL_F32, POOL_F32_THREADS, PoolTile, pool_candidates, pool_f32_candidates,
 };
-use crate::ops::MaskPool;
 use crate::ops::epilogue::Epilogue;
+use crate::ops::{MaskPool, MaskPoolGrad};
 use crate::plan::Site;
 
 /// Threads of a block: `THREADS` of `kernels/mask/pool.cu`.
@@ -118,5 +118,51 @@ impl Variant {
             workspace: if splits > 1 { splits * count * 4 } else { 0 },
             packing: vec![Packing::plain(precision.storage()); 2],
         }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct GradParams {
+    objects: u32,
+    channels: u32,
+    pixels: u32,
+}
+
+/// Pixels and channels of a block, and its threads, on tensor cores: `BM`, `BN` and `THREADS` of
+/// `kernels/mask/pool_grad.cu`.
+const GRAD_BLOCK: (usize, usize, u32) = (128, 64, 256);
+
+impl CudaOp for MaskPoolGrad {
+    fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
+        let dx = site.outputs[0];
+        elements(dx)?;
+        elements(site.inputs[0])?;
+        expect_f32(site, [1])?;
+        let packing = Packing::plain(dx.dtype);
+        let [batch, channels] = [dx.shape[0], dx.shape[3]];
+        let (objects, pixels) = (site.inputs[0].shape[1], dx.shape[1] * dx.shape[2]);
+        let params = GradParams { objects: objects as u32, channels: channels as u32, pixels: pixels as u32 };
+        let half = target.precision.is_half();
+        let (source, entry, (rows, columns, threads)) = match half {
+            true => ("mask/pool_grad.cu", "mask_pool_grad", GRAD_BLOCK),
+            false => ("mask/pool_grad_f32.cu", "mask_pool_grad_f32", (POOL_F32, POOL_F32, POOL_F32_THREADS)),
+        };
+        let wide = |name, count: usize| (name, i64::from(count.is_multiple_of(8)));
+        let defines = match half {
+            true => vec![storage(dx.dtype), wide("MASK_WIDE", pixels), wide("X_WIDE", channels)],
+            false => Vec::new(),
+        };
+        let launch = Launch {
+            source,
+            entry,
+            defines,
+            grid: [pixels.div_ceil(rows) as u32, channels.div_ceil(columns) as u32, batch as u32],
+            block: [threads, 1, 1],
+            shared: 0,
+            args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::of(&params)],
+        };
+        let kernel = if half { "mma, bf16 x2" } else { "f32" }.to_string();
+        Ok(Program { kernel, launches: vec![launch], packing: vec![packing], workspace: 0 })
     }
 }

@@ -1,7 +1,9 @@
 //! One file an operator: what it launches on a GPU. Pure functions of shapes, types and the device's
 //! capabilities.
 
+mod accumulate;
 pub(crate) mod activation;
+mod adamw;
 mod adaptive_avg_pool2d;
 mod attention;
 mod batch_norm;
@@ -9,29 +11,38 @@ mod binary;
 pub(crate) mod cast;
 mod concat;
 pub mod conv2d;
+mod cross_entropy_loss;
 pub mod deform_conv2d;
 mod divisor;
+mod dropout;
+mod focal_loss;
 mod fold_batch_norm;
 pub mod fused_conv2d;
 pub(in crate::cuda) mod fused_linear;
 mod global_avg_pool;
+mod gradient_norm;
 mod group_norm;
 mod group_norm_grad;
 pub(crate) mod launches;
 mod layer_norm;
 mod linear;
 mod mask_conv;
+mod mask_loss;
 mod mask_pool;
+mod matching_cost;
 mod matmul;
 mod max_pool2d;
+mod moving_average;
 pub(in crate::cuda) mod norm_sum;
 mod pack;
 mod pixel_unshuffle;
+mod reduce_sum;
 mod resize;
 mod slice;
 mod soft_mask_pool;
 mod softmax;
 mod sum_parts;
+mod sum_rows;
 mod top_k;
 mod window_attention;
 
@@ -126,22 +137,33 @@ macro_rules! dispatch {
     };
 }
 dispatch! {
+    Accumulate
     Activate
+    ActivateGrad
+    AdamW
     AdaptiveAvgPool2d
     AdaptiveAvgPool2dGrad
     Attention
+    AttentionGrad
     BatchNorm
     BatchNormGrad
     BatchNormTrain
     BatchNormTrainGrad
     Binary
+    ClassCost
+    ClipScale
     Concat
     Conv2d
     Conv2dFilterGrad
     Conv2dInputGrad
+    CrossEntropyLoss
+    CrossEntropyLossGrad
     DeformConv2d
     DeformConv2dFilterGrad
     DeformConv2dInputGrad
+    Dropout
+    FocalLoss
+    FocalLossGrad
     FoldBatchNorm
     FoldBatchNormGrad
     FusedConv2d
@@ -150,21 +172,31 @@ dispatch! {
     GroupNorm
     GroupNormGrad
     LayerNorm
+    LayerNormGrad
     Linear
     MaskConv
+    MaskCost
+    MaskLoss
+    MaskLossGrad
     MaskPool
+    MaskPoolGrad
     MatMul
     MaxPool2d
     MaxPool2dGrad
+    MovingAverage
     NormSum
     PixelShuffle
     PixelUnshuffle
+    ReduceSum
     Resize
     ResizeGrad
     Slice
     SoftMaskPool
     Softmax
+    SoftmaxGrad
+    SumSquares
     TopK
+    Unslice
     WindowAttention
     WindowAttentionGrad
 }

@@ -1,8 +1,8 @@
 use super::CudaOp;
-use super::launches::storage;
+use super::launches::{dtype_number, elements, storage};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
-use crate::ops::Softmax;
+use crate::ops::{Softmax, SoftmaxGrad};
 use crate::plan::Site;
 
 /// Elements of a row a thread takes before a row gets more warps.
@@ -18,6 +18,9 @@ struct Params {
     length: u32,
     inner: u32,
 }
+
+/// Warps of a block of gradients: `SLICES` of `kernels/softmax_grad.cu`.
+const SLICES: usize = 8;
 
 impl CudaOp for Softmax {
     fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
@@ -48,6 +51,37 @@ impl CudaOp for Softmax {
             kernel: if inner == 1 { "rows" } else { "columns" }.into(),
             launches: vec![launch],
             packing: vec![Packing::plain(y.dtype)],
+            ..Program::default()
+        })
+    }
+}
+
+impl CudaOp for SoftmaxGrad {
+    fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
+        let dx = site.outputs[0];
+        elements(dx)?;
+        let packing = Packing::plain(dx.dtype);
+        let length = dx.shape[self.axis];
+        let inner: usize = dx.shape.dims()[self.axis + 1..].iter().product();
+        let lines = dx.shape.len() / length;
+        let (entry, kernel, blocks) = match inner {
+            1 => ("softmax_grad_rows", "rows", lines.div_ceil(SLICES)),
+            _ => ("softmax_grad_columns", "columns", lines.div_ceil(32)),
+        };
+        let params = Params { lines: lines as u32, length: length as u32, inner: inner as u32 };
+        let launch = Launch {
+            source: "softmax_grad.cu",
+            entry,
+            defines: vec![storage(site.dtype(0, packing)), ("DY_TYPE", dtype_number(site.dtype(1, packing)))],
+            grid: [blocks as u32, 1, 1],
+            block: [32, SLICES as u32, 1],
+            shared: 0,
+            args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::of(&params)],
+        };
+        Ok(Program {
+            kernel: kernel.into(),
+            launches: vec![launch],
+            packing: vec![packing; 2],
             ..Program::default()
         })
     }

@@ -52,3 +52,10 @@ pub(super) fn add_splits(splits: usize, count: usize, columns: usize, result: DT
     let partials = Partials { splits, elements: count, columns, out_width: 1, result };
     partials.launch(Arg::Null, Arg::Null, [("ACTIVATION", number(None)), ("UPSAMPLED", 0)])
 }
+
+/// The launch that adds `parts` partial results `[parts, count]`, f32, from one place to another.
+pub(super) fn add_parts(parts: usize, count: usize, from: Arg, to: Arg) -> Launch {
+    let mut launch = sum_parts(parts, count, count, Epilogue::default());
+    (launch.args[0], launch.args[3]) = (from, to);
+    launch
+}

@@ -1,9 +1,8 @@
 use super::launches::{dtype_number, elements, storage, vector};
-use super::sum_parts::sum_parts;
+use super::sum_parts::add_parts;
 use super::{CudaOp, Rounding};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
-use crate::ops::epilogue::Epilogue;
 use crate::ops::window_attention::MASKED;
 use crate::ops::{WindowAttention, WindowAttentionGrad};
 use crate::plan::Site;
@@ -244,9 +243,7 @@ impl CudaOp for WindowAttentionGrad {
         }
         for (output, count, at) in [(1, bias, at_bias), (2, table, 0)] {
             if count > 0 {
-                let mut sum = sum_parts(shares, count, count, Epilogue::default());
-                (sum.args[0], sum.args[3]) = (Arg::Workspace(at), Arg::Output(output));
-                launches.push(sum);
+                launches.push(add_parts(shares, count, Arg::Workspace(at), Arg::Output(output)));
             }
         }
         Ok(Program {

@@ -22,14 +22,15 @@ pub fn runs(case: &Case) -> bool {
     ops::has_kernel(&case.op) || case.inputs.is_empty()
 }
 
-/// A graph of one node and the values of its parameters.
+/// A graph of one node and the values of its parameters. Indices are always inputs: parameters are floats.
 pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> (Graph, HashMap<String, Tensor>) {
     let mut builder = Builder::new();
     let mut params = HashMap::new();
     let mut ids = Vec::new();
     for (index, tensor) in inputs.iter().enumerate() {
         let name = format!("operand{index}");
-        ids.push(if index == 0 || operands == Operands::Inputs {
+        let indices = case.inputs[index].dtype == DType::I32;
+        ids.push(if index == 0 || operands == Operands::Inputs || indices {
             builder.input(&name, case.inputs[index])
         } else {
             params.insert(name.clone(), tensor.clone());
@@ -50,6 +51,13 @@ pub fn seen(plan: &Plan, inputs: &[Tensor]) -> Vec<Tensor> {
         Place::Const(_) => rounded(tensor, step.program.packing_of(i).dtype),
     };
     inputs.iter().enumerate().map(round).collect()
+}
+
+/// Of the operands of [`one_node`], those that the plan takes as inputs, in its order.
+pub fn given(plan: &Plan, operands: &[Tensor]) -> Vec<Tensor> {
+    let operand = |name: &str| name.strip_prefix("operand").and_then(|index| index.parse::<usize>().ok());
+    let tensor = |(name, _): &(String, _)| operands[operand(name).expect("an input of one_node")].clone();
+    plan.inputs.iter().map(tensor).collect()
 }
 
 /// Bound on the relative L2 error, and why.
@@ -115,7 +123,7 @@ fn compare_stored(
 }
 
 /// Runs a program that need not be the planned one at the site of a case, without a plan, and compares its
-/// results with the reference.
+/// results with the reference. Results lie in the memory of the operands that they may replace.
 pub fn check_program(
     case: &Case,
     site: &Site<'_>,
@@ -134,7 +142,11 @@ pub fn check_program(
         addresses.push(address);
         seen.push(rounded(&tensor, packing.dtype));
     }
-    let results = site.outputs.iter().map(|ty| alloc(ty.bytes())).collect::<Result<Vec<u64>, String>>()?;
+    let place = |(result, ty): (usize, &ValueType)| {
+        let replaced = site.op.replaces().iter().find(|&&(_, by)| by == result);
+        replaced.map_or_else(|| alloc(ty.bytes()), |&(operand, _)| Ok(addresses[operand]))
+    };
+    let results = site.outputs.iter().enumerate().map(place).collect::<Result<Vec<u64>, String>>()?;
     let config = Config { seed: 5, late_async: true, ..Config::default() };
     let report = run_program(program, &addresses, &results, &memory, &config)?;
     let read = |(ty, &address): (&ValueType, &u64)| {
