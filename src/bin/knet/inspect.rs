@@ -47,6 +47,15 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "f16", requires = "gpu")]
     precision: PrecisionArgument,
 
+    /// Plan a training step: forward, matching, losses, backward, clipping and AdamW. The table has a line an
+    /// operator, the JSON every step
+    #[arg(long, requires = "gpu")]
+    train: bool,
+
+    /// Images of a training step
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "train", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    batch: u32,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -63,8 +72,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let engine = builder.build()?;
     let size = arguments.size.unwrap_or(Size::of(engine.config())).padded(engine.config());
+    let precision = arguments.precision.into();
     let gpu = match arguments.gpu {
-        Some(gpu) => Some(GpuPlan::new(engine.config(), size, gpu, arguments.precision.into())?),
+        Some(gpu) if arguments.train => {
+            Some(GpuPlan::training(engine.config(), size, arguments.batch as usize, gpu, precision)?)
+        }
+        Some(gpu) => Some(GpuPlan::new(engine.config(), size, gpu, precision)?),
         None => None,
     };
     let plan = match &gpu {
@@ -118,6 +131,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     rows.extend(gpu.iter().flat_map(GpuPlan::head));
     let head: String = rows.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
     match gpu {
+        Some(gpu) if arguments.train => print(&format!("{head}\n{}", gpu.operators())),
         Some(gpu) => print(&format!("{head}\n{}", gpu.table())),
         None => print(&format!("{head}\n{plan}")),
     }

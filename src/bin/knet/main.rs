@@ -11,6 +11,7 @@ mod inspect;
 mod models;
 mod segment;
 mod size;
+mod training;
 mod tune;
 mod voice;
 

@@ -2,46 +2,25 @@
 
 use super::{Arguments, percentiles, steps_json, steps_table, synthetic};
 use crate::size::Size;
+use crate::training::Setup;
 use crate::{PrecisionArgument, print};
 use knet::cpu::Pool;
-use knet::dist::Share;
 use knet::engine::{Compute, Device, TrainingPrecision, source};
-use knet::graph::passes::DropRates;
 use knet::isa::Isa;
 use knet::model::{Config, Task};
 use knet::train::data::Batch;
 use knet::train::network::objects::TARGET_STRIDE;
-use knet::train::network::{LossWeights, TrainSpec};
-use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
 use knet::{Error, Result};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// What upstream freezes of a detector's ResNet.
-const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1."];
-
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (config, loader) = source::open(&arguments.model.source(), arguments.model.model.as_deref())?;
     let size = arguments.size.unwrap_or(Size::of(&config)).padded(&config);
     let batch = batch(&config, arguments, size)?;
-    let semantic = config.task == Task::Semantic;
-    let frozen = if semantic { Vec::new() } else { FROZEN.map(String::from).to_vec() };
-    let optimizer = AdamWConfig::default();
-    let spec = TrainSpec {
-        config: &config,
-        batch: arguments.batch as usize,
-        size,
-        max_objects: batch.slots(),
-        weights: LossWeights::default(),
-        frozen: &frozen,
-        train_batch_norm: semantic,
-        dropout: DropRates::default(),
-        seed: 0,
-        optimizer: Some(&optimizer),
-        accumulate: 1,
-        share: Share::ALONE,
-    };
+    let setup = Setup::new(&config);
+    let spec = setup.spec(arguments.batch as usize, size, batch.slots());
     let device = arguments.model.device.unwrap_or(Device::Cpu);
     let precision = match (device, arguments.model.precision) {
         (Device::Cuda(_), None | Some(PrecisionArgument::Bf16)) => TrainingPrecision::Bf16,
@@ -56,7 +35,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let threads = Pool::new(arguments.model.threads.map_or(0, usize::from))?.threads();
     let compute = Compute { device, precision, threads };
     let mut step = TrainStep::new(&spec, loader, compute)?;
-    let lr = optimizer.lr;
+    let lr = setup.optimizer.lr;
     let losses = step.run(&batch)?.clone();
     let grad_norm = step.update(lr)?;
     let mut times = Vec::new();

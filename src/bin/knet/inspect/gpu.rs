@@ -1,5 +1,6 @@
 //! `knet inspect --gpu`: the plan for a GPU that need not be here.
 
+use crate::training::Setup;
 use knet::Result;
 use knet::cuda::gpu::{Gpu, Precision, Target, roofline};
 use knet::cuda::launch::Program;
@@ -10,7 +11,12 @@ use knet::graph::passes::optimize;
 use knet::model::{Config, TapMode, build};
 use knet::ops::Op;
 use knet::plan::Step;
+use knet::train::network::build_training;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Object slots of a training step: as many as four of five photos of COCO have.
+const OBJECTS: usize = 12;
 
 /// A plan and what each of its steps launches.
 pub struct GpuPlan {
@@ -30,6 +36,19 @@ impl GpuPlan {
         let target = Target { caps: gpu.caps, precision };
         let graph = optimize(build(config, 1, size, TapMode::Off)?.graph)?;
         Ok(GpuPlan { gpu, target, plan: plan(&graph, target)? })
+    }
+
+    /// Plans a training step of `batch` images with the objects that COCO has of an image.
+    pub fn training(
+        config: &Config,
+        size: [usize; 2],
+        batch: usize,
+        gpu: &'static Gpu,
+        precision: Precision,
+    ) -> Result<GpuPlan> {
+        let target = Target { caps: gpu.caps, precision };
+        let network = build_training(&Setup::new(config).spec(batch, size, OBJECTS))?;
+        Ok(GpuPlan { gpu, target, plan: plan(&network.graph, target)? })
     }
 
     /// What the cost model thinks a step takes, in microseconds; it knows implicit GEMMs alone.
@@ -97,6 +116,43 @@ impl GpuPlan {
             for launch in &program.launches {
                 text += &format!("      {launch}\n");
             }
+        }
+        text
+    }
+
+    /// A line an operator, what takes most by the roofline first.
+    pub fn operators(&self) -> String {
+        #[derive(Default)]
+        struct Line {
+            steps: usize,
+            launches: usize,
+            flops: u64,
+            bytes: u64,
+            least: f64,
+        }
+        let mut lines: BTreeMap<&str, Line> = BTreeMap::new();
+        for step in &self.plan.steps {
+            let line = lines.entry(step.op.name()).or_default();
+            line.steps += 1;
+            line.launches += step.program.launches.len();
+            line.flops += step.flops;
+            line.bytes += roofline::bytes(step, &self.target);
+            line.least += self.least(step);
+        }
+        let total: f64 = lines.values().map(|line| line.least).sum();
+        let mut lines: Vec<_> = lines.into_iter().collect();
+        lines.sort_by(|a, b| b.1.least.total_cmp(&a.1.least));
+        let mut text = format!(
+            "{:<26} {:>7} {:>9} {:>10} {:>10} {:>10} {:>7}\n",
+            "operator", "steps", "launches", "GFLOP", "MiB", "roof µs", "share"
+        );
+        for (name, Line { steps, launches, flops, bytes, least }) in lines {
+            text += &format!(
+                "{name:<26} {steps:>7} {launches:>9} {:>10.2} {:>10.1} {least:>10.1} {:>6.1}%\n",
+                flops as f64 / 1e9,
+                bytes as f64 / f64::from(1 << 20),
+                100.0 * least / total
+            );
         }
         text
     }
