@@ -15,7 +15,7 @@ use knet::train::network::build_training;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Object slots of a training step: as many as four of five photos of COCO have.
+/// Object slots of an image of a training step: COCO has seven objects a photo in the mean.
 const OBJECTS: usize = 12;
 
 /// A plan and what each of its steps launches.
@@ -38,7 +38,7 @@ impl GpuPlan {
         Ok(GpuPlan { gpu, target, plan: plan(&graph, target)? })
     }
 
-    /// Plans a training step of `batch` images with the objects that COCO has of an image.
+    /// Plans a training step of `batch` images.
     pub fn training(
         config: &Config,
         size: [usize; 2],
