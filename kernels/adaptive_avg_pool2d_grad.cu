@@ -1,9 +1,9 @@
-// Gradient of adaptive_avg_pool2d.cu in gather form: dx[h, w, c] = sum over the bins that pixel (h, w) lies in of
-// dy[p, q, c] / (pixels of the bin), row by row.
+// Gradient of adaptive_avg_pool2d.cu in gather form: dx[h, w, c] = sum over the bins that pixel (h, w) lies
+// in of dy[p, q, c] / (pixels of the bin), row by row.
 //
-// One thread VECTOR channels of one pixel of dx (16 bytes where rows are whole chunks, else 1); blockIdx.x walks
-// columns and channels of one row, blockIdx.y rows, blockIdx.z images. dx is written once; dy, which is small,
-// is read through L1 and L2.
+// One thread VECTOR channels of one pixel of dx (16 bytes where rows are whole chunks, else 1); blockIdx.x
+// walks columns and channels of one row, blockIdx.y rows, blockIdx.z images. dx is written once; dy, which is
+// small, is read through L1 and L2.
 //
 // Defines: STORAGE, VECTOR.
 #include "common/divisor.cuh"
@@ -33,9 +33,11 @@ extern "C" __global__ void adaptive_avg_pool2d_grad(const storage_t* __restrict_
     const u32 pixel = p.vectors * VECTOR;
     dy += u64(blockIdx.z) * p.out_height * p.out_width * pixel + vector * VECTOR;
     float sum[VECTOR] = {};
-    for (u32 r = first_bin(p.height, p.out_height, row); r < end_bin(p.height, p.out_height, row); ++r) {
+    const u32 last_row = end_bin(p.height, p.out_height, row);
+    const u32 last_column = end_bin(p.width, p.out_width, column);
+    for (u32 r = first_bin(p.height, p.out_height, row); r < last_row; ++r) {
         const u32 rows = length(p.height, p.out_height, r);
-        for (u32 q = first_bin(p.width, p.out_width, column); q < end_bin(p.width, p.out_width, column); ++q) {
+        for (u32 q = first_bin(p.width, p.out_width, column); q < last_column; ++q) {
             const float share = 1.0f / float(rows * length(p.width, p.out_width, q));
             float grad[VECTOR];
             load_elements(dy + (r * p.out_width + q) * pixel, grad);
@@ -43,5 +45,6 @@ extern "C" __global__ void adaptive_avg_pool2d_grad(const storage_t* __restrict_
             for (int v = 0; v < VECTOR; ++v) sum[v] += grad[v] * share;
         }
     }
-    store_elements(dx + ((u64(blockIdx.z) * p.height + row) * p.width + column) * pixel + vector * VECTOR, sum);
+    const u64 at = (u64(blockIdx.z) * p.height + row) * p.width + column;
+    store_elements(dx + at * pixel + vector * VECTOR, sum);
 }

@@ -1,20 +1,21 @@
-// Gradient of a group norm over maps [B, pixels, C], from x and dy alone. With the mean and biased variance of
-// a group of an image, inverse = 1 / sqrt(variance + eps), xhat = (x - mean) * inverse and g = gamma * dy:
+// Gradient of a group norm over maps [B, pixels, C], from x and dy alone. With the mean and biased variance
+// of a group of an image, inverse = 1 / sqrt(variance + eps), xhat = (x - mean) * inverse and g = gamma * dy:
 //
 //   dgamma[c] = sum of dy * xhat,  dbeta[c] = sum of dy  over all images and pixels,
 //   dx = (g - a - xhat * b) * inverse,  a and b being the means of g and of g * xhat over the group.
 //
 // Three launches, without atomics:
 //
-//   parts   a block takes LANES vectors of VECTOR channels and `part_pixels` pixels of an image: the moments of
-//           each channel (common/column_moments.cuh), then, reading its part again from L1 and L2, the sums of
-//           dy and of dy * (x - the part's own mean), which lose no digits to a mean far from zero
+//   parts   a block takes LANES vectors of VECTOR channels and `part_pixels` pixels of an image: the moments
+//           of each channel (common/column_moments.cuh), then, reading its part again from L1 and L2, the
+//           sums of dy and of dy * (x - the part's own mean), which lose no digits to a mean far from zero
 //   groups  a block a group of an image: its statistics from the parts, and every channel's sums about the
-//           group's mean: sum of dy * (x - mean) = sum over parts of (their sum + (their mean - mean) * sum of dy).
-//           dgamma and dbeta of the image go to [B, C] each, which sum_parts.cu adds
+//           group's mean: sum of dy * (x - mean) = sum over parts of (their sum + (their mean - mean) * sum
+//           of dy). dgamma and dbeta of the image go to [B, C] each, which sum_parts.cu adds
 //   dx      a vector of a pixel a thread
 //
-// x and dy are read twice and dx is written: 5 * B * pixels * C * sizeof(storage_t) bytes; 12 FLOPs an element.
+// x and dy are read twice and dx is written: 5 * B * pixels * C * sizeof(storage_t) bytes; 12 FLOPs an
+// element.
 //
 // Defines: STORAGE, VECTOR (16 bytes where rows are whole chunks, else 1).
 #include "common/column_moments.cuh"
@@ -82,17 +83,17 @@ extern "C" __global__ void __launch_bounds__(LANES* ROWS, 1)
             }
         }
     }
-    Part own[VECTOR];
     add_rows(sums, grads);
 #pragma unroll
-    for (int v = 0; v < VECTOR; ++v) own[v].grad = sums[v][0][lane];
+    for (int v = 0; v < VECTOR; ++v)
+        if (row == 0) grads[v] = sums[v][0][lane];
     __syncthreads();
     add_rows(sums, products);
     if (row > 0 || !active) return;
     parts += (u64(blockIdx.z) * p.parts + blockIdx.y) * pixel + channel;
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v)
-        parts[v] = Part{shared.mean[v][0][lane], shared.m2[v][0][lane], own[v].grad, sums[v][0][lane]};
+        parts[v] = Part{shared.mean[v][0][lane], shared.m2[v][0][lane], grads[v], sums[v][0][lane]};
 }
 
 extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1)
@@ -102,20 +103,25 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1)
     const u32 group = blockIdx.x, image = blockIdx.y, thread = threadIdx.x;
     const u32 channels = p.vectors * VECTOR, warps = GROUP_THREADS / WARP;
     const Part* from = parts + u64(image) * p.parts * channels + group * p.width;
-    const auto count_of = [&](u32 part) { return float(min(p.part_pixels, p.pixels - part * p.part_pixels)); };
+    const auto count_of = [&](u32 part) {
+        return float(min(p.part_pixels, p.pixels - part * p.part_pixels));
+    };
     const u32 all = p.parts * p.width;
     const float total = float(p.pixels) * float(p.width);
+    // The mean lies `shift` above the first part's: of a small number few digits are lost, and they count, as
+    // every channel's sum of dy is multiplied with what is left of them.
+    const float base = from[0].mean;
     float weighted = 0.0f;
     for (u32 i = thread; i < all; i += GROUP_THREADS) {
         const u32 part = i / p.by_width;
-        weighted += count_of(part) * from[u64(part) * channels + i - part * p.width].mean;
+        weighted += count_of(part) * (from[u64(part) * channels + i - part * p.width].mean - base);
     }
-    const float mean = __fdividef(block_sum(weighted, partial, thread, warps), total);
+    const float shift = __fdividef(block_sum(weighted, partial, thread, warps), total);
     float spread = 0.0f;
     for (u32 i = thread; i < all; i += GROUP_THREADS) {
         const u32 part = i / p.by_width;
         const Part own = from[u64(part) * channels + i - part * p.width];
-        const float d = own.mean - mean;
+        const float d = own.mean - base - shift;
         spread += own.m2 + count_of(part) * d * d;
     }
     spread = block_sum(spread, partial, thread, warps);
@@ -128,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1)
         for (u32 part = thread % WARP; part < p.parts; part += WARP) {
             const Part own = from[u64(part) * channels + c];
             grad += own.grad;
-            product += own.product + (own.mean - mean) * own.grad;
+            product += own.product + (own.mean - base - shift) * own.grad;
         }
         grad = warp_sum(grad);
         product = warp_sum(product) * inverse;
@@ -143,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1)
     second = block_sum(second, partial, thread, warps);
     if (thread == 0)
         groups[u64(image) * p.groups + group] =
-            Group{mean, inverse, __fdividef(first, total), __fdividef(second, total)};
+            Group{base + shift, inverse, __fdividef(first, total), __fdividef(second, total)};
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)

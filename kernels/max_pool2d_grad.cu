@@ -1,5 +1,5 @@
-// Gradient of max_pool2d.cu in gather form: dx[h, w, c] = sum of dy[p, q, c] over the windows (p, q) whose first
-// maximum in the order of their rows is (h, w); of windows with NaN it is the last of them.
+// Gradient of max_pool2d.cu in gather form: dx[h, w, c] = sum of dy[p, q, c] over the windows (p, q) whose
+// first maximum in the order of their rows is (h, w); of windows with NaN it is the last of them.
 //
 // One thread VECTOR channels of one pixel of dx (16 bytes where rows are whole chunks, else 1), which looks
 // through each window that it lies in; blockIdx.x walks columns and channels of one row, blockIdx.y rows,
@@ -74,6 +74,6 @@ extern "C" __global__ void max_pool2d_grad(const storage_t* __restrict__ x, cons
             for (int v = 0; v < VECTOR; ++v) sum[v] += own[v] ? grad[v] : 0.0f;
         }
     }
-    store_elements(dx + ((u64(blockIdx.z) * p.height + blockIdx.y) * p.width + column) * pixel + vector * VECTOR,
-                   sum);
+    const u64 at = (u64(blockIdx.z) * p.height + blockIdx.y) * p.width + column;
+    store_elements(dx + at * pixel + vector * VECTOR, sum);
 }

@@ -1,14 +1,14 @@
-// A tensor's elements as a matrix [rows, pitch] in another order and type, as a kernel reads a filter: element
-// (i, j) is element first + i * row_step + o * step[0] + m * step[1] + n * step[2] of x, where (o, m, n) are
-// the digits of j, the last two below `middle` and `inner`; columns from `columns` on are zero.
+// A tensor's elements as a matrix [rows, pitch] in another order and type, as a kernel reads a filter:
+// element (i, j) is element first + i * row_step + o * step[0] + m * step[1] + n * step[2] of x, where (o, m,
+// n) are the digits of j, the last two below `middle` and `inner`; columns from `columns` on are zero.
 //
 // What src/cuda/pack.rs does once on the host for constants, for values that change from run to run, and with
 // steps of either sign for turned and flipped filters. A block moves a tile of TILE x TILE elements through
 // shared memory: it reads along whichever of rows and columns has neighbours in x, and writes along columns.
 // Every element is read and written once; no FLOPs.
 //
-// Defines: SOURCE, TARGET (numbers of common/storage.cuh). Grid: tiles of columns, tiles of rows. Block: TILE x
-// LINES threads.
+// Defines: SOURCE, TARGET (numbers of common/storage.cuh). Grid: tiles of columns, tiles of rows. Block: TILE
+// x LINES threads.
 #include "common/divisor.cuh"
 
 #define TILE 32

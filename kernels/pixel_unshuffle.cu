@@ -56,7 +56,8 @@ extern "C" __global__ void pixel_unshuffle(const unit_t* __restrict__ x, unit_t*
     store(y + (pixel * p.vectors + vector) * VECTOR, values);
 }
 
-extern "C" __global__ void pixel_shuffle(const unit_t* __restrict__ y, unit_t* __restrict__ x, const Params p) {
+extern "C" __global__ void pixel_shuffle(const unit_t* __restrict__ y, unit_t* __restrict__ x,
+                                         const Params p) {
     const u32 at = blockIdx.x * blockDim.x + threadIdx.x;
     const u32 column = at / p.by_vectors, vector = at - column * p.vectors, row = blockIdx.y;
     if (column >= p.width) return;

@@ -1,12 +1,12 @@
 // Gradient of resize.cu in gather form: dx[h, w] = sum of dy[p, q] * (weight of h in row p) * (weight of w in
 // column q) over the outputs that read input pixel (h, w), row by row.
 //
-// Which outputs may read a pixel comes of the inverse of the coordinate map, with an output more on either side
-// for its rounding; which do, and with which weight, of the very taps of the forward pass
-// (common/resize_taps.cuh). Pixels of the map's edge also take the outputs beyond it. One thread VECTOR channels
-// of one pixel of dx (16 bytes where rows are whole chunks, else 1); blockIdx.x walks columns and channels of
-// one row, blockIdx.y rows, blockIdx.z images. dy is read by up to four neighbours, through L1 and L2, and dx
-// written once; 8 FLOPs an element of dy of the bilinear form.
+// Which outputs may read a pixel comes of the inverse of the coordinate map, with an output more on either
+// side for its rounding; which do, and with which weight, of the very taps of the forward pass
+// (common/resize_taps.cuh). Pixels of the map's edge also take the outputs beyond it. One thread VECTOR
+// channels of one pixel of dx (16 bytes where rows are whole chunks, else 1); blockIdx.x walks columns and
+// channels of one row, blockIdx.y rows, blockIdx.z images. dy is read by up to four neighbours, through L1
+// and L2, and dx written once; 8 FLOPs an element of dy of the bilinear form.
 //
 // Defines: STORAGE, VECTOR, MODE.
 #include "common/divisor.cuh"

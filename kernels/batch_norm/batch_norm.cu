@@ -48,9 +48,12 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     const u32 channels = p.vectors * VECTOR;
     const u32 channel = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
     if (channel >= channels) return;
-    const auto count_of = [&](u32 part) { return float(min(p.part_pixels, p.pixels - part * p.part_pixels)); };
+    const auto count_of = [&](u32 part) {
+        return float(min(p.part_pixels, p.pixels - part * p.part_pixels));
+    };
     float weighted = 0.0f;
-    for (u32 i = lane; i < p.parts; i += WARP) weighted += count_of(i) * parts[u64(i) * channels + channel].mean;
+    for (u32 i = lane; i < p.parts; i += WARP)
+        weighted += count_of(i) * parts[u64(i) * channels + channel].mean;
     const float all = __fdividef(warp_sum(weighted), float(p.pixels));
     float spread = 0.0f;
     for (u32 i = lane; i < p.parts; i += WARP) {
@@ -67,9 +70,10 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 
 // `origin`: what means are relative to, of each channel; null: to zero.
 extern "C" __global__ void __launch_bounds__(256, 1)
-    normalise(const storage_t* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta,
-              const float* __restrict__ mean, const float* __restrict__ variance,
-              const storage_t* __restrict__ origin, storage_t* __restrict__ y, const Params p) {
+    normalise(const storage_t* __restrict__ x, const float* __restrict__ gamma,
+              const float* __restrict__ beta, const float* __restrict__ mean,
+              const float* __restrict__ variance, const storage_t* __restrict__ origin,
+              storage_t* __restrict__ y, const Params p) {
     const u32 i = blockIdx.x * blockDim.x + threadIdx.x, pixel = i / p.by_vectors;
     if (pixel >= p.pixels) return;
     const u32 channel = (i - pixel * p.vectors) * VECTOR;

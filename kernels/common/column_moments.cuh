@@ -1,6 +1,6 @@
 // Mean and spread of columns over pixels, in the blocks of column_sums.cuh: a thread (lane, row) takes VECTOR
-// channels of every ROWS-th pixel, relative to an origin that all pixels of a channel share (moments.cuh), and
-// rows are put together pairwise, in an order that the number of pixels decides.
+// channels of every ROWS-th pixel, relative to an origin that all pixels of a channel share (moments.cuh),
+// and rows are put together pairwise, in an order that the number of pixels decides.
 #pragma once
 #include "common/column_sums.cuh"
 #include "common/moments.cuh"
@@ -9,8 +9,9 @@ struct ColumnMoments {
     float mean[VECTOR][ROWS][LANES], m2[VECTOR][ROWS][LANES];
 };
 
-// Leaves the moments of `pixels` pixels in row 0, for all threads after the barrier that ends it. `next(i)` is
-// where pixel i lies. All threads of the block take part; `active`: whether the thread's lane has channels.
+// Leaves the moments of `pixels` pixels in row 0, for all threads after the barrier that ends it. `next(i)`
+// is where pixel i lies. All threads of the block take part; `active`: whether the thread's lane has
+// channels.
 template <typename Next>
 __device__ inline void column_moments(ColumnMoments& shared, u32 pixels, Next next, bool active,
                                       const float (&origin)[VECTOR]) {

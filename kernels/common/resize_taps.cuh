@@ -1,4 +1,5 @@
-// What an output position of a resize reads along an axis: two neighbouring pixels and the weight of the second.
+// What an output position of a resize reads along an axis: two neighbouring pixels and the weight of the
+// second.
 //
 // Weights come from coordinates of up to thousands of pixels, so a step rounded to f32 would cost them ten
 // bits: it is the sum of two floats here, and the product is exact to 2^-46.

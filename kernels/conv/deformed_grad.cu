@@ -1,21 +1,21 @@
-// Gradients of a deformable convolution's map and offsets from those of its samples, grads [B, P, Q, R * S, C]
-// in f32: what a sample's gradient is to the four pixels that it blends (deformed.cuh), and to its place.
+// Gradients of a deformable convolution's map and offsets from those of its samples, grads [B, P, Q, R * S,
+// C] in f32: what a sample's gradient is to the four pixels that it blends (deformed.cuh), and to its place.
 //
 //   dx[b, h, w, c] = sum over the samples that blend the pixel of grad * share
 //   doffsets[.., axis] = sum over channels of grad * (slope of the sample along the axis)
 //
-// Which samples blend a pixel is only known from the offsets, so samples add to pixels. That the order does not
-// show, they add whole numbers of 64 bits: grad * share * scale, `scale` being the power of two that leaves room
-// for every sample there is at the largest gradient there is. A sum so keeps 2^-40 of the largest gradient,
-// where f32 keeps 2^-24 of itself.
+// Which samples blend a pixel is only known from the offsets, so samples add to pixels. That the order does
+// not show, they add whole numbers of 64 bits: grad * share * scale, `scale` being the power of two that
+// leaves room for every sample there is at the largest gradient there is. A sum so keeps 2^-40 of the largest
+// gradient, where f32 keeps 2^-24 of itself.
 //
 //   largest  the largest size of a gradient, as the bits of a float, by integer maxima; NaN and infinity are
 //            above all numbers, and make all of dx NaN
 //   scatter  a warp a sample: its lanes take channels in turn
 //   gather   dx as it is stored
 //
-// `sums` and `most` begin as zeros (`clear`). Each gradient is read twice, each pixel of x four times and added to
-// four times, through L2; 18 FLOPs a channel of a sample.
+// `sums` and `most` begin as zeros (`clear`). Each gradient is read twice, each pixel of x four times and
+// added to four times, through L2; 18 FLOPs a channel of a sample.
 //
 // Defines: STORAGE (of x and dx).
 #include "common/divisor.cuh"
@@ -64,8 +64,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x % WARP == 0) atomicMax(most, own);
 }
 
-// Along an axis, the pixel before a point and its distance, and which of it (bit 0) and the next pixel (bit 1)
-// are on the map; neither if the point is a whole pixel or more outside, or nowhere.
+// Along an axis, the pixel before a point and its distance, and which of it (bit 0) and the next pixel (bit
+// 1) are on the map; neither if the point is a whole pixel or more outside, or nowhere.
 struct Along {
     i32 before;
     float part;
@@ -83,8 +83,9 @@ struct Along {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    scatter(const float* __restrict__ grads, const storage_t* __restrict__ x, const float* __restrict__ offsets,
-            const u32* __restrict__ most, u64* __restrict__ sums, float* __restrict__ doffsets, const Params p) {
+    scatter(const float* __restrict__ grads, const storage_t* __restrict__ x,
+            const float* __restrict__ offsets, const u32* __restrict__ most, u64* __restrict__ sums,
+            float* __restrict__ doffsets, const Params p) {
     const u32 sample = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (sample >= p.samples) return;
     const u32 pixel = sample / p.by_taps, tap = sample - pixel * p.taps;
@@ -92,7 +93,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const i32 h = i32(line - image * p.out_height) * p.stride_h - p.padding_h + i32(r) * p.dilation_h;
     const i32 w = i32(pixel - line * p.out_width) * p.stride_w - p.padding_w +
                   i32(tap - r * p.filter_w) * p.dilation_w;
-    const Along down(h, offsets[u64(sample) * 2], p.height), right(w, offsets[u64(sample) * 2 + 1], p.width);
+    const Along down(h, offsets[u64(sample) * 2], p.height);
+    const Along right(w, offsets[u64(sample) * 2 + 1], p.width);
     const float scale = power_of_two(scale_bits(p, *most));
     float by_row = 0.0f, by_column = 0.0f;
 #pragma unroll

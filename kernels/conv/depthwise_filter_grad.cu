@@ -1,9 +1,9 @@
-// Gradient of a depthwise convolution's filter: dw[c, r, s] = sum over output pixels p of dy[p, c] * x[p under
-// tap (r, s), c].
+// Gradient of a depthwise convolution's filter: dw[c, r, s] = sum over output pixels p of dy[p, c] * x[p
+// under tap (r, s), c].
 //
 // A block takes LANES vectors of VECTOR channels (16 bytes where rows are whole chunks, else 1), one row of
-// taps and `split` pixels; thread (lane, row) adds every ROWS-th pixel for all taps of the row, and the rows are
-// then added pairwise (common/column_sums.cuh). Parts go to parts [splits, C, R, S], added in order by
+// taps and `split` pixels; thread (lane, row) adds every ROWS-th pixel for all taps of the row, and the rows
+// are then added pairwise (common/column_sums.cuh). Parts go to parts [splits, C, R, S], added in order by
 // sum_parts.cu.
 //
 // 2 R S FLOPs an element of dy. dy is read R times and x R * S times, all but once from L1 and L2.

@@ -4,20 +4,20 @@
 //
 // dy is [B, P, Q, K], x [B, H, W, C]; dw [K, R, S, C] is f32, and so are all sums. A product whose terms are
 // pixels: both operands lie with their terms slow, as [pixel][filter] and [pixel][(tap, channel)], and are
-// turned by `ldmatrix.trans`. x is seen through gather.cuh, never laid out; DEFORMED: through deformed.cuh, its
-// taps moved by `offsets` [B, P, Q, R * S, 2], and a sample is rounded to 16 bits as in the forward pass.
+// turned by `ldmatrix.trans`. x is seen through gather.cuh, never laid out; DEFORMED: through deformed.cuh,
+// its taps moved by `offsets` [B, P, Q, R * S, 2], and a sample is rounded to 16 bits as in the forward pass.
 //
 // A block computes 32 * BANDS filters by 128 columns with 2 x 4 warps over `split` pixels, 64 a stage. Pixels
 // are shared among enough blocks to fill a device, by the shape alone; each writes its sums to dw [splits, K,
 // R * S * C], added in order by sum_parts.cu.
 //
 // 2 B P Q K R S C FLOPs. A stage reads (32 * BANDS + 128) * 128 bytes for 64 * 32 * BANDS * 128 FMAs: 64 FMAs
-// a byte (BANDS = 4), most of it from L2: dy is read once for every 128 columns, x once for every tap and tile
-// of filters.
+// a byte (BANDS = 4), most of it from L2: dy is read once for every 128 columns, x once for every tap and
+// tile of filters.
 //
 // Grid: splits, tiles of filters x tiles of columns. Block: 256 threads. Shared memory: STAGES * 128 * (32 *
-// BANDS + 128) bytes. Defines: STORAGE, BANDS (2, 4), STAGES, DY_WIDE (K a multiple of 8), X_WIDE (C a multiple
-// of 8), DEFORMED.
+// BANDS + 128) bytes. Defines: STORAGE, BANDS (2, 4), STAGES, DY_WIDE (K a multiple of 8), X_WIDE (C a
+// multiple of 8), DEFORMED.
 #include "common/mma.cuh"
 #include "conv/deformed.cuh"
 #include "conv/gather.cuh"
@@ -112,8 +112,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const auto copy = [&](u32 step) {
         if (step < steps) {
             const u32 stage = base + step % STAGES * STAGE_BYTES, pixel = begin + step * SLAB;
-            copy_tile<DY_WIDE, BM / SLAB, SLAB, THREADS>(stage, dy + u64(pixel) * p.filters + filter, p.filters,
-                                                         end - pixel, p.filters - filter);
+            copy_tile<DY_WIDE, BM / SLAB, SLAB, THREADS>(stage, dy + u64(pixel) * p.filters + filter,
+                                                         p.filters, end - pixel, p.filters - filter);
             windows.copy(p, stage + DY_BYTES, pixel, end);
         }
         commit_copies();

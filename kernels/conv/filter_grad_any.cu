@@ -2,10 +2,10 @@
 //
 //   dw[k, (r, s, c)] = sum over output pixels p of dy[p, k] * x[p under tap (r, s), g * C' + c],  g = k / K'
 //
-// with C' = C / groups channels and K' = K / groups filters a group. A warp an element of dw, neighbouring warps
-// neighbouring channels; its lanes take pixels in turn, in runs whose sums are added up after, which keeps the
-// rounding to that of a run. Two loads an FMA: for shapes that no model of ours trains (grouped, but not
-// depthwise; depthwise filters wider than depthwise_filter_grad.cu takes).
+// with C' = C / groups channels and K' = K / groups filters a group. A warp an element of dw, neighbouring
+// warps neighbouring channels; its lanes take pixels in turn, in runs whose sums are added up after, which
+// keeps the rounding to that of a run. Two loads an FMA: for shapes that no model of ours trains (grouped,
+// but not depthwise; depthwise filters wider than depthwise_filter_grad.cu takes).
 //
 // Defines: STORAGE. Block: 256 threads.
 #include "common/reduce.cuh"

@@ -1,7 +1,8 @@
 // Gradient of a convolution's filter in true f32: filter_grad.cu for f32 maps, with FMA.
 //
-// A block computes 64 filters by 64 columns over `split` pixels, 32 at a time, in 256 threads of 4 x 4 results
-// each (mask/tile_f32.cuh). Sums of the splits go to dw [splits, K, R * S * C], added in order by sum_parts.cu.
+// A block computes 64 filters by 64 columns over `split` pixels, 32 at a time, in 256 threads of 4 x 4
+// results each (mask/tile_f32.cuh). Sums of the splits go to dw [splits, K, R * S * C], added in order by
+// sum_parts.cu.
 //
 // Grid: splits, tiles of filters x tiles of columns. Defines: STORAGE (F32), DEFORMED (see filter_grad.cu).
 #include "conv/deformed.cuh"
@@ -44,5 +45,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         __syncthreads();
         multiply_step(grads, windows, sums);
     }
-    store_tile(dw + u64(blockIdx.x) * p.filters * p.columns, sums, filter, p.filters, first_column, p.columns);
+    dw += u64(blockIdx.x) * p.filters * p.columns;
+    store_tile(dw, sums, filter, p.filters, first_column, p.columns);
 }

@@ -1,6 +1,6 @@
-// The matrix of windows as the gradient of a filter reads it: row = output pixel (b, p, q), column = (tap row,
-// tap column, channel). A thread keeps its columns and meets ever new pixels, so that the tap is worked out
-// once and the pixel at every element: the other way round than window.cuh.
+// The matrix of windows as the gradient of a filter reads it: row = output pixel (b, p, q), column = (tap
+// row, tap column, channel). A thread keeps its columns and meets ever new pixels, so that the tap is worked
+// out once and the pixel at every element: the other way round than window.cuh.
 #pragma once
 #include "conv/corner.cuh"
 
@@ -33,7 +33,8 @@ struct Column {
         channel = column - tap * p.group_channels;
     }
 
-    // Where in x the column has its element of row `pixel`; below 0 in the padding. x has below 2^31 elements.
+    // Where in x the column has its element of row `pixel`; below 0 in the padding. x has below 2^31
+    // elements.
     __device__ inline i32 place(const Params& p, u32 pixel) const {
         const Corner first(p, pixel);
         const u32 h = u32(first.h + i32(r) * p.dilation_h), w = u32(first.w + i32(s) * p.dilation_w);

@@ -7,9 +7,9 @@
 // k * filter_step + tap * tap_step + c' * channel_step, c' being the channel in its group.
 //
 // One thread an element of dx, or, where every group is one channel and one filter, a chunk of channels (16
-// bytes) of a pixel: then w is [R * S, C], and dx costs R * S / stride^2 FMAs an element and memory bounds it.
-// Else two loads an FMA: for shapes that no model of ours trains (strides of three and more, groups that are
-// not depthwise), which implicit_gemm.cu does not take.
+// bytes) of a pixel: then w is [R * S, C], and dx costs R * S / stride^2 FMAs an element and memory bounds
+// it. Else two loads an FMA: for shapes that no model of ours trains (strides of three and more, groups that
+// are not depthwise), which implicit_gemm.cu does not take.
 //
 // Defines: STORAGE (of dy and w), RESULT (of dx), VECTOR.
 #include "common/divisor.cuh"
@@ -46,7 +46,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     const u32 line = pixel / p.by_width, column = pixel - line * p.width;
     const u32 image = line / p.by_height, row = line - image * p.height;
     const u32 group = channel / p.group_channels, first = group * p.group_filters;
-    const storage_t* filters = w + u64(first) * p.filter_step + (channel - group * p.group_channels) * p.channel_step;
+    const u32 own = channel - group * p.group_channels;
+    const storage_t* filters = w + u64(first) * p.filter_step + own * p.channel_step;
     float sum[VECTOR] = {};
     for (u32 r = 0; r < p.filter_h; ++r) {
         const i32 above = i32(row) + p.padding_h - i32(r) * p.dilation_h;
@@ -56,7 +57,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
             const i32 before = i32(column) + p.padding_w - i32(s) * p.dilation_w;
             const u32 at = place(before, p.stride_w, p.by_stride_w, p.out_width);
             if (at == p.out_width) continue;
-            const storage_t* grad = dy + ((u64(image) * p.out_height + h) * p.out_width + at) * p.filters + first;
+            const u64 out = (u64(image) * p.out_height + h) * p.out_width + at;
+            const storage_t* grad = dy + out * p.filters + first;
             const storage_t* tap = filters + u64(r * p.filter_w + s) * p.tap_step;
             for (u32 k = 0; k < p.group_filters; ++k) {
                 float g[VECTOR], f[VECTOR];

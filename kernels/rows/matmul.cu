@@ -1,10 +1,12 @@
-// Batched products of values: y[b, m, n] = sum over k of a[b, m, k] * b[b, k, n], either operand stored either
-// way round, each f32 or 16-bit; the gradients of linear layers, of mask convolutions and of attention.
+// Batched products of values: y[b, m, n] = sum over k of a[b, m, k] * b[b, k, n], either operand stored
+// either way round, each f32 or 16-bit; the gradients of linear layers, of mask convolutions and of
+// attention.
 //
-// A block computes a tile of TILE x TILE results over `split` terms, 32 a step, in 8 warps. Both operands pass
-// through registers, where they become f32, into shared memory as [term][row]: four neighbours at a time, along
-// whichever of the two they have neighbours. Row r of term t lies at r ^ (t / 4 % 8 * 4) in its line, and lines
-// are 8 banks apart, so that neither the stores along terms nor the loads of fragments meet in a bank.
+// A block computes a tile of TILE x TILE results over `split` terms, 32 a step, in 8 warps. Both operands
+// pass through registers, where they become f32, into shared memory as [term][row]: four neighbours at a
+// time, along whichever of the two they have neighbours. Row r of term t lies at r ^ (t / 4 % 8 * 4) in its
+// line, and lines are 8 banks apart, so that neither the stores along terms nor the loads of fragments meet
+// in a bank.
 //
 // MATH = 1: TF32 tensor cores (m16n8k8), which hold 16-bit elements exactly and round f32 to nearest; a warp
 // has 32 x 16 results. MATH = 0: f32 throughout, 4 x 4 results a thread. Sums are f32. With `splits` above 1
@@ -23,8 +25,8 @@
 #define THREADS 256
 #define PITCH (TILE + 8)
 
-// How the matrices of an operand lie: elements from one row (m or n) to the next, from one term to the next, and
-// from one matrix to the next.
+// How the matrices of an operand lie: elements from one row (m or n) to the next, from one term to the next,
+// and from one matrix to the next.
 struct Layout {
     u32 row_step, term_step, matrix_step;
     u32 wide;  // four neighbours from a multiple of four on are aligned
@@ -61,8 +63,8 @@ template <typename T> struct Side {
     float held[2][4];
 
     __device__ inline Side(const T* operand, u32 matrix, u32 row, u32 rows, const Layout& layout)
-        : from(operand + u64(matrix) * layout.matrix_step + u64(row) * layout.row_step), rows_left(rows - row),
-          layout(layout) {}
+        : from(operand + u64(matrix) * layout.matrix_step + u64(row) * layout.row_step),
+          rows_left(rows - row), layout(layout) {}
 
     __device__ inline bool along_terms() const { return layout.term_step == 1; }
 
@@ -72,7 +74,8 @@ template <typename T> struct Side {
         for (u32 i = 0; i < 2; ++i) {
             if (along_terms()) {
                 const u32 row = threadIdx.x / 8 + i * 32, t = term + threadIdx.x % 8 * 4;
-                fetch(held[i], from + u64(row) * layout.row_step + t, row < rows_left && t < end ? end - t : 0);
+                fetch(held[i], from + u64(row) * layout.row_step + t,
+                      row < rows_left && t < end ? end - t : 0);
             } else {
                 const u32 row = threadIdx.x % 16 * 4, t = term + threadIdx.x / 16 + i * 16;
                 fetch(held[i], from + u64(t) * layout.term_step + row,
@@ -146,7 +149,8 @@ struct Sums {
             for (u32 j = 0; j < 2; ++j)
 #pragma unroll
                 for (u32 e = 0; e < 4; ++e)
-                    f(d[i][j][e], warp % 2 * 32 + i * 16 + e / 2 * 8 + g, warp / 2 * 16 + j * 8 + t * 2 + e % 2);
+                    f(d[i][j][e], warp % 2 * 32 + i * 16 + e / 2 * 8 + g,
+                      warp / 2 * 16 + j * 8 + t * 2 + e % 2);
     }
 };
 #else

@@ -172,6 +172,11 @@ impl Operator for Conv2d {
             Case::new("k7_s2", conv(2, 3), &[&[1, 19, 17, 3], &[8, 7, 7, 3]]),
             Case::new("k4_s4", conv(4, 0), &[&[1, 8, 12, 3], &[6, 4, 4, 3]]),
             Case::new("grouped", grouped(conv(1, 1), 2), &[&[2, 5, 5, 6], &[4, 3, 3, 3]]),
+            // Filters as training has them: of a wider type than the maps.
+            Case::new("wide_filter", conv(1, 1), &[&[1, 9, 11, 24], &[17, 3, 3, 24]]).exact(1),
+            Case::new("wide_filter_stem", conv(2, 1), &[&[1, 9, 11, 3], &[24, 3, 3, 3]]).exact(1),
+            Case::new("wide_filter_depthwise", grouped(conv(1, 1), 8), &[&[1, 6, 5, 8], &[8, 3, 3, 1]])
+                .exact(1),
             Case::new("depthwise", grouped(conv(1, 1), 7), &[&[1, 6, 5, 7], &[7, 3, 3, 1]]),
             Case::new("depthwise_s2", grouped(conv(2, 2), 40), &[&[2, 13, 9, 40], &[40, 5, 5, 1]]),
             Case::new("depthwise_x2", grouped(conv(1, 1), 3), &[&[1, 6, 5, 3], &[6, 3, 3, 1]]),

@@ -118,14 +118,20 @@ impl Operator for Conv2dInputGrad {
     }
 
     fn cases() -> Vec<Case> {
-        layers()
-            .into_iter()
-            .map(|layer| {
-                let Layer { taps: Taps { stride, padding, dilation, groups }, x, w, y, .. } = layer;
-                let op = Conv2dInputGrad { stride, padding, dilation, groups, size: [x[1], x[2]] };
-                layer.case(op, [y, w])
-            })
-            .collect()
+        let case = |layer: &Layer| {
+            let Layer { taps: Taps { stride, padding, dilation, groups }, x, w, y, .. } = *layer;
+            let op = Conv2dInputGrad { stride, padding, dilation, groups, size: [x[1], x[2]] };
+            layer.case(op, [y, w])
+        };
+        // Filters as training has them: of a wider type than the maps.
+        let new = Layer::new;
+        let wide = [
+            new("wide_filter", [1, 9, 13, 20], 18, 3, [1, 1, 1, 1]),
+            new("wide_filter_s2", [1, 9, 14, 24], 40, 3, [2, 1, 1, 1]),
+            new("wide_filter_depthwise", [1, 9, 7, 16], 16, 3, [1, 1, 1, 16]),
+            new("wide_filter_depthwise_s2", [1, 9, 7, 16], 16, 3, [2, 1, 1, 16]),
+        ];
+        layers().iter().map(case).chain(wide.iter().map(|layer| case(layer).exact(1))).collect()
     }
 }
 
@@ -274,6 +280,7 @@ fn layers() -> Vec<Layer> {
         new("k7_s2", [1, 19, 17, 3], 8, 7, [2, 3, 1, 1]),
         new("k4_s4", [1, 8, 12, 3], 6, 4, [4, 0, 1, 1]),
         new("k3_many_pixels", [2, 66, 71, 24], 20, 3, [1, 1, 1, 1]),
+        new("k3_many_filters", [1, 12, 20, 40], 136, 3, [1, 1, 1, 1]),
         new("grouped", [2, 5, 5, 6], 4, 3, [1, 1, 1, 2]),
         new("grouped_s2", [1, 15, 18, 40], 60, 3, [2, 1, 1, 2]),
         new("depthwise", [1, 6, 5, 7], 7, 3, [1, 1, 1, 7]),

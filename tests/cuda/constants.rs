@@ -18,15 +18,16 @@ const ITS_OWN: &[(&str, &[&str])] = &[
     ),
     ("common/column_sums.cuh", &["RUN"]),
     ("common/reduce.cuh", &["WARP"]),
+    ("common/resize_taps.cuh", &["NEAREST", "BILINEAR"]),
     ("common/storage.cuh", &["F32", "F16", "BF16"]),
     (
         "conv/implicit_gemm.cu",
         &["POINTWISE", "TAPS", "ELEMENTS", "DEFORMED", "DEFORMED_ELEMENTS", "FMA", "TENSOR", "TF32X3"],
     ),
     ("mask/pool_grad.cu", &["OBJECTS"]),
+    ("conv/filter_grad_any.cu", &["RUN"]),
     ("postprocess_panoptic.cu", &["PEEK"]),
     ("preprocess.cu", &["RGB8", "BGR8", "NV12", "I420", "RGBA8", "BGRA8", "GRAY8"]),
-    ("resize.cu", &["NEAREST", "BILINEAR"]),
     ("rows/tile.cuh", &["ROW_BIAS"]),
 ];
 

@@ -6,6 +6,9 @@ use crate::ops::{FoldBatchNorm, FoldBatchNormGrad};
 use crate::plan::Site;
 use crate::tensor::DType;
 
+/// Threads of a block: `THREADS` of `kernels/batch_norm/fold.cu`.
+const THREADS: u32 = 256;
+
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Params {
@@ -31,7 +34,7 @@ fn program(site: &Site<'_>, entry: &'static str, eps: f32, like_it: &[usize]) ->
         entry,
         defines: vec![storage(filter.dtype)],
         grid: [filters as u32, 1, 1],
-        block: [256, 1, 1],
+        block: [THREADS, 1, 1],
         shared: 0,
         args: operands.chain([Arg::of(&params)]).collect(),
     };

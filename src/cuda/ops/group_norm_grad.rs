@@ -11,7 +11,10 @@ use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
 use crate::tensor::DType;
 
-/// Bytes of a `Part` and of a `Group` of `kernels/group_norm_grad.cu`.
+/// Threads of a block that takes a group: `GROUP_THREADS` of `kernels/group_norm_grad.cu`.
+const GROUP_THREADS: u32 = 256;
+
+/// Bytes of what the kernels keep of a channel in a part, and of a group.
 const BYTES: usize = 16;
 
 #[repr(C)]
@@ -76,7 +79,7 @@ impl CudaOp for GroupNormGrad {
             let third = vec![map_x, gamma, dy, groups, Arg::Output(0)];
             let blocks = per_element(pixels * vectors).grid[0] as usize;
             launches.push(launch("parts", [tiles, parts, images], COLUMN_SUMS, first));
-            launches.push(launch("groups", [self.groups, images, 1], [256, 1, 1], second));
+            launches.push(launch("groups", [self.groups, images, 1], [GROUP_THREADS, 1, 1], second));
             launches.push(launch("dx", [blocks, images, 1], [256, 1, 1], third));
         }
         for (output, at) in [(1, at_grads), (2, at_grads + bytes)] {

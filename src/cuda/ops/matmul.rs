@@ -7,13 +7,17 @@ use crate::ops::MatMul;
 use crate::plan::Site;
 use crate::tensor::DType;
 
-/// Results of a side of a block, and terms of a step: `TILE` and `STEP` of `kernels/rows/matmul.cu`.
+/// Results of a side of a block: `TILE` of `kernels/rows/matmul.cu`.
 const TILE: usize = 64;
+/// Terms of a step: `STEP` of `kernels/rows/matmul.cu`.
 const STEP: usize = 32;
-/// Blocks that share a small product's terms, fewest steps of each, and most: tensor cores cut a running sum at
-/// every step, by up to 2^-24 of it.
+/// Threads of a block: `THREADS` of `kernels/rows/matmul.cu`.
+const THREADS: u32 = 256;
+/// Blocks that a small product's terms are shared among, if there are enough.
 const BLOCKS: usize = 264;
+/// Fewest steps of a block.
 const MIN_STEPS: usize = 4;
+/// Most steps of a block: tensor cores cut a running sum at every step, by up to 2^-24 of it.
 const MAX_STEPS: usize = 128;
 
 #[repr(C)]
@@ -91,7 +95,7 @@ impl CudaOp for MatMul {
                 ("RESULT", dtype_number(result)),
             ],
             grid: [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, (batch * splits) as u32],
-            block: [256, 1, 1],
+            block: [THREADS, 1, 1],
             shared: 0,
             args: vec![Arg::Input(0), Arg::Input(1), to, Arg::of(&params)],
         }];

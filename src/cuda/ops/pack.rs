@@ -6,8 +6,9 @@ use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::ops::ValueType;
 use crate::tensor::{DType, Shape};
 
-/// Rows and columns of a block, and its rows of threads: `TILE` and `LINES` of `kernels/pack.cu`.
+/// Rows and columns of a block: `TILE` of `kernels/pack.cu`.
 const TILE: usize = 32;
+/// Rows of threads of a block: `LINES` of `kernels/pack.cu`.
 const LINES: u32 = 8;
 
 #[repr(C)]

@@ -26,7 +26,7 @@ struct Params {
     offset: f32,
 }
 
-/// Number of the interpolation in `kernels/resize.cu`.
+/// Number of the interpolation in `kernels/common/resize_taps.cuh`.
 fn mode_number(mode: ResizeMode) -> i64 {
     match mode {
         ResizeMode::Nearest => 0,

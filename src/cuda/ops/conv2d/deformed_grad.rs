@@ -1,12 +1,12 @@
-//! The gradients of a deformable convolution's map and offsets: those of all samples, a product of `dy` and the
-//! filter, then what they are to pixels and offsets.
+//! The gradients of a deformable convolution's map and offsets: those of all samples, a product of `dy` and
+//! the filter, then what they are to pixels and offsets.
 
 use super::{Besides, Conv};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::cuda::ops::CudaOp;
 use crate::cuda::ops::divisor::divisor;
-use crate::cuda::ops::launches::{elements, lanes, per_element, storage};
+use crate::cuda::ops::launches::{elements, lanes, storage};
 use crate::cuda::ops::pack::{self, Matrix};
 use crate::cuda::tiles::conv::{self, ConvChoice, ConvGemm};
 use crate::ops::DeformConv2dInputGrad;
@@ -14,10 +14,10 @@ use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
 use crate::tensor::DType;
 
-/// Blocks that look for the largest gradient, and warps of a block: what is launched of
-/// `kernels/conv/deformed_grad.cu`.
+/// Threads of a block: `THREADS` of `kernels/conv/deformed_grad.cu`.
+const THREADS: usize = 256;
+/// Most blocks that look for the largest gradient.
 const LARGEST_BLOCKS: usize = 1024;
-const WARPS: usize = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -87,7 +87,7 @@ fn of_samples(site: &Site<'_>, target: &Target) -> Result<Program, String> {
         steps: [0, 0, n as isize],
         row_multiple: lanes(dtype),
     };
-    let stored = site.dtype(1, Packing::plain(DType::F32));
+    let stored = site.dtype(1, Packing::plain(dtype));
     pack::lay_out(&mut program, 1, turned, [stored, dtype]);
     Ok(program)
 }
@@ -140,22 +140,23 @@ impl CudaOp for DeformConv2dInputGrad {
             entry,
             defines: vec![storage(dtype)],
             grid: [blocks as u32, 1, 1],
+            block: [THREADS as u32, 1, 1],
+            shared: 0,
             args: args.into_iter().chain([Arg::of(&params)]).collect(),
-            ..per_element(0)
         };
-        let all = per_element(count).grid[0] as usize;
-        let largest = per_element(samples * w[3]).grid[0] as usize;
+        let all = count.div_ceil(THREADS);
+        let largest = (samples * w[3]).div_ceil(THREADS);
         let [dx, doffsets] = [0, 1].map(Arg::Output);
         let scattered =
             vec![grads.clone(), Arg::Input(2), Arg::Input(3), most.clone(), sums.clone(), doffsets];
         program.launches.extend([
             launch("clear", all, vec![sums.clone(), most.clone()]),
             launch("largest", largest.min(LARGEST_BLOCKS), vec![grads, most.clone()]),
-            launch("scatter", samples.div_ceil(WARPS), scattered),
+            launch("scatter", samples.div_ceil(THREADS / 32), scattered),
             launch("gather", all, vec![sums, most, dx]),
         ]);
         program.kernel += ", scattered in whole numbers";
-        program.packing = vec![map, Packing::plain(DType::F32), map, Packing::plain(DType::F32)];
+        program.packing = vec![map, map, map, Packing::plain(DType::F32)];
         if !site.constant[0] {
             pack::on_device(&mut program, 0, dy);
         }

@@ -1,5 +1,5 @@
-//! The gradient of a convolution's filter: a product whose terms are pixels, shared among blocks in a way that
-//! depends on the shape alone.
+//! The gradient of a convolution's filter: a product whose terms are pixels, shared among blocks in a way
+//! that depends on the shape alone.
 
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
@@ -19,17 +19,21 @@ const BLOCKS: usize = 528;
 const MIN_STEPS: usize = 8;
 /// Most pixels of a block: tensor cores cut a running sum at every step, by up to 2^-24 of it.
 const MAX_PIXELS: usize = 8192;
-/// Columns of a block, pixels of a step and stages: `BN`, `SLAB` and what is launched of
-/// `kernels/conv/filter_grad.cu`.
+/// Columns of a block: `BN` of `kernels/conv/filter_grad.cu`.
 const COLUMNS: usize = 128;
+/// Threads of a block: `THREADS` of `kernels/conv/filter_grad.cu`.
+const THREADS: u32 = 256;
+/// Pixels of a step: `SLAB` of `kernels/mask/tile.cuh`.
 const STEP: usize = 64;
+/// Steps in shared memory at once: two blocks of a multiprocessor have room.
 const STAGES: usize = 3;
-/// Filters and columns of a block, and pixels of a step, of `kernels/conv/filter_grad_f32.cu`.
+/// Filters and columns of a block without tensor cores: `TILE` of `kernels/mask/tile_f32.cuh`.
 const TILE_F32: usize = 64;
+/// Pixels of its steps: `STEP` of `kernels/mask/tile_f32.cuh`.
 const STEP_F32: usize = 32;
-/// Warps of a block of `kernels/conv/filter_grad_any.cu`.
+/// Warps of a block, one a result: `WARPS` of `kernels/conv/filter_grad_any.cu`.
 const WARPS: usize = 8;
-/// Most taps of a row, and pixels of a block, of `kernels/conv/depthwise_filter_grad.cu`.
+/// Taps of a row that a thread has registers for, and pixels of a block, of depthwise convolutions.
 const MAX_DEPTHWISE_TAPS: usize = 8;
 const DEPTHWISE_PIXELS: usize = 1024;
 
@@ -117,7 +121,7 @@ impl Grad {
             entry: "",
             defines: Vec::new(),
             grid: [1; 3],
-            block: [256, 1, 1],
+            block: [THREADS, 1, 1],
             shared: 0,
             args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::of(&params)],
         }

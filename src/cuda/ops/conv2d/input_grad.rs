@@ -78,10 +78,10 @@ impl Grad<'_> {
         op.groups > 1 && w[3] == 1 && w[0] == op.groups
     }
 
-    /// What the filter is stored as, and what kernels read. A constant lies as the graph has it, and is laid
-    /// out at every run.
+    /// What the filter is stored as, and what kernels read. A constant lies in the order that the graph has,
+    /// and is laid out at every run.
     fn types(&self) -> [DType; 2] {
-        [self.site.dtype(1, Packing::plain(DType::F32)), self.dtype]
+        [self.site.dtype(1, Packing::plain(self.dtype)), self.dtype]
     }
 
     /// The convolution of `dy` that gives the pixels of two classes.
@@ -297,7 +297,7 @@ impl CudaOp for Conv2dInputGrad {
                 None => grad.gathered(),
             },
         };
-        program.packing = vec![stored, Packing::plain(DType::F32)];
+        program.packing = vec![stored; 2];
         if !site.constant[0] {
             pack::on_device(&mut program, 0, site.inputs[0]);
         }
