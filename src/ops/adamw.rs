@@ -86,6 +86,7 @@ impl Operator for AdamW {
             case("tasks", &[70, 1001]),
             case("no_step", &[9]).fill(5, Filling::Constant(1.0)).fill(4, Filling::Constant(0.0)),
             case("infinite", &[37]).fill(0, Filling::Constant(f64::INFINITY)),
+            case("infinite_blocks", &[9001]).fill(0, Filling::Constant(f64::INFINITY)),
             case("filter", &[256, 3, 3, 256]).exact(0).exact(1).exact(2).exact(3).bench(),
         ]
     }

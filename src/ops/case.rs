@@ -76,6 +76,12 @@ impl Case {
         self
     }
 
+    /// Makes input `index` a map, whatever its rank: planes of one are rows to some operators.
+    pub fn map(mut self, index: usize) -> Self {
+        self.inputs[index] = ValueType::map(self.inputs[index].shape);
+        self
+    }
+
     /// Makes input `index` one that no back end stores shorter than f32.
     pub fn exact(mut self, index: usize) -> Self {
         self.inputs[index] = ValueType::exact(self.inputs[index].shape);

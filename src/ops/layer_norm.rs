@@ -150,6 +150,8 @@ impl Operator for LayerNormGrad {
             case("odd", &[2, 7, 33]),
             case("wide", &[3, 1027]),
             case("narrow", &[1500, 3]),
+            case("map", &[2, 5, 7, 96]),
+            case("odd_map", &[1, 3, 11, 37]),
             case("offset", &[5, 96]).fill(0, Filling::Uniform(999.0, 1001.0)),
             case("constant", &[3, 20]).fill(0, Filling::Constant(-7.25)),
             case("no_rows", &[0, 33]),
