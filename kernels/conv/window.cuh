@@ -43,19 +43,6 @@ template <u32 taps> __device__ inline u32 taps_inside(i32 first, i32 dilation, u
     return bits;
 }
 
-// Where the first tap of a pixel lies, which may be in the padding.
-struct Corner {
-    u32 image;
-    i32 h, w;
-
-    __device__ inline Corner(const Params& p, u32 pixel) {
-        const u32 line = pixel / p.by_out_width;
-        image = line / p.by_out_height;
-        h = i32(line - image * p.out_height) * p.stride_h - p.padding_h;
-        w = i32(pixel - line * p.out_width) * p.stride_w - p.padding_w;
-    }
-};
-
 __device__ inline Window window_of(const Params& p, u32 pixel) {
     const Corner first(p, pixel);
     const u32 columns = taps_inside<FILTER_W>(first.w, p.dilation_w, p.width);
