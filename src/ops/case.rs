@@ -88,12 +88,6 @@ impl Case {
         self
     }
 
-    /// Makes input `index` a map, whatever its shape.
-    pub fn map(mut self, index: usize) -> Self {
-        self.inputs[index] = ValueType::map(self.inputs[index].shape);
-        self
-    }
-
     /// Judges by another tolerance.
     pub fn tolerance(mut self, tolerance: Tolerance) -> Self {
         self.tolerance = tolerance;
