@@ -25,8 +25,7 @@
 //! `tests/ops/gradients.rs` holds every `backward` against finite differences over the operator's own cases.
 //!
 //! What an operator launches on a GPU is said in `src/cuda/ops/<name>.rs`, by a pure function of shapes,
-//! types and the device's capabilities; operators of training have none, but for the gradients of attention
-//! within windows.
+//! types and the device's capabilities.
 
 pub mod accumulate;
 pub mod activation;

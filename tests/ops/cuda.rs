@@ -1,4 +1,4 @@
-//! Every case of every operator that inference uses: its CUDA kernels, compiled by NVRTC to PTX and run on
+//! Every case of every operator that a GPU can run: its CUDA kernels, compiled by NVRTC to PTX and run on
 //! the emulator with all checks on, against the reference, in every precision. Walks the registry: a new
 //! operator needs no line here.
 

@@ -102,7 +102,7 @@ pub fn candidates(site: &Site<'_>, target: &Target) -> Result<Vec<Program>, Stri
 /// The program of any operator.
 ///
 /// # Errors
-/// As [`CudaOp::program`]; of the operators of training, one has CUDA kernels: [`has_kernel`].
+/// As [`CudaOp::program`], and of an operator without CUDA kernels: [`has_kernel`].
 pub fn program(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     if site.outputs.iter().all(|output| output.shape.is_empty()) {
         return Ok(Program { kernel: "nothing".into(), ..Program::default() });
@@ -201,8 +201,7 @@ dispatch! {
     WindowAttentionGrad
 }
 
-/// Whether a GPU can run the operator. The others are those of training but for the gradients of attention
-/// within windows, those that only act on parameters, and views.
+/// Whether a GPU can run the operator; views are never run.
 pub fn has_kernel(op: &Op) -> bool {
     rounding(op).is_some()
 }
