@@ -2,12 +2,15 @@
 //! ptxas for every architecture we support, and those that only operator cases ask for, odd shapes, for
 //! H100's; spills and stack frames are errors. Registers, shared memory and occupancy are held to
 //! the table `kernels/resources.tsv`; the kernels that matter use tensor cores and asynchronous copies.
+//!
+//! ptxas makes the same of the same: what gives the PTX that the table was made from, by `kernels/ptx.tsv`, is
+//! not assembled again.
 
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::sources::SOURCES;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,6 +18,12 @@ use std::sync::OnceLock;
 use testkit::emulate;
 use testkit::emulate::Variant;
 use testkit::occupancy::{ARCHITECTURES, Architecture, H100};
+
+/// What variants take.
+const TABLE: &str = "kernels/resources.tsv";
+
+/// Where fingerprints are kept.
+const FINGERPRINTS: &str = "kernels/ptx.tsv";
 
 /// Architectures that are not assembled for, and whose registers they are held to have: 8.7 and 8.9 had those of
 /// 8.6 in all of 266 variants but one. Every run of ptxas costs a clean clone half a second.
@@ -72,7 +81,7 @@ fn assemble(ptx: &[u8], architecture: &Architecture) -> Result<BTreeMap<String, 
     let mut hash = Sha256::new_with_prefix(version());
     hash.update(architecture.name());
     hash.update(ptx);
-    let name: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = hex(hash);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ptxas");
     let known = folder.join(name);
     let log = match std::fs::read_to_string(&known) {
@@ -98,6 +107,35 @@ fn assemble(ptx: &[u8], architecture: &Architecture) -> Result<BTreeMap<String, 
         }
     }
     Ok(entries)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// All that the table's rows of a source and its defines come of: the assembler, the PTX, and how it is launched.
+fn fingerprint(ptx: &[u8], variants: &[&Variant]) -> String {
+    let mut hash = Sha256::new_with_prefix(version());
+    hash.update(ptx);
+    for Variant { entry, threads, shared, of_model, .. } in variants {
+        hash.update(format!("{entry} {threads} {shared} {of_model}\n"));
+    }
+    hex(hash)
+}
+
+/// Fingerprints of what the table was made from, by source and defines, of those that it has rows of.
+fn recorded_fingerprints() -> BTreeMap<String, String> {
+    let read = |name: &str| std::fs::read_to_string(root().join(name)).unwrap_or_default();
+    let table = read(TABLE);
+    let with_rows: BTreeSet<String> = table
+        .lines()
+        .filter_map(|row| {
+            let mut fields = row.split('\t');
+            Some(format!("{}\t{}", fields.next()?, fields.nth(1)?))
+        })
+        .collect();
+    let split = |row: &str| row.rsplit_once('\t').map(|(key, hash)| (key.to_string(), hash.to_string()));
+    read(FINGERPRINTS).lines().filter_map(split).filter(|(key, _)| with_rows.contains(key)).collect()
 }
 
 /// What ptxas prints of itself.
@@ -142,10 +180,24 @@ fn no_variant_spills_and_none_takes_more_than_the_table_says() {
         variants.iter().any(|v| v.of_model && v.source == *file && text(&v.defines) == *defines)
     };
     let all = 0..ARCHITECTURES.len();
+    let of = |(file, defines): &(&'static str, String)| -> Vec<&Variant> {
+        variants.iter().filter(|v| v.source == *file && text(&v.defines) == *defines).collect()
+    };
+    let fingerprints: BTreeMap<String, String> = sources
+        .iter()
+        .map(|(key, ptx)| (format!("{}\t{}", key.0, key.1), fingerprint(ptx, &of(key))))
+        .collect();
+    let recorded = if update() { BTreeMap::new() } else { recorded_fingerprints() };
+    let is_known = |source: usize| {
+        let (file, defines) = sources[source].0;
+        let key = format!("{file}\t{defines}");
+        recorded.get(&key) == fingerprints.get(&key)
+    };
     let jobs: Vec<(usize, usize)> = (0..sources.len())
         .flat_map(|source| all.clone().map(move |architecture| (source, architecture)))
         .filter(|&(_, architecture)| LIKE.iter().all(|&(like, _)| like != architecture))
         .filter(|&(source, architecture)| architecture == H100 || of_model(sources[source].0))
+        .filter(|&(source, _)| !is_known(source))
         .collect();
     println!("{} variants, {} sources, {} runs of ptxas", variants.len(), sources.len(), jobs.len());
     let assembled: Vec<(usize, usize, Result<_, String>)> = jobs
@@ -180,6 +232,16 @@ fn no_variant_spills_and_none_takes_more_than_the_table_says() {
     }
     assert!(faults.is_empty(), "{} do not pass:\n{}", faults.len(), faults.join("\n"));
     compare(&table);
+    if update() {
+        let rows: Vec<String> = fingerprints.iter().map(|(key, hash)| format!("{key}\t{hash}")).collect();
+        let text = format!("source\tdefines\tsha256\n{}\n", rows.join("\n"));
+        std::fs::write(root().join(FINGERPRINTS), text).unwrap();
+    }
+}
+
+/// Whether tables are recorded, not compared with.
+fn update() -> bool {
+    std::env::var_os("KNET_UPDATE").is_some()
 }
 
 /// Defines that choose code. Others choose numbers.
@@ -223,14 +285,14 @@ fn every_promised_nvrtc_compiles_what_models_run_on_an_h100() {
 
 /// Compares with the recorded table, or records it if `KNET_UPDATE` is set.
 fn compare(table: &BTreeMap<String, BTreeMap<String, Usage>>) {
-    let path = root().join("kernels/resources.tsv");
+    let path = root().join(TABLE);
     let mut rows = vec!["source\tentry\tdefines\tarchitecture\tregisters\tshared\toccupancy".to_string()];
     for (key, usages) in table {
         for (architecture, u) in usages {
             rows.push(format!("{key}\t{architecture}\t{}\t{}\t{}", u.registers, u.shared, u.occupancy));
         }
     }
-    if std::env::var_os("KNET_UPDATE").is_some() {
+    if update() {
         std::fs::write(&path, rows.join("\n") + "\n").unwrap();
         return;
     }
