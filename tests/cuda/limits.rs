@@ -102,7 +102,7 @@ fn more_bins_and_pixels_than_are_counted_in_32_bits() {
 #[test]
 fn more_operands_than_a_concatenation_has_parameters_for() {
     let reason = refused(Concat { axis: 1 }, &[ValueType::rows([1, 2, 8]); 9]);
-    assert_eq!(reason, "9 operands are joined; the kernel takes up to 8");
+    assert_eq!(reason, "9 ranges are joined; the kernel takes up to 8");
 }
 
 #[test]
