@@ -1,14 +1,20 @@
-//! What of a configuration may change when a run goes on.
+//! Going on: what of a configuration may change, and what the step gets back.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::RunConfig;
+use super::state::Moments;
 use crate::error::{Error, Result};
+use crate::graph::VariableId;
 use crate::model::Config;
+use crate::tensor::Tensor;
 use crate::train::data::{Loader, Mix};
+use crate::train::optimizer::OptimizerSlot;
+use crate::train::step::TrainStep;
 
 /// Fields that may change, with what lies below them: length and rate of the run, how it computes and what it
 /// writes. The settings of the model that only inference reads may, too.
@@ -144,6 +150,40 @@ pub fn total_iterations(config: &RunConfig, loader: &Loader, ranks: usize, done:
     let left = loader.left(config.schedule.epochs.unwrap_or(1))?;
     let update = config.data.batch.saturating_mul(config.data.accumulate).saturating_mul(ranks) as u64;
     Ok(done + left.div_ceil(update.max(1)))
+}
+
+/// Gives the optimizer back what it knew.
+pub(super) fn restore(
+    step: &mut TrainStep,
+    moments: &BTreeMap<String, Moments>,
+    updates: u64,
+    path: &Path,
+) -> Result<()> {
+    step.set_updates(updates);
+    let slots: Vec<OptimizerSlot> =
+        step.optimizer().map(|optimizer| optimizer.slots().to_vec()).unwrap_or_default();
+    for OptimizerSlot { param, first, second, average, .. } in slots {
+        let refuse = |reason: &str| Error::Checkpoint {
+            path: path.to_path_buf(),
+            key: Some(param.key.clone()),
+            offset: None,
+            reason: reason.to_string(),
+        };
+        let Some(kept) = moments.get(&param.key) else {
+            return Err(refuse("has no moments in the state: was it frozen before?"));
+        };
+        // Without an average in the state, a new one begins at the weights.
+        let average = average.and_then(|variable| Some((variable, kept.average.as_ref()?)));
+        let known: [Option<(VariableId, &Tensor)>; 3] =
+            [Some((first, &kept.first)), Some((second, &kept.second)), average];
+        for (variable, tensor) in known.into_iter().flatten() {
+            if tensor.shape().dims() != param.upstream_shape {
+                return Err(refuse("its moments have another shape than the parameter"));
+            }
+            step.write(&param, variable, tensor)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

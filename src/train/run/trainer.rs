@@ -12,19 +12,18 @@ use super::kept::{self, CONFIG_FILE};
 use super::lock::Lock;
 use super::log::{LineHead, Meter};
 use super::outputs::{CURVES_FILE, Judged, LOG_FILE, Outputs};
-use super::resume::{Origin, total_iterations};
+use super::resume::{Origin, restore, total_iterations};
 use super::start::{Values, check_patterns, initial_values};
 use super::state::{Moments, Progress, State};
 use crate::dist::{Ranks, Share};
 use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::fsio::sweep;
-use crate::graph::{Param, VariableId};
+use crate::graph::Param;
 use crate::model::Config;
-use crate::tensor::Tensor;
 use crate::train::data::{Loader, LoaderConfig, Mix};
 use crate::train::network::TrainSpec;
-use crate::train::optimizer::{Optimizer, OptimizerSlot};
+use crate::train::optimizer::Optimizer;
 use crate::train::schedule::Schedule;
 use crate::train::step::{Losses, TrainStep};
 use serde::{Deserialize, Serialize};
@@ -578,38 +577,4 @@ impl Trainer {
         }
         Ok(State { progress: self.progress.clone(), values, moments, origin: Some(self.origin.clone()) })
     }
-}
-
-/// Gives the optimizer back what it knew.
-fn restore(
-    step: &mut TrainStep,
-    moments: &BTreeMap<String, Moments>,
-    updates: u64,
-    path: &std::path::Path,
-) -> Result<()> {
-    step.set_updates(updates);
-    let slots: Vec<OptimizerSlot> =
-        step.optimizer().map(|optimizer| optimizer.slots().to_vec()).unwrap_or_default();
-    for OptimizerSlot { param, first, second, average, .. } in slots {
-        let refuse = |reason: &str| Error::Checkpoint {
-            path: path.to_path_buf(),
-            key: Some(param.key.clone()),
-            offset: None,
-            reason: reason.to_string(),
-        };
-        let Some(kept) = moments.get(&param.key) else {
-            return Err(refuse("has no moments in the state: was it frozen before?"));
-        };
-        // Without an average in the state, a new one begins at the weights.
-        let average = average.and_then(|variable| Some((variable, kept.average.as_ref()?)));
-        let known: [Option<(VariableId, &Tensor)>; 3] =
-            [Some((first, &kept.first)), Some((second, &kept.second)), average];
-        for (variable, tensor) in known.into_iter().flatten() {
-            if tensor.shape().dims() != param.upstream_shape {
-                return Err(refuse("its moments have another shape than the parameter"));
-            }
-            step.write(&param, variable, tensor)?;
-        }
-    }
-    Ok(())
 }
