@@ -336,9 +336,9 @@ impl Optimizer {
         self.pending = 0;
     }
 
-    /// After as many batches as make an update the variables are updated with learning rate `lr` (before the groups'
-    /// factors); then the global norm of the mean gradient before clipping is returned. If that is NaN or
-    /// infinite, nothing has been updated. `report` is given the times of the steps.
+    /// After as many batches as make an update the variables are updated with learning rate `lr` (before the
+    /// groups' factors); then the global norm of the mean gradient before clipping is returned. If that is
+    /// NaN or infinite, nothing has been updated. `report` is given the times of the steps.
     ///
     /// # Errors
     /// As [`Executor::run`].

@@ -155,7 +155,11 @@ fn what_cannot_be_done_is_said() {
         (&["segment", "a.png", "--threads", "0"], 2, &["--threads"]),
         (&["segment", "a.png", "--device", "gpu"], 2, &["gpu", "auto, cpu, cuda or cuda:N"]),
         (&["segment", "a.png", "--precision", "int4"], 2, &["int4", "f32, tf32x3, f16, bf16"]),
-        (&["bench", "--train", "--device", "cuda"], 2, &["cuda:0", "training steps run on the CPU"]),
+        (
+            &["bench", "--train", "--device", "cuda", "--precision", "f16"],
+            2,
+            &["cuda:0 trains in f32 or bf16"],
+        ),
         (&["segment", "a.png", "--weights", "seeded:x"], 2, &["seed", "`x`"]),
         (&["segment", "a.png", "--task", "boxes"], 2, &["boxes", "instance, panoptic, semantic"]),
         (&["segment", "a.png", "--task", "panoptic"], 2, &["knet_s3_lite0_person", "instances only"]),

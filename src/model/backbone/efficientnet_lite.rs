@@ -76,8 +76,8 @@ const STAGES: [Stage; 7] = [
     Stage { blocks: 1, kernel: 3, stride: 1, dilation: 1, expansion: 6, c_out: 320 },
 ];
 
-/// The stages: widths and depths of Lite0 times the variant's factors; the first and the last stage keep their
-/// depth. Where the stride would pass the one asked for, dilation takes its place.
+/// The stages: widths and depths of Lite0 times the variant's factors; the first and the last stage keep
+/// their depth. Where the stride would pass the one asked for, dilation takes its place.
 fn stages(EfficientNetLite { variant, output_stride }: EfficientNetLite) -> Result<[Stage; 7], String> {
     // In tenths, so that rounding is exact.
     let (width, depth) = match variant {

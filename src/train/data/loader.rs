@@ -253,8 +253,8 @@ impl Loader {
         Ok(batch)
     }
 
-    /// Where the batch after the last one handed out, and after those of the other ranks, begins: what to store
-    /// for resuming, with any number of ranks.
+    /// Where the batch after the last one handed out, and after those of the other ranks, begins: what to
+    /// store for resuming, with any number of ranks.
     pub fn position(&self) -> Position {
         self.position
     }

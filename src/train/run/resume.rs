@@ -138,8 +138,8 @@ fn flat(value: &Value) -> BTreeMap<String, Value> {
     out
 }
 
-/// Updates of the whole run with so many ranks, `done` of which lie behind: a length in epochs counts epochs, whatever the batch
-/// was before.
+/// Updates of the whole run with so many ranks, `done` of which lie behind: a length in epochs counts epochs,
+/// whatever the batch was before.
 ///
 /// # Errors
 /// [`Error::Usage`] for a length that no run can have.

@@ -117,9 +117,9 @@ impl Trainer {
     /// begins anew. Of several `ranks`, the first writes and validates; all read the same files.
     ///
     /// # Errors
-    /// [`Error::Ranks`] if another rank cannot; [`Error::Usage`] if ranks have different configurations, if the
-    /// folder holds a run that is not resumed, is in use, or is to go on with a
-    /// configuration that does not fit; whatever data, weights and planning say.
+    /// [`Error::Ranks`] if another rank cannot; [`Error::Usage`] if ranks have different configurations, if
+    /// the folder holds a run that is not resumed, is in use, or is to go on with a configuration that does
+    /// not fit; whatever data, weights and planning say.
     pub fn new(
         config: RunConfig,
         resume: bool,
