@@ -116,9 +116,9 @@ pub fn validation_engine(path: &Path, compute: Compute) -> Result<Engine> {
 /// layout.
 ///
 /// # Errors
-/// [`Error::Usage`](crate::Error::Usage) for a precision that the device does not have;
-/// [`Error::Shape`](crate::Error::Shape) naming the first operator that the device has no program for;
-/// [`Error::Cuda`](crate::Error::Cuda) if it cannot be used, [`Error::Memory`](crate::Error::Memory) if it is
+/// [`Error::Usage`] for a precision that the device does not have;
+/// [`Error::Shape`] naming the first operator that the device has no program for;
+/// [`Error::Cuda`] if it cannot be used, [`Error::Memory`] if it is
 /// too small; what `load` says.
 pub fn training_executor(
     compute: Compute,
