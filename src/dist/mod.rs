@@ -175,25 +175,24 @@ impl Ranks {
         match fault {
             None => Ok(values),
             Some(error) => {
-                self.failed.store(true, Ordering::Relaxed);
+                self.fail_together();
                 Err(error)
             }
         }
     }
 
-    /// Refuses ranks that were started with different settings.
+    /// Refuses ranks that were started with different settings; `all` are those of every rank.
     ///
     /// # Errors
     /// [`Error::Usage`] on every rank, naming the first that differs from rank 0 and the field.
-    pub fn check_same(&self, settings: &BTreeMap<String, String>) -> Result<()> {
-        let all = self.share_values(settings)?;
+    pub fn check_same(&self, all: &[BTreeMap<String, String>]) -> Result<()> {
         let shown = |settings: &BTreeMap<String, String>, key: &String| {
             settings.get(key).cloned().unwrap_or_else(|| "absent".into())
         };
         for (rank, other) in all.iter().enumerate() {
             let keys = all[0].keys().chain(other.keys());
             if let Some(key) = keys.into_iter().find(|key| all[0].get(*key) != other.get(*key)) {
-                self.failed.store(true, Ordering::Relaxed);
+                self.fail_together();
                 return Err(Error::usage(format!(
                     "ranks differ: {key} is {} on rank 0 and {} on rank {rank}; start all with one configuration and one program",
                     shown(&all[0], key),
@@ -213,8 +212,7 @@ impl Ranks {
     pub fn add(&self, total: &mut [f32], own: &[f32], anew: bool) -> Result<()> {
         debug_assert_eq!(total.len(), own.len());
         let Share { rank, ranks } = self.share();
-        let mut part = BUCKET.min(total.len().div_ceil(ranks.max(1)));
-        part = part.max(1);
+        let part = total.len().div_ceil(ranks).clamp(1, BUCKET);
         let (mut sent, mut got) = (vec![0.0; ranks * part], vec![0.0; ranks * part]);
         let mut sum = vec![0.0; part];
         for (total, own) in total.chunks_mut(ranks * part).zip(own.chunks(ranks * part)) {

@@ -125,9 +125,10 @@ fn flags_settings_and_floats_go_around() {
     let found = each(2, |all| all.gather(&[all.share().rank as f32, 7.0]).unwrap());
     assert_eq!(found, [[0.0, 7.0, 1.0, 7.0]; 2]);
     let settings = |rate: &str| BTreeMap::from([("optimizer.lr".to_string(), rate.to_string())]);
-    each(2, |all| all.check_same(&settings("0.1")).unwrap());
+    each(2, |all| all.check_same(&all.agree(Ok(settings("0.1"))).unwrap()).unwrap());
     let found = each(3, |all| {
-        all.check_same(&settings(if all.share().rank == 2 { "0.2" } else { "0.1" })).unwrap_err().to_string()
+        let own = settings(if all.share().rank == 2 { "0.2" } else { "0.1" });
+        all.check_same(&all.agree(Ok(own)).unwrap()).unwrap_err().to_string()
     });
     for error in found {
         assert!(error.contains("optimizer.lr is 0.1 on rank 0 and 0.2 on rank 2"), "{error}");

@@ -3,11 +3,10 @@ use super::batch_norm::PART_PIXELS;
 use super::divisor::divisor;
 use super::global_avg_pool::BLOCK as COLUMN_SUMS;
 use super::launches::{elements, per_element, storage, vector};
-use super::sum_parts::sum_parts;
+use super::sum_parts::add_parts;
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::ops::GroupNormGrad;
-use crate::ops::epilogue::Epilogue;
 use crate::plan::Site;
 use crate::tensor::DType;
 
@@ -83,9 +82,7 @@ impl CudaOp for GroupNormGrad {
             launches.push(launch("dx", [blocks, images, 1], [256, 1, 1], third));
         }
         for (output, at) in [(1, at_grads), (2, at_grads + bytes)] {
-            let mut sum = sum_parts(images, channels, channels, Epilogue::default());
-            (sum.args[0], sum.args[3]) = (Arg::Workspace(at), Arg::Output(output));
-            launches.push(sum);
+            launches.push(add_parts(images, channels, Arg::Workspace(at), Arg::Output(output)));
         }
         Ok(Program {
             kernel: format!("{parts} parts x{vector}"),

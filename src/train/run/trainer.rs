@@ -128,17 +128,11 @@ impl Trainer {
     ) -> Result<Trainer> {
         let trainer = Trainer::open(config, resume, ranks.clone(), observer);
         let Some(ranks) = ranks else { return trainer };
-        let (trainer, opened) = match trainer {
-            Ok(trainer) => {
-                let settings = trainer.settings();
-                (Some(trainer), Ok(settings))
-            }
-            Err(error) => (None, Err(error)),
-        };
-        let own = opened.as_ref().map(Clone::clone).unwrap_or_default();
-        ranks.agree(opened)?;
-        ranks.check_same(&own)?;
-        trainer.ok_or_else(|| Error::Ranks("the run did not begin".into()))
+        // A rank that fails here tells the others, which would wait for it.
+        let mut opened = None;
+        let all = ranks.agree(trainer.map(|trainer| opened.insert(trainer).settings()))?;
+        ranks.check_same(&all)?;
+        opened.ok_or_else(|| Error::Ranks("the run did not begin".into()))
     }
 
     /// All that ranks must have in common.
