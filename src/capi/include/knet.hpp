@@ -1,0 +1,342 @@
+// knet for C++17: the C interface of knet.h with owners, exceptions and ranges. Header only.
+//
+//   knet::Model model("model.safetensors");               // any number of sessions share it
+//   knet::Session session(model, knet::Options().size(384, 512).min_score(0.4f));
+//   knet::Result found;                                   // reused: nothing is allocated from the second frame on
+//   while (auto frame = camera.next())
+//     for (const knet::Object& object : session.segment(knet::rgb8(frame.data, frame.height, frame.width), found))
+//       track(model.name(object.label()), object.score(), object.box(), object.mask());
+//
+// A call that fails throws knet::Error, with the status and its words. Threads, memory and lifetimes are those
+// of knet.h.
+#ifndef KNET_HPP
+#define KNET_HPP
+
+#include <knet.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace knet {
+
+/// A call that failed.
+class Error : public std::runtime_error {
+ public:
+  Error(knet_status status, const char* text) : std::runtime_error(text), status_(status) {}
+  knet_status status() const noexcept { return status_; }
+
+ private:
+  knet_status status_;
+};
+
+namespace detail {
+
+inline void check(knet_status status) {
+  if (status != KNET_OK) throw Error(status, knet_last_error());
+}
+
+/// A struct of the interface, with its size.
+template <class T>
+T sized() {
+  T value{};
+  value.struct_size = sizeof(T);
+  return value;
+}
+
+/// Owns a handle.
+template <class T, void (*close)(T*)>
+class Handle {
+ public:
+  Handle() = default;
+  explicit Handle(T* handle) noexcept : handle_(handle) {}
+  Handle(Handle&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Handle& operator=(Handle&& other) noexcept {
+    if (this != &other) {
+      close(handle_);
+      handle_ = std::exchange(other.handle_, nullptr);
+    }
+    return *this;
+  }
+  ~Handle() { close(handle_); }
+  T* get() const noexcept { return handle_; }
+
+ private:
+  T* handle_ = nullptr;
+};
+
+}  // namespace detail
+
+/// How a model is loaded: knet_model_options.
+class ModelOptions {
+ public:
+  ModelOptions& device(std::string device) {
+    device_ = std::move(device);
+    return *this;
+  }
+  ModelOptions& name(std::string name) {
+    name_ = std::move(name);
+    return *this;
+  }
+  /// A KNET_PRECISION_*.
+  ModelOptions& precision(std::uint32_t precision) noexcept {
+    precision_ = precision;
+    return *this;
+  }
+  /// Kernels of the CPU round as PyTorch's do.
+  ModelOptions& exact(bool exact = true) noexcept {
+    exact_ = exact;
+    return *this;
+  }
+
+ private:
+  friend class Model;
+  std::string device_ = "auto", name_;
+  std::uint32_t precision_ = KNET_PRECISION_DEFAULT;
+  bool exact_ = false;
+};
+
+/// Weights in memory, shared by sessions.
+class Model {
+ public:
+  /// Loads a file, or "seeded:N".
+  explicit Model(const std::string& weights, const ModelOptions& options = {}) {
+    auto c = detail::sized<knet_model_options>();
+    c.weights = weights.c_str();
+    c.device = options.device_.c_str();
+    c.name = options.name_.empty() ? nullptr : options.name_.c_str();
+    c.precision = options.precision_;
+    c.exact = options.exact_;
+    knet_model* model = nullptr;
+    detail::check(knet_model_open(&c, &model));
+    handle_ = Handle(model);
+  }
+
+  std::uint32_t task() const noexcept { return knet_model_task(get()); }
+  const char* device() const noexcept { return knet_model_device(get()); }
+  std::uint32_t classes() const noexcept { return knet_model_class_count(get()); }
+  /// What a class index means.
+  knet_class class_of(std::uint32_t index) const {
+    auto found = detail::sized<knet_class>();
+    detail::check(knet_model_class(get(), index, &found));
+    return found;
+  }
+  const char* name(std::uint32_t index) const { return class_of(index).name; }
+  const knet_model* get() const noexcept { return handle_.get(); }
+
+ private:
+  using Handle = detail::Handle<knet_model, knet_model_close>;
+  Handle handle_;
+};
+
+/// What a session gives, and with what: knet_session_options.
+class Options {
+ public:
+  Options() : options_(detail::sized<knet_session_options>()) {}
+  /// A KNET_TASK_*.
+  Options& task(std::uint32_t task) noexcept {
+    options_.task = task;
+    return *this;
+  }
+  Options& threads(std::uint32_t threads) noexcept {
+    options_.threads = threads;
+    return *this;
+  }
+  /// Frames are resized to fit into these sides.
+  Options& size(std::uint32_t short_side, std::uint32_t long_side) noexcept {
+    options_.short_side = short_side;
+    options_.long_side = long_side;
+    return *this;
+  }
+  Options& as_they_are() noexcept {
+    options_.as_they_are = 1;
+    return *this;
+  }
+  Options& min_score(float score) noexcept {
+    options_.min_score = score;
+    return *this;
+  }
+  Options& confidence() noexcept {
+    options_.confidence = 1;
+    return *this;
+  }
+  const knet_session_options* get() const noexcept { return &options_; }
+
+ private:
+  knet_session_options options_;
+};
+
+/// A frame of one plane; `stride` 0 where rows follow each other.
+inline knet_frame packed(std::uint32_t format, const void* pixels, std::uint32_t height, std::uint32_t width,
+                         std::size_t stride = 0, std::uint64_t timestamp_ns = 0) noexcept {
+  auto frame = detail::sized<knet_frame>();
+  frame.format = format;
+  frame.height = height;
+  frame.width = width;
+  frame.planes[0] = {pixels, stride};
+  frame.timestamp_ns = timestamp_ns;
+  return frame;
+}
+
+inline knet_frame rgb8(const void* pixels, std::uint32_t height, std::uint32_t width, std::size_t stride = 0,
+                       std::uint64_t timestamp_ns = 0) noexcept {
+  return packed(KNET_FORMAT_RGB8, pixels, height, width, stride, timestamp_ns);
+}
+
+inline knet_frame bgr8(const void* pixels, std::uint32_t height, std::uint32_t width, std::size_t stride = 0,
+                       std::uint64_t timestamp_ns = 0) noexcept {
+  return packed(KNET_FORMAT_BGR8, pixels, height, width, stride, timestamp_ns);
+}
+
+/// A frame of luma and interleaved chroma.
+inline knet_frame nv12(const void* luma, const void* chroma, std::uint32_t height, std::uint32_t width,
+                       std::size_t luma_stride = 0, std::size_t chroma_stride = 0,
+                       std::uint64_t timestamp_ns = 0) noexcept {
+  auto frame = packed(KNET_FORMAT_NV12, luma, height, width, luma_stride, timestamp_ns);
+  frame.planes[1] = {chroma, chroma_stride};
+  return frame;
+}
+
+/// Columns and rows.
+struct Box {
+  std::uint32_t x, y, width, height;
+};
+
+/// The bits of a mask, lent by a result.
+class Mask {
+ public:
+  Mask(const std::uint8_t* bits, std::uint32_t height, std::uint32_t width) noexcept
+      : bits_(bits), height_(height), width_(width) {}
+  std::uint32_t height() const noexcept { return height_; }
+  std::uint32_t width() const noexcept { return width_; }
+  bool operator()(std::uint32_t y, std::uint32_t x) const noexcept {
+    const std::size_t at = std::size_t(y) * width_ + x;
+    return bits_[at / 8] >> (7 - at % 8) & 1;
+  }
+  const std::uint8_t* bits() const noexcept { return bits_; }
+
+ private:
+  const std::uint8_t* bits_;
+  std::uint32_t height_, width_;
+};
+
+/// An object of a result. It lives as long as the result is not filled again.
+class Object {
+ public:
+  Object(const knet_result* result, std::uint32_t index) : result_(result), index_(index) {
+    object_.struct_size = sizeof object_;
+    detail::check(knet_result_get_object(result, index, &object_));
+  }
+  std::uint32_t index() const noexcept { return index_; }
+  std::uint32_t label() const noexcept { return object_.label; }
+  float score() const noexcept { return object_.score; }
+  bool is_thing() const noexcept { return object_.is_thing != 0; }
+  std::uint64_t area() const noexcept { return object_.area; }
+  Box box() const noexcept { return {object_.x, object_.y, object_.width, object_.height}; }
+  /// The mask of an instance.
+  Mask mask() const {
+    const std::uint8_t* bits = nullptr;
+    std::size_t size = 0;
+    detail::check(knet_result_mask_bits(result_, index_, &bits, &size));
+    auto info = detail::sized<knet_result_info>();
+    detail::check(knet_result_get_info(result_, &info));
+    return {bits, info.height, info.width};
+  }
+  /// COCO's compressed run lengths of the mask.
+  std::string rle() const {
+    std::size_t needed = 0;
+    detail::check(knet_result_mask_rle(result_, index_, nullptr, 0, &needed));
+    std::string text(needed, '\0');
+    detail::check(knet_result_mask_rle(result_, index_, text.data(), text.size(), &needed));
+    text.pop_back();
+    return text;
+  }
+
+ private:
+  const knet_result* result_;
+  std::uint32_t index_;
+  knet_object object_{};
+};
+
+/// What a frame held: a range of objects.
+class Result {
+ public:
+  Result() : handle_(knet_result_new()) {}
+
+  class Iterator {
+   public:
+    Iterator(const knet_result* result, std::uint32_t index) noexcept : result_(result), index_(index) {}
+    Object operator*() const { return {result_, index_}; }
+    Iterator& operator++() noexcept {
+      ++index_;
+      return *this;
+    }
+    bool operator!=(const Iterator& other) const noexcept { return index_ != other.index_; }
+
+   private:
+    const knet_result* result_;
+    std::uint32_t index_;
+  };
+
+  knet_result_info info() const {
+    auto info = detail::sized<knet_result_info>();
+    detail::check(knet_result_get_info(get(), &info));
+    return info;
+  }
+  std::uint32_t size() const { return info().objects; }
+  Object operator[](std::uint32_t index) const { return {get(), index}; }
+  Iterator begin() const noexcept { return {get(), 0}; }
+  Iterator end() const { return {get(), size()}; }
+
+  /// Object of each pixel plus one, 0 where there is none; row by row.
+  std::vector<std::uint16_t> object_map() const { return map(KNET_MAP_OBJECTS, 0); }
+  /// Class of each pixel, `none` where there is none; row by row.
+  std::vector<std::uint16_t> class_map(std::uint16_t none = 65535) const { return map(KNET_MAP_CLASSES, none); }
+  knet_result* get() const noexcept { return handle_.get(); }
+
+ private:
+  std::vector<std::uint16_t> map(std::uint32_t kind, std::uint16_t none) const {
+    const auto found = info();
+    std::vector<std::uint16_t> pixels(std::size_t(found.height) * found.width);
+    detail::check(knet_result_map(get(), kind, none, 2, pixels.data(), 2 * std::size_t(found.width)));
+    return pixels;
+  }
+
+  detail::Handle<knet_result, knet_result_free> handle_;
+};
+
+/// A model at work: one for each camera or thread.
+class Session {
+ public:
+  explicit Session(const Model& model, const Options& options = {}) {
+    knet_session* session = nullptr;
+    detail::check(knet_session_open(model.get(), options.get(), &session));
+    handle_ = Handle(session);
+  }
+
+  /// Plans for frames of this size, so that the first is as fast as the others.
+  void warm_up(std::uint32_t height, std::uint32_t width) {
+    detail::check(knet_session_warm_up(handle_.get(), height, width));
+  }
+  /// Segments a frame into `result`, which it returns.
+  const Result& segment(const knet_frame& frame, Result& result) {
+    detail::check(knet_segment(handle_.get(), &frame, result.get()));
+    return result;
+  }
+  knet_timings timings() const {
+    auto timings = detail::sized<knet_timings>();
+    detail::check(knet_session_timings(handle_.get(), &timings));
+    return timings;
+  }
+
+ private:
+  using Handle = detail::Handle<knet_session, knet_session_close>;
+  Handle handle_;
+};
+
+}  // namespace knet
+
+#endif  // KNET_HPP

@@ -1,0 +1,204 @@
+//! Sessions.
+
+use super::frame::{knet_frame, view};
+use super::model::{KNET_TASK_INSTANCE, KNET_TASK_PANOPTIC, KNET_TASK_SEMANTIC, knet_model};
+use super::result::knet_result;
+use super::status::{Fault, Turn, guarded, knet_status};
+use super::structs::{Versioned, give, handle, read, read_or_default, write};
+use knet::Session;
+use knet::engine::{InputSize, SessionOptions};
+use knet::model::Task;
+use knet::task::PostprocessOptions;
+use std::cell::UnsafeCell;
+use std::time::Duration;
+
+/// What a session gives, and with what. Zeros are the defaults.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct knet_session_options {
+    /// sizeof(knet_session_options).
+    pub struct_size: u32,
+    /// A KNET_TASK_*; 0 for the model's own. A panoptic model gives instances too.
+    pub task: u32,
+    /// Threads of the session, which sleep between calls; 0 for one a core. Results do not depend on it.
+    pub threads: u32,
+    /// Frames are resized to fit into so many pixels, short side and long side, before the network sees them;
+    /// both 0 for the model's own size.
+    pub short_side: u32,
+    /// See short_side.
+    pub long_side: u32,
+    /// Not 0: frames are not resized.
+    pub as_they_are: u32,
+    /// Objects that score lower are dropped, from 0 to 1.
+    pub min_score: f32,
+    /// Not 0: semantic maps come with the probability of each pixel's class.
+    pub confidence: u32,
+}
+
+// SAFETY: plain numbers.
+unsafe impl Versioned for knet_session_options {
+    const NAME: &'static str = "knet_session_options";
+    const FIRST: usize = size_of::<knet_session_options>();
+}
+
+/// Wall-clock time of the parts of a call, in nanoseconds. A GPU does all of it in one go: there `network` is
+/// the whole of its work.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct knet_timings {
+    /// sizeof(knet_timings).
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Resize, normalise, pad.
+    pub pre_ns: u64,
+    /// The network.
+    pub network_ns: u64,
+    /// Masks or map at the size of the frame.
+    pub post_ns: u64,
+}
+
+// SAFETY: plain numbers.
+unsafe impl Versioned for knet_timings {
+    const NAME: &'static str = "knet_timings";
+    const FIRST: usize = size_of::<knet_timings>();
+}
+
+/// A model at work: plans, memory, threads. One for each camera or thread. Opaque.
+pub struct knet_session {
+    turn: Turn,
+    session: UnsafeCell<Session>,
+}
+
+impl knet_session {
+    /// Runs `body` while no other thread uses the session.
+    fn with<T>(&self, body: impl FnOnce(&mut Session) -> Result<T, Fault>) -> Result<T, Fault> {
+        let _taken = self.turn.take("session")?;
+        // SAFETY: the turn is this call's until it is dropped.
+        body(unsafe { &mut *self.session.get() })
+    }
+}
+
+/// Makes a session of a model; `options` may be NULL. It is written to `*session`, NULL if there is none.
+///
+/// KNET_ERROR_USAGE: a task the model cannot do, a size without pixels.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn knet_session_open(
+    model: *const knet_model,
+    options: *const knet_session_options,
+    session: *mut *mut knet_session,
+) -> knet_status {
+    guarded(|| {
+        // SAFETY: the pointers are as the header asks.
+        unsafe {
+            give(std::ptr::null_mut(), session, "session")?;
+            let model = handle(model, "model")?;
+            let options = chosen(&read_or_default(options)?)?;
+            let opened = Session::new(model.model.clone(), &options)?;
+            let opened = knet_session { turn: Turn::default(), session: UnsafeCell::new(opened) };
+            give(Box::into_raw(Box::new(opened)), session, "session")
+        }
+    })
+}
+
+fn chosen(options: &knet_session_options) -> Result<SessionOptions, Fault> {
+    let refuse =
+        |field: &str, reason: String| Err(Fault::argument(format!("knet_session_options.{field} {reason}")));
+    let task = match options.task {
+        0 => None,
+        KNET_TASK_INSTANCE => Some(Task::Instance),
+        KNET_TASK_PANOPTIC => Some(Task::Panoptic),
+        KNET_TASK_SEMANTIC => Some(Task::Semantic),
+        other => return refuse("task", format!("is {other}: no KNET_TASK_*")),
+    };
+    let size = match (options.as_they_are, options.short_side, options.long_side) {
+        (0, 0, 0) => InputSize::OfModel,
+        (0, short, long) => InputSize::Within(short as usize, long as usize),
+        (_, 0, 0) => InputSize::AsTheyAre,
+        _ => return refuse("as_they_are", "is set, and a size too".into()),
+    };
+    let score = options.min_score;
+    if !(0.0..=1.0).contains(&score) {
+        return refuse("min_score", format!("is {score}: from 0 to 1"));
+    }
+    let results = PostprocessOptions {
+        min_score: (score > 0.0).then_some(f64::from(score)),
+        confidence: options.confidence != 0,
+        ..PostprocessOptions::default()
+    };
+    Ok(SessionOptions { task, threads: options.threads as usize, size, results })
+}
+
+/// Closes a session; NULL is allowed. Results that it filled stay.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn knet_session_close(session: *mut knet_session) {
+    let _ = guarded(|| {
+        if !session.is_null() {
+            // SAFETY: made by `knet_session_open`, closed once.
+            drop(unsafe { Box::from_raw(session) });
+        }
+        Ok(())
+    });
+}
+
+/// Plans the network for frames of this size and loads its weights, so that the first frame is as fast as
+/// the others.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn knet_session_warm_up(
+    session: *const knet_session,
+    height: u32,
+    width: u32,
+) -> knet_status {
+    guarded(|| {
+        // SAFETY: the handle is as the header asks.
+        let session = unsafe { handle(session, "session") }?;
+        session.with(|session| Ok(session.warm_up(height as usize, width as usize)?))
+    })
+}
+
+/// Segments a frame on the host by the session's threads, and waits. `result` holds what was
+/// found, nothing of use after an error. From the second frame of a size on, nothing is allocated, also if up
+/// to four sizes take turns.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn knet_segment(
+    session: *const knet_session,
+    frame: *const knet_frame,
+    result: *mut knet_result,
+) -> knet_status {
+    guarded(|| {
+        // SAFETY: the pointers are as the header asks.
+        let (session, frame, result) =
+            unsafe { (handle(session, "session")?, read(frame)?, handle(result.cast_const(), "result")?) };
+        session.with(|session| {
+            result.with_mut(|found| {
+                found.timestamp_ns = frame.timestamp_ns;
+                // SAFETY: as above.
+                let image = unsafe { view(&frame) }?;
+                Ok(session.segment_into(image, &mut found.segmentation)?)
+            })
+        })
+    })
+}
+
+/// Times of the last call of knet_segment.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn knet_session_timings(
+    session: *const knet_session,
+    timings: *mut knet_timings,
+) -> knet_status {
+    guarded(|| {
+        // SAFETY: the pointers are as the header asks.
+        let session = unsafe { handle(session, "session") }?;
+        let times = session.with(|session| Ok(session.timings()))?;
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let value = knet_timings {
+            struct_size: 0,
+            reserved: 0,
+            pre_ns: ns(times.pre),
+            network_ns: ns(times.network),
+            post_ns: ns(times.post),
+        };
+        // SAFETY: as above.
+        unsafe { write(value, timings) }
+    })
+}

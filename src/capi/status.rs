@@ -1,0 +1,200 @@
+//! What functions return, the words that go with it, and the guard that keeps panics inside.
+
+use knet::{Error, ErrorKind};
+use std::cell::RefCell;
+use std::ffi::{CString, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// How a call ended. Values never change; new ones may come.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum knet_status {
+    /// Done.
+    KNET_OK = 0,
+    /// An argument cannot be meant: NULL where something must be, a struct_size that no header had, a stride
+    /// that is too small. The call did nothing.
+    KNET_ERROR_ARGUMENT = 1,
+    /// A request that cannot be served as worded: an unknown model, device or option.
+    KNET_ERROR_USAGE = 2,
+    /// The operating system refused to read a file.
+    KNET_ERROR_IO = 3,
+    /// An image of a size that cannot be.
+    KNET_ERROR_IMAGE = 4,
+    /// A checkpoint that is damaged or of no known format.
+    KNET_ERROR_CHECKPOINT = 5,
+    /// A sound checkpoint that does not fit the model.
+    KNET_ERROR_WEIGHTS = 6,
+    /// A network that breaks a rule: a fault of the library.
+    KNET_ERROR_GRAPH = 7,
+    /// No GPU that can be used, or none of that number. The CPU can do the work.
+    KNET_ERROR_NO_DEVICE = 8,
+    /// The GPU's context is of no further use: close everything that uses it.
+    KNET_ERROR_DEVICE_LOST = 9,
+    /// Another fault of the driver, of the compiler or of a kernel.
+    KNET_ERROR_CUDA = 10,
+    /// More memory is needed than there is.
+    KNET_ERROR_MEMORY = 11,
+    /// A call that does not fit what was called before, such as asking an empty result for a mask.
+    KNET_ERROR_STATE = 12,
+    /// The session or result is in use by another thread.
+    KNET_ERROR_BUSY = 13,
+    /// A fault inside the library, which was caught. The message says where; please report it.
+    KNET_ERROR_INTERNAL = 14,
+    /// The session or result was in use when a fault was caught: close it.
+    KNET_ERROR_POISONED = 15,
+}
+
+use knet_status::*;
+
+/// A status with its words.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub status: knet_status,
+    pub text: String,
+}
+
+impl Fault {
+    pub fn argument(text: impl Into<String>) -> Fault {
+        Fault { status: KNET_ERROR_ARGUMENT, text: text.into() }
+    }
+
+    pub fn state(text: impl Into<String>) -> Fault {
+        Fault { status: KNET_ERROR_STATE, text: text.into() }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Fault {
+        let status = match error.kind() {
+            ErrorKind::Usage => KNET_ERROR_USAGE,
+            ErrorKind::Io => KNET_ERROR_IO,
+            ErrorKind::Image => KNET_ERROR_IMAGE,
+            ErrorKind::Checkpoint => KNET_ERROR_CHECKPOINT,
+            ErrorKind::Weights => KNET_ERROR_WEIGHTS,
+            ErrorKind::NoDevice => KNET_ERROR_NO_DEVICE,
+            ErrorKind::DeviceLost => KNET_ERROR_DEVICE_LOST,
+            ErrorKind::Cuda => KNET_ERROR_CUDA,
+            ErrorKind::Memory => KNET_ERROR_MEMORY,
+            ErrorKind::State => KNET_ERROR_STATE,
+            // Training's classes never reach an embedder.
+            ErrorKind::Graph | ErrorKind::Data | ErrorKind::Diverged | ErrorKind::Ranks => KNET_ERROR_GRAPH,
+        };
+        Fault { status, text: error.to_string() }
+    }
+}
+
+thread_local! {
+    static LAST: RefCell<CString> = RefCell::default();
+}
+
+/// The words of the last call on this thread that did not return KNET_OK; empty before the first. Never NULL.
+/// Lives until another call on this thread fails.
+#[unsafe(no_mangle)]
+pub extern "C" fn knet_last_error() -> *const c_char {
+    // While a thread ends there is nothing left to tell.
+    LAST.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+}
+
+/// Runs the body of a function of the interface.
+pub(crate) fn guarded(body: impl FnOnce() -> Result<(), Fault>) -> knet_status {
+    let fault = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return KNET_OK,
+        Ok(Err(fault)) => fault,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of unknown kind");
+            Fault { status: KNET_ERROR_INTERNAL, text: format!("a fault inside knet: {text}") }
+        }
+    };
+    // A message with a zero byte, such as a file name from hostile data, ends there.
+    let text = CString::new(fault.text).unwrap_or_else(|e| {
+        let before = e.nul_position();
+        CString::new(&e.into_vec()[..before]).unwrap_or_default()
+    });
+    let _ = LAST.try_with(|last| last.replace(text));
+    fault.status
+}
+
+/// Lets one thread at a time use a handle.
+#[derive(Debug, Default)]
+pub(crate) struct Turn(AtomicU8);
+
+const FREE: u8 = 0;
+const TAKEN: u8 = 1;
+const POISONED: u8 = 2;
+
+impl Turn {
+    /// Takes the handle called `what` until the value is dropped.
+    pub fn take(&self, what: &str) -> Result<Taken<'_>, Fault> {
+        match self.0.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => Ok(Taken(&self.0)),
+            Err(POISONED) => Err(Fault {
+                status: KNET_ERROR_POISONED,
+                text: format!("the {what} was in use when a fault was caught: close it"),
+            }),
+            Err(_) => Err(Fault {
+                status: KNET_ERROR_BUSY,
+                text: format!("the {what} is in use by another thread: each thread needs one of its own"),
+            }),
+        }
+    }
+}
+
+/// A handle in use.
+pub(crate) struct Taken<'a>(&'a AtomicU8);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let state = if std::thread::panicking() { POISONED } else { FREE };
+        self.0.store(state, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CStr;
+
+    fn last() -> String {
+        // SAFETY: a string of this thread, which nobody replaces meanwhile.
+        unsafe { CStr::from_ptr(knet_last_error()) }.to_str().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_panic_becomes_a_status_and_poisons_what_was_in_use() {
+        let turn = Turn::default();
+        let status = guarded(|| {
+            let _taken = turn.take("session")?;
+            panic!("index {} out of range", 7)
+        });
+        assert_eq!(
+            (status, last().as_str()),
+            (KNET_ERROR_INTERNAL, "a fault inside knet: index 7 out of range")
+        );
+        assert_eq!(guarded(|| turn.take("session").map(|_| ())), KNET_ERROR_POISONED);
+        assert!(last().contains("the session was in use when a fault was caught"), "{}", last());
+    }
+
+    #[test]
+    fn a_handle_is_one_threads_at_a_time() {
+        let turn = Turn::default();
+        let taken = turn.take("result").unwrap();
+        let status = std::thread::scope(|scope| {
+            scope.spawn(|| (guarded(|| turn.take("result").map(|_| ())), last())).join().unwrap()
+        });
+        assert_eq!(status.0, KNET_ERROR_BUSY);
+        assert!(status.1.contains("another thread"), "{}", status.1);
+        drop(taken);
+        assert_eq!(guarded(|| turn.take("result").map(|_| ())), KNET_OK);
+    }
+
+    #[test]
+    fn words_belong_to_a_thread_and_end_at_a_zero() {
+        assert_eq!(guarded(|| Err(Fault::argument("here"))), KNET_ERROR_ARGUMENT);
+        std::thread::spawn(|| assert_eq!(last(), "")).join().unwrap();
+        assert_eq!(last(), "here");
+        assert_eq!(guarded(|| Err(Fault::state("a\0b"))), KNET_ERROR_STATE);
+        assert_eq!(last(), "a");
+    }
+}

@@ -1,0 +1,138 @@
+//! Programs in C and C++, compiled against an installed prefix as users do it, and run.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs a command, which must succeed.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}\n{}", text(&output));
+    text(&output)
+}
+
+/// Where Cargo has put the library.
+fn library() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let folder = program.parent().unwrap();
+    let found = [folder, folder.parent().unwrap()].into_iter().find(|f| f.join("libknet_c.so").exists());
+    found.expect("libknet_c.so beside the tests").to_path_buf()
+}
+
+/// A prefix with knet in it, moved after it was installed.
+struct Prefix(tempfile::TempDir);
+
+impl Prefix {
+    fn new() -> Prefix {
+        let folder = tempfile::tempdir().unwrap();
+        let first = folder.path().join("first");
+        run(Command::new(root().join("tools/install-sdk")).arg(&first).arg("--from").arg(library()));
+        std::fs::rename(first, folder.path().join("knet")).unwrap();
+        Prefix(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join("knet").join(name)
+    }
+
+    fn pkg_config(&self) -> Vec<String> {
+        let mut command = Command::new("pkg-config");
+        command.env("PKG_CONFIG_PATH", self.path("lib/pkgconfig")).args(["--cflags", "--libs", "knet"]);
+        run(&mut command).split_whitespace().map(String::from).collect()
+    }
+
+    /// Compiles one of `tests/programs` with every warning an error, and gives a command that runs it.
+    fn built(&self, compiler: &str, standard: &str, source: &str) -> Command {
+        let (source, program) =
+            (root().join("src/capi/tests/programs").join(source), self.0.path().join("program"));
+        let mut command = Command::new(compiler);
+        command.arg(standard).args(["-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
+        run(command.arg(source).args(self.pkg_config()).args(["-pthread", "-o"]).arg(&program));
+        self.command(&program)
+    }
+
+    /// Runs a program that is linked with the library.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env("LD_LIBRARY_PATH", self.path("lib"));
+        command
+    }
+}
+
+/// Whether the example found objects and was told of the file that is not there.
+fn check_example(text: &str) {
+    let last = text.lines().last().unwrap_or_default();
+    let objects: usize = last.split_whitespace().next().and_then(|count| count.parse().ok()).unwrap_or(0);
+    assert!(objects > 0 && text.lines().count() == objects + 1, "{text}");
+    assert!(last.contains("; 3: no/such.safetensors"), "{last}");
+}
+
+const EXAMPLE: [&str; 2] = ["seeded:0", "knet_s3_lite0_fpn"];
+
+#[test]
+fn a_program_in_c_reaches_every_function_and_every_error() {
+    let prefix = Prefix::new();
+    // The library itself says nothing.
+    assert_eq!(run(&mut prefix.built("cc", "-std=c11", "api.c")), "ok\n");
+}
+
+#[test]
+fn the_example_in_cpp_finds_objects() {
+    let prefix = Prefix::new();
+    check_example(&run(prefix.built("c++", "-std=c++17", "example.cpp").args(EXAMPLE)));
+}
+
+#[test]
+fn cmake_finds_the_package() {
+    let cmake = root().join("target/cmake/cmake/data/bin/cmake");
+    assert!(cmake.exists(), "{}: run tools/setup-cmake", cmake.display());
+    let prefix = Prefix::new();
+    let project = prefix.0.path().join("project");
+    std::fs::create_dir(&project).unwrap();
+    let lists = "cmake_minimum_required(VERSION 3.16)\nproject(example CXX)\nset(CMAKE_CXX_STANDARD 17)\n\
+                 find_package(knet 0.1 REQUIRED)\nadd_executable(example example.cpp)\n\
+                 target_link_libraries(example knet::knet)\n";
+    std::fs::write(project.join("CMakeLists.txt"), lists).unwrap();
+    std::fs::copy(prefix.path("share/doc/knet/examples/example.cpp"), project.join("example.cpp")).unwrap();
+    let mut configure = Command::new(&cmake);
+    configure.arg("-DCMAKE_PREFIX_PATH=".to_string() + &prefix.path("").display().to_string());
+    run(configure.arg("-S").arg(&project).arg("-B").arg(project.join("build")));
+    run(Command::new(&cmake).arg("--build").arg(project.join("build")));
+    // CMake has written the library's place into the program.
+    check_example(&run(Command::new(project.join("build/example")).args(EXAMPLE)));
+}
+
+#[test]
+fn the_library_shows_its_functions_alone_and_needs_the_system_alone() {
+    let prefix = Prefix::new();
+    let library = prefix.path("lib/libknet.so");
+    let header = std::fs::read_to_string(prefix.path("include/knet.h")).unwrap();
+    let shown =
+        run(Command::new("nm").args(["--dynamic", "--defined-only", "--format=just-symbols"]).arg(&library));
+    let mut functions: Vec<&str> = shown.lines().collect();
+    functions.sort_unstable();
+    for function in &functions {
+        assert!(header.contains(&format!("{function}(")), "{function} is not in the header");
+    }
+    assert!(functions.len() >= 20, "{functions:?}");
+    let dynamic = run(Command::new("readelf").arg("--dynamic").arg(&library));
+    let soname = format!("[libknet.so.{}]", knet_abi(&header));
+    assert!(dynamic.contains(&soname), "{soname}: {dynamic}");
+    let needed = dynamic.lines().filter(|line| line.contains("(NEEDED)"));
+    for line in needed {
+        let known = ["libc.so", "libm.so", "libgcc_s.so", "ld-linux"];
+        assert!(known.iter().any(|name| line.contains(name)), "{line}");
+    }
+}
+
+fn knet_abi(header: &str) -> &str {
+    let line = header.lines().find_map(|line| line.strip_prefix("#define KNET_ABI_VERSION "));
+    line.unwrap_or_default()
+}

@@ -1,0 +1,335 @@
+/* Every function of knet.h and every error that a program can cause, on seeded weights and a made-up frame. */
+#include <knet.h>
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(condition)                                                                     \
+  do {                                                                                       \
+    if (!(condition)) {                                                                      \
+      fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, knet_last_error()); \
+      exit(1);                                                                               \
+    }                                                                                        \
+  } while (0)
+#define REFUSED(call, status, words)                       \
+  do {                                                     \
+    CHECK((call) == (status));                             \
+    CHECK(strstr(knet_last_error(), (words)) != NULL);     \
+  } while (0)
+
+enum { HEIGHT = 64, WIDTH = 96, STRIDE = 3 * WIDTH + 5 };
+static unsigned char pixels[HEIGHT * STRIDE];
+
+static knet_model *open_model(const char *name) {
+  knet_model_options options = {.struct_size = sizeof options};
+  options.weights = "seeded:0";
+  options.name = name;
+  options.device = "cpu";
+  knet_model *model = NULL;
+  CHECK(knet_model_open(&options, &model) == KNET_OK && model != NULL);
+  return model;
+}
+
+static knet_session *open_session(const knet_model *model, uint32_t task) {
+  knet_session_options options = {.struct_size = sizeof options};
+  options.task = task;
+  options.threads = 2;
+  options.short_side = HEIGHT;
+  options.long_side = WIDTH;
+  knet_session *session = NULL;
+  CHECK(knet_session_open(model, &options, &session) == KNET_OK && session != NULL);
+  return session;
+}
+
+static knet_frame make_frame(void) {
+  knet_frame frame = {.struct_size = sizeof frame};
+  frame.format = KNET_FORMAT_RGB8;
+  frame.height = HEIGHT;
+  frame.width = WIDTH;
+  frame.planes[0].data = pixels;
+  frame.planes[0].stride = STRIDE;
+  frame.timestamp_ns = 1234567890123;
+  return frame;
+}
+
+static knet_result_info info_of(const knet_result *result) {
+  knet_result_info info = {.struct_size = sizeof info};
+  CHECK(knet_result_get_info(result, &info) == KNET_OK);
+  return info;
+}
+
+static void versions(void) {
+  CHECK(knet_abi_version() == KNET_ABI_VERSION);
+  CHECK(strlen(knet_version()) >= 5);
+  CHECK(knet_last_error() != NULL && *knet_last_error() == 0);
+}
+
+static void nothing_is_closed(void) {
+  knet_model_close(NULL);
+  knet_session_close(NULL);
+  knet_result_free(NULL);
+  CHECK(knet_model_task(NULL) == 0 && knet_model_class_count(NULL) == 0);
+  CHECK(*knet_model_device(NULL) == 0 && knet_model_device_note(NULL) == NULL);
+}
+
+static void models_that_cannot_be(void) {
+  knet_model_options options = {.struct_size = sizeof options};
+  knet_model *model = (knet_model *)&options;
+  REFUSED(knet_model_open(NULL, &model), KNET_ERROR_ARGUMENT, "knet_model_options is NULL");
+  CHECK(model == NULL);
+  REFUSED(knet_model_open(&options, NULL), KNET_ERROR_ARGUMENT, "model is NULL");
+  REFUSED(knet_model_open(&options, &model), KNET_ERROR_ARGUMENT, "either weights or weights_data");
+  options.weights = "no/such.safetensors";
+  REFUSED(knet_model_open(&options, &model), KNET_ERROR_IO, "no/such.safetensors");
+  options.weights = "seeded:0";
+  options.name = "knet_s3_r9000";
+  REFUSED(knet_model_open(&options, &model), KNET_ERROR_USAGE, "knet_s3_r9000");
+  options.name = "knet_s3_lite0_fpn";
+  options.device = "tpu";
+  REFUSED(knet_model_open(&options, &model), KNET_ERROR_USAGE, "`tpu` is no device");
+  options.device = "cpu";
+  options.precision = 77;
+  REFUSED(knet_model_open(&options, &model), KNET_ERROR_ARGUMENT, "precision is 77");
+  options.precision = KNET_PRECISION_DEFAULT;
+  options.name = "\xff";
+  REFUSED(knet_model_open(&options, &model), KNET_ERROR_ARGUMENT, "name is not UTF-8");
+  options.name = NULL;
+  options.weights = NULL;
+  options.weights_data = "not a checkpoint";
+  options.weights_size = 16;
+  REFUSED(knet_model_open(&options, &model), KNET_ERROR_CHECKPOINT, "the weights in memory");
+  options.struct_size = 8;
+  REFUSED(knet_model_open(&options, &model), KNET_ERROR_ARGUMENT, "struct_size is 8");
+  CHECK(model == NULL);
+}
+
+static void what_a_model_says(const knet_model *model) {
+  CHECK(knet_model_task(model) == KNET_TASK_INSTANCE);
+  CHECK(*knet_model_device(model) != 0 && knet_model_device_note(model) == NULL);
+  CHECK(knet_model_class_count(model) == 80);
+  knet_class class = {.struct_size = sizeof class};
+  CHECK(knet_model_class(model, 79, &class) == KNET_OK);
+  CHECK(strcmp(class.name, "toothbrush") == 0 && class.id == 90 && class.is_thing == 1 && class.colour[3] == 255);
+  REFUSED(knet_model_class(model, 80, &class), KNET_ERROR_USAGE, "the model has 80 classes");
+  REFUSED(knet_model_class(NULL, 0, &class), KNET_ERROR_ARGUMENT, "model is NULL");
+  REFUSED(knet_model_class(model, 0, NULL), KNET_ERROR_ARGUMENT, "knet_class is NULL");
+}
+
+static void sessions_that_cannot_be(const knet_model *model) {
+  knet_session_options options = {.struct_size = sizeof options};
+  knet_session *session = NULL;
+  REFUSED(knet_session_open(NULL, NULL, &session), KNET_ERROR_ARGUMENT, "model is NULL");
+  REFUSED(knet_session_open(model, NULL, NULL), KNET_ERROR_ARGUMENT, "session is NULL");
+  options.task = 9;
+  REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "task is 9");
+  options.task = KNET_TASK_PANOPTIC;
+  REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_USAGE, "panoptic");
+  options.task = 0;
+  options.min_score = 1.5f;
+  REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "min_score is 1.5");
+  options.min_score = 0;
+  options.as_they_are = 1;
+  options.short_side = 9;
+  REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "as_they_are is set");
+  CHECK(session == NULL);
+}
+
+static void frames_that_cannot_be(knet_session *session, knet_result *result) {
+  knet_frame frame = make_frame();
+  REFUSED(knet_segment(NULL, &frame, result), KNET_ERROR_ARGUMENT, "session is NULL");
+  REFUSED(knet_segment(session, NULL, result), KNET_ERROR_ARGUMENT, "knet_frame is NULL");
+  REFUSED(knet_segment(session, &frame, NULL), KNET_ERROR_ARGUMENT, "result is NULL");
+  frame.format = 99;
+  REFUSED(knet_segment(session, &frame, result), KNET_ERROR_ARGUMENT, "format is 99");
+  frame.format = KNET_FORMAT_NV12;
+  REFUSED(knet_segment(session, &frame, result), KNET_ERROR_ARGUMENT, "planes[1].data (chroma) is NULL");
+  frame = make_frame();
+  frame.planes[0].stride = 3 * WIDTH - 1;
+  REFUSED(knet_segment(session, &frame, result), KNET_ERROR_ARGUMENT, "rows have 288 bytes");
+  frame.planes[0].stride = SIZE_MAX / 2;
+  REFUSED(knet_segment(session, &frame, result), KNET_ERROR_ARGUMENT, "stride");
+  frame = make_frame();
+  frame.height = 0;
+  REFUSED(knet_segment(session, &frame, result), KNET_ERROR_USAGE, "no pixels");
+  REFUSED(knet_session_warm_up(NULL, 1, 1), KNET_ERROR_ARGUMENT, "session is NULL");
+}
+
+static void instances(const knet_model *model) {
+  knet_session *session = open_session(model, 0);
+  knet_result *result = knet_result_new();
+  knet_object object = {.struct_size = sizeof object};
+  const uint8_t *bits = NULL;
+  size_t size = 0;
+  CHECK(info_of(result).objects == 0 && info_of(result).height == 0);
+  REFUSED(knet_result_get_object(result, 0, &object), KNET_ERROR_STATE, "object 0: the result has 0");
+  frames_that_cannot_be(session, result);
+
+  CHECK(knet_session_warm_up(session, HEIGHT, WIDTH) == KNET_OK);
+  knet_frame frame = make_frame();
+  CHECK(knet_segment(session, &frame, result) == KNET_OK);
+  knet_result_info info = info_of(result);
+  CHECK(info.task == KNET_TASK_INSTANCE && info.height == HEIGHT && info.width == WIDTH);
+  CHECK(info.objects > 0 && info.timestamp_ns == 1234567890123);
+
+  static unsigned char mask[HEIGHT][WIDTH + 3];
+  static uint16_t owner[HEIGHT][WIDTH], expected[HEIGHT][WIDTH];
+  char runs[4096];
+  float last = 1;
+  for (uint32_t i = info.objects; i-- > 0;) {
+    CHECK(knet_result_get_object(result, i, &object) == KNET_OK);
+    CHECK(object.label < 80 && object.score >= 0 && object.score <= 1 && object.is_thing == 1);
+    CHECK(knet_result_mask_bits(result, i, &bits, &size) == KNET_OK && size == HEIGHT * WIDTH / 8);
+    memset(mask, 7, sizeof mask);
+    CHECK(knet_result_mask_u8(result, i, 255, &mask[0][0], sizeof mask[0]) == KNET_OK);
+    uint64_t area = 0;
+    for (int y = 0; y < HEIGHT; ++y) {
+      for (int x = 0; x < WIDTH; ++x) {
+        int at = y * WIDTH + x, set = bits[at / 8] >> (7 - at % 8) & 1;
+        int in_box = x >= (int)object.x && x < (int)(object.x + object.width) && y >= (int)object.y &&
+                     y < (int)(object.y + object.height);
+        CHECK(mask[y][x] == (set ? 255 : 0) && (!set || in_box));
+        area += set;
+        if (set) expected[y][x] = (uint16_t)(i + 1);
+      }
+      CHECK(mask[y][WIDTH] == 7 && mask[y][WIDTH + 2] == 7);
+    }
+    CHECK(area == object.area);
+    CHECK(knet_result_mask_rle(result, i, NULL, 0, &size) == KNET_OK && size <= sizeof runs);
+    memset(runs, 'x', sizeof runs);
+    CHECK(knet_result_mask_rle(result, i, runs, size - 1, &size) == KNET_OK && runs[0] == 'x');
+    CHECK(knet_result_mask_rle(result, i, runs, sizeof runs, &size) == KNET_OK && strlen(runs) + 1 == size);
+    if (i + 1 < info.objects) CHECK(object.score >= last);
+    last = object.score;
+  }
+  CHECK(knet_result_map(result, KNET_MAP_OBJECTS, 0, 2, owner, sizeof owner[0]) == KNET_OK);
+  CHECK(memcmp(owner, expected, sizeof owner) == 0);
+  static uint32_t classes[HEIGHT][WIDTH];
+  CHECK(knet_result_map(result, KNET_MAP_CLASSES, 999, 4, classes, sizeof classes[0]) == KNET_OK);
+  for (int y = 0; y < HEIGHT; ++y) {
+    for (int x = 0; x < WIDTH; ++x) {
+      if (owner[y][x] == 0) {
+        CHECK(classes[y][x] == 999);
+      } else {
+        CHECK(knet_result_get_object(result, owner[y][x] - 1u, &object) == KNET_OK && classes[y][x] == object.label);
+      }
+    }
+  }
+
+  REFUSED(knet_result_map(result, 3, 0, 2, owner, sizeof owner[0]), KNET_ERROR_ARGUMENT, "map is 3");
+  REFUSED(knet_result_map(result, KNET_MAP_OBJECTS, 0, 3, owner, sizeof owner[0]), KNET_ERROR_ARGUMENT, "1, 2 or 4");
+  REFUSED(knet_result_map(result, KNET_MAP_CLASSES, 256, 1, owner, sizeof owner[0]), KNET_ERROR_ARGUMENT, "up to 256");
+  REFUSED(knet_result_map(result, KNET_MAP_OBJECTS, 0, 2, owner, 3), KNET_ERROR_ARGUMENT, "rows have 192 bytes");
+  REFUSED(knet_result_map(result, KNET_MAP_OBJECTS, 0, 2, owner, 193), KNET_ERROR_ARGUMENT, "multiples of 2");
+  REFUSED(knet_result_map(result, KNET_MAP_OBJECTS, 0, 2, NULL, 192), KNET_ERROR_ARGUMENT, "pixels is NULL");
+  REFUSED(knet_result_mask_bits(result, info.objects, &bits, &size), KNET_ERROR_STATE, "the result has");
+  REFUSED(knet_result_mask_bits(result, 0, NULL, &size), KNET_ERROR_ARGUMENT, "bits is NULL");
+  REFUSED(knet_result_mask_u8(result, 0, 1, NULL, WIDTH), KNET_ERROR_ARGUMENT, "pixels is NULL");
+  REFUSED(knet_result_mask_rle(result, 0, NULL, 9999, &size), KNET_ERROR_ARGUMENT, "text is NULL");
+  REFUSED(knet_result_mask_rle(result, 0, runs, sizeof runs, NULL), KNET_ERROR_ARGUMENT, "needed is NULL");
+  REFUSED(knet_result_get_info(result, NULL), KNET_ERROR_ARGUMENT, "knet_result_info is NULL");
+
+  knet_timings timings = {.struct_size = sizeof timings};
+  CHECK(knet_session_timings(session, &timings) == KNET_OK && timings.network_ns > 0);
+
+  /* A result outlives its session; other formats give other pixels, or the same. */
+  static unsigned char bgr[HEIGHT * WIDTH * 3];
+  for (int y = 0; y < HEIGHT; ++y)
+    for (int x = 0; x < WIDTH; ++x)
+      for (int c = 0; c < 3; ++c) bgr[(y * WIDTH + x) * 3 + 2 - c] = pixels[y * STRIDE + 3 * x + c];
+  knet_result *again = knet_result_new();
+  frame.format = KNET_FORMAT_BGR8;
+  frame.planes[0].data = bgr;
+  frame.planes[0].stride = 0;
+  CHECK(knet_segment(session, &frame, again) == KNET_OK);
+  knet_session_close(session);
+  CHECK(knet_result_map(again, KNET_MAP_OBJECTS, 0, 2, expected, sizeof expected[0]) == KNET_OK);
+  CHECK(memcmp(owner, expected, sizeof owner) == 0);
+  knet_result_free(again);
+  knet_result_free(result);
+}
+
+static void maps(const char *name, uint32_t task) {
+  knet_model *model = open_model(name);
+  knet_session *session = open_session(model, 0);
+  /* The session keeps what it needs of the model. */
+  knet_model_close(model);
+  knet_result *result = knet_result_new();
+  knet_frame frame = make_frame();
+  CHECK(knet_segment(session, &frame, result) == KNET_OK);
+  knet_result_info info = info_of(result);
+  CHECK(info.task == task);
+  static uint32_t objects[HEIGHT][WIDTH], classes[HEIGHT][WIDTH];
+  CHECK(knet_result_map(result, KNET_MAP_OBJECTS, 0, 4, objects, sizeof objects[0]) == KNET_OK);
+  CHECK(knet_result_map(result, KNET_MAP_CLASSES, 5000, 4, classes, sizeof classes[0]) == KNET_OK);
+  uint64_t owned = 0, areas = 0;
+  for (uint32_t i = 0; i < info.objects; ++i) {
+    knet_object object = {.struct_size = sizeof object};
+    CHECK(knet_result_get_object(result, i, &object) == KNET_OK);
+    for (int y = 0; y < HEIGHT; ++y)
+      for (int x = 0; x < WIDTH; ++x)
+        if (objects[y][x] == i + 1) {
+          CHECK(classes[y][x] == object.label);
+          ++owned;
+        }
+    areas += object.area;
+  }
+  CHECK(owned == areas);
+  CHECK(task != KNET_TASK_SEMANTIC || owned == HEIGHT * WIDTH);
+  const uint8_t *bits;
+  size_t size;
+  REFUSED(knet_result_mask_bits(result, 0, &bits, &size), KNET_ERROR_STATE, "only instances have masks");
+  knet_result_free(result);
+  knet_session_close(session);
+}
+
+static knet_session *shared;
+static atomic_int running;
+
+static void *camera(void *unused) {
+  (void)unused;
+  knet_result *result = knet_result_new();
+  knet_frame frame = make_frame();
+  for (int i = 0; i < 40; ++i) {
+    knet_status status = knet_segment(shared, &frame, result);
+    CHECK(status == KNET_OK || status == KNET_ERROR_BUSY);
+  }
+  knet_result_free(result);
+  atomic_store(&running, 0);
+  return NULL;
+}
+
+static void a_session_is_one_threads(const knet_model *model) {
+  shared = open_session(model, 0);
+  CHECK(knet_session_warm_up(shared, HEIGHT, WIDTH) == KNET_OK);
+  atomic_store(&running, 1);
+  pthread_t thread;
+  CHECK(pthread_create(&thread, NULL, camera, NULL) == 0);
+  int refused = 0;
+  knet_timings timings = {.struct_size = sizeof timings};
+  while (atomic_load(&running)) refused += knet_session_timings(shared, &timings) == KNET_ERROR_BUSY;
+  CHECK(pthread_join(thread, NULL) == 0);
+  CHECK(refused > 0 && strstr(knet_last_error(), "in use by another thread") != NULL);
+  knet_session_close(shared);
+}
+
+int main(void) {
+  for (int y = 0; y < HEIGHT; ++y)
+    for (int x = 0; x < 3 * WIDTH; ++x) pixels[y * STRIDE + x] = (unsigned char)(x * 5 + y * 3 + x * y % 17);
+  versions();
+  nothing_is_closed();
+  models_that_cannot_be();
+  knet_model *model = open_model("knet_s3_lite0_fpn");
+  what_a_model_says(model);
+  sessions_that_cannot_be(model);
+  instances(model);
+  a_session_is_one_threads(model);
+  maps("knet_s3_r50_fpn_panoptic", KNET_TASK_PANOPTIC);
+  maps("fcn_r50-d8", KNET_TASK_SEMANTIC);
+  /* The model is left open: ending without closing is allowed. */
+  (void)model;
+  puts("ok");
+  return 0;
+}
