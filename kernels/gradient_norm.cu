@@ -84,15 +84,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     y[2] = float(sum - high - middle);
 }
 
-// scale = mean * min(1, clip_norm / (norm + 1e-6)) with norm = mean * sqrt(total); no clipping if clip_norm
+// scale = min(1, clip_norm / (norm + 1e-6)) / count with norm = sqrt(total) / count; no clipping if clip_norm
 // is 0. One thread.
 struct ClipParams {
-    double clip_norm, mean;
+    double clip_norm;
 };
 
 extern "C" __global__ void __launch_bounds__(1)
-    clip_scale(const float* __restrict__ total, float* __restrict__ scale, const ClipParams p) {
-    const double norm = p.mean * sqrt(joined(total)), clip = p.clip_norm / (norm + 1e-6);
+    clip_scale(const float* __restrict__ total, const float* __restrict__ count, float* __restrict__ scale,
+               const ClipParams p) {
+    const double mean = 1.0 / double(count[0]), norm = mean * sqrt(joined(total));
+    const double clip = p.clip_norm / (norm + 1e-6);
     // As `f64::min`: a norm that is not a number clips nothing, and spoils the sum that it came of.
-    scale[0] = float(p.clip_norm > 0.0 ? fmin(clip, 1.0) * p.mean : p.mean);
+    scale[0] = float(p.clip_norm > 0.0 ? fmin(clip, 1.0) * mean : mean);
 }

@@ -7,6 +7,8 @@ mod backend;
 mod builder;
 mod classes;
 pub mod convert;
+#[cfg(feature = "train")]
+pub mod forecast;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]

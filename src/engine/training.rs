@@ -24,6 +24,9 @@ pub enum TrainingPrecision {
     F32,
     /// bf16 on tensor cores: f32's range, so that gradients need no scaling.
     Bf16,
+    /// f16 on tensor cores, three digits more than bf16 and little range: losses are
+    /// [scaled](crate::train::loss_scale), for GPUs that have no bf16.
+    F16,
 }
 
 impl fmt::Display for TrainingPrecision {
@@ -31,6 +34,7 @@ impl fmt::Display for TrainingPrecision {
         f.write_str(match self {
             TrainingPrecision::F32 => "f32",
             TrainingPrecision::Bf16 => "bf16",
+            TrainingPrecision::F16 => "f16",
         })
     }
 }
@@ -42,7 +46,8 @@ impl FromStr for TrainingPrecision {
         match text {
             "f32" => Ok(TrainingPrecision::F32),
             "bf16" => Ok(TrainingPrecision::Bf16),
-            _ => Err(Error::usage(format!("`{text}` is no precision of training; takes f32 or bf16"))),
+            "f16" => Ok(TrainingPrecision::F16),
+            _ => Err(Error::usage(format!("`{text}` is no precision of training; takes f32, bf16 or f16"))),
         }
     }
 }
@@ -53,6 +58,7 @@ impl From<TrainingPrecision> for Precision {
         match precision {
             TrainingPrecision::F32 => Precision::F32,
             TrainingPrecision::Bf16 => Precision::Bf16,
+            TrainingPrecision::F16 => Precision::F16,
         }
     }
 }
@@ -77,7 +83,7 @@ impl Compute {
 
     /// The device that is meant.
     fn device(&self) -> Device {
-        if self.device == Device::Auto { Device::Cpu } else { self.device }
+        meant(self.device)
     }
 
     /// Whether the device has the precision.
@@ -92,6 +98,17 @@ impl Compute {
             _ => Ok(()),
         }
     }
+}
+
+/// The device that a run means.
+pub(super) fn meant(device: Device) -> Device {
+    if device == Device::Auto { Device::Cpu } else { device }
+}
+
+/// How the CPU chooses kernels of a training graph. Exact: what a stage pools hangs on which side of 0 a mask
+/// logit falls, and a pixel of a small mask is a per cent of it.
+pub(super) fn cpu_selection(threads: usize) -> Selection {
+    Selection { arithmetic: Arithmetic::Exact, ..Selection::new(Isa::detect(), threads) }
 }
 
 impl fmt::Display for Compute {
@@ -129,10 +146,7 @@ pub fn training_executor(
     match compute.device() {
         Device::Auto | Device::Cpu => {
             let pool = Pool::new(compute.threads)?;
-            // Exact: what a stage pools hangs on which side of 0 a mask logit falls, and a pixel of a small
-            // mask is a per cent of it.
-            let fast = Selection::new(Isa::detect(), pool.threads());
-            let plan = cpu::plan(graph, Selection { arithmetic: Arithmetic::Exact, ..fast })?;
+            let plan = cpu::plan(graph, cpu_selection(pool.threads()))?;
             let weights = Weights::new(load);
             let executor = pool.run(|| cpu::Executor::new(plan, &weights))?;
             let mut executor = executor.in_pool(pool);

@@ -83,24 +83,25 @@ impl Operator for SumSquares {
     }
 }
 
-/// `scale = mean * min(1, clip_norm / (norm + 1e-6))` where `norm = mean * sqrt(total)`, computed in double
-/// precision: what a sum of gradients is multiplied by to be a mean whose norm is `clip_norm` at most.
+/// `scale = clip / count` with `clip = min(1, clip_norm / (norm + 1e-6))` and `norm = sqrt(total) / count`,
+/// computed in double precision: what a sum of gradients is multiplied by to be a mean whose norm is
+/// `clip_norm` at most.
 ///
-/// Input: `total` `[3]`, as [`SumSquares`] gives it. Output: `scale` `[1]`.
+/// Inputs: `total` `[3]`, as [`SumSquares`] gives it; `count` `[1]`, what the sum is divided by to be a mean
+/// of gradients (a loss that was scaled up counts as often). Output: `scale` `[1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClipScale {
     /// Largest norm; 0 leaves gradients as they are.
     pub clip_norm: f64,
-    /// One over the number of gradients in the sum.
-    pub mean: f64,
 }
 
 impl ClipScale {
     /// The factor, given the sum of squares.
-    pub(crate) fn of(&self, total: f64) -> f64 {
-        let norm = self.mean * total.sqrt();
+    pub(crate) fn of(&self, total: f64, count: f64) -> f64 {
+        let mean = 1.0 / count;
+        let norm = mean * total.sqrt();
         let clip = if self.clip_norm > 0.0 { (self.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        clip * self.mean
+        clip * mean
     }
 }
 
@@ -109,13 +110,14 @@ impl Operator for ClipScale {
     const GRADIENT: Gradient = Gradient::None("an update follows the gradients");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
-        super::expect_inputs(inputs, 1)?;
+        super::expect_inputs(inputs, 2)?;
         expect_shape(inputs, 0, [3], "the sum of squares")?;
+        expect_shape(inputs, 1, [1], "the count")?;
         Ok(vec![ValueType::exact([1])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
-        vec![Tensor::new([1], vec![self.of(inputs[0].data().iter().sum())])]
+        vec![Tensor::new([1], vec![self.of(inputs[0].data().iter().sum(), inputs[1].data()[0])])]
     }
 
     fn flops(&self, _: &[ValueType], _: &[ValueType]) -> u64 {
@@ -123,12 +125,18 @@ impl Operator for ClipScale {
     }
 
     fn cases() -> Vec<Case> {
-        let case = |name: &str, clip_norm, mean| {
-            Case::new(name, ClipScale { clip_norm, mean }, &[&[3]])
+        let case = |name: &str, clip_norm, count| {
+            Case::new(name, ClipScale { clip_norm }, &[&[3], &[1]])
                 .fill(0, Filling::Uniform(1.0, 9.0))
+                .fill(1, Filling::Constant(count))
                 .tolerance(Tolerance::POINTWISE)
         };
-        vec![case("clipped", 0.5, 1.0), case("short", 100.0, 1.0), case("unclipped", 0.0, 0.25)]
+        vec![
+            case("clipped", 0.5, 1.0),
+            case("short", 100.0, 3.0),
+            case("unclipped", 0.0, 4.0),
+            case("scaled_up", 0.5, 65_536.0),
+        ]
     }
 }
 

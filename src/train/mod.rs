@@ -8,10 +8,12 @@
 //! | [`matcher`] | exact bipartite assignment of proposals to annotated objects |
 //! | [`step`] | one training step: segments of a plan around the assignment |
 //! | [`optimizer`], [`schedule`] | AdamW as nodes of the graph; learning-rate schedules |
+//! | [`loss_scale`] | the factor on losses that keeps gradients in f16's range |
 //! | [`run`] | whole runs: configuration, initial weights, saved state, logs |
 
 pub mod data;
 pub mod evaluate;
+pub mod loss_scale;
 pub mod matcher;
 pub mod network;
 pub mod optimizer;

@@ -1,6 +1,7 @@
 //! AdamW with clipping by the global norm, accumulation over batches and a moving average of the weights: the
 //! nodes that do it in a training graph, and what the host says for each update.
 
+use super::loss_scale::LossScale;
 use crate::dist::Share;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Report};
@@ -130,6 +131,8 @@ pub struct Optimizer {
     keep: Option<InputId>,
     /// Among several ranks, the sums, which they make together: one for each slot.
     sums: Vec<VariableId>,
+    /// What the sum of gradients is divided by to be their mean.
+    count: InputId,
     /// Sum of the squares of all gradients.
     squares: OutputId,
     /// Share of the parameters in their moving averages.
@@ -141,6 +144,10 @@ pub struct Optimizer {
     batches: Batches,
     /// Batches since, those of all ranks.
     pending: usize,
+    /// Of gradients in f16.
+    scale: Option<LossScale>,
+    /// Whether the last update was left out.
+    left_out: bool,
 }
 
 /// How many batches make an update.
@@ -186,7 +193,8 @@ pub fn append(
         _ => None,
     };
     let norm = b.segment("norm");
-    let (scale, squares) = append_norm(b, config, batches.count(), weights)?;
+    let count = b.input("count", ValueType::exact([1]));
+    let (scale, squares) = append_norm(b, config, count, weights)?;
     let update = b.segment("update");
     let follow = (config.ema > 0.0).then(|| b.input("ema.rate", ValueType::exact([1])));
     let (mut rates, mut slots): (Vec<(Rates, ValueId)>, _) = (Vec::new(), Vec::new());
@@ -210,6 +218,7 @@ pub fn append(
         slots,
         rates: rates.into_iter().map(|(rates, _)| rates).collect(),
         keep,
+        count: b.input_id(count)?,
         squares,
         follow: follow.map(|id| b.input_id(id)).transpose()?,
         segments: [norm, update],
@@ -217,6 +226,8 @@ pub fn append(
         sums,
         batches,
         pending: 0,
+        scale: None,
+        left_out: false,
     })
 }
 
@@ -237,7 +248,7 @@ fn append_sums(b: &mut Builder, weights: &mut [Weight]) -> Result<InputId> {
 fn append_norm(
     b: &mut Builder,
     config: &AdamWConfig,
-    accumulate: usize,
+    count: ValueId,
     weights: &[Weight],
 ) -> Result<(ValueId, OutputId)> {
     let mut total = b.node("squares.none", Fill { shape: [3].into(), value: 0.0 }, &[])?;
@@ -246,8 +257,8 @@ fn append_norm(
             std::iter::once(total).chain(weights.iter().map(|weight| weight.gradient)).collect();
         total = b.node("squares", SumSquares, &operands)?;
     }
-    let op = ClipScale { clip_norm: config.clip_norm, mean: 1.0 / accumulate as f64 };
-    Ok((b.node("clip", op, &[total])?, b.output("squares", total)))
+    let op = ClipScale { clip_norm: config.clip_norm };
+    Ok((b.node("clip", op, &[total, count])?, b.output("squares", total)))
 }
 
 /// Moments, average and update of one parameter.
@@ -323,6 +334,27 @@ impl Optimizer {
         self.updates = updates;
     }
 
+    /// The factor on losses, if gradients are in f16.
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.scale
+    }
+
+    /// Lets losses be scaled, or not.
+    pub fn set_loss_scale(&mut self, scale: Option<LossScale>) {
+        self.scale = scale;
+    }
+
+    /// What losses are multiplied by.
+    pub fn loss_factor(&self) -> f32 {
+        self.scale.map_or(1.0, |scale| scale.factor)
+    }
+
+    /// Whether the last update was left out because gradients in f16 overflowed: losses are scaled by less
+    /// from then on.
+    pub fn was_left_out(&self) -> bool {
+        self.left_out
+    }
+
     /// Counts a batch of each rank, whose gradients are about to be summed.
     pub fn begin_batch(&mut self, executor: &mut dyn Executor) {
         if let Some(keep) = self.keep {
@@ -338,7 +370,8 @@ impl Optimizer {
 
     /// After as many batches as make an update the variables are updated with learning rate `lr` (before the
     /// groups' factors); then the global norm of the mean gradient before clipping is returned. If that is
-    /// NaN or infinite, nothing has been updated. `report` is given the times of the steps.
+    /// NaN or infinite, nothing has been updated; with a loss scale that is [no
+    /// fault](Optimizer::was_left_out). `report` is given the times of the steps.
     ///
     /// # Errors
     /// As [`Executor::run`].
@@ -353,13 +386,16 @@ impl Optimizer {
         }
         self.pending = 0;
         let [norm, update] = self.segments;
+        let count = self.batches.count() as f64 * f64::from(self.loss_factor());
+        executor.input(self.count).floats().fill(count as f32);
         run(executor, norm, &mut report)?;
-        let mean = 1.0 / self.batches.count() as f64;
-        let norm = mean * join(executor.read(self.squares).floats()).sqrt();
+        let norm = join(executor.read(self.squares).floats()).sqrt() / count;
+        self.left_out = !norm.is_finite() && self.scale.as_mut().is_some_and(LossScale::shrink);
         if !norm.is_finite() {
             return Ok(Some(norm));
         }
         self.updates += 1;
+        self.scale.iter_mut().for_each(LossScale::grow);
         let [beta1, beta2] = self.config.betas;
         let correction = |beta: f64| 1.0 - beta.powi(self.updates.min(i32::MAX as u64) as i32);
         for rates in &self.rates {

@@ -115,3 +115,48 @@ fn settings_that_do_not_go_together_are_said() {
         assert!(notes.contains(part), "no `{part}` in: {notes}");
     }
 }
+
+#[test]
+fn a_plan_is_printed_and_nothing_written() {
+    let scene = Scene::new(&["red", "blue"]);
+    let here = scene.train("run", &["--plan"]);
+    let text = String::from_utf8(here.stdout).unwrap();
+    let lines = [
+        "step        tiny: 2 images of 64x64 with up to 4 objects each\n",
+        "device      CPU, ",
+        "data.batch = \"auto\" takes 32 images\n",
+    ];
+    for line in lines {
+        assert!(text.contains(line), "{text}");
+    }
+    let there =
+        scene.train("run", &["--plan", "--gpu", "l4", "--precision", "bf16", "--set", "data.batch=auto"]);
+    let text = String::from_utf8(there.stdout).unwrap();
+    for line in [
+        "tiny: 32 images",
+        "device      L4 in bf16\n",
+        "of 22.35 GiB free\n",
+        "roofline    ",
+        "\nconv2d_filter_grad ",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(!scene.path("run").exists());
+    let unknown = stderr(&scene.run("run", &["--plan", "--gpu", "h900"]));
+    assert!(unknown.contains("`h900` is none of h100, h200"), "{unknown}");
+}
+
+#[test]
+fn the_largest_batch_is_chosen_once() {
+    let scene = Scene::new(&["red", "blue"]);
+    let auto = ["--set", "data.batch=auto", "--set", "schedule.iterations=1"];
+    let notes = stderr(&scene.train("run", &auto));
+    assert!(notes.contains("data.batch: 32 images, on CPU"), "{notes}");
+    let kept = RunConfig::load(&scene.path("run/config.toml"), &[]).unwrap();
+    assert_eq!(kept.data.batch.images(), Some(32));
+    let more = ["--resume", "--set", "data.batch=auto", "--set", "schedule.iterations=2"];
+    let notes = stderr(&scene.train("run", &more));
+    assert!(!notes.contains("data.batch"), "{notes}");
+    let wrong = stderr(&scene.run("other", &["--set", "data.batch=large"]));
+    assert!(wrong.contains("expected a number of images or \"auto\""), "{wrong}");
+}

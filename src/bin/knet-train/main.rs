@@ -9,9 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
+use knet::cuda::gpu::{GPUS, Gpu, find};
 use knet::dist::Ranks;
+use knet::engine::forecast::TrainingDevice;
 use knet::engine::{Device, TrainingPrecision};
 use knet::error::{escaped, say};
+use knet::train::run::forecast::describe;
 use knet::train::run::{Outcome, RunConfig, Trainer, kept};
 use knet::{Error, Result};
 use progress::{Console, Lines};
@@ -67,13 +70,21 @@ struct Arguments {
     #[arg(long, value_name = "DEVICE")]
     device: Option<Device>,
 
-    /// How a GPU stores feature maps, instead of the configuration's: f32 or bf16
+    /// How a GPU stores feature maps, instead of the configuration's: f32, bf16 or f16
     #[arg(long, value_name = "PRECISION")]
     precision: Option<TrainingPrecision>,
 
     /// Change a field of the configuration, e.g. `--set optimizer.lr=1e-3`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+
+    /// Print what a step takes, in memory and operations, instead of training; with --gpu, on that GPU
+    #[arg(long, conflicts_with = "resume")]
+    plan: bool,
+
+    /// A GPU to plan for, which need not be here: h100, h200, a100, a10, l4, l40s, rtx4090, orin
+    #[arg(long, value_name = "NAME", requires = "plan", value_parser = gpu)]
+    gpu: Option<&'static Gpu>,
 
     /// Say nothing but errors and how the run ended; log.jsonl has the numbers
     #[arg(short, long, conflicts_with = "verbose")]
@@ -114,6 +125,9 @@ impl Arguments {
         if let Some(precision) = self.precision {
             config.precision = precision;
         }
+        if self.gpu.is_some() {
+            config.device = Device::Cuda(0);
+        }
         Ok(config)
     }
 
@@ -153,6 +167,14 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments, ranks: Option<Arc<Ranks>>, console: &mut Console) -> Result<ExitCode> {
     let config = arguments.config()?;
+    if arguments.plan {
+        let device = match arguments.gpu {
+            Some(gpu) => TrainingDevice::published(gpu, config.precision),
+            None => TrainingDevice::of(config.compute())?,
+        };
+        print(describe(&config, &device)?.trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
     let out = config.run.out.clone();
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
@@ -179,6 +201,11 @@ fn run(arguments: &Arguments, ranks: Option<Arc<Ranks>>, console: &mut Console) 
         }
     }
     Ok(if outcome == Outcome::Interrupted { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+/// A GPU by its name.
+fn gpu(name: &str) -> std::result::Result<&'static Gpu, String> {
+    find(name).ok_or_else(|| format!("`{name}` is none of {}", GPUS.map(|gpu| gpu.name).join(", ")))
 }
 
 /// Prints a line. The run is over and saved: who does not read it misses nothing else.

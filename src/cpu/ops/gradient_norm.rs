@@ -57,6 +57,6 @@ impl Kernel for Scale {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        args.outputs[0][0] = self.0.of(join(args.inputs[0])) as f32;
+        args.outputs[0][0] = self.0.of(join(args.inputs[0]), f64::from(args.inputs[1][0])) as f32;
     }
 }

@@ -15,6 +15,8 @@ pub struct Gpu {
     pub title: &'static str,
     /// What it can do.
     pub caps: Caps,
+    /// Memory in GB, as it is sold.
+    pub memory_gb: u32,
 }
 
 impl Gpu {
@@ -54,28 +56,28 @@ const fn caps(
     }
 }
 
-const fn gpu(name: &'static str, title: &'static str, caps: Caps) -> Gpu {
-    Gpu { name, title, caps }
+const fn gpu(name: &'static str, title: &'static str, caps: Caps, memory_gb: u32) -> Gpu {
+    Gpu { name, title, caps, memory_gb }
 }
 
 /// All of them.
 pub const GPUS: [Gpu; 8] = [
     // H100 Tensor Core GPU Architecture white paper, table of the SXM5.
-    gpu("h100", "H100 SXM", Caps::H100),
+    gpu("h100", "H100 SXM", Caps::H100, 80),
     // H200 data sheet: an H100 SXM with HBM3e.
-    gpu("h200", "H200 SXM", Caps { bandwidth_gbs: 4800, ..Caps::H100 }),
+    gpu("h200", "H200 SXM", Caps { bandwidth_gbs: 4800, ..Caps::H100 }, 141),
     // A100 Tensor Core GPU Architecture white paper; bandwidth of the 80 GB SXM from its data sheet.
-    gpu("a100", "A100 SXM 80 GB", caps((8, 0), 108, 1410, 40 << 10, 2039)),
+    gpu("a100", "A100 SXM 80 GB", caps((8, 0), 108, 1410, 40 << 10, 2039), 80),
     // A10 data sheet; Ampere GA102 white paper.
-    gpu("a10", "A10", caps((8, 6), 72, 1695, 6 << 10, 600)),
+    gpu("a10", "A10", caps((8, 6), 72, 1695, 6 << 10, 600), 24),
     // L4 data sheet; Ada GPU Architecture white paper (AD104).
-    gpu("l4", "L4", caps((8, 9), 58, 2040, 48 << 10, 300)),
+    gpu("l4", "L4", caps((8, 9), 58, 2040, 48 << 10, 300), 24),
     // L40S data sheet; Ada GPU Architecture white paper (AD102).
-    gpu("l40s", "L40S", caps((8, 9), 142, 2520, 96 << 10, 864)),
+    gpu("l40s", "L40S", caps((8, 9), 142, 2520, 96 << 10, 864), 48),
     // Ada GPU Architecture white paper.
-    gpu("rtx4090", "GeForce RTX 4090", caps((8, 9), 128, 2520, 72 << 10, 1008)),
+    gpu("rtx4090", "GeForce RTX 4090", caps((8, 9), 128, 2520, 72 << 10, 1008), 24),
     // Jetson AGX Orin Series technical brief, 64 GB module.
-    gpu("orin", "Jetson AGX Orin 64 GB", caps((8, 7), 16, 1300, 4 << 10, 204)),
+    gpu("orin", "Jetson AGX Orin 64 GB", caps((8, 7), 16, 1300, 4 << 10, 204), 64),
 ];
 
 /// The GPU of this name, whatever the case.

@@ -2,9 +2,11 @@
 //! bandwidth, whichever is longer (Williams, Waterman, Patterson 2009).
 
 use super::{Caps, Precision, Target, rates};
+use crate::cuda::launch::Program;
 use crate::cuda::stored;
 use crate::ops::Op;
 use crate::plan::{Place, Plan, Step};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Peak of dense multiply-adds with f32 accumulation, in operations a second (a multiply-add counts two). By
@@ -47,6 +49,59 @@ pub fn step<P>(step: &Step<P>, target: &Target) -> Duration {
 /// The least time of a plan whose steps run one after the other.
 pub fn plan<P>(plan: &Plan<P>, target: &Target) -> Duration {
     plan.steps.iter().map(|s| step(s, target)).sum()
+}
+
+/// What the steps of one operator take together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OperatorShare {
+    /// The operator.
+    pub name: &'static str,
+    /// Steps.
+    pub steps: usize,
+    /// Launches.
+    pub launches: usize,
+    /// Operations.
+    pub flops: u64,
+    /// Bytes, as [`bytes`] counts them.
+    pub bytes: u64,
+    /// The least time.
+    pub least: Duration,
+}
+
+/// The operators of a plan, what takes most time first.
+pub fn by_operator(plan: &Plan<Program>, target: &Target) -> Vec<OperatorShare> {
+    let mut shares: BTreeMap<&'static str, OperatorShare> = BTreeMap::new();
+    for one in &plan.steps {
+        let name = one.op.name();
+        let share = shares.entry(name).or_insert(OperatorShare { name, ..OperatorShare::default() });
+        share.steps += 1;
+        share.launches += one.program.launches.len();
+        share.flops += one.flops;
+        share.bytes += bytes(one, target);
+        share.least += step(one, target);
+    }
+    let mut shares: Vec<_> = shares.into_values().collect();
+    shares.sort_by_key(|share| std::cmp::Reverse(share.least));
+    shares
+}
+
+/// A line for each.
+pub fn table(shares: &[OperatorShare]) -> String {
+    let total: Duration = shares.iter().map(|share| share.least).sum();
+    let mut text = format!(
+        "{:<26} {:>7} {:>9} {:>10} {:>10} {:>10} {:>7}\n",
+        "operator", "steps", "launches", "GFLOP", "MiB", "roof µs", "share"
+    );
+    for OperatorShare { name, steps, launches, flops, bytes, least } in shares {
+        text += &format!(
+            "{name:<26} {steps:>7} {launches:>9} {:>10.2} {:>10.1} {:>10.1} {:>6.1}%\n",
+            *flops as f64 / 1e9,
+            *bytes as f64 / f64::from(1 << 20),
+            least.as_secs_f64() * 1e6,
+            100.0 * least.as_secs_f64() / total.as_secs_f64()
+        );
+    }
+    text
 }
 
 #[cfg(test)]

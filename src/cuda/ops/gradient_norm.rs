@@ -32,7 +32,6 @@ struct JoinParams {
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct ClipParams {
     clip_norm: f64,
-    mean: f64,
 }
 
 fn launch(entry: &'static str, dtype: DType, grid: [u32; 3], threads: u32, args: Vec<Arg>) -> Launch {
@@ -82,9 +81,9 @@ impl CudaOp for SumSquares {
 
 impl CudaOp for ClipScale {
     fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
-        expect_f32(site, [0])?;
-        let params = ClipParams { clip_norm: self.clip_norm, mean: self.mean };
-        let args = vec![Arg::Input(0), Arg::Output(0), Arg::of(&params)];
+        expect_f32(site, 0..2)?;
+        let params = ClipParams { clip_norm: self.clip_norm };
+        let args = vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::of(&params)];
         let launches = vec![launch("clip_scale", DType::F32, [1; 3], 1, args)];
         Ok(Program { kernel: "one thread".into(), launches, ..Program::default() })
     }

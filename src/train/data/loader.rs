@@ -100,8 +100,12 @@ impl LoaderConfig {
                 self.threads, self.prefetch, self.batch, slots
             )));
         }
-        let bytes = Batch::bytes(self.batch, self.targets, [height, width]).saturating_mul(self.buffers());
-        memory::check("making batches ahead (data.batch, data.prefetch, data.loader_threads)", bytes)
+        memory::check("making batches ahead (data.batch, data.prefetch, data.loader_threads)", self.bytes())
+    }
+
+    /// Bytes of the batches in memory at once.
+    pub fn bytes(&self) -> usize {
+        Batch::bytes(self.batch, self.targets, self.augment.padded()).saturating_mul(self.buffers())
     }
 
     /// Batches in memory at once: those made ahead, or one a thread, and the one that is learnt from.

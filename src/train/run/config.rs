@@ -4,16 +4,18 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::batch_size::BatchSize;
 use super::model::ModelConfig;
 use super::overrides::overridden;
 use super::validate::Metric;
+use crate::dist::Share;
 use crate::engine::{Compute, Device, TrainingPrecision};
 use crate::error::{Error, Result};
 use crate::fsio::read_text;
 use crate::graph::passes::DropRates;
 use crate::model::{Config, Task};
 use crate::train::data::{Augment, DataConfig, LoaderConfig, Reading, Sampling, Targets};
-use crate::train::network::LossWeights;
+use crate::train::network::{LossWeights, TrainSpec};
 use crate::train::optimizer::AdamWConfig;
 use crate::train::schedule::{Decay, Schedule};
 
@@ -30,7 +32,7 @@ pub struct RunConfig {
     /// `cpu`, `cuda` or `cuda:N`; `auto` is the CPU.
     #[serde(default)]
     pub device: Device,
-    /// Of feature maps on a GPU: `f32` or `bf16`.
+    /// Of feature maps on a GPU: `f32`, `bf16` or `f16`.
     #[serde(default)]
     pub precision: TrainingPrecision,
     /// Parameters whose key starts with one of these stay as they are. One that fits no parameter is an
@@ -109,9 +111,9 @@ pub struct DataSection {
     /// Data sets to validate on.
     #[serde(default)]
     pub val: Vec<DataConfig>,
-    /// Images of a step.
-    #[serde(default = "default_batch")]
-    pub batch: usize,
+    /// Images of a step: a number, or `"auto"` for as many as there is memory for.
+    #[serde(default)]
+    pub batch: BatchSize,
     /// Steps whose gradients are averaged for one update.
     #[serde(default = "default_accumulate")]
     pub accumulate: usize,
@@ -142,9 +144,6 @@ pub struct DataSection {
     pub sampling: Sampling,
 }
 
-fn default_batch() -> usize {
-    2
-}
 fn default_accumulate() -> usize {
     1
 }
@@ -329,11 +328,11 @@ impl RunConfig {
         Reading { verify, skip_damaged, strict }
     }
 
-    /// The loader's settings.
-    pub fn loader(&self, model: &Config) -> LoaderConfig {
+    /// The loader's settings for batches of so many images.
+    pub fn loader(&self, model: &Config, batch: usize) -> LoaderConfig {
         let data = &self.data;
         LoaderConfig {
-            batch: data.batch,
+            batch,
             targets: match model.task {
                 Task::Semantic => Targets::Pixels,
                 Task::Instance | Task::Panoptic => Targets::Objects(data.max_objects),
@@ -347,6 +346,24 @@ impl RunConfig {
             mean: model.input.normalization.mean,
             std: model.input.normalization.std,
             ..LoaderConfig::default()
+        }
+    }
+
+    /// A step of `model` over so many images on one of several ranks.
+    pub fn step<'a>(&'a self, model: &'a Config, batch: usize, share: Share) -> TrainSpec<'a> {
+        TrainSpec {
+            config: model,
+            batch,
+            size: self.augment.padded(),
+            max_objects: self.data.max_objects,
+            weights: self.loss,
+            frozen: &self.frozen,
+            train_batch_norm: self.batch_norm == BatchNormMode::Train,
+            dropout: self.dropout,
+            seed: self.seed,
+            optimizer: Some(&self.optimizer),
+            accumulate: self.data.accumulate,
+            share,
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::validate::Score;
 use crate::error::{Error, Result};
 use crate::fsio::{atomic_write, read_file};
+use crate::train::loss_scale::LossScale;
 use crate::train::step::Losses;
 
 /// Means over the iterations since the last line.
@@ -79,12 +80,14 @@ pub struct LineHead {
     pub lr: f64,
     /// Norm of the last gradient before clipping.
     pub grad_norm: f64,
+    /// Of a run in f16, the factor on losses.
+    pub loss_scale: Option<LossScale>,
 }
 
 /// A training line.
 pub fn line(head: &LineHead, meter: &Meter) -> Value {
     let terms: Map<String, Value> = meter.terms().map(|(name, value)| (name.into(), value.into())).collect();
-    json!({
+    let mut line = json!({
         "kind": "train",
         "iteration": head.iteration,
         "epoch": head.epoch,
@@ -95,7 +98,12 @@ pub fn line(head: &LineHead, meter: &Meter) -> Value {
         "images_per_second": meter.rate(),
         "data_wait": meter.wait_share(),
         "left_out": meter.left_out,
-    })
+    });
+    if let Some(LossScale { factor, left_out, .. }) = head.loss_scale {
+        line["loss_scale"] = factor.into();
+        line["updates_left_out"] = left_out.into();
+    }
+    line
 }
 
 /// A validation line.

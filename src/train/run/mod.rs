@@ -12,9 +12,11 @@
 //! run that is killed at any moment goes on from its last save, with the same bits as if it had never
 //! stopped.
 
+pub mod batch_size;
 pub mod config;
 pub mod curves;
 mod describe;
+pub mod forecast;
 pub mod kept;
 pub mod lock;
 pub mod log;

@@ -59,6 +59,11 @@ impl Origin {
         flat(&self.config).into_iter().map(|(key, value)| (key, value.to_string())).collect()
     }
 
+    /// Images of a step.
+    pub fn batch(&self) -> Option<usize> {
+        self.config.pointer("/data/batch").and_then(Value::as_u64).map(|images| images as usize)
+    }
+
     /// Of a run of this configuration on these images.
     pub fn of(config: &RunConfig, mix: &Mix) -> Origin {
         let config = serde_json::to_value(config).unwrap_or_default();
@@ -148,7 +153,7 @@ pub fn total_iterations(config: &RunConfig, loader: &Loader, ranks: usize, done:
         return Ok(iterations);
     }
     let left = loader.left(config.schedule.epochs.unwrap_or(1))?;
-    let update = config.data.batch.saturating_mul(config.data.accumulate).saturating_mul(ranks) as u64;
+    let update = loader.config().batch.saturating_mul(config.data.accumulate).saturating_mul(ranks) as u64;
     Ok(done + left.div_ceil(update.max(1)))
 }
 

@@ -17,6 +17,7 @@ use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::model::Config;
 use crate::tensor::{Shape, Tensor};
 use crate::train::data::Position;
+use crate::train::loss_scale::LossScale;
 
 /// Metadata key of [`Progress`].
 const PROGRESS_KEY: &str = "knet.progress";
@@ -49,6 +50,9 @@ pub struct Progress {
     /// restarts.
     #[serde(default)]
     pub validated: (u64, f64),
+    /// Of a run in f16, the factor on losses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
 }
 
 impl Progress {
@@ -62,11 +66,17 @@ impl Progress {
             seconds: 0.0,
             best: None,
             validated: (0, 0.0),
+            loss_scale: None,
         }
     }
 }
 
 impl Progress {
+    /// Updates that moved the weights.
+    pub fn updates(&self) -> u64 {
+        self.iteration - self.loss_scale.map_or(0, |scale| scale.left_out)
+    }
+
     /// What is wrong with it, if anything.
     fn check(&self) -> std::result::Result<(), String> {
         let Position { epoch, index } = self.position;
@@ -82,6 +92,12 @@ impl Progress {
         let times = [("seconds", self.seconds), ("validated", self.validated.1)];
         if let Some((name, value)) = times.into_iter().find(|(_, value)| !(0.0..1e12).contains(value)) {
             return Err(format!("{name} is {value}: a time in seconds is expected"));
+        }
+        if let Some(scale) = &self.loss_scale {
+            scale.check()?;
+            if scale.left_out > self.iteration {
+                return Err(format!("{} updates left out of {}", scale.left_out, self.iteration));
+            }
         }
         match self.best.filter(|best| !(-1.0..=1.0).contains(best)) {
             Some(best) => Err(format!("best is {best}: a number from -1 to 1 is expected")),

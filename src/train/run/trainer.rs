@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::config::{BatchNormMode, RunConfig};
+use super::batch_size::BatchSize;
+use super::config::RunConfig;
 use super::describe;
+use super::forecast;
 use super::kept::{self, CONFIG_FILE};
 use super::lock::Lock;
 use super::log::{LineHead, Meter};
@@ -22,7 +24,6 @@ use crate::fsio::sweep;
 use crate::graph::Param;
 use crate::model::Config;
 use crate::train::data::{Loader, LoaderConfig, Mix};
-use crate::train::network::TrainSpec;
 use crate::train::optimizer::Optimizer;
 use crate::train::schedule::Schedule;
 use crate::train::step::{Losses, TrainStep};
@@ -146,7 +147,7 @@ impl Trainer {
     }
 
     fn open(
-        config: RunConfig,
+        mut config: RunConfig,
         resume: bool,
         ranks: Option<Arc<Ranks>>,
         observer: &mut dyn Observer,
@@ -182,6 +183,8 @@ impl Trainer {
         describe::data(&mix, "train", observer);
         let before = if resume { Some(state_path.as_path()) } else { config.start.weights.as_deref() };
         let model = config.model(&mix, before)?;
+        let batch = forecast::images(&config, &model, resume.then_some(&state_path), share, observer)?;
+        config.data.batch = BatchSize::Images(batch);
         let origin = Origin::of(&config, &mix);
         let mut changes = Vec::new();
         let (values, moments, progress) = if resume {
@@ -213,7 +216,7 @@ impl Trainer {
         check_patterns("start.reset", config.start.reset.iter(), starts, &values)?;
         let groups = config.optimizer.groups.iter().map(|group| &group.contains);
         check_patterns("optimizer.groups", groups, |key, part| key.contains(part), &values)?;
-        let loader_config = LoaderConfig { start: progress.position, share, ..config.loader(&model) };
+        let loader_config = LoaderConfig { start: progress.position, share, ..config.loader(&model, batch) };
         let writer = match lock {
             Some(lock) => {
                 let outputs = Outputs::open(&config, &mix, &model, progress.iteration, observer)?;
@@ -225,20 +228,7 @@ impl Trainer {
         let total = total_iterations(&config, &loader, share.ranks, progress.iteration)?;
         describe::mismatches(&config, &model, &mix, total, observer);
 
-        let spec = TrainSpec {
-            config: &model,
-            batch: config.data.batch,
-            size: config.augment.padded(),
-            max_objects: config.data.max_objects,
-            weights: config.loss,
-            frozen: &config.frozen,
-            train_batch_norm: config.batch_norm == BatchNormMode::Train,
-            dropout: config.dropout,
-            seed: config.seed,
-            optimizer: Some(&config.optimizer),
-            accumulate: config.data.accumulate,
-            share,
-        };
+        let spec = config.step(&model, batch, share);
         let values = Arc::new(values);
         let source = Arc::clone(&values);
         let load = Box::new(move |param: &Param| {
@@ -261,7 +251,10 @@ impl Trainer {
             constants.remove(&param.key);
         }
         if resume {
-            restore(&mut step, &moments, progress.iteration, &state_path)?;
+            restore(&mut step, &moments, progress.updates(), &state_path)?;
+        }
+        if let (Some(scale), Some(_)) = (progress.loss_scale, step.loss_scale()) {
+            step.set_loss_scale(scale);
         }
         let now = Instant::now();
         Ok(Trainer {
@@ -385,7 +378,8 @@ impl Trainer {
         let (total, epoch, lr) = (self.total, position.epoch, self.lr);
         observer.step(&RunReport { iteration, total, epoch, lr, meter: &self.meter });
         if iteration.is_multiple_of(self.config.run.log_iterations) || iteration == total {
-            let head = LineHead { iteration, epoch, lr, grad_norm: self.grad_norm };
+            let loss_scale = self.step.loss_scale();
+            let head = LineHead { iteration, epoch, lr, grad_norm: self.grad_norm, loss_scale };
             if let Some(writer) = &mut self.writer {
                 writer.outputs.train(&head, &self.meter)?;
             }
@@ -440,11 +434,15 @@ impl Trainer {
                 self.meter.left_out += left_out;
             }
             if let Some(norm) = self.step.update(self.lr)? {
-                self.grad_norm = norm;
-                self.check_update(norm, &all)?;
+                if !self.step.optimizer().is_some_and(Optimizer::was_left_out) {
+                    self.grad_norm = norm;
+                    self.check_update(norm, &all)?;
+                }
             }
         }
         self.progress.iteration += 1;
+        // Of a run that began in f16 and goes on otherwise, what was left out stays known.
+        self.progress.loss_scale = self.step.loss_scale().or(self.progress.loss_scale);
         self.progress.position = self.loader.position();
         self.meter.seconds += start.elapsed().as_secs_f64();
         Ok(true)

@@ -10,12 +10,13 @@ mod pixels;
 mod sums;
 
 use super::data::Batch;
+use super::loss_scale::LossScale;
 use super::network::{
     Segments, Statistic, TargetInputs, Term, TrainNetwork, TrainSpec, Trained, build_training,
 };
 use super::optimizer::{Optimizer, run};
 use crate::dist::Ranks;
-use crate::engine::{Compute, training_executor};
+use crate::engine::{Compute, TrainingPrecision, training_executor};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Host, Report};
 use crate::graph::{InputId, Param, VariableId};
@@ -69,13 +70,15 @@ struct TermSlot {
     term: Term,
     /// Weight over normalisation in the current step.
     factor: f32,
+    /// What the loss is multiplied by where it is differentiated, for gradients in f16.
+    scale: f32,
 }
 
 impl TermSlot {
     /// Says how many the sum of losses is divided by in the current step; of none, nothing is learnt.
     fn divide_by(&mut self, executor: &mut dyn Executor, count: usize) {
         self.factor = if count == 0 { 0.0 } else { self.term.weight / count as f32 };
-        executor.input(self.term.seed).floats().fill(self.factor);
+        executor.input(self.term.seed).floats().fill(self.factor * self.scale);
     }
 }
 
@@ -87,7 +90,11 @@ impl TrainStep {
     pub fn new(spec: &TrainSpec<'_>, load: Box<ParamLoader>, compute: Compute) -> Result<Self> {
         let network = build_training(spec)?;
         let executor = training_executor(compute, &network.graph, load)?;
-        Ok(TrainStep::bind(spec, network, executor))
+        let mut step = TrainStep::bind(spec, network, executor);
+        if compute.precision == TrainingPrecision::F16 {
+            step.set_loss_scale(LossScale::default());
+        }
+        Ok(step)
     }
 
     fn bind(spec: &TrainSpec<'_>, network: TrainNetwork, executor: Box<dyn Executor>) -> Self {
@@ -98,7 +105,7 @@ impl TrainStep {
         };
         TrainStep {
             losses: Losses { terms: network.terms.iter().map(named).collect(), total: 0.0 },
-            terms: network.terms.into_iter().map(|term| TermSlot { term, factor: 0.0 }).collect(),
+            terms: network.terms.into_iter().map(|term| TermSlot { term, factor: 0.0, scale: 1.0 }).collect(),
             dropouts: Dropouts::new(spec.seed, network.dropouts),
             segments: network.segments,
             image: network.image,
@@ -163,6 +170,16 @@ impl TrainStep {
         self.optimizer.iter_mut().for_each(|optimizer| optimizer.set_updates(updates));
     }
 
+    /// What losses are multiplied by before they are differentiated, if gradients are in f16.
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.optimizer.as_ref().and_then(Optimizer::loss_scale)
+    }
+
+    /// Restores the factor on losses of a step in f16, or begins with another.
+    pub fn set_loss_scale(&mut self, scale: LossScale) {
+        self.optimizer.iter_mut().for_each(|optimizer| optimizer.set_loss_scale(Some(scale)));
+    }
+
     /// The running statistics, for [`TrainStep::break_off`].
     ///
     /// # Errors
@@ -192,7 +209,8 @@ impl TrainStep {
         }
     }
 
-    /// The gradient of a parameter in the graph's layout, valid after [`TrainStep::run`].
+    /// The gradient of a parameter in the graph's layout, times the [loss scale](TrainStep::loss_scale); valid
+    /// after [`TrainStep::run`].
     pub fn gradient(&self, trained: &Trained) -> &[f32] {
         self.executor.read(trained.gradient).floats()
     }
@@ -274,6 +292,8 @@ impl TrainStep {
             Comparison::Pixels(pixels) => pixels.load(&mut *self.executor, batch)?,
         }
         run(&mut *self.executor, forward, &mut report)?;
+        let scale = self.optimizer.as_ref().map_or(1.0, Optimizer::loss_factor);
+        self.terms.iter_mut().for_each(|slot| slot.scale = scale);
         match &mut self.comparison {
             Comparison::Objects(objects) => objects.compare(&mut *self.executor, batch, &mut self.terms)?,
             Comparison::Pixels(pixels) => pixels.compare(&mut *self.executor, &mut self.terms),

@@ -24,11 +24,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.model.device.unwrap_or(Device::Cpu);
     let precision = match (device, arguments.model.precision) {
         (Device::Cuda(_), None | Some(PrecisionArgument::Bf16)) => TrainingPrecision::Bf16,
+        (Device::Cuda(_), Some(PrecisionArgument::F16)) => TrainingPrecision::F16,
         (_, None | Some(PrecisionArgument::F32)) => TrainingPrecision::F32,
         (device, Some(_)) => {
             return Err(Error::usage(format!(
                 "--device {device} trains in f32{}",
-                if matches!(device, Device::Cuda(_)) { " or bf16" } else { "" }
+                if matches!(device, Device::Cuda(_)) { ", bf16 or f16" } else { "" }
             )));
         }
     };

@@ -13,7 +13,6 @@ use knet::ops::Op;
 use knet::plan::Step;
 use knet::train::network::build_training;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 /// Object slots of an image of a training step: COCO has seven objects a photo in the mean.
 const OBJECTS: usize = 12;
@@ -122,39 +121,7 @@ impl GpuPlan {
 
     /// A line an operator, what takes most by the roofline first.
     pub fn operators(&self) -> String {
-        #[derive(Default)]
-        struct Line {
-            steps: usize,
-            launches: usize,
-            flops: u64,
-            bytes: u64,
-            least: f64,
-        }
-        let mut lines: BTreeMap<&str, Line> = BTreeMap::new();
-        for step in &self.plan.steps {
-            let line = lines.entry(step.op.name()).or_default();
-            line.steps += 1;
-            line.launches += step.program.launches.len();
-            line.flops += step.flops;
-            line.bytes += roofline::bytes(step, &self.target);
-            line.least += self.least(step);
-        }
-        let total: f64 = lines.values().map(|line| line.least).sum();
-        let mut lines: Vec<_> = lines.into_iter().collect();
-        lines.sort_by(|a, b| b.1.least.total_cmp(&a.1.least));
-        let mut text = format!(
-            "{:<26} {:>7} {:>9} {:>10} {:>10} {:>10} {:>7}\n",
-            "operator", "steps", "launches", "GFLOP", "MiB", "roof µs", "share"
-        );
-        for (name, Line { steps, launches, flops, bytes, least }) in lines {
-            text += &format!(
-                "{name:<26} {steps:>7} {launches:>9} {:>10.2} {:>10.1} {least:>10.1} {:>6.1}%\n",
-                flops as f64 / 1e9,
-                bytes as f64 / f64::from(1 << 20),
-                100.0 * least / total
-            );
-        }
-        text
+        roofline::table(&roofline::by_operator(&self.plan, &self.target))
     }
 
     /// What [`GpuPlan::head`] says, as JSON.
