@@ -433,11 +433,11 @@ impl Trainer {
                 self.meter.images += images;
                 self.meter.left_out += left_out;
             }
-            if let Some(norm) = self.step.update(self.lr)? {
-                if !self.step.optimizer().is_some_and(Optimizer::was_left_out) {
-                    self.grad_norm = norm;
-                    self.check_update(norm, &all)?;
-                }
+            if let Some(norm) = self.step.update(self.lr)?
+                && !self.step.optimizer().is_some_and(Optimizer::was_left_out)
+            {
+                self.grad_norm = norm;
+                self.check_update(norm, &all)?;
             }
         }
         self.progress.iteration += 1;
