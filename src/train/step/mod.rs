@@ -10,9 +10,7 @@ mod pixels;
 mod sums;
 
 use super::data::Batch;
-use super::network::{
-    Segments, Statistic, TargetInputs, Term, TrainNetwork, TrainSpec, Trained, build_training,
-};
+use super::network::{self, Segments, Statistic, TargetInputs, Term, TrainNetwork, TrainSpec, Trained};
 use super::optimizer::{Optimizer, run};
 use crate::dist::Ranks;
 use crate::engine::{Compute, training_executor};
@@ -55,7 +53,8 @@ pub struct TrainStep {
     trained: Vec<Trained>,
     statistics: Vec<Statistic>,
     optimizer: Option<Optimizer>,
-    sums: Sums,
+    /// Of several ranks on CPUs; `None` if their GPUs make them.
+    sums: Option<Sums>,
     losses: Losses,
 }
 
@@ -83,14 +82,22 @@ impl TrainStep {
     /// Plans a step and loads the parameters, which `load` gives in the checkpoint's layout.
     ///
     /// # Errors
-    /// As [`build_training`] and [`training_executor`].
+    /// As [`network::build_training`] and [`training_executor`].
     pub fn new(spec: &TrainSpec<'_>, load: Box<ParamLoader>, compute: Compute) -> Result<Self> {
-        let network = build_training(spec)?;
-        let executor = training_executor(compute, &network.graph, load)?;
-        Ok(TrainStep::bind(spec, network, executor))
+        let on_device = spec.share.ranks > 1 && compute.is_gpu();
+        let network = network::build(spec, on_device)?;
+        let resident = network.trained.iter().filter(|_| on_device).map(|trained| trained.gradient);
+        let executor = training_executor(compute, &network.graph, load, &resident.collect::<Vec<_>>())?;
+        let sums = (!on_device).then(Sums::default);
+        Ok(TrainStep::bind(spec, network, executor, sums))
     }
 
-    fn bind(spec: &TrainSpec<'_>, network: TrainNetwork, executor: Box<dyn Executor>) -> Self {
+    fn bind(
+        spec: &TrainSpec<'_>,
+        network: TrainNetwork,
+        executor: Box<dyn Executor>,
+        sums: Option<Sums>,
+    ) -> Self {
         let named = |term: &Term| (term.name.clone(), 0.0);
         let comparison = match network.targets {
             TargetInputs::Objects(targets) => Comparison::Objects(Box::new(Objects::new(spec, targets))),
@@ -105,7 +112,7 @@ impl TrainStep {
             comparison,
             trained: network.trained,
             statistics: network.statistics,
-            sums: Sums::default(),
+            sums,
             optimizer: network.optimizer,
             executor,
         }
@@ -192,7 +199,8 @@ impl TrainStep {
         }
     }
 
-    /// The gradient of a parameter in the graph's layout, valid after [`TrainStep::run`].
+    /// The gradient of a parameter in the graph's layout, valid after [`TrainStep::run`]; empty among several
+    /// ranks on GPUs, where it stays.
     pub fn gradient(&self, trained: &Trained) -> &[f32] {
         self.executor.read(trained.gradient).floats()
     }
@@ -232,9 +240,15 @@ impl TrainStep {
     /// [`TrainStep::run`] that went well on all ranks.
     ///
     /// # Errors
-    /// [`Error::Ranks`] if another rank is gone; as [`Executor::write_variable`].
+    /// [`Error::Ranks`] if another rank is gone; as [`Executor::run`] and [`Executor::write_variable`].
     pub fn join(&mut self, ranks: &Ranks) -> Result<()> {
-        self.sums.join(&mut *self.executor, ranks, &self.trained, self.optimizer.as_ref())?;
+        match &mut self.sums {
+            Some(sums) => sums.join(&mut *self.executor, ranks, &self.trained, self.optimizer.as_ref())?,
+            None => {
+                sums::join_on_device(&mut *self.executor, ranks, &self.trained)?;
+                self.executor.run(self.segments.follow)?;
+            }
+        }
         sums::follow(&mut *self.executor, ranks, &self.statistics)
     }
 
@@ -282,7 +296,9 @@ impl TrainStep {
         self.collect(batch)?;
         // A batch whose losses are of no use leaves no trace.
         self.optimizer.iter_mut().for_each(|optimizer| optimizer.begin_batch(&mut *self.executor));
-        run(&mut *self.executor, follow, &mut report)?;
+        if self.sums.is_some() {
+            run(&mut *self.executor, follow, &mut report)?;
+        }
         Ok(&self.losses)
     }
 
