@@ -1,5 +1,6 @@
 //! Ranks on GPUs, a process each: which GPU is whose, and NCCL between them.
 
+use super::launcher::meeting;
 use super::mpi::Mpi;
 use super::rendezvous::{self, Lifelines};
 use super::{Collective, DeviceSums, Launch, Ranks, Share};
@@ -46,10 +47,10 @@ pub(super) fn open(launch: &Launch, named: usize) -> Result<Ranks> {
         let name = format!("{} with {pinned}", communicator.name());
         Ok(Gpu { ordinal, communicator: Arc::new(communicator), name })
     };
-    if let Some(address) = &launch.meeting {
+    if let Some(address) = meeting(&|name| std::env::var(name).ok())? {
         let prepared = prepare()?;
         let make = || Ok(prepared.2.unique_id()?.0);
-        let (id, lines) = rendezvous::meet(address, share, make)?;
+        let (id, lines) = rendezvous::meet(&address, share, make)?;
         let watch = Box::new(move || Lifelines::lost(&lines));
         let gpu = connect(prepared, UniqueId(id), watch)?;
         let messages = Messages { share, communicator: gpu.communicator.clone(), name: gpu.name.clone() };
@@ -158,13 +159,7 @@ mod tests {
     use super::*;
 
     fn launch(local_rank: Option<usize>, local_ranks: Option<usize>) -> Launch {
-        Launch {
-            launcher: "torchrun",
-            share: Share { rank: 4, ranks: 8 },
-            local_rank,
-            local_ranks,
-            meeting: None,
-        }
+        Launch { launcher: "torchrun", share: Share { rank: 4, ranks: 8 }, local_rank, local_ranks }
     }
 
     #[test]

@@ -14,9 +14,6 @@ pub struct Launch {
     pub local_ranks: Option<usize>,
     /// Which of these this is, if the launcher says.
     pub local_rank: Option<usize>,
-    /// Host and port of rank 0 where ranks on GPUs meet without MPI: `KNET_RENDEZVOUS`, else `MASTER_ADDR`
-    /// and the port after `MASTER_PORT`, at which `torchrun` itself may listen.
-    pub meeting: Option<String>,
 }
 
 /// Launchers with their variables: rank, number of ranks, ranks on this machine, which of these. The first
@@ -73,15 +70,19 @@ impl Launch {
                 share,
                 local_ranks: known(local_ranks)?,
                 local_rank: known(local_rank)?.or(known("LOCAL_RANK")?).or(of_slurm),
-                meeting: meeting(variable)?,
             }));
         }
         Ok(None)
     }
 }
 
-/// Where ranks meet without MPI.
-fn meeting(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
+/// Host and port of rank 0 where ranks on GPUs meet without MPI: `KNET_RENDEZVOUS`, else `MASTER_ADDR` and
+/// the port after `MASTER_PORT`, at which `torchrun` itself may listen. `None` if neither is set.
+///
+/// # Errors
+/// [`Error::Usage`] for what is no port.
+#[cfg(feature = "cuda")]
+pub(super) fn meeting(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
     let set = |name: &str| variable(name).filter(|text| !text.is_empty());
     if let Some(named) = set("KNET_RENDEZVOUS") {
         let port = named
@@ -156,10 +157,12 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "cuda")]
     fn ranks_meet_beside_the_port_of_the_launcher() {
         let meeting = |variables: &[(&str, &str)]| {
-            let rank = [("PMI_RANK", "0"), ("PMI_SIZE", "2")];
-            read(&[&rank[..], variables].concat()).map(|launch| launch.unwrap().meeting)
+            super::meeting(&|name| {
+                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string())
+            })
         };
         let master = |host, port| [("MASTER_ADDR", host), ("MASTER_PORT", port)];
         assert_eq!(meeting(&[]).unwrap(), None);

@@ -138,10 +138,9 @@ fn ask<const N: usize>(patience: Duration, address: &str, share: Share) -> Resul
     };
     let mut stream = loop {
         // Its name may not be known yet, nor its port open.
-        let connected = address.to_socket_addrs().and_then(|mut found| {
-            let none = || std::io::Error::other("the name has no address");
-            let mut last = none();
-            while let Some(place) = found.next() {
+        let connected = address.to_socket_addrs().and_then(|found| {
+            let mut last = std::io::Error::other("the name has no address");
+            for place in found {
                 match TcpStream::connect_timeout(&place, GREETING) {
                     Ok(stream) => return Ok(stream),
                     Err(error) => last = error,

@@ -1,6 +1,6 @@
-//! Several ranks on GPUs: on the stand-ins of `tools/ptxemu`, a process and an emulated GPU each, connected by
-//! the stand-in NCCL. What one GPU learns with accumulation they learn to the bit, as a sum of two terms has
-//! no order; and an end that all see.
+//! Several ranks on GPUs: on the stand-ins of `tools/ptxemu`, a process and an emulated GPU each, connected
+//! by the stand-in NCCL. What one GPU learns with accumulation two learn to the bit, as a sum of two terms
+//! has no order; and an end that all see.
 
 use crate::ranks::mpiexec;
 use crate::{Scene, stderr};
@@ -133,6 +133,7 @@ fn gpus_that_accumulate_go_on_as_one() {
             size += f64::from(*a).powi(2);
         }
     }
+    eprintln!("DEVIATION {}", (off / size).sqrt());
     assert!((off / size).sqrt() < 1e-5, "{}", (off / size).sqrt());
 }
 

@@ -1,6 +1,7 @@
 //! NCCL, opened at run time: nothing is linked, and any NCCL 2 from 2.13 on will do. It is opened by our own
 //! table of functions because the file is `libnccl.so.2` wherever it comes from, in a folder of Python's that
-//! no loader knows or where `KNET_NCCL` says. <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api.html>
+//! no loader knows or where `KNET_NCCL` says.
+//! <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api.html>
 
 use crate::cuda::compile::find;
 use crate::error::{Error, Result};
@@ -203,14 +204,15 @@ impl Nccl {
         if code == SUCCESS || code == IN_PROGRESS {
             return Ok(());
         }
-        // SAFETY: the library gives static NUL-terminated strings, or null.
         let text = |text: *const c_char| {
-            (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+            // SAFETY: the library gives static NUL-terminated strings, or null.
+            let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) });
+            text.map(|text| text.to_string_lossy().trim().to_string())
         };
         // SAFETY: any code has a text; the last error is that of a communicator or, for null, of the thread.
         let (reason, last) =
             unsafe { ((self.functions.error_string)(code), (self.functions.last_error)(handle)) };
-        let last = text(last).map(|text| text.trim().to_string()).filter(|text| !text.is_empty());
+        let last = text(last).filter(|text| !text.is_empty());
         let last = last.map_or(String::new(), |text| format!(" ({text})"));
         Err(Error::Ranks(format!("NCCL: {what}: {}{last}", text(reason).unwrap_or_default())))
     }

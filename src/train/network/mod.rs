@@ -199,14 +199,14 @@ pub struct TrainNetwork {
 /// Builds the training graph.
 ///
 /// # Errors
-/// As [`model::build`]; [`Error::Usage`] for an empty batch or no target slots, for a batch norm that would take its
-/// statistics from single values, or if nothing is left to train.
+/// As [`model::build`]; [`Error::Usage`] for an empty batch or no target slots, for a batch norm that would
+/// take its statistics from single values, or if nothing is left to train.
 pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
     build(spec, false)
 }
 
-/// As [`build_training`]; `on_device`: gradients of several ranks are summed on their GPUs, where the backward
-/// pass leaves them, and the graph goes on as that of one process does.
+/// As [`build_training`]; `on_device`: gradients of several ranks are summed on their GPUs, where the
+/// backward pass leaves them, and the graph goes on as that of one process does.
 ///
 /// # Errors
 /// As there.

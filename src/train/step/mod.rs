@@ -218,7 +218,7 @@ impl TrainStep {
     ///
     /// # Errors
     /// [`Error::Shape`] if the batch has another shape; [`Error::Diverged`] naming the first term that is NaN
-    /// or infinite.
+    /// or infinite, or their sum.
     pub fn run(&mut self, batch: &Batch) -> Result<&Losses> {
         self.run_segments(batch, None)
     }
@@ -310,6 +310,9 @@ impl TrainStep {
                 return Err(Error::Diverged { what: slot.term.name.clone(), ids: batch.ids.clone() });
             }
             self.losses.total += *loss;
+        }
+        if !self.losses.total.is_finite() {
+            return Err(Error::Diverged { what: "the sum of the losses".into(), ids: batch.ids.clone() });
         }
         Ok(())
     }
