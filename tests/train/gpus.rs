@@ -120,10 +120,10 @@ fn gpus_that_accumulate_go_on_as_one() {
 
     let mut command = scene.command("one", &settings("data.accumulate=4"));
     finish([on_gpus(&mut command, 1).spawn().unwrap()]);
-    // Here ((a + b) + (c + d)), there (((a + b) + c) + d): a sum of four f32 is off by no more than three
-    // roundings of the largest partial sum, and AdamW's first steps divide a gradient by its own size: each
-    // moves a weight by lr (1e-3 of values of order 1) times a relative error of at most some 1e-6, but where
-    // a gradient is a difference of rounding errors alone, and its direction is anyone's.
+    // Here ((a + b) + (c + d)), there (((a + b) + c) + d): sums of four that are off by three roundings each,
+    // 2e-7 of the largest partial sum. AdamW's first steps divide a gradient by its own size, so that each
+    // moves a weight by lr, 1e-3, times such an error, and rounds the weight itself, 6e-8 of it; only where a
+    // gradient is nothing but rounding does its direction, and a step of lr, hang on it. Measured: 9e-8.
     let (one, ranks) = (scene.state("one"), scene.state("ranks"));
     let (mut off, mut size) = (0.0, 0.0);
     for name in one.names().filter(|name| !name.contains("second.") && !name.contains("first.")) {
@@ -133,8 +133,7 @@ fn gpus_that_accumulate_go_on_as_one() {
             size += f64::from(*a).powi(2);
         }
     }
-    eprintln!("DEVIATION {}", (off / size).sqrt());
-    assert!((off / size).sqrt() < 1e-5, "{}", (off / size).sqrt());
+    assert!((off / size).sqrt() < 2e-6, "{}", (off / size).sqrt());
 }
 
 /// The others see it, say which, and stop with all that was saved.
