@@ -72,6 +72,15 @@ impl<'a> HostMut<'a> {
     }
 }
 
+/// Floats in the memory of a GPU, for what works on them beside a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceFloats {
+    /// Address and number of floats of each place. No two overlap.
+    pub places: Vec<(u64, usize)>,
+    /// The driver's handle of the stream whose work makes them, and uses them later.
+    pub stream: usize,
+}
+
 /// Takes the number of a step and its time.
 pub type Report<'a> = dyn FnMut(usize, Duration) + Send + 'a;
 
@@ -97,6 +106,16 @@ pub trait Executor: Send {
 
     /// A result, once the segment that makes it has run and until it, or one before it, runs again.
     fn read(&self, output: OutputId) -> Host<'_>;
+
+    /// Where results of floats lie on a GPU, in the order of `results` and each place once, for whoever
+    /// changes them there between two segments; `None` if they lie on the host.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] for results that are no floats of the arena, or overlap; [`Error::Cuda`] as the
+    /// driver says.
+    fn on_device(&mut self, _results: &[OutputId]) -> Result<Option<DeviceFloats>> {
+        Ok(None)
+    }
 
     /// Runs a segment, and every update that is made in it.
     ///

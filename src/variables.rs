@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 
 /// Every name, in order, with the values it takes if they are a few words. Those of tests, benches and tools
 /// are among them, so that a shell set up for those runs the programs too.
-pub const KNOWN: [(&str, &[&str]); 14] = [
+pub const KNOWN: [(&str, &[&str]); 16] = [
     // Print where the test of allocations sees one.
     ("KNET_ALLOC_TRACE", &[]),
     // Folder of compiled CUDA kernels; empty: none.
@@ -17,8 +17,12 @@ pub const KNOWN: [(&str, &[&str]); 14] = [
     ("KNET_ISA", &["", "portable", "avx2", "avx512"]),
     // Library with the standard ABI of MPI, between ranks.
     ("KNET_MPI", &[]),
+    // NVIDIA's library between GPUs.
+    ("KNET_NCCL", &[]),
     // NVIDIA's kernel compiler.
     ("KNET_NVRTC", &[]),
+    // Where ranks meet that no MPI connects: host and port of rank 0.
+    ("KNET_RENDEZVOUS", &[]),
     // Repository that packed tests belong to.
     ("KNET_ROOT", &[]),
     // Data that tests need beside the repository.

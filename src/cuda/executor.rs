@@ -9,12 +9,13 @@ use super::runtime::Runtime;
 use super::stopwatch::Stopwatch;
 use crate::cuda::launch::{Arg, Packing, Program};
 use crate::error::{Error, Result};
-use crate::exec::{self, Host, HostMut, Report};
+use crate::exec::{self, DeviceFloats, Host, HostMut, Report};
 use crate::graph::{InputId, OutputId, SegmentId, VariableId};
 use crate::ops::ValueType;
 use crate::plan::{self, Operand, Place, Segment, Step, Variable};
 use crate::tensor::DType;
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ struct Staging {
     host: Pinned,
     /// f32 beside the value in the arena, if that is stored otherwise, and the kernel that converts.
     device: Option<(DeviceBuffer, Bound)>,
-    /// Address in the arena; `None`: a constant, copied once.
+    /// Address in the arena; `None`: a constant, copied once, or what stays on the device.
     value: Option<sys::CUdeviceptr>,
 }
 
@@ -126,10 +127,19 @@ impl Executor {
     /// # Errors
     /// As [`Executor::new`].
     pub fn with_floats(plan: Plan, runtime: &Runtime) -> Result<Executor> {
+        Executor::with_floats_but(plan, runtime, &[])
+    }
+
+    /// As [`Executor::with_floats`]; the results `resident` stay on the device, and are empty on the host.
+    ///
+    /// # Errors
+    /// As [`Executor::new`].
+    pub fn with_floats_but(plan: Plan, runtime: &Runtime, resident: &[OutputId]) -> Result<Executor> {
         let mut executor = Executor::new(plan, runtime)?;
         let plan = &executor.plan;
-        let inputs = executor.stage(&plan.inputs, runtime, |stored| (DType::F32, stored))?;
-        let outputs = executor.stage(&plan.outputs, runtime, |stored| (stored, DType::F32))?;
+        let stays = |index: usize| resident.iter().any(|id| id.index() == index);
+        let inputs = executor.stage(&plan.inputs, runtime, |_| false, |stored| (DType::F32, stored))?;
+        let outputs = executor.stage(&plan.outputs, runtime, stays, |stored| (stored, DType::F32))?;
         let mut floats = Floats { inputs, outputs, graphs: Vec::new() };
         for segment in &executor.plan.segments {
             let graph = || {
@@ -146,15 +156,19 @@ impl Executor {
         Ok(executor)
     }
 
-    /// Page-locked memory for some inputs or results; `direction` gives the types that a conversion goes from
-    /// and to.
+    /// Page-locked memory for some inputs or results, but not for those that stay on the device; `direction`
+    /// gives the types that a conversion goes from and to.
     fn stage(
         &self,
         ends: &[(String, Operand)],
         runtime: &Runtime,
+        stays: impl Fn(usize) -> bool,
         direction: impl Fn(DType) -> (DType, DType),
     ) -> Result<Vec<Staging>> {
-        let stage = |(_, operand): &(String, Operand)| -> Result<Staging> {
+        let stage = |(index, (_, operand)): (usize, &(String, Operand))| -> Result<Staging> {
+            if stays(index) {
+                return Ok(Staging { host: Pinned::new(&self.device, 0)?, device: None, value: None });
+            }
             let count = operand.ty.shape.len();
             let mut host = Pinned::new(&self.device, 4 * count)?;
             let slot = match operand.place {
@@ -179,7 +193,7 @@ impl Executor {
             }
             Ok(Staging { host, device, value: Some(value) })
         };
-        ends.iter().map(stage).collect()
+        ends.iter().enumerate().map(stage).collect()
     }
 
     /// Whether a segment sends anything to the device.
@@ -328,6 +342,17 @@ impl Executor {
     }
 }
 
+/// Places of floats, each once and in order, without the empty ones; `None` if two overlap.
+fn distinct(places: Vec<(u64, usize)>) -> Option<Vec<(u64, usize)>> {
+    let mut seen = HashSet::new();
+    let places: Vec<(u64, usize)> =
+        places.into_iter().filter(|place| place.1 > 0 && seen.insert(*place)).collect();
+    let mut sorted = places.clone();
+    sorted.sort_unstable();
+    let apart = |pair: &[(u64, usize)]| pair[0].0 + 4 * pair[0].1 as u64 <= pair[1].0;
+    sorted.windows(2).all(apart).then_some(places)
+}
+
 /// What [`Executor::with_floats`] makes.
 impl exec::Executor for Executor {
     fn described(&self) -> plan::Plan {
@@ -357,6 +382,20 @@ impl exec::Executor for Executor {
 
     fn read(&self, output: OutputId) -> Host<'_> {
         Host::of(self.output_type(output.index()).dtype, self.output(output.index()))
+    }
+
+    fn on_device(&mut self, results: &[OutputId]) -> Result<Option<DeviceFloats>> {
+        self.join()?;
+        let mut places = Vec::with_capacity(results.len());
+        for id in results {
+            let (name, operand) = &self.plan.outputs[id.index()];
+            if operand.ty.dtype != DType::F32 {
+                return Err(Error::Graph(format!("`{name}` is {}, and no floats", operand.ty)));
+            }
+            places.push((self.address(operand)?, operand.ty.shape.len()));
+        }
+        let places = distinct(places).ok_or_else(|| Error::Graph("results overlap on the device".into()))?;
+        Ok(Some(DeviceFloats { places, stream: self.device.stream().cu_stream() as usize }))
     }
 
     fn run(&mut self, segment: SegmentId) -> Result<()> {

@@ -25,6 +25,7 @@ pub mod gpu;
 pub mod launch;
 pub mod lower;
 mod memory;
+pub mod nccl;
 pub mod on_device;
 pub mod ops;
 pub mod pack;

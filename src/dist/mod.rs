@@ -1,15 +1,21 @@
 //! Several processes, *ranks*, that train one model: each has all weights and a share of every update.
 //!
-//! A launcher starts them (`mpiexec`, `srun`), MPI carries what they tell each other. Everything that is
-//! added up over ranks is added in the order of ranks, so that N ranks learn, bit for bit, what one rank
-//! learns from N batches an update: see [`Ranks::add`].
+//! A launcher starts them (`mpiexec`, `srun`, `torchrun`), MPI carries what they tell each other. Everything
+//! that ranks on CPUs add up is added in the order of ranks, so that N ranks learn, bit for bit, what one
+//! rank learns from N batches an update: see [`Ranks::add`]. Ranks on GPUs, one process each, sum by NCCL
+//! where the numbers lie ([`Ranks::sum_on_device`]); without MPI it carries the messages too.
 
+#[cfg(feature = "cuda")]
+mod gpu;
 mod launcher;
 mod mpi;
+#[cfg(feature = "cuda")]
+mod rendezvous;
 
 pub use launcher::Launch;
 
 use crate::error::{Error, Result};
+use crate::exec::DeviceFloats;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,15 +58,42 @@ pub trait Collective: Send + Sync {
     ///
     /// # Errors
     /// As [`Collective::gather`].
-    fn exchange(&self, own: &[f32], all: &mut [f32]) -> Result<()>;
+    fn exchange(&self, own: &[f32], all: &mut [f32]) -> Result<()> {
+        let Share { rank, ranks } = self.share();
+        let part = own.len() / ranks;
+        let mut everything = vec![0.0; ranks * own.len()];
+        self.gather(bytemuck::cast_slice(own), bytemuck::cast_slice_mut(&mut everything))?;
+        for (to, from) in all.chunks_exact_mut(part.max(1)).zip(everything.chunks_exact(own.len().max(1))) {
+            to.copy_from_slice(&from[rank * part..][..part]);
+        }
+        Ok(())
+    }
 
     /// Ends all ranks at once, this one with `code`.
     fn abort(&self, code: u8) -> !;
 }
 
+/// What adds up the floats of ranks on GPUs. Calls take turns with those of the [`Collective`], and are as
+/// much the same on all ranks.
+pub trait DeviceSums: Send + Sync {
+    /// The number of this rank's GPU among those of the driver.
+    fn ordinal(&self) -> usize;
+
+    /// What carries them, for people.
+    fn name(&self) -> String;
+
+    /// Replaces floats by their sums over ranks, the same on all to the bit, and waits for that.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] if another rank is gone.
+    fn sum(&self, floats: &DeviceFloats) -> Result<()>;
+}
+
 /// The ranks of a run, seen from one of them.
 pub struct Ranks {
     engine: Box<dyn Collective>,
+    /// Between the GPUs, if the ranks have some.
+    device: Option<Box<dyn DeviceSums>>,
     /// Ranks on this machine.
     local: usize,
     /// Whether all ranks know that the run has failed.
@@ -68,25 +101,32 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// The ranks that a launcher started this process among; `None` if it is alone.
+    /// The ranks that a launcher started this process among; `None` if it is alone. On GPUs each has its own,
+    /// by its number on its machine; `gpu` is the number that the configuration names, `None` for CPUs. To be
+    /// called before the process starts threads: it may set variables of NCCL's.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the launcher's variables contradict each other; [`Error::Ranks`] if MPI is missing
-    /// or of another launcher.
-    pub fn open() -> Result<Option<Ranks>> {
-        match Launch::read(&|name| std::env::var(name).ok())? {
-            Some(launch) if launch.share.ranks > 1 => {
-                let ranks = Ranks::new(Box::new(mpi::Mpi::start(&launch)?));
-                Ok(Some(Ranks { local: launch.local_ranks.unwrap_or(launch.share.ranks).max(1), ..ranks }))
-            }
-            _ => Ok(None),
-        }
+    /// [`Error::Usage`] if the launcher's variables contradict each other, and for more ranks on a machine
+    /// than GPUs; [`Error::Ranks`] if MPI or NCCL is missing, or MPI is of another launcher.
+    pub fn open(gpu: Option<usize>) -> Result<Option<Ranks>> {
+        let launch = match Launch::read(&|name| std::env::var(name).ok())? {
+            Some(launch) if launch.share.ranks > 1 => launch,
+            _ => return Ok(None),
+        };
+        let ranks = match gpu {
+            None => Ranks::new(Box::new(mpi::Mpi::start(&launch)?)),
+            #[cfg(feature = "cuda")]
+            Some(named) => gpu::open(&launch, named)?,
+            #[cfg(not(feature = "cuda"))]
+            Some(_) => return Err(Error::NoDevice("knet was built without its feature `cuda`".into())),
+        };
+        Ok(Some(Ranks { local: launch.local_ranks.unwrap_or(launch.share.ranks).max(1), ..ranks }))
     }
 
     /// Ranks that are connected already.
     pub fn new(engine: Box<dyn Collective>) -> Ranks {
         let local = engine.share().ranks;
-        Ranks { engine, local, failed: AtomicBool::new(false) }
+        Ranks { engine, device: None, local, failed: AtomicBool::new(false) }
     }
 
     /// Which rank this is.
@@ -96,7 +136,15 @@ impl Ranks {
 
     /// What connects them, for people.
     pub fn name(&self) -> String {
-        self.engine.name()
+        let mut names = vec![self.engine.name()];
+        names.extend(self.device.as_ref().map(|device| device.name()));
+        names.dedup();
+        names.join(" and ")
+    }
+
+    /// The number of this rank's GPU, if ranks have GPUs.
+    pub fn gpu(&self) -> Option<usize> {
+        self.device.as_ref().map(|device| device.ordinal())
     }
 
     /// Threads for this rank's part of the machine's cores.
@@ -232,6 +280,15 @@ impl Ranks {
             total.copy_from_slice(&got[..total.len()]);
         }
         Ok(())
+    }
+
+    /// Replaces floats on this rank's GPU by their sums over ranks, the same on all to the bit.
+    ///
+    /// # Errors
+    /// As [`DeviceSums::sum`]; [`Error::Ranks`] if the ranks were connected for CPUs.
+    pub fn sum_on_device(&self, floats: &DeviceFloats) -> Result<()> {
+        let missing = || Error::Ranks("the ranks were connected for CPUs".into());
+        self.device.as_ref().ok_or_else(missing)?.sum(floats)
     }
 
     /// Every rank's floats, in the order of ranks.

@@ -1,4 +1,5 @@
-//! Ranks as threads of one process: sums and agreements. MPI itself is tested by `tests/train/ranks.rs`.
+//! Ranks as threads of one process: sums and agreements. MPI itself is tested by `tests/train/ranks.rs`,
+//! NCCL by `tests/train/gpus.rs`.
 
 use super::*;
 use std::sync::{Arc, Barrier, Mutex};
@@ -36,15 +37,6 @@ impl Collective for Thread {
 
     fn gather(&self, own: &[u8], all: &mut [u8]) -> Result<()> {
         all.copy_from_slice(&self.all(own).concat());
-        Ok(())
-    }
-
-    fn exchange(&self, own: &[f32], all: &mut [f32]) -> Result<()> {
-        let part = own.len() / self.share.ranks;
-        for (from, bytes) in self.all(bytemuck::cast_slice(own)).into_iter().enumerate() {
-            let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-            all[from * part..][..part].copy_from_slice(&values[self.share.rank * part..][..part]);
-        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use crate::cpu::{self, Arithmetic, Pool, Selection, Weights};
 use crate::cuda::{self, Runtime, gpu::Precision};
 use crate::error::{Error, Result};
 use crate::exec::Executor;
-use crate::graph::Graph;
+use crate::graph::{Graph, OutputId};
 use crate::isa::Isa;
 use crate::plan::constants::ParamLoader;
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,11 @@ impl Compute {
         meant(self.device)
     }
 
+    /// Whether it is a GPU.
+    pub fn is_gpu(&self) -> bool {
+        matches!(self.device(), Device::Cuda(_))
+    }
+
     /// Whether the device has the precision.
     ///
     /// # Errors
@@ -130,7 +135,7 @@ pub fn validation_engine(path: &Path, compute: Compute) -> Result<Engine> {
 }
 
 /// Plans a training graph and loads its variables and constants, which `load` gives in the checkpoint's
-/// layout.
+/// layout. On a GPU the results `resident` stay where they are, and are empty on the host.
 ///
 /// # Errors
 /// [`Error::Usage`] for a precision that the device does not have;
@@ -141,6 +146,7 @@ pub fn training_executor(
     compute: Compute,
     graph: &Graph,
     load: Box<ParamLoader>,
+    resident: &[OutputId],
 ) -> Result<Box<dyn Executor>> {
     compute.validate().map_err(Error::usage)?;
     match compute.device() {
@@ -154,14 +160,17 @@ pub fn training_executor(
             Ok(Box::new(executor))
         }
         #[cfg(not(feature = "cuda"))]
-        Device::Cuda(_) => Err(Error::NoDevice("knet was built without its feature `cuda`".into())),
+        Device::Cuda(_) => {
+            let _ = resident;
+            Err(Error::NoDevice("knet was built without its feature `cuda`".into()))
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => {
             let device = cuda::Device::open(ordinal)?;
             Runtime::check(&device)?;
             let runtime = Runtime::new(device, compute.precision.into(), load)?;
             let plan = cuda::plan(graph, runtime.selection().clone())?;
-            let mut executor = cuda::Executor::with_floats(plan, &runtime)?;
+            let mut executor = cuda::Executor::with_floats_but(plan, &runtime, resident)?;
             executor.load(&|param| runtime.constants().load(param))?;
             Ok(Box::new(executor))
         }

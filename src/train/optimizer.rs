@@ -129,7 +129,7 @@ pub struct Optimizer {
     rates: Vec<Rates>,
     /// 0 begins a new sum of gradients.
     keep: Option<InputId>,
-    /// Among several ranks, the sums, which they make together: one for each slot.
+    /// Among several ranks on CPUs, the sums, which they make together: one for each slot.
     sums: Vec<VariableId>,
     /// What the sum of gradients is divided by to be their mean.
     count: InputId,
@@ -157,6 +157,8 @@ pub struct Batches {
     pub accumulate: usize,
     /// Which rank this is.
     pub share: Share,
+    /// Whether what ranks make of their batches is summed on their GPUs before the graph adds it up.
+    pub on_device: bool,
 }
 
 impl Batches {
@@ -181,7 +183,7 @@ pub fn append(
     config.validate()?;
     let mut sums = Vec::new();
     let keep = match batches {
-        Batches { share: Share { ranks: 2.., .. }, .. } => {
+        Batches { share: Share { ranks: 2.., .. }, on_device: false, .. } => {
             for Weight { param, gradient, .. } in weights.iter_mut() {
                 let ty = b.graph().value(*gradient).ty;
                 *gradient = b.variable(&format!("sum.{}", param.key), ty, None)?;
@@ -314,7 +316,7 @@ impl Optimizer {
         (self.updates, (self.pending + self.batches.share.rank) as u64)
     }
 
-    /// Among several ranks, the sums of gradients, one for each slot.
+    /// Among several ranks on CPUs, the sums of gradients, one for each slot.
     pub fn sums(&self) -> &[VariableId] {
         &self.sums
     }

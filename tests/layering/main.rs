@@ -13,7 +13,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("isa", &[]),
     ("variables", &["error"]),
     ("memory", &["error"]),
-    ("dist", &["error"]),
+    ("dist", &["error", "exec", "cuda"]),
     ("graph", &["error", "tensor", "ops"]),
     ("ops", &["error", "tensor", "graph"]),
     ("plan", &["error", "tensor", "graph", "ops"]),

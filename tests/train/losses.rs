@@ -243,9 +243,13 @@ fn adamw() {
             inputs.push((b.input_id(gradient).unwrap(), b.variable_id(variable).unwrap()));
             weights.push(Weight { param, variable, gradient });
         }
-        let mut optimizer =
-            optimizer::append(&mut b, &config, Batches { accumulate: 1, share: Share::ALONE }, &mut weights)
-                .unwrap();
+        let mut optimizer = optimizer::append(
+            &mut b,
+            &config,
+            Batches { accumulate: 1, share: Share::ALONE, on_device: false },
+            &mut weights,
+        )
+        .unwrap();
         let plan = cpu::plan(&b.finish().unwrap(), Selection::new(Isa::detect(), 1)).unwrap();
         assert!(plan.segments.iter().all(|segment| segment.copies.is_empty()), "updates are done in place");
         let executor = Executor::new(plan, &run::no_weights()).unwrap().in_pool(Pool::new(1).unwrap());

@@ -4,6 +4,8 @@
 mod data;
 mod going_on;
 mod goldens;
+#[cfg(unix)]
+mod gpus;
 mod losses;
 mod metrics;
 mod ranks;

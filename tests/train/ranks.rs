@@ -14,7 +14,7 @@ fn mpi(file: &str) -> PathBuf {
 }
 
 /// `mpiexec` before a program, to be given more.
-fn mpiexec() -> Command {
+pub fn mpiexec() -> Command {
     let mut command = Command::new(mpi("bin/mpiexec"));
     command.env("KNET_MPI", mpi("lib/libmpi_abi.so.1")).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -22,7 +22,7 @@ fn mpiexec() -> Command {
 
 impl Scene {
     /// Adds what trains into the folder `out`.
-    fn program(&self, command: &mut Command, out: &str, arguments: &[&str]) {
+    pub fn program(&self, command: &mut Command, out: &str, arguments: &[&str]) {
         command.arg(env!("CARGO_BIN_EXE_knet-train")).arg(self.config());
         command.arg("--out").arg(self.path(out)).args(["--threads", "1"]).args(arguments);
     }
@@ -44,7 +44,7 @@ impl Scene {
         state.names().map(|name| (name.to_string(), bits(name))).collect()
     }
 
-    fn check_same(&self, one: &str, other: &str) {
+    pub fn check_same(&self, one: &str, other: &str) {
         let (one_bits, bits) = (self.learnt(one), self.learnt(other));
         assert_eq!(one_bits.keys().collect::<Vec<_>>(), bits.keys().collect::<Vec<_>>());
         for (name, one) in &one_bits {
@@ -126,6 +126,32 @@ fn a_fault_of_one_rank_stops_all_with_its_number() {
     let text = stderr(&output);
     assert!(!output.status.success() && text.contains("3.png"), "{text}");
     assert!(text.contains("failed: ") || text.matches("3.png").count() > 1, "{text}");
+}
+
+/// Of two photos one has an object, whose class loss overflows: its rank alone cannot go on. Costs or losses,
+/// that rank names it with its photo, the other one repeats it with the rank, and the state is saved.
+#[test]
+fn a_loss_that_is_not_finite_on_one_rank_stops_all_with_its_photo() {
+    let scene = Scene::new(&["red", "blue"]);
+    let text = std::fs::read_to_string(scene.path("data.json")).unwrap();
+    let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let of = |entry: &serde_json::Value, key: &str, ids: &[u64]| ids.contains(&entry[key].as_u64().unwrap());
+    document["images"].as_array_mut().unwrap().retain(|image| of(image, "id", &[2, 3]));
+    document["annotations"].as_array_mut().unwrap().retain(|object| of(object, "image_id", &[3]));
+    std::fs::write(scene.path("data.json"), document.to_string()).unwrap();
+    let settings = ["data.batch=1", "augment.copy_paste=0", "loss.class=3.4e38"];
+    let output = scene.ranks(2, "run", &settings.map(|setting| ["--set", setting]).concat());
+    let text = stderr(&output);
+    assert!(!output.status.success(), "{text}");
+    let line = |rank: usize| {
+        let start = format!("rank {rank}: error: ");
+        text.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("{text}"))
+    };
+    let (failed, other) = if line(0).starts_with("rank 1 failed: ") { (1, 0) } else { (0, 1) };
+    assert_eq!(line(other), format!("rank {failed} failed: {}", line(failed)), "{text}");
+    assert!(line(failed).contains("[3]"), "{text}");
+    let saved = if failed == 0 { "diverged.state" } else { "last.state" };
+    assert!(Checkpoint::open(scene.path("run").join(saved)).is_ok(), "{text}");
 }
 
 #[test]

@@ -31,7 +31,7 @@ Exit codes:
     8  a data set is damaged or inconsistent
     9  a loss, gradient or weight was NaN or infinite; the state before it, if sound, is in diverged.state
    11  more memory is needed than there is
-   12  another rank failed or is gone, or no MPI connects the ranks
+   12  another rank failed or is gone, or neither MPI nor NCCL connects the ranks
   130  stopped by Ctrl-C; the state is saved (a second Ctrl-C stops at once, without saving)";
 
 /// Trains K-Net on annotated photos.
@@ -142,8 +142,23 @@ fn main() -> ExitCode {
         say(format_args!("{who}error: {error}"));
         error.kind().exit_code()
     };
-    let ranks = match knet::variables::check().and_then(|()| Ranks::open()) {
-        Ok(ranks) => ranks.map(Arc::new),
+    if arguments.plan {
+        return match plan(&arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => ExitCode::from(fail(&error, "")),
+        };
+    }
+    let begin = || {
+        knet::variables::check()?;
+        let config = arguments.config()?;
+        let gpu = match config.device {
+            Device::Cuda(ordinal) => Some(ordinal),
+            Device::Auto | Device::Cpu => None,
+        };
+        Ok((config, Ranks::open(gpu)?.map(Arc::new)))
+    };
+    let (config, ranks) = match begin() {
+        Ok(begun) => begun,
         Err(error) => return ExitCode::from(fail(&error, "")),
     };
     let first = ranks.as_ref().is_none_or(|ranks| ranks.is_first());
@@ -152,7 +167,7 @@ fn main() -> ExitCode {
         (_, true) => Lines::Every,
         _ => Lines::Some,
     });
-    let error = match run(&arguments, ranks.clone(), &mut console) {
+    let error = match run(config, arguments.resume, ranks.clone(), &mut console) {
         Ok(code) => return code,
         Err(error) => error,
     };
@@ -165,16 +180,24 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(arguments: &Arguments, ranks: Option<Arc<Ranks>>, console: &mut Console) -> Result<ExitCode> {
+/// Says what a step takes.
+fn plan(arguments: &Arguments) -> Result<()> {
+    knet::variables::check()?;
     let config = arguments.config()?;
-    if arguments.plan {
-        let device = match arguments.gpu {
-            Some(gpu) => TrainingDevice::published(gpu, config.precision),
-            None => TrainingDevice::of(config.compute())?,
-        };
-        print(describe(&config, &device)?.trim_end());
-        return Ok(ExitCode::SUCCESS);
-    }
+    let device = match arguments.gpu {
+        Some(gpu) => TrainingDevice::published(gpu, config.precision),
+        None => TrainingDevice::of(config.compute())?,
+    };
+    print(describe(&config, &device)?.trim_end());
+    Ok(())
+}
+
+fn run(
+    config: RunConfig,
+    resume: bool,
+    ranks: Option<Arc<Ranks>>,
+    console: &mut Console,
+) -> Result<ExitCode> {
     let out = config.run.out.clone();
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
@@ -187,7 +210,7 @@ fn run(arguments: &Arguments, ranks: Option<Arc<Ranks>>, console: &mut Console) 
     let ignored = ignored_signals();
     ctrlc::set_handler(handler).map_err(|e| Error::usage(format!("Ctrl-C cannot be handled: {e}")))?;
     ignore(&ignored);
-    let mut trainer = Trainer::new(config, arguments.resume, ranks, console)?;
+    let mut trainer = Trainer::new(config, resume, ranks, console)?;
     let outcome = trainer.run(&stop, console)?;
     console.finish();
     let (done, total) = (trainer.iteration(), trainer.total());

@@ -38,6 +38,17 @@ pub(super) fn find() -> Result<Nvrtc, String> {
     first_that_works(surroundings.candidates()?)
 }
 
+/// The files called `name` in the folder `within` of the `site-packages` of Python, best first.
+pub(in crate::cuda) fn in_python(within: &str, name: &str) -> Vec<PathBuf> {
+    let surroundings = Surroundings {
+        variable: &|name| std::env::var_os(name),
+        executable: None,
+        toolkits: Path::new("/usr/local"),
+    };
+    let files = surroundings.site_packages().into_iter().map(|packages| packages.join(within).join(name));
+    files.filter(|file| file.is_absolute() && file.is_file()).collect()
+}
+
 fn first_that_works(candidates: Vec<PathBuf>) -> Result<Nvrtc, String> {
     let mut tried = String::new();
     for path in candidates {

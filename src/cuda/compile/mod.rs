@@ -3,7 +3,7 @@
 
 pub mod cache;
 mod entry;
-mod find;
+pub(super) mod find;
 pub mod nvrtc;
 mod rights;
 pub mod sources;

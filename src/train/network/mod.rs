@@ -18,7 +18,7 @@ use crate::graph::passes::{
     train_dropout,
 };
 use crate::graph::{Builder, Graph, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
-use crate::model::{Config, TapMode, Task, build};
+use crate::model::{self, Config, TapMode, Task};
 use crate::ops::resize::ResizeMode;
 use crate::ops::{Fill, MovingAverage, Reshape, Resize, ValueType};
 use objects::ObjectTargets;
@@ -80,7 +80,7 @@ pub struct TrainSpec<'a> {
     pub optimizer: Option<&'a AdamWConfig>,
     /// Batches whose gradients make one update, on each rank.
     pub accumulate: usize,
-    /// Which rank this is. Among several, sums of gradients and running statistics are made by
+    /// Which rank this is. Among several, sums over ranks and running statistics are made by
     /// [`TrainStep::join`](crate::train::step::TrainStep::join), not in the graph.
     pub share: Share,
 }
@@ -199,9 +199,18 @@ pub struct TrainNetwork {
 /// Builds the training graph.
 ///
 /// # Errors
-/// As [`build`]; [`Error::Usage`] for an empty batch or no target slots, for a batch norm that would take its
-/// statistics from single values, or if nothing is left to train.
+/// As [`model::build`]; [`Error::Usage`] for an empty batch or no target slots, for a batch norm that would
+/// take its statistics from single values, or if nothing is left to train.
 pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
+    build(spec, false)
+}
+
+/// As [`build_training`]; `on_device`: gradients of several ranks are summed on their GPUs, where the
+/// backward pass leaves them, and the graph goes on as that of one process does.
+///
+/// # Errors
+/// As there.
+pub(in crate::train) fn build(spec: &TrainSpec<'_>, on_device: bool) -> Result<TrainNetwork> {
     let detector = spec.config.task != Task::Semantic;
     if spec.batch == 0 || (detector && spec.max_objects == 0) {
         let (batch, slots) = (spec.batch, spec.max_objects);
@@ -213,7 +222,7 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
         let statistic = param.key.ends_with("running_mean") || param.key.ends_with("running_var");
         statistic || spec.frozen.iter().any(|prefix| param.key.starts_with(prefix.as_str()))
     };
-    let mut graph = build(spec.config, spec.batch, spec.size, TapMode::Predictions)?.graph;
+    let mut graph = model::build(spec.config, spec.batch, spec.size, TapMode::Predictions)?.graph;
     let norms = match spec.train_batch_norm {
         true => train_batch_norm(&mut graph, |param| !frozen(param)),
         false => Vec::new(),
@@ -255,7 +264,7 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
     let statistics = follow_statistics(&mut b, averages, spec.share)?;
     // Several ranks look at the gradients before they are summed.
     let of_batch: Vec<ValueId> = weights.iter().map(|weight| weight.gradient).collect();
-    let batches = Batches { accumulate: spec.accumulate, share: spec.share };
+    let batches = Batches { accumulate: spec.accumulate, share: spec.share, on_device };
     let optimizer = spec.optimizer.map(|config| optimizer::append(&mut b, config, batches, &mut weights));
     let optimizer = optimizer.transpose()?;
     let mut trained = Vec::new();

@@ -12,7 +12,7 @@ use crate::engine::forecast::{Forecast, TrainingDevice};
 use crate::error::{Error, Result};
 use crate::model::{Config, Task};
 use crate::train::data::{Mix, Reading};
-use crate::train::network::build_training;
+use crate::train::network;
 
 /// Most images that are chosen for a step: more are for those who ask for them.
 const MOST_IMAGES: usize = 32;
@@ -24,7 +24,7 @@ const SHARE: u64 = 85;
 /// tried: a step always has the largest photos and the most objects that the configuration allows.
 ///
 /// # Errors
-/// [`Error::Memory`] if there is not enough for one image; as [`build_training`] and
+/// [`Error::Memory`] if there is not enough for one image; as [`network::build_training`] and
 /// [`TrainingDevice::forecast`].
 pub fn largest_batch(
     config: &RunConfig,
@@ -92,7 +92,8 @@ fn plan(
     share: Share,
     device: &TrainingDevice,
 ) -> Result<Forecast> {
-    device.forecast(&build_training(&config.step(model, batch, share))?.graph)
+    let on_gpus = share.ranks > 1 && !device.is_host();
+    device.forecast(&network::build(&config.step(model, batch, share), on_gpus)?.graph)
 }
 
 /// What a step of a run takes on a device that need not be here, for people. Of the data, annotations alone

@@ -154,11 +154,11 @@ impl Trainer {
     ) -> Result<Trainer> {
         config.validate()?;
         let share = ranks.as_ref().map_or(Share::ALONE, |ranks| ranks.share());
-        if share.ranks > 1 && matches!(config.device, Device::Cuda(_)) {
-            return Err(Error::usage(format!(
-                "device {}: several ranks train on CPUs; one process trains on one GPU",
-                config.device
-            )));
+        let mut compute = config.compute();
+        if let (Some(ranks), true) = (&ranks, compute.is_gpu()) {
+            let missing =
+                || Error::usage(format!("device {}: the ranks were connected for CPUs", config.device));
+            compute.device = Device::Cuda(ranks.gpu().ok_or_else(missing)?);
         }
         let out = &config.run.out;
         let lock = if share.rank == 0 {
@@ -241,7 +241,6 @@ impl Trainer {
         if writer.is_some() {
             kept::write(&config)?;
         }
-        let mut compute = config.compute();
         if let (Some(ranks), 0) = (&ranks, compute.threads) {
             compute.threads = ranks.threads();
         }

@@ -11,9 +11,7 @@ mod sums;
 
 use super::data::Batch;
 use super::loss_scale::LossScale;
-use super::network::{
-    Segments, Statistic, TargetInputs, Term, TrainNetwork, TrainSpec, Trained, build_training,
-};
+use super::network::{self, Segments, Statistic, TargetInputs, Term, TrainNetwork, TrainSpec, Trained};
 use super::optimizer::{Optimizer, run};
 use crate::dist::Ranks;
 use crate::engine::{Compute, TrainingPrecision, training_executor};
@@ -56,7 +54,8 @@ pub struct TrainStep {
     trained: Vec<Trained>,
     statistics: Vec<Statistic>,
     optimizer: Option<Optimizer>,
-    sums: Sums,
+    /// Of several ranks on CPUs; `None` if their GPUs make them.
+    sums: Option<Sums>,
     losses: Losses,
 }
 
@@ -86,18 +85,26 @@ impl TrainStep {
     /// Plans a step and loads the parameters, which `load` gives in the checkpoint's layout.
     ///
     /// # Errors
-    /// As [`build_training`] and [`training_executor`].
+    /// As [`network::build_training`] and [`training_executor`].
     pub fn new(spec: &TrainSpec<'_>, load: Box<ParamLoader>, compute: Compute) -> Result<Self> {
-        let network = build_training(spec)?;
-        let executor = training_executor(compute, &network.graph, load)?;
-        let mut step = TrainStep::bind(spec, network, executor);
+        let on_device = spec.share.ranks > 1 && compute.is_gpu();
+        let network = network::build(spec, on_device)?;
+        let resident = network.trained.iter().filter(|_| on_device).map(|trained| trained.gradient);
+        let executor = training_executor(compute, &network.graph, load, &resident.collect::<Vec<_>>())?;
+        let sums = (!on_device).then(Sums::default);
+        let mut step = TrainStep::bind(spec, network, executor, sums);
         if compute.precision == TrainingPrecision::F16 {
             step.set_loss_scale(LossScale::default());
         }
         Ok(step)
     }
 
-    fn bind(spec: &TrainSpec<'_>, network: TrainNetwork, executor: Box<dyn Executor>) -> Self {
+    fn bind(
+        spec: &TrainSpec<'_>,
+        network: TrainNetwork,
+        executor: Box<dyn Executor>,
+        sums: Option<Sums>,
+    ) -> Self {
         let named = |term: &Term| (term.name.clone(), 0.0);
         let comparison = match network.targets {
             TargetInputs::Objects(targets) => Comparison::Objects(Box::new(Objects::new(spec, targets))),
@@ -112,7 +119,7 @@ impl TrainStep {
             comparison,
             trained: network.trained,
             statistics: network.statistics,
-            sums: Sums::default(),
+            sums,
             optimizer: network.optimizer,
             executor,
         }
@@ -210,7 +217,7 @@ impl TrainStep {
     }
 
     /// The gradient of a parameter in the graph's layout, times the [loss scale](TrainStep::loss_scale); valid
-    /// after [`TrainStep::run`].
+    /// after [`TrainStep::run`]. Empty among several ranks on GPUs, where it stays.
     pub fn gradient(&self, trained: &Trained) -> &[f32] {
         self.executor.read(trained.gradient).floats()
     }
@@ -228,7 +235,7 @@ impl TrainStep {
     ///
     /// # Errors
     /// [`Error::Shape`] if the batch has another shape; [`Error::Diverged`] naming the first term that is NaN
-    /// or infinite.
+    /// or infinite, or their sum.
     pub fn run(&mut self, batch: &Batch) -> Result<&Losses> {
         self.run_segments(batch, None)
     }
@@ -250,9 +257,15 @@ impl TrainStep {
     /// [`TrainStep::run`] that went well on all ranks.
     ///
     /// # Errors
-    /// [`Error::Ranks`] if another rank is gone; as [`Executor::write_variable`].
+    /// [`Error::Ranks`] if another rank is gone; as [`Executor::run`] and [`Executor::write_variable`].
     pub fn join(&mut self, ranks: &Ranks) -> Result<()> {
-        self.sums.join(&mut *self.executor, ranks, &self.trained, self.optimizer.as_ref())?;
+        match &mut self.sums {
+            Some(sums) => sums.join(&mut *self.executor, ranks, &self.trained, self.optimizer.as_ref())?,
+            None => {
+                sums::join_on_device(&mut *self.executor, ranks, &self.trained)?;
+                self.executor.run(self.segments.follow)?;
+            }
+        }
         sums::follow(&mut *self.executor, ranks, &self.statistics)
     }
 
@@ -302,7 +315,9 @@ impl TrainStep {
         self.collect(batch)?;
         // A batch whose losses are of no use leaves no trace.
         self.optimizer.iter_mut().for_each(|optimizer| optimizer.begin_batch(&mut *self.executor));
-        run(&mut *self.executor, follow, &mut report)?;
+        if self.sums.is_some() {
+            run(&mut *self.executor, follow, &mut report)?;
+        }
         Ok(&self.losses)
     }
 
@@ -314,6 +329,9 @@ impl TrainStep {
                 return Err(Error::Diverged { what: slot.term.name.clone(), ids: batch.ids.clone() });
             }
             self.losses.total += *loss;
+        }
+        if !self.losses.total.is_finite() {
+            return Err(Error::Diverged { what: "the sum of the losses".into(), ids: batch.ids.clone() });
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! What several ranks add up after each batch.
 
 use crate::dist::Ranks;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::Executor;
+use crate::graph::OutputId;
 use crate::train::network::{Statistic, Trained};
 use crate::train::optimizer::Optimizer;
 
@@ -42,6 +43,13 @@ impl Sums {
         }
         Ok(())
     }
+}
+
+/// Replaces the gradients of the last batch by their sums over ranks, where they lie on the GPUs.
+pub(super) fn join_on_device(executor: &mut dyn Executor, ranks: &Ranks, trained: &[Trained]) -> Result<()> {
+    let gradients: Vec<OutputId> = trained.iter().map(|trained| trained.gradient).collect();
+    let on_host = || Error::Graph("gradients of ranks on GPUs are not on a GPU".into());
+    ranks.sum_on_device(&executor.on_device(&gradients)?.ok_or_else(on_host)?)
 }
 
 /// Lets running statistics follow those of every rank's last batch, in the order of ranks.

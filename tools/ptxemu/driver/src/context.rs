@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use crate::device::known_device;
 use crate::driver::{Driver, fresh_handle};
 use crate::error::{CUresult, Outcome};
 use crate::ffi::{Handle, Out, entry_points};
@@ -19,6 +20,7 @@ pub struct Contexts {
 
 struct Primary {
     handle: Handle,
+    device: i32,
     retained: u32,
 }
 
@@ -53,9 +55,7 @@ fn known(driver: &Driver, context: Handle) -> Outcome {
 }
 
 fn create(driver: &mut Driver, place: Out<Handle>, flags: u32, device: i32) -> Outcome {
-    if device != 0 {
-        return Err(CUresult::INVALID_DEVICE);
-    }
+    known_device(driver, device)?;
     let context = fresh_handle();
     place.set(context)?;
     driver.contexts.created.insert(context, flags);
@@ -88,20 +88,21 @@ fn limit(limit: u32) -> Outcome<usize> {
 
 entry_points! {
     /// Makes the primary context, or counts one more user of it.
-    initialised fn cuDevicePrimaryCtxRetain(context: Out<Handle>, device: i32) |_, driver| {
-        if device != 0 {
-            return Err(CUresult::INVALID_DEVICE);
+    initialised fn cuDevicePrimaryCtxRetain(context: Out<Handle>, device: i32) |call, driver| {
+        known_device(driver, device)?;
+        let new = || Primary { handle: fresh_handle(), device, retained: 0 };
+        let primary = driver.contexts.primary.get_or_insert_with(new);
+        if primary.device != device {
+            let used = primary.device;
+            return Err(call.refuse(CUresult::NOT_SUPPORTED, format_args!("the process uses device {used} already")));
         }
-        let primary = driver.contexts.primary.get_or_insert_with(|| Primary { handle: fresh_handle(), retained: 0 });
         primary.retained += 1;
         context.set(primary.handle)
     }
 
     /// Counts one user less of the primary context; the last one empties the device.
     initialised fn cuDevicePrimaryCtxRelease_v2(device: i32) |_, driver| {
-        if device != 0 {
-            return Err(CUresult::INVALID_DEVICE);
-        }
+        known_device(driver, device)?;
         let primary = driver.contexts.primary.as_mut().ok_or(CUresult::INVALID_CONTEXT)?;
         primary.retained -= 1;
         if primary.retained == 0 {
@@ -198,9 +199,9 @@ entry_points! {
         Ok(())
     }
 
-    /// Always device 0.
-    bound fn cuCtxGetDevice(device: Out<i32>) |_, _| {
-        device.set(0)
+    /// The device of the primary context, which all share.
+    bound fn cuCtxGetDevice(device: Out<i32>) |_, driver| {
+        device.set(driver.contexts.primary.as_ref().map_or(0, |primary| primary.device))
     }
 
     /// Runs everything that is queued, on every stream.

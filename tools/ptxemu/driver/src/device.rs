@@ -168,8 +168,16 @@ extern "C" fn at_exit() {
     }
 }
 
-fn only_device(device: i32) -> Result<(), CUresult> {
-    if device == 0 { Ok(()) } else { Err(CUresult::INVALID_DEVICE) }
+/// Refuses a number that no device has.
+pub fn known_device(driver: &Driver, device: i32) -> Result<(), CUresult> {
+    if (0..driver.settings.devices).contains(&device) { Ok(()) } else { Err(CUresult::INVALID_DEVICE) }
+}
+
+/// The same for every process, another one for each device.
+fn uuid(device: i32) -> [u8; 16] {
+    let mut uuid = UUID;
+    uuid[15] = uuid[15].wrapping_add(device as u8);
+    uuid
 }
 
 entry_points! {
@@ -195,20 +203,20 @@ entry_points! {
         version.set(settings.driver_version as i32)
     }
 
-    /// The only device is number 0.
-    initialised fn cuDeviceGet(device: Out<i32>, ordinal: i32) |_, _| {
-        only_device(ordinal)?;
-        device.set(0)
+    /// Devices are their numbers.
+    initialised fn cuDeviceGet(device: Out<i32>, ordinal: i32) |_, driver| {
+        known_device(driver, ordinal)?;
+        device.set(ordinal)
     }
 
-    /// One device.
-    initialised fn cuDeviceGetCount(count: Out<i32>) |_, _| {
-        count.set(1)
+    /// As many as the environment says.
+    initialised fn cuDeviceGetCount(count: Out<i32>) |_, driver| {
+        count.set(driver.settings.devices)
     }
 
     /// [`NAME`].
-    initialised fn cuDeviceGetName(name: Out<c_char>, length: i32, device: i32) |_, _| {
-        only_device(device)?;
+    initialised fn cuDeviceGetName(name: Out<c_char>, length: i32, device: i32) |_, driver| {
+        known_device(driver, device)?;
         let room = usize::try_from(length).ok().and_then(|length| length.checked_sub(1)).ok_or(CUresult::INVALID_VALUE)?;
         let shown = &NAME.as_bytes()[..NAME.len().min(room)];
         for (index, &byte) in shown.iter().chain(&[0]).enumerate() {
@@ -218,42 +226,42 @@ entry_points! {
     }
 
     /// A fixed value.
-    initialised fn cuDeviceGetUuid(uuid: Out<[u8; 16]>, device: i32) |_, _| {
-        only_device(device)?;
-        uuid.set(UUID)
+    initialised fn cuDeviceGetUuid(place: Out<[u8; 16]>, device: i32) |_, driver| {
+        known_device(driver, device)?;
+        place.set(uuid(device))
     }
 
     /// A fixed value.
-    initialised fn cuDeviceGetUuid_v2(uuid: Out<[u8; 16]>, device: i32) |_, _| {
-        only_device(device)?;
-        uuid.set(UUID)
+    initialised fn cuDeviceGetUuid_v2(place: Out<[u8; 16]>, device: i32) |_, driver| {
+        known_device(driver, device)?;
+        place.set(uuid(device))
     }
 
     /// All of the device's memory.
     initialised fn cuDeviceTotalMem_v2(bytes: Out<usize>, device: i32) |_, driver| {
-        only_device(device)?;
+        known_device(driver, device)?;
         bytes.set(driver.memory.total() as usize)
     }
 
     /// One number about the device.
     initialised fn cuDeviceGetAttribute(value: Out<i32>, attribute: u32, device: i32) |call, driver| {
         call.note(format_args!("attribute={attribute}"));
-        only_device(device)?;
+        known_device(driver, device)?;
         value.set(driver.device.attribute(attribute).ok_or(CUresult::INVALID_VALUE)?)
     }
 
     /// Compute capability, the old way.
     initialised fn cuDeviceComputeCapability(major: Out<i32>, minor: Out<i32>, device: i32) |_, driver| {
-        only_device(device)?;
+        known_device(driver, device)?;
         let capability = driver.device.capability();
         major.set(capability.0 as i32)?;
         minor.set(capability.1 as i32)
     }
 
     /// A made-up place on the bus.
-    initialised fn cuDeviceGetPCIBusId(text: Out<c_char>, length: i32, device: i32) |_, _| {
-        only_device(device)?;
-        let id = c"0000:00:00.0".to_bytes_with_nul();
+    initialised fn cuDeviceGetPCIBusId(text: Out<c_char>, length: i32, device: i32) |_, driver| {
+        known_device(driver, device)?;
+        let id = format!("0000:{device:02x}:00.0\0").into_bytes();
         if (length as usize) < id.len() {
             return Err(CUresult::INVALID_VALUE);
         }
@@ -261,14 +269,14 @@ entry_points! {
     }
 
     /// There is one memory pool, which is the device's memory.
-    initialised fn cuDeviceGetDefaultMemPool(pool: Out<usize>, device: i32) |_, _| {
-        only_device(device)?;
+    initialised fn cuDeviceGetDefaultMemPool(pool: Out<usize>, device: i32) |_, driver| {
+        known_device(driver, device)?;
         pool.set(crate::memory::POOL)
     }
 
     /// The same pool.
-    initialised fn cuDeviceGetMemPool(pool: Out<usize>, device: i32) |_, _| {
-        only_device(device)?;
+    initialised fn cuDeviceGetMemPool(pool: Out<usize>, device: i32) |_, driver| {
+        known_device(driver, device)?;
         pool.set(crate::memory::POOL)
     }
 }

@@ -26,6 +26,7 @@
 //! | `PTXEMU_CHECKS` | `off`: no checks of races and of uninitialised reads |
 //! | `PTXEMU_MMA` | `truncated` (default): tensor cores sum as measured on hardware; `nearest`: as fused multiply-adds, faster |
 //! | `PTXEMU_MAX_INSTRUCTIONS` | most warp instructions of a launch, 2^34 by default, so that an endless kernel ends in an error; 0: no bound |
+//! | `PTXEMU_DEVICES` | devices of the machine, 1 by default, of which a process can use one at a time |
 //! | `PTXEMU_FREE_MEMORY` | bytes of free device memory at the start, for out-of-memory tests |
 //! | `PTXEMU_LOG` | file to which one line is appended for each driver call, and a `#` line for each piece of work as it runs |
 //! | `PTXEMU_REPORT` | file that gets the emulator's counts per kernel, as JSON, at exit |

@@ -29,6 +29,8 @@ pub struct Settings {
     pub instructions: Option<u64>,
     /// Bytes of device memory.
     pub memory: u64,
+    /// Devices that the driver counts.
+    pub devices: i32,
     /// Where the counts go at exit.
     pub report: Option<PathBuf>,
 }
@@ -73,6 +75,7 @@ impl Settings {
             instructions: Some(number("PTXEMU_MAX_INSTRUCTIONS", DEFAULT_INSTRUCTIONS)?)
                 .filter(|most| *most > 0),
             memory: number("PTXEMU_FREE_MEMORY", DEFAULT_MEMORY)?,
+            devices: number("PTXEMU_DEVICES", 1)?,
             report: variable("PTXEMU_REPORT").map(PathBuf::from),
         })
     }
