@@ -3,7 +3,6 @@
 use super::{Golden, LOSS, check_gradients, check_losses, check_update, folder};
 use knet::checkpoint::seeded;
 use knet::dist::Share;
-use knet::engine::Compute;
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
 use knet::isa::Isa;
@@ -13,6 +12,7 @@ use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
 use serde_json::Value;
 use std::process::Command;
+use testkit::device;
 
 /// Upstream's `frozen_stages=1`.
 const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1."];
@@ -104,7 +104,7 @@ impl Golden {
             share: Share::ALONE,
         };
         let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
-        TrainStep::new(&spec, load, Compute::cpu(0)).unwrap()
+        TrainStep::new(&spec, load, device::compute()).unwrap()
     }
 }
 
