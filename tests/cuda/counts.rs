@@ -32,9 +32,6 @@ use testkit::{emulate, sass};
 
 const TARGET: Target = Target { caps: Caps::H100, precision: Precision::F16 };
 
-/// Of training steps.
-const TRAINING: Target = Target { caps: Caps::H100, precision: Precision::Bf16 };
-
 /// Distinct layers that the table has, the heaviest; layers of kernels that are not among them come on top.
 const HEAVIEST: usize = 30;
 
@@ -86,7 +83,8 @@ const LEAST: f64 = 0.3;
 
 /// Of every operator that a training step of `knet_s3_r50_fpn_panoptic` over two images of 800 x 1344 has, and
 /// inference with it has not, the heaviest step, and that of any other number of launches: sums of parts are
-/// launches of their own, and so are the phases of a stride.
+/// launches of their own, and so are the phases of a stride. In f16: a GPU trains in bf16, and kernels differ by
+/// the name of the type.
 fn training_layers() -> Vec<Layer> {
     let config = Config::named("knet_s3_r50_fpn_panoptic").expect("a model of ours");
     let inference = build(&config, 1, [64, 64], TapMode::Off).expect("a size it takes").graph;
@@ -106,13 +104,13 @@ fn training_layers() -> Vec<Layer> {
         share: Share::ALONE,
     };
     let graph = build_training(&spec).expect("a training step").graph;
-    let plan = knet::cuda::plan(&graph, TRAINING).expect("a plan");
+    let plan = knet::cuda::plan(&graph, TARGET).expect("a plan");
     let mut layers: Vec<Layer> = Vec::new();
     for step in plan.steps.into_iter().filter(|step| !inferred.contains(step.op.name())) {
         match layers.iter_mut().find(|l| l.step.op.name() == step.op.name() && l.step.program == step.program)
         {
             Some(layer) => layer.times += 1,
-            None => layers.push(Layer::new(step, &TRAINING)),
+            None => layers.push(Layer::new(step, &TARGET)),
         }
     }
     layers.retain(|layer| layer.roofline >= LEAST);
@@ -147,8 +145,8 @@ fn deformed_gradients() -> impl Iterator<Item = Layer> {
                 builder.output(&format!("result{i}"), id);
             }
             let graph = builder.finish().expect("a sound graph");
-            let step = knet::cuda::plan(&graph, TRAINING).expect("a plan").steps.remove(0);
-            Layer::new(step, &TRAINING)
+            let step = knet::cuda::plan(&graph, TARGET).expect("a plan").steps.remove(0);
+            Layer::new(step, &TARGET)
         })
 }
 
@@ -365,7 +363,7 @@ const HEADER: &str = "\
 # What the PTX emulator counts of the heaviest layers of knet_s3_r50_fpn at 800 x 1344 in f16, planned for an H100: the numbers
 # that predict speed. No GPU ran them. The 30 heaviest distinct layers by the roofline, and the heaviest of every other choice
 # of kernel; then attention within windows of Swin's first stages at that size, shifted; then a deformable convolution of each
-# stage of R101-DCN, a quarter of each sample from each of four pixels; then, in bf16, of every operator that a training step of
+# stage of R101-DCN, a quarter of each sample from each of four pixels; then of every operator that a training step of
 # knet_s3_r50_fpn_panoptic over two such images has and inference has not the heaviest step, and that of any other number of
 # launches; then the gradients of a deformable convolution. A row is a launch. Counts are of up to
 # six blocks of the launch: two first, two in the middle, two last.
