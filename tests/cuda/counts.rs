@@ -1,5 +1,6 @@
-//! What the emulator counts of the heaviest layers of K-Net, of attention within windows and of deformable
-//! convolutions, as an H100 would run them, held to the table `kernels/counts.tsv`. No GPU is asked: these are the numbers that
+//! What the emulator counts of the heaviest layers of K-Net, of attention within windows, of deformable
+//! convolutions and of what training has besides, as an H100 would run them, held to the table
+//! `kernels/counts.tsv`. No GPU is asked: these are the numbers that
 //! predict speed, not times. The table's header explains its columns.
 //!
 //! A few blocks of each launch run, the first, some in the middle and the last; counts are theirs. Results
@@ -9,11 +10,17 @@ use knet::cuda::gpu::roofline;
 use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::launch::{Launch, Packing, Program};
 use knet::cuda::nvrtc::{Code, Job};
-use knet::graph::passes::optimize;
+use knet::dist::Share;
+use knet::graph::passes::{DropRates, optimize};
 use knet::graph::{Builder, Graph, Layout};
 use knet::model::{Config, TapMode, build};
-use knet::ops::{Conv2d, DeformConv2d, Op, ValueType, WindowAttention, WindowAttentionGrad};
+use knet::ops::{
+    Conv2d, DeformConv2d, DeformConv2dFilterGrad, DeformConv2dInputGrad, Op, ValueType, WindowAttention,
+    WindowAttentionGrad,
+};
 use knet::plan::{Operand, Place, Step};
+use knet::train::network::{LossWeights, TrainSpec, build_training};
+use knet::train::optimizer::AdamWConfig;
 use ptxemu::{Memory, Options, Report, Traffic};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +43,13 @@ struct Layer {
     roofline: f64,
 }
 
+impl Layer {
+    fn new(step: Step<Program>, target: &Target) -> Layer {
+        let roofline = roofline::step(&step, target).as_secs_f64() * 1e6;
+        Layer { step, times: 1, roofline }
+    }
+}
+
 /// The heaviest layers of `knet_s3_r50_fpn` at 800 x 1344 by the roofline, which no choice of kernel sways,
 /// and the heaviest layer of each choice of kernel that they lack.
 fn layers() -> Vec<Layer> {
@@ -47,10 +61,7 @@ fn layers() -> Vec<Layer> {
         match layers.iter_mut().find(|l| l.step.op.name() == step.op.name() && l.step.program == step.program)
         {
             Some(layer) => layer.times += 1,
-            None => {
-                let roofline = roofline::step(&step, &TARGET).as_secs_f64() * 1e6;
-                layers.push(Layer { step, times: 1, roofline });
-            }
+            None => layers.push(Layer::new(step, &TARGET)),
         }
     }
     layers.sort_by(|a, b| b.roofline.total_cmp(&a.roofline));
@@ -62,7 +73,91 @@ fn layers() -> Vec<Layer> {
     });
     layers.extend(swin_windows());
     layers.extend(deformed_layers());
+    layers.extend(training_layers());
+    layers.extend(deformed_gradients());
     layers
+}
+
+/// Steps of training that take less than so many µs at best are not looked at.
+const LEAST: f64 = 0.3;
+
+/// Of every operator that a training step of `knet_s3_r50_fpn_panoptic` over two images of 800 x 1344 has, and
+/// inference with it has not, the heaviest step, and that of any other number of launches: sums of parts are
+/// launches of their own, and so are the phases of a stride. In f16: a GPU trains in bf16, and kernels differ by
+/// the name of the type.
+fn training_layers() -> Vec<Layer> {
+    let config = Config::named("knet_s3_r50_fpn_panoptic").expect("a model of ours");
+    let inference = build(&config, 1, [64, 64], TapMode::Off).expect("a size it takes").graph;
+    let inferred: BTreeSet<&str> = inference.nodes().iter().map(|node| node.op.name()).collect();
+    let spec = TrainSpec {
+        config: &config,
+        batch: 2,
+        size: [800, 1344],
+        max_objects: 12,
+        weights: LossWeights::default(),
+        frozen: &["backbone.conv1.", "backbone.bn1.", "backbone.layer1."].map(String::from),
+        train_batch_norm: false,
+        dropout: DropRates::default(),
+        seed: 0,
+        optimizer: Some(&AdamWConfig::default()),
+        accumulate: 1,
+        share: Share::ALONE,
+    };
+    let graph = build_training(&spec).expect("a training step").graph;
+    let plan = knet::cuda::plan(&graph, TARGET).expect("a plan");
+    let mut layers: Vec<Layer> = Vec::new();
+    for step in plan.steps.into_iter().filter(|step| !inferred.contains(step.op.name())) {
+        match layers.iter_mut().find(|l| l.step.op.name() == step.op.name() && l.step.program == step.program)
+        {
+            Some(layer) => layer.times += 1,
+            None => layers.push(Layer::new(step, &TARGET)),
+        }
+    }
+    layers.retain(|layer| layer.roofline >= LEAST);
+    layers.sort_by(|a, b| b.roofline.total_cmp(&a.roofline));
+    let mut known = BTreeSet::new();
+    layers.retain(|layer| known.insert((layer.step.op.name(), layer.step.program.launches.len())));
+    layers
+}
+
+/// The gradients of a deformable convolution of the first stage of R101-DCN at 800 x 1344 that has them.
+fn deformed_gradients() -> impl Iterator<Item = Layer> {
+    let [h, w, channels] = [100, 168, 128];
+    let Conv2d { stride, padding, dilation, .. } = Conv2d::with(1, 1);
+    let input = DeformConv2dInputGrad { stride, padding, dilation };
+    let filter = DeformConv2dFilterGrad { stride, padding, dilation, kernel: [3, 3] };
+    [("layer2.dcn.input.grad", Op::from(input)), ("layer2.dcn.filter.grad", Op::from(filter))]
+        .into_iter()
+        .map(move |(name, op)| {
+            let mut builder = Builder::new();
+            let dy = builder.input("dy", ValueType::map([1, h, w, channels]));
+            let x = builder.input("x", ValueType::map([1, h, w, channels]));
+            let offsets = builder.input("offsets", ValueType::exact([1, h, w, 18]));
+            let operands = match &op {
+                Op::DeformConv2dInputGrad(_) => {
+                    let filter = ValueType::weight([channels, 3, 3, channels]);
+                    vec![dy, builder.variable("w", filter, None).expect("a new name"), x, offsets]
+                }
+                _ => vec![x, dy, offsets],
+            };
+            let results = builder.nodes(name, op, &operands).expect("sound types");
+            for (i, id) in results.into_iter().enumerate() {
+                builder.output(&format!("result{i}"), id);
+            }
+            let graph = builder.finish().expect("a sound graph");
+            let step = knet::cuda::plan(&graph, TARGET).expect("a plan").steps.remove(0);
+            Layer::new(step, &TARGET)
+        })
+}
+
+/// The operand that says where a deformable convolution or its gradients sample.
+fn offset_input(op: &Op) -> Option<usize> {
+    match op {
+        Op::DeformConv2d(op) => Some(op.offset_input()),
+        Op::DeformConv2dInputGrad(_) => Some(3),
+        Op::DeformConv2dFilterGrad(_) => Some(2),
+        _ => None,
+    }
 }
 
 /// Shifted attention of the first stages of Swin-T and, with windows of 12, Swin-L, at 800 x 1344, and the
@@ -73,8 +168,7 @@ fn swin_windows() -> impl Iterator<Item = Layer> {
         let map = [1, 200, 336, 32 * heads];
         let step =
             knet::cuda::plan(&one_attention(name, op, map, grad), TARGET).expect("a plan").steps.remove(0);
-        let roofline = roofline::step(&step, &TARGET).as_secs_f64() * 1e6;
-        Layer { step, times: 1, roofline }
+        Layer::new(step, &TARGET)
     };
     [("swin_t.windows", 3, 7, false), ("swin_l.windows", 6, 12, false), ("swin_t.windows.grad", 3, 7, true)]
         .into_iter()
@@ -97,8 +191,7 @@ fn deformed_layers() -> impl Iterator<Item = Layer> {
             builder.output("result", id);
             let graph = builder.finish().expect("a sound graph");
             let step = knet::cuda::plan(&graph, TARGET).expect("a plan").steps.remove(0);
-            let roofline = roofline::step(&step, &TARGET).as_secs_f64() * 1e6;
-            Layer { step, times: 1, roofline }
+            Layer::new(step, &TARGET)
         })
 }
 
@@ -154,9 +247,8 @@ fn count(layer: &Layer) -> Vec<Report> {
         Place::Const(_) => room(packed(operand, program.packing_of(index))),
     };
     let inputs: Vec<u64> = step.inputs.iter().enumerate().map(input).collect();
-    if let Op::DeformConv2d(op) = &step.op {
+    if let Some(index) = offset_input(&step.op) {
         // Points between four pixels each.
-        let index = op.offset_input();
         let halves = 0.5f32.to_le_bytes().repeat(step.inputs[index].ty.shape.len());
         memory.write(inputs[index], &halves).unwrap();
     }
@@ -271,7 +363,9 @@ const HEADER: &str = "\
 # What the PTX emulator counts of the heaviest layers of knet_s3_r50_fpn at 800 x 1344 in f16, planned for an H100: the numbers
 # that predict speed. No GPU ran them. The 30 heaviest distinct layers by the roofline, and the heaviest of every other choice
 # of kernel; then attention within windows of Swin's first stages at that size, shifted; then a deformable convolution of each
-# stage of R101-DCN, a quarter of each sample from each of four pixels. A row is a launch. Counts are of up to
+# stage of R101-DCN, a quarter of each sample from each of four pixels; then of every operator that a training step of
+# knet_s3_r50_fpn_panoptic over two such images has and inference has not the heaviest step, and that of any other number of
+# launches; then the gradients of a deformable convolution. A row is a launch. Counts are of up to
 # six blocks of the launch: two first, two in the middle, two last.
 # KNET_UPDATE=1 cargo test --test cuda counts:: writes this file; the test fails where a row gets worse. `-`: there are none.
 ";

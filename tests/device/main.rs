@@ -7,8 +7,12 @@
 //! as many processes. A case by itself: its name, and `--exact`.
 
 mod half;
+mod learning;
 mod operators;
 mod parts;
+mod program;
+#[path = "../train/scene.rs"]
+mod scene;
 mod segments;
 mod training;
 
@@ -83,7 +87,9 @@ fn main() {
         let device = held.insert(Device::open(ordinal).expect("the device under test"));
         let mut groups = operators::groups(ordinal, device.is_emulated());
         groups.insert("half".into(), (0, half::trials(ordinal, device.is_emulated())));
+        groups.insert("learning".into(), (0, learning::trials(ordinal)));
         groups.insert("parts".into(), (0, parts::trials(ordinal)));
+        groups.insert("program".into(), (0, program::trials(ordinal)));
         groups.insert("segments".into(), (0, segments::trials(ordinal)));
         groups.insert("training".into(), (0, training::trials(ordinal)));
         trials = shard(groups, wanted);

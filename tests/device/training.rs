@@ -9,6 +9,8 @@ use knet::graph::Param;
 use knet::graph::passes::DropRates;
 use knet::model::{Classes, Config, DecodeHead, EfficientNetLite, Fpn, Generator, Head, Swin, Task};
 use knet::ops::case::relative_l2;
+use knet::plan::constants::ParamLoader;
+use knet::tensor::Tensor;
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec};
 use knet::train::optimizer::AdamWConfig;
@@ -16,13 +18,13 @@ use knet::train::step::TrainStep;
 use libtest_mimic::{Failed, Trial};
 
 /// Height and width of the images, which no tile divides.
-const SIZE: [usize; 2] = [64, 96];
-const BATCH: usize = 2;
-const SLOTS: usize = 6;
+pub const SIZE: [usize; 2] = [64, 96];
+pub const BATCH: usize = 2;
+pub const SLOTS: usize = 6;
 
 /// A family of models, as small as one can be.
 #[derive(Clone, Copy, Debug)]
-enum Family {
+pub enum Family {
     Instance,
     Panoptic,
     Semantic,
@@ -30,9 +32,9 @@ enum Family {
 }
 
 impl Family {
-    const ALL: [Family; 4] = [Family::Instance, Family::Panoptic, Family::Semantic, Family::Swin];
+    pub const ALL: [Family; 4] = [Family::Instance, Family::Panoptic, Family::Semantic, Family::Swin];
 
-    fn config(self) -> Config {
+    pub fn config(self) -> Config {
         let lite = EfficientNetLite::new(0);
         let detector = |backbone, classes| Config {
             neck: Fpn { channels: 32 },
@@ -64,7 +66,7 @@ impl Family {
 }
 
 /// Noise with rectangles as objects, or as classes of pixels.
-fn batch(config: &Config) -> Batch {
+pub fn batch(config: &Config) -> Batch {
     let [height, width] = SIZE;
     let images = (0..BATCH * height * width * 3).map(|i| ((i * 7919) % 255) as f32 / 128.0 - 1.0).collect();
     let batch = Batch { size: SIZE, images, ids: vec![1, 2], ..Batch::default() };
@@ -87,46 +89,79 @@ fn batch(config: &Config) -> Batch {
     Batch { masks, labels, things: things.to_vec(), objects, ..batch }
 }
 
+/// Weights by their names, the same every time.
+pub fn seeded_weight(param: &Param) -> knet::Result<Tensor> {
+    seeded::tensor(&param.key, &param.upstream_shape, 0)
+}
+
+/// A step with an average of the weights, a frozen beginning, and these rates of dropout.
+pub fn new_step(
+    config: &Config,
+    dropout: DropRates,
+    compute: Compute,
+    weight: Box<ParamLoader>,
+) -> knet::Result<TrainStep> {
+    let spec = TrainSpec {
+        config,
+        batch: BATCH,
+        size: SIZE,
+        max_objects: SLOTS,
+        weights: LossWeights::default(),
+        frozen: &["backbone._conv_stem.".to_string()],
+        train_batch_norm: config.task == Task::Semantic,
+        dropout,
+        seed: 3,
+        optimizer: Some(&AdamWConfig { ema: 0.9, ..AdamWConfig::default() }),
+        accumulate: 1,
+        share: Share::ALONE,
+    };
+    TrainStep::new(&spec, weight, compute)
+}
+
+/// The loss terms of a step, the assignment of each round, and every gradient by its parameter's name.
+pub struct Learnt {
+    pub losses: Vec<(String, f32)>,
+    pub matched: Vec<Option<usize>>,
+    pub gradients: Vec<(String, Vec<f32>)>,
+}
+
+impl Learnt {
+    /// Of a step that runs over a batch.
+    pub fn of(step: &mut TrainStep, config: &Config, batch: &Batch) -> knet::Result<Learnt> {
+        let losses = step.run(batch)?.terms.clone();
+        let gradients =
+            step.trained().iter().map(|t| (t.param.key.clone(), step.gradient(t).to_vec())).collect();
+        let rounds = if config.task == Task::Semantic { 0 } else { config.head.stages + 1 };
+        let matched = (0..rounds).flat_map(|round| step.matched(round).to_vec()).collect();
+        Ok(Learnt { losses, matched, gradients })
+    }
+
+    /// All gradients, one after the other.
+    pub fn all_gradients(&self) -> Vec<f64> {
+        self.gradients.iter().flat_map(|(_, values)| values.iter().map(|&v| f64::from(v))).collect()
+    }
+}
+
 /// What steps leave behind.
 struct Outcome {
-    /// Of the first step, and of the second, after an update.
-    losses: [Vec<(String, f32)>; 2],
-    matched: Vec<Option<usize>>,
-    gradients: Vec<(String, Vec<f32>)>,
+    first: Learnt,
+    /// Losses of the second step, after an update.
+    second: Vec<(String, f32)>,
     /// After two updates.
     parameters: Vec<(String, Vec<f32>)>,
 }
 
 impl Outcome {
     fn of(config: &Config, batch: &Batch, compute: Compute) -> knet::Result<Outcome> {
-        let optimizer = AdamWConfig { ema: 0.9, ..AdamWConfig::default() };
-        let spec = TrainSpec {
-            config,
-            batch: BATCH,
-            size: SIZE,
-            max_objects: SLOTS,
-            weights: LossWeights::default(),
-            frozen: &["backbone._conv_stem.".to_string()],
-            train_batch_norm: config.task == Task::Semantic,
-            dropout: DropRates { channel: 0.1, path: 0.1 },
-            seed: 3,
-            optimizer: Some(&optimizer),
-            accumulate: 1,
-            share: Share::ALONE,
-        };
-        let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
-        let mut step = TrainStep::new(&spec, load, compute)?;
-        let first = step.run(batch)?.terms.clone();
-        let gradients =
-            step.trained().iter().map(|t| (t.param.key.clone(), step.gradient(t).to_vec())).collect();
-        let rounds = if config.task == Task::Semantic { 0 } else { config.head.stages + 1 };
-        let matched = (0..rounds).flat_map(|round| step.matched(round).to_vec()).collect();
+        let mut step =
+            new_step(config, DropRates { channel: 0.1, path: 0.1 }, compute, Box::new(seeded_weight))?;
+        let first = Learnt::of(&mut step, config, batch)?;
         step.update(1e-3)?;
         let second = step.run(batch)?.terms.clone();
         step.update(1e-3)?;
         let parameters = step.parameters()?.into_iter();
         let parameters = parameters.map(|(param, value)| (param.key.clone(), value.into_data())).collect();
-        Ok(Outcome { losses: [first, second], matched, gradients, parameters })
+        Ok(Outcome { first, second, parameters })
     }
 }
 
@@ -135,12 +170,12 @@ impl Outcome {
 /// norms over a handful of values amplify it, a value that crosses the bend of a ReLU6 or the threshold of a mask
 /// lets gradients jump. Single gradients may be noise altogether: in truth that of a bias before a batch norm, or
 /// of a key's, is zero.)
-fn tolerance(sensitivity: f64) -> f64 {
+pub fn tolerance(sensitivity: f64) -> f64 {
     1e-5 + 10.0 * sensitivity
 }
 
 /// The batch with every other pixel value an ulp larger.
-fn rounded_otherwise(mut batch: Batch) -> Batch {
+pub fn rounded_otherwise(mut batch: Batch) -> Batch {
     batch.images.iter_mut().step_by(2).for_each(|value| *value = value.next_up());
     batch
 }
@@ -154,24 +189,24 @@ fn check(family: Family, ordinal: usize) -> Result<(), Failed> {
     let otherwise = Outcome::of(&config, &rounded_otherwise(batch.clone()), Compute::cpu(2))?;
     let mut faults = Vec::new();
     // After an update, what AdamW makes of a gradient that is noise is in it.
-    for (step, bound) in [(0, 1e-5), (1, 1e-3)] {
-        for ((name, found), (_, wanted)) in found.losses[step].iter().zip(&wanted.losses[step]) {
+    let losses = [(&found.first.losses, &wanted.first.losses, 1e-5), (&found.second, &wanted.second, 1e-3)];
+    for (step, (found, wanted, bound)) in losses.into_iter().enumerate() {
+        for ((name, found), (_, wanted)) in found.iter().zip(wanted) {
             let off = (found - wanted).abs() / wanted.abs().max(1e-2);
             if off.is_nan() || off > bound {
                 faults.push(format!("step {step}, {name}: {found} instead of {wanted}"));
             }
         }
     }
-    if found.matched != wanted.matched {
+    if found.first.matched != wanted.first.matched {
         faults.push("objects are assigned otherwise".into());
     }
-    let all = |outcome: &Outcome| -> Vec<f64> {
-        outcome.gradients.iter().flat_map(|(_, values)| values.iter().map(|&v| f64::from(v))).collect()
-    };
-    let [error, sensitivity] = [&found, &otherwise].map(|other| relative_l2(&all(other), &all(&wanted)));
+    let all = wanted.first.all_gradients();
+    let [error, sensitivity] =
+        [&found, &otherwise].map(|other| relative_l2(&other.first.all_gradients(), &all));
     println!(
         "{family:?}: {} gradients, off by {error:.1e}; an ulp of the images moves them by {sensitivity:.1e}",
-        found.gradients.len()
+        found.first.gradients.len()
     );
     if error.is_nan() || error > tolerance(sensitivity) {
         faults.push(format!("gradients are off by {error:.1e}, at most {:.1e}", tolerance(sensitivity)));

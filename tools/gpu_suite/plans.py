@@ -21,7 +21,7 @@ THREADS = 4
 # Failed cases that are run again, each in a process of its own: a fault of one may have made the others fail.
 MOST_AGAIN = 12
 # Trials of the suite of operators that are no operators.
-OTHER_TRIALS = ("determinism", "half/", "on_device", "parts/", "pipeline", "tuning")
+OTHER_TRIALS = ("determinism", "half/", "learning/", "on_device", "parts/", "pipeline", "program/", "tuning")
 # Kernels to look into, by the names of their functions; of those with many launches these, by number.
 KERNELS = "::regex:^(few_channels|max_pool2d|norm_sum|mask_pool|mask_conv|fused_linear|postprocess_instance)$:1"
 CONVOLUTIONS = "::implicit_gemm:1|20|40"
@@ -225,6 +225,8 @@ class Plans:
             self.suite("goldens-f32-all", "model", "goldens::", cap=400),
             self.suite("half-all", "device", "half/", cap=400),
             self.suite("parts", "device", "parts/", cap=120),
+            self.suite("training", "device", "training/", cap=120),
+            self.suite("learning", "device", "learning/", cap=120),
             self.sanitized("initcheck"),
             self.sanitized("synccheck"),
         ]

@@ -20,9 +20,8 @@ use crate::train::step::TrainStep;
 /// writes. The settings of the model that only inference reads may, too.
 const FREE: [&str; 19] = [
     "threads",
-    // Not the same bits: the order of sums is a device's own.
-    "device",
-    "precision",
+    ARITHMETIC[0],
+    ARITHMETIC[1],
     "data.val",
     "data.batch",
     "data.accumulate",
@@ -41,6 +40,9 @@ const FREE: [&str; 19] = [
     // Where the data lie; the number of images is compared besides.
     "data.train",
 ];
+/// Fields after whose change a run goes on with other bits than it would have had: the order of sums is a
+/// device's own.
+const ARITHMETIC: [&str; 2] = ["device", "precision"];
 /// Fields that say nothing of a run that has begun, or nothing of its numbers.
 const IDLE: [&str; 2] = ["start", "run.out"];
 
@@ -105,7 +107,14 @@ impl Origin {
                 continue;
             }
             let shown = |value: Option<&Value>| value.map_or("absent".to_string(), Value::to_string);
-            let line = format!("{key}: {} -> {}", shown(old), shown(new));
+            // What `auto` trains on.
+            let on =
+                |value: Option<&Value>| value.map(|v| if v == "auto" { "cpu".into() } else { v.clone() });
+            let bits = match below(key, &ARITHMETIC) && on(old) != on(new) {
+                true => " (sums round otherwise: from here on not the bits that the run would have had)",
+                false => "",
+            };
+            let line = format!("{key}: {} -> {}{bits}", shown(old), shown(new));
             let setting = |name: &str| below(key, &[&format!("model.{name}")]);
             if below(key, &FREE) || Config::inference_settings().any(setting) {
                 free.push(line)
@@ -212,6 +221,15 @@ mod tests {
             changes,
             ["data.batch: 1 -> 2", "schedule.epochs: 2 -> absent", "schedule.iterations: absent -> 9"]
         );
+        let on = |device: &str| {
+            let mut config = before.clone();
+            config["device"] = device.into();
+            origin(config, 3)
+        };
+        let said = "sums round otherwise: from here on not the bits that the run would have had";
+        let changes = on("cpu").changes(&on("cuda:1")).unwrap();
+        assert_eq!(changes, [format!("device: \"cpu\" -> \"cuda:1\" ({said})")]);
+        assert_eq!(on("auto").changes(&on("cpu")).unwrap(), ["device: \"auto\" -> \"cpu\""]);
         after["data"]["strict"] = true.into();
         after["seed"] = 5.into();
         let error = origin(before, 3).changes(&origin(after, 4)).unwrap_err().to_string();

@@ -3,7 +3,7 @@
 use super::{Golden, LOSS, check_gradients, check_losses, check_update, folder};
 use knet::checkpoint::seeded;
 use knet::dist::Share;
-use knet::engine::Compute;
+use knet::engine::Device;
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
 use knet::isa::Isa;
@@ -13,6 +13,7 @@ use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
 use serde_json::Value;
 use std::process::Command;
+use testkit::device;
 
 /// Upstream's `frozen_stages=1`.
 const FROZEN: [&str; 3] = ["backbone.conv1.", "backbone.bn1.", "backbone.layer1."];
@@ -30,6 +31,11 @@ struct Bounds {
 /// Later rounds cost by logits that two float32 evaluations give with errors of 5e-6 of values up to 20; the
 /// second-best assignment costs at least 2e-3 more.
 const PLAIN: Bounds = Bounds { cost: 1e-4, gradient_most: 1e-4 };
+
+/// Of the panoptic golden on another device than the CPU. An input of a ReLU lies so near its bend that in two of
+/// eight cases an ulp of every few image values moves the CPU's own gradients by 1.6e-4 in the median, 1.7e-3 at
+/// the most, and no loss by more than 3e-7; the CPU's sums as they are fall on PyTorch's side.
+const BENT: Bounds = Bounds { gradient_most: 5e-4, ..PLAIN };
 
 /// PyTorch's float32 logits of later rounds are up to 3e-4 from its float64 ones; the second-best assignment
 /// costs at least 5e-3 more. The slope of a sample jumps where its point crosses from one pixel to the next, so
@@ -104,7 +110,7 @@ impl Golden {
             share: Share::ALONE,
         };
         let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
-        TrainStep::new(&spec, load, Compute::cpu(0)).unwrap()
+        TrainStep::new(&spec, load, device::compute()).unwrap()
     }
 }
 
@@ -210,7 +216,8 @@ fn knet_s3_swin_l_panoptic() {
 
 #[test]
 fn knet_s3_r50_fpn_panoptic() {
-    check_model(&Golden::open("knet_s3_r50_fpn_panoptic"), &PLAIN);
+    let bounds = if device::device() == Device::Cpu { PLAIN } else { BENT };
+    check_model(&Golden::open("knet_s3_r50_fpn_panoptic"), &bounds);
 }
 
 /// A mask logit of this batch, -5e-5, is nearer 0 than PyTorch's float32 is from its float64 (see

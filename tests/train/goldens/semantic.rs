@@ -3,7 +3,6 @@
 use super::{Golden, check_gradients, check_losses, check_update};
 use knet::checkpoint::seeded;
 use knet::dist::Share;
-use knet::engine::Compute;
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
 use knet::ops::case::relative_l2;
@@ -11,6 +10,7 @@ use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec};
 use knet::train::optimizer::{AdamWConfig, Group};
 use knet::train::step::TrainStep;
+use testkit::device;
 
 /// PyTorch's float32 is 2.8e-3 from its float64 in the median of R50's parameters, as ten of 15 million ReLU
 /// inputs fall on the other side (NOTES_SEG section 7).
@@ -63,7 +63,7 @@ fn check_model(model: &str, most: f64) {
         share: Share::ALONE,
     };
     let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));
-    let mut step = TrainStep::new(&spec, load, Compute::cpu(0)).unwrap();
+    let mut step = TrainStep::new(&spec, load, device::compute()).unwrap();
     let losses = step.run(&batch).unwrap().clone();
     check_losses(&golden, &losses);
     check_gradients(&golden, &step, most);

@@ -3,7 +3,7 @@
 
 use knet::Engine;
 use knet::cuda::gpu::Precision;
-use knet::engine::{Device, EngineBuilder};
+use knet::engine::{Compute, Device, EngineBuilder};
 
 /// The device under test.
 pub fn device() -> Device {
@@ -13,4 +13,9 @@ pub fn device() -> Device {
 /// An engine on the device under test, in f32.
 pub fn builder() -> EngineBuilder {
     Engine::builder().device(device()).precision(Precision::F32)
+}
+
+/// Where training steps are computed: on the device under test, in f32.
+pub fn compute() -> Compute {
+    Compute { device: device(), ..Compute::cpu(0) }
 }
