@@ -12,7 +12,7 @@ use clap::Parser;
 use knet::dist::Ranks;
 use knet::engine::{Device, TrainingPrecision};
 use knet::error::{escaped, say};
-use knet::train::run::{Outcome, RunConfig, Trainer, kept};
+use knet::train::run::{Outcome, RunConfig, Trainer, check, kept};
 use knet::{Error, Result};
 use progress::{Console, Lines};
 
@@ -54,6 +54,11 @@ struct Arguments {
     /// Learn the first N labelled images by heart, without augmentation: can the model learn at all?
     #[arg(long, value_name = "N")]
     overfit: Option<usize>,
+
+    /// Open the data sets, say what they hold, and train nothing; with N, make so many samples and say how
+    /// fast the loader's threads are
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "0", conflicts_with = "resume")]
+    check: Option<u64>,
 
     /// Stop, saved, after so many minutes
     #[arg(long, value_name = "MINUTES")]
@@ -153,6 +158,10 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments, ranks: Option<Arc<Ranks>>, console: &mut Console) -> Result<ExitCode> {
     let config = arguments.config()?;
+    if let Some(samples) = arguments.check {
+        check(&config, samples, console)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let out = config.run.out.clone();
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);

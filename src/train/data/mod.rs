@@ -36,6 +36,8 @@ pub(super) mod panoptic;
 pub(super) mod random;
 pub mod sampler;
 pub(super) mod semantic;
+pub(super) mod shape;
+mod text;
 mod verify;
 pub(super) mod warning;
 

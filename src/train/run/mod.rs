@@ -12,6 +12,7 @@
 //! run that is killed at any moment goes on from its last save, with the same bits as if it had never
 //! stopped.
 
+mod check;
 pub mod config;
 pub mod curves;
 mod describe;
@@ -29,5 +30,6 @@ pub mod tensorboard;
 pub mod trainer;
 pub mod validate;
 
+pub use check::check;
 pub use config::RunConfig;
 pub use trainer::{Observer, Outcome, RunReport, Trainer};
