@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::dataset::{Dataset, Entry, Label, ListedObject};
 use super::json::{CocoFile, Record};
 use super::mask;
-use super::shape::{Shape, rasterise};
+use super::shape::{Shape, has_pixel};
 use super::text;
 use super::warning::{Warnings, list};
 use crate::error::{Error, Result};
@@ -138,13 +138,13 @@ impl<'a> Reader<'a> {
         let id = record.optional("id").map(|_| record.whole("id")).transpose()?;
         let (height, width) = (self.file.images[image].height, self.file.images[image].width);
         let mut oddities = Vec::new();
-        let (shape, pixels) = self.shape(&record, height, width, &mut oddities)?;
+        let (shape, has_pixel) = self.shape(&record, height, width, &mut oddities)?;
         let mut parsed = Parsed { image, id, object: None, oddities, name: record.name.clone() };
         // Crowds and what is of no wanted class are checked like everything else.
         let Some(&class) = self.class_of.get(&category) else { return Ok(parsed) };
         if crowd {
             parsed.oddities.push("crowds are not learnt, and neither hit nor missed");
-        } else if pixels == 0 {
+        } else if !has_pixel {
             parsed.oddities.push("annotations that cover no pixel were dropped");
             return Ok(parsed);
         }
@@ -152,19 +152,25 @@ impl<'a> Reader<'a> {
         let number = |text: &str| text.parse::<f64>().ok().filter(|v| v.is_finite());
         let area = record.optional("area").and_then(number);
         let bbox = record.optional("bbox").and_then(|text| serde_json::from_str(text).ok());
-        let area = area.unwrap_or(pixels as f64);
+        let area = match area {
+            Some(area) => area,
+            None => {
+                let runs = shape.runs(height, width).map_err(|reason| record.refuse_for(reason))?;
+                mask::area(&runs) as f64
+            }
+        };
         parsed.object = Some(ListedObject { class, crowd, area, bbox, shape });
         Ok(parsed)
     }
 
-    /// The geometry of a record, and how many pixels it covers.
+    /// The geometry of a record, and whether it has a pixel.
     fn shape(
         &self,
         record: &Record,
         height: usize,
         width: usize,
         oddities: &mut Vec<&'static str>,
-    ) -> Result<(Shape, usize)> {
+    ) -> Result<(Shape, bool)> {
         const NEEDED: &str = "masks are needed, boxes alone do not do";
         let Some(text) = record.optional("segmentation") else {
             return Err(record.refuse_for(format!("has no `segmentation`: {NEEDED}")));
@@ -180,14 +186,13 @@ impl<'a> Reader<'a> {
                 return Err(record.refuse_for(format!("`segmentation` is an empty list: {NEEDED}")));
             }
             self.polygons(polygons, height, width, oddities).and_then(|polygons| {
-                let pixels = mask::area(&rasterise(&polygons, height, width)?);
-                Ok((Shape::of_polygons(&polygons), pixels))
+                Ok((Shape::of_polygons(&polygons), has_pixel(&polygons, height, width)?))
             })
         } else if text.starts_with('{') {
             let rle: Rle = serde_json::from_str(text).map_err(|_| {
                 record.refuse("segmentation", "run lengths with `size` [height, width] and `counts`")
             })?;
-            rle_runs(rle, height, width).map(|runs| (Shape::of_runs(&runs), mask::area(&runs)))
+            rle_runs(rle, height, width).map(|runs| (Shape::of_runs(&runs), mask::area(&runs) > 0))
         } else {
             return Err(record.refuse("segmentation", "a list of polygons, or run lengths,"));
         };

@@ -141,7 +141,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Decoded in about a minute on four cores.
+    /// Photos of 640 pixels that two cores decode in a minute: 10 ms each.
     pub const VERIFY_WHOLE: usize = 10_000;
 }
 

@@ -23,6 +23,7 @@
 
 pub mod augment;
 pub mod batch;
+mod bilinear;
 pub(super) mod coco;
 pub mod colour;
 pub mod dataset;

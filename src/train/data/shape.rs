@@ -11,6 +11,8 @@
 //! Every coordinate comes back with all its bits, so that not one pixel depends on how it was kept. Whole
 //! numbers are written seven bits a byte, the lowest first, the top bit of a byte saying that more follow.
 
+use super::mask;
+
 const HUNDREDTHS: u8 = 0;
 const FLOATS: u8 = 1;
 const RUNS: u8 = 2;
@@ -77,6 +79,54 @@ pub(super) fn rasterise(polygons: &[Vec<f64>], height: usize, width: usize) -> R
     rle.map(|rle| rle.counts).map_err(|e| e.to_string())
 }
 
+/// Whether the union of polygons has a pixel in an image of this size. Mostly one column of it tells: a hundredth of
+/// the work of [`rasterise`].
+///
+/// # Errors
+/// As [`Shape::runs`].
+pub(super) fn has_pixel(polygons: &[Vec<f64>], height: usize, width: usize) -> Result<bool, String> {
+    let mut rows = Vec::new();
+    if polygons.iter().any(|polygon| has_pixel_in_its_middle(polygon, height, width, &mut rows)) {
+        return Ok(true);
+    }
+    Ok(mask::area(&rasterise(polygons, height, width)?) > 0)
+}
+
+/// True only if the column of the image in the middle of a polygon has a pixel of it.
+///
+/// `rleFrPoly` rounds vertices to fifths of a pixel and walks the outline on that grid. Column c is crossed where
+/// the walk goes between fifths 5c + 2 and 5c + 3, which whole numbers tell for every edge. The row of a crossing is
+/// within a pixel of where the edge itself passes, and the rows of a column, sorted, bound its pixels in pairs: two
+/// that are three pixels apart have pixels between them, whichever way they are rounded.
+fn has_pixel_in_its_middle(polygon: &[f64], height: usize, width: usize, rows: &mut Vec<f64>) -> bool {
+    const SURE: f64 = 3.0;
+    let points = polygon.as_chunks::<2>().0;
+    let (mut left, mut right) = (f64::INFINITY, f64::NEG_INFINITY);
+    for [x, _] in points {
+        (left, right) = (left.min(*x), right.max(*x));
+    }
+    let (left, right) = (left.max(0.0), right.min(width as f64));
+    if points.len() < 3 || left >= right {
+        return false;
+    }
+    let column = (((left + right) / 2.0) as i32).min(width as i32 - 1);
+    let before = 5 * column + 2;
+    let fifths = |&[x, y]: &[f64; 2]| [(5.0 * x + 0.5) as i32, (5.0 * y + 0.5) as i32];
+    rows.clear();
+    let mut last = fifths(&points[points.len() - 1]);
+    for point in points {
+        let next = fifths(point);
+        if (last[0] <= before) != (next[0] <= before) {
+            let share = (f64::from(before) + 0.5 - f64::from(last[0])) / f64::from(next[0] - last[0]);
+            let row = f64::from(last[1]) + share * f64::from(next[1] - last[1]);
+            rows.push((row / 5.0).clamp(0.0, height as f64));
+        }
+        last = next;
+    }
+    rows.sort_unstable_by(f64::total_cmp);
+    rows.as_chunks::<2>().0.iter().any(|[from, to]| to - from >= SURE)
+}
+
 /// What [`Shape::of_polygons`] wrote behind the kind.
 fn polygons(are_hundredths: bool, mut bytes: &[u8]) -> Vec<Vec<f64>> {
     let count = take(&mut bytes);
@@ -136,6 +186,7 @@ fn take_signed(bytes: &mut &[u8]) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::data::random::{Draw, Purpose};
 
     /// What is read back of polygons, and whether they were kept as hundredths.
     fn back(given: &[Vec<f64>]) -> (Vec<Vec<f64>>, bool) {
@@ -164,6 +215,28 @@ mod tests {
             let (found, kept_small) = back(&given);
             assert_eq!((bits(&found), kept_small), (bits(&given), small));
         }
+    }
+
+    #[test]
+    fn one_column_tells_the_truth() {
+        let mut draw = Draw::new(Purpose::Sample, 5, 0, 0);
+        let (mut sure, mut with_pixels) = (0, 0);
+        for round in 0..20_000 {
+            let (height, width) = (1 + draw.below(60), 1 + draw.below(60));
+            // Small and large, thin and wide, crossing themselves and the border.
+            let [x, y] = [width, height].map(|side| draw.uniform(-20.0, side as f64 + 20.0));
+            let [a, b] = [0, 1].map(|_| draw.log_uniform(0.2, 200.0));
+            let polygon: Vec<f64> = (0..3 + draw.below(8))
+                .flat_map(|_| [x + a * draw.uniform(-1.0, 1.0), y + b * draw.uniform(-1.0, 1.0)])
+                .collect();
+            let pixels = mask::area(&rasterise(std::slice::from_ref(&polygon), height, width).unwrap());
+            let told = has_pixel_in_its_middle(&polygon, height, width, &mut Vec::new());
+            assert!(!told || pixels > 0, "round {round}: {polygon:?} in {width} x {height}");
+            assert_eq!(has_pixel(&[polygon], height, width).unwrap(), pixels > 0);
+            sure += usize::from(told);
+            with_pixels += usize::from(pixels > 0);
+        }
+        assert!(2 * sure > with_pixels && with_pixels > 5000, "{sure} of {with_pixels}");
     }
 
     #[test]

@@ -76,7 +76,10 @@ fn of_large_sets_sizes_and_ends_are_looked_at() {
     let (config, reading) = two(root);
     let set = Dataset::open(&config, &reading).unwrap();
     let told = set.warnings().last().unwrap().to_string();
-    assert!(told.contains("sizes and ends of the files of 2 images") && told.contains("more than 1"), "{told}");
+    assert!(
+        told.contains("sizes and ends of the files of 2 images") && told.contains("more than 1"),
+        "{told}"
+    );
     assert!(Dataset::open(&config, &Reading::default()).unwrap().warnings().is_empty());
 
     let photo = root.join("images/b.png");
@@ -111,7 +114,11 @@ fn label_images_of_large_sets_are_as_large_as_their_photos() {
     let reading = Reading { verify_whole: 0, ..Reading::default() };
     for (config, mask) in [(data::panoptic(root).0, "masks/a.png"), (data::semantic(root), "masks/b.png")] {
         let set = Dataset::open(&config, &reading).unwrap();
-        assert!(set.warnings().iter().any(|w| w.to_string().contains("sizes and ends")), "{:?}", set.warnings());
+        assert!(
+            set.warnings().iter().any(|w| w.to_string().contains("sizes and ends")),
+            "{:?}",
+            set.warnings()
+        );
         data::grey(&root.join(mask), 47, 32, |_, _| 0);
         let error = Dataset::open(&config, &reading).unwrap_err().to_string();
         assert!(error.contains(mask) && error.contains("47 x 32"), "{error}");
