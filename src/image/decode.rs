@@ -155,7 +155,7 @@ pub fn decode_bytes(name: impl AsRef<Path>, bytes: &[u8], limits: &Limits) -> Re
     to_rgb8(picture).map_err(refuse)
 }
 
-fn check_size(width: u32, height: u32, limits: &Limits) -> Result<(), String> {
+pub(super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<(), String> {
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
         return Err(format!("the image has no pixels ({width} x {height})"));

@@ -10,6 +10,8 @@
 pub mod bitmask;
 pub mod classes;
 pub mod decode;
+#[cfg(feature = "train")]
+pub(crate) mod glance;
 pub mod instance;
 mod label;
 pub mod legend;

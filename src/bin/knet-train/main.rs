@@ -15,7 +15,7 @@ use knet::engine::forecast::TrainingDevice;
 use knet::engine::{Device, TrainingPrecision};
 use knet::error::{escaped, say};
 use knet::train::run::forecast::describe;
-use knet::train::run::{Outcome, RunConfig, Trainer, kept};
+use knet::train::run::{Outcome, RunConfig, Trainer, check, kept};
 use knet::{Error, Result};
 use progress::{Console, Lines};
 
@@ -58,6 +58,11 @@ struct Arguments {
     #[arg(long, value_name = "N")]
     overfit: Option<usize>,
 
+    /// Open the data sets, say what they hold, and train nothing; with N, make so many samples and say how
+    /// fast the loader's threads are
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "0", conflicts_with = "resume")]
+    check: Option<u64>,
+
     /// Stop, saved, after so many minutes
     #[arg(long, value_name = "MINUTES")]
     time_limit: Option<f64>,
@@ -79,7 +84,7 @@ struct Arguments {
     set: Vec<String>,
 
     /// Print what a step takes, in memory and operations, instead of training; with --gpu, on that GPU
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long, conflicts_with_all = ["resume", "check"])]
     plan: bool,
 
     /// A GPU to plan for, which need not be here: h100, h200, a100, a10, l4, l40s, rtx4090, orin
@@ -142,8 +147,8 @@ fn main() -> ExitCode {
         say(format_args!("{who}error: {error}"));
         error.kind().exit_code()
     };
-    if arguments.plan {
-        return match plan(&arguments) {
+    if arguments.plan || arguments.check.is_some() {
+        return match look(&arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => ExitCode::from(fail(&error, "")),
         };
@@ -180,10 +185,14 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Says what a step takes.
-fn plan(arguments: &Arguments) -> Result<()> {
+/// Says what data sets hold or what a step takes, and trains nothing.
+fn look(arguments: &Arguments) -> Result<()> {
     knet::variables::check()?;
     let config = arguments.config()?;
+    if let Some(samples) = arguments.check {
+        let lines = if arguments.quiet { Lines::None } else { Lines::Some };
+        return check(&config, samples, &mut Console::new(lines));
+    }
     let device = match arguments.gpu {
         Some(gpu) => TrainingDevice::published(gpu, config.precision),
         None => TrainingDevice::of(config.compute())?,

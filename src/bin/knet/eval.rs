@@ -105,7 +105,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             list: arguments.list.clone(),
         }),
         classes: if arguments.common_classes { ClassPolicy::Common } else { ClassPolicy::Same },
-        reading: Reading { verify: true, skip_damaged: arguments.skip_damaged, strict: arguments.strict },
+        reading: Reading {
+            skip_damaged: arguments.skip_damaged,
+            strict: arguments.strict,
+            ..Reading::default()
+        },
     };
     let task = spec.task()?;
     check_outputs(arguments)?;

@@ -1,7 +1,6 @@
 //! COCO instance annotations: polygons and run lengths, compressed or not.
 //!
-//! Polygons become pixels as COCO's own tools do it (`rleFrPoly`, by the crate hotcoco), so that training and
-//! evaluation speak of the same pixels.
+//! Every record is checked here, and its geometry kept as a [`Shape`]: pixels are made when an image is loaded.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -10,9 +9,11 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::dataset::{Dataset, Entry, Label, ObjectRuns};
-use super::json::{self, CocoFile, Record};
+use super::dataset::{Dataset, Entry, Label, ListedObject};
+use super::json::{CocoFile, Record};
 use super::mask;
+use super::shape::{Shape, has_pixel};
+use super::text;
 use super::warning::{Warnings, list};
 use crate::error::{Error, Result};
 use crate::image::classes::Class;
@@ -25,6 +26,8 @@ const BORDER: f64 = 1.0;
 /// Longest outline of an object, in pixels: what is drawn takes memory by its length, and a real outline is
 /// far shorter than its image has pixels.
 const MAX_OUTLINE: f64 = (1 << 22) as f64;
+/// Annotations that are parsed before they are judged: what is held of them meanwhile does not grow with the file.
+const AT_A_TIME: usize = 1 << 14;
 
 #[derive(Deserialize)]
 struct Rle {
@@ -39,20 +42,20 @@ enum Counts {
     Runs(Vec<u32>),
 }
 
-/// One annotation after rasterisation.
+/// One annotation.
 struct Parsed {
     image: usize,
     name: String,
     id: Option<u64>,
     /// `None` if it is of no wanted class or has no pixel.
-    object: Option<ObjectRuns>,
+    object: Option<ListedObject>,
     oddities: Vec<&'static str>,
 }
 
 /// Reads an annotation file. `wanted` names the categories that become classes, in this order; all by
 /// ascending id if `None`. With `strict` a polygon without an area is an error.
 pub(in crate::train) fn read(path: &Path, wanted: Option<&[String]>, strict: bool) -> Result<Dataset> {
-    let text = json::read(path)?;
+    let text = text::read(path)?;
     let file = CocoFile::new(path, &text)?;
     let chosen = chosen(&file, wanted)?;
     let class_of: HashMap<usize, usize> = chosen.iter().enumerate().map(|(i, &c)| (c, i)).collect();
@@ -62,20 +65,22 @@ pub(in crate::train) fn read(path: &Path, wanted: Option<&[String]>, strict: boo
     let reader = Reader { file: &file, class_of: &class_of, strict };
 
     let mut warnings = Warnings::default();
-    let mut objects: Vec<Vec<ObjectRuns>> = file.images.iter().map(|_| Vec::new()).collect();
+    let mut objects: Vec<Vec<ListedObject>> = file.images.iter().map(|_| Vec::new()).collect();
     let mut ids = HashSet::new();
     // Parsed in parallel, judged in order: the first bad record is the one reported.
-    let annotations = file.annotations()?.par_iter().enumerate();
-    let parsed: Vec<_> = annotations.map(|(i, raw)| reader.parse(i, raw)).collect();
-    for outcome in parsed {
-        let parsed = outcome?;
-        if parsed.id.is_some_and(|id| !ids.insert(id)) {
-            warnings.add("ids of annotations occur twice, and are not used", &parsed.name);
+    for (part, records) in file.annotations()?.chunks(AT_A_TIME).enumerate() {
+        let numbered = records.par_iter().enumerate();
+        let parsed: Vec<_> = numbered.map(|(i, raw)| reader.parse(part * AT_A_TIME + i, raw)).collect();
+        for outcome in parsed {
+            let parsed = outcome?;
+            if parsed.id.is_some_and(|id| !ids.insert(id)) {
+                warnings.add("ids of annotations occur twice, and are not used", &parsed.name);
+            }
+            for what in parsed.oddities {
+                warnings.add(what, &parsed.name);
+            }
+            objects[parsed.image].extend(parsed.object);
         }
-        for what in parsed.oddities {
-            warnings.add(what, &parsed.name);
-        }
-        objects[parsed.image].extend(parsed.object);
     }
     let classes: Vec<Class> = chosen
         .iter()
@@ -92,7 +97,8 @@ pub(in crate::train) fn read(path: &Path, wanted: Option<&[String]>, strict: boo
     let absent = classes.iter().zip(&present).filter(|(_, present)| !**present);
     warnings.classes("classes without an object", absent.map(|(class, _)| &*class.name));
     let entries = file.images.into_iter().zip(objects);
-    let entries = entries.map(|(image, objects)| Entry::listed(image, Label::Objects(objects))).collect();
+    let entries =
+        entries.map(|(image, objects)| Entry::listed(image, Label::Objects(objects.into()))).collect();
     let things = classes.len();
     Ok(Dataset { source: path.to_path_buf(), things, classes, entries, labels: None, warnings })
 }
@@ -132,14 +138,13 @@ impl<'a> Reader<'a> {
         let id = record.optional("id").map(|_| record.whole("id")).transpose()?;
         let (height, width) = (self.file.images[image].height, self.file.images[image].width);
         let mut oddities = Vec::new();
-        let runs = self.runs(&record, height, width, &mut oddities)?;
+        let (shape, has_pixel) = self.shape(&record, height, width, &mut oddities)?;
         let mut parsed = Parsed { image, id, object: None, oddities, name: record.name.clone() };
         // Crowds and what is of no wanted class are checked like everything else.
         let Some(&class) = self.class_of.get(&category) else { return Ok(parsed) };
-        let pixels = mask::area(&runs);
         if crowd {
             parsed.oddities.push("crowds are not learnt, and neither hit nor missed");
-        } else if pixels == 0 {
+        } else if !has_pixel {
             parsed.oddities.push("annotations that cover no pixel were dropped");
             return Ok(parsed);
         }
@@ -147,24 +152,30 @@ impl<'a> Reader<'a> {
         let number = |text: &str| text.parse::<f64>().ok().filter(|v| v.is_finite());
         let area = record.optional("area").and_then(number);
         let bbox = record.optional("bbox").and_then(|text| serde_json::from_str(text).ok());
-        let area = area.unwrap_or(pixels as f64);
-        parsed.object = Some(ObjectRuns { class, crowd, area, bbox, runs: runs.into_boxed_slice() });
+        let area = match area {
+            Some(area) => area,
+            None => {
+                let runs = shape.runs(height, width).map_err(|reason| record.refuse_for(reason))?;
+                mask::area(&runs) as f64
+            }
+        };
+        parsed.object = Some(ListedObject { class, crowd, area, bbox, shape });
         Ok(parsed)
     }
 
-    /// Column-major run lengths of a record's mask.
-    fn runs(
+    /// The geometry of a record, and whether it has a pixel.
+    fn shape(
         &self,
         record: &Record,
         height: usize,
         width: usize,
         oddities: &mut Vec<&'static str>,
-    ) -> Result<Vec<u32>> {
+    ) -> Result<(Shape, bool)> {
         const NEEDED: &str = "masks are needed, boxes alone do not do";
         let Some(text) = record.optional("segmentation") else {
             return Err(record.refuse_for(format!("has no `segmentation`: {NEEDED}")));
         };
-        let runs = if text.starts_with('[') {
+        let shape = if text.starts_with('[') {
             let shape = "a list of polygons, each a list x, y, x, y, ... of numbers,";
             let polygons: Vec<Vec<f64>> = serde_json::from_str(text).map_err(|_| {
                 let flat = serde_json::from_str::<Vec<f64>>(text).is_ok();
@@ -174,26 +185,28 @@ impl<'a> Reader<'a> {
             if polygons.is_empty() {
                 return Err(record.refuse_for(format!("`segmentation` is an empty list: {NEEDED}")));
             }
-            self.polygon_runs(polygons, height, width, oddities)
+            self.polygons(polygons, height, width, oddities).and_then(|polygons| {
+                Ok((Shape::of_polygons(&polygons), has_pixel(&polygons, height, width)?))
+            })
         } else if text.starts_with('{') {
             let rle: Rle = serde_json::from_str(text).map_err(|_| {
                 record.refuse("segmentation", "run lengths with `size` [height, width] and `counts`")
             })?;
-            rle_runs(rle, height, width)
+            rle_runs(rle, height, width).map(|runs| (Shape::of_runs(&runs), mask::area(&runs) > 0))
         } else {
             return Err(record.refuse("segmentation", "a list of polygons, or run lengths,"));
         };
-        runs.map_err(|reason| record.refuse_for(format!("`segmentation`: {reason}")))
+        shape.map_err(|reason| record.refuse_for(format!("`segmentation`: {reason}")))
     }
 
-    /// The union of the polygons of one object.
-    fn polygon_runs(
+    /// The polygons of one object that have an area.
+    fn polygons(
         &self,
         mut polygons: Vec<Vec<f64>>,
         height: usize,
         width: usize,
         oddities: &mut Vec<&'static str>,
-    ) -> Result<Vec<u32>, String> {
+    ) -> Result<Vec<Vec<f64>>, String> {
         for (i, xy) in polygons.iter().enumerate() {
             let few = xy.len() < 6;
             if xy.len() % 2 != 0 || (few && self.strict) {
@@ -220,8 +233,7 @@ impl<'a> Reader<'a> {
         if polygons.iter().any(|xy| xy.as_chunks::<2>().0.iter().any(outside)) {
             oddities.push("masks partly outside their image were clipped");
         }
-        let rle = hotcoco::mask::fr_polys(&polygons, height as u32, width as u32);
-        rle.map(|rle| rle.counts).map_err(|e| e.to_string())
+        Ok(polygons)
     }
 }
 

@@ -1,9 +1,9 @@
 //! A training image under construction: pixels, masks and semantic map moved by the same scale, shift and
 //! mirror.
 
-use ::image::imageops::interpolate_bilinear;
 use image::RgbImage;
 
+use super::bilinear::Bilinear;
 use super::dataset::{IGNORE, Object, Sample};
 use super::mask::Mask;
 
@@ -65,6 +65,7 @@ pub(super) struct Frame {
 /// The tools that fill a frame.
 #[derive(Default)]
 pub(super) struct Painter {
+    bilinear: Bilinear,
     scaled: Vec<u8>,
     /// Pixels of an object on its way into a frame.
     patch: Vec<u8>,
@@ -118,7 +119,11 @@ impl Painter {
         let left = before as f64 * per_column;
         let crop_width = (width as f64 * per_column).min(source.1 - left);
         let crop_height = (height as f64 * per_row).min(source.0 - top);
-        self.resize(image, [left, top, crop_width, crop_height], (height, width));
+        // Two taps an axis whatever the scale, as at inference (`image::resize`): the network is to see the same
+        // aliasing.
+        self.scaled.resize(height * width * 3, 0);
+        let crop = [left, top, crop_width, crop_height];
+        self.bilinear.resample(image, crop, (height, width), &mut self.scaled);
         for (row, y) in self.scaled.chunks_exact(width * 3).zip(visible.y.clone()) {
             let out = &mut frame.rgb[(y * frame.width + visible.x.start) * 3..][..width * 3];
             if placement.flip {
@@ -128,28 +133,6 @@ impl Painter {
                 }
             } else {
                 out.copy_from_slice(row);
-            }
-        }
-    }
-
-    /// Resamples the box `crop` = left, top, width, height of `image` to `size` (height, width) into
-    /// `self.scaled`. Bilinear with two taps an axis whatever the scale, as at inference (`image::resize`):
-    /// the network is to see the same aliasing.
-    fn resize(&mut self, image: &RgbImage, crop: [f64; 4], size: (usize, usize)) {
-        self.scaled.resize(size.0 * size.1 * 3, 0);
-        let last = [image.width(), image.height()].map(|side| side.saturating_sub(1) as f32);
-        // Centre of output pixel `i` along an axis, in source pixels whose centres are whole numbers.
-        let centre = |i: usize, start: f64, step: f64, last: f32| {
-            ((start + (i as f64 + 0.5) * step - 0.5) as f32).clamp(0.0, last)
-        };
-        let steps = [crop[2] / size.1 as f64, crop[3] / size.0 as f64];
-        for (y, row) in self.scaled.chunks_exact_mut(size.1 * 3).enumerate() {
-            let v = centre(y, crop[1], steps[1], last[1]);
-            for (x, pixel) in row.as_chunks_mut::<3>().0.iter_mut().enumerate() {
-                let u = centre(x, crop[0], steps[0], last[0]);
-                if let Some(sample) = interpolate_bilinear(image, u, v) {
-                    *pixel = sample.0;
-                }
             }
         }
     }

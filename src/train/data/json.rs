@@ -2,60 +2,18 @@
 //! file, record, field and value.
 //!
 //! What other tools write and read without harm is read here too: a byte order mark, `NaN` in fields that
-//! nothing needs, whole numbers with a decimal point, and truth values as words or numbers.
+//! nothing needs (both in [`text`](super::text)), whole numbers with a decimal point, and truth values as words or
+//! numbers.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::text;
 use crate::error::{Error, Result};
-use crate::fsio::read_file;
 use crate::image::rle::MAX_PIXELS;
-
-/// The text of a JSON file. Bare `NaN` and `Infinity`, which Python writes, become strings: they are no JSON,
-/// and a field that needs a number then says what it found.
-pub(super) fn read(path: &Path) -> Result<String> {
-    let bytes = read_file(path)?;
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err(Error::data(path, "is UTF-16 text, not UTF-8: save it as UTF-8"));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| Error::data(path, "not JSON text: it is not UTF-8"))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    Ok(quote_words(text).into_owned())
-}
-
-/// Puts quotes around `NaN`, `Infinity` and `-Infinity` outside of strings.
-fn quote_words(text: &str) -> Cow<'_, str> {
-    const WORDS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
-    if !WORDS.iter().any(|word| text.contains(word)) {
-        return Cow::Borrowed(text);
-    }
-    let bytes = text.as_bytes();
-    let mut out = String::with_capacity(text.len() + 64);
-    let (mut at, mut copied, mut inside) = (0, 0, false);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' if inside => at += 1,
-            b'"' => inside = !inside,
-            _ if inside => {}
-            _ => {
-                if let Some(word) = WORDS.iter().find(|word| bytes[at..].starts_with(word.as_bytes())) {
-                    out.push_str(&text[copied..at]);
-                    out.extend(["\"", word, "\""]);
-                    at += word.len();
-                    copied = at;
-                    continue;
-                }
-            }
-        }
-        at += 1;
-    }
-    out.push_str(&text[copied..]);
-    Cow::Owned(out)
-}
 
 /// Reads a whole file, which has to be an object; `what` names what it should hold.
 pub(super) fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a str, what: &str) -> Result<T> {
@@ -188,7 +146,7 @@ impl Catalogue {
     /// # Errors
     /// [`Error::Io`] or [`Error::Data`] naming the file, the record, the field and its value.
     pub fn read(path: &Path) -> Result<Catalogue> {
-        let text = read(path)?;
+        let text = text::read(path)?;
         let file = CocoFile::new(path, &text)?;
         // Things first, as models have them; a file of instances has nothing else.
         let mut categories = file.categories;
@@ -377,15 +335,6 @@ fn images(path: &Path, list: &[&RawValue]) -> Result<(Vec<ImageRecord>, HashMap<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_that_are_no_json_are_quoted_outside_of_strings() {
-        assert!(matches!(quote_words(r#"{"a": 1}"#), Cow::Borrowed(_)));
-        assert_eq!(
-            quote_words(r#"{"NaN \" NaN": [NaN, -Infinity,Infinity], "ü": "Infinity"}"#),
-            r#"{"NaN \" NaN": ["NaN", "-Infinity","Infinity"], "ü": "Infinity"}"#
-        );
-    }
 
     #[test]
     fn whole_numbers_in_all_spellings() {

@@ -23,6 +23,7 @@
 
 pub mod augment;
 pub mod batch;
+mod bilinear;
 pub(super) mod coco;
 pub mod colour;
 pub mod dataset;
@@ -36,6 +37,8 @@ pub(super) mod panoptic;
 pub(super) mod random;
 pub mod sampler;
 pub(super) mod semantic;
+pub(super) mod shape;
+mod text;
 mod verify;
 pub(super) mod warning;
 

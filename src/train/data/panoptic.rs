@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use image::GrayImage;
+use rayon::prelude::*;
 use serde_json::value::RawValue;
 
 use super::dataset::{Dataset, Entry, IGNORE, Label, Object};
-use super::json::{self, CocoFile, Record};
+use super::json::{CocoFile, Record};
 use super::labels;
 use super::mask::Mask;
+use super::text;
 use super::warning::Warnings;
 use crate::error::{Error, Result};
 use crate::image::classes::Class;
@@ -18,6 +20,8 @@ use crate::image::palette;
 
 /// Largest id that a PNG can hold.
 const MAX_ID: u64 = (1 << 24) - 1;
+/// Annotations that are parsed before they are judged.
+const AT_A_TIME: usize = 1 << 12;
 
 /// A segment of one image.
 #[derive(Clone, Copy, Debug)]
@@ -31,22 +35,25 @@ pub(in crate::train) struct Segment {
 
 /// Reads an annotation file whose PNGs lie in `masks`.
 pub(in crate::train) fn read(path: &Path, masks: &Path) -> Result<Dataset> {
-    let text = json::read(path)?;
+    let text = text::read(path)?;
     let file = CocoFile::new(path, &text)?;
     let (classes, things, class_of) = classes(&file)?;
     let mut warnings = Warnings::default();
     let mut labels: Vec<Option<(PathBuf, Vec<Segment>)>> = file.images.iter().map(|_| None).collect();
-    for (i, raw) in file.annotations()?.iter().enumerate() {
-        let (place, record) = file.annotation(i, raw)?;
-        if labels[place].is_some() {
-            return Err(record.refuse_for("the image has two annotations"));
+    // Parsed in parallel, judged in order: the first bad record is the one reported.
+    for (part, records) in file.annotations()?.chunks(AT_A_TIME).enumerate() {
+        let parse = |(i, raw)| parse(&file, part * AT_A_TIME + i, raw, masks, &class_of);
+        let parsed: Vec<_> = records.par_iter().copied().enumerate().map(parse).collect();
+        for outcome in parsed {
+            let Parsed { image, name, png, segments, crowds } = outcome?;
+            if labels[image].is_some() {
+                return Err(Error::record(path, name, "the image has two annotations"));
+            }
+            for crowd in crowds {
+                warnings.add("crowds are not learnt, and neither hit nor missed", &crowd);
+            }
+            labels[image] = Some((png, segments));
         }
-        if record.optional("segments_info").is_none() {
-            return Err(record.refuse_for("missing field `segments_info`: this is no panoptic file"));
-        }
-        let png = masks.join(record.text("file_name")?);
-        let segments = segments(&file, &record, &class_of, &mut warnings)?;
-        labels[place] = Some((png, segments));
     }
     let mut entries = Vec::with_capacity(file.images.len());
     for (image, label) in file.images.into_iter().zip(labels) {
@@ -62,16 +69,27 @@ pub(in crate::train) fn read(path: &Path, masks: &Path) -> Result<Dataset> {
     Ok(Dataset { source: path.to_path_buf(), classes, things, entries, labels: None, warnings })
 }
 
-/// The segments of an annotation, ascending by id.
-fn segments(
-    file: &CocoFile,
-    record: &Record,
-    class_of: &[usize],
-    warnings: &mut Warnings,
-) -> Result<Vec<Segment>> {
+/// One annotation.
+struct Parsed {
+    image: usize,
+    name: String,
+    png: PathBuf,
+    /// Ascending by id.
+    segments: Vec<Segment>,
+    /// Names of those that are crowds.
+    crowds: Vec<String>,
+}
+
+fn parse(file: &CocoFile, index: usize, raw: &RawValue, masks: &Path, class_of: &[usize]) -> Result<Parsed> {
+    let (image, record) = file.annotation(index, raw)?;
+    if record.optional("segments_info").is_none() {
+        return Err(record.refuse_for("missing field `segments_info`: this is no panoptic file"));
+    }
+    let png = masks.join(record.text("file_name")?);
     let list: Vec<&RawValue> = serde_json::from_str(record.need("segments_info")?)
         .map_err(|_| record.refuse("segments_info", "a list of segments"))?;
     let (mut segments, mut ids) = (Vec::with_capacity(list.len()), HashSet::new());
+    let mut crowds = Vec::new();
     for (i, raw) in list.into_iter().enumerate() {
         let mut segment = Record::new(file.path, "segments_info", i, raw)?;
         segment.name = format!("{}: segments_info[{i}]", record.name);
@@ -85,13 +103,13 @@ fn segments(
         }
         let class = class_of[file.category(&segment, "category_id")?];
         let crowd = segment.flag("iscrowd")?.unwrap_or(false);
-        if crowd {
-            warnings.add("crowds are not learnt, and neither hit nor missed", &segment.name);
-        }
         segments.push(Segment { id: id as u32, class, crowd });
+        if crowd {
+            crowds.push(segment.name);
+        }
     }
     segments.sort_by_key(|s| s.id);
-    Ok(segments)
+    Ok(Parsed { image, name: record.name, png, segments, crowds })
 }
 
 /// Things by ascending id, then stuff by ascending id; the number of things; and the class of each category

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::dataset::{Dataset, Entry, IGNORE, Label};
 use super::json::{self, Record};
 use super::warning::Warnings;
-use super::{labels, panoptic};
+use super::{labels, panoptic, text};
 use crate::error::{Error, Result};
 use crate::fsio::read_text;
 use crate::image::classes::Class;
@@ -46,7 +46,7 @@ pub(in crate::train) enum Meaning {
 impl ClassList {
     /// Reads the list `field` of the JSON file at `path`.
     pub fn read(path: &Path, field: &str) -> Result<ClassList> {
-        let text = json::read(path)?;
+        let text = text::read(path)?;
         let what = "a class list (an object with a list of classes, each with `index` and `name`)";
         let root: BTreeMap<String, &RawValue> = json::parse(path, &text, what)?;
         let refuse = |reason: String| Error::data(path, format!("not {what}: {reason}"));

@@ -1,12 +1,14 @@
 //! Looks at every file of a data set before anything is made of it.
 
+use image::ImageFormat;
 use rayon::prelude::*;
 
-use super::dataset::{Dataset, Entry, Label};
+use super::dataset::{Dataset, Entry, Label, Reading};
 use super::panoptic;
 use super::semantic::Meaning;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::decode::{Decoded, Limits, decode_checked};
+use crate::image::glance::glance;
 
 /// What the label image of one photo holds.
 #[derive(Default)]
@@ -20,38 +22,72 @@ struct Seen {
     fault: Option<&'static str>,
 }
 
-/// Decodes every photo and reads every label image (in parallel), and says what they hold. Photos that cannot
-/// be decoded are an error, or left out with `skip_damaged`.
-pub(super) fn files(dataset: &mut Dataset, skip_damaged: bool) -> Result<()> {
-    let looked: Vec<_> = dataset.entries.par_iter().map(|entry| look(dataset, entry, skip_damaged)).collect();
+/// Images that are looked at before what was found is judged: what is held of them meanwhile does not grow with
+/// the set.
+const AT_A_TIME: usize = 1 << 12;
+
+/// Looks at every photo and every label image (in parallel), and says what they hold. Of a set of at most
+/// `reading.verify_whole` images all are decoded; of a larger one, where that takes minutes, sizes and ends are
+/// read, and only files of which these do not tell, or tell of a fault, are decoded. Photos that cannot be decoded
+/// are an error, or left out with `reading.skip_damaged`, which needs all to be decoded.
+pub(super) fn files(dataset: &mut Dataset, reading: &Reading) -> Result<()> {
+    let images = dataset.len();
+    let whole = images <= reading.verify_whole || reading.skip_damaged;
     let mut sum = Seen { pixels: vec![0; dataset.classes.len()], ..Seen::default() };
-    let mut keep = Vec::with_capacity(looked.len());
-    for (entry, outcome) in dataset.entries.iter().zip(looked) {
-        let Some(seen) = outcome? else {
-            let what = "photos that cannot be decoded were left out";
-            dataset.warnings.add(what, &entry.image.display().to_string());
-            keep.push(false);
-            continue;
+    let mut keep = Vec::with_capacity(images);
+    let mut warnings = std::mem::take(&mut dataset.warnings);
+    for entries in dataset.entries.chunks(AT_A_TIME) {
+        let look = |entry| match whole {
+            false if glances(entry) => Ok(Some(Seen::default())),
+            _ => look(dataset, entry, reading.skip_damaged),
         };
-        keep.push(true);
-        sum.pixels.iter_mut().zip(&seen.pixels).for_each(|(sum, pixels)| *sum += pixels);
-        sum.ignored += seen.ignored;
-        if let Some(fault) = seen.fault {
-            dataset.warnings.add(fault, &entry.image.display().to_string());
-        }
-        for record in &seen.empty {
-            dataset.warnings.add("segments without a pixel in their PNG were dropped", record);
+        let looked: Vec<_> = entries.par_iter().map(look).collect();
+        for (entry, outcome) in entries.iter().zip(looked) {
+            let name = || entry.image.display().to_string();
+            let seen = outcome?;
+            keep.push(seen.is_some());
+            let Some(seen) = seen else {
+                warnings.add("photos that cannot be decoded were left out", &name());
+                continue;
+            };
+            sum.pixels.iter_mut().zip(&seen.pixels).for_each(|(sum, pixels)| *sum += pixels);
+            sum.ignored += seen.ignored;
+            if let Some(fault) = seen.fault {
+                warnings.add(fault, &name());
+            }
+            for record in &seen.empty {
+                warnings.add("segments without a pixel in their PNG were dropped", record);
+            }
         }
     }
+    dataset.warnings = warnings;
     let mut keep = keep.into_iter();
     dataset.entries.retain(|_| keep.next().unwrap_or(true));
     if dataset.entries.is_empty() {
         return Err(Error::data(&dataset.source, "no photo can be decoded"));
     }
-    if dataset.entries.iter().any(|entry| !matches!(entry.label, Label::Objects(_))) {
+    if !whole {
+        let most = reading.verify_whole;
+        dataset.warnings.say(format!(
+            "sizes and ends of the files of {images} images were looked at: sets of more than {most} (verify_whole) are not \
+             decoded when they are opened"
+        ));
+    } else if dataset.entries.iter().any(|entry| !matches!(entry.label, Label::Objects(_))) {
         say(dataset, &sum)?;
     }
     Ok(())
+}
+
+/// Whether the files of an image are whole, and as large as they should be, by their first and last bytes.
+fn glances(entry: &Entry) -> bool {
+    let Some((size, _)) = glance(&entry.image, &Limits::default()) else { return false };
+    entry.size.is_none_or(|said| said == size)
+        && match &entry.label {
+            Label::Objects(_) => true,
+            Label::Panoptic { png, .. } | Label::Semantic { png } => {
+                glance(png, &Limits::default()) == Some((size, ImageFormat::Png))
+            }
+        }
 }
 
 /// What the pixels of all label images come to.

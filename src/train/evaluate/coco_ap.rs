@@ -9,11 +9,11 @@ use crate::image::bitmask::BitMask;
 use crate::image::rle;
 use crate::train::data::ImageRecord;
 use crate::train::data::coco;
-use crate::train::data::dataset::{Dataset, Label, ObjectRuns};
+use crate::train::data::dataset::{Dataset, Label, ListedObject};
 use hotcoco::params::IouType;
 use hotcoco::{Annotation, Category, EvalMode, Image, Params, Segmentation, StreamingEval};
 use serde::Serialize;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// What is compared.
@@ -114,9 +114,15 @@ pub struct ApEvaluator {
 
 struct ImageTruth {
     record: ImageRecord,
-    /// Objects of the evaluated classes; the category is the class' position in [`ClassMatch::matched`].
-    objects: Vec<Annotation>,
+    objects: Vec<Truth>,
     done: bool,
+}
+
+/// An object of an evaluated class. Its pixels are made when its image is compared.
+struct Truth {
+    /// The class' position in [`ClassMatch::matched`].
+    slot: usize,
+    listed: ListedObject,
 }
 
 impl ApEvaluator {
@@ -145,9 +151,11 @@ impl ApEvaluator {
             let mut objects = Vec::with_capacity(listed.len());
             for (i, listed) in listed.iter().enumerate() {
                 let Some(slot) = classes.slot_of_category[listed.class] else { continue };
-                let name = || format!("image {}, object {i}", record.id);
-                let object = object(listed, &record, overlap).map_err(|r| Error::record(&path, name(), r))?;
-                objects.push(Annotation { category_id: slot as u64, ..object });
+                if overlap == Overlap::Boxes && listed.bbox.is_none() {
+                    let name = format!("image {}, object {i}", record.id);
+                    return Err(Error::record(&path, name, "has no `bbox` of four numbers"));
+                }
+                objects.push(Truth { slot, listed: listed.clone() });
             }
             images.push(ImageTruth { record, objects, done: false });
         }
@@ -231,7 +239,7 @@ impl ApEvaluator {
             width: record.width as u32,
             ..Image::default()
         };
-        let objects = self.images[at].objects.clone();
+        let objects = self.truth(&self.images[at])?;
         self.stream
             .update(vec![image], objects, found)
             .map_err(|e| Error::record(&self.path, format!("image {image_id}"), e.to_string()))?;
@@ -257,14 +265,13 @@ impl ApEvaluator {
             let record = &image.record;
             let (height, width) = (record.height as u32, record.width as u32);
             let record = Image { id: record.id, height, width, ..Image::default() };
-            stream.update(vec![record], image.objects.clone(), Vec::new()).map_err(fault)?;
+            stream.update(vec![record], self.truth(image)?, Vec::new()).map_err(fault)?;
         }
         let mut evaluation = stream.finalize();
         evaluation.accumulate();
         let _lines = evaluation.summarize_lines();
         let stats = evaluation.stats().unwrap_or_default().to_vec();
-        let done: HashSet<u64> = self.images.iter().filter(|i| i.done).map(|i| i.record.id).collect();
-        let counted = |object: &Annotation| all || done.contains(&object.image_id);
+        let counted = |image: &ImageTruth| all || image.done;
         let stat = |i: usize| stats.get(i).copied().filter(|&v| v >= 0.0);
         let mean = |i: usize| stat(i).unwrap_or(0.0);
         Ok(ApReport {
@@ -280,25 +287,34 @@ impl ApEvaluator {
             ar_small: stat(9),
             ar_medium: stat(10),
             ar_large: stat(11),
-            images: self.images.iter().filter(|image| all || image.done).count(),
-            objects: self.objects().filter(|object| counted(object)).count(),
+            images: self.images.iter().filter(|image| counted(image)).count(),
+            objects: self.objects().filter(|(image, _)| counted(image)).count(),
             per_class: self.per_class(&evaluation, counted),
         })
     }
 
-    /// The objects to find.
-    fn objects(&self) -> impl Iterator<Item = &Annotation> {
-        self.images.iter().flat_map(|image| &image.objects).filter(|object| !object.iscrowd)
+    /// The objects to find, each with its image.
+    fn objects(&self) -> impl Iterator<Item = (&ImageTruth, &Truth)> {
+        let all =
+            self.images.iter().flat_map(|image| image.objects.iter().map(move |object| (image, object)));
+        all.filter(|(_, object)| !object.listed.crowd)
+    }
+
+    /// The objects of an image in hotcoco's terms.
+    fn truth(&self, image: &ImageTruth) -> Result<Vec<Annotation>> {
+        let annotation = |object: &Truth| annotation(object, &image.record, self.overlap);
+        let all: Result<_, String> = image.objects.iter().map(annotation).collect();
+        all.map_err(|reason| Error::record(&self.path, format!("image {}", image.record.id), reason))
     }
 
     fn per_class(
         &self,
         evaluation: &hotcoco::COCOeval,
-        counted: impl Fn(&Annotation) -> bool,
+        counted: impl Fn(&ImageTruth) -> bool,
     ) -> Vec<ClassAp> {
         let mut objects = vec![0; self.classes.len()];
-        for object in self.objects().filter(|object| counted(object)) {
-            objects[object.category_id as usize] += 1;
+        for (_, object) in self.objects().filter(|(image, _)| counted(image)) {
+            objects[object.slot] += 1;
         }
         let params = &evaluation.params;
         let (area, dets) = (params.all_area_idx(), params.max_det_idx());
@@ -353,19 +369,23 @@ fn stream(overlap: Overlap, classes: &ClassMatch) -> Result<StreamingEval> {
     StreamingEval::new(Params::new(kind), EvalMode::Coco, categories).map_err(|e| Error::usage(e.to_string()))
 }
 
-/// An object in hotcoco's terms; the category is left open.
-fn object(object: &ObjectRuns, image: &ImageRecord, overlap: Overlap) -> Result<Annotation, String> {
-    let size = [image.height, image.width];
+/// An object in hotcoco's terms, with its box or its pixels: what is compared.
+fn annotation(object: &Truth, image: &ImageRecord, overlap: Overlap) -> Result<Annotation, String> {
+    let listed = &object.listed;
     let (segmentation, bbox) = match overlap {
-        Overlap::Boxes => (None, Some(object.bbox.ok_or("has no `bbox` of four numbers")?)),
-        Overlap::Masks => (Some(uncompressed(object.runs.to_vec(), size)), None),
+        Overlap::Boxes => (None, listed.bbox),
+        Overlap::Masks => {
+            let runs = listed.shape.runs(image.height, image.width)?;
+            (Some(uncompressed(runs, [image.height, image.width])), None)
+        }
     };
     Ok(Annotation {
         image_id: image.id,
+        category_id: object.slot as u64,
         segmentation,
         bbox,
-        area: Some(object.area),
-        iscrowd: object.crowd,
+        area: Some(listed.area),
+        iscrowd: listed.crowd,
         ..Annotation::default()
     })
 }

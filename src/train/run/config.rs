@@ -133,6 +133,9 @@ pub struct DataSection {
     /// All files are looked at before the run begins: [`Reading::verify`].
     #[serde(default = "default_verify")]
     pub verify: bool,
+    /// [`Reading::verify_whole`].
+    #[serde(default = "default_verify_whole")]
+    pub verify_whole: usize,
     /// [`Reading::skip_damaged`].
     #[serde(default)]
     pub skip_damaged: bool,
@@ -161,6 +164,9 @@ fn default_cache() -> usize {
 }
 fn default_verify() -> bool {
     true
+}
+fn default_verify_whole() -> usize {
+    Reading::VERIFY_WHOLE
 }
 
 /// Length of the run, of which one must be given, and learning rate.
@@ -324,8 +330,8 @@ impl RunConfig {
 
     /// How strictly data sets are read.
     pub fn reading(&self) -> Reading {
-        let DataSection { verify, skip_damaged, strict, .. } = self.data;
-        Reading { verify, skip_damaged, strict }
+        let DataSection { verify, verify_whole, skip_damaged, strict, .. } = self.data;
+        Reading { verify, verify_whole, skip_damaged, strict }
     }
 
     /// The loader's settings for batches of so many images.

@@ -13,6 +13,7 @@
 //! stopped.
 
 pub mod batch_size;
+mod check;
 pub mod config;
 pub mod curves;
 mod describe;
@@ -31,5 +32,6 @@ pub mod tensorboard;
 pub mod trainer;
 pub mod validate;
 
+pub use check::check;
 pub use config::RunConfig;
 pub use trainer::{Observer, Outcome, RunReport, Trainer};

@@ -18,7 +18,7 @@ use crate::train::step::TrainStep;
 
 /// Fields that may change, with what lies below them: length and rate of the run, how it computes and what it
 /// writes. The settings of the model that only inference reads may, too.
-const FREE: [&str; 19] = [
+const FREE: [&str; 20] = [
     "threads",
     ARITHMETIC[0],
     ARITHMETIC[1],
@@ -30,6 +30,7 @@ const FREE: [&str; 19] = [
     "data.prefetch",
     "data.cache_mib",
     "data.verify",
+    "data.verify_whole",
     "augment",
     "dropout",
     "optimizer",
