@@ -131,7 +131,7 @@ mod tests {
     /// A picture that takes some thousand bytes in every format.
     fn noise(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {
-            let v = (x * 2_654_435_761 ^ y * 40_503).wrapping_mul(2_246_822_519);
+            let v = ((x * 2_654_435_761) ^ (y * 40_503)).wrapping_mul(2_246_822_519);
             image::Rgb([(v >> 8) as u8, (v >> 16) as u8, (v >> 24) as u8])
         })
     }
