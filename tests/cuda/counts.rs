@@ -10,8 +10,7 @@ use knet::cuda::gpu::roofline;
 use knet::cuda::gpu::{Caps, Precision, Target};
 use knet::cuda::launch::{Launch, Packing, Program};
 use knet::cuda::nvrtc::{Code, Job};
-use knet::dist::Share;
-use knet::graph::passes::{DropRates, optimize};
+use knet::graph::passes::optimize;
 use knet::graph::{Builder, Graph, Layout};
 use knet::model::{Config, TapMode, build};
 use knet::ops::{
@@ -19,8 +18,6 @@ use knet::ops::{
     WindowAttentionGrad,
 };
 use knet::plan::{Operand, Place, Step};
-use knet::train::network::{LossWeights, TrainSpec, build_training};
-use knet::train::optimizer::AdamWConfig;
 use ptxemu::{Memory, Options, Report, Traffic};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,22 +86,7 @@ fn training_layers() -> Vec<Layer> {
     let config = Config::named("knet_s3_r50_fpn_panoptic").expect("a model of ours");
     let inference = build(&config, 1, [64, 64], TapMode::Off).expect("a size it takes").graph;
     let inferred: BTreeSet<&str> = inference.nodes().iter().map(|node| node.op.name()).collect();
-    let spec = TrainSpec {
-        config: &config,
-        batch: 2,
-        size: [800, 1344],
-        max_objects: 12,
-        weights: LossWeights::default(),
-        frozen: &["backbone.conv1.", "backbone.bn1.", "backbone.layer1."].map(String::from),
-        train_batch_norm: false,
-        dropout: DropRates::default(),
-        seed: 0,
-        optimizer: Some(&AdamWConfig::default()),
-        accumulate: 1,
-        share: Share::ALONE,
-    };
-    let graph = build_training(&spec).expect("a training step").graph;
-    let plan = knet::cuda::plan(&graph, TARGET).expect("a plan");
+    let plan = knet::cuda::plan(&emulate::training_graph(), TARGET).expect("a plan");
     let mut layers: Vec<Layer> = Vec::new();
     for step in plan.steps.into_iter().filter(|step| !inferred.contains(step.op.name())) {
         match layers.iter_mut().find(|l| l.step.op.name() == step.op.name() && l.step.program == step.program)
