@@ -43,7 +43,8 @@ struct Position {
 
     // The sum over all classes, in every thread of the block: all take part.
     __device__ inline Total total(const storage_t* x) const {
-        __shared__ Total slices[SLICES][WARP];
+        // Apart, so that the lanes of a warp meet every bank once.
+        __shared__ float max_of[SLICES][WARP], sum_of[SLICES][WARP];
         // Below every logit but minus infinity, which adds nothing.
         Total own = {-3.4028235e38f, 0.0f};
 #pragma unroll 4
@@ -53,17 +54,15 @@ struct Position {
             own.max = above > 0.0f ? to_f32(x[of(c)]) : own.max;
         }
         __syncthreads();
-        slices[threadIdx.y][threadIdx.x] = own;
+        max_of[threadIdx.y][threadIdx.x] = own.max;
+        sum_of[threadIdx.y][threadIdx.x] = own.sum;
         __syncthreads();
-        Total all = slices[0][threadIdx.x];
+        Total all = {max_of[0][threadIdx.x], 0.0f};
 #pragma unroll
-        for (u32 slice = 1; slice < SLICES; ++slice) all.max = fmaxf(all.max, slices[slice][threadIdx.x].max);
-        all.sum = 0.0f;
+        for (u32 slice = 1; slice < SLICES; ++slice) all.max = fmaxf(all.max, max_of[slice][threadIdx.x]);
 #pragma unroll
-        for (u32 slice = 0; slice < SLICES; ++slice) {
-            const Total other = slices[slice][threadIdx.x];
-            all.sum += other.sum * __expf(other.max - all.max);
-        }
+        for (u32 slice = 0; slice < SLICES; ++slice)
+            all.sum += sum_of[slice][threadIdx.x] * __expf(max_of[slice][threadIdx.x] - all.max);
         return all;
     }
 };

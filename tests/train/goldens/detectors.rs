@@ -32,10 +32,12 @@ struct Bounds {
 /// second-best assignment costs at least 2e-3 more.
 const PLAIN: Bounds = Bounds { cost: 1e-4, gradient_most: 1e-4 };
 
-/// Of the panoptic golden on another device than the CPU. An input of a ReLU lies so near its bend that in two of
-/// eight cases an ulp of every few image values moves the CPU's own gradients by 1.6e-4 in the median, 1.7e-3 at
-/// the most, and no loss by more than 3e-7; the CPU's sums as they are fall on PyTorch's side.
-const BENT: Bounds = Bounds { gradient_most: 5e-4, ..PLAIN };
+/// Of the panoptic golden on another device than the CPU, whose sums as they are fall on PyTorch's side of the
+/// bend of one ReLU. With every fifth or seventh value of the images an ulp larger they fall on the other: then
+/// the CPU's own gradients are 2.9e-3 off in the median of the samples and 9.6e-3 at the worst
+/// (`mask_head.0.attention.attn.in_proj_weight`), its losses no more than before. The emulated GPU's are off
+/// by the same in the same parameters. What this cannot tell apart, the instance model's golden can.
+const BENT: Bounds = Bounds { gradient_most: 5e-3, ..PLAIN };
 
 /// PyTorch's float32 logits of later rounds are up to 3e-4 from its float64 ones; the second-best assignment
 /// costs at least 5e-3 more. The slope of a sample jumps where its point crosses from one pixel to the next, so
