@@ -1,4 +1,4 @@
-//! What bf16 makes of a training step, and what becomes of rounding over many updates: with weights that the
+//! What bf16 and f16 make of a training step, and what becomes of rounding over many updates: with weights that the
 //! CPU has begun to teach two pictures. Nothing that computes otherwise can be held to a step of seeded
 //! weights in bf16: a rounding of the filters alone moves its gradients by their own length, as masks crowd
 //! around the threshold of what is pooled. Nor can a curve from fresh weights on: Adam's first updates are as
@@ -14,6 +14,8 @@ use knet::ops::Op;
 use knet::ops::case::relative_l2;
 use knet::tensor::{DType, Tensor};
 use knet::train::data::Batch;
+use knet::train::loss_scale::LossScale;
+use knet::train::optimizer::Optimizer;
 use knet::train::run::config::StartConfig;
 use knet::train::run::start::{Values, initial_values};
 use knet::train::step::TrainStep;
@@ -81,37 +83,49 @@ fn taught(config: &Config, batch: &Batch, updates: u64) -> knet::Result<(TrainSt
     Ok((taught, values))
 }
 
-/// Filters, and what is a filter of one pixel, as tensor cores multiply with them in bf16.
-fn short_filters(param: &Param, mut weight: Tensor) -> Tensor {
+/// Filters, and what is a filter of one pixel, as tensor cores multiply with them in 16 bits.
+fn short_filters(param: &Param, mut weight: Tensor, short: fn(f32) -> f32) -> Tensor {
     let rank = param.upstream_shape.len();
     if rank == 4 || (rank == 2 && param.key.starts_with("backbone.")) {
-        weight.data_mut().iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32());
+        weight.data_mut().iter_mut().for_each(|value| *value = short(*value));
     }
     weight
 }
 
-/// One step in bf16 against the CPU's in f32. How far off it may be is measured: by what it makes of a step on
-/// the CPU that every filter is rounded to bf16, which is one independent error a layer, in forward pass and
-/// gradients. A step in bf16 has these errors, and one of the same size for each map that it stores, forward
+fn filters_in_bf16(param: &Param, weight: Tensor) -> Tensor {
+    short_filters(param, weight, |value| half::bf16::from_f32(value).to_f32())
+}
+
+fn filters_in_f16(param: &Param, weight: Tensor) -> Tensor {
+    short_filters(param, weight, |value| half::f16::from_f32(value).to_f32())
+}
+
+/// One step in bf16 or f16 against the CPU's in f32. How far off it may be is measured: by what it makes of a step on
+/// the CPU that every filter is rounded so, which is one independent error a layer, in forward pass and
+/// gradients. A step in 16 bits has these errors, and one of the same size for each map that it stores, forward
 /// and backward: so many times the square. The norm of all gradients is a sum over so many errors that it
 /// scatters little; the losses are a few numbers, whose norm may be twice what is expected of it.
 ///
 /// Assignments have to be the same, as there are no near ties: the CPU has taught one proposal each box.
-fn check_bf16(family: Family, ordinal: usize) -> Result<(), Failed> {
+fn check_short(family: Family, precision: TrainingPrecision, ordinal: usize) -> Result<(), Failed> {
+    let (stored, short): (DType, fn(&Param, Tensor) -> Tensor) = match precision {
+        TrainingPrecision::F16 => (DType::F16, filters_in_f16),
+        _ => (DType::BF16, filters_in_bf16),
+    };
     let config = family.config();
     let batch = pictures(&config);
     let (_, values) = taught(&config, &batch, 40)?;
     let learnt = |step: &mut TrainStep| Learnt::of(step, &config, &batch);
     let cpu = Compute::cpu(2);
     let wanted = learnt(&mut step(&config, &values, cpu, as_it_is)?)?;
-    let rounded = learnt(&mut step(&config, &values, cpu, short_filters)?)?;
-    let gpu = Compute { device: Device::Cuda(ordinal), precision: TrainingPrecision::Bf16, ..cpu };
+    let rounded = learnt(&mut step(&config, &values, cpu, short)?)?;
+    let gpu = Compute { device: Device::Cuda(ordinal), precision, ..cpu };
     let mut gpu = step(&config, &values, gpu, as_it_is)?;
     let plan = gpu.executor().described();
     let found = learnt(&mut gpu)?;
 
     let outputs = plan.steps.iter().flat_map(|step| &step.outputs);
-    let maps = outputs.filter(|output| output.ty.dtype == DType::BF16).count();
+    let maps = outputs.filter(|output| output.ty.dtype == stored).count();
     let filters = plan.steps.iter().filter(|step| matches!(step.op, Op::Conv2d(_))).count();
     let factor = (1.0 + maps as f64 / filters as f64).sqrt();
     let losses = |learnt: &Learnt| learnt.losses.iter().map(|(_, v)| f64::from(*v)).collect::<Vec<f64>>();
@@ -123,7 +137,7 @@ fn check_bf16(family: Family, ordinal: usize) -> Result<(), Failed> {
     ] {
         let (error, effect) = (relative_l2(&found, &wanted), relative_l2(&rounded, &wanted));
         let line = format!(
-            "{family:?} in bf16: {what} off by {error:.1e}; filters in bf16 move them by {effect:.1e}, {maps} maps \
+            "{family:?} in {precision}: {what} off by {error:.1e}; filters in {precision} move them by {effect:.1e}, {maps} maps \
              for {filters} filters allow {factor:.1} times as much"
         );
         println!("{line}");
@@ -135,6 +149,41 @@ fn check_bf16(family: Family, ordinal: usize) -> Result<(), Failed> {
         faults.push("objects are assigned otherwise".into());
     }
     if faults.is_empty() { Ok(()) } else { Err(faults.join("\n").into()) }
+}
+
+/// Gradients in f16 of losses that are scaled up too far overflow: that update changes nothing but the scale,
+/// and the next is what it would have been without.
+fn check_overflow(ordinal: usize) -> Result<(), Failed> {
+    let config = Family::Instance.config();
+    let batch = pictures(&config);
+    let compute =
+        Compute { device: Device::Cuda(ordinal), precision: TrainingPrecision::F16, ..Compute::cpu(2) };
+    let (values, _) = initial_values(&config, &StartConfig::default(), 0)?;
+    let bits = |step: &TrainStep| -> knet::Result<Vec<u32>> {
+        let values = step.parameters()?.into_iter().flat_map(|(_, value)| value.into_data());
+        Ok(values.map(f32::to_bits).collect())
+    };
+    let mut plain = step(&config, &values, compute, as_it_is)?;
+    let before = bits(&plain)?;
+    plain.run(&batch)?;
+    let norm = plain.update(LR)?;
+    let scale = plain.loss_scale();
+    assert_eq!(scale, Some(LossScale { since: 1, ..LossScale::default() }), "norm {norm:?}");
+
+    let mut scaled = step(&config, &values, compute, as_it_is)?;
+    let far = (1u64 << 40) as f32;
+    scaled.set_loss_scale(LossScale { factor: far, ..LossScale::default() });
+    scaled.run(&batch)?;
+    let overflow = scaled.update(LR)?;
+    let left_out = scaled.optimizer().is_some_and(Optimizer::was_left_out);
+    assert!(overflow.is_some_and(|norm| !norm.is_finite()) && left_out, "norm {overflow:?}");
+    assert!(bits(&scaled)? == before, "an update that was left out changed a weight");
+    assert_eq!(scaled.loss_scale(), Some(LossScale { factor: far / 2.0, since: 0, left_out: 1 }));
+    scaled.set_loss_scale(LossScale::default());
+    scaled.run(&batch)?;
+    assert_eq!(scaled.update(LR)?, norm);
+    assert!(bits(&scaled)? == bits(&plain)?, "the update after one that was left out is another one");
+    Ok(())
 }
 
 /// Updates before and in the curve that is compared.
@@ -201,8 +250,13 @@ fn check_curve(ordinal: usize) -> Result<(), Failed> {
 pub fn trials(ordinal: usize) -> Vec<Trial> {
     // An instance model has nothing that a panoptic one has not.
     let bf16 = [Family::Panoptic, Family::Semantic, Family::Swin].map(|family| {
-        beside(format!("learning/bf16/{family:?}").to_lowercase(), move || check_bf16(family, ordinal))
+        let check = move || check_short(family, TrainingPrecision::Bf16, ordinal);
+        beside(format!("learning/bf16/{family:?}").to_lowercase(), check)
     });
+    let f16 = beside("learning/f16/instance", move || {
+        check_short(Family::Instance, TrainingPrecision::F16, ordinal)
+    });
+    let overflow = beside("learning/f16/overflow", move || check_overflow(ordinal));
     let curve = beside("learning/two_pictures_by_heart", move || check_curve(ordinal));
-    bf16.into_iter().chain([curve]).collect()
+    bf16.into_iter().chain([f16, overflow, curve]).collect()
 }

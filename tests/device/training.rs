@@ -129,8 +129,10 @@ impl Learnt {
     /// Of a step that runs over a batch.
     pub fn of(step: &mut TrainStep, config: &Config, batch: &Batch) -> knet::Result<Learnt> {
         let losses = step.run(batch)?.terms.clone();
+        let scale = step.loss_scale().map_or(1.0, |scale| scale.factor);
+        let unscaled = |gradient: &[f32]| gradient.iter().map(|value| value / scale).collect();
         let gradients =
-            step.trained().iter().map(|t| (t.param.key.clone(), step.gradient(t).to_vec())).collect();
+            step.trained().iter().map(|t| (t.param.key.clone(), unscaled(step.gradient(t)))).collect();
         let rounds = if config.task == Task::Semantic { 0 } else { config.head.stages + 1 };
         let matched = (0..rounds).flat_map(|round| step.matched(round).to_vec()).collect();
         Ok(Learnt { losses, matched, gradients })
