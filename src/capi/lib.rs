@@ -1,5 +1,5 @@
-//! The C ABI of knet: models, sessions, frames in, masks out. `include/knet.h` is made from this crate's types
-//! and comments, `include/knet.hpp` wraps it for C++17.
+//! The C ABI of knet: models, sessions, frames in, masks out. `include/knet.h` is made from this crate's
+//! types and comments, `include/knet.hpp` wraps it for C++17.
 //!
 //! | module | holds |
 //! |---|---|

@@ -8,7 +8,8 @@ use std::ffi::{CStr, c_char};
 /// A plain struct of the interface.
 ///
 /// # Safety
-/// `repr(C)`, begins with a `u32` called `struct_size`, and is valid whatever its bytes are, zeros among them.
+/// `repr(C)`, begins with a `u32` called `struct_size`, and is valid whatever its bytes are, zeros among
+/// them.
 pub(crate) unsafe trait Versioned: Copy {
     /// What messages call it.
     const NAME: &'static str;

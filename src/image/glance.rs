@@ -1,5 +1,5 @@
-//! The size of an image file from its first bytes, and whether its end is there: what can be known of a hundred
-//! thousand photos without decoding them.
+//! The size of an image file from its first bytes, and whether its end is there: what can be known of a
+//! hundred thousand photos without decoding them.
 
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
@@ -17,8 +17,8 @@ const HEADS: [u64; 2] = [8 << 10, 160 << 10];
 /// Bytes of the end in which its marker is looked for.
 const TAIL: u64 = 4 << 10;
 
-/// Height and width, upright, and format of a JPEG, PNG or WebP file whose header is sound and which is not cut
-/// short. `None` if its first and last bytes do not tell: decoding it will.
+/// Height and width, upright, and format of a JPEG, PNG or WebP file whose header is sound and which is not
+/// cut short. `None` if its first and last bytes do not tell: decoding it will.
 pub(crate) fn glance(path: &Path, limits: &Limits) -> Option<((usize, usize), ImageFormat)> {
     let mut file = open_file(path).ok()?;
     let length = file.metadata().ok()?.len();
@@ -81,8 +81,8 @@ fn size(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Option<(usize, us
     Some(if turned { (width, height) } else { (height, width) })
 }
 
-/// Width, height and orientation of a JPEG, by its marker segments. Its decoder asks for the whole file and builds
-/// tables, which takes thirty times as long.
+/// Width, height and orientation of a JPEG, by its marker segments. Its decoder asks for the whole file and
+/// builds tables, which takes thirty times as long.
 fn jpeg(bytes: &[u8]) -> Option<(u32, u32, Orientation)> {
     const EXIF: &[u8] = b"Exif\0\0";
     let (mut at, mut orientation) = (2, None);
@@ -131,7 +131,8 @@ mod tests {
     /// A picture that takes some thousand bytes in every format.
     fn noise(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {
-            let v = ((x * 2_654_435_761) ^ (y * 40_503)).wrapping_mul(2_246_822_519);
+            let mixed = x.wrapping_mul(2_654_435_761) ^ y.wrapping_mul(40_503);
+            let v = mixed.wrapping_mul(2_246_822_519);
             image::Rgb([(v >> 8) as u8, (v >> 16) as u8, (v >> 24) as u8])
         })
     }

@@ -2,9 +2,15 @@
 
 use crate::{Scene, stderr};
 use knet::checkpoint::Checkpoint;
-use knet::engine::{Engine, WeightSource, class_list};
+use knet::cuda::gpu::{Gpu, find};
+use knet::dist::Share;
+use knet::engine::forecast::TrainingDevice;
+use knet::engine::{Engine, TrainingPrecision, WeightSource, class_list};
+use knet::model::Config;
 use knet::train::data::{Mix, Reading};
+use knet::train::network::build_training;
 use knet::train::run::RunConfig;
+use knet::train::run::forecast::largest_batch;
 use knet::train::run::start::{StartReport, Values, initial_values};
 
 /// The values that `scene` starts from with `settings`.
@@ -159,4 +165,28 @@ fn the_largest_batch_is_chosen_once() {
     assert!(!notes.contains("data.batch"), "{notes}");
     let wrong = stderr(&scene.run("other", &["--set", "data.batch=large"]));
     assert!(wrong.contains("expected a number of images or \"auto\""), "{wrong}");
+}
+
+#[test]
+fn the_largest_batch_fits_and_one_more_does_not() {
+    let scene = Scene::new(&["red", "blue"]);
+    let settings = ["data.max_objects=20", "augment.size=[256, 256]", "data.batch=auto"].map(String::from);
+    let config = RunConfig::load(&scene.config(), &settings).unwrap();
+    let model = Config::named("knet_s3_lite0_fpn").unwrap();
+    let device = |memory_gb| {
+        TrainingDevice::published(&Gpu { memory_gb, ..*find("l4").unwrap() }, TrainingPrecision::F32)
+    };
+    let largest = |device: &TrainingDevice| largest_batch(&config, &model, Share::ALONE, device);
+    let small = device(2);
+    let batch = largest(&small).unwrap();
+    let bytes = |batch| {
+        let network = build_training(&config.step(&model, batch, Share::ALONE)).unwrap();
+        small.forecast(&network.graph).unwrap().bytes()
+    };
+    // 85 % of it.
+    assert!((2..32).contains(&batch), "{batch}");
+    assert!(bytes(batch) <= 1_700_000_000 && bytes(batch + 1) > 1_700_000_000, "{batch}");
+    assert_eq!(largest(&device(1000)).unwrap(), 32);
+    let error = largest(&device(0)).unwrap_err();
+    assert!(error.to_string().starts_with("a training step of 1 images of 256x256 needs "), "{error}");
 }

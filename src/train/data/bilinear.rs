@@ -35,8 +35,8 @@ pub(super) struct Bilinear {
 }
 
 impl Bilinear {
-    /// Resamples the box `crop` = left, top, width, height of `image`, which has pixels, into `out`: RGB rows of
-    /// a picture of `size` (height, width).
+    /// Resamples the box `crop` = left, top, width, height of `image`, which has pixels, into `out`: RGB rows
+    /// of a picture of `size` (height, width).
     pub(super) fn resample(
         &mut self,
         image: &RgbImage,

@@ -1,6 +1,7 @@
 //! COCO instance annotations: polygons and run lengths, compressed or not.
 //!
-//! Every record is checked here, and its geometry kept as a [`Shape`]: pixels are made when an image is loaded.
+//! Every record is checked here, and its geometry kept as a [`Shape`]: pixels are made when an image is
+//! loaded.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -26,7 +27,8 @@ const BORDER: f64 = 1.0;
 /// Longest outline of an object, in pixels: what is drawn takes memory by its length, and a real outline is
 /// far shorter than its image has pixels.
 const MAX_OUTLINE: f64 = (1 << 22) as f64;
-/// Annotations that are parsed before they are judged: what is held of them meanwhile does not grow with the file.
+/// Annotations that are parsed before they are judged: what is held of them meanwhile does not grow with the
+/// file.
 const AT_A_TIME: usize = 1 << 14;
 
 #[derive(Deserialize)]

@@ -119,8 +119,8 @@ impl Painter {
         let left = before as f64 * per_column;
         let crop_width = (width as f64 * per_column).min(source.1 - left);
         let crop_height = (height as f64 * per_row).min(source.0 - top);
-        // Two taps an axis whatever the scale, as at inference (`image::resize`): the network is to see the same
-        // aliasing.
+        // Two taps an axis whatever the scale, as at inference (`image::resize`): the network is to see the
+        // same aliasing.
         self.scaled.resize(height * width * 3, 0);
         let crop = [left, top, crop_width, crop_height];
         self.bilinear.resample(image, crop, (height, width), &mut self.scaled);

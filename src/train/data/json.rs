@@ -2,8 +2,8 @@
 //! file, record, field and value.
 //!
 //! What other tools write and read without harm is read here too: a byte order mark, `NaN` in fields that
-//! nothing needs (both in [`text`](super::text)), whole numbers with a decimal point, and truth values as words or
-//! numbers.
+//! nothing needs (both in [`text`](super::text)), whole numbers with a decimal point, and truth values as
+//! words or numbers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

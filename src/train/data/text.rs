@@ -8,8 +8,8 @@ use crate::fsio::read_file;
 /// What Python writes for numbers that JSON does not have.
 const WORDS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
 
-/// The text of a JSON file. Bare `NaN` and `Infinity` become strings: they are no JSON, and a field that needs a
-/// number then says what it found. Only a file that has such is copied, once, while it is read.
+/// The text of a JSON file. Bare `NaN` and `Infinity` become strings: they are no JSON, and a field that
+/// needs a number then says what it found. Only a file that has such is copied, once, while it is read.
 pub(super) fn read(path: &Path) -> Result<String> {
     let bytes = read_file(path)?;
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {

@@ -22,14 +22,14 @@ struct Seen {
     fault: Option<&'static str>,
 }
 
-/// Images that are looked at before what was found is judged: what is held of them meanwhile does not grow with
-/// the set.
+/// Images that are looked at before what was found is judged: what is held of them meanwhile does not grow
+/// with the set.
 const AT_A_TIME: usize = 1 << 12;
 
 /// Looks at every photo and every label image (in parallel), and says what they hold. Of a set of at most
-/// `reading.verify_whole` images all are decoded; of a larger one, where that takes minutes, sizes and ends are
-/// read, and only files of which these do not tell, or tell of a fault, are decoded. Photos that cannot be decoded
-/// are an error, or left out with `reading.skip_damaged`, which needs all to be decoded.
+/// `reading.verify_whole` images all are decoded; of a larger one, where that takes minutes, sizes and ends
+/// are read, and only files of which these do not tell, or tell of a fault, are decoded. Photos that cannot
+/// be decoded are an error, or left out with `reading.skip_damaged`, which needs all to be decoded.
 pub(super) fn files(dataset: &mut Dataset, reading: &Reading) -> Result<()> {
     let images = dataset.len();
     let whole = images <= reading.verify_whole || reading.skip_damaged;

@@ -1,5 +1,5 @@
-//! A look at the data of a run, without training: what it holds, how long it takes to open, how fast samples are
-//! made.
+//! A look at the data of a run, without training: what it holds, how long it takes to open, how fast samples
+//! are made.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,9 +10,9 @@ use super::describe;
 use crate::error::Result;
 use crate::train::data::{DataConfig, Loader, Mix};
 
-/// Opens the data sets of a run and tells `observer` what they hold. With `samples`, the loader's threads make so
-/// many besides (at least two batches), and the speed is told: that of an epoch in which no photo is in memory yet,
-/// if the set is larger than `samples`.
+/// Opens the data sets of a run and tells `observer` what they hold. With `samples`, the loader's threads
+/// make so many besides (at least two batches), and the speed is told: that of an epoch in which no photo is
+/// in memory yet, if the set is larger than `samples`.
 ///
 /// # Errors
 /// What is wrong with the configuration, the data sets or, with `samples`, the model and a sample.

@@ -153,34 +153,3 @@ pub fn describe(config: &RunConfig, device: &TrainingDevice) -> Result<String> {
     }
     Ok(text)
 }
-
-#[cfg(all(test, feature = "cuda"))]
-mod tests {
-    use super::*;
-    use crate::cuda::gpu::{Gpu, find};
-    use crate::engine::TrainingPrecision;
-
-    fn config() -> RunConfig {
-        let text = "[model]\nname = \"knet_s3_lite0_fpn\"\n[data]\nbatch = \"auto\"\nmax_objects = 20\n\
-                    [[data.train]]\nformat = \"coco_instance\"\nannotations = \"a\"\nimages = \"b\"\n\
-                    [augment]\nsize = [256, 256]\n[schedule]\niterations = 1\n";
-        toml::from_str(text).unwrap()
-    }
-
-    #[test]
-    fn the_largest_batch_fits_and_one_more_does_not() {
-        let (config, model) = (config(), Config::named("knet_s3_lite0_fpn").unwrap());
-        let precision = TrainingPrecision::F32;
-        let device =
-            |memory_gb| TrainingDevice::published(&Gpu { memory_gb, ..*find("l4").unwrap() }, precision);
-        let small = device(2);
-        let batch = largest_batch(&config, &model, Share::ALONE, &small).unwrap();
-        let bytes = |batch| plan(&config, &model, batch, Share::ALONE, &small).unwrap().bytes() as u64;
-        assert!((2..MOST_IMAGES).contains(&batch), "{batch}");
-        assert!(bytes(batch) <= 20_000_000 * SHARE && bytes(batch + 1) > 20_000_000 * SHARE, "{batch}");
-        assert_eq!(largest_batch(&config, &model, Share::ALONE, &device(1000)).unwrap(), MOST_IMAGES);
-
-        let error = largest_batch(&config, &model, Share::ALONE, &device(0)).unwrap_err();
-        assert!(error.to_string().starts_with("a training step of 1 images of 256x256 needs "), "{error}");
-    }
-}

@@ -216,8 +216,8 @@ impl TrainStep {
         }
     }
 
-    /// The gradient of a parameter in the graph's layout, times the [loss scale](TrainStep::loss_scale); valid
-    /// after [`TrainStep::run`]. Empty among several ranks on GPUs, where it stays.
+    /// The gradient of a parameter in the graph's layout, times the [loss scale](TrainStep::loss_scale);
+    /// valid after [`TrainStep::run`]. Empty among several ranks on GPUs, where it stays.
     pub fn gradient(&self, trained: &Trained) -> &[f32] {
         self.executor.read(trained.gradient).floats()
     }
