@@ -171,7 +171,7 @@ fn check_curve(ordinal: usize) -> Result<(), Failed> {
     let batch = pictures(&config);
     let cpu = Compute::cpu(2);
     let (mut known, values) = taught(&config, &batch, BEFORE)?;
-    let mut on = |compute: Compute, batch: &Batch| -> knet::Result<Vec<f64>> {
+    let on = |compute: Compute, batch: &Batch| -> knet::Result<Vec<f64>> {
         let mut step = step(&config, &values, compute, as_it_is)?;
         go_on(&known, &mut step)?;
         curve(&mut step, batch)
