@@ -109,10 +109,11 @@ fn of_large_sets_sizes_and_ends_are_looked_at() {
 
 #[test]
 fn label_images_of_large_sets_are_as_large_as_their_photos() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path();
     let reading = Reading { verify_whole: 0, ..Reading::default() };
-    for (config, mask) in [(data::panoptic(root).0, "masks/a.png"), (data::semantic(root), "masks/b.png")] {
+    for mask in ["masks/a.png", "masks/b.png"] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let config = if mask == "masks/a.png" { data::panoptic(root).0 } else { data::semantic(root) };
         let set = Dataset::open(&config, &reading).unwrap();
         assert!(
             set.warnings().iter().any(|w| w.to_string().contains("sizes and ends")),
