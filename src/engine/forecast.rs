@@ -11,11 +11,13 @@ use crate::cuda::{
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::memory;
-use crate::plan::{Operand, Plan};
+use crate::plan::Plan;
 use std::time::Duration;
 
 #[cfg(feature = "cuda")]
 use super::TrainingPrecision;
+#[cfg(feature = "cuda")]
+use crate::plan::Operand;
 
 /// A device that a training step is planned for.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 //! file, record, field and value.
 //!
 //! What other tools write and read without harm is read here too: a byte order mark, `NaN` in fields that
-//! nothing needs (both in [`text`](super::text)), whole numbers with a decimal point, and truth values as
+//! nothing needs (both in [`super::text`]), whole numbers with a decimal point, and truth values as
 //! words or numbers.
 
 use std::collections::{BTreeMap, HashMap};
