@@ -143,9 +143,12 @@ unsafe fn open(options: &knet_model_options) -> Result<knet_model, Fault> {
     };
     let device = device.map_or(Ok(Device::Auto), str::parse::<Device>)?;
     let arithmetic = if options.exact == 0 { Arithmetic::Fast } else { Arithmetic::Exact };
-    let base =
-        ModelOptions { weights, name: name.map(String::from), device, arithmetic, ..ModelOptions::default() };
-    let model = Model::load(&with_precision(base, options.precision)?)?;
+    check_precision(options.precision)?;
+    let name = name.map(String::from);
+    // With its features the library has more of them.
+    #[allow(clippy::needless_update)]
+    let base = ModelOptions { weights, name, device, arithmetic, ..ModelOptions::default() };
+    let model = Model::load(&with_precision(base, options.precision))?;
     Ok(knet_model {
         classes: model.classes().into_iter().map(|class| (owned(&class.name), class)).collect(),
         device: owned(&model.device()),
@@ -155,26 +158,35 @@ unsafe fn open(options: &knet_model_options) -> Result<knet_model, Fault> {
 }
 
 #[cfg(feature = "cuda")]
-fn with_precision(options: ModelOptions, code: u32) -> Result<ModelOptions, Fault> {
+fn with_precision(options: ModelOptions, code: u32) -> ModelOptions {
     use knet::cuda::gpu::Precision;
     let precision = match code {
-        KNET_PRECISION_DEFAULT => Precision::default(),
         KNET_PRECISION_F32 => Precision::F32,
         KNET_PRECISION_TF32X3 => Precision::Tf32x3,
         KNET_PRECISION_F16 => Precision::F16,
         KNET_PRECISION_BF16 => Precision::Bf16,
-        other => return Err(unknown_precision(other)),
+        _ => Precision::default(),
     };
-    Ok(ModelOptions { precision, ..options })
+    ModelOptions { precision, ..options }
 }
 
+/// The CPU has f32 alone.
 #[cfg(not(feature = "cuda"))]
-fn with_precision(options: ModelOptions, code: u32) -> Result<ModelOptions, Fault> {
-    if code > KNET_PRECISION_BF16 { Err(unknown_precision(code)) } else { Ok(options) }
+fn with_precision(options: ModelOptions, _: u32) -> ModelOptions {
+    options
 }
 
-fn unknown_precision(code: u32) -> Fault {
-    Fault::argument(format!("knet_model_options.precision is {code}: no KNET_PRECISION_*"))
+fn check_precision(code: u32) -> Result<(), Fault> {
+    match code {
+        KNET_PRECISION_DEFAULT
+        | KNET_PRECISION_F32
+        | KNET_PRECISION_TF32X3
+        | KNET_PRECISION_F16
+        | KNET_PRECISION_BF16 => Ok(()),
+        other => {
+            Err(Fault::argument(format!("knet_model_options.precision is {other}: no KNET_PRECISION_*")))
+        }
+    }
 }
 
 /// Closes a model; NULL is allowed. Its sessions go on until they are closed themselves.
