@@ -156,9 +156,9 @@ fn what_cannot_be_done_is_said() {
         (&["segment", "a.png", "--device", "gpu"], 2, &["gpu", "auto, cpu, cuda or cuda:N"]),
         (&["segment", "a.png", "--precision", "int4"], 2, &["int4", "f32, tf32x3, f16, bf16"]),
         (
-            &["bench", "--train", "--device", "cuda", "--precision", "f16"],
+            &["bench", "--train", "--device", "cuda", "--precision", "tf32x3"],
             2,
-            &["cuda:0 trains in f32 or bf16"],
+            &["cuda:0 trains in f32, bf16 or f16"],
         ),
         (&["segment", "a.png", "--weights", "seeded:x"], 2, &["seed", "`x`"]),
         (&["segment", "a.png", "--task", "boxes"], 2, &["boxes", "instance, panoptic, semantic"]),
