@@ -170,7 +170,7 @@ fn the_largest_batch_is_chosen_once() {
 #[test]
 fn the_largest_batch_fits_and_one_more_does_not() {
     let scene = Scene::new(&["red", "blue"]);
-    let settings = ["data.max_objects=20", "augment.size=[256, 256]", "data.batch=auto"].map(String::from);
+    let settings = ["data.max_objects=20", "augment.size=[512, 512]", "data.batch=auto"].map(String::from);
     let config = RunConfig::load(&scene.config(), &settings).unwrap();
     let model = Config::named("knet_s3_lite0_fpn").unwrap();
     let device = |memory_gb| {
@@ -188,5 +188,5 @@ fn the_largest_batch_fits_and_one_more_does_not() {
     assert!(bytes(batch) <= 850_000_000 && bytes(batch + 1) > 850_000_000, "{batch}");
     assert_eq!(largest(&device(1000)).unwrap(), 32);
     let error = largest(&device(0)).unwrap_err();
-    assert!(error.to_string().starts_with("a training step of 1 images of 256x256 needs "), "{error}");
+    assert!(error.to_string().starts_with("a training step of 1 images of 512x512 needs "), "{error}");
 }
