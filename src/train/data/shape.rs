@@ -79,8 +79,8 @@ pub(super) fn rasterise(polygons: &[Vec<f64>], height: usize, width: usize) -> R
     rle.map(|rle| rle.counts).map_err(|e| e.to_string())
 }
 
-/// Whether the union of polygons has a pixel in an image of this size. Mostly one column of it tells: a
-/// hundredth of the work of [`rasterise`].
+/// Whether the union of polygons has a pixel in an image of this size. Mostly one column of it tells, which
+/// is a small part of the work of [`rasterise`].
 ///
 /// # Errors
 /// As [`Shape::runs`].
