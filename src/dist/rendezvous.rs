@@ -243,10 +243,11 @@ mod tests {
                 let share = Share { rank, ranks: 3 };
                 scope.spawn(move || meet(address, share, || Ok([7, 8, 9])).unwrap())
             };
-            // A stranger who says something else is let go.
-            let ranks: Vec<_> = (0..3).map(start).collect();
+            let first = start(0);
+            // A stranger who says something else is let go. Rank 0 waits for the others meanwhile.
             let stranger = until(|| TcpStream::connect(address.as_str()).ok());
             (&stranger).write_all(b"GET / HTTP/1.1\r\nHost: knet\r\n\r\n").unwrap();
+            let ranks = [first, start(1), start(2)];
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         });
         assert!(met.iter().all(|(message, _)| *message == [7, 8, 9]));

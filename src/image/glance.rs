@@ -81,8 +81,8 @@ fn size(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Option<(usize, us
     Some(if turned { (width, height) } else { (height, width) })
 }
 
-/// Width, height and orientation of a JPEG, by its marker segments. Its decoder asks for the whole file and
-/// builds tables, which takes thirty times as long.
+/// Width, height and orientation of a JPEG, by its marker segments. A decoder takes the whole file and
+/// builds tables first.
 fn jpeg(bytes: &[u8]) -> Option<(u32, u32, Orientation)> {
     const EXIF: &[u8] = b"Exif\0\0";
     let (mut at, mut orientation) = (2, None);
