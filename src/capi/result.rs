@@ -142,6 +142,15 @@ pub unsafe extern "C" fn knet_result_get_info(
     })
 }
 
+/// Class of each object, in their order.
+fn labels(found: &Segmentation) -> Vec<usize> {
+    match (found.panoptic(), found.semantic()) {
+        (Some(map), _) => map.segments.iter().map(|segment| segment.category).collect(),
+        (_, Some(map)) => map.present().into_iter().map(|(class, _)| class).collect(),
+        _ => found.instances().iter().map(|instance| instance.label).collect(),
+    }
+}
+
 fn count(found: &Segmentation) -> usize {
     match (found.panoptic(), found.semantic()) {
         (Some(map), _) => map.segments.len(),
@@ -369,12 +378,12 @@ impl<'a> Values<'a> {
             KNET_MAP_CLASSES => (false, none),
             other => return Err(Fault::argument(format!("map is {other}: no KNET_MAP_*"))),
         };
-        let every = (0..count(found)).filter_map(|index| described(found, index));
-        let largest = every.zip(1..).map(|(object, place)| if objects { place } else { object.label });
-        let largest = largest.max().unwrap_or(0).max(none);
+        let labels = labels(found);
+        let most = if objects { labels.len() } else { labels.iter().copied().max().unwrap_or(0) };
+        let largest = none.max(most as u32);
         let mut classes: Vec<u32> = (0..found.semantic().map_or(0, |map| map.areas.len() as u32)).collect();
-        if let (Some(map), true) = (found.semantic(), objects) {
-            map.present().iter().zip(1..).for_each(|(&(class, _), place)| classes[class] = place);
+        if objects && found.semantic().is_some() {
+            labels.iter().zip(1..).for_each(|(&class, place)| classes[class] = place);
         }
         Ok(Values { found, objects, none, largest, classes })
     }

@@ -11,5 +11,5 @@ pub mod weights;
 
 pub use conv::Arithmetic;
 pub use executor::{Executor, Plan, Selection, plan, rebind};
-pub use pool::Pool;
+pub use pool::{Pool, thread_count};
 pub use weights::Weights;

@@ -47,16 +47,21 @@ struct Task(*mut (dyn FnMut() + Send));
 // thread that lent it waits.
 unsafe impl Send for Task {}
 
+/// The number of threads that is meant: 0 means one per available core.
+pub fn thread_count(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
 impl Pool {
-    /// A pool of `threads` threads; 0 means one per available core.
+    /// A pool of [`thread_count`] threads.
     ///
     /// # Errors
     /// [`Error::Usage`] if the system refuses the threads.
     pub fn new(threads: usize) -> Result<Self> {
-        let threads = match threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        };
+        let threads = thread_count(threads);
         let rayon = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("knet-{i}"))

@@ -2,7 +2,7 @@
 
 use super::training::{cpu_selection, meant};
 use super::{Compute, Device};
-use crate::cpu::{self, Pool};
+use crate::cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda::{
     self,
@@ -67,7 +67,7 @@ impl TrainingDevice {
         compute.validate().map_err(Error::usage)?;
         match meant(compute.device) {
             Device::Auto | Device::Cpu => {
-                let threads = Pool::new(compute.threads)?.threads();
+                let threads = cpu::thread_count(compute.threads);
                 Ok(TrainingDevice {
                     title: format!("CPU, {threads} threads, in f32"),
                     kind: Kind::Cpu(cpu_selection(threads)),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
-use knet::cuda::gpu::{GPUS, Gpu, find};
+use knet::cuda::gpu::{Gpu, find};
 use knet::dist::Ranks;
 use knet::engine::forecast::TrainingDevice;
 use knet::engine::{Device, TrainingPrecision};
@@ -88,7 +88,7 @@ struct Arguments {
     plan: bool,
 
     /// A GPU to plan for, which need not be here: h100, h200, a100, a10, l4, l40s, rtx4090, orin
-    #[arg(long, value_name = "NAME", requires = "plan", value_parser = gpu)]
+    #[arg(long, value_name = "NAME", requires = "plan", value_parser = find)]
     gpu: Option<&'static Gpu>,
 
     /// Say nothing but errors and how the run ended; log.jsonl has the numbers
@@ -233,11 +233,6 @@ fn run(
         }
     }
     Ok(if outcome == Outcome::Interrupted { ExitCode::from(130) } else { ExitCode::SUCCESS })
-}
-
-/// A GPU by its name.
-fn gpu(name: &str) -> std::result::Result<&'static Gpu, String> {
-    find(name).ok_or_else(|| format!("`{name}` is none of {}", GPUS.map(|gpu| gpu.name).join(", ")))
 }
 
 /// Prints a line. The run is over and saved: who does not read it misses nothing else.

@@ -1,11 +1,11 @@
 //! `knet cache`
 
 use crate::size::{self, Size};
-use crate::{ModelArguments, parse_gpu, print};
+use crate::{ModelArguments, print};
 use clap::{Args, Subcommand};
 use knet::cpu::Pool;
 use knet::cuda::cache::{Cache, Item};
-use knet::cuda::gpu::{Gpu, Target};
+use knet::cuda::gpu::{Gpu, Target, find};
 use knet::cuda::launch::Launch;
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::probe;
@@ -52,7 +52,7 @@ struct Fill {
 
     /// Compile for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin, at the clocks that drivers
     /// report [default: the GPU of this machine that --device names]
-    #[arg(long, value_name = "NAME", value_parser = parse_gpu, conflicts_with = "device")]
+    #[arg(long, value_name = "NAME", value_parser = find, conflicts_with = "device")]
     gpu: Option<&'static Gpu>,
 
     /// Size of the resized photo, which the network sees rounded up to multiples of 32. May be given several

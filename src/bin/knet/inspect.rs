@@ -1,11 +1,11 @@
 //! `knet inspect`
 
 use crate::size::{self, Size};
-use crate::{PrecisionArgument, parse_gpu, print};
+use crate::{PrecisionArgument, print};
 use clap::Args;
 use gpu::GpuPlan;
 use knet::checkpoint::Checkpoint;
-use knet::cuda::gpu::Gpu;
+use knet::cuda::gpu::{Gpu, find};
 use knet::engine::{Device, WeightSource, source};
 use knet::graph::Param;
 use knet::model::TapMode;
@@ -40,7 +40,7 @@ pub struct Arguments {
     threads: u16,
 
     /// Plan for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin
-    #[arg(long, value_name = "NAME", value_parser = parse_gpu)]
+    #[arg(long, value_name = "NAME", value_parser = find)]
     gpu: Option<&'static Gpu>,
 
     /// How the GPU stores and multiplies feature maps

@@ -17,7 +17,7 @@ mod voice;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knet::cpu::Arithmetic;
-use knet::cuda::gpu::{GPUS, Gpu, Precision};
+use knet::cuda::gpu::Precision;
 use knet::engine::{Device, EngineBuilder, WeightSource};
 use knet::error::{escaped, say};
 use knet::image::RgbImage;
@@ -198,12 +198,6 @@ impl ModelArguments {
         let builder = builder.device(self.device.unwrap_or_default());
         builder.threads(self.threads.map_or(0, usize::from))
     }
-}
-
-/// A GPU by name.
-fn parse_gpu(name: &str) -> Result<&'static Gpu, String> {
-    let known = || GPUS.map(|gpu| gpu.name).join(", ");
-    knet::cuda::gpu::find(name).ok_or_else(|| format!("`{name}` is none of {}", known()))
 }
 
 /// A number from 0 to 1.

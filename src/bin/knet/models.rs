@@ -1,12 +1,12 @@
 //! `knet models`
 
 use crate::size::Size;
-use crate::{PrecisionArgument, parse_gpu, print};
+use crate::{PrecisionArgument, print};
 use clap::Args;
 use knet::Result;
 use knet::cpu::{self, Selection};
 use knet::cuda;
-use knet::cuda::gpu::{Gpu, Target};
+use knet::cuda::gpu::{Gpu, Target, find};
 use knet::graph::passes::optimize;
 use knet::isa::Isa;
 use knet::model::config::MODEL_NAMES;
@@ -21,7 +21,7 @@ use serde::Serialize;
 #[derive(Args)]
 pub struct Arguments {
     /// Plan for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin
-    #[arg(long, value_name = "NAME", value_parser = parse_gpu, default_value = "h100")]
+    #[arg(long, value_name = "NAME", value_parser = find, default_value = "h100")]
     gpu: &'static Gpu,
 
     /// How the GPU stores and multiplies feature maps

@@ -81,8 +81,12 @@ pub const GPUS: [Gpu; 8] = [
 ];
 
 /// The GPU of this name, whatever the case.
-pub fn find(name: &str) -> Option<&'static Gpu> {
-    GPUS.iter().find(|gpu| gpu.name.eq_ignore_ascii_case(name))
+///
+/// # Errors
+/// A sentence with all names.
+pub fn find(name: &str) -> Result<&'static Gpu, String> {
+    let found = GPUS.iter().find(|gpu| gpu.name.eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("`{name}` is none of {}", GPUS.map(|gpu| gpu.name).join(", ")))
 }
 
 #[cfg(test)]
@@ -133,8 +137,9 @@ mod tests {
 
     #[test]
     fn names_are_found_in_any_case() {
-        assert_eq!(find("RTX4090").map(|gpu| gpu.title), Some("GeForce RTX 4090"));
-        assert_eq!(find("h100").map(|gpu| gpu.caps), Some(Caps::H100));
-        assert_eq!(find("tpu"), None);
+        assert_eq!(find("RTX4090").map(|gpu| gpu.title), Ok("GeForce RTX 4090"));
+        assert_eq!(find("h100").map(|gpu| gpu.caps), Ok(Caps::H100));
+        let error = find("tpu").unwrap_err();
+        assert!(error.starts_with("`tpu` is none of h100, h200, "), "{error}");
     }
 }

@@ -59,14 +59,7 @@ fn coordinates_of_any_precision_give_the_pixels_of_their_text() {
 
 /// Two photos, and how a set of more than one is read.
 fn two(root: &std::path::Path) -> (DataConfig, Reading) {
-    data::photos(root, &["a.png", "b.png"]);
-    let file = json!({
-        "images": [{"id": 7, "file_name": "a.png", "width": 48, "height": 32},
-                   {"id": 8, "file_name": "b.png", "width": 48, "height": 32}],
-        "annotations": [data::square(1, 7, 9), data::square(2, 8, 9)],
-        "categories": [{"id": 9, "name": "dog"}],
-    });
-    (data::coco_text(root, &file.to_string()), Reading { verify_whole: 1, ..Reading::default() })
+    (data::two_photos(root), Reading { verify_whole: 1, ..Reading::default() })
 }
 
 #[test]

@@ -265,14 +265,7 @@ fn semantic_files() {
 fn damaged_photos_are_found_at_the_start_or_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    data::photos(root, &["a.png", "b.png"]);
-    let file = json!({
-        "images": [{"id": 7, "file_name": "a.png", "width": 48, "height": 32},
-                   {"id": 8, "file_name": "b.png", "width": 48, "height": 32}],
-        "annotations": [data::square(1, 7, 9), data::square(2, 8, 9)],
-        "categories": [{"id": 9, "name": "dog"}],
-    });
-    let config = data::coco_text(root, &file.to_string());
+    let config = data::two_photos(root);
     let photo = root.join("images/b.png");
     let bytes = fs::read(&photo).unwrap();
     // The header is whole: only decoding tells.

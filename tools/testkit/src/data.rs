@@ -112,3 +112,15 @@ pub fn semantic(root: &Path) -> DataConfig {
         repeat: 1.0,
     }
 }
+
+/// Two photos, `a.png` (7) and `b.png` (8), with a square dog each.
+pub fn two_photos(root: &Path) -> DataConfig {
+    photos(root, &["a.png", "b.png"]);
+    let file = json!({
+        "images": [{"id": 7, "file_name": "a.png", "width": 48, "height": 32},
+                   {"id": 8, "file_name": "b.png", "width": 48, "height": 32}],
+        "annotations": [square(1, 7, 9), square(2, 8, 9)],
+        "categories": [{"id": 9, "name": "dog"}],
+    });
+    coco_text(root, &file.to_string())
+}

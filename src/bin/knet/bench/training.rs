@@ -4,7 +4,7 @@ use super::{Arguments, percentiles, steps_json, steps_table, synthetic};
 use crate::size::Size;
 use crate::training::Setup;
 use crate::{PrecisionArgument, print};
-use knet::cpu::Pool;
+use knet::cpu::thread_count;
 use knet::engine::{Compute, Device, TrainingPrecision, source};
 use knet::isa::Isa;
 use knet::model::{Config, Task};
@@ -33,7 +33,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             )));
         }
     };
-    let threads = Pool::new(arguments.model.threads.map_or(0, usize::from))?.threads();
+    let threads = thread_count(arguments.model.threads.map_or(0, usize::from));
     let compute = Compute { device, precision, threads };
     let mut step = TrainStep::new(&spec, loader, compute)?;
     let lr = setup.optimizer.lr;

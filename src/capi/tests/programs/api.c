@@ -292,9 +292,11 @@ static void *camera(void *unused) {
   (void)unused;
   knet_result *result = knet_result_new();
   knet_frame frame = make_frame();
-  for (int i = 0; i < 40; ++i) {
+  /* Frames that were refused do not count: while the other thread is in the midst of a call, they take no time. */
+  for (int done = 0; done < 40;) {
     knet_status status = knet_segment(shared, &frame, result);
     CHECK(status == KNET_OK || status == KNET_ERROR_BUSY);
+    done += status == KNET_OK;
   }
   knet_result_free(result);
   atomic_store(&running, 0);
