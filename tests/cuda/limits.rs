@@ -6,7 +6,7 @@ use knet::error::Error;
 use knet::graph::passes::optimize;
 use knet::graph::{Builder, Layout};
 use knet::model::config::MODEL_NAMES;
-use knet::model::{Config, TapMode, build};
+use knet::model::{Backbone, Config, TapMode, build};
 use knet::ops::fused_conv2d::moments_shape;
 use knet::ops::fused_linear::Prologue;
 use knet::ops::{
@@ -14,6 +14,7 @@ use knet::ops::{
     WindowAttention, WindowAttentionGrad,
 };
 use knet::tensor::DType;
+use std::collections::BTreeMap;
 use testkit::emulate;
 
 /// Plans a node of `op` over inputs of these types and gives the reason of its refusal.
@@ -46,6 +47,42 @@ fn models_are_planned() {
         for precision in Precision::ALL {
             let plan = knet::cuda::plan(&graph, Target { caps: Caps::H100, precision });
             assert!(plan.is_ok(), "{name} in {}: {}", precision.name(), plan.unwrap_err());
+        }
+    }
+}
+
+/// A block of a Swin: two norms, one pass over the map each, attention, and four matrix products, on whose
+/// passes the residual sums ride. Products over maps so small that their sums are split take another launch.
+#[test]
+fn a_block_of_a_swin_is_seven_launches() {
+    for (name, size) in [("knet_s3_upernet_swin-t", [512, 512]), ("knet_s3_swin_l_panoptic", [800, 1344])] {
+        let config = Config::named(name).unwrap();
+        let Backbone::Swin(swin) = &config.backbone else { panic!("{name} has no Swin") };
+        let graph = optimize(build(&config, 1, size, TapMode::Off).unwrap().graph).unwrap();
+        for precision in Precision::ALL {
+            let plan = knet::cuda::plan(&graph, Target { caps: Caps::H100, precision }).unwrap();
+            let mut blocks = BTreeMap::<(usize, usize), (usize, usize)>::new();
+            for step in &plan.steps {
+                let Some((stage, rest)) = step.name.split_once(".blocks.") else { continue };
+                let (_, stage) = stage.rsplit_once('.').unwrap();
+                let (block, _) = rest.split_once('.').unwrap();
+                let launches = &step.program.launches;
+                assert!(
+                    launches[1..].iter().all(|launch| launch.source == "conv/split_k.cu"),
+                    "{}",
+                    step.name
+                );
+                let (steps, all) =
+                    blocks.entry((stage.parse().unwrap(), block.parse().unwrap())).or_default();
+                (*steps, *all) = (*steps + 1, *all + launches.len());
+            }
+            assert_eq!(blocks.len(), swin.depths.iter().sum::<usize>());
+            assert!(blocks.values().all(|&(steps, _)| steps == 7), "{name}: {blocks:?}");
+            let large = |stage| if name.contains("swin-t") { stage < 2 } else { stage < 3 };
+            assert!(
+                blocks.iter().all(|(&(stage, _), &(_, all))| !large(stage) || all == 7),
+                "{name}: {blocks:?}"
+            );
         }
     }
 }

@@ -1,21 +1,18 @@
 //! Whole models in f16 and bf16 on the CUDA back end, where `KNET_TEST_DEVICE` names a GPU (a real one, or
 //! the emulator's).
 //!
-//! **Part by part**, of two models: see `parts.rs`.
-//!
-//! **End to end.** The masks of a *trained* model must be those of the CPU in f32 by an IoU of 0.995, with
-//! the same objects in the same order. Seeded weights cannot be held to that by any arithmetic of 11 bits:
-//! see [`check_seeded`].
+//! End to end (part by part: `networks.rs`). The masks of a *trained* model must be those of the CPU in f32 by
+//! an IoU of 0.995, with the same objects in the same order. Seeded weights cannot be held to that by any
+//! arithmetic of 11 bits: see [`check_seeded`].
 
 use crate::beside;
-use crate::parts::{Bench, PROPOSAL_MASKS, Part, least_iou};
+use crate::parts::least_iou;
 use image::RgbImage;
 use knet::Engine;
 use knet::cuda::gpu::Precision;
 use knet::engine::{self, EngineBuilder, Segmentation};
 use knet::image::bitmask::BitMask;
 use knet::image::decode::{Limits, decode};
-use knet::model::{Config, IMAGE};
 use libtest_mimic::{Failed, Trial};
 use std::path::Path;
 use testkit::model_golden::Golden;
@@ -23,50 +20,6 @@ use testkit::{device, model_golden, shared};
 
 /// The precisions under test.
 const HALF: [Precision; 2] = [Precision::F16, Precision::Bf16];
-
-/// All parts; together they are the network.
-fn network_parts(config: &Config) -> Vec<Part> {
-    let backbone = [IMAGE, "backbone.C2", "backbone.C3", "backbone.C4", "backbone.C5"];
-    let pyramid = ["fpn.P2", "fpn.P3", "fpn.P4", "fpn.P5"];
-    let mut parts: Vec<Part> =
-        backbone.windows(2).map(|pair| Part::new(pair[1], &pair[..1], &pair[1..])).collect();
-    parts.push(Part::new("fpn", &backbone[1..], &pyramid));
-    parts.push(Part::new("semantic fpn", &pyramid, &["rpn.sfpn_out0_loc", "rpn.sfpn_out1_sem"]));
-    parts.push(Part::new(
-        "head features",
-        &["rpn.sfpn_out0_loc", "rpn.sfpn_out1_sem"],
-        &["rpn.loc_feats", "rpn.semantic_feats", "rpn.x_feats"],
-    ));
-    parts.push(Part::new(
-        "head masks",
-        &["rpn.loc_feats", "rpn.semantic_feats"],
-        &["rpn.mask_preds", "rpn.seg_preds"],
-    ));
-    parts.push(Part::new("proposals", &["rpn.x_feats", PROPOSAL_MASKS], &["rpn.proposal_feats"]));
-    let mut objects = ["rpn.proposal_feats".to_string(), "rpn.mask_preds".to_string()];
-    for stage in 0..config.head.stages {
-        let tap = |name: &str| format!("s{stage}.{name}");
-        let taps =
-            ["x_feat", "feat_transform", "obj_feat_updator", "obj_feat_attn", "obj_feat_out", "cls_score"];
-        let [kernels, masks] = objects;
-        parts.push(Part {
-            name: format!("stage {stage}"),
-            inputs: vec!["rpn.x_feats".to_string(), kernels, masks],
-            outputs: taps.into_iter().chain(["mask_preds"]).map(tap).collect(),
-        });
-        objects = [tap("obj_feat_out"), tap("mask_preds")];
-    }
-    parts
-}
-
-fn check_parts(golden: Golden, precision: Precision, ordinal: usize) -> Result<(), Failed> {
-    let bench = Bench::new(golden, precision, ordinal)?;
-    let mut faults = Vec::new();
-    for part in network_parts(&bench.config) {
-        faults.extend(bench.check(&part).map_err(|error| format!("{}: {error}", part.name))?);
-    }
-    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n").into()) }
-}
 
 /// Intersection and union of masks, summed over pairs.
 fn overlap<'a>(pairs: impl IntoIterator<Item = (&'a BitMask, &'a BitMask)>) -> f64 {
@@ -174,7 +127,7 @@ fn photos(emulated: bool) -> Vec<(String, RgbImage, (usize, usize))> {
 }
 
 /// Its trials on the device under test.
-pub fn trials(ordinal: usize, emulated: bool) -> Vec<Trial> {
+pub fn trials(emulated: bool) -> Vec<Trial> {
     let mut trials = vec![
         beside("half/seeded/instance", check_seeded),
         beside("half/seeded/panoptic", check_seeded_panoptic),
@@ -183,18 +136,6 @@ pub fn trials(ordinal: usize, emulated: bool) -> Vec<Trial> {
         for precision in HALF {
             let (name, photo) = (format!("half/trained/{name}/{}", precision.name()), photo.clone());
             trials.push(beside(name, move || check_trained(&photo, size, precision)));
-        }
-    }
-    for model in ["knet_s3_r50_fpn", "knet_s3_r50_fpn_panoptic"] {
-        for case in if emulated { &["a"][..] } else { &["a", "b"] } {
-            for precision in HALF {
-                // The backbone is that of the instance model.
-                if emulated && model.ends_with("panoptic") && precision == Precision::Bf16 {
-                    continue;
-                }
-                let check = move || check_parts(Golden::open(model, case), precision, ordinal);
-                trials.push(beside(format!("half/parts/{model}/{case}/{}", precision.name()), check));
-            }
         }
     }
     trials

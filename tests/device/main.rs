@@ -8,6 +8,7 @@
 
 mod half;
 mod learning;
+mod networks;
 mod operators;
 mod parts;
 mod program;
@@ -86,9 +87,9 @@ fn main() {
     if let engine::Device::Cuda(ordinal) = device() {
         let device = held.insert(Device::open(ordinal).expect("the device under test"));
         let mut groups = operators::groups(ordinal, device.is_emulated());
-        groups.insert("half".into(), (0, half::trials(ordinal, device.is_emulated())));
+        groups.insert("half".into(), (0, half::trials(device.is_emulated())));
         groups.insert("learning".into(), (0, learning::trials(ordinal)));
-        groups.insert("parts".into(), (0, parts::trials(ordinal)));
+        groups.insert("parts".into(), (0, networks::trials(ordinal, device.is_emulated())));
         groups.insert("program".into(), (0, program::trials(ordinal)));
         groups.insert("segments".into(), (0, segments::trials(ordinal)));
         groups.insert("training".into(), (0, training::trials(ordinal)));

@@ -3,10 +3,9 @@
 //! part to part. Inputs are the goldens where they are stored in full, else the f32 values of our CPU back
 //! end, which `tests/model` compares with the same goldens; results are compared with the goldens always.
 //!
-//! How far off a part may be in 16 bits follows from its length: see [`variances`]. `half.rs` so goes through
-//! all of two networks; the trials here are what other models have besides, in f32 too.
+//! How far off a part may be in 16 bits follows from its length: see [`variances`]. `networks.rs` says which
+//! parts there are.
 
-use crate::beside;
 use knet::Engine;
 use knet::cpu::Weights;
 use knet::cuda::gpu::{Precision, Target};
@@ -21,7 +20,6 @@ use knet::model::{Config, IMAGE, Network, TapLayout, TapMode, build};
 use knet::ops::Op;
 use knet::ops::case::relative_l2;
 use knet::tensor::{DType, Tensor};
-use libtest_mimic::{Failed, Trial};
 use std::collections::HashMap;
 use testkit::model_golden::Golden;
 use testkit::parts::{cut, value_called};
@@ -41,6 +39,7 @@ pub fn least_iou(precision: Precision) -> f64 {
 }
 
 /// A part of the network by the names of its taps, or of values of the graph that are none.
+#[derive(Clone)]
 pub struct Part {
     pub name: String,
     pub inputs: Vec<String>,
@@ -246,36 +245,4 @@ impl Bench {
 fn iou_of_signs(a: &[f32], b: &[f32]) -> f64 {
     let count = |of: fn(bool, bool) -> bool| a.iter().zip(b).filter(|&(&a, &b)| of(a > 0.0, b > 0.0)).count();
     count(|a, b| a & b) as f64 / count(|a, b| a | b) as f64
-}
-
-/// What models have that those of `half.rs` lack: the model, a name, and where the part begins and ends. Each
-/// is the smallest map or the fewest layers of its kind, for the emulator's sake.
-const PARTS: [(&str, &str, &[&str], &[&str]); 4] = [
-    // Deformable convolutions, one of them of stride 2.
-    ("knet_s3_r101_dcn_panoptic", "C5", &["backbone.C4"], &["backbone.C5"]),
-    // Windows that are shifted, and larger than the map.
-    ("knet_s3_upernet_swin-t", "C5", &["backbone.stages.2.downsample.reduction"], &["backbone.C5"]),
-    ("knet_s3_upernet_swin-t", "pyramid pooling", &["backbone.C5"], &["gen.psp_modules.3", "gen.bottleneck"]),
-    // Kernels twice as wide as their updator.
-    (
-        "knet_s3_fcn_r50-d8",
-        "stage 2",
-        &["gen.feats", "s1.obj_feat", "s1.logits"],
-        &["s2.feat_transform", "s2.x_feat", "s2.kernel_updator_out", "s2.obj_feat", "s2.kernel", "s2.logits"],
-    ),
-];
-
-fn check(model: &'static str, part: &Part, precision: Precision, ordinal: usize) -> Result<(), Failed> {
-    let faults = Bench::new(Golden::open(model, "a"), precision, ordinal)?.check(part)?;
-    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n").into()) }
-}
-
-/// Its trials on the device under test.
-pub fn trials(ordinal: usize) -> Vec<Trial> {
-    let all = PARTS.into_iter().flat_map(|part| [Precision::F32, Precision::F16].map(|p| (part, p)));
-    all.map(|((model, name, inputs, outputs), precision)| {
-        let trial = format!("parts/{model}/{name}/{}", precision.name()).replace(' ', "_");
-        beside(trial, move || check(model, &Part::new(name, inputs, outputs), precision, ordinal))
-    })
-    .collect()
 }

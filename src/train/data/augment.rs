@@ -6,13 +6,17 @@
 use serde::{Deserialize, Serialize};
 
 use super::colour::Colour;
-use super::dataset::Sample;
+use super::dataset::{IGNORE, Sample};
 use super::frame::{Frame, Painter, Placement};
 use super::random::Draw;
 use crate::error::{Error, Result};
 
 /// Tries to place a crop so that it shows an object, before it is taken as it comes.
 const CROP_TRIES: usize = 4;
+
+/// Tries to place a crop so that no class fills it ([`Augment::max_class_share`]): the first and ten more, as
+/// mmseg's `RandomCrop` has it.
+const CLASS_TRIES: usize = 11;
 
 /// How training images are varied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +29,9 @@ pub struct Augment {
     /// Bounds of the random scale, relative to the image fitted into `size`; uniform in the logarithm. What
     /// is larger than `size` is cropped at random, what is smaller is placed at random.
     pub scale: [f64; 2],
+    /// A crop of a semantic map is drawn again, up to ten times, while a class has this share of its labelled
+    /// pixels or more, or all of them: mmseg's `cat_max_ratio`, 0.75 upstream. 1 takes crops as they come.
+    pub max_class_share: f64,
     /// Probability of a mirror image.
     pub flip: f64,
     /// Colour changes.
@@ -43,6 +50,7 @@ impl Default for Augment {
             enabled: true,
             size: [512, 512],
             scale: [0.6, 1.6],
+            max_class_share: 1.0,
             flip: 0.5,
             colour: Colour::default(),
             copy_paste: 0.0,
@@ -78,6 +86,11 @@ impl Augment {
         for (name, p) in [("flip", self.flip), ("copy_paste", self.copy_paste)] {
             check((0.0..=1.0).contains(&p), format!("{name} = {p} is no probability"))?;
         }
+        let share = self.max_class_share;
+        check(
+            share > 0.0 && share <= 1.0,
+            format!("max_class_share = {share} must be above 0 and at most 1"),
+        )?;
         let [few, many] = self.copy_paste_objects;
         check(
             few <= many && many <= 100,
@@ -132,18 +145,30 @@ impl Augment {
         let size = scaled(source, scale);
         let flip = draw.chance(self.flip);
         let mut placement = Placement { size, y: 0, x: 0, flip };
-        for _ in 0..CROP_TRIES {
+        let mixed = sample.semantic.as_ref().filter(|_| self.max_class_share < 1.0);
+        for _ in 0..if mixed.is_some() { CLASS_TRIES } else { CROP_TRIES } {
             let mut shift = |frame: usize, side: usize| {
                 let slack = frame as i64 - side as i64;
                 draw.between(slack.min(0), slack.max(0))
             };
             placement.y = shift(self.size[0], size.0);
             placement.x = shift(self.size[1], size.1);
-            if sample.objects.is_empty() || self.shows_an_object(sample, source, placement) {
+            let good = match mixed {
+                Some(map) => self.is_mixed(&placement.classes(map, self.size)),
+                None => sample.objects.is_empty() || self.shows_an_object(sample, source, placement),
+            };
+            if good {
                 break;
             }
         }
         placement
+    }
+
+    /// True of a crop with more than one class, none of which has more of it than it may.
+    fn is_mixed(&self, pixels: &[usize; 256]) -> bool {
+        let labelled = &pixels[..usize::from(IGNORE)];
+        let (all, most) = (labelled.iter().sum::<usize>(), labelled.iter().copied().max().unwrap_or(0));
+        most < all && (most as f64) < self.max_class_share * all as f64
     }
 
     /// True if the centre of an object's box lies in the frame.
@@ -195,4 +220,56 @@ fn scaled((height, width): (usize, usize), scale: f64) -> (usize, usize) {
 pub(super) struct Workspace {
     pub painter: Painter,
     pub frame: Frame,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::data::random::Purpose;
+    use image::{GrayImage, Luma, RgbImage};
+
+    /// Class 1 in the right tenth of a wide photo, nothing in its lowest rows, class 0 elsewhere.
+    fn sample() -> Sample {
+        let (width, height) = (200, 40);
+        let class = |x, y| match (x, y) {
+            (_, 36..) => IGNORE,
+            (180.., _) => 1,
+            _ => 0,
+        };
+        Sample {
+            id: 0,
+            file: "photo.png".into(),
+            image: RgbImage::new(width, height),
+            objects: Vec::new(),
+            semantic: Some(GrayImage::from_fn(width, height, |x, y| Luma([class(x, y)]))),
+        }
+    }
+
+    /// How many of a hundred crops of 40x40 show both classes, none of them more than three quarters.
+    fn mixed_crops(max_class_share: f64) -> usize {
+        let augment = Augment { size: [40, 40], scale: [5.0, 5.0], max_class_share, ..Augment::default() };
+        augment.validate().unwrap();
+        let (sample, mut workspace) = (sample(), Workspace::default());
+        let mut mixed = 0;
+        for seed in 0..100 {
+            let Workspace { painter, frame } = &mut workspace;
+            let donor = |_: &mut Draw| unreachable!("nothing is pasted");
+            augment
+                .apply(&sample, &mut Draw::new(Purpose::Sample, seed, 0, 0), donor, painter, frame)
+                .unwrap();
+            let count = |class| frame.semantic.iter().filter(|&&c| c == class).count();
+            let (zero, one) = (count(0), count(1));
+            mixed += usize::from(zero.min(one) > 0 && 4 * zero.max(one) < 3 * (zero + one));
+        }
+        mixed
+    }
+
+    #[test]
+    fn crops_that_one_class_fills_are_drawn_again() {
+        // A crop of 40 of 200 columns is mixed when its left edge is one of 11 of 161: 1 in 15 as they come,
+        // 1 - (14/15)^11, a half, with eleven tries.
+        let (as_they_come, drawn_again) = (mixed_crops(1.0), mixed_crops(0.75));
+        assert!((1..=15).contains(&as_they_come), "{as_they_come} of 100");
+        assert!((38..=70).contains(&drawn_again), "{drawn_again} of 100");
+    }
 }

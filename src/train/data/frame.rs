@@ -1,7 +1,7 @@
 //! A training image under construction: pixels, masks and semantic map moved by the same scale, shift and
 //! mirror.
 
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 
 use super::bilinear::Bilinear;
 use super::dataset::{IGNORE, Object, Sample};
@@ -45,6 +45,18 @@ impl Placement {
         });
         let rows = visible.y.clone().map(|y| nearest((y as i64 - self.y) as usize, self.size.0, source.0));
         (columns.collect(), rows.collect())
+    }
+
+    /// Pixels of each class of `map` that a frame (height, width) shows.
+    pub(super) fn classes(&self, map: &GrayImage, [height, width]: [usize; 2]) -> [usize; 256] {
+        let source = (map.height() as usize, map.width() as usize);
+        let (columns, rows) = self.sources(&self.visible((height, width)), source);
+        let mut pixels = [0; 256];
+        for row in rows {
+            let labels = &map.as_raw()[row * source.1..][..source.1];
+            columns.iter().for_each(|&column| pixels[usize::from(labels[column])] += 1);
+        }
+        pixels
     }
 }
 

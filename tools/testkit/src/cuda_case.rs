@@ -14,7 +14,6 @@ use knet::ops::case::{Case, relative_l2};
 use knet::plan::{Place, Site};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options, Report};
-use std::collections::HashMap;
 
 /// Whether a plan for a GPU can have the case: it has kernels for the operator, or the result is a constant of
 /// every plan, as there are no operands.
@@ -22,25 +21,28 @@ pub fn runs(case: &Case) -> bool {
     ops::has_kernel(&case.op) || case.inputs.is_empty()
 }
 
-/// A graph of one node and the values of its parameters. Indices are always inputs: parameters are floats.
-pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> (Graph, HashMap<String, Tensor>) {
+/// A graph of one node. Indices are always inputs: parameters are floats.
+pub fn one_node(case: &Case, operands: Operands) -> Graph {
     let mut builder = Builder::new();
-    let mut params = HashMap::new();
     let mut ids = Vec::new();
-    for (index, tensor) in inputs.iter().enumerate() {
+    for (index, &ty) in case.inputs.iter().enumerate() {
         let name = format!("operand{index}");
-        let indices = case.inputs[index].dtype == DType::I32;
-        ids.push(if index == 0 || operands == Operands::Inputs || indices {
-            builder.input(&name, case.inputs[index])
+        ids.push(if index == 0 || operands == Operands::Inputs || ty.dtype == DType::I32 {
+            builder.input(&name, ty)
         } else {
-            params.insert(name.clone(), tensor.clone());
-            builder.param(&name, tensor.shape().dims(), Layout::Plain).unwrap()
+            builder.param(&name, ty.shape.dims(), Layout::Plain).unwrap()
         });
     }
     for (index, id) in builder.nodes("result", case.op.clone(), &ids).unwrap().into_iter().enumerate() {
         builder.output(&format!("result{index}"), id);
     }
-    (builder.finish().unwrap(), params)
+    builder.finish().unwrap()
+}
+
+/// Which operand of [`one_node`] an input or a parameter is.
+pub fn operand(name: &str) -> usize {
+    let index = name.strip_prefix("operand").and_then(|index| index.parse().ok());
+    index.expect("a name of one_node")
 }
 
 /// The operands as the kernels see them: rounded as the arena or the packing stores them.
@@ -55,8 +57,7 @@ pub fn seen(plan: &Plan, inputs: &[Tensor]) -> Vec<Tensor> {
 
 /// Of the operands of [`one_node`], those that the plan takes as inputs, in its order.
 pub fn given(plan: &Plan, operands: &[Tensor]) -> Vec<Tensor> {
-    let operand = |name: &str| name.strip_prefix("operand").and_then(|index| index.parse::<usize>().ok());
-    let tensor = |(name, _): &(String, _)| operands[operand(name).expect("an input of one_node")].clone();
+    let tensor = |(name, _): &(String, _)| operands[operand(name)].clone();
     plan.inputs.iter().map(tensor).collect()
 }
 
