@@ -8,6 +8,7 @@ use crate::graph::{InputId, OutputId, Param, SegmentId, VariableId};
 use crate::ops::ValueType;
 use crate::plan::{Operand, Plan, Segment, Variable};
 use crate::tensor::{DType, Tensor};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// A value on the host. Floats are f32 here, however a back end stores them.
@@ -101,11 +102,19 @@ pub trait Executor: Send {
     /// The division of a run.
     fn segments(&self) -> &[Segment];
 
-    /// The host's memory of an input, to be filled before every run of the segment that first reads it.
+    /// The host's memory of an input, to be filled before every run of the segment that first reads it. Not to
+    /// be touched from when that is started until it was waited for.
     fn input(&mut self, input: InputId) -> HostMut<'_>;
 
     /// A result, once the segment that makes it has run and until it, or one before it, runs again.
     fn read(&self, output: OutputId) -> Host<'_>;
+
+    /// Copies a result of floats, wherever it lies, under the same condition. `values` has its length.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another length; [`Error::Graph`] for a result that stays on a GPU and is not
+    /// stored there as f32; [`Error::Cuda`] as the driver says.
+    fn fetch(&self, output: OutputId, values: &mut [f32]) -> Result<()>;
 
     /// Where results of floats lie on a GPU, in the order of `results` and each place once, for whoever
     /// changes them there between two segments; `None` if they lie on the host.
@@ -117,11 +126,36 @@ pub trait Executor: Send {
         Ok(None)
     }
 
-    /// Runs a segment, and every update that is made in it.
+    /// Starts segments that follow one another, and every update that is made in them: on a GPU one launch,
+    /// which is captured when it is first asked for. Nothing else is started until it was waited for.
     ///
     /// # Errors
     /// [`Error::Cuda`] on a GPU, as the driver says.
-    fn run(&mut self, segment: SegmentId) -> Result<()>;
+    fn start(&mut self, segments: RangeInclusive<SegmentId>) -> Result<()>;
+
+    /// Waits for what was started.
+    ///
+    /// # Errors
+    /// As [`Executor::start`].
+    fn wait(&mut self) -> Result<()>;
+
+    /// As [`Executor::write`], for the next run, while another is started: if what was started does not read
+    /// the input's memory. Gives whether that was so; else nothing is done.
+    ///
+    /// # Errors
+    /// As [`Executor::write`].
+    fn write_ahead(&mut self, _input: InputId, _values: Host<'_>) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Runs a segment.
+    ///
+    /// # Errors
+    /// As [`Executor::start`].
+    fn run(&mut self, segment: SegmentId) -> Result<()> {
+        self.start(segment..=segment)?;
+        self.wait()
+    }
 
     /// As [`Executor::run`], and gives the time of each step to `report`. Steps on a GPU are launched one by
     /// one for it.
@@ -181,7 +215,7 @@ pub trait Executor: Send {
     /// Runs all segments, in order.
     ///
     /// # Errors
-    /// As [`Executor::run`].
+    /// As [`Executor::start`].
     fn run_all(&mut self) -> Result<()> {
         (0..self.segments().len() as u32).try_for_each(|segment| self.run(SegmentId(segment)))
     }
@@ -197,6 +231,17 @@ pub(crate) fn check_variable(variable: &Variable, len: usize) -> Result<()> {
         return Ok(());
     }
     Err(misfit("variable", variable.name.clone(), ty, &format!("{len} floats")))
+}
+
+/// Refuses a place for a result of floats that does not fit it.
+///
+/// # Errors
+/// [`Error::Shape`] with what it is and what was given.
+pub(crate) fn check_fetch((name, operand): &(String, Operand), len: usize) -> Result<()> {
+    if operand.ty.dtype != DType::I32 && operand.ty.shape.len() == len {
+        return Ok(());
+    }
+    Err(misfit("result", name.clone(), operand.ty, &format!("a place of {len} floats")))
 }
 
 fn misfit(op: &'static str, value: String, ty: ValueType, given: &str) -> Error {

@@ -14,6 +14,7 @@ use crate::plan::arena::{ALIGNMENT, Slot};
 use crate::plan::{self, Choice, Const, Operand, Place, Segment, Step, Variable};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -260,7 +261,7 @@ impl Executor {
     fn run_step(&mut self, index: usize) {
         let (step, kernel) = (&self.steps[index], &self.plan.steps[index].program);
         let arena = Arena::new(&mut self.arena);
-        let mut inputs: [&[f32]; MAX_INPUTS] = Default::default();
+        let mut inputs: [&[f32]; MAX_INPUTS] = [&[]; MAX_INPUTS];
         for (input, source) in inputs.iter_mut().zip(&step.inputs) {
             *input = match source {
                 // SAFETY: the plan lays buffers that are alive at the same step apart, and an operand that
@@ -271,7 +272,7 @@ impl Executor {
                 Source::Absent => &[],
             };
         }
-        let mut outputs: [&mut [f32]; MAX_OUTPUTS] = Default::default();
+        let mut outputs: [&mut [f32]; MAX_OUTPUTS] = std::array::from_fn(|_| Default::default());
         for (output, slot) in outputs.iter_mut().zip(&step.outputs) {
             // SAFETY: as above: results lie apart from operands, from each other and from the workspace.
             *output = unsafe { arena.exclusive(*slot) };
@@ -361,8 +362,21 @@ impl exec::Executor for Executor {
         Host::of(self.output_type(output.index()).dtype, self.output(output.index()))
     }
 
-    fn run(&mut self, segment: SegmentId) -> Result<()> {
-        self.pooled(|executor| executor.run_segment(segment.index(), Executor::run_step));
+    fn fetch(&self, output: OutputId, values: &mut [f32]) -> Result<()> {
+        exec::check_fetch(&self.plan.outputs[output.index()], values.len())?;
+        values.copy_from_slice(self.output(output.index()));
+        Ok(())
+    }
+
+    fn start(&mut self, segments: RangeInclusive<SegmentId>) -> Result<()> {
+        let segments = segments.start().index()..=segments.end().index();
+        self.pooled(|executor| {
+            segments.for_each(|segment| executor.run_segment(segment, Executor::run_step));
+        });
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -392,8 +406,9 @@ impl exec::Executor for Executor {
 
 /// Whether operand `input` lies where the step makes its new value.
 fn is_in_place<P>(step: &Step<P>, input: usize) -> bool {
-    let replaced = step.op.replaces().iter().filter(|(operand, _)| *operand == input);
-    replaced.into_iter().any(|&(_, output)| step.outputs[output].place == step.inputs[input].place)
+    let mut replaced =
+        step.op.replaces(step.inputs.len()).into_iter().filter(|&(operand, _)| operand == input);
+    replaced.any(|(_, output)| step.outputs[output].place == step.inputs[input].place)
 }
 
 /// What the unsafe code of [`Executor::run_step`] rests on: results and workspace lie apart from each other
@@ -460,7 +475,7 @@ fn bind(consts: &[Const], step: &Step<Arc<dyn Kernel>>, weights: &Weights) -> Re
         Place::Arena(slot) => Some(slot),
         Place::Const(_) => None,
     });
-    let replaced = step.op.replaces().iter().copied();
+    let replaced = step.op.replaces(step.inputs.len()).into_iter();
     let carried = replaced.filter(|&(input, _)| !is_in_place(step, input)).collect();
     Ok(Bound { inputs: sources, outputs: slots.collect(), packed, workspace: step.workspace, carried })
 }

@@ -5,10 +5,10 @@ use crate::isa::Isa;
 use crate::ops::{Operator, ValueType};
 use std::fmt;
 
-/// Most operands of a step.
-pub const MAX_INPUTS: usize = 18;
-/// Most results of a step.
-pub const MAX_OUTPUTS: usize = 4;
+/// Most operands of a step: those of an update of [`AdamW::MOST`](crate::ops::AdamW::MOST) parameters.
+pub const MAX_INPUTS: usize = 130;
+/// Most results of a step: the same one's.
+pub const MAX_OUTPUTS: usize = 97;
 
 /// What a kernel is chosen from: operand and result types and a [`Selection`](super::Selection). Choosing is
 /// a pure function of these; the thread count may size scratch memory but must not change any result.
@@ -98,7 +98,7 @@ impl fmt::Debug for dyn Kernel {
 pub struct Args<'a> {
     /// Operands in the graph's layout. Indices are `i32` seen as bytes of `f32`: use [`Args::input_i32`]. A
     /// packed operand that is a constant is empty here, and so is one that a result replaces
-    /// ([`Operator::REPLACES`]).
+    /// ([`Operator::replaces`]).
     pub inputs: [&'a [f32]; MAX_INPUTS],
     /// Results. One that replaces an operand holds that on entry. Index results are `i32` seen as bytes of
     /// `f32`: use [`Args::output_i32`].

@@ -4,7 +4,7 @@ use super::Plan;
 use super::device::{Device, fault};
 use super::memory::{self, DeviceBuffer, Pinned};
 use super::ops::cast;
-use super::recording::{Bound, capture, copy_between, copy_in, copy_out, replay};
+use super::recording::{Bound, capture, copy_between, copy_in, copy_out, launch};
 use super::runtime::Runtime;
 use super::stopwatch::Stopwatch;
 use crate::cuda::launch::{Arg, Packing, Program};
@@ -16,6 +16,7 @@ use crate::plan::{self, Operand, Place, Segment, Step, Variable};
 use crate::tensor::DType;
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,9 +50,11 @@ impl Drop for Executor {
 struct Floats {
     inputs: Vec<Staging>,
     outputs: Vec<Staging>,
-    /// A graph for each segment: inputs that it is the first to read, its steps, results that it makes.
-    /// `None` if there is nothing to do.
-    graphs: Vec<Option<CudaGraph>>,
+    /// Segments that were run together, and their graph: of each the inputs that it is the first to read, its
+    /// steps, results that it makes. `None` if there is nothing to do.
+    graphs: Vec<(RangeInclusive<usize>, Option<CudaGraph>)>,
+    /// Segments that were started, until somebody waited.
+    started: Option<RangeInclusive<usize>>,
 }
 
 /// A value that travels between host and device.
@@ -107,7 +110,7 @@ impl Executor {
                 Arg::Input(i) => address(&step.inputs[*i], program.packing_of(*i)),
                 Arg::Output(i) => address(&step.outputs[*i], Packing::plain(DType::F32)),
                 Arg::Workspace(offset) => Ok(arena.pointer() + (step.workspace.offset + offset) as u64),
-                Arg::Null | Arg::Struct(_) => Ok(0),
+                Arg::Null | Arg::Struct(_) | Arg::Table(_) => Ok(0),
             };
             let bound = program.launches.iter().map(|launch| Bound::new(runtime, launch, &mut pointer));
             steps.push(bound.collect::<Result<Vec<_>>>()?);
@@ -121,16 +124,19 @@ impl Executor {
         Ok(executor)
     }
 
-    /// As [`Executor::new`], with inputs and results on the host, floats as f32: a segment is one graph of
-    /// copies in, kernels and copies out. Running it allocates nothing and waits once.
+    /// As [`Executor::new`], with inputs and results on the host, floats as f32: what runs in one go is one
+    /// graph of copies in, kernels and copies out, captured here. Running it allocates nothing and waits once.
     ///
     /// # Errors
     /// As [`Executor::new`].
     pub fn with_floats(plan: Plan, runtime: &Runtime) -> Result<Executor> {
-        Executor::with_floats_but(plan, runtime, &[])
+        let mut executor = Executor::with_floats_but(plan, runtime, &[])?;
+        executor.captured(executor.all_segments())?;
+        Ok(executor)
     }
 
-    /// As [`Executor::with_floats`]; the results `resident` stay on the device, and are empty on the host.
+    /// As [`Executor::with_floats`], for runs of some segments: a graph is captured when it is first run. The
+    /// results `resident` stay on the device, and are empty on the host.
     ///
     /// # Errors
     /// As [`Executor::new`].
@@ -140,20 +146,35 @@ impl Executor {
         let stays = |index: usize| resident.iter().any(|id| id.index() == index);
         let inputs = executor.stage(&plan.inputs, runtime, |_| false, |stored| (DType::F32, stored))?;
         let outputs = executor.stage(&plan.outputs, runtime, stays, |stored| (stored, DType::F32))?;
-        let mut floats = Floats { inputs, outputs, graphs: Vec::new() };
-        for segment in &executor.plan.segments {
-            let graph = || {
-                capture(&executor.device, || {
-                    executor.send_inputs(segment, &floats)?;
-                    executor.record_segment(segment)?;
-                    executor.send_outputs(segment, &floats)
-                })
-            };
-            let captured = executor.has_work(segment, &floats).then(graph).transpose()?;
-            floats.graphs.push(captured);
-        }
-        executor.floats = Some(floats);
+        executor.floats = Some(Floats { inputs, outputs, graphs: Vec::new(), started: None });
         Ok(executor)
+    }
+
+    /// Position of the graph of these segments, which is captured if it was not yet.
+    fn captured(&mut self, range: RangeInclusive<usize>) -> Result<usize> {
+        let floats = self.floats()?;
+        if let Some(known) = floats.graphs.iter().position(|(known, _)| *known == range) {
+            return Ok(known);
+        }
+        let segments = &self.plan.segments[range.clone()];
+        let graph = || {
+            capture(&self.device, || {
+                segments.iter().try_for_each(|segment| {
+                    self.send_inputs(segment, floats)?;
+                    self.record_segment(segment)?;
+                    self.send_outputs(segment, floats)
+                })
+            })
+        };
+        let has_work = segments.iter().any(|segment| self.has_work(segment, floats));
+        let graph = has_work.then(graph).transpose()?;
+        let graphs = &mut self.floats.as_mut().ok_or_else(without_floats)?.graphs;
+        graphs.push((range, graph));
+        Ok(graphs.len() - 1)
+    }
+
+    fn all_segments(&self) -> RangeInclusive<usize> {
+        0..=self.plan.segments.len() - 1
     }
 
     /// Page-locked memory for some inputs or results, but not for those that stay on the device; `direction`
@@ -319,27 +340,32 @@ impl Executor {
         ValueType { dtype: if ty.dtype == DType::I32 { DType::I32 } else { DType::F32 }, ..ty }
     }
 
-    /// Runs all segments between the host's floats: one graph launch and one wait each.
+    /// Runs all segments between the host's floats: one graph launch and one wait.
     ///
     /// # Errors
     /// [`Error::Graph`] if the executor was made without floats. [`Error::Cuda`] as the driver says; after a
     /// fault the device's context is of no further use.
     pub fn run(&mut self) -> Result<()> {
-        (0..self.plan.segments.len()).try_for_each(|segment| self.run_segment(segment))
+        self.start_segments(self.all_segments())?;
+        self.device.synchronize()
     }
 
-    fn run_segment(&mut self, segment: usize) -> Result<()> {
+    fn start_segments(&mut self, range: RangeInclusive<usize>) -> Result<()> {
         self.join()?;
-        match &self.floats()?.graphs[segment] {
-            Some(graph) => replay(&self.device, graph),
+        let at = self.captured(range)?;
+        match &self.floats()?.graphs[at].1 {
+            Some(graph) => launch(graph),
             None => Ok(()),
         }
     }
 
     fn floats(&self) -> Result<&Floats> {
-        let missing = || Error::Graph("the executor has no inputs and results on the host".into());
-        self.floats.as_ref().ok_or_else(missing)
+        self.floats.as_ref().ok_or_else(without_floats)
     }
+}
+
+fn without_floats() -> Error {
+    Error::Graph("the executor has no inputs and results on the host".into())
 }
 
 /// Places of floats, each once and in order, without the empty ones; `None` if two overlap.
@@ -384,6 +410,21 @@ impl exec::Executor for Executor {
         Host::of(self.output_type(output.index()).dtype, self.output(output.index()))
     }
 
+    fn fetch(&self, output: OutputId, values: &mut [f32]) -> Result<()> {
+        let result = &self.plan.outputs[output.index()];
+        exec::check_fetch(result, values.len())?;
+        let host = self.output(output.index());
+        if host.len() == values.len() {
+            values.copy_from_slice(host);
+            return Ok(());
+        }
+        let (name, operand) = result;
+        if operand.ty.dtype != DType::F32 {
+            return Err(Error::Graph(format!("`{name}` stays on the device as {}", operand.ty)));
+        }
+        memory::read(&self.device, self.address(operand)?, bytemuck::cast_slice_mut(values))
+    }
+
     fn on_device(&mut self, results: &[OutputId]) -> Result<Option<DeviceFloats>> {
         self.join()?;
         let mut places = Vec::with_capacity(results.len());
@@ -398,8 +439,26 @@ impl exec::Executor for Executor {
         Ok(Some(DeviceFloats { places, stream: self.device.stream().cu_stream() as usize }))
     }
 
-    fn run(&mut self, segment: SegmentId) -> Result<()> {
-        self.run_segment(segment.index())
+    fn start(&mut self, segments: RangeInclusive<SegmentId>) -> Result<()> {
+        let segments = segments.start().index()..=segments.end().index();
+        self.start_segments(segments.clone())?;
+        self.floats.iter_mut().for_each(|floats| floats.started = Some(segments.clone()));
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        self.floats.iter_mut().for_each(|floats| floats.started = None);
+        self.device.synchronize()
+    }
+
+    fn write_ahead(&mut self, input: InputId, values: Host<'_>) -> Result<bool> {
+        let started = self.floats()?.started.clone();
+        let started = started.map_or(&[][..], |started| &self.plan.segments[started]);
+        let is_read = started.iter().any(|segment| segment.inputs.contains(&input));
+        if !is_read {
+            self.write(input, values)?;
+        }
+        Ok(!is_read)
     }
 
     fn run_timed(&mut self, segment: SegmentId, report: &mut Report<'_>) -> Result<()> {

@@ -22,12 +22,32 @@ pub enum Arg {
     Null,
     /// A plain struct, by value.
     Struct(Vec<u8>),
+    /// Pointer to these, one after the other, each from a multiple of 8 bytes on: whoever binds the launch puts
+    /// them into device memory. So a launch may have more operands than a kernel has parameters.
+    Table(Vec<Arg>),
 }
 
 impl Arg {
     /// A plain struct, by value.
     pub fn of<T: bytemuck::NoUninit>(params: &T) -> Arg {
         Arg::Struct(bytemuck::bytes_of(params).to_vec())
+    }
+
+    /// The argument's bytes, from a multiple of 8 on; `address` gives those of pointers.
+    ///
+    /// # Errors
+    /// What `address` says.
+    pub fn words<E>(&self, address: &mut impl FnMut(&Arg) -> Result<u64, E>) -> Result<Vec<u64>, E> {
+        let word = |chunk: &[u8]| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_ne_bytes(word)
+        };
+        Ok(match self {
+            Arg::Null => vec![0],
+            Arg::Struct(bytes) => bytes.chunks(8).map(word).collect(),
+            pointer => vec![address(pointer)?],
+        })
     }
 }
 

@@ -97,7 +97,7 @@ impl Pipeline {
                 Arg::Output(i) if buffers[*i].residence != Residence::Host => Ok(on_device[*i].pointer()),
                 Arg::Output(i) if to_host => on_host[*i].on_device(),
                 Arg::Workspace(offset) => Ok(workspace.pointer() + *offset as u64),
-                Arg::Output(_) | Arg::Null | Arg::Struct(_) => Ok(0),
+                Arg::Output(_) | Arg::Null | Arg::Struct(_) | Arg::Table(_) => Ok(0),
             };
             program.launches.iter().map(|launch| Bound::new(runtime, launch, address)).collect()
         };

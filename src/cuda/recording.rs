@@ -20,6 +20,8 @@ pub(super) struct Bound {
     /// Values of the kernel's parameters, each at the place that `arguments` says.
     values: Vec<u64>,
     arguments: Vec<usize>,
+    /// What some of the arguments point to.
+    _tables: Vec<DeviceBuffer>,
     /// What it is, for errors.
     what: String,
 }
@@ -38,18 +40,21 @@ impl Bound {
         if count > MAX_ARGUMENTS {
             return Err(Error::Cuda(format!("{launch}: {count} arguments, at most {MAX_ARGUMENTS}")));
         }
-        let (mut values, mut arguments) = (Vec::new(), Vec::new());
+        let (mut values, mut arguments, mut tables) = (Vec::new(), Vec::new(), Vec::new());
         for arg in &launch.args {
             arguments.push(values.len());
-            match arg {
-                Arg::Struct(bytes) => values.extend(bytes.chunks(8).map(|chunk| {
-                    let mut word = [0; 8];
-                    word[..chunk.len()].copy_from_slice(chunk);
-                    u64::from_ne_bytes(word)
-                })),
-                Arg::Null => values.push(0),
-                pointer => values.push(address(pointer)?),
+            let Arg::Table(args) = arg else {
+                values.extend(arg.words(&mut address)?);
+                continue;
+            };
+            let mut words = Vec::new();
+            for arg in args {
+                words.extend(arg.words(&mut address)?);
             }
+            let bytes = bytemuck::cast_slice(&words);
+            let table = DeviceBuffer::of(runtime.device(), bytes, "a table of operands")?;
+            values.push(table.pointer());
+            tables.push(table);
         }
         Ok(Bound {
             function: runtime.function(launch)?,
@@ -58,6 +63,7 @@ impl Bound {
             shared: launch.shared,
             values,
             arguments,
+            _tables: tables,
             what: launch.to_string(),
         })
     }
@@ -154,8 +160,13 @@ pub(super) fn capture(device: &Device, work: impl FnOnce() -> Result<()>) -> Res
     Ok(graph)
 }
 
+/// Launches a captured graph.
+pub(super) fn launch(graph: &CudaGraph) -> Result<()> {
+    graph.launch().map_err(|e| fault("cannot launch the graph", e))
+}
+
 /// Launches a captured graph and waits for it.
 pub(super) fn replay(device: &Device, graph: &CudaGraph) -> Result<()> {
-    graph.launch().map_err(|e| fault("cannot launch the graph", e))?;
+    launch(graph)?;
     device.synchronize()
 }

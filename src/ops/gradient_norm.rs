@@ -34,7 +34,7 @@ pub struct SumSquares;
 
 impl SumSquares {
     /// Most operands beside the sum so far.
-    pub const MOST: usize = 16;
+    pub const MOST: usize = 128;
 }
 
 impl Operator for SumSquares {
@@ -85,10 +85,11 @@ impl Operator for SumSquares {
 
 /// `scale = clip / count` with `clip = min(1, clip_norm / (norm + 1e-6))` and `norm = sqrt(total) / count`,
 /// computed in double precision: what a sum of gradients is multiplied by to be a mean whose norm is
-/// `clip_norm` at most.
+/// `clip_norm` at most. It is NaN, which stops an update, if gradients or losses are not finite.
 ///
 /// Inputs: `total` `[3]`, as [`SumSquares`] gives it; `count` `[1]`, what the sum is divided by to be a mean
-/// of gradients (a loss that was scaled up counts as often). Output: `scale` `[1]`.
+/// of gradients (a loss that was scaled up counts as often); `losses` `[3]`, such a sum over the losses.
+/// Output: `scale` `[1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClipScale {
     /// Largest norm; 0 leaves gradients as they are.
@@ -96,8 +97,11 @@ pub struct ClipScale {
 }
 
 impl ClipScale {
-    /// The factor, given the sum of squares.
-    pub(crate) fn of(&self, total: f64, count: f64) -> f64 {
+    /// The factor, given the sums of squares of gradients and of losses.
+    pub(crate) fn of(&self, total: f64, count: f64, losses: f64) -> f64 {
+        if !(total + losses).is_finite() {
+            return f64::NAN;
+        }
         let mean = 1.0 / count;
         let norm = mean * total.sqrt();
         let clip = if self.clip_norm > 0.0 { (self.clip_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -110,14 +114,16 @@ impl Operator for ClipScale {
     const GRADIENT: Gradient = Gradient::None("an update follows the gradients");
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
-        super::expect_inputs(inputs, 2)?;
+        super::expect_inputs(inputs, 3)?;
         expect_shape(inputs, 0, [3], "the sum of squares")?;
         expect_shape(inputs, 1, [1], "the count")?;
+        expect_shape(inputs, 2, [3], "the sum of squares of losses")?;
         Ok(vec![ValueType::exact([1])])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
-        vec![Tensor::new([1], vec![self.of(inputs[0].data().iter().sum(), inputs[1].data()[0])])]
+        let [total, losses] = [0, 2].map(|i: usize| inputs[i].data().iter().sum());
+        vec![Tensor::new([1], vec![self.of(total, inputs[1].data()[0], losses)])]
     }
 
     fn flops(&self, _: &[ValueType], _: &[ValueType]) -> u64 {
@@ -126,7 +132,7 @@ impl Operator for ClipScale {
 
     fn cases() -> Vec<Case> {
         let case = |name: &str, clip_norm, count| {
-            Case::new(name, ClipScale { clip_norm }, &[&[3], &[1]])
+            Case::new(name, ClipScale { clip_norm }, &[&[3], &[1], &[3]])
                 .fill(0, Filling::Uniform(1.0, 9.0))
                 .fill(1, Filling::Constant(count))
                 .tolerance(Tolerance::POINTWISE)
@@ -136,6 +142,8 @@ impl Operator for ClipScale {
             case("short", 100.0, 3.0),
             case("unclipped", 0.0, 4.0),
             case("scaled_up", 0.5, 65_536.0),
+            case("no_norm", 0.5, 1.0).fill(0, Filling::Constant(f64::INFINITY)),
+            case("no_loss", 0.5, 1.0).fill(2, Filling::Constant(f64::NAN)),
         ]
     }
 }

@@ -62,6 +62,7 @@ pub mod matmul;
 pub mod max_pool2d;
 pub mod moving_average;
 pub mod norm_sum;
+mod pairs;
 pub mod pixel_shuffle;
 pub mod reduce_sum;
 pub mod reshape;
@@ -74,6 +75,7 @@ pub mod top_k;
 mod value;
 pub mod window_attention;
 
+pub(crate) use pairs::Pairs;
 pub use value::{Role, ValueType};
 
 use crate::error::{Error, Result};
@@ -100,9 +102,12 @@ pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
     /// ends prepare them once.
     const WEIGHTS: bool = false;
 
-    /// Results that are an operand's new value, as (operand, result) of equal type: the plan may give both
-    /// the same memory, so a kernel reads no element of the operand after it wrote that of the result.
-    const REPLACES: &'static [(usize, usize)] = &[];
+    /// Results that are an operand's new value, as (operand, result) of equal type, given so many operands: the
+    /// plan may give both the same memory, so a kernel reads no element of the operand after it wrote that of
+    /// the result.
+    fn replaces(_operands: usize) -> Vec<(usize, usize)> {
+        Vec::new()
+    }
 
     /// Output types for these input types, each with its [`Role`], or a sentence on what does not fit.
     fn infer(&self, inputs: &[ValueType]) -> Inferred;
@@ -301,9 +306,9 @@ macro_rules! define_ops {
                 match self { $($(Op::$variant(_) => <$variant as Operator>::WEIGHTS,)+)* }
             }
 
-            /// See [`Operator::REPLACES`].
-            pub fn replaces(&self) -> &'static [(usize, usize)] {
-                match self { $($(Op::$variant(_) => <$variant as Operator>::REPLACES,)+)* }
+            /// See [`Operator::replaces`].
+            pub fn replaces(&self, operands: usize) -> Vec<(usize, usize)> {
+                match self { $($(Op::$variant(_) => <$variant as Operator>::replaces(operands),)+)* }
             }
 
             /// See [`Operator::infer`].

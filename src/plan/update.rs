@@ -17,7 +17,8 @@ impl<P> Planner<'_, P> {
         for &(variable, value) in graph.updates() {
             let Source::Node { node, output } = graph.value(value).source else { continue };
             let replaced = |maker: &Node| {
-                let allowed = |operand| maker.op.replaces().contains(&(operand, output));
+                let replaces = maker.op.replaces(maker.inputs.len());
+                let allowed = |operand| replaces.contains(&(operand, output));
                 let is_old = |id: &ValueId| storage[id.index()] == variable;
                 maker.inputs.iter().enumerate().all(|(operand, id)| !is_old(id) || allowed(operand))
             };

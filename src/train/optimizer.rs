@@ -4,10 +4,10 @@
 use super::loss_scale::LossScale;
 use crate::dist::Share;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Report};
+use crate::exec::Executor;
 use crate::graph::{Builder, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
 use crate::ops::gradient_norm::join;
-use crate::ops::{Accumulate, AdamW, ClipScale, Fill, MovingAverage, SumSquares, ValueType};
+use crate::ops::{Accumulate, AdamW, ClipScale, Fill, MovingAverage, Op, Pairs, SumSquares, ValueType};
 use serde::{Deserialize, Serialize};
 
 /// Settings of a group of parameters.
@@ -108,8 +108,6 @@ pub struct OptimizerSlot {
     pub second: VariableId,
     /// Moving average of the parameter, if one is kept. It begins as the parameter.
     pub average: Option<VariableId>,
-    /// 1 if the last update made a value that is NaN or infinite.
-    fault: OutputId,
 }
 
 /// The rates of parameters that have the same factors.
@@ -126,6 +124,8 @@ struct Rates {
 pub struct Optimizer {
     config: AdamWConfig,
     slots: Vec<OptimizerSlot>,
+    /// 1 of each of these slots if the last update made a value that is NaN or infinite.
+    faults: Vec<(OutputId, Vec<usize>)>,
     rates: Vec<Rates>,
     /// 0 begins a new sum of gradients.
     keep: Option<InputId>,
@@ -138,7 +138,7 @@ pub struct Optimizer {
     /// Share of the parameters in their moving averages.
     follow: Option<InputId>,
     /// Clipping and updates.
-    segments: [SegmentId; 2],
+    segment: SegmentId,
     /// Updates done.
     updates: u64,
     batches: Batches,
@@ -169,8 +169,10 @@ impl Batches {
 }
 
 /// Appends the updates of `weights` to a graph, whose current segment runs for each batch: there go sums of
-/// gradients, which replace those of `weights` if several batches make an update. Two segments follow: one
-/// finds the norm of the gradients, one updates.
+/// gradients, which replace those of `weights` if several batches make an update. One segment follows, which
+/// finds the norm of the gradients and updates. `losses` is the sum of the squares of a batch's losses, as
+/// [`SumSquares`] gives it: if it is not finite, the batch leaves no trace, and if the norm is not, the update is
+/// none.
 ///
 /// # Errors
 /// As [`AdamWConfig::validate`]; as [`Builder::node`].
@@ -178,6 +180,7 @@ pub fn append(
     b: &mut Builder,
     config: &AdamWConfig,
     batches: Batches,
+    losses: ValueId,
     weights: &mut [Weight],
 ) -> Result<Optimizer> {
     config.validate()?;
@@ -191,39 +194,67 @@ pub fn append(
             }
             None
         }
-        Batches { accumulate: 2.., .. } => Some(append_sums(b, weights)?),
+        Batches { accumulate: 2.., .. } => Some(append_sums(b, losses, weights)?),
         _ => None,
     };
-    let norm = b.segment("norm");
+    let segment = b.segment("update");
     let count = b.input("count", ValueType::exact([1]));
-    let (scale, squares) = append_norm(b, config, count, weights)?;
-    let update = b.segment("update");
+    let (scale, squares) = append_norm(b, config, [count, losses], weights)?;
     let follow = (config.ema > 0.0).then(|| b.input("ema.rate", ValueType::exact([1])));
-    let (mut rates, mut slots): (Vec<(Rates, ValueId)>, _) = (Vec::new(), Vec::new());
-    for weight in weights.iter() {
-        let group = config.groups.iter().find(|group| weight.param.key.contains(&group.contains));
+    let mut kept = Vec::new();
+    for Weight { param: Param { key, .. }, variable, .. } in weights.iter() {
+        let ty = b.graph().value(*variable).ty;
+        kept.push([
+            b.variable(&format!("first.{key}"), ty, None)?,
+            b.variable(&format!("second.{key}"), ty, None)?,
+        ]);
+    }
+    let mut rates: Vec<(Rates, ValueId, Vec<usize>)> = Vec::new();
+    for (index, Weight { param, .. }) in weights.iter().enumerate() {
+        let group = config.groups.iter().find(|group| param.key.contains(&group.contains));
         let lr = group.map_or(1.0, |group| group.lr);
         let weight_decay = group.map_or(1.0, |group| group.weight_decay) * config.weight_decay;
-        let known = rates.iter().find(|(rates, _)| (rates.lr, rates.weight_decay) == (lr, weight_decay));
-        let value = match known {
-            Some((_, value)) => *value,
-            None => {
-                let value = b.input(&format!("rates.{}", rates.len()), ValueType::exact([3]));
-                rates.push((Rates { input: b.input_id(value)?, lr, weight_decay }, value));
-                value
+        let known = rates.iter_mut().find(|(rates, ..)| (rates.lr, rates.weight_decay) == (lr, weight_decay));
+        if let Some((.., members)) = known {
+            members.push(index);
+            continue;
+        }
+        let value = b.input(&format!("rates.{}", rates.len()), ValueType::exact([3]));
+        rates.push((Rates { input: b.input_id(value)?, lr, weight_decay }, value, vec![index]));
+    }
+    let mut faults = Vec::new();
+    let mut updated = vec![scale; weights.len()];
+    for (_, rates, members) in &rates {
+        for members in members.chunks(AdamW::MOST) {
+            let of = |&index: &usize| (&weights[index], kept[index]);
+            let chunk: Vec<_> = members.iter().map(of).collect();
+            let next = append_updates(b, config, [scale, *rates], &chunk)?;
+            for (&index, next) in members.iter().zip(next.chunks_exact(3)) {
+                updated[index] = next[0];
             }
-        };
-        slots.push(append_update(b, config, weight, [scale, value], follow)?);
+            let name = format!("faults.{}", faults.len());
+            faults.push((b.output(&name, next[3 * members.len()]), members.to_vec()));
+        }
+    }
+    let averages = match follow {
+        None => vec![None; weights.len()],
+        Some(rate) => append_averages(b, [rate, scale], weights, &updated)?,
+    };
+    let mut slots = Vec::new();
+    for ((Weight { param, .. }, [first, second]), average) in weights.iter().zip(kept).zip(averages) {
+        let [first, second] = [b.variable_id(first)?, b.variable_id(second)?];
+        slots.push(OptimizerSlot { param: param.clone(), first, second, average });
     }
     Ok(Optimizer {
         config: config.clone(),
         slots,
-        rates: rates.into_iter().map(|(rates, _)| rates).collect(),
+        faults,
+        rates: rates.into_iter().map(|(rates, ..)| rates).collect(),
         keep,
         count: b.input_id(count)?,
         squares,
         follow: follow.map(|id| b.input_id(id)).transpose()?,
-        segments: [norm, update],
+        segment,
         updates: 0,
         sums,
         batches,
@@ -234,70 +265,102 @@ pub fn append(
 }
 
 /// Sums of gradients in place of gradients; gives the input that begins new ones.
-fn append_sums(b: &mut Builder, weights: &mut [Weight]) -> Result<InputId> {
+fn append_sums(b: &mut Builder, losses: ValueId, weights: &mut [Weight]) -> Result<InputId> {
     let keep = b.input("keep", ValueType::exact([1]));
-    for Weight { param, gradient, .. } in weights {
-        let name = format!("sum.{}", param.key);
-        let sum = b.variable(&name, b.graph().value(*gradient).ty, None)?;
-        let next = b.node(&format!("{name}.next"), Accumulate, &[sum, *gradient, keep])?;
-        b.update(sum, next);
-        *gradient = next;
+    let mut pairs = Vec::new();
+    for Weight { param, gradient, .. } in weights.iter() {
+        let ty = b.graph().value(*gradient).ty;
+        pairs.push([b.variable(&format!("sum.{}", param.key), ty, None)?, *gradient]);
     }
+    let next = append_pairs(b, "sums", Accumulate, [keep, losses], &pairs)?;
+    weights.iter_mut().zip(next).for_each(|(weight, next)| weight.gradient = next);
     b.input_id(keep)
 }
 
-/// The factor on gradients, and the sum of their squares.
+/// New values of variables, each of which comes of its old one and another value, given a number and a gate.
+///
+/// # Errors
+/// As [`Builder::node`].
+pub(super) fn append_pairs(
+    b: &mut Builder,
+    name: &str,
+    op: impl Into<Op> + Copy,
+    factors: [ValueId; 2],
+    pairs: &[[ValueId; 2]],
+) -> Result<Vec<ValueId>> {
+    let mut all = Vec::new();
+    for pairs in pairs.chunks(Pairs::MOST) {
+        let operands: Vec<ValueId> = factors.iter().chain(pairs.iter().flatten()).copied().collect();
+        all.extend(b.nodes(name, op, &operands)?);
+    }
+    pairs.iter().zip(&all).for_each(|([variable, _], &next)| b.update(*variable, next));
+    Ok(all)
+}
+
+/// The sum of the squares of all elements of `values`, as [`SumSquares`] gives it.
+///
+/// # Errors
+/// As [`Builder::node`].
+pub(super) fn append_squares(b: &mut Builder, name: &str, values: &[ValueId]) -> Result<ValueId> {
+    let mut total = b.node(&format!("{name}.none"), Fill { shape: [3].into(), value: 0.0 }, &[])?;
+    for values in values.chunks(SumSquares::MOST) {
+        let operands: Vec<ValueId> = std::iter::once(total).chain(values.iter().copied()).collect();
+        total = b.node(name, SumSquares, &operands)?;
+    }
+    Ok(total)
+}
+
+/// The factor on gradients, given the count and the losses' squares; and the sum of the gradients' squares.
 fn append_norm(
     b: &mut Builder,
     config: &AdamWConfig,
-    count: ValueId,
+    [count, losses]: [ValueId; 2],
     weights: &[Weight],
 ) -> Result<(ValueId, OutputId)> {
-    let mut total = b.node("squares.none", Fill { shape: [3].into(), value: 0.0 }, &[])?;
-    for weights in weights.chunks(SumSquares::MOST) {
-        let operands: Vec<ValueId> =
-            std::iter::once(total).chain(weights.iter().map(|weight| weight.gradient)).collect();
-        total = b.node("squares", SumSquares, &operands)?;
-    }
+    let gradients: Vec<ValueId> = weights.iter().map(|weight| weight.gradient).collect();
+    let total = append_squares(b, "squares", &gradients)?;
     let op = ClipScale { clip_norm: config.clip_norm };
-    Ok((b.node("clip", op, &[total, count])?, b.output("squares", total)))
+    Ok((b.node("clip", op, &[total, count, losses])?, b.output("squares", total)))
 }
 
-/// Moments, average and update of one parameter.
-fn append_update(
+/// Updates of parameters and of their moments; gives their new values, and the faults.
+fn append_updates(
     b: &mut Builder,
     config: &AdamWConfig,
-    weight: &Weight,
-    [scale, rates]: [ValueId; 2],
-    follow: Option<ValueId>,
-) -> Result<OptimizerSlot> {
-    let Weight { param, variable, gradient } = weight;
-    let (key, ty) = (&param.key, b.graph().value(*variable).ty);
-    let first = b.variable(&format!("first.{key}"), ty, None)?;
-    let second = b.variable(&format!("second.{key}"), ty, None)?;
+    factors: [ValueId; 2],
+    weights: &[(&Weight, [ValueId; 2])],
+) -> Result<Vec<ValueId>> {
     let [beta1, beta2] = config.betas.map(|beta| beta as f32);
     let op = AdamW { beta1, beta2, eps: config.eps as f32 };
-    let next = b.nodes(&format!("{key}.next"), op, &[*variable, *gradient, first, second, scale, rates])?;
-    for (variable, next) in [*variable, first, second].into_iter().zip(&next) {
-        b.update(variable, *next);
+    let mut operands = factors.to_vec();
+    for &(&Weight { variable, gradient, .. }, [first, second]) in weights {
+        operands.extend([variable, gradient, first, second]);
     }
-    let average = match follow {
-        None => None,
-        Some(rate) => {
-            let average = b.variable(&format!("average.{key}"), ty, Some(param.clone()))?;
-            let op = MovingAverage { factor: 1.0 };
-            let followed = b.node(&format!("average.{key}.next"), op, &[average, next[0], rate])?;
-            b.update(average, followed);
-            Some(b.variable_id(average)?)
+    let next = b.nodes("updates", op, &operands)?;
+    for (&(weight, [first, second]), next) in weights.iter().zip(next.chunks_exact(3)) {
+        for (variable, &next) in [weight.variable, first, second].into_iter().zip(next) {
+            b.update(variable, next);
         }
-    };
-    Ok(OptimizerSlot {
-        param: param.clone(),
-        first: b.variable_id(first)?,
-        second: b.variable_id(second)?,
-        average,
-        fault: b.output(&format!("fault.{key}"), next[3]),
-    })
+    }
+    Ok(next)
+}
+
+/// Moving averages of the `updated` parameters, given their rate and a gate.
+fn append_averages(
+    b: &mut Builder,
+    factors: [ValueId; 2],
+    weights: &[Weight],
+    updated: &[ValueId],
+) -> Result<Vec<Option<VariableId>>> {
+    let (mut averages, mut pairs) = (Vec::new(), Vec::new());
+    for (Weight { param, variable, .. }, &updated) in weights.iter().zip(updated) {
+        let (name, ty) = (format!("average.{}", param.key), b.graph().value(*variable).ty);
+        let average = b.variable(&name, ty, Some(param.clone()))?;
+        averages.push(Some(b.variable_id(average)?));
+        pairs.push([average, updated]);
+    }
+    append_pairs(b, "averages", MovingAverage { factor: 1.0 }, factors, &pairs)?;
+    Ok(averages)
 }
 
 impl Optimizer {
@@ -370,36 +433,23 @@ impl Optimizer {
         self.pending = 0;
     }
 
-    /// After as many batches as make an update the variables are updated with learning rate `lr` (before the
-    /// groups' factors); then the global norm of the mean gradient before clipping is returned. If that is
-    /// NaN or infinite, nothing has been updated; with a loss scale that is [no
-    /// fault](Optimizer::was_left_out). `report` is given the times of the steps.
-    ///
-    /// # Errors
-    /// As [`Executor::run`].
-    pub fn step(
-        &mut self,
-        executor: &mut dyn Executor,
-        lr: f64,
-        mut report: Option<&mut Report<'_>>,
-    ) -> Result<Option<f64>> {
+    /// Forgets the last batch, whose losses were of no use: the graph has left it out.
+    pub fn withdraw_batch(&mut self) {
+        self.pending = self.pending.saturating_sub(self.batches.share.ranks);
+    }
+
+    /// The segment that makes an update, if one is due after the last batch that has begun. What it needs is
+    /// written for learning rate `lr` (before the groups' factors). [`Optimizer::finish`] follows when it has
+    /// run.
+    pub fn prepare(&self, executor: &mut dyn Executor, lr: f64) -> Option<SegmentId> {
         if !self.is_due() {
-            return Ok(None);
+            return None;
         }
-        self.pending = 0;
-        let [norm, update] = self.segments;
-        let count = self.batches.count() as f64 * f64::from(self.loss_factor());
-        executor.input(self.count).floats().fill(count as f32);
-        run(executor, norm, &mut report)?;
-        let norm = join(executor.read(self.squares).floats()).sqrt() / count;
-        self.left_out = !norm.is_finite() && self.scale.as_mut().is_some_and(LossScale::shrink);
-        if !norm.is_finite() {
-            return Ok(Some(norm));
-        }
-        self.updates += 1;
-        self.scale.iter_mut().for_each(LossScale::grow);
+        executor.input(self.count).floats().fill(self.count() as f32);
+        // That of a sum that is not finite makes none; then this is written again.
+        let update = self.updates + 1;
         let [beta1, beta2] = self.config.betas;
-        let correction = |beta: f64| 1.0 - beta.powi(self.updates.min(i32::MAX as u64) as i32);
+        let correction = |beta: f64| 1.0 - beta.powi(update.min(i32::MAX as u64) as i32);
         for rates in &self.rates {
             let lr = lr * rates.lr;
             let values = [1.0 - lr * rates.weight_decay, lr / correction(beta1), correction(beta2).sqrt()];
@@ -407,28 +457,48 @@ impl Optimizer {
         }
         if let Some(follow) = self.follow {
             // A young average follows more closely, so that it does not remember the start.
-            let ema = self.config.ema.min((1 + self.updates) as f64 / (10 + self.updates) as f64);
+            let ema = self.config.ema.min((1 + update) as f64 / (10 + update) as f64);
             executor.input(follow).floats().fill(1.0 - ema as f32);
         }
-        run(executor, update, &mut report)?;
-        Ok(Some(norm))
+        Some(self.segment)
+    }
+
+    /// What the sum of gradients is divided by to be their mean.
+    fn count(&self) -> f64 {
+        self.batches.count() as f64 * f64::from(self.loss_factor())
+    }
+
+    /// Counts the update that was made, and gives the global norm of the mean gradient before clipping. If that
+    /// is NaN or infinite, nothing has been updated; with a loss scale that is [no
+    /// fault](Optimizer::was_left_out).
+    pub fn finish(&mut self, executor: &dyn Executor) -> f64 {
+        self.pending = 0;
+        let norm = join(executor.read(self.squares).floats()).sqrt() / self.count();
+        self.left_out = !norm.is_finite() && self.scale.as_mut().is_some_and(LossScale::shrink);
+        if norm.is_finite() {
+            self.updates += 1;
+            self.scale.iter_mut().for_each(LossScale::grow);
+        }
+        norm
+    }
+
+    /// After as many batches as make an update the variables are updated, by [`Optimizer::prepare`] and
+    /// [`Optimizer::finish`].
+    ///
+    /// # Errors
+    /// As [`Executor::run`].
+    pub fn step(&mut self, executor: &mut dyn Executor, lr: f64) -> Result<Option<f64>> {
+        let Some(segment) = self.prepare(executor, lr) else { return Ok(None) };
+        executor.run(segment)?;
+        Ok(Some(self.finish(executor)))
     }
 
     /// The first parameter that the last update made NaN or infinite.
     pub fn fault(&self, executor: &dyn Executor) -> Option<&Param> {
-        let bad = |slot: &&OptimizerSlot| executor.read(slot.fault).floats() != [0.0];
-        self.slots.iter().find(bad).map(|slot| &slot.param)
-    }
-}
-
-/// Runs a segment, timed if anyone wants to know.
-pub(super) fn run(
-    executor: &mut dyn Executor,
-    segment: SegmentId,
-    report: &mut Option<&mut Report<'_>>,
-) -> Result<()> {
-    match report {
-        None => executor.run(segment),
-        Some(report) => executor.run_timed(segment, report),
+        let bad = self.faults.iter().flat_map(|(faults, slots)| {
+            let faults = executor.read(*faults).floats().iter().zip(slots);
+            faults.filter(|(fault, _)| **fault != 0.0).map(|(_, slot)| *slot)
+        });
+        bad.min().map(|slot| &self.slots[slot].param)
     }
 }

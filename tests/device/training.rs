@@ -12,7 +12,7 @@ use knet::ops::case::relative_l2;
 use knet::plan::constants::ParamLoader;
 use knet::tensor::Tensor;
 use knet::train::data::Batch;
-use knet::train::network::{LossWeights, TrainSpec};
+use knet::train::network::{LossWeights, TrainSpec, Trained};
 use knet::train::optimizer::AdamWConfig;
 use knet::train::step::TrainStep;
 use libtest_mimic::{Failed, Trial};
@@ -130,9 +130,9 @@ impl Learnt {
     pub fn of(step: &mut TrainStep, config: &Config, batch: &Batch) -> knet::Result<Learnt> {
         let losses = step.run(batch)?.terms.clone();
         let scale = step.loss_scale().map_or(1.0, |scale| scale.factor);
-        let unscaled = |gradient: &[f32]| gradient.iter().map(|value| value / scale).collect();
-        let gradients =
-            step.trained().iter().map(|t| (t.param.key.clone(), unscaled(step.gradient(t)))).collect();
+        let unscaled = |gradient: Vec<f32>| gradient.iter().map(|value| value / scale).collect();
+        let of = |t: &Trained| Ok((t.param.key.clone(), unscaled(step.gradient(t)?)));
+        let gradients = step.trained().iter().map(of).collect::<knet::Result<_>>()?;
         let rounds = if config.task == Task::Semantic { 0 } else { config.head.stages + 1 };
         let matched = (0..rounds).flat_map(|round| step.matched(round).to_vec()).collect();
         Ok(Learnt { losses, matched, gradients })

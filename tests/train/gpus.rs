@@ -23,7 +23,7 @@ fn stand_ins() -> &'static str {
 }
 
 /// Lets a program find the stand-ins, on a machine with so many GPUs. Kernels are those of all suites.
-fn on_gpus(command: &mut Command, devices: usize) -> &mut Command {
+pub fn on_gpus(command: &mut Command, devices: usize) -> &mut Command {
     let nvrtc = emulate::nvrtc().unwrap();
     command.env("LD_LIBRARY_PATH", stand_ins()).env("KNET_CUDA_CODE", "ptx");
     command.env("KNET_NVRTC", nvrtc.path()).env("KNET_CACHE", emulate::cache(nvrtc).folder().unwrap());
@@ -31,7 +31,7 @@ fn on_gpus(command: &mut Command, devices: usize) -> &mut Command {
     command.env("PTXEMU_DEVICES", devices.to_string()).env("PTXEMU_THREADS", "1").env("PTXEMU_CHECKS", "off")
 }
 
-const ON_GPU: [&str; 2] = ["--device", "cuda"];
+pub const ON_GPU: [&str; 2] = ["--device", "cuda"];
 
 /// Two ports after each other, the first of which is MASTER_PORT: that a launcher listens there is no matter.
 struct Ports {

@@ -9,7 +9,7 @@ use knet::graph::autodiff::gradients;
 use knet::graph::{Builder, Layout, Param, ValueId};
 use knet::isa::Isa;
 use knet::ops::case::relative_l2;
-use knet::ops::{CrossEntropyLoss, FocalLoss, MaskCost, MaskLoss, Op, ValueType};
+use knet::ops::{CrossEntropyLoss, Fill, FocalLoss, MaskCost, MaskLoss, Op, ValueType};
 use knet::tensor::Tensor;
 use knet::train::matcher::Matcher;
 use knet::train::optimizer::{self, AdamWConfig, Batches, Weight};
@@ -243,13 +243,9 @@ fn adamw() {
             inputs.push((b.input_id(gradient).unwrap(), b.variable_id(variable).unwrap()));
             weights.push(Weight { param, variable, gradient });
         }
-        let mut optimizer = optimizer::append(
-            &mut b,
-            &config,
-            Batches { accumulate: 1, share: Share::ALONE, on_device: false },
-            &mut weights,
-        )
-        .unwrap();
+        let losses = b.node("losses", Fill { shape: [3].into(), value: 0.0 }, &[]).unwrap();
+        let batches = Batches { accumulate: 1, share: Share::ALONE, on_device: false };
+        let mut optimizer = optimizer::append(&mut b, &config, batches, losses, &mut weights).unwrap();
         let plan = cpu::plan(&b.finish().unwrap(), Selection::new(Isa::detect(), 1)).unwrap();
         assert!(plan.segments.iter().all(|segment| segment.copies.is_empty()), "updates are done in place");
         let executor = Executor::new(plan, &run::no_weights()).unwrap().in_pool(Pool::new(1).unwrap());
@@ -260,7 +256,7 @@ fn adamw() {
                 executor.write(*input, Host::F32(load(format!("g{step}.{key}")).data())).unwrap();
             }
             optimizer.begin_batch(&mut *executor);
-            assert!(optimizer.step(&mut *executor, config.lr, None).unwrap().is_some());
+            assert!(optimizer.step(&mut *executor, config.lr).unwrap().is_some());
         }
         for (key, (_, variable)) in keys.iter().zip(&inputs) {
             let wanted = load(format!("after3.{key}"));

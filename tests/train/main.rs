@@ -6,6 +6,8 @@ mod going_on;
 mod goldens;
 #[cfg(unix)]
 mod gpus;
+#[cfg(unix)]
+mod launches;
 mod losses;
 mod metrics;
 mod ranks;

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 struct Update {
     op: AdamW,
+    parameters: usize,
     isa: Isa,
 }
 
 impl CpuOp for AdamW {
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
-        Box::new(Update { op: *self, isa: context.isa })
+        Box::new(Update { op: *self, parameters: AdamW::parameters(context.inputs.len()), isa: context.isa })
     }
 }
 
@@ -24,7 +25,7 @@ impl Kernel for Update {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let [_, gradient, _, _, scale, rates, ..] = args.inputs;
+        let [scale, rates, ..] = args.inputs;
         let factors = Factors {
             scale: scale[0],
             keep: rates[0],
@@ -34,18 +35,27 @@ impl Kernel for Update {
             beta2: self.op.beta2,
             eps: self.op.eps,
         };
-        let [parameter, first, second, fault] = &mut args.outputs;
-        let bad = AtomicBool::new(false);
-        let moments = first.par_chunks_mut(ELEMENTS_PER_TASK).zip(second.par_chunks_mut(ELEMENTS_PER_TASK));
-        let gradients = gradient.par_chunks(ELEMENTS_PER_TASK);
-        parameter.par_chunks_mut(ELEMENTS_PER_TASK).zip(gradients).zip(moments).for_each(
-            |((p, g), (m, v))| {
-                if !update(self.isa, factors, p, g, m, v) {
-                    bad.store(true, Ordering::Relaxed);
-                }
-            },
-        );
-        fault[0] = f32::from(u8::from(bad.load(Ordering::Relaxed)));
+        let (values, rest) = args.outputs.split_at_mut(3 * self.parameters);
+        for (index, values) in values.chunks_exact_mut(3).enumerate() {
+            let [parameter, first, second] = values else { continue };
+            let bad = AtomicBool::new(false);
+            let gradient = args.inputs[AdamW::operand(index, 1)].par_chunks(ELEMENTS_PER_TASK);
+            let moments =
+                first.par_chunks_mut(ELEMENTS_PER_TASK).zip(second.par_chunks_mut(ELEMENTS_PER_TASK));
+            parameter.par_chunks_mut(ELEMENTS_PER_TASK).zip(gradient).zip(moments).for_each(
+                |((p, g), (m, v))| {
+                    let fine = if factors.scale.is_finite() {
+                        update(self.isa, factors, p, g, m, v)
+                    } else {
+                        p.iter().all(|value| value.is_finite())
+                    };
+                    if !fine {
+                        bad.store(true, Ordering::Relaxed);
+                    }
+                },
+            );
+            rest[0][index] = f32::from(u8::from(bad.load(Ordering::Relaxed)));
+        }
     }
 }
 

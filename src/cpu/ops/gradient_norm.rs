@@ -57,6 +57,7 @@ impl Kernel for Scale {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        args.outputs[0][0] = self.0.of(join(args.inputs[0]), f64::from(args.inputs[1][0])) as f32;
+        let [total, count, losses, ..] = args.inputs;
+        args.outputs[0][0] = self.0.of(join(total), f64::from(count[0]), join(losses)) as f32;
     }
 }

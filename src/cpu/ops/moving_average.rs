@@ -1,19 +1,20 @@
 //! Moving averages in place, in fixed chunks.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
-use super::{ELEMENTS_PER_TASK, Isa};
+use super::Isa;
+use super::accumulate::each_pair;
 use crate::isa::simd;
-use crate::ops::MovingAverage;
-use rayon::prelude::*;
+use crate::ops::{MovingAverage, Pairs};
 
 struct Follow {
+    pairs: usize,
     factor: f32,
     isa: Isa,
 }
 
 impl CpuOp for MovingAverage {
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
-        Box::new(Follow { factor: self.factor, isa: context.isa })
+        Box::new(Follow { pairs: Pairs::count(context.inputs.len()), factor: self.factor, isa: context.isa })
     }
 }
 
@@ -23,9 +24,8 @@ impl Kernel for Follow {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let (x, rate) = (args.inputs[1].par_chunks(ELEMENTS_PER_TASK), args.inputs[2][0]);
-        let averages = args.outputs[0].par_chunks_mut(ELEMENTS_PER_TASK);
-        averages.zip(x).for_each(|(average, x)| follow(self.isa, self.factor, rate, x, average));
+        let rate = args.inputs[0][0];
+        each_pair(args, self.pairs, |x, average| follow(self.isa, self.factor, rate, x, average));
     }
 }
 

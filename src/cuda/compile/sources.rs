@@ -37,6 +37,7 @@ sources! {
     "common/elements.cuh",
     "common/epilogue.cuh",
     "common/exact_sigmoid.cuh",
+    "common/items.cuh",
     "common/logistic.cuh",
     "common/mask_sampler.cuh",
     "common/mma.cuh",

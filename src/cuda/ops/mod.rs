@@ -1,9 +1,7 @@
 //! One file an operator: what it launches on a GPU. Pure functions of shapes, types and the device's
 //! capabilities.
 
-mod accumulate;
 pub(crate) mod activation;
-mod adamw;
 mod adaptive_avg_pool2d;
 mod attention;
 mod batch_norm;
@@ -23,6 +21,7 @@ mod global_avg_pool;
 mod gradient_norm;
 mod group_norm;
 mod group_norm_grad;
+mod items;
 pub(crate) mod launches;
 mod layer_norm;
 mod linear;
@@ -32,8 +31,8 @@ mod mask_pool;
 mod matching_cost;
 mod matmul;
 mod max_pool2d;
-mod moving_average;
 pub(in crate::cuda) mod norm_sum;
+mod optimizer;
 mod pack;
 mod pixel_unshuffle;
 mod reduce_sum;

@@ -137,7 +137,7 @@ impl Bench {
                         },
                         Arg::Output(i) => self.outputs[*i].pointer(),
                         Arg::Workspace(offset) => self.workspace.pointer() + *offset as u64,
-                        Arg::Null | Arg::Struct(_) => 0,
+                        Arg::Null | Arg::Struct(_) | Arg::Table(_) => 0,
                     })
                 })?);
             }

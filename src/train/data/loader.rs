@@ -257,6 +257,14 @@ impl Loader {
         Ok(batch)
     }
 
+    /// The batch that [`Loader::next_batch`] has handed out last.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it has handed out none yet.
+    pub fn current(&self) -> Result<&Batch> {
+        self.current.as_ref().ok_or_else(|| Error::usage("the loader has handed out no batch"))
+    }
+
     /// Where the batch after the last one handed out, and after those of the other ranks, begins: what to
     /// store for resuming, with any number of ranks.
     pub fn position(&self) -> Position {

@@ -260,12 +260,15 @@ pub(in crate::train) fn build(spec: &TrainSpec<'_>, on_device: bool) -> Result<T
     if weights.is_empty() {
         return Err(Error::usage(format!("frozen {:?} leave nothing to train", spec.frozen)));
     }
+    let of_terms: Vec<ValueId> = terms.iter().map(|term| b.graph().outputs()[term.loss.index()].1).collect();
+    let losses = optimizer::append_squares(&mut b, "losses", &of_terms)?;
     let follow = b.segment("follow");
-    let statistics = follow_statistics(&mut b, averages, spec.share)?;
+    let statistics = follow_statistics(&mut b, averages, losses, spec.share)?;
     // Several ranks look at the gradients before they are summed.
     let of_batch: Vec<ValueId> = weights.iter().map(|weight| weight.gradient).collect();
     let batches = Batches { accumulate: spec.accumulate, share: spec.share, on_device };
-    let optimizer = spec.optimizer.map(|config| optimizer::append(&mut b, config, batches, &mut weights));
+    let optimizer =
+        spec.optimizer.map(|config| optimizer::append(&mut b, config, batches, losses, &mut weights));
     let optimizer = optimizer.transpose()?;
     let mut trained = Vec::new();
     for (Weight { param, variable, gradient }, of_batch) in weights.into_iter().zip(of_batch) {
@@ -306,11 +309,12 @@ fn backpropagate(b: &mut Builder, terms: &[Term], variables: &[ValueId]) -> Resu
     Ok(variables.iter().zip(found).filter_map(weight).collect())
 }
 
-/// Lets running statistics follow those of the batch, which are results, with these factors; among several
-/// ranks, whoever runs the graph does it.
+/// Lets running statistics follow those of the batch, which are results, with these factors, unless the sum of
+/// the squares of its losses is not finite; among several ranks, whoever runs the graph does it.
 fn follow_statistics(
     b: &mut Builder,
     averages: Vec<(Param, OutputId, f32)>,
+    losses: ValueId,
     share: Share,
 ) -> Result<Vec<Statistic>> {
     if averages.is_empty() {
@@ -318,15 +322,20 @@ fn follow_statistics(
     }
     let rate = b.node("momentum", Fill { shape: [1].into(), value: MOMENTUM }, &[])?;
     let mut statistics = Vec::new();
+    let mut by_factor: Vec<(f32, Vec<[ValueId; 2]>)> = Vec::new();
     for (param, batch, factor) in averages {
         let (_, of_batch) = b.graph().outputs()[batch.index()];
         let running = b.variable(&param.key, b.graph().value(of_batch).ty, Some(param.clone()))?;
-        if share.ranks == 1 {
-            let next =
-                b.node(&format!("{}.next", param.key), MovingAverage { factor }, &[running, of_batch, rate])?;
-            b.update(running, next);
+        match by_factor.iter_mut().find(|(known, _)| *known == factor) {
+            Some((_, pairs)) => pairs.push([running, of_batch]),
+            None => by_factor.push((factor, vec![[running, of_batch]])),
         }
         statistics.push(Statistic { param, variable: b.variable_id(running)?, batch, factor });
+    }
+    if share.ranks == 1 {
+        for (factor, pairs) in by_factor {
+            optimizer::append_pairs(b, "statistics", MovingAverage { factor }, [rate, losses], &pairs)?;
+        }
     }
     Ok(statistics)
 }

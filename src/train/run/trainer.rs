@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::fsio::sweep;
 use crate::graph::Param;
 use crate::model::Config;
-use crate::train::data::{Loader, LoaderConfig, Mix};
+use crate::train::data::{Loader, LoaderConfig, Mix, Position};
 use crate::train::optimizer::Optimizer;
 use crate::train::schedule::Schedule;
 use crate::train::step::{Losses, TrainStep};
@@ -80,6 +80,10 @@ pub struct Trainer {
     total: u64,
     step: TrainStep,
     loader: Loader,
+    /// What the loader said of the next batch, if it was asked for it while the device was at work.
+    ahead: Option<Result<()>>,
+    /// Where the batch after the last one that was learnt begins.
+    position: Position,
     /// Parameters that stay as they are.
     constants: Values,
     progress: Progress,
@@ -259,6 +263,8 @@ impl Trainer {
         Ok(Trainer {
             schedule: config.schedule.schedule(total),
             total,
+            position: loader.position(),
+            ahead: None,
             loader,
             constants,
             step,
@@ -418,13 +424,17 @@ impl Trainer {
                 self.step.break_off(&statistics)?;
                 return Ok(false);
             }
-            let done = self.run_batch();
-            let all = match &self.ranks {
-                None => vec![done?],
+            let ends = self.progress.iteration + 1 >= self.total && part + 1 == self.config.data.accumulate;
+            let done = self.run_batch(ends);
+            let (all, norm) = match &self.ranks {
+                None => {
+                    let (done, norm) = done?;
+                    (vec![done], norm)
+                }
                 Some(ranks) => {
-                    let all = ranks.agree(done)?;
+                    let all = ranks.agree(done.map(|(done, _)| done))?;
                     self.step.join(ranks)?;
-                    all
+                    (all, self.step.update(self.lr)?)
                 }
             };
             for Done { losses, images, left_out, .. } in &all {
@@ -432,7 +442,7 @@ impl Trainer {
                 self.meter.images += images;
                 self.meter.left_out += left_out;
             }
-            if let Some(norm) = self.step.update(self.lr)?
+            if let Some(norm) = norm
                 && !self.step.optimizer().is_some_and(Optimizer::was_left_out)
             {
                 self.grad_norm = norm;
@@ -442,22 +452,40 @@ impl Trainer {
         self.progress.iteration += 1;
         // Of a run that began in f16 and goes on otherwise, what was left out stays known.
         self.progress.loss_scale = self.step.loss_scale().or(self.progress.loss_scale);
-        self.progress.position = self.loader.position();
+        self.progress.position = self.position;
         self.meter.seconds += start.elapsed().as_secs_f64();
         Ok(true)
     }
 
-    /// One batch of this rank: losses and gradients.
-    fn run_batch(&mut self) -> Result<Done> {
+    /// One batch of this rank: losses and gradients. Without other ranks an update that is due follows, and the
+    /// gradients' norm is given. While the device works the next batch is fetched and loaded, unless this one
+    /// `ends` the run.
+    fn run_batch(&mut self, ends: bool) -> Result<(Done, Option<f64>)> {
+        match self.ahead.take() {
+            Some(fetched) => fetched?,
+            None => self.fetch()?,
+        }
+        self.position = self.loader.position();
+        let batch = self.loader.current()?;
+        let lr = self.ranks.is_none().then_some(self.lr);
+        self.step.begin(batch, lr)?;
+        let (images, left_out, ids) = (batch.len() as u64, batch.left_out as u64, batch.ids.clone());
+        if !ends {
+            // A fault is that batch's, not this one's.
+            let fetched = self.fetch();
+            let load = |()| self.step.load(self.loader.current()?);
+            self.ahead = Some(fetched.and_then(load));
+        }
+        let learnt = self.step.finish()?;
+        Ok((Done { losses: learnt.losses.clone(), images, left_out, ids }, learnt.norm))
+    }
+
+    /// Asks the loader for the next batch.
+    fn fetch(&mut self) -> Result<()> {
         let waiting = Instant::now();
-        let batch = self.loader.next_batch()?;
+        let fetched = self.loader.next_batch().map(drop);
         self.meter.waiting += waiting.elapsed().as_secs_f64();
-        Ok(Done {
-            losses: self.step.run(batch)?.clone(),
-            images: batch.len() as u64,
-            left_out: batch.left_out as u64,
-            ids: batch.ids.clone(),
-        })
+        fetched
     }
 
     /// Refuses an update of a gradient of this norm, or one that made a parameter NaN or infinite. It is the

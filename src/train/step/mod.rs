@@ -1,8 +1,10 @@
 //! One training step: forward, losses and gradients, and the update.
 //!
-//! The plan is one list of steps over one arena, in segments. Between forward pass and losses the host has
-//! its say: of a detector it takes the cost matrices, assigns proposals to objects, and uploads what the
-//! losses compare with. Nothing is allocated after the first step.
+//! The plan is one list of steps over one arena, in segments. Between forward pass and losses of a detector the
+//! host has its say: it takes the cost matrices, assigns proposals to objects, and uploads what the losses
+//! compare with. All that follows, to the update, runs in one go, as the whole step of a semantic model does;
+//! whether losses and gradients are finite is known where they are made, and stops what would follow. Nothing
+//! is allocated after the first step.
 
 mod dropout;
 mod objects;
@@ -12,18 +14,19 @@ mod sums;
 use super::data::Batch;
 use super::loss_scale::LossScale;
 use super::network::{self, Segments, Statistic, TargetInputs, Term, TrainNetwork, TrainSpec, Trained};
-use super::optimizer::{Optimizer, run};
+use super::optimizer::Optimizer;
 use crate::dist::Ranks;
 use crate::engine::{Compute, TrainingPrecision, training_executor};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Host, Report};
-use crate::graph::{InputId, Param, VariableId};
+use crate::graph::{InputId, OutputId, Param, SegmentId, VariableId};
 use crate::plan::constants::ParamLoader;
 use crate::tensor::Tensor;
 use dropout::Dropouts;
 use objects::Objects;
 use pixels::Pixels;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 use sums::Sums;
 
@@ -43,6 +46,16 @@ impl Losses {
     }
 }
 
+/// What [`TrainStep::learn`] gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Learnt<'a> {
+    /// Of the batch.
+    pub losses: &'a Losses,
+    /// Global norm of the mean gradient before clipping, if an update was due: if it is not finite, there was
+    /// none.
+    pub norm: Option<f64>,
+}
+
 /// A planned training step, bound to memory.
 pub struct TrainStep {
     executor: Box<dyn Executor>,
@@ -57,6 +70,11 @@ pub struct TrainStep {
     /// Of several ranks on CPUs; `None` if their GPUs make them.
     sums: Option<Sums>,
     losses: Losses,
+    /// Of the batch that has begun last: its images, and whether it ends with an update.
+    ids: Vec<u64>,
+    updates: bool,
+    /// Whether the next batch is loaded.
+    loaded: bool,
 }
 
 /// What the predictions of a step are compared with.
@@ -89,8 +107,11 @@ impl TrainStep {
     pub fn new(spec: &TrainSpec<'_>, load: Box<ParamLoader>, compute: Compute) -> Result<Self> {
         let on_device = spec.share.ranks > 1 && compute.is_gpu();
         let network = network::build(spec, on_device)?;
-        let resident = network.trained.iter().filter(|_| on_device).map(|trained| trained.gradient);
-        let executor = training_executor(compute, &network.graph, load, &resident.collect::<Vec<_>>())?;
+        // What the host wants of each step are losses and costs; of several ranks, statistics.
+        let gradients = network.trained.iter().map(|trained| trained.gradient);
+        let alone = network.statistics.iter().filter(|_| spec.share.ranks == 1);
+        let resident: Vec<OutputId> = gradients.chain(alone.map(|statistic| statistic.batch)).collect();
+        let executor = training_executor(compute, &network.graph, load, &resident)?;
         let sums = (!on_device).then(Sums::default);
         let mut step = TrainStep::bind(spec, network, executor, sums);
         if compute.precision == TrainingPrecision::F16 {
@@ -122,6 +143,9 @@ impl TrainStep {
             sums,
             optimizer: network.optimizer,
             executor,
+            ids: Vec::new(),
+            updates: false,
+            loaded: false,
         }
     }
 
@@ -217,9 +241,15 @@ impl TrainStep {
     }
 
     /// The gradient of a parameter in the graph's layout, times the [loss scale](TrainStep::loss_scale);
-    /// valid after [`TrainStep::run`]. Empty among several ranks on GPUs, where it stays.
-    pub fn gradient(&self, trained: &Trained) -> &[f32] {
-        self.executor.read(trained.gradient).floats()
+    /// valid after [`TrainStep::run`]. It is copied from where it lies.
+    ///
+    /// # Errors
+    /// As [`Executor::fetch`].
+    pub fn gradient(&self, trained: &Trained) -> Result<Vec<f32>> {
+        let (_, operand) = &self.executor.outputs()[trained.gradient.index()];
+        let mut gradient = vec![0.0; operand.ty.shape.len()];
+        self.executor.fetch(trained.gradient, &mut gradient)?;
+        Ok(gradient)
     }
 
     /// Slot that each object of a round was matched with in the last step, `[B, objects]`; none of a semantic
@@ -234,22 +264,76 @@ impl TrainStep {
     /// One forward and backward pass over a batch of the planned shape.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the batch has another shape; [`Error::Diverged`] naming the first term that is NaN
-    /// or infinite, or their sum.
+    /// As [`TrainStep::begin`] and [`TrainStep::finish`].
     pub fn run(&mut self, batch: &Batch) -> Result<&Losses> {
-        self.run_segments(batch, None)
+        self.begin(batch, None)?;
+        Ok(self.finish()?.losses)
     }
 
-    /// As [`TrainStep::run`], and gives the time of each step of the plan to `report`.
+    /// As [`TrainStep::run`] and then [`TrainStep::update`], of a run without other ranks: in as few pieces as
+    /// the host allows.
     ///
     /// # Errors
-    /// As [`TrainStep::run`].
-    pub fn run_timed(
+    /// As there.
+    pub fn learn(&mut self, batch: &Batch, lr: f64) -> Result<Learnt<'_>> {
+        self.begin(batch, Some(lr))?;
+        self.finish()
+    }
+
+    /// As [`TrainStep::learn`], and gives the time of each step of the plan to `report`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn learn_timed(
         &mut self,
         batch: &Batch,
+        lr: f64,
         mut report: impl FnMut(usize, Duration) + Send,
-    ) -> Result<&Losses> {
-        self.run_segments(batch, Some(&mut report))
+    ) -> Result<Learnt<'_>> {
+        self.start(batch, Some(lr), Some(&mut report))?;
+        self.finish()
+    }
+
+    /// Begins what [`TrainStep::finish`] ends: a batch, with a learning rate up to the update, if one is due
+    /// (among several ranks there is none). When it returns a GPU is still at work.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the batch has another shape than was planned; [`Error::Diverged`] for matching costs
+    /// that are not finite; [`Error::Cuda`] as the driver says.
+    pub fn begin(&mut self, batch: &Batch, lr: Option<f64>) -> Result<()> {
+        self.start(batch, lr, None)
+    }
+
+    /// Loads the batch that the next [`TrainStep::begin`] is given while a GPU works on this one, if it can.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the batch has another shape than was planned.
+    pub fn load(&mut self, next: &Batch) -> Result<()> {
+        for (input, values) in self.of_batch(next).into_iter().flatten() {
+            if !self.executor.write_ahead(input, values)? {
+                return Ok(());
+            }
+        }
+        self.loaded = true;
+        Ok(())
+    }
+
+    /// Ends the batch that has begun.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] naming the first term that is NaN or infinite, or their sum: the batch leaves no
+    /// trace; [`Error::Cuda`] as the driver says.
+    pub fn finish(&mut self) -> Result<Learnt<'_>> {
+        self.executor.wait()?;
+        if let Err(error) = self.collect() {
+            self.optimizer.iter_mut().for_each(Optimizer::withdraw_batch);
+            return Err(error);
+        }
+        let optimizer = self.optimizer.as_mut().filter(|_| self.updates);
+        Ok(Learnt {
+            norm: optimizer.map(|optimizer| optimizer.finish(&*self.executor)),
+            losses: &self.losses,
+        })
     }
 
     /// Adds to this rank's batch those of the others, in the order of ranks: gradients to the sums, and
@@ -275,64 +359,83 @@ impl TrainStep {
     /// # Errors
     /// As there.
     pub fn update(&mut self, lr: f64) -> Result<Option<f64>> {
-        self.update_by(lr, None)
-    }
-
-    /// As [`TrainStep::update`], and gives the time of each step of the plan to `report`.
-    ///
-    /// # Errors
-    /// As [`TrainStep::update`].
-    pub fn update_timed(
-        &mut self,
-        lr: f64,
-        mut report: impl FnMut(usize, Duration) + Send,
-    ) -> Result<Option<f64>> {
-        self.update_by(lr, Some(&mut report))
-    }
-
-    fn update_by(&mut self, lr: f64, report: Option<&mut Report<'_>>) -> Result<Option<f64>> {
         let Some(optimizer) = &mut self.optimizer else { return Ok(None) };
-        optimizer.step(&mut *self.executor, lr, report)
+        optimizer.step(&mut *self.executor, lr)
     }
 
-    fn run_segments(&mut self, batch: &Batch, mut report: Option<&mut Report<'_>>) -> Result<&Losses> {
-        let Segments { forward, backward, follow } = self.segments;
-        self.executor.write(self.image, Host::F32(&batch.images))?;
-        let place = self.optimizer.as_ref().map_or((0, 0), Optimizer::place);
-        self.dropouts.draw(&mut *self.executor, place);
-        match &mut self.comparison {
-            Comparison::Objects(objects) => objects.load(&mut *self.executor, batch)?,
-            Comparison::Pixels(pixels) => pixels.load(&mut *self.executor, batch)?,
+    /// What a batch gives before the forward pass.
+    fn of_batch<'a>(&self, batch: &'a Batch) -> [Option<(InputId, Host<'a>)>; 3] {
+        let [first, second] = match &self.comparison {
+            Comparison::Objects(objects) => objects.targets(batch).map(Some),
+            Comparison::Pixels(pixels) => [Some(pixels.targets(batch)), None],
+        };
+        [Some((self.image, Host::F32(&batch.images))), first, second]
+    }
+
+    fn start(&mut self, batch: &Batch, lr: Option<f64>, mut report: Option<&mut Report<'_>>) -> Result<()> {
+        if !std::mem::take(&mut self.loaded) {
+            for (input, values) in self.of_batch(batch).into_iter().flatten() {
+                self.executor.write(input, values)?;
+            }
         }
-        run(&mut *self.executor, forward, &mut report)?;
+        self.ids.clone_from(&batch.ids);
+        let executor = &mut *self.executor;
+        let Segments { forward, backward, follow } = self.segments;
+        let place = self.optimizer.as_ref().map_or((0, 0), Optimizer::place);
+        self.dropouts.draw(executor, place);
         let scale = self.optimizer.as_ref().map_or(1.0, Optimizer::loss_factor);
         self.terms.iter_mut().for_each(|slot| slot.scale = scale);
-        match &mut self.comparison {
-            Comparison::Objects(objects) => objects.compare(&mut *self.executor, batch, &mut self.terms)?,
-            Comparison::Pixels(pixels) => pixels.compare(&mut *self.executor, &mut self.terms),
+        let first = match &mut self.comparison {
+            Comparison::Pixels(pixels) => {
+                pixels.load(executor, &mut self.terms);
+                forward
+            }
+            Comparison::Objects(objects) => {
+                objects.load(executor);
+                start(executor, forward..=forward, &mut report)?;
+                executor.wait()?;
+                objects.compare(executor, batch, &mut self.terms)?;
+                backward
+            }
+        };
+        // Of several ranks on GPUs, whose gradients are summed before the graph goes on.
+        let mut last = if self.sums.is_some() { follow } else { backward };
+        self.updates = false;
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.begin_batch(executor);
+            if let Some(update) = lr.and_then(|lr| optimizer.prepare(executor, lr)) {
+                (self.updates, last) = (true, update);
+            }
         }
-        run(&mut *self.executor, backward, &mut report)?;
-        self.collect(batch)?;
-        // A batch whose losses are of no use leaves no trace.
-        self.optimizer.iter_mut().for_each(|optimizer| optimizer.begin_batch(&mut *self.executor));
-        if self.sums.is_some() {
-            run(&mut *self.executor, follow, &mut report)?;
-        }
-        Ok(&self.losses)
+        start(executor, first..=last, &mut report)
     }
 
-    fn collect(&mut self, batch: &Batch) -> Result<()> {
+    fn collect(&mut self) -> Result<()> {
+        let diverged = |what: String| Error::Diverged { what, ids: self.ids.clone() };
         self.losses.total = 0.0;
         for (slot, (_, loss)) in self.terms.iter().zip(&mut self.losses.terms) {
             *loss = slot.factor * self.executor.read(slot.term.loss).floats()[0];
             if !loss.is_finite() {
-                return Err(Error::Diverged { what: slot.term.name.clone(), ids: batch.ids.clone() });
+                return Err(diverged(slot.term.name.clone()));
             }
             self.losses.total += *loss;
         }
         if !self.losses.total.is_finite() {
-            return Err(Error::Diverged { what: "the sum of the losses".into(), ids: batch.ids.clone() });
+            return Err(diverged("the sum of the losses".into()));
         }
         Ok(())
+    }
+}
+
+/// Starts segments that follow one another, or runs them timed if anyone wants to know.
+fn start(
+    executor: &mut dyn Executor,
+    segments: RangeInclusive<SegmentId>,
+    report: &mut Option<&mut Report<'_>>,
+) -> Result<()> {
+    match report {
+        None => executor.start(segments),
+        Some(report) => (segments.start().0..=segments.end().0)
+            .try_for_each(|segment| executor.run_timed(SegmentId(segment), report)),
     }
 }

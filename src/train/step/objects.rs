@@ -3,6 +3,7 @@
 use super::TermSlot;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Host};
+use crate::graph::InputId;
 use crate::train::data::Batch;
 use crate::train::matcher::Matcher;
 use crate::train::network::objects::{self, ObjectTargets, TARGET_STRIDE};
@@ -80,12 +81,14 @@ impl Objects {
         Ok(())
     }
 
-    /// Uploads the targets that matching needs.
-    pub(super) fn load(&self, executor: &mut dyn Executor, batch: &Batch) -> Result<()> {
-        let &ObjectTargets { masks, labels, class_weights, .. } = &self.targets;
-        executor.write(masks, Host::F32(&batch.masks))?;
-        executor.write(labels, Host::I32(&batch.labels))?;
-        if let Some(input) = class_weights {
+    /// The targets of a batch that matching needs.
+    pub(super) fn targets<'a>(&self, batch: &'a Batch) -> [(InputId, Host<'a>); 2] {
+        [(self.targets.masks, Host::F32(&batch.masks)), (self.targets.labels, Host::I32(&batch.labels))]
+    }
+
+    /// Uploads what matching weights classes by.
+    pub(super) fn load(&self, executor: &mut dyn Executor) {
+        if let Some(input) = self.targets.class_weights {
             let Shape { proposals, things, classes, .. } = self.shape;
             for (index, weight) in executor.input(input).floats().iter_mut().enumerate() {
                 let (object, class) = (index / classes, index % classes);
@@ -95,7 +98,6 @@ impl Objects {
                 *weight = f32::from(u8::from(pair));
             }
         }
-        Ok(())
     }
 
     /// Matches every round by the costs of the first segment.

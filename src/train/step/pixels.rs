@@ -1,8 +1,8 @@
 //! A semantic model's predictions compared with the class of each pixel.
 
 use super::TermSlot;
-use crate::error::Result;
 use crate::exec::{Executor, Host};
+use crate::graph::InputId;
 use crate::train::data::Batch;
 use crate::train::network::TrainSpec;
 use crate::train::network::pixels::PixelTargets;
@@ -18,13 +18,13 @@ impl Pixels {
         Pixels { targets, count: spec.batch * spec.size[0] * spec.size[1] }
     }
 
-    /// Uploads the class of each pixel.
-    pub(super) fn load(&self, executor: &mut dyn Executor, batch: &Batch) -> Result<()> {
-        executor.write(self.targets.classes, Host::I32(&batch.classes))
+    /// The class of each pixel of a batch.
+    pub(super) fn targets<'a>(&self, batch: &'a Batch) -> (InputId, Host<'a>) {
+        (self.targets.classes, Host::I32(&batch.classes))
     }
 
     /// Uploads the gradients' seeds.
-    pub(super) fn compare(&self, executor: &mut dyn Executor, terms: &mut [TermSlot]) {
+    pub(super) fn load(&self, executor: &mut dyn Executor, terms: &mut [TermSlot]) {
         terms.iter_mut().for_each(|slot| slot.divide_by(executor, self.count));
     }
 }

@@ -93,9 +93,9 @@ fn sample(values: &[f32]) -> Vec<f32> {
 
 /// A gradient in the checkpoint's layout.
 fn gradient(step: &TrainStep, trained: &Trained) -> Vec<f32> {
-    let (values, param) = (step.gradient(trained), &trained.param);
+    let (values, param) = (step.gradient(trained).unwrap(), &trained.param);
     let shape = param.layout.apply_shape(&param.upstream_shape);
-    let tensor = knet::tensor::Tensor::new(shape.as_slice(), values.to_vec());
+    let tensor = knet::tensor::Tensor::new(shape.as_slice(), values);
     param.layout.invert(tensor, &param.upstream_shape).into_data()
 }
 

@@ -143,8 +143,9 @@ pub fn check_program(
         addresses.push(address);
         seen.push(rounded(&tensor, packing.dtype));
     }
+    let replaces = site.op.replaces(site.inputs.len());
     let place = |(result, ty): (usize, &ValueType)| {
-        let replaced = site.op.replaces().iter().find(|&&(_, by)| by == result);
+        let replaced = replaces.iter().find(|&&(_, by)| by == result);
         replaced.map_or_else(|| alloc(ty.bytes()), |&(operand, _)| Ok(addresses[operand]))
     };
     let results = site.outputs.iter().enumerate().map(place).collect::<Result<Vec<u64>, String>>()?;

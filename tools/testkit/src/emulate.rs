@@ -248,17 +248,32 @@ pub fn run_launch(
         let (has, given) = (entry.params.len(), launch.args.len());
         return Err(format!("{launch}: {has} parameters, {given} arguments"));
     }
+    let mut address = |arg: &Arg| match arg {
+        Arg::Input(i) => Ok(operands.inputs[*i]),
+        Arg::Output(i) => Ok(operands.outputs[*i]),
+        Arg::Workspace(offset) => {
+            let base = operands.workspace.ok_or_else(|| format!("{launch}: no workspace"))?;
+            Ok(base + *offset as u64)
+        }
+        Arg::Null | Arg::Struct(_) | Arg::Table(_) => Err(format!("{launch}: no pointer")),
+    };
     let mut params = vec![0u8; entry.param_bytes as usize];
+    let mut tables = Vec::new();
     for (param, arg) in entry.params.iter().zip(&launch.args) {
         let bytes = match arg {
-            Arg::Input(i) => operands.inputs[*i].to_le_bytes().to_vec(),
-            Arg::Output(i) => operands.outputs[*i].to_le_bytes().to_vec(),
-            Arg::Workspace(offset) => {
-                let base = operands.workspace.ok_or_else(|| format!("{launch}: no workspace"))?;
-                (base + *offset as u64).to_le_bytes().to_vec()
-            }
-            Arg::Null => vec![0; 8],
             Arg::Struct(bytes) => bytes.clone(),
+            Arg::Table(args) => {
+                let mut words = Vec::new();
+                for arg in args {
+                    words.extend(arg.words(&mut address)?);
+                }
+                let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                let table = memory.alloc(bytes.len() as u64, "table").map_err(|e| e.to_string())?;
+                memory.write(table, &bytes).map_err(|e| e.to_string())?;
+                tables.push(table);
+                table.to_le_bytes().to_vec()
+            }
+            other => other.words(&mut address)?[0].to_le_bytes().to_vec(),
         };
         if bytes.len() != param.size as usize {
             let (has, given) = (param.size, bytes.len());
@@ -276,6 +291,7 @@ pub fn run_launch(
     let report = ptxemu::launch(&instance, launch.entry, &geometry, memory, config)
         .map_err(|e| format!("{launch}: {e}"))?;
     instance.unload(memory).map_err(|e| e.to_string())?;
+    tables.into_iter().try_for_each(|table| memory.free(table)).map_err(|e| e.to_string())?;
     Ok(report)
 }
 

@@ -37,13 +37,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let compute = Compute { device, precision, threads };
     let mut step = TrainStep::new(&spec, loader, compute)?;
     let lr = setup.optimizer.lr;
-    let losses = step.run(&batch)?.clone();
-    let grad_norm = step.update(lr)?;
+    let learnt = step.learn(&batch, lr)?;
+    let (losses, grad_norm) = (learnt.losses.clone(), learnt.norm);
     let mut times = Vec::new();
     for _ in 0..arguments.runs {
         let start = Instant::now();
-        step.run(&batch)?;
-        step.update(lr)?;
+        step.learn(&batch, lr)?;
         times.push(start.elapsed());
     }
     let step_ms: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
@@ -55,8 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let mut times: Vec<Vec<Duration>> = vec![Vec::new(); plan.steps.len()];
         for _ in 0..arguments.runs.min(5) {
             let mut report = |index: usize, time| times[index].push(time);
-            step.run_timed(&batch, &mut report)?;
-            step.update_timed(lr, &mut report)?;
+            step.learn_timed(&batch, lr, &mut report)?;
         }
         medians = times.into_iter().map(|times| percentiles(times).p50).collect();
     }
