@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// Inputs: `scale` `[1]`, by which clipping and the mean over batches shrink gradients: if it is NaN or
 /// infinite, all stays as it is; `rates` `[3]`, for update `t` `keep = 1 - lr * decay`,
-/// `step = lr / (1 - beta1^t)` and `root = sqrt(1 - beta2^t)`; then of each of N parameters its value, its `gradient`, and its
-/// `first` and `second` moment, all of one shape.
+/// `step = lr / (1 - beta1^t)` and `root = sqrt(1 - beta2^t)`; then of each of N parameters its value, its
+/// `gradient`, and its `first` and `second` moment, all of one shape.
 ///
 /// Outputs: of each parameter `parameter'`, `first'` and `second'`, which replace their operands; then
 /// `faults` `[N]`: 1 where an element of `parameter'` is NaN or infinite, else 0.
