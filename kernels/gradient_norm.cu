@@ -1,9 +1,9 @@
 // The norm of all gradients, and the factor that clips them to it (src/ops/gradient_norm.rs). A sum that goes
 // from one launch to the next is three floats that add up to a double.
 //
-// sum_squares: parts[block] = sum of x^2 over SHARE elements of an operand (common/items.cuh), in f64: threads
-// add every THREADS-th element, then pairwise. join_squares: one block adds all parts to the sum so far, in a
-// fixed order.
+// sum_squares: parts[block] = sum of x^2 over SHARE elements of an operand (common/items.cuh), in f64:
+// threads add every THREADS-th element, then pairwise. join_squares: one block adds all parts to the sum so
+// far, in a fixed order.
 //
 // Reads every gradient once; 2 FLOPs an element.
 // Defines: STORAGE (of all operands).

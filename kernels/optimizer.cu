@@ -6,8 +6,8 @@
 // sum goes on are read from device memory: a graph that is launched again finds them changed. So are gates: a
 // number that is NaN or infinite lets all values stay as they are.
 //
-// A block takes SHARE elements of one item, four neighbours a thread. Every byte moves once: 28 bytes an element
-// of AdamW, 12 of the others, which is what they cost. One variant.
+// A block takes SHARE elements of one item, four neighbours a thread. Every byte moves once: 28 bytes an
+// element of AdamW, 12 of the others, which is what they cost. One variant.
 #include "common/items.cuh"
 
 #define THREADS 256

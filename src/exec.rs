@@ -102,8 +102,8 @@ pub trait Executor: Send {
     /// The division of a run.
     fn segments(&self) -> &[Segment];
 
-    /// The host's memory of an input, to be filled before every run of the segment that first reads it. Not to
-    /// be touched from when that is started until it was waited for.
+    /// The host's memory of an input, to be filled before every run of the segment that first reads it. Not
+    /// to be touched from when that is started until it was waited for.
     fn input(&mut self, input: InputId) -> HostMut<'_>;
 
     /// A result, once the segment that makes it has run and until it, or one before it, runs again.

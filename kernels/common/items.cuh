@@ -1,10 +1,10 @@
-// Launches over many values: a table in device memory has an item for each. An item says where its values lie,
-// their `count`, and its first `block`; each of its blocks takes `share` elements of it, one block at least.
+// Launches over many values: a table in device memory has an item for each. An item says where its values
+// lie, their `count`, and its first `block`; each of its blocks takes `share` elements. It has one at least.
 #pragma once
 #include "common/elements.cuh"
 
-// The item of this block, which is the last that has begun. A block has as many threads as there are items, at
-// least; all of them call it.
+// The item of this block, which is the last that has begun. A block has as many threads as there are items,
+// at least; all of them call it.
 template <typename Item> __device__ inline Item item_of_block(const Item* __restrict__ items, u32 count) {
     const bool begun = threadIdx.x < count && items[threadIdx.x].block <= blockIdx.x;
     return items[__syncthreads_count(begun) - 1];

@@ -125,7 +125,8 @@ impl Executor {
     }
 
     /// As [`Executor::new`], with inputs and results on the host, floats as f32: what runs in one go is one
-    /// graph of copies in, kernels and copies out, captured here. Running it allocates nothing and waits once.
+    /// graph of copies in, kernels and copies out, captured here. Running it allocates nothing and waits
+    /// once.
     ///
     /// # Errors
     /// As [`Executor::new`].

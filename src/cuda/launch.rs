@@ -22,8 +22,8 @@ pub enum Arg {
     Null,
     /// A plain struct, by value.
     Struct(Vec<u8>),
-    /// Pointer to these, one after the other, each from a multiple of 8 bytes on: whoever binds the launch puts
-    /// them into device memory. So a launch may have more operands than a kernel has parameters.
+    /// Pointer to these, one after the other, each from a multiple of 8 bytes on: whoever binds the launch
+    /// puts them into device memory. So a launch may have more operands than a kernel has parameters.
     Table(Vec<Arg>),
 }
 

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// `sum' = sum + x`, or `x` where a new sum begins.
 ///
-/// Inputs: `keep` `[1]`: 0 begins new sums, whatever the old ones hold; `gate`, floats: if the first is NaN or
-/// infinite, sums stay as they are; then N times `sum` and `x` of one shape. Outputs: each `sum'`, which
+/// Inputs: `keep` `[1]`: 0 begins new sums, whatever the old ones hold; `gate`, floats: if the first is NaN
+/// or infinite, sums stay as they are; then N times `sum` and `x` of one shape. Outputs: each `sum'`, which
 /// replaces `sum`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accumulate;

@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 /// ```
 ///
 /// Inputs: `scale` `[1]`, by which clipping and the mean over batches shrink gradients: if it is NaN or
-/// infinite, all stays as it is; `rates` `[3]`, which are `keep = 1 - lr * decay`, `step = lr / (1 - beta1^t)`
-/// and `root = sqrt(1 - beta2^t)` for update `t`; then of each of N parameters its value, its `gradient`, and
-/// its `first` and `second` moment, all of one shape.
+/// infinite, all stays as it is; `rates` `[3]`, for update `t` `keep = 1 - lr * decay`,
+/// `step = lr / (1 - beta1^t)` and `root = sqrt(1 - beta2^t)`; then of each of N parameters its value, its
+/// `gradient`, and its `first` and `second` moment, all of one shape.
 ///
-/// Outputs: of each parameter `parameter'`, `first'` and `second'`, which replace their operands; then `faults`
-/// `[N]`: 1 where an element of `parameter'` is NaN or infinite, else 0.
+/// Outputs: of each parameter `parameter'`, `first'` and `second'`, which replace their operands; then
+/// `faults` `[N]`: 1 where an element of `parameter'` is NaN or infinite, else 0.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamW {
     /// Decay rate of the first moment.

@@ -102,9 +102,9 @@ pub trait Operator: Clone + PartialEq + fmt::Debug + Into<Op> {
     /// ends prepare them once.
     const WEIGHTS: bool = false;
 
-    /// Results that are an operand's new value, as (operand, result) of equal type, given so many operands: the
-    /// plan may give both the same memory, so a kernel reads no element of the operand after it wrote that of
-    /// the result.
+    /// Results that are an operand's new value, as (operand, result) of equal type, given so many operands:
+    /// the plan may give both the same memory, so a kernel reads no element of the operand after it wrote
+    /// that of the result.
     fn replaces(_operands: usize) -> Vec<(usize, usize)> {
         Vec::new()
     }

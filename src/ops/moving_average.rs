@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// `average' = average + (factor * x - average) * rate`.
 ///
-/// Inputs: `rate` `[1]`; `gate`, floats: if the first is NaN or infinite, averages stay as they are; then N times
-/// `average` and `x` of one shape. Outputs: each `average'`, which replaces `average`.
+/// Inputs: `rate` `[1]`; `gate`, floats: if the first is NaN or infinite, averages stay as they are; then N
+/// times `average` and `x` of one shape. Outputs: each `average'`, which replaces `average`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MovingAverage {
     /// What `x` is multiplied by first: n / (n - 1) makes a variance over n values unbiased.

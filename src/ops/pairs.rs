@@ -3,8 +3,8 @@
 use super::{Inferred, ValueType, expect_float, expect_shape};
 use crate::tensor::Tensor;
 
-/// Operands of such an operator: a number `[1]`; a gate, floats, which leaves all as it is if the first is NaN or
-/// infinite; then N times the old value and `x`, of one shape. Its results are the new values.
+/// Operands of such an operator: a number `[1]`; a gate, floats, which leaves all as it is if the first is
+/// NaN or infinite; then N times the old value and `x`, of one shape. Its results are the new values.
 pub(crate) struct Pairs;
 
 impl Pairs {

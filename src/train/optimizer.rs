@@ -171,8 +171,8 @@ impl Batches {
 /// Appends the updates of `weights` to a graph, whose current segment runs for each batch: there go sums of
 /// gradients, which replace those of `weights` if several batches make an update. One segment follows, which
 /// finds the norm of the gradients and updates. `losses` is the sum of the squares of a batch's losses, as
-/// [`SumSquares`] gives it: if it is not finite, the batch leaves no trace, and if the norm is not, the update is
-/// none.
+/// [`SumSquares`] gives it: if it is not finite, the batch leaves no trace, and if the norm is not, the
+/// update is none.
 ///
 /// # Errors
 /// As [`AdamWConfig::validate`]; as [`Builder::node`].
@@ -468,8 +468,8 @@ impl Optimizer {
         self.batches.count() as f64 * f64::from(self.loss_factor())
     }
 
-    /// Counts the update that was made, and gives the global norm of the mean gradient before clipping. If that
-    /// is NaN or infinite, nothing has been updated; with a loss scale that is [no
+    /// Counts the update that was made, and gives the global norm of the mean gradient before clipping. If
+    /// that is NaN or infinite, nothing has been updated; with a loss scale that is [no
     /// fault](Optimizer::was_left_out).
     pub fn finish(&mut self, executor: &dyn Executor) -> f64 {
         self.pending = 0;

@@ -309,8 +309,8 @@ fn backpropagate(b: &mut Builder, terms: &[Term], variables: &[ValueId]) -> Resu
     Ok(variables.iter().zip(found).filter_map(weight).collect())
 }
 
-/// Lets running statistics follow those of the batch, which are results, with these factors, unless the sum of
-/// the squares of its losses is not finite; among several ranks, whoever runs the graph does it.
+/// Lets running statistics follow those of the batch, which are results, with these factors, unless the sum
+/// of the squares of its losses is not finite; among several ranks, whoever runs the graph does it.
 fn follow_statistics(
     b: &mut Builder,
     averages: Vec<(Param, OutputId, f32)>,

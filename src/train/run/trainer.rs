@@ -457,9 +457,9 @@ impl Trainer {
         Ok(true)
     }
 
-    /// One batch of this rank: losses and gradients. Without other ranks an update that is due follows, and the
-    /// gradients' norm is given. While the device works the next batch is fetched and loaded, unless this one
-    /// `ends` the run.
+    /// One batch of this rank: losses and gradients. Without other ranks an update that is due follows, and
+    /// the gradients' norm is given. While the device works the next batch is fetched and loaded, unless this
+    /// one `ends` the run.
     fn run_batch(&mut self, ends: bool) -> Result<(Done, Option<f64>)> {
         match self.ahead.take() {
             Some(fetched) => fetched?,

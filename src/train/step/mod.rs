@@ -1,10 +1,10 @@
 //! One training step: forward, losses and gradients, and the update.
 //!
-//! The plan is one list of steps over one arena, in segments. Between forward pass and losses of a detector the
-//! host has its say: it takes the cost matrices, assigns proposals to objects, and uploads what the losses
-//! compare with. All that follows, to the update, runs in one go, as the whole step of a semantic model does;
-//! whether losses and gradients are finite is known where they are made, and stops what would follow. Nothing
-//! is allocated after the first step.
+//! The plan is one list of steps over one arena, in segments. Between forward pass and losses of a detector
+//! the host has its say: it takes the cost matrices, assigns proposals to objects, and uploads what the
+//! losses compare with. All that follows, to the update, runs in one go, as the whole step of a semantic
+//! model does; whether losses and gradients are finite is known where they are made, and stops what would
+//! follow. Nothing is allocated after the first step.
 
 mod dropout;
 mod objects;
@@ -270,8 +270,8 @@ impl TrainStep {
         Ok(self.finish()?.losses)
     }
 
-    /// As [`TrainStep::run`] and then [`TrainStep::update`], of a run without other ranks: in as few pieces as
-    /// the host allows.
+    /// As [`TrainStep::run`] and then [`TrainStep::update`], of a run without other ranks: in as few pieces
+    /// as the host allows.
     ///
     /// # Errors
     /// As there.
@@ -298,8 +298,8 @@ impl TrainStep {
     /// (among several ranks there is none). When it returns a GPU is still at work.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the batch has another shape than was planned; [`Error::Diverged`] for matching costs
-    /// that are not finite; [`Error::Cuda`] as the driver says.
+    /// [`Error::Shape`] if the batch has another shape than was planned; [`Error::Diverged`] for matching
+    /// costs that are not finite; [`Error::Cuda`] as the driver says.
     pub fn begin(&mut self, batch: &Batch, lr: Option<f64>) -> Result<()> {
         self.start(batch, lr, None)
     }
