@@ -18,6 +18,13 @@ struct Params {
     float mask;                       // added where the roll alone has brought two pixels together
 };
 
+// Of the gradients.
+struct GradParams {
+    Params map;
+    u32 windows;  // of all images
+    u32 share;    // windows of a block
+};
+
 // A window.
 struct Place {
     u32 image, row, column;   // of windows

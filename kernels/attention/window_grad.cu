@@ -1,60 +1,120 @@
-// Gradients of attention within windows: of queries, keys and values, of the projection's bias and of the
-// table of biases. Weights are computed again.
+// Gradients of attention within windows, of queries, keys and values, of the projection's bias and of the
+// table of biases, on tensor cores. Weights are computed again, and nothing of the windows is ever in memory.
 //
 // With the weights P of a head in a window, dP = dy v^T and dS = P * (dP - rowsum(P * dP)): dq = dS k /
 // sqrt(D), dk = dS^T q / sqrt(D), dv = P^T dy; the table's gradient is the sum of dS over the pairs that
 // share a row of it; the bias's that of dk and dv over tokens of the padding, where dy is 0.
 //
-// qkv and dqkv [B, H, W, 3C], dy [B, H, W, C], all f32, f16 or bf16; all arithmetic is f32. A pixel is in one
-// window: its gradients are written once.
+// qkv and dqkv [B, H, W, 3C], dy [B, H, W, C], f16 or bf16. Logits, dP and all sums are f32; P, and dS made of
+// it, are rounded to the maps' type. A pixel is in one window: its gradients are written once.
 //
-// A block takes one head of `share` windows, one after the other, with all their tokens as f32 in shared
-// memory, and goes over a window twice. By queries: a warp takes SIDE queries, lane l owns keys l, l + 32,
-// ..; it gives each query's maximum, sum and rowsum, which stay in shared memory, its dq, and its row of dS,
-// from which each thread adds up the rows of the table that it owns, query by query. By keys: a warp takes
-// SIDE keys, lanes own queries; what is known of those turns dot products into columns of P and dS, from
-// which dk and dv come. Nothing is added in an order that is not fixed: no atomics.
+// A block takes one head of `share` windows, one after the other, as many warps as there are steps of sixteen
+// tokens (window_tiles.cuh). First a warp has sixteen queries: P and dP are accumulators of its products, and
+// dS, rounded, is the left factor of dq. rowsum(P * dP), which comes before dS, is dy times P v. Then a
+// warp has sixteen keys, and needs the columns of P and dS, which pass through shared memory: P, and when dv
+// is made of it dS in its place, read by transposing loads. There dS is gathered by rows of the table as well.
+// Modulo the window's side, query less key takes WINDOW values either way, and every query has one key at
+// each: a thread has one pair (down, right) of them, four rows of the table, and half of the queries. Nothing
+// is added in an order that is not fixed: no atomics.
 //
 // Sums over the windows of a block leave as parts: of the table [shares, OFFSETS, heads], of the bias
 // [shares, 3C]; sum_parts.cu adds them in order.
 //
-// 14 TOKENS^2 D FLOPs a window and head (the two products that give P and dS are made twice), and 7 elements
-// a channel and token, each read or written once; parts are small beside it.
+// 12 TOKENS^2 D FLOPs a window and head, and 14 bytes a channel and token, each read or written once: 0.9
+// MFLOP and 22 KB for 7 x 7 tokens of 32 channels. On an H100 memory takes longer than the instructions take
+// to issue (kernels/counts.tsv).
 //
-// Grid: heads, shares. Block: WARPS warps. Shared memory: 4 * (4 * TOKENS * PITCH + WARPS * SIDE * LINE +
-// 2 * OFFSETS + 3 * TOKENS) bytes. Defines: STORAGE, BIAS (the bias's type), D, WINDOW (up to 16), SIDE (4),
-// WARPS, LINE (floats of a row of dS: TOKENS in whole warps, at least 64 and D / 2), VECTOR.
-#include "attention/window_rows.cuh"
-#include "common/reduce.cuh"
+// Grid: heads, shares. Block: STEPS warps. Shared memory: 4 tiles and ROWS * WEIGHT_PITCH bytes. Defines:
+// STORAGE, BIAS (the bias's type), D (16, 32 or 64), WINDOW (up to 12).
+#include "attention/window_tiles.cuh"
 
-#define OWNED ((D + WARP - 1) / WARP)
-#define GROUPS ((TOKENS + WARP - 1) / WARP)
-#define THREADS (WARPS * WARP)
-#define LINES (WARPS * SIDE)
+#define THREADS (WARP * STEPS)
 // Blocks of a multiprocessor that the compiler has to leave registers for.
-#define RESIDENT (GROUPS <= 2 ? 3 : 2)
+#define RESIDENT (TOKENS <= 64 && D <= 32 ? 5 : 1)
+// Bytes from one query's weights, or slopes, to the next's: an odd number of chunks, so that the reads of
+// eight rows have no bank conflicts.
+#define WEIGHT_PITCH (16 * (KEY_TILES | 1))
+// Rows of the window that a thread adds up for the table, one of two for whom there are threads.
+#define HALF ((WINDOW + 1) / 2)
 
-struct GradParams {
-    Params map;
-    u32 windows;  // of all images
-    u32 share;    // windows of a block
-};
+// Makes `x` new for all the compiler knows: what it has made of it would else stay in registers.
+__device__ inline void forget(u32& x) { asm volatile("" : "+r"(x)); }
 
-extern __shared__ __align__(16) float shared[];
-
-// dot[i] = own[rows[i]] . other, over one head's channels.
-__device__ inline void multiply(const float* own, const u32 (&rows)[SIDE], const float* other,
-                                float (&dot)[SIDE]) {
-#pragma unroll 4
-    for (u32 c = 0; c < PADDED; c += 4) {
-        float a[4];
-        load_vector(other + c, a);
+// Leaves four 8 x 8 tiles of a step's rows, two by two keys, for `columns`.
+__device__ inline void leave(const u32 (&x)[4], u32 step, u32 j, u32 lane) {
+    unsigned char* const to = shared + 4 * TILE_BYTES + (step * 16 + lane / 4) * WEIGHT_PITCH + lane % 4 * 4;
 #pragma unroll
-        for (u32 i = 0; i < SIDE; ++i) {
-            float b[4];
-            load_vector(own + rows[i] + c, b);
+    for (u32 i = 0; i < 4; ++i) {
+        const u32 tile = 2 * j + i / 2;
+        if (tile < KEY_TILES) *reinterpret_cast<u32*>(to + i % 2 * 8 * WEIGHT_PITCH + tile * 16) = x[i];
+    }
+}
+
+// result = (the step's columns of what was left)^T times a tile.
+__device__ inline void multiply_columns(u32 step, u32 tile, u32 lane, float (&result)[CHUNKS][4]) {
+    // Beyond the window's last tile of keys there is none; what comes of it is not used.
+    const u32 chunk = min(2 * step + lane / 8 % 2, KEY_TILES - 1);
+    const u32 from = shared_address(shared) + 4 * TILE_BYTES + chunk * 16 +
+                     (lane / 16 * 8 + lane % 8) * WEIGHT_PITCH;
+    const u32 at = along_at(tile, lane);
 #pragma unroll
-            for (u32 j = 0; j < 4; ++j) dot[i] += a[j] * b[j];
+    for (u32 k = 0; k < STEPS; ++k) {
+        u32 a[4];
+        load_matrices_transposed(a, from + k * 16 * WEIGHT_PITCH);
+        add_rows(a, at, k, result);
+    }
+}
+
+// Adds what was left of dS to the sums of the table's rows, `halves` being those of either half of the queries.
+// A thread has those of queries that lie `down` and `right` of their keys; and, where that leaves the window,
+// by as much less the window's side.
+__device__ inline void add_to_table(u32 thread, float (&halves)[2][OFFSETS]) {
+    const u32 half = thread / TOKENS, down = thread % TOKENS / WINDOW, right = thread % TOKENS % WINDOW;
+    if (half > 1) return;
+    // Inside along both axes, beyond along x, along y, along both.
+    float sums[4] = {};
+#pragma unroll 1
+    for (u32 y = half * HALF; y < min((half + 1) * HALF, WINDOW); ++y) {
+        const u32 key_y = y < down ? y + WINDOW - down : y - down;
+        const unsigned char* const row = shared + 4 * TILE_BYTES + y * WINDOW * WEIGHT_PITCH +
+                                         (i32(key_y * WINDOW) - i32(right)) * i32(sizeof(storage_t));
+        float inside = 0.0f, beyond = 0.0f;
+#pragma unroll
+        for (u32 x = 0; x < WINDOW; ++x) {
+            const u32 key_x = x < right ? x + WINDOW : x;
+            const float slope = to_f32(
+                *reinterpret_cast<const storage_t*>(row + x * WEIGHT_PITCH + key_x * sizeof(storage_t)));
+            inside += x < right ? 0.0f : slope;
+            beyond += x < right ? slope : 0.0f;
+        }
+        sums[0] += y < down ? 0.0f : inside;
+        sums[1] += y < down ? 0.0f : beyond;
+        sums[2] += y < down ? inside : 0.0f;
+        sums[3] += y < down ? beyond : 0.0f;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        const u32 back_y = i / 2 * WINDOW, back_x = i % 2 * WINDOW;
+        if (down + WINDOW <= back_y || right + WINDOW <= back_x) continue;
+        const u32 offset = (down + WINDOW - 1 - back_y) * (2 * WINDOW - 1) + right + WINDOW - 1 - back_x;
+        halves[half][offset] += sums[i];
+    }
+}
+
+// Adds the rows of a step that lie in the padding, a bit each, to the sums of its warp: lane l < 4 has columns
+// 2 l and 2 l + 1 of each eight.
+__device__ inline void add_padding(u32 rows, u32 lane, const float (&x)[CHUNKS][4], float factor,
+                                   float (&sums)[D]) {
+    const bool upper = rows >> (lane / 4) & 1, lower = rows >> (lane / 4 + 8) & 1;
+#pragma unroll
+    for (u32 j = 0; j < CHUNKS; ++j) {
+#pragma unroll
+        for (u32 e = 0; e < 2; ++e) {
+            float sum = (upper ? x[j][e] : 0.0f) + (lower ? x[j][2 + e] : 0.0f);
+#pragma unroll
+            for (int distance = 4; distance < WARP; distance *= 2)
+                sum += __shfl_xor_sync(FULL_MASK, sum, distance);
+            if (lane < 4) sums[8 * j + 2 * lane + e] += sum * factor;
         }
     }
 }
@@ -64,207 +124,107 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                           const float* __restrict__ table, const storage_t* __restrict__ dy,
                           storage_t* __restrict__ dqkv, float* __restrict__ table_parts,
                           float* __restrict__ bias_parts, const GradParams g) {
+    __shared__ Tokens tokens;
+    __shared__ float halves[2][OFFSETS];
+    __shared__ float padding[STEPS][2][D];  // of keys and values
     const Params& p = g.map;
-    const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = blockIdx.x;
-    const u32 stride = 3 * p.channels, channel = head * D;
-    float* const queries = shared;
-    float* const keys = queries + TOKENS * PITCH;
-    float* const values = keys + TOKENS * PITCH;
-    float* const dys = values + TOKENS * PITCH;
-    float* const lines = dys + TOKENS * PITCH;
-    float* const biases = lines + LINES * LINE;
-    float* const dtable = biases + OFFSETS;
-    float* const maxima = dtable + OFFSETS;
-    float* const inverses = maxima + TOKENS;
-    float* const means = inverses + TOKENS;
-    // Of the padding, keys and values.
-    float padding[2][OWNED] = {};
-
-    for (u32 i = threadIdx.x; i < OFFSETS; i += THREADS) {
-        biases[i] = table[i * p.offset_stride + head * p.head_stride];
-        dtable[i] = 0.0f;
-    }
+    const u32 head = blockIdx.x, channel = head * D, stride = 3 * p.channels;
+    for (u32 i = threadIdx.x; i < STEPS * 2 * D; i += THREADS) padding[i / (2 * D)][i / D % 2][i % D] = 0.0f;
+    for (u32 i = threadIdx.x; i < OFFSETS; i += THREADS) halves[0][i] = halves[1][i] = 0.0f;
+    tokens.take_biases(table, head, p, THREADS);
     const u32 last = min((blockIdx.y + 1) * g.share, g.windows);
     for (u32 window = blockIdx.y * g.share; window < last; ++window) {
+        u32 thread = threadIdx.x;
+        forget(thread);
+        const u32 step = thread / WARP, lane = thread % WARP;
         const u32 column = window % p.across, row = window / p.across;
         const Place place(row / p.down, row % p.down, column, p);
-        const auto stage = [&](float* to, const Source& source) {
-            gather(to, PITCH, 0, TOKENS, source, place, p, threadIdx.x, THREADS);
-        };
-        const auto logit = [&](float dot, u32 query, u32 key) {
-            const float x = dot * p.scale + biases[query_offset(query) - key_offset(key)];
-            return place.part(query) == place.part(key) ? x : x + p.mask;
-        };
-        // Writes a token's gradient of queries (block 0), keys or values, or adds it to the padding's.
-        const auto put = [&](u32 token, u32 block, const float (&x)[OWNED]) {
-            const u32 pixel = place.pixel(token, p);
-#pragma unroll
-            for (u32 i = 0; i < OWNED; ++i) {
-                const u32 at = lane + i * WARP;
-                if (D % WARP != 0 && at >= D) continue;
-                if (pixel != PADDING) {
-                    dqkv[u64(pixel) * stride + block * p.channels + channel + at] = from_f32<storage_t>(x[i]);
-                } else if (block > 0) {
-                    padding[block - 1][i] += x[i];
-                }
-            }
-        };
         __syncthreads();
-        stage(queries, {qkv + channel, stride, bias + channel});
-        stage(keys, {qkv + p.channels + channel, stride, bias + p.channels + channel});
-        stage(values, {qkv + 2 * p.channels + channel, stride, bias + 2 * p.channels + channel});
-        stage(dys, {dy + channel, p.channels, nullptr});
+        tokens.gather<4>(qkv, bias, dy, head, place, p, thread, THREADS);
+        wait_copies<0>();
         __syncthreads();
 
-        for (u32 round = 0; round < TOKENS; round += LINES) {
-            const u32 first = round + warp * SIDE;
-            u32 own[SIDE];
+        // Four 8 x 8 tiles a step of keys: weights, then slopes.
+        u32 rounded[STEPS][4] = {};
+        {
+            float s[KEY_TILES][4], inverse[2];
+            weigh(tokens, place, p, step, lane, s, inverse);
 #pragma unroll
-            for (u32 i = 0; i < SIDE; ++i) own[i] = min(first + i, TOKENS - 1) * PITCH;
-            float weight[GROUPS][SIDE] = {}, slope[GROUPS][SIDE] = {};
+            for (u32 j = 0; j < STEPS; ++j) {
 #pragma unroll
-            for (u32 group = 0; group < GROUPS; ++group) {
-                const u32 key = min(group * WARP + lane, TOKENS - 1);
-                multiply(queries, own, keys + key * PITCH, weight[group]);
-                multiply(dys, own, values + key * PITCH, slope[group]);
-            }
-            float* const line = lines + warp * SIDE * LINE;
-#pragma unroll
-            for (u32 i = 0; i < SIDE; ++i) {
-                const u32 query = min(first + i, TOKENS - 1);
-                float max = __int_as_float(0xff800000), sum = 0.0f, mean = 0.0f;
-#pragma unroll
-                for (u32 group = 0; group < GROUPS; ++group) {
-                    const u32 key = group * WARP + lane;
-                    float& x = weight[group][i];
-                    x = key < TOKENS ? logit(x, query, key) : __int_as_float(0xff800000);
-                    max = fmaxf(max, x);
+                for (u32 i = 0; i < 4; ++i) {
+                    const u32 tile = 2 * j + i / 2, half = i % 2;
+                    if (tile < KEY_TILES)
+                        rounded[j][i] = pack2(s[tile][2 * half] * inverse[half],
+                                              s[tile][2 * half + 1] * inverse[half], storage_t{});
                 }
-                max = warp_max(max);
-#pragma unroll
-                for (u32 group = 0; group < GROUPS; ++group) {
-                    weight[group][i] = __expf(weight[group][i] - max);
-                    sum += weight[group][i];
-                    mean += weight[group][i] * slope[group][i];
-                }
-                const float inverse = 1.0f / warp_sum(sum);
-                mean = warp_sum(mean) * inverse;
-#pragma unroll
-                for (u32 group = 0; group < GROUPS; ++group)
-                    line[i * LINE + group * WARP + lane] =
-                        weight[group][i] * inverse * (slope[group][i] - mean);
-                if (lane == 0 && first + i < TOKENS) {
-                    maxima[query] = max;
-                    inverses[query] = inverse;
-                    means[query] = mean;
-                }
-            }
-            __syncthreads();
-
-            float dq[SIDE][OWNED] = {};
-            if (first < TOKENS) {
-#pragma unroll 4
-                for (u32 key = 0; key < TOKENS; ++key) {
-#pragma unroll
-                    for (u32 j = 0; j < OWNED; ++j) {
-                        const u32 at = lane + j * WARP;
-                        if (D % WARP != 0 && at >= D) continue;
-                        const float k = keys[key * PITCH + at];
-#pragma unroll
-                        for (u32 i = 0; i < SIDE; ++i) dq[i][j] += line[i * LINE + key] * k;
-                    }
-                }
-            }
-#pragma unroll
-            for (u32 i = 0; i < SIDE; ++i) {
-#pragma unroll
-                for (u32 j = 0; j < OWNED; ++j) dq[i][j] *= p.scale;
-                if (first + i < TOKENS) put(first + i, 0, dq[i]);
-            }
-            for (u32 i = threadIdx.x; i < OFFSETS; i += THREADS) {
-                const u32 down = i / (2 * WINDOW - 1), right = i % (2 * WINDOW - 1);
-                float sum = dtable[i];
-                for (u32 query = round; query < TOKENS && query < round + LINES; ++query) {
-                    // Of the only key that shares this row with the query; below 0 they are large.
-                    const u32 y = query / WINDOW + WINDOW - 1 - down, x = query % WINDOW + WINDOW - 1 - right;
-                    if (y < WINDOW && x < WINDOW) sum += lines[(query - round) * LINE + y * WINDOW + x];
-                }
-                dtable[i] = sum;
-            }
-            __syncthreads();
-        }
-
-        float* const weights = lines + warp * SIDE * LINE;
-        float* const slopes = weights + SIDE * WARP;
-        for (u32 first = warp * SIDE; first < TOKENS; first += LINES) {
-            u32 own[SIDE];
-#pragma unroll
-            for (u32 i = 0; i < SIDE; ++i) own[i] = min(first + i, TOKENS - 1) * PITCH;
-            float dk[SIDE][OWNED] = {}, dv[SIDE][OWNED] = {};
-            for (u32 base = 0; base < TOKENS; base += WARP) {
-                const u32 query = min(base + lane, TOKENS - 1);
-                float weight[SIDE] = {}, slope[SIDE] = {};
-                multiply(keys, own, queries + query * PITCH, weight);
-                multiply(values, own, dys + query * PITCH, slope);
-#pragma unroll
-                for (u32 i = 0; i < SIDE; ++i) {
-                    const float x = logit(weight[i], query, min(first + i, TOKENS - 1));
-                    weight[i] = __expf(x - maxima[query]) * inverses[query];
-                    slope[i] = weight[i] * (slope[i] - means[query]);
-                }
-                __syncwarp();
-                store_shared_floats(weights + lane * SIDE, weight);
-                store_shared_floats(slopes + lane * SIDE, slope);
-                __syncwarp();
-                const u32 count = min(TOKENS - base, WARP);
-#pragma unroll 4
-                for (u32 i = 0; i < count; ++i) {
-                    float w[SIDE], s[SIDE];
-                    load_vector(weights + i * SIDE, w);
-                    load_vector(slopes + i * SIDE, s);
-#pragma unroll
-                    for (u32 j = 0; j < OWNED; ++j) {
-                        const u32 at = lane + j * WARP;
-                        if (D % WARP != 0 && at >= D) continue;
-                        const float q = queries[(base + i) * PITCH + at], d = dys[(base + i) * PITCH + at];
-#pragma unroll
-                        for (u32 key = 0; key < SIDE; ++key) {
-                            dk[key][j] += s[key] * q;
-                            dv[key][j] += w[key] * d;
-                        }
-                    }
-                }
-            }
-#pragma unroll
-            for (u32 i = 0; i < SIDE; ++i) {
-                if (first + i >= TOKENS) continue;
-#pragma unroll
-                for (u32 j = 0; j < OWNED; ++j) dk[i][j] *= p.scale;
-                put(first + i, 1, dk[i]);
-                put(first + i, 2, dv[i]);
+                leave(rounded[j], step, j, lane);
             }
         }
+        const Rows dys(3, step, lane);
+        // A row's sum of P * dP is dy times what attention gave.
+        float y[CHUNKS][4] = {}, mean[2] = {};
+#pragma unroll
+        for (u32 j = 0; j < STEPS; ++j) add_rows(rounded[j], along_at(2, lane), j, y);
+#pragma unroll
+        for (u32 i = 0; i < 2 * CHUNKS; ++i) {
+            const float2 own = unpack2(dys.a[i / 4][i % 4], storage_t{});
+            const u32 half = i % 2;
+            mean[half] += own.x * y[i / 2][2 * half] + own.y * y[i / 2][2 * half + 1];
+        }
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            mean[half] += __shfl_xor_sync(FULL_MASK, mean[half], 1);
+            mean[half] += __shfl_xor_sync(FULL_MASK, mean[half], 2);
+        }
+        const u32 values_at = across_at(2, lane), keys_at = along_at(1, lane);
+        float dq[CHUNKS][4] = {};
+#pragma unroll
+        for (u32 j = 0; j < STEPS; ++j) {
+            float dp[2][4] = {};
+            dys.multiply(values_at, j, dp[0], dp[1]);
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                const u32 half = i % 2;
+                const float2 weight = unpack2(rounded[j][i], storage_t{});
+                rounded[j][i] = pack2(weight.x * (dp[i / 2][2 * half] - mean[half]),
+                                      weight.y * (dp[i / 2][2 * half + 1] - mean[half]), storage_t{});
+            }
+            add_rows(rounded[j], keys_at, j, dq);
+        }
+        // Keys and values have been read: results pass through the rows of keys.
+        __syncthreads();
+        const u32 own = step * 16 + lane % 16;
+        const u32 padded = __ballot_sync(FULL_MASK, own < TOKENS && tokens.pixels[own] == PADDING);
+        const auto put = [&](u32 block, const float(&x)[CHUNKS][4], float factor) {
+            const float factors[2] = {factor, factor};
+            if (block > 0 && padded) add_padding(padded, lane, x, factor, padding[step][block - 1]);
+            put_rows(1, step, lane, x, factors, dqkv + block * p.channels + channel, stride,
+                     tokens.pixels);
+        };
+        put(0, dq, p.scale);
+        float dv[CHUNKS][4] = {};
+        multiply_columns(step, 3, lane, dv);
+        put(2, dv, 1.0f);
+        __syncthreads();
+#pragma unroll
+        for (u32 j = 0; j < STEPS; ++j) leave(rounded[j], step, j, lane);
+        __syncthreads();
+        add_to_table(thread, halves);
+        float dk[CHUNKS][4] = {};
+        multiply_columns(step, 0, lane, dk);
+        put(1, dk, p.scale);
     }
 
-    // Parts. Warps' sums of the padding meet in `lines`.
+    __syncthreads();
     const u32 heads = p.channels / D;
     for (u32 i = threadIdx.x; i < OFFSETS; i += THREADS)
-        table_parts[(u64(blockIdx.y) * OFFSETS + i) * heads + head] = dtable[i];
-    __syncthreads();
-#pragma unroll
-    for (u32 block = 0; block < 2; ++block) {
-#pragma unroll
-        for (u32 i = 0; i < OWNED; ++i) {
-            const u32 at = lane + i * WARP;
-            if (at < D) lines[(warp * 2 + block) * D + at] = padding[block][i];
-        }
-    }
-    __syncthreads();
+        table_parts[(u64(blockIdx.y) * OFFSETS + i) * heads + head] = halves[0][i] + halves[1][i];
     float* const to = bias_parts + u64(blockIdx.y) * stride + channel;
     for (u32 i = threadIdx.x; i < 3 * D; i += THREADS) {
         float sum = 0.0f;
         if (i >= D) {
-            for (u32 w = 0; w < WARPS; ++w) sum += lines[w * 2 * D + i - D];
+            for (u32 warp = 0; warp < STEPS; ++warp) sum += padding[warp][i / D - 1][i % D];
         }
         to[i / D * p.channels + i % D] = sum;
     }

@@ -54,6 +54,18 @@ __device__ inline u32 pack2(float low, float high, bf16) {
     return y;
 }
 
+// And back.
+__device__ inline float2 unpack2(u32 pair, f16) {
+    float2 y;
+    asm("{.reg .b16 low, high;\n\tmov.b32 {low, high}, %2;\n\tcvt.f32.f16 %0, low;\n\tcvt.f32.f16 %1, high;}"
+        : "=f"(y.x), "=f"(y.y)
+        : "r"(pair));
+    return y;
+}
+__device__ inline float2 unpack2(u32 pair, bf16) {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
 __device__ inline Chunk pack(const float (&x)[4], float) {
     return Chunk{
         {__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3])}};

@@ -6,6 +6,9 @@
 // hold exactly, as they hold x: all rounding is that of the f32 sums. A feature that is not finite makes NaN
 // of every object's sum, whether it owns the pixel or not.
 //
+// ABOVE_ZERO = 0: masks are factors as they are, y = sum of masks[b, n, p] x[b, p, c]: the gradient of a mask
+// convolution's kernels, from that of its masks.
+//
 // A block computes 32 * BANDS objects by 128 channels with 2 x 4 warps over `split` pixels, 64 a stage.
 // Pixels are shared among enough blocks to fill the device: each writes its sums to y [splits, B, N, C],
 // added in order by sum_parts.cu.
@@ -14,8 +17,8 @@
 // that is 0.86 GFLOP and 15 MB, and as much again in partial sums as there are splits, through L2.
 //
 // Grid: splits, object tiles x channel tiles, images. Block: 256 threads. Shared memory: STAGES * 128 * (32 *
-// BANDS + 128) bytes. Defines: STORAGE, BANDS (1 to 5), STAGES, MASK_WIDE (P a multiple of 8), X_WIDE (C a
-// multiple of 8).
+// BANDS + 128) bytes. Defines: STORAGE, ABOVE_ZERO, BANDS (1 to 5), STAGES, MASK_WIDE (P a multiple of 8),
+// X_WIDE (C a multiple of 8).
 #include "common/mma.cuh"
 #include "mask/above_zero.cuh"
 #include "mask/tile.cuh"
@@ -73,8 +76,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
             for (u32 i = 0; i < BANDS; ++i) {
                 load_matrices(a[i], ((stage + mask_at) ^ (k * 32)) + i * 16 * 128);
+#if ABOVE_ZERO
 #pragma unroll
                 for (u32 j = 0; j < 4; ++j) a[i][j] = above_zero(a[i][j], storage_t{});
+#endif
             }
 #pragma unroll
             for (u32 j = 0; j < 2; ++j)

@@ -7,14 +7,19 @@
 // dy is the sum of two bf16 numbers, 16 bits of it and the whole range of f32, which gradients need; the
 // mask's product with either is exact, sums are f32.
 //
+// ABOVE_ZERO = 0: masks are factors as they are, dx = sum of masks[b, n, p] dy[b, n, c]: the gradient of a
+// mask convolution's features, from that of its masks and from its kernels, of which there may be one set for
+// all images (`dy_stride` 0). These are sums of two numbers of the masks' type then, which they are rounded to
+// in the convolution.
+//
 // A block computes 128 pixels by 64 channels with 4 x 2 warps, 64 objects at a time. Its result leaves by
 // shared memory, so that rows of channels are written whole.
 //
 // 4 B N P C FLOPs; masks are read C / 64 times and dy P / 128 times, from L2 but for the first; dx is written
 // once: at N = 100, P = 16800, C = 256 that is 1.7 GFLOP and 12 MB.
 //
-// Grid: pixel tiles, channel tiles, images. Block: 256 threads. Defines: STORAGE, MASK_WIDE (P a multiple of
-// 8), X_WIDE (C a multiple of 8).
+// Grid: pixel tiles, channel tiles, images. Block: 256 threads. Defines: STORAGE, ABOVE_ZERO, MASK_WIDE
+// (P a multiple of 8), X_WIDE (C a multiple of 8).
 #include "common/elements.cuh"
 #include "common/mma.cuh"
 #include "mask/above_zero.cuh"
@@ -31,17 +36,26 @@
 
 struct Params {
     u32 objects, channels, pixels;
+    u32 dy_stride;  // elements from one image's rows to the next's
 };
 
+#if ABOVE_ZERO
+typedef bf16 factor_t;
+
 // 1 or 0 as bf16, for each of two logits.
-__device__ inline u32 owned(u32 pair) {
+__device__ inline u32 factors(u32 pair) {
     const u32 ones = above_zero(pair, storage_t{});
     // Of f16, whose 1 is 0x3c00: that of bf16 is 0x3f80.
     return STORAGE == F16 ? ones | (ones >> 3 & 0x03800380) : ones;
 }
+#else
+typedef storage_t factor_t;
 
-// Puts objects `first` .. into shared memory as two tiles of bf16, the larger parts and what they leave;
-// zeros beyond the operand.
+__device__ inline u32 factors(u32 pair) { return pair; }
+#endif
+
+// Puts objects `first` .. into shared memory as two tiles, the larger parts and what they leave; zeros beyond
+// the operand.
 __device__ inline void split_gradients(unsigned char* to, const float* dy, u32 first, u32 channel,
                                        const Params& p) {
 #pragma unroll
@@ -62,9 +76,9 @@ __device__ inline void split_gradients(unsigned char* to, const float* dy, u32 f
         u32 high[2], low[2];
 #pragma unroll
         for (u32 j = 0; j < 2; ++j) {
-            high[j] = pack2(g[2 * j], g[2 * j + 1], bf16{});
-            low[j] = pack2(g[2 * j] - __uint_as_float(high[j] << 16),
-                           g[2 * j + 1] - __uint_as_float(high[j] & 0xffff0000u), bf16{});
+            high[j] = pack2(g[2 * j], g[2 * j + 1], factor_t{});
+            low[j] = pack2(g[2 * j] - to_f32(factor_t{u16(high[j])}),
+                           g[2 * j + 1] - to_f32(factor_t{u16(high[j] >> 16)}), factor_t{});
         }
         unsigned char* const at = to + swizzled<8>(row, column / 8) + column % 8 * 2;
         *reinterpret_cast<uint2*>(at) = make_uint2(high[0], high[1]);
@@ -79,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warp_m = warp % 4, warp_n = warp / 4;
     const u32 pixel = blockIdx.x * BM, channel = blockIdx.y * BN, base = shared_address(shared);
     masks += u64(blockIdx.z) * p.objects * p.pixels + pixel;
-    dy += u64(blockIdx.z) * p.objects * p.channels;
+    dy += u64(blockIdx.z) * p.dy_stride;
 
     float sums[2][4][4] = {};
     // Pixels of a warp: half a slab. Objects are the rows of either tile.
@@ -101,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             for (u32 i = 0; i < 2; ++i) {
                 load_matrices_transposed(a[i], ((base + mask_at) ^ (i * 32)) + k * 16 * 128);
 #pragma unroll
-                for (u32 j = 0; j < 4; ++j) a[i][j] = owned(a[i][j]);
+                for (u32 j = 0; j < 4; ++j) a[i][j] = factors(a[i][j]);
             }
 #pragma unroll
             for (u32 part = 0; part < 2; ++part) {
@@ -111,8 +125,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                     load_matrices_transposed(b, ((base + dy_at) ^ (j * 32)) + part * DY_BYTES + k * 16 * 128);
 #pragma unroll
                     for (u32 i = 0; i < 2; ++i) {
-                        Mma<bf16>::multiply(sums[i][2 * j], a[i], b[0], b[1]);
-                        Mma<bf16>::multiply(sums[i][2 * j + 1], a[i], b[2], b[3]);
+                        Mma<factor_t>::multiply(sums[i][2 * j], a[i], b[0], b[1]);
+                        Mma<factor_t>::multiply(sums[i][2 * j + 1], a[i], b[2], b[3]);
                     }
                 }
             }

@@ -12,6 +12,7 @@
 
 struct Params {
     u32 objects, channels, pixels;
+    u32 dy_stride;  // elements from one image's rows to the next's
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -21,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     __shared__ alignas(16) Features gradients;
     const u32 pixel = blockIdx.x * TILE, channel = blockIdx.y * TILE;
     masks += u64(blockIdx.z) * p.objects * p.pixels + pixel;
-    dy += u64(blockIdx.z) * p.objects * p.channels + channel;
+    dy += u64(blockIdx.z) * p.dy_stride + channel;
 
     float sums[4][4] = {};
     for (u32 object = 0; object < p.objects; object += STEP) {

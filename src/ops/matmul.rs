@@ -134,10 +134,17 @@ impl Operator for MatMul {
             Case::new("both_large", both, &[&[2, 190, 130], &[1, 330, 190]]),
             // The gradients of a mask convolution: of its kernels and of its features.
             Case::new("masks_times_map", plain, &[&[2, 21, 700], &[2, 700, 40]]).map(0).map(1),
+            Case::new("masks_times_chunks", plain, &[&[2, 170, 640], &[2, 640, 136]]).map(0).map(1),
             Case::new(
                 "masks_times_kernels",
                 MatMul { role: Role::Map, ..ta },
                 &[&[2, 19, 301], &[2, 19, 36]],
+            )
+            .map(0),
+            Case::new(
+                "chunks_times_shared_kernels",
+                MatMul { role: Role::Map, ..ta },
+                &[&[2, 70, 304], &[1, 70, 72]],
             )
             .map(0),
             Case::new("map_of_long", MatMul { role: Role::Map, ..tb }, &[&[1, 20, 900], &[1, 33, 900]])

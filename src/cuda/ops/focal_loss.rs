@@ -1,6 +1,6 @@
 use super::CudaOp;
 use super::divisor::divisor;
-use super::launches::{elements, expect_f32, storage};
+use super::launches::{elements, expect_f32, storage, vector};
 use super::sum_rows::sum_rows;
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
@@ -11,15 +11,15 @@ use crate::tensor::DType;
 /// Threads of a block: `THREADS` of `kernels/focal_loss.cu`.
 const THREADS: usize = 256;
 
-/// Logits that a thread adds up before there are more blocks, and the most blocks: enough for any device, so
-/// that none has a say in the order of the sum.
+/// Vectors of logits that a thread adds up before there are more blocks, and the most blocks: enough for any
+/// device, so that none has a say in the order of the sum.
 const OWN: usize = 4;
 const BLOCKS: usize = 1024;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Params {
-    count: u32,
+    vectors: u32,
     inner: u32,
     classes: u32,
     by_inner: [u32; 2],
@@ -31,7 +31,7 @@ struct Params {
 /// What loss and gradient have in common.
 struct Logits {
     params: Params,
-    dtype: DType,
+    defines: Vec<(&'static str, i64)>,
     weights: Arg,
     packing: Vec<Packing>,
 }
@@ -42,9 +42,11 @@ impl Logits {
         let x = site.inputs[0];
         let packing = vec![Packing::plain(DType::F32)];
         expect_f32(site, 2..site.inputs.len())?;
-        let [classes, inner] = [x.shape[1], x.shape[2]];
+        let dtype = site.dtype(0, packing[0]);
+        let vector = vector(dtype, x.shape[2]);
+        let [classes, inner] = [x.shape[1], x.shape[2] / vector];
         let params = Params {
-            count: elements(x)?,
+            vectors: elements(x)? / vector as u32,
             inner: inner as u32,
             classes: classes as u32,
             by_inner: divisor(inner.max(1)),
@@ -53,7 +55,8 @@ impl Logits {
             alpha,
         };
         let weights = if weighted { Arg::Input(2) } else { Arg::Null };
-        Ok(Logits { params, dtype: site.dtype(0, packing[0]), weights, packing })
+        let defines = vec![storage(dtype), ("VECTOR", vector as i64)];
+        Ok(Logits { params, defines, weights, packing })
     }
 
     fn launch(&self, entry: &'static str, blocks: usize, rest: Vec<Arg>) -> Launch {
@@ -61,7 +64,7 @@ impl Logits {
         Launch {
             source: "focal_loss.cu",
             entry,
-            defines: vec![storage(self.dtype)],
+            defines: self.defines.clone(),
             grid: [blocks as u32, 1, 1],
             block: [THREADS as u32, 1, 1],
             shared: 0,
@@ -73,7 +76,7 @@ impl Logits {
 impl CudaOp for FocalLoss {
     fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
         let logits = Logits::new(site, self.alpha, self.weighted)?;
-        let blocks = (logits.params.count as usize).div_ceil(THREADS * OWN).clamp(1, BLOCKS);
+        let blocks = (logits.params.vectors as usize).div_ceil(THREADS * OWN).clamp(1, BLOCKS);
         let to = if blocks > 1 { Arg::Workspace(0) } else { Arg::Output(0) };
         let mut launches = vec![logits.launch("focal_loss", blocks, vec![to])];
         if blocks > 1 {
@@ -87,7 +90,7 @@ impl CudaOp for FocalLoss {
 impl CudaOp for FocalLossGrad {
     fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
         let logits = Logits::new(site, self.alpha, self.weighted)?;
-        let blocks = (logits.params.count as usize).div_ceil(THREADS);
+        let blocks = (logits.params.vectors as usize).div_ceil(THREADS);
         let rest = vec![Arg::Input(2 + usize::from(self.weighted)), Arg::Output(0)];
         let launches = vec![logits.launch("focal_loss_grad", blocks, rest)];
         Ok(Program { kernel: "elements".into(), launches, packing: logits.packing, ..Program::default() })

@@ -9,7 +9,7 @@ use crate::plan::Site;
 const THREADS: usize = 256;
 
 /// Vectors of pixels that a thread takes, one after the other.
-const VECTORS: usize = 2;
+const VECTORS: usize = 4;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -1,7 +1,7 @@
 use super::CudaOp;
 use super::launches::{elements, expect_f32, storage};
 use super::sum_parts::sum_parts;
-use crate::cuda::gpu::{Precision, Target};
+use crate::cuda::gpu::{Caps, Precision, Target};
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::cuda::tiles::masks::{
     Extents, POOL_F32, POOL_F32_THREADS, PoolTile, pool_candidates, pool_f32_candidates,
@@ -9,6 +9,7 @@ use crate::cuda::tiles::masks::{
 use crate::ops::epilogue::Epilogue;
 use crate::ops::{MaskPool, MaskPoolGrad};
 use crate::plan::Site;
+use crate::tensor::DType;
 
 /// Threads of a block: `THREADS` of `kernels/mask/pool.cu`.
 const THREADS: u32 = 256;
@@ -37,6 +38,28 @@ struct Variant {
     splits: usize,
 }
 
+/// On tensor cores; without `above_zero` masks are factors as they are.
+fn on_tensor_cores(extents: &Extents, precision: Precision, tile: PoolTile, above_zero: bool) -> Variant {
+    Variant {
+        source: "mask/pool.cu",
+        entry: "mask_pool",
+        threads: THREADS,
+        defines: vec![
+            storage(precision.storage()),
+            ("ABOVE_ZERO", i64::from(above_zero)),
+            ("BANDS", tile.objects.bands as i64),
+            ("STAGES", tile.stages as i64),
+            ("MASK_WIDE", i64::from(extents.pixels.is_multiple_of(8))),
+            ("X_WIDE", i64::from(extents.channels.is_multiple_of(8))),
+        ],
+        shared: tile.shared(),
+        object_tiles: tile.objects.count,
+        channel_tiles: tile.channels,
+        split: tile.split,
+        splits: tile.splits,
+    }
+}
+
 /// What fits, the preferred first.
 fn variants(extents: &Extents, target: &Target) -> Vec<Variant> {
     if !target.precision.is_half() {
@@ -53,23 +76,7 @@ fn variants(extents: &Extents, target: &Target) -> Vec<Variant> {
         };
         return pool_f32_candidates(extents, &target.caps).into_iter().map(of).collect();
     }
-    let of = |tile: PoolTile| Variant {
-        source: "mask/pool.cu",
-        entry: "mask_pool",
-        threads: THREADS,
-        defines: vec![
-            storage(target.precision.storage()),
-            ("BANDS", tile.objects.bands as i64),
-            ("STAGES", tile.stages as i64),
-            ("MASK_WIDE", i64::from(extents.pixels.is_multiple_of(8))),
-            ("X_WIDE", i64::from(extents.channels.is_multiple_of(8))),
-        ],
-        shared: tile.shared(),
-        object_tiles: tile.objects.count,
-        channel_tiles: tile.channels,
-        split: tile.split,
-        splits: tile.splits,
-    };
+    let of = |tile| on_tensor_cores(extents, target.precision, tile, true);
     pool_candidates(extents, &target.caps).into_iter().map(of).collect()
 }
 
@@ -84,6 +91,17 @@ impl CudaOp for MaskPool {
         let programs = variants(&extents, target).into_iter().map(|v| v.program(&extents, target.precision));
         Ok(programs.collect())
     }
+}
+
+/// The product of masks and features, both maps of a 16-bit precision, for gradients: blocks share pixels in a
+/// way that depends on the shape alone.
+pub(super) fn mask_product(extents: &Extents, target: &Target) -> Program {
+    let any = Caps { multiprocessors: Caps::H100.multiprocessors, ..target.caps };
+    let tile = pool_candidates(extents, &any).remove(0);
+    let mut program =
+        on_tensor_cores(extents, target.precision, tile, false).program(extents, target.precision);
+    program.packing.clear();
+    program
 }
 
 impl Variant {
@@ -127,11 +145,48 @@ struct GradParams {
     objects: u32,
     channels: u32,
     pixels: u32,
+    dy_stride: u32,
 }
 
 /// Pixels and channels of a block, and its threads, on tensor cores: `BM`, `BN` and `THREADS` of
 /// `kernels/mask/pool_grad.cu`.
 const GRAD_BLOCK: (usize, usize, u32) = (128, 64, 256);
+
+/// The launch that makes a map of this type of masks and of rows of objects, of which there is a set an image
+/// or one for all; on tensor cores, without `above_zero`, masks are factors as they are.
+fn spread(extents: &Extents, dtype: DType, above_zero: bool, rows_of_each: bool) -> Launch {
+    let Extents { batch, objects, channels, pixels } = *extents;
+    let params = GradParams {
+        objects: objects as u32,
+        channels: channels as u32,
+        pixels: pixels as u32,
+        dy_stride: if rows_of_each { (objects * channels) as u32 } else { 0 },
+    };
+    let wide = |name, count: usize| (name, i64::from(count.is_multiple_of(8)));
+    let (source, entry, (rows, columns, threads), defines) = if dtype == DType::F32 {
+        let block = (POOL_F32, POOL_F32, POOL_F32_THREADS);
+        ("mask/pool_grad_f32.cu", "mask_pool_grad_f32", block, Vec::new())
+    } else {
+        let numbers = [storage(dtype), ("ABOVE_ZERO", i64::from(above_zero))];
+        let defines = numbers.into_iter().chain([wide("MASK_WIDE", pixels), wide("X_WIDE", channels)]);
+        ("mask/pool_grad.cu", "mask_pool_grad", GRAD_BLOCK, defines.collect())
+    };
+    Launch {
+        source,
+        entry,
+        defines,
+        grid: [pixels.div_ceil(rows) as u32, channels.div_ceil(columns) as u32, batch as u32],
+        block: [threads, 1, 1],
+        shared: 0,
+        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::of(&params)],
+    }
+}
+
+/// The product of turned masks and rows of objects, a map of a 16-bit precision.
+pub(super) fn turned_mask_product(extents: &Extents, dtype: DType, rows_of_each: bool) -> Program {
+    let launches = vec![spread(extents, dtype, false, rows_of_each)];
+    Program { kernel: "mma x2".to_string(), launches, ..Program::default() }
+}
 
 impl CudaOp for MaskPoolGrad {
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
@@ -139,30 +194,12 @@ impl CudaOp for MaskPoolGrad {
         elements(dx)?;
         elements(site.inputs[0])?;
         expect_f32(site, [1])?;
-        let packing = Packing::plain(dx.dtype);
         let [batch, channels] = [dx.shape[0], dx.shape[3]];
-        let (objects, pixels) = (site.inputs[0].shape[1], dx.shape[1] * dx.shape[2]);
-        let params = GradParams { objects: objects as u32, channels: channels as u32, pixels: pixels as u32 };
+        let objects = site.inputs[0].shape[1];
+        let extents = Extents { batch, objects, channels, pixels: dx.shape[1] * dx.shape[2] };
         let half = target.precision.is_half();
-        let (source, entry, (rows, columns, threads)) = match half {
-            true => ("mask/pool_grad.cu", "mask_pool_grad", GRAD_BLOCK),
-            false => ("mask/pool_grad_f32.cu", "mask_pool_grad_f32", (POOL_F32, POOL_F32, POOL_F32_THREADS)),
-        };
-        let wide = |name, count: usize| (name, i64::from(count.is_multiple_of(8)));
-        let defines = match half {
-            true => vec![storage(dx.dtype), wide("MASK_WIDE", pixels), wide("X_WIDE", channels)],
-            false => Vec::new(),
-        };
-        let launch = Launch {
-            source,
-            entry,
-            defines,
-            grid: [pixels.div_ceil(rows) as u32, channels.div_ceil(columns) as u32, batch as u32],
-            block: [threads, 1, 1],
-            shared: 0,
-            args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::of(&params)],
-        };
         let kernel = if half { "mma, bf16 x2" } else { "f32" }.to_string();
-        Ok(Program { kernel, launches: vec![launch], packing: vec![packing], workspace: 0 })
+        let launches = vec![spread(&extents, dx.dtype, true, true)];
+        Ok(Program { kernel, launches, packing: vec![Packing::plain(dx.dtype)], workspace: 0 })
     }
 }

@@ -1,8 +1,10 @@
 use super::launches::{dtype_number, elements};
+use super::mask_pool::{mask_product, turned_mask_product};
 use super::sum_parts::add_splits;
 use super::{CudaOp, Rounding};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
+use crate::cuda::tiles::masks::Extents;
 use crate::ops::MatMul;
 use crate::plan::Site;
 use crate::tensor::DType;
@@ -17,6 +19,8 @@ const THREADS: u32 = 256;
 const BLOCKS: usize = 264;
 /// Fewest steps of a block.
 const MIN_STEPS: usize = 4;
+/// Fewest terms of a product of two maps that is mask pooling's: it shares them among the blocks of a device.
+const LONG: usize = 512;
 /// Most steps of a block: tensor cores cut a running sum at every step, by up to 2^-24 of it.
 const MAX_STEPS: usize = 128;
 
@@ -55,6 +59,28 @@ impl Layout {
     }
 }
 
+/// A product with a map as its left factor that the kernels of mask pooling make: the gradient of a mask
+/// convolution's kernels, or of its features.
+fn of_masks(op: &MatMul, site: &Site<'_>, target: &Target) -> Option<Program> {
+    let [a, b] = [site.inputs[0].shape, site.inputs[1].shape];
+    let [left, right] = [0, 1].map(|input| site.dtype(input, Packing::plain(DType::F32)));
+    let [batch, m, k, n] = op.extents(a.dims(), b.dims());
+    let (stored, result) = (target.precision.storage(), site.outputs[0].dtype);
+    if !target.precision.is_half() || left != stored || a[0] != batch || op.transpose_b {
+        return None;
+    }
+    let rows_of_each = b[0] == batch;
+    if !op.transpose_a && right == stored && result == DType::F32 && rows_of_each && k >= LONG {
+        let extents = Extents { batch, objects: m, channels: n, pixels: k };
+        return Some(mask_product(&extents, target));
+    }
+    if op.transpose_a && right == DType::F32 && result == stored {
+        let extents = Extents { batch, objects: k, channels: n, pixels: m };
+        return Some(turned_mask_product(&extents, stored, rows_of_each));
+    }
+    None
+}
+
 impl CudaOp for MatMul {
     /// In f32, to the TF32 of 16-bit precisions; 16-bit operands are TF32 already.
     const ROUNDING: Rounding = Rounding::Factors;
@@ -64,6 +90,9 @@ impl CudaOp for MatMul {
         let y = site.outputs[0];
         for ty in [a, b, y] {
             elements(ty)?;
+        }
+        if let Some(program) = of_masks(self, site, target) {
+            return Ok(program);
         }
         let [batch, m, k, n] = self.extents(a.shape.dims(), b.shape.dims());
         let tiles = m.div_ceil(TILE) * n.div_ceil(TILE) * batch;

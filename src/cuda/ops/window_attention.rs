@@ -20,14 +20,14 @@ const WARPS: usize = 4;
 /// Queries, or keys, that a warp takes at once without tensor cores.
 const SIDE: usize = 4;
 
-/// Most tokens of a window whose gradients a warp has registers for.
+/// Most tokens of a window whose gradients a warp has registers for without tensor cores.
 const GRAD_TOKENS: usize = 256;
 
 /// Blocks that the windows of gradients are shared among: enough for any device, so that none has a say in
 /// the order of sums.
-const GRAD_BLOCKS: usize = 1024;
+const GRAD_BLOCKS: usize = 2048;
 
-/// Shared memory of a block without tensor cores, in bytes: what every device has.
+/// Most shared memory of a block, in bytes: what every device has.
 const SHARED: usize = 99 << 10;
 
 #[repr(C)]
@@ -63,7 +63,7 @@ fn pitch(depth: usize) -> usize {
     4 * (depth.div_ceil(4) | 1)
 }
 
-/// Floats of a row of `kernels/attention/window_grad.cu` that has a number for each token.
+/// Floats of a row of `kernels/attention/window_grad_any.cu` that has a number for each token.
 fn line(op: &WindowAttention, depth: usize) -> usize {
     (op.window * op.window).next_multiple_of(32).max(64).max(depth.div_ceil(2))
 }
@@ -74,8 +74,21 @@ fn shared_any(op: &WindowAttention, depth: usize, keys: usize) -> usize {
     4 * (keys * (pitch(depth) + padded) + WARPS * SIDE * (padded + 32) + op.offsets())
 }
 
-/// Bytes of shared memory that `kernels/attention/window_grad.cu` takes.
-fn shared_grad(op: &WindowAttention, depth: usize) -> usize {
+/// Bytes of shared memory that `kernels/attention/window_grad.cu` is launched with, and that it has besides.
+fn shared_grad(op: &WindowAttention, depth: usize) -> [usize; 2] {
+    let tokens = op.window * op.window;
+    let rows = tokens.next_multiple_of(STEP);
+    let weights = 16 * (tokens.div_ceil(8) | 1);
+    [rows * (4 * 2 * depth + weights), 4 * (op.offsets() + 3 * rows + rows / STEP * 2 * depth)]
+}
+
+/// Whether `kernels/attention/window_grad.cu` takes such windows.
+fn grad_on_tensor_cores(op: &WindowAttention, depth: usize) -> bool {
+    on_tensor_cores(op.window, depth) && shared_grad(op, depth).iter().sum::<usize>() <= SHARED
+}
+
+/// Bytes of shared memory that `kernels/attention/window_grad_any.cu` takes.
+fn shared_grad_any(op: &WindowAttention, depth: usize) -> usize {
     let tokens = op.window * op.window;
     4 * (4 * tokens * pitch(depth) + WARPS * SIDE * line(op, depth) + 2 * op.offsets() + 3 * tokens)
 }
@@ -183,18 +196,30 @@ impl<'a> Windows<'a> {
 
     /// Gradients of the map, and parts of the others at these bytes of the workspace, of `share` windows
     /// each.
-    fn grad(&self, share: usize, shares: usize, parts: [usize; 2]) -> Launch {
+    fn grad(&self, tensor_cores: bool, share: usize, shares: usize, parts: [usize; 2]) -> Launch {
         let Params { down, across, .. } = self.params;
         let windows = self.images as u32 * down * across;
         let params = GradParams { map: self.params, windows, share: share as u32 };
-        let more = [("SIDE", SIDE), ("WARPS", WARPS), ("LINE", line(self.op, self.depth)), self.vector()];
+        let launch = if tensor_cores {
+            let steps = (self.op.window * self.op.window).div_ceil(STEP);
+            Launch {
+                block: [steps as u32 * 32, 1, 1],
+                shared: shared_grad(self.op, self.depth)[0] as u32,
+                ..self.launch("attention/window_grad.cu", "window_attention_grad", &[])
+            }
+        } else {
+            let more = [("SIDE", SIDE), ("WARPS", WARPS), ("LINE", line(self.op, self.depth)), self.vector()];
+            Launch {
+                shared: shared_grad_any(self.op, self.depth) as u32,
+                ..self.launch("attention/window_grad_any.cu", "window_attention_grad_any", &more)
+            }
+        };
         let [table, bias] = parts.map(Arg::Workspace);
         let inputs = (0..4).map(Arg::Input);
         Launch {
             grid: [self.op.heads as u32, shares as u32, 1],
-            shared: shared_grad(self.op, self.depth) as u32,
             args: inputs.chain([Arg::Output(0), table, bias, Arg::of(&params)]).collect(),
-            ..self.launch("attention/window_grad.cu", "window_attention_grad", &more)
+            ..launch
         }
     }
 }
@@ -216,16 +241,20 @@ impl CudaOp for WindowAttention {
 }
 
 impl CudaOp for WindowAttentionGrad {
-    fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
+    /// Weights and their slopes, for their products with rows.
+    const ROUNDING: Rounding = Rounding::Between;
+
+    fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
         let op = &self.of;
         let windows = Windows::new(op, site)?;
+        let tensor_cores = target.precision.is_half() && grad_on_tensor_cores(op, windows.depth);
         let tokens = op.window * op.window;
-        if tokens > GRAD_TOKENS {
+        if !tensor_cores && tokens > GRAD_TOKENS {
             return Err(format!(
                 "windows of {tokens} pixels; the kernel of gradients takes up to {GRAD_TOKENS}"
             ));
         }
-        if shared_grad(op, windows.depth) > SHARED {
+        if !tensor_cores && shared_grad_any(op, windows.depth) > SHARED {
             return Err(too_large(op, windows.depth));
         }
         let count = if site.inputs[0].shape.is_empty() {
@@ -239,7 +268,7 @@ impl CudaOp for WindowAttentionGrad {
         let at_bias = (shares * table * 4).next_multiple_of(256);
         let mut launches = Vec::new();
         if shares > 0 {
-            launches.push(windows.grad(share, shares, [0, at_bias]));
+            launches.push(windows.grad(tensor_cores, share, shares, [0, at_bias]));
         }
         for (output, count, at) in [(1, bias, at_bias), (2, table, 0)] {
             if count > 0 {
@@ -247,7 +276,7 @@ impl CudaOp for WindowAttentionGrad {
             }
         }
         Ok(Program {
-            kernel: format!("f32 in {shares} shares"),
+            kernel: format!("{} in {shares} shares", if tensor_cores { "mma" } else { "f32" }),
             launches,
             workspace: (at_bias + shares * bias * 4).max(256),
             packing: windows.packing,
@@ -264,6 +293,8 @@ mod tests {
         assert!([7, 12].iter().all(|&window| on_tensor_cores(window, 32)));
         assert!(on_tensor_cores(1, 16) && on_tensor_cores(12, 64));
         assert!(!on_tensor_cores(13, 32) && !on_tensor_cores(7, 24) && !on_tensor_cores(7, 128));
+        let grad = |window, depth| grad_on_tensor_cores(&WindowAttention { heads: 1, window, shift: 0 }, depth);
+        assert!(grad(7, 32) && grad(12, 32) && grad(10, 64) && !grad(11, 64));
     }
 
     #[test]
