@@ -293,7 +293,8 @@ mod tests {
         assert!([7, 12].iter().all(|&window| on_tensor_cores(window, 32)));
         assert!(on_tensor_cores(1, 16) && on_tensor_cores(12, 64));
         assert!(!on_tensor_cores(13, 32) && !on_tensor_cores(7, 24) && !on_tensor_cores(7, 128));
-        let grad = |window, depth| grad_on_tensor_cores(&WindowAttention { heads: 1, window, shift: 0 }, depth);
+        let grad =
+            |window, depth| grad_on_tensor_cores(&WindowAttention { heads: 1, window, shift: 0 }, depth);
         assert!(grad(7, 32) && grad(12, 32) && grad(10, 64) && !grad(11, 64));
     }
 

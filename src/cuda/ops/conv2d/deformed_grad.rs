@@ -118,7 +118,8 @@ impl CudaOp for DeformConv2dInputGrad {
             program.workspace = at + bytes;
             Arg::Workspace(at)
         };
-        let [entries, counts, ends, totals] = [samples * 32, map_pixels * 4, map_pixels * 4, 8].map(&mut reserve);
+        let [entries, counts, ends, totals] =
+            [samples * 32, map_pixels * 4, map_pixels * 4, 8].map(&mut reserve);
         let grads = Arg::Workspace(0);
         let params = Params {
             samples: samples as u32,
