@@ -1,7 +1,7 @@
-// Sigmoid focal loss with gamma 2 over logits [O, K, I], and its gradient (src/ops/focal_loss.rs). With z = x,
-// or -x of the labelled class, p = sigmoid(z) and q = 1 - p, a logit adds a p^2 (-ln q), where a is 1 - alpha,
-// or alpha of the labelled class, times the weight of its object and class. The slope along z is a p^2 (2 q
-// (-ln q) + p).
+// Sigmoid focal loss with gamma 2 over logits [O, K, I], and its gradient (src/ops/focal_loss.rs). With z =
+// x, or -x of the labelled class, p = sigmoid(z) and q = 1 - p, a logit adds a p^2 (-ln q), where a is 1 -
+// alpha, or alpha of the labelled class, times the weight of its object and class. The slope along z is a
+// p^2 (2 q (-ln q) + p).
 //
 // focal_loss: a thread adds up every (gridDim.x * THREADS)-th vector of logits that are neighbours along I, a
 // block its threads' sums; they go to parts[blockIdx.x], which sum_rows.cu adds up. focal_loss_grad: a thread

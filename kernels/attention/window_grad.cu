@@ -5,17 +5,17 @@
 // sqrt(D), dk = dS^T q / sqrt(D), dv = P^T dy; the table's gradient is the sum of dS over the pairs that
 // share a row of it; the bias's that of dk and dv over tokens of the padding, where dy is 0.
 //
-// qkv and dqkv [B, H, W, 3C], dy [B, H, W, C], f16 or bf16. Logits, dP and all sums are f32; P, and dS made of
-// it, are rounded to the maps' type. A pixel is in one window: its gradients are written once.
+// qkv and dqkv [B, H, W, 3C], dy [B, H, W, C], f16 or bf16. Logits, dP and all sums are f32; P, and dS made
+// of it, are rounded to the maps' type. A pixel is in one window: its gradients are written once.
 //
-// A block takes one head of `share` windows, one after the other, as many warps as there are steps of sixteen
-// tokens (window_tiles.cuh). First a warp has sixteen queries: P and dP are accumulators of its products, and
-// dS, rounded, is the left factor of dq. rowsum(P * dP), which comes before dS, is dy times P v. Then a
-// warp has sixteen keys, and needs the columns of P and dS, which pass through shared memory: P, and when dv
-// is made of it dS in its place, read by transposing loads. There dS is gathered by rows of the table as well.
-// Modulo the window's side, query less key takes WINDOW values either way, and every query has one key at
-// each: a thread has one pair (down, right) of them, four rows of the table, and half of the queries. Nothing
-// is added in an order that is not fixed: no atomics.
+// A block takes one head of `share` windows, one after the other, as many warps as there are steps of
+// sixteen tokens (window_tiles.cuh). First a warp has sixteen queries: P and dP are accumulators of its
+// products, and dS, rounded, is the left factor of dq. rowsum(P * dP), which comes before dS, is dy times P
+// v. Then a warp has sixteen keys, and needs the columns of P and dS, which pass through shared memory: P,
+// and when dv is made of it dS in its place, read by transposing loads. There dS is gathered by rows of the
+// table as well. Modulo the window's side, query less key takes WINDOW values either way, and every query
+// has one key at each: a thread has one pair (down, right) of them, four rows of the table, and half of the
+// queries. Nothing is added in an order that is not fixed: no atomics.
 //
 // Sums over the windows of a block leave as parts: of the table [shares, OFFSETS, heads], of the bias
 // [shares, 3C]; sum_parts.cu adds them in order.
@@ -65,9 +65,9 @@ __device__ inline void multiply_columns(u32 step, u32 tile, u32 lane, float (&re
     }
 }
 
-// Adds what was left of dS to the sums of the table's rows, `halves` being those of either half of the queries.
-// A thread has those of queries that lie `down` and `right` of their keys; and, where that leaves the window,
-// by as much less the window's side.
+// Adds what was left of dS to the sums of the table's rows, `halves` being those of either half of the
+// queries. A thread has those of queries that lie `down` and `right` of their keys; and, where that leaves
+// the window, by as much less the window's side.
 __device__ inline void add_to_table(u32 thread, float (&halves)[2][OFFSETS]) {
     const u32 half = thread / TOKENS, down = thread % TOKENS / WINDOW, right = thread % TOKENS % WINDOW;
     if (half > 1) return;
@@ -101,8 +101,8 @@ __device__ inline void add_to_table(u32 thread, float (&halves)[2][OFFSETS]) {
     }
 }
 
-// Adds the rows of a step that lie in the padding, a bit each, to the sums of its warp: lane l < 4 has columns
-// 2 l and 2 l + 1 of each eight.
+// Adds the rows of a step that lie in the padding, a bit each, to the sums of its warp: lane l < 4 has
+// columns 2 l and 2 l + 1 of each eight.
 __device__ inline void add_padding(u32 rows, u32 lane, const float (&x)[CHUNKS][4], float factor,
                                    float (&sums)[D]) {
     const bool upper = rows >> (lane / 4) & 1, lower = rows >> (lane / 4 + 8) & 1;

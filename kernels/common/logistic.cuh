@@ -1,9 +1,9 @@
 // A logit as the probability that it stands for, that of the opposite, and their logarithms: each from an
 // exponential that is at most 1, so that nothing overflows or cancels.
 //
-// The exponential and the reciprocal are the hardware's, and the exponential loses besides what rounding takes
-// of x / ln 2: 2^-24 |x| of itself. ln(1 + e) is a polynomial, to 1.7e-7 of itself however small e is. These
-// are some twenty instructions, a third of what the exact functions take.
+// The exponential and the reciprocal are the hardware's, and the exponential loses besides what rounding
+// takes of x / ln 2: 2^-24 |x| of itself. ln(1 + e) is a polynomial, to 1.7e-7 of itself however small e
+// is. These are some twenty instructions, a third of what the exact functions take.
 #pragma once
 #include "common/fast_math.cuh"
 #include "common/storage.cuh"

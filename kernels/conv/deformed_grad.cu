@@ -99,7 +99,9 @@ struct Place {
         return Place{Along(h, offset.x, p.height), Along(w, offset.y, p.width), image * p.height};
     }
 
-    __device__ inline bool on_map(u32 i) const { return down.on_map >> (i / 2) & right.on_map >> (i % 2) & 1; }
+    __device__ inline bool on_map(u32 i) const {
+        return down.on_map >> (i / 2) & right.on_map >> (i % 2) & 1;
+    }
     __device__ inline bool nowhere() const { return down.on_map == 0 || right.on_map == 0; }
     __device__ inline float share(u32 i) const { return down.share(i / 2) * right.share(i % 2); }
     __device__ inline u32 pixel(u32 i, const Params& p) const {

@@ -8,9 +8,9 @@
 // mask's product with either is exact, sums are f32.
 //
 // ABOVE_ZERO = 0: masks are factors as they are, dx = sum of masks[b, n, p] dy[b, n, c]: the gradient of a
-// mask convolution's features, from that of its masks and from its kernels, of which there may be one set for
-// all images (`dy_stride` 0). These are sums of two numbers of the masks' type then, which they are rounded to
-// in the convolution.
+// mask convolution's features, from that of its masks and from its kernels, of which there may be one set
+// for all images (`dy_stride` 0). These are sums of two numbers of the masks' type then, which they are
+// rounded to in the convolution.
 //
 // A block computes 128 pixels by 64 channels with 4 x 2 warps, 64 objects at a time. Its result leaves by
 // shared memory, so that rows of channels are written whole.

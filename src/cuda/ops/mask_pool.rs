@@ -93,8 +93,8 @@ impl CudaOp for MaskPool {
     }
 }
 
-/// The product of masks and features, both maps of a 16-bit precision, for gradients: blocks share pixels in a
-/// way that depends on the shape alone.
+/// The product of masks and features, both maps of a 16-bit precision, for gradients: blocks share pixels
+/// in a way that depends on the shape alone.
 pub(super) fn mask_product(extents: &Extents, target: &Target) -> Program {
     let any = Caps { multiprocessors: Caps::H100.multiprocessors, ..target.caps };
     let tile = pool_candidates(extents, &any).remove(0);

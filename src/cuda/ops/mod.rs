@@ -80,6 +80,8 @@ pub enum Rounding {
     Factors,
     /// What goes from one product to the next, to what the precision stores maps as.
     Between,
+    /// The same, and what is made of it once more, before it is a factor again.
+    BetweenTwice,
     /// A factor of every product, which the kernel makes of operands, to the same.
     Samples,
 }

@@ -241,8 +241,8 @@ impl CudaOp for WindowAttention {
 }
 
 impl CudaOp for WindowAttentionGrad {
-    /// Weights and their slopes, for their products with rows.
-    const ROUNDING: Rounding = Rounding::Between;
+    /// Weights, and their slopes, which are made of them.
+    const ROUNDING: Rounding = Rounding::BetweenTwice;
 
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
         let op = &self.of;

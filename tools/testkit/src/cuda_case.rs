@@ -69,7 +69,8 @@ pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
     // walk does, all K / 8 cuts together make a bias of about 2/3 K / 8 2^-24, 2.3e-5 for K = 4608, a tenth
     // of what the rounding of the result makes.
     let rounding = ops::rounding(&case.op);
-    let rounded = if rounding == Some(Rounding::Between) { precision.storage() } else { stored };
+    let between = [Some(Rounding::Between), Some(Rounding::BetweenTwice)].contains(&rounding);
+    let rounded = if between { precision.storage() } else { stored };
     let of = |dtype| match dtype {
         DType::F32 | DType::I32 => 0.0,
         DType::F16 => 3.5e-4,
@@ -77,7 +78,9 @@ pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
     };
     // What is rounded before the product does as much, and by itself.
     let before = if rounding == Some(Rounding::Samples) { of(precision.storage()) } else { 0.0 };
-    let storage = of(rounded) + before;
+    // Two roundings, of which neither knows of the other, make the root of two as much.
+    let times = if rounding == Some(Rounding::BetweenTwice) { std::f64::consts::SQRT_2 } else { 1.0 };
+    let storage = times * of(rounded) + before;
     // TF32 has 11 bits.
     let tf32 = match precision {
         // Three TF32 products leave out 2^-22 of each; and of the sum of each step of 8, which tensor cores
