@@ -48,12 +48,6 @@ struct Sample {
         return Sample{i32(__float_as_uint(word[0])), __float_as_uint(word[1]), word[2], word[3]};
     }
 
-    // That which another lane of the warp has.
-    __device__ inline Sample of_lane(u32 lane) const {
-        return Sample{__shfl_sync(0xffffffffu, offset, lane), __shfl_sync(0xffffffffu, inside, lane),
-                      __shfl_sync(0xffffffffu, down, lane), __shfl_sync(0xffffffffu, right, lane)};
-    }
-
     // The chunk of channels from `channel`.
     template <typename P> __device__ inline Chunk chunk(const P& p, const storage_t* x, u32 channel) const {
         constexpr int COUNT = Lanes<storage_t>::count;

@@ -58,42 +58,22 @@ struct WindowTile {
     }
 
     __device__ inline void copy(const Params& p, u32 stage, u32 pixel, u32 end) const {
-        const u32 own = pixel + threadIdx.x / (BN / 8);
-#if X_WIDE && DEFORMED
-        // Where all columns are of one tap, the two pixels that a warp has of each ROWS serve all its lanes:
-        // lane l finds the sample of pixel l % 2 of the ROWS of number l / 2.
-        const u32 lane = threadIdx.x % WARP;
-        const bool one_tap = p.group_channels % BN == 0;
-        Sample found = {};
-        if (one_tap) {
-            const u32 at = own - lane / 16 + lane % 2 + lane / 2 % (SLAB / ROWS) * ROWS;
-            if (at < end) found = sample(p, column, at);
-        }
-#endif
         // ROWS is a multiple of the eight rows after which the swizzle is the same.
 #pragma unroll
         for (u32 i = 0; i < SLAB / ROWS; ++i) {
-            const u32 at = own + i * ROWS, place = stage + to + i * ROWS * 128;
-#if X_WIDE && DEFORMED
-            Sample here = {};
-            if (one_tap) {
-                here = found.of_lane(i * 2 + lane / 16);
-            } else if (at < end && first < p.columns) {
-                here = sample(p, column, at);
-            }
-            store_shared_chunk(place, here.chunk(p, x, column.channel));
-#else
-            copy_chunk(p, place, at, at < end);
-#endif
+            const u32 at = pixel + threadIdx.x / (BN / 8) + i * ROWS;
+            copy_chunk(p, stage + to + i * ROWS * 128, at, at < end);
         }
     }
 
 private:
-#if !(X_WIDE && DEFORMED)
     __device__ inline void copy_chunk(const Params& p, u32 to, u32 pixel, bool inside) const {
-#if X_WIDE
+#if X_WIDE && !DEFORMED
         const i32 place = inside && first < p.columns ? column.place(p, pixel) : -1;
         copy_async<16>(to, x + max(place, 0), place >= 0);
+#elif X_WIDE
+        const bool any = inside && first < p.columns;
+        store_shared_chunk(to, any ? sample(p, column, pixel).chunk(p, x, column.channel) : Chunk{});
 #else
         Chunk chunk = {};
 #pragma unroll
@@ -104,7 +84,6 @@ private:
         store_shared_chunk(to, chunk);
 #endif
     }
-#endif
 
 #if DEFORMED
     __device__ inline Sample sample(const Params& p, const Column& c, u32 pixel) const {

@@ -1,6 +1,6 @@
 use super::CudaOp;
 use super::divisor::divisor;
-use super::launches::{elements, expect_f32, storage, vector};
+use super::launches::{elements, expect_f32, storage};
 use super::sum_rows::sum_rows;
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
@@ -11,15 +11,15 @@ use crate::tensor::DType;
 /// Threads of a block: `THREADS` of `kernels/focal_loss.cu`.
 const THREADS: usize = 256;
 
-/// Vectors of logits that a thread adds up before there are more blocks, and the most blocks: enough for any
-/// device, so that none has a say in the order of the sum.
+/// Logits that a thread adds up before there are more blocks, and the most blocks: enough for any device, so
+/// that none has a say in the order of the sum.
 const OWN: usize = 4;
 const BLOCKS: usize = 1024;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Params {
-    vectors: u32,
+    count: u32,
     inner: u32,
     classes: u32,
     by_inner: [u32; 2],
@@ -31,7 +31,7 @@ struct Params {
 /// What loss and gradient have in common.
 struct Logits {
     params: Params,
-    defines: Vec<(&'static str, i64)>,
+    dtype: DType,
     weights: Arg,
     packing: Vec<Packing>,
 }
@@ -42,11 +42,9 @@ impl Logits {
         let x = site.inputs[0];
         let packing = vec![Packing::plain(DType::F32)];
         expect_f32(site, 2..site.inputs.len())?;
-        let dtype = site.dtype(0, packing[0]);
-        let vector = vector(dtype, x.shape[2]);
-        let [classes, inner] = [x.shape[1], x.shape[2] / vector];
+        let [classes, inner] = [x.shape[1], x.shape[2]];
         let params = Params {
-            vectors: elements(x)? / vector as u32,
+            count: elements(x)?,
             inner: inner as u32,
             classes: classes as u32,
             by_inner: divisor(inner.max(1)),
@@ -55,8 +53,7 @@ impl Logits {
             alpha,
         };
         let weights = if weighted { Arg::Input(2) } else { Arg::Null };
-        let defines = vec![storage(dtype), ("VECTOR", vector as i64)];
-        Ok(Logits { params, defines, weights, packing })
+        Ok(Logits { params, dtype: site.dtype(0, packing[0]), weights, packing })
     }
 
     fn launch(&self, entry: &'static str, blocks: usize, rest: Vec<Arg>) -> Launch {
@@ -64,7 +61,7 @@ impl Logits {
         Launch {
             source: "focal_loss.cu",
             entry,
-            defines: self.defines.clone(),
+            defines: vec![storage(self.dtype)],
             grid: [blocks as u32, 1, 1],
             block: [THREADS as u32, 1, 1],
             shared: 0,
@@ -76,7 +73,7 @@ impl Logits {
 impl CudaOp for FocalLoss {
     fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
         let logits = Logits::new(site, self.alpha, self.weighted)?;
-        let blocks = (logits.params.vectors as usize).div_ceil(THREADS * OWN).clamp(1, BLOCKS);
+        let blocks = (logits.params.count as usize).div_ceil(THREADS * OWN).clamp(1, BLOCKS);
         let to = if blocks > 1 { Arg::Workspace(0) } else { Arg::Output(0) };
         let mut launches = vec![logits.launch("focal_loss", blocks, vec![to])];
         if blocks > 1 {
@@ -90,7 +87,7 @@ impl CudaOp for FocalLoss {
 impl CudaOp for FocalLossGrad {
     fn program(&self, site: &Site<'_>, _: &Target) -> Result<Program, String> {
         let logits = Logits::new(site, self.alpha, self.weighted)?;
-        let blocks = (logits.params.vectors as usize).div_ceil(THREADS);
+        let blocks = (logits.params.count as usize).div_ceil(THREADS);
         let rest = vec![Arg::Input(2 + usize::from(self.weighted)), Arg::Output(0)];
         let launches = vec![logits.launch("focal_loss_grad", blocks, rest)];
         Ok(Program { kernel: "elements".into(), launches, packing: logits.packing, ..Program::default() })

@@ -56,7 +56,7 @@ pub struct Config {
     pub check_uninit: bool,
     /// Reads of registers that the path taken has not written are faults.
     pub check_registers: bool,
-    /// Shared-memory and cross-block races are faults.
+    /// Shared-memory and cross-block races are faults, and stores of different values by lanes of a warp.
     pub check_races: bool,
     /// Host threads that execute blocks; 0 takes one per core, or what `RAYON_NUM_THREADS` says.
     pub threads: usize,

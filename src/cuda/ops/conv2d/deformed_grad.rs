@@ -6,7 +6,7 @@ use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::cuda::ops::CudaOp;
 use crate::cuda::ops::divisor::divisor;
-use crate::cuda::ops::launches::{elements, lanes, storage, vector};
+use crate::cuda::ops::launches::{elements, lanes, storage};
 use crate::cuda::ops::pack::{self, Matrix};
 use crate::cuda::tiles::conv::{self, ConvChoice, ConvGemm};
 use crate::ops::DeformConv2dInputGrad;
@@ -16,15 +16,14 @@ use crate::tensor::DType;
 
 /// Threads of a block: `THREADS` of `kernels/conv/deformed_grad.cu`.
 const THREADS: usize = 256;
-/// Lanes of a sample, and samples that they take one after the other: `LANES` and `OWN` of
-/// `kernels/conv/deformed_grad.cu`.
-const SAMPLE: [usize; 2] = [16, 4];
+/// Most blocks that look for the largest gradient.
+const LARGEST_BLOCKS: usize = 1024;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Params {
+    pixels: u32,
     samples: u32,
-    map_pixels: u32,
     height: u32,
     width: u32,
     channels: u32,
@@ -35,6 +34,7 @@ struct Params {
     padding: [i32; 2],
     dilation: [i32; 2],
     room: i32,
+    count: u32,
     by_taps: [u32; 2],
     by_filter_w: [u32; 2],
     by_out: [[u32; 2]; 2],
@@ -110,20 +110,16 @@ impl CudaOp for DeformConv2dInputGrad {
                 w[3]
             ));
         }
-        let (samples, map_pixels) = (pixels * taps, x.shape[0] * x.shape[1] * x.shape[2]);
+        let samples = pixels * taps;
+        let count = x.shape.len();
         let mut program = of_samples(site, target)?;
-        // An entry of a list has eight bytes, a sample is in four lists at most.
-        let mut reserve = |bytes: usize| {
-            let at = program.workspace.next_multiple_of(256);
-            program.workspace = at + bytes;
-            Arg::Workspace(at)
-        };
-        let [entries, counts, ends, totals] =
-            [samples * 32, map_pixels * 4, map_pixels * 4, 8].map(&mut reserve);
-        let grads = Arg::Workspace(0);
+        let at_sums = program.workspace.next_multiple_of(256);
+        let at_most = (at_sums + count * 8).next_multiple_of(256);
+        program.workspace = at_most + 256;
+        let [grads, sums, most] = [0, at_sums, at_most].map(Arg::Workspace);
         let params = Params {
+            pixels: pixels as u32,
             samples: samples as u32,
-            map_pixels: map_pixels as u32,
             height: x.shape[1] as u32,
             width: x.shape[2] as u32,
             channels: x.shape[3] as u32,
@@ -134,6 +130,7 @@ impl CudaOp for DeformConv2dInputGrad {
             padding: self.padding.map(|v| v as i32),
             dilation: self.dilation.map(|v| v as i32),
             room: samples.next_power_of_two().trailing_zeros() as i32,
+            count: count as u32,
             by_taps: divisor(taps),
             by_filter_w: divisor(w[2]),
             by_out: [divisor(dy.shape[1]), divisor(dy.shape[2])],
@@ -141,24 +138,24 @@ impl CudaOp for DeformConv2dInputGrad {
         let launch = |entry: &'static str, blocks: usize, args: Vec<Arg>| Launch {
             source: "conv/deformed_grad.cu",
             entry,
-            defines: vec![storage(dtype), ("VECTOR", vector(dtype, x.shape[3]) as i64)],
+            defines: vec![storage(dtype)],
             grid: [blocks as u32, 1, 1],
             block: [THREADS as u32, 1, 1],
             shared: 0,
             args: args.into_iter().chain([Arg::of(&params)]).collect(),
         };
-        let [x, offsets] = [2, 3].map(Arg::Input);
+        let all = count.div_ceil(THREADS);
+        let largest = (samples * w[3]).div_ceil(THREADS);
         let [dx, doffsets] = [0, 1].map(Arg::Output);
-        let threads = |count: usize| count.div_ceil(THREADS);
-        let of_samples = vec![grads.clone(), x, offsets.clone(), totals.clone(), counts.clone(), doffsets];
+        let scattered =
+            vec![grads.clone(), Arg::Input(2), Arg::Input(3), most.clone(), sums.clone(), doffsets];
         program.launches.extend([
-            launch("clear", threads(map_pixels), vec![counts.clone(), totals.clone()]),
-            launch("samples", threads(samples * SAMPLE[0]).div_ceil(SAMPLE[1]), of_samples),
-            launch("reserve", threads(map_pixels), vec![counts.clone(), totals.clone(), ends.clone()]),
-            launch("place", threads(samples * 4), vec![offsets, ends.clone(), entries.clone()]),
-            launch("gather", threads(map_pixels * 32), vec![grads, totals, counts, ends, entries, dx]),
+            launch("clear", all, vec![sums.clone(), most.clone()]),
+            launch("largest", largest.min(LARGEST_BLOCKS), vec![grads, most.clone()]),
+            launch("scatter", samples.div_ceil(THREADS / 32), scattered),
+            launch("gather", all, vec![sums, most, dx]),
         ]);
-        program.kernel += ", gathered in whole numbers";
+        program.kernel += ", scattered in whole numbers";
         program.packing = vec![map, map, map, Packing::plain(DType::F32)];
         if !site.constant[0] {
             pack::on_device(&mut program, 0, dy);
