@@ -288,7 +288,10 @@ unsafe fn store_body(m: &mut Machine, i: &Ins) -> Flow {
         Err(trouble) => return m.stop(trouble),
     };
     let lists = &m.env.program.lists[i.x as usize..];
-    if overlap && m.checks().races && let Err(trouble) = same_values(m, &access, &mem, lists) {
+    if overlap
+        && m.checks().races
+        && let Err(trouble) = same_values(m, &access, &mem, lists)
+    {
         return m.stop(trouble);
     }
     for e in 0..mem.count as usize {
