@@ -27,46 +27,24 @@ struct Model {
     quick: &'static [&'static str],
 }
 
+/// In f16 and bf16 on either device, two cases on a GPU.
+const WHOLE: Model =
+    Model { name: "", more: &["b"], precisions: &[F16, Bf16], emulated: &[F16, Bf16], quick: &[] };
+
+/// In f32 and f16.
+const OTHER: Model =
+    Model { name: "", more: &[], precisions: &[F32, F16], emulated: &[F32, F16], quick: &[] };
+
 const MODELS: [Model; 5] = [
-    Model {
-        name: "knet_s3_r50_fpn",
-        more: &["b"],
-        precisions: &[F16, Bf16],
-        emulated: &[F16, Bf16],
-        quick: &[],
-    },
+    Model { name: "knet_s3_r50_fpn", ..WHOLE },
     // The backbone is that of the instance model.
-    Model {
-        name: "knet_s3_r50_fpn_panoptic",
-        more: &["b"],
-        precisions: &[F16, Bf16],
-        emulated: &[F16],
-        quick: &[],
-    },
+    Model { name: "knet_s3_r50_fpn_panoptic", emulated: &[F16], ..WHOLE },
     // Deformable convolutions, one of them of stride 2.
-    Model {
-        name: "knet_s3_r101_dcn_panoptic",
-        more: &[],
-        precisions: &[F32, F16],
-        emulated: &[F32, F16],
-        quick: &["C5"],
-    },
+    Model { name: "knet_s3_r101_dcn_panoptic", quick: &["C5"], ..OTHER },
     // Windows that are shifted, and larger than the map.
-    Model {
-        name: "knet_s3_upernet_swin-t",
-        more: &[],
-        precisions: &[F32, F16],
-        emulated: &[F32, F16],
-        quick: &["C5", "pyramid pooling"],
-    },
+    Model { name: "knet_s3_upernet_swin-t", quick: &["C5", "pyramid pooling"], ..OTHER },
     // Kernels twice as wide as their updator.
-    Model {
-        name: "knet_s3_fcn_r50-d8",
-        more: &[],
-        precisions: &[F32, F16],
-        emulated: &[F32, F16],
-        quick: &["stage 2"],
-    },
+    Model { name: "knet_s3_fcn_r50-d8", quick: &["stage 2"], ..OTHER },
 ];
 
 const LEVELS: [&str; 4] = ["backbone.C2", "backbone.C3", "backbone.C4", "backbone.C5"];

@@ -12,7 +12,7 @@ use knet::cuda::pre::Preprocess;
 use knet::cuda::tune::{self, Measured, Scope, Table, Timer};
 use knet::cuda::{Device, Executor, Pipeline, Plan, Runtime, select, stored};
 use knet::engine::{self, InputSize, ModelOptions, Segmentation, SessionOptions};
-use knet::graph::{Builder, Layout, Param};
+use knet::graph::{Builder, Layout};
 use knet::image::instance::InstanceConfig;
 use knet::image::preprocess::{Geometry, PreprocessConfig};
 use knet::image::view::{ImageView, PixelFormat, Plane, YuvMatrix};
@@ -27,7 +27,7 @@ use knet::tensor::{DType, Tensor};
 use knet::{Model, Session};
 use libtest_mimic::{Failed, Trial};
 use std::sync::Arc;
-use testkit::cuda_case::{given, one_node, operand, seen};
+use testkit::cuda_case::{given, one_node, parameters, seen};
 use testkit::run::Operands;
 use testkit::{cuda_case, device, model};
 
@@ -43,8 +43,7 @@ fn most_flops(emulated: bool) -> u64 {
 
 /// A runtime whose parameters are operands of [`one_node`].
 fn runtime(ordinal: usize, precision: Precision, operands: Vec<Tensor>) -> knet::Result<Runtime> {
-    let parameter = move |param: &Param| Ok(operands[operand(&param.key)].clone());
-    Runtime::new(Device::open(ordinal)?, precision, Box::new(parameter))
+    Runtime::new(Device::open(ordinal)?, precision, parameters(operands))
 }
 
 /// The results of a run over `inputs`; indices as numbers.

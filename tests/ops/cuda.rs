@@ -13,7 +13,7 @@ use libtest_mimic::{Failed, Trial};
 use ptxemu::Config;
 use rayon::prelude::*;
 use testkit::cuda_case;
-use testkit::cuda_case::{given, one_node, operand, seen};
+use testkit::cuda_case::{given, one_node, parameters, seen};
 use testkit::emulate::{Run, plan};
 use testkit::run::Operands;
 
@@ -28,8 +28,7 @@ fn plan_of(case: &Case, precision: Precision, operands: Operands) -> Result<Plan
 fn check(case: &Case, precision: Precision, operands: Operands) -> Result<(), Failed> {
     let inputs = case.make_inputs(7);
     let plan = plan_of(case, precision, operands)?;
-    let given_inputs = inputs.clone();
-    let constants = Constants::new(Box::new(move |param| Ok(given_inputs[operand(&param.key)].clone())));
+    let constants = Constants::new(parameters(inputs.clone()));
     let inputs = seen(&plan, &inputs);
     let config = Config { seed: 1, late_async: true, ..Config::default() };
     let run = Run { plan: &plan, constants: &constants, config };

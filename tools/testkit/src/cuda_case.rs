@@ -11,6 +11,7 @@ use knet::cuda::pack::{pack, unpack};
 use knet::graph::{Builder, Graph, Layout};
 use knet::ops::ValueType;
 use knet::ops::case::{Case, relative_l2};
+use knet::plan::constants::ParamLoader;
 use knet::plan::{Place, Site};
 use knet::tensor::{DType, Tensor};
 use ptxemu::{Config, Memory, Options, Report};
@@ -39,8 +40,13 @@ pub fn one_node(case: &Case, operands: Operands) -> Graph {
     builder.finish().unwrap()
 }
 
+/// The parameters of [`one_node`], of its operands.
+pub fn parameters(operands: Vec<Tensor>) -> Box<ParamLoader> {
+    Box::new(move |param| Ok(operands[operand(&param.key)].clone()))
+}
+
 /// Which operand of [`one_node`] an input or a parameter is.
-pub fn operand(name: &str) -> usize {
+fn operand(name: &str) -> usize {
     let index = name.strip_prefix("operand").and_then(|index| index.parse().ok());
     index.expect("a name of one_node")
 }
@@ -69,8 +75,10 @@ pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
     // walk does, all K / 8 cuts together make a bias of about 2/3 K / 8 2^-24, 2.3e-5 for K = 4608, a tenth
     // of what the rounding of the result makes.
     let rounding = ops::rounding(&case.op);
-    let between = [Some(Rounding::Between), Some(Rounding::BetweenTwice)].contains(&rounding);
-    let rounded = if between { precision.storage() } else { stored };
+    let rounded = match rounding {
+        Some(Rounding::Between | Rounding::BetweenTwice) => precision.storage(),
+        _ => stored,
+    };
     let of = |dtype| match dtype {
         DType::F32 | DType::I32 => 0.0,
         DType::F16 => 3.5e-4,
