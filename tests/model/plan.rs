@@ -204,7 +204,8 @@ fn updates() -> Updates {
     let second = b.segment("second");
     let y = b.input("y", ty);
     let keep = b.node("keep", Fill { shape: [1].into(), value: 1.0 }, &[]).unwrap();
-    let summed = b.node("summed", Accumulate, &[sum, y, keep]).unwrap();
+    // `keep` is finite: a gate that is open.
+    let summed = b.node("summed", Accumulate, &[keep, keep, sum, y]).unwrap();
     b.update(sum, summed);
     let moved = b.node("moved", add, &[weight, summed]).unwrap();
     let before = b.node("before", add, &[weight, seen]).unwrap();
