@@ -166,24 +166,27 @@ fn create_beside(folder: &Path, name: &std::ffi::OsStr) -> io::Result<(File, Tem
     }
 }
 
-/// Removes from `folder` what writers of `names` that were killed have left. No writer of them may be alive.
+/// Removes from `folder` what killed writers of the files whose names `is_mine` knows have left. No writer of
+/// them may be alive.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be read or a file cannot be removed.
-pub fn sweep(folder: &Path, names: &[&str]) -> Result<()> {
+pub fn sweep(folder: &Path, is_mine: impl Fn(&str) -> bool) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let entry = entry.map_err(|e| Error::io(folder, e))?;
-        let file = entry.file_name().to_string_lossy().into_owned();
-        // As create_beside names them: .NAME.PROCESS-NUMBER.tmp
-        let numbers = |name: &&str| {
-            let rest = file.strip_prefix('.')?.strip_prefix(*name)?.strip_prefix('.')?;
-            rest.strip_suffix(".tmp")?.split_once('-').map(|(a, b)| a.parse::<u32>().and(b.parse::<u64>()))
-        };
-        if names.iter().filter_map(numbers).any(|numbers| numbers.is_ok()) {
+        if written_to(&entry.file_name().to_string_lossy()).is_some_and(&is_mine) {
             std::fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
         }
     }
     Ok(())
+}
+
+/// The name of the file that a temporary one was to become: `.NAME.PROCESS-NUMBER.tmp`, see
+/// [`create_beside`].
+fn written_to(temporary: &str) -> Option<&str> {
+    let (name, numbers) = temporary.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+    let (process, number) = numbers.split_once('-')?;
+    (process.parse::<u32>().is_ok() && number.parse::<u64>().is_ok()).then_some(name)
 }
 
 #[cfg(unix)]
@@ -299,7 +302,7 @@ mod tests {
         for name in kept.iter().chain(&[".last.state.17-3.tmp", ".a b.4-0.tmp"]) {
             std::fs::write(folder.path().join(name), b"x").unwrap();
         }
-        sweep(folder.path(), &["last.state", "a b"]).unwrap();
+        sweep(folder.path(), |name| ["last.state", "a b"].contains(&name)).unwrap();
         let mut left = names(folder.path());
         left.sort();
         let mut kept = kept.map(String::from);

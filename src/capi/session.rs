@@ -126,7 +126,7 @@ fn chosen(options: &knet_session_options) -> Result<SessionOptions, Fault> {
         confidence: options.confidence != 0,
         ..PostprocessOptions::default()
     };
-    Ok(SessionOptions { task, threads: options.threads as usize, size, results })
+    Ok(SessionOptions { task, threads: options.threads as usize, size, results, ..SessionOptions::default() })
 }
 
 /// Closes a session; NULL is allowed. Results that it filled stay.

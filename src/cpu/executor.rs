@@ -224,6 +224,11 @@ impl Executor {
         (0..self.plan.segments.len()).for_each(|segment| self.run_segment(segment, Executor::run_step));
     }
 
+    /// Runs one segment, as [`Executor::run`] does; those before it have been run.
+    pub fn run_one(&mut self, segment: usize) {
+        self.run_segment(segment, Executor::run_step);
+    }
+
     /// Runs all segments and gives the time of each step to `report`.
     pub fn run_timed(&mut self, mut report: impl FnMut(usize, Duration)) {
         (0..self.plan.segments.len()).for_each(|segment| self.time_segment(segment, &mut report));

@@ -148,6 +148,10 @@ impl Backend {
         })
     }
 
+    pub(super) fn is_gpu(&self) -> bool {
+        !matches!(self, Backend::Cpu { .. })
+    }
+
     /// The device, for people.
     pub(super) fn name(&self) -> String {
         match self {

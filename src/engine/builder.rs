@@ -9,6 +9,7 @@ use crate::cuda::gpu::Precision;
 use crate::error::Result;
 use crate::image::instance::InstanceFilter;
 use crate::model::Task;
+use std::time::Duration;
 
 /// Settings of an [`Engine`].
 #[derive(Clone, Debug, Default)]
@@ -68,6 +69,19 @@ impl EngineBuilder {
     /// Whether semantic maps come with the probability of each pixel's class. By default they do not.
     pub fn confidence(mut self, confidence: bool) -> Self {
         self.session.results.confidence = confidence;
+        self
+    }
+
+    /// Runs so many stages of the network instead of all; see [`SessionOptions::stages`].
+    pub fn stages(mut self, stages: usize) -> Self {
+        self.session.stages = Some(stages);
+        self
+    }
+
+    /// Runs as many stages of the network as there is time for; see
+    /// [`Session::set_deadline`](super::Session::set_deadline).
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.session.deadline = Some(deadline);
         self
     }
 

@@ -19,7 +19,7 @@ impl Model {
     pub fn launches(&self, size: (usize, usize), selections: &[Selection]) -> Result<Vec<Launch>> {
         let first = selections.first().ok_or_else(|| Error::usage("kernels for no device"))?;
         let target = first.target();
-        let (graph, _) = self.graph(size, TapMode::Off)?;
+        let (graph, _) = self.graph(size, TapMode::Off, self.config().head.stages)?;
         let plan = cuda::plan(&graph, first.clone())?;
         let of = |plan: &cuda::Plan| -> Vec<Launch> {
             plan.steps.iter().flat_map(|step| &step.program.launches).cloned().collect()

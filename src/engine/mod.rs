@@ -7,6 +7,7 @@ mod backend;
 mod builder;
 mod classes;
 pub mod convert;
+mod deadline;
 #[cfg(feature = "train")]
 pub mod forecast;
 #[cfg(feature = "cuda")]

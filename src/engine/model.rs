@@ -130,9 +130,16 @@ impl Model {
         self.backend.constant_bytes()
     }
 
-    /// The network at one input size, ready to be planned.
-    pub(super) fn graph(&self, size: (usize, usize), taps: TapMode) -> Result<(Graph, Vec<Tap>)> {
-        let network = build(&self.config, 1, [size.0, size.1], taps)?;
+    /// The network at one input size with so many of its stages, ready to be planned.
+    pub(super) fn graph(
+        &self,
+        size: (usize, usize),
+        taps: TapMode,
+        stages: usize,
+    ) -> Result<(Graph, Vec<Tap>)> {
+        let mut config = self.config.clone();
+        config.head.stages = stages;
+        let network = build(&config, 1, [size.0, size.1], taps)?;
         Ok((optimize(network.graph)?, network.taps))
     }
 }

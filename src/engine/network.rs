@@ -2,6 +2,7 @@
 //! around it.
 
 use super::backend::Backend;
+use super::deadline::Frame;
 #[cfg(feature = "cuda")]
 use super::gpu::Gpu;
 use super::session::Adapter;
@@ -9,6 +10,7 @@ use crate::cpu::{self, Pool};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::image::view::ImageView;
+use crate::model::is_stage_output;
 use crate::plan::Plan;
 #[cfg(not(feature = "cuda"))]
 use crate::task::Postprocess as Finish;
@@ -60,25 +62,50 @@ impl Network {
         }
     }
 
-    /// Runs the network, on a GPU with what comes before and after it.
-    pub(super) fn run(&mut self) -> Result<()> {
+    /// Runs the network, on a GPU with what comes before and after it: segment by segment as far as the frame
+    /// has time, and gives how many were run. On a GPU there is one.
+    pub(super) fn run(&mut self, frame: &mut Frame<'_>) -> Result<usize> {
         match self {
-            Network::Cpu(executor) => executor.run(),
+            Network::Cpu(executor) => {
+                let segments = executor.plan().segments.len();
+                let done = (0..segments).take_while(|&segment| {
+                    let begun = frame.has_time_for(segment);
+                    if begun {
+                        executor.run_one(segment);
+                        frame.ran(segment);
+                    }
+                    begun
+                });
+                Ok(done.count())
+            }
             #[cfg(feature = "cuda")]
-            Network::Cuda(gpu) => gpu.run()?,
+            Network::Cuda(gpu) => {
+                gpu.run()?;
+                frame.ran(0);
+                Ok(1)
+            }
         }
-        Ok(())
     }
 
-    /// Makes the result of the last [`Network::run`].
-    pub(super) fn finish<P: Finish>(&mut self, adapter: &mut Adapter<P>, found: &mut P::Found) -> Result<()> {
+    /// Makes the result of the last run, or, on the CPU, of its first `stages`.
+    pub(super) fn finish<P: Finish>(
+        &mut self,
+        adapter: &mut Adapter<P>,
+        found: &mut P::Found,
+        stages: Option<usize>,
+    ) -> Result<()> {
         let Adapter { task, geometry, .. } = adapter;
         match self {
             Network::Cpu(executor) => {
                 let executor = &**executor;
                 let output = |name: &str| {
                     let missing = || Error::Graph(format!("the network has no output `{name}`"));
-                    let index = executor.output_index(name).ok_or_else(missing)?;
+                    let mut outputs = executor.plan().outputs.iter().map(|(output, _)| output);
+                    let index = match stages {
+                        None => executor.output_index(name),
+                        Some(count) => outputs.position(|output| is_stage_output(output, count - 1, name)),
+                    };
+                    let index = index.ok_or_else(missing)?;
                     Ok((executor.output_type(index).shape, executor.output(index)))
                 };
                 task.on_host(&output, geometry, found)
@@ -209,7 +236,7 @@ mod tests {
             PreprocessConfig { size: Some((64, 96)), divisor: SIZE_DIVISOR, ..Default::default() };
         let preprocessor = Preprocessor::new(preprocess).unwrap();
         let geometry = preprocessor.geometry(48, 72);
-        let (graph, _) = model.graph(geometry.padded, TapMode::Off).unwrap();
+        let (graph, _) = model.graph(geometry.padded, TapMode::Off, 3).unwrap();
         let mut network = Network::new(&backend, &graph, &pool).unwrap();
         let task = Winners::new(model.config(), &PostprocessOptions::default()).unwrap();
         let mut adapter = Adapter { geometry, preprocessor, task };
@@ -217,8 +244,8 @@ mod tests {
         let mut found = Vec::new();
         pool.run(|| {
             network.prepare(&mut adapter, &ImageView::from(&photo)).unwrap();
-            network.run().unwrap();
-            network.finish(&mut adapter, &mut found).unwrap();
+            network.run(&mut Frame::begin(Instant::now(), None)).unwrap();
+            network.finish(&mut adapter, &mut found, None).unwrap();
         });
         let (height, width) = (geometry.padded.0 / 4, geometry.padded.1 / 4);
         assert!(found.len() == height * width || 4 * found.len() == height * width, "{}", found.len());

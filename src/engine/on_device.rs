@@ -2,6 +2,7 @@
 
 use super::Session;
 use super::network::Network;
+use super::session::Ready;
 use crate::cuda::on_device::ExternalStream;
 use crate::error::{Error, Result};
 use crate::image::view::ImageView;
@@ -32,7 +33,7 @@ impl Session {
         stream: ExternalStream,
     ) -> Result<DeviceResults> {
         let geometry = self.geometry(image)?;
-        let (network, adapter, _) = self.ready(&geometry)?;
+        let Ready { network, adapter, .. } = self.ready(&geometry)?;
         let Network::Cuda(gpu) = network else {
             return Err(Error::usage(format!("{} has no device memory", self.backend.name())));
         };

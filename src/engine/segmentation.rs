@@ -12,6 +12,7 @@ use crate::task::Found;
 pub struct Segmentation {
     pub(super) size: (usize, usize),
     pub(super) found: Found,
+    pub(super) stages: usize,
 }
 
 impl Segmentation {
@@ -23,6 +24,13 @@ impl Segmentation {
     /// Height and width of the image, and of every mask and map.
     pub fn size(&self) -> (usize, usize) {
         self.size
+    }
+
+    /// How many stages of the network made it: all of the model's, but for a session that was told fewer
+    /// ([`SessionOptions::stages`](super::SessionOptions::stages)) or a deadline
+    /// ([`Session::set_deadline`](super::Session::set_deadline)). 0 of a model without any.
+    pub fn stages(&self) -> usize {
+        self.stages
     }
 
     /// The result of its task.

@@ -1,11 +1,12 @@
 //! A thread's way through a model: plans, memory, a stream and threads of its own.
 
 use super::backend::Backend;
+use super::deadline::{Frame, Limit, Pace};
 use super::network::Network;
 use super::recent::Recent;
 use super::{Model, Segmentation};
 use crate::cpu::Pool;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use crate::image::view::ImageView;
 use crate::model::{Normalization, Tap, TapMode, Task};
@@ -42,6 +43,11 @@ pub struct SessionOptions {
     pub size: InputSize,
     /// What results are to hold.
     pub results: PostprocessOptions,
+    /// Stages of the network that are run; `None`, the default, is all that the model has. Every stage gives
+    /// finished masks, and a later one better ones.
+    pub stages: Option<usize>,
+    /// See [`Session::set_deadline`].
+    pub deadline: Option<Duration>,
 }
 
 /// A model at work: it belongs to one camera or thread. It plans the network when it first sees an input size
@@ -57,9 +63,31 @@ pub struct Session {
     options: PostprocessOptions,
     pub(super) pool: Pool,
     pub(super) preprocessor: Preprocessor,
-    networks: Recent<(usize, usize), Network>,
+    networks: Recent<Extent, Network>,
     adapters: Recent<Geometry, Adapter<AnyTask>>,
     timings: Timings,
+    /// Most stages that are run.
+    stages: usize,
+    deadline: Option<Duration>,
+    paces: Recent<(usize, usize), Pace>,
+}
+
+/// What a network is planned for.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Extent {
+    pub size: (usize, usize),
+    pub stages: usize,
+    /// Whether a run may end after any stage.
+    pub cut: bool,
+}
+
+/// What a frame goes through.
+pub(super) struct Ready<'a> {
+    pub network: &'a mut Network,
+    pub adapter: &'a mut Adapter<AnyTask>,
+    pub pool: &'a Pool,
+    extent: Extent,
+    limit: Option<Limit<'a>>,
 }
 
 /// What lies between photos of one size and the network. Photos of many sizes share an input size, so these
@@ -93,8 +121,9 @@ impl Session {
     /// A session of `model`.
     ///
     /// # Errors
-    /// [`Error::Usage`](crate::Error::Usage) for a size without pixels, a filter's share beyond 0 to 1 or a
-    /// task the model cannot do; [`Error::Cuda`](crate::Error::Cuda) as the driver says.
+    /// [`Error::Usage`](crate::Error::Usage) for a size without pixels, a filter's share beyond 0 to 1, a
+    /// task the model cannot do or stages it does not have; [`Error::Cuda`](crate::Error::Cuda) as the driver
+    /// says.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
         let config = model.config();
         let task = options.task.unwrap_or(config.task);
@@ -108,6 +137,11 @@ impl Session {
         let Normalization { mean, std } = config.input.normalization;
         let preprocessor =
             Preprocessor::new(PreprocessConfig { size, mean, std, divisor: config.size_divisor() })?;
+        let has = config.head.stages;
+        let stages = options.stages.unwrap_or(has);
+        if options.stages.is_some() && !(1..=has).contains(&stages) {
+            return Err(Error::usage(format!("stages is {stages}, and {} has {has}", config.name)));
+        }
         let pool = Pool::new(options.threads)?;
         let backend = model.backend.fork(pool.threads())?;
         Ok(Session {
@@ -117,9 +151,13 @@ impl Session {
             options: options.results,
             pool,
             preprocessor,
-            networks: Recent::new(MAX_PLANS),
+            // Of a size, every number of stages may be planned.
+            networks: Recent::new(MAX_PLANS * stages.max(1)),
             adapters: Recent::new(MAX_PLANS),
             timings: Timings::default(),
+            stages,
+            deadline: options.deadline,
+            paces: Recent::new(MAX_PLANS),
         })
     }
 
@@ -187,6 +225,22 @@ impl Session {
         self.timings
     }
 
+    /// From the next image on, runs as many stages of the network as there is time for, so that masks are in
+    /// the caller's memory so long after the call; [`Segmentation::stages`] says how many these were. `None`
+    /// runs all.
+    ///
+    /// The first stage is always run, however long it takes: a deadline that it does not meet is missed. On
+    /// the CPU another stage is begun if it and the masks, by the times of the last frames, will be done in
+    /// time; on a GPU the number is chosen before the launch, and each has a graph and memory of its own. The
+    /// first frames of a size, of which no time is known, may be late, and so may a frame in some hundreds
+    /// that tries whether a stage that was too slow fits by now. Frames on a device
+    /// ([`Session::segment_on_device`]) wait for nothing, and run all stages.
+    ///
+    /// The network is planned anew where a deadline is set for the first time, or taken back.
+    pub fn set_deadline(&mut self, deadline: Option<Duration>) {
+        self.deadline = deadline;
+    }
+
     /// Plans the network for an image size and loads its weights, so that the first image is as fast as the
     /// others. `height` and `width` are the image's, before any resize.
     ///
@@ -194,8 +248,10 @@ impl Session {
     /// As [`Session::segment`].
     pub fn warm_up(&mut self, height: usize, width: usize) -> Result<()> {
         let geometry = self.preprocessor.geometry(height, width);
-        let Session { model, backend, networks, pool, .. } = self;
-        networks.get(geometry.padded, || network(model, backend, pool, geometry.padded)).map(|_| ())
+        for extent in self.extents(geometry.padded) {
+            self.network(extent)?;
+        }
+        Ok(())
     }
 
     /// Plans the network for one input size; both sides multiples of
@@ -204,7 +260,7 @@ impl Session {
     /// # Errors
     /// As [`build`](crate::model::build).
     pub fn plan(&self, size: (usize, usize), taps: TapMode) -> Result<(Plan, Vec<Tap>)> {
-        let (graph, taps) = self.model.graph(size, taps)?;
+        let (graph, taps) = self.model.graph(size, taps, self.stages)?;
         Ok((self.backend.plan(&graph)?, taps))
     }
 
@@ -215,8 +271,8 @@ impl Session {
     /// # Errors
     /// As [`Session::plan`].
     pub fn profile(&mut self, size: (usize, usize), runs: usize) -> Result<(Plan, Vec<Vec<Duration>>)> {
-        let Session { model, backend, networks, pool, .. } = self;
-        let network = networks.get(size, || network(model, backend, pool, size))?;
+        let extent = Extent { size, stages: self.stages, cut: false };
+        let (network, pool) = self.network(extent)?;
         let plan = network.plan();
         let mut times = vec![Vec::with_capacity(runs); plan.steps.len()];
         pool.run(|| network.time_steps(runs, |step, time| times[step].push(time)))?;
@@ -229,8 +285,8 @@ impl Session {
     /// # Errors
     /// As [`Session::plan`].
     pub fn time_network(&mut self, size: (usize, usize), runs: usize) -> Result<Vec<Duration>> {
-        let Session { model, backend, networks, pool, .. } = self;
-        let network = networks.get(size, || network(model, backend, pool, size))?;
+        let extent = Extent { size, stages: self.stages, cut: false };
+        let (network, pool) = self.network(extent)?;
         pool.run(|| network.time(runs))
     }
 
@@ -241,31 +297,57 @@ impl Session {
     }
 
     fn run(&mut self, image: &ImageView<'_>, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
-        let (network, adapter, pool) = self.ready(geometry)?;
+        let start = Instant::now();
+        let Ready { network, adapter, pool, extent, limit } = self.ready(geometry)?;
         result.size = geometry.original;
-        let mut timings = Timings::default();
+        let mut frame = Frame::begin(start, limit);
         pool.run(|| -> Result<()> {
-            let start = Instant::now();
             network.prepare(adapter, image)?;
-            let prepared = Instant::now();
-            network.run()?;
-            let computed = Instant::now();
-            network.finish(adapter, &mut result.found)?;
-            timings =
-                Timings { pre: prepared - start, network: computed - prepared, post: computed.elapsed() };
+            frame.prepared();
+            let runs = network.run(&mut frame)?;
+            result.stages = if extent.cut { runs } else { extent.stages };
+            let early = (result.stages < extent.stages).then_some(result.stages);
+            network.finish(adapter, &mut result.found, early)?;
+            frame.finished();
             Ok(())
         })?;
-        self.timings = timings;
+        self.timings = frame.timings;
         Ok(())
     }
 
+    /// The networks that frames of a size may run in.
+    fn extents(&self, size: (usize, usize)) -> Vec<Extent> {
+        let all = Extent { size, stages: self.stages, cut: false };
+        match (self.deadline, self.backend.is_gpu()) {
+            (None, _) => vec![all],
+            (Some(_), false) => vec![Extent { cut: self.stages > 1, ..all }],
+            (Some(_), true) => (1..=self.stages.max(1))
+                .map(|stages| Extent { stages: stages.min(self.stages), ..all })
+                .collect(),
+        }
+    }
+
+    fn network(&mut self, extent: Extent) -> Result<(&mut Network, &Pool)> {
+        let Session { model, backend, networks, pool, .. } = self;
+        Ok((networks.get(extent, || network(model, backend, pool, extent))?, pool))
+    }
+
     /// What photos of one size go through, made where it is not there.
-    pub(super) fn ready(
-        &mut self,
-        geometry: &Geometry,
-    ) -> Result<(&mut Network, &mut Adapter<AnyTask>, &Pool)> {
+    pub(super) fn ready(&mut self, geometry: &Geometry) -> Result<Ready<'_>> {
         let Session { model, backend, pool, networks, adapters, preprocessor, task, options, .. } = self;
-        let network = networks.get(geometry.padded, || network(model, backend, pool, geometry.padded))?;
+        let mut extent = Extent { size: geometry.padded, stages: self.stages, cut: false };
+        let mut limit = None;
+        if let Some(deadline) = self.deadline {
+            let pace = self.paces.get(geometry.padded, || Ok(Pace::new(extent.stages)))?;
+            #[cfg(feature = "cuda")]
+            if backend.is_gpu() {
+                extent.stages = pace.affordable(deadline).min(extent.stages);
+            }
+            extent.cut = !backend.is_gpu() && extent.stages > 1;
+            let first = if backend.is_gpu() { extent.stages.saturating_sub(1) } else { 0 };
+            limit = Some(Limit { deadline, pace, first });
+        }
+        let network = networks.get(extent, || network(model, backend, pool, extent))?;
         let adapter = adapters.get(*geometry, || {
             Ok(Adapter {
                 geometry: *geometry,
@@ -273,12 +355,13 @@ impl Session {
                 task: AnyTask::of(*task, model.config(), options)?,
             })
         })?;
-        Ok((network, adapter, pool))
+        Ok(Ready { network, adapter, pool, extent, limit })
     }
 }
 
 /// The network of a model at an input size.
-fn network(model: &Model, backend: &Backend, pool: &Pool, size: (usize, usize)) -> Result<Network> {
-    let (graph, _) = model.graph(size, TapMode::Off)?;
+fn network(model: &Model, backend: &Backend, pool: &Pool, extent: Extent) -> Result<Network> {
+    let taps = if extent.cut { TapMode::Stages } else { TapMode::Off };
+    let (graph, _) = model.graph(extent.size, taps, extent.stages)?;
     Network::new(backend, &graph, pool)
 }

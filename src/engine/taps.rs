@@ -18,7 +18,8 @@ impl Session {
     pub fn taps<'a>(&mut self, image: impl Into<ImageView<'a>>) -> Result<Vec<(String, Tensor)>> {
         let image = image.into();
         let geometry = self.geometry(&image)?;
-        let (graph, taps) = self.model().graph(geometry.padded, TapMode::All)?;
+        let (graph, taps) =
+            self.model().graph(geometry.padded, TapMode::All, self.model().config().head.stages)?;
         let Session { backend, pool, preprocessor, .. } = self;
         pool.run(|| match backend {
             Backend::Cpu { selection, weights } => {

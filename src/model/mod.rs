@@ -61,13 +61,54 @@ pub struct Tap {
 }
 
 /// Taps gathered while a model is built.
-#[derive(Debug, Default)]
-pub(crate) struct Taps(Vec<Tap>);
+#[derive(Debug)]
+pub(crate) struct Taps {
+    found: Vec<Tap>,
+    mode: TapMode,
+}
 
 impl Taps {
-    pub(crate) fn push(&mut self, name: impl Into<String>, value: ValueId, layout: TapLayout) {
-        self.0.push(Tap { name: name.into(), value, layout });
+    fn new(mode: TapMode) -> Taps {
+        Taps { found: Vec::new(), mode }
     }
+
+    pub(crate) fn push(&mut self, name: impl Into<String>, value: ValueId, layout: TapLayout) {
+        self.found.push(Tap { name: name.into(), value, layout });
+    }
+
+    /// Stage `stage`, from 0, begins.
+    pub(crate) fn stage(&self, b: &mut Builder, stage: usize) {
+        if self.mode == TapMode::Stages {
+            b.segment(&format!("stage {stage}"));
+        }
+    }
+
+    /// Those that were asked for.
+    fn wanted(self) -> Vec<Tap> {
+        let predictions = ["seg_preds", "cls_score", "mask_preds", ".logits"];
+        let wanted = |tap: &Tap| match self.mode {
+            TapMode::Off => false,
+            TapMode::All => true,
+            TapMode::Predictions => predictions.iter().any(|name| tap.name.ends_with(name)),
+            TapMode::Stages => [CLS_SCORE, MASK_PREDS, SEG_LOGITS].iter().any(|name| {
+                let stage = stage_of(&tap.name);
+                stage.is_some_and(|stage| is_stage_output(&tap.name, stage, name))
+            }),
+        };
+        self.found.into_iter().filter(wanted).collect()
+    }
+}
+
+/// The stage that a tap is of, from 0.
+fn stage_of(tap: &str) -> Option<usize> {
+    tap.strip_prefix('s')?.split_once('.')?.0.parse().ok()
+}
+
+/// Whether an output of a graph of [`TapMode::Stages`] is what stage `stage`, from 0, has in place of the
+/// network's own output `name`.
+pub(crate) fn is_stage_output(output: &str, stage: usize, name: &str) -> bool {
+    let tap = if name == SEG_LOGITS { "logits" } else { name };
+    stage_of(output) == Some(stage) && output.split_once('.').is_some_and(|(_, of)| of == tap)
 }
 
 /// A built model.
@@ -87,6 +128,9 @@ pub enum TapMode {
     Off,
     /// All of them, for comparison with PyTorch.
     All,
+    /// The class and mask logits of every stage, each stage a segment of its own: a run may end after any.
+    /// What comes before the first stage is in its segment.
+    Stages,
     /// What training's losses look at: semantic logits, and the class and mask logits of every round.
     Predictions,
 }
@@ -104,7 +148,7 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
         return Err(Error::usage(format!("network size {h}x{w} is not a multiple of {divisor}")));
     }
     let mut b = Builder::new();
-    let mut found = Taps::default();
+    let mut found = Taps::new(taps);
     let image = b.input(IMAGE, ValueType::map([batch, size[0], size[1], 3]));
     let levels = config.backbone.build(&mut b, image)?;
     for (i, &level) in levels.iter().enumerate() {
@@ -125,18 +169,7 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
             b.output(MASK_PREDS, mask_preds);
         }
     }
-    let taps = match taps {
-        TapMode::Off => Vec::new(),
-        TapMode::All => found.0,
-        TapMode::Predictions => {
-            let predicts = |tap: &Tap| {
-                ["seg_preds", "cls_score", "mask_preds", ".logits"]
-                    .iter()
-                    .any(|name| tap.name.ends_with(name))
-            };
-            found.0.into_iter().filter(predicts).collect()
-        }
-    };
+    let taps = found.wanted();
     for tap in &taps {
         b.output(&tap.name, tap.value);
     }

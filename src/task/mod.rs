@@ -187,6 +187,17 @@ tasks! {
     Semantic: semantic::Semantic;
 }
 
+impl Found {
+    /// How many objects it has, segments of a panoptic map, or classes present in a semantic one.
+    pub fn count(&self) -> usize {
+        match self {
+            Found::Instance(instances) => instances.instances().len(),
+            Found::Panoptic(map) => map.segments.len(),
+            Found::Semantic(map) => map.present().len(),
+        }
+    }
+}
+
 impl Default for Found {
     fn default() -> Self {
         Found::Instance(Default::default())

@@ -4,6 +4,7 @@ mod evaluation;
 mod gpu;
 mod outputs;
 mod semantic;
+mod shards;
 
 use image::{ImageFormat, RgbImage};
 use knet::checkpoint::Checkpoint;
@@ -110,6 +111,59 @@ fn hostile_pth() -> Vec<u8> {
 fn truncated_safetensors() -> Vec<u8> {
     let header = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     [&(header.len() as u64).to_le_bytes(), &header[..], &[0; 5]].concat()
+}
+
+#[test]
+fn a_single_stream_is_timed_and_allocates_nothing() {
+    let folder = folder_with_photo();
+    let stream = [
+        "bench",
+        "--single-stream",
+        "--queries",
+        "30",
+        "--size",
+        "64,96",
+        "--threads",
+        "2",
+        "--check-allocations",
+    ];
+    let drawn = ["--image", "a.png", "--histogram", "h.svg", "--json"];
+    // The second run replaces its own drawing.
+    for _ in 0..2 {
+        let report = succeed(folder.path(), &[&stream[..], &drawn].concat()).json();
+        assert_eq!(
+            (&report["queries"], &report["warm_up"], &report["allocations"]),
+            (&30.into(), &20.into(), &0.into())
+        );
+        assert_eq!(report["image"], serde_json::json!([128, 192]));
+        let ms =
+            ["p50", "p90", "p99", "p99.9", "max"].map(|name| report["latency_ms"][name].as_f64().unwrap());
+        assert!(ms[0] > 0.0 && ms.is_sorted(), "{report}");
+        assert!(report["latency_ms"]["mean"].as_f64().unwrap() <= ms[4]);
+    }
+    // No time: one stage. It allocates as little.
+    for (deadline, stages) in [("0", 1), ("100000", 3)] {
+        let report =
+            succeed(folder.path(), &[&stream[..], &["--deadline", deadline, "--json"]].concat()).json();
+        let mut frames = vec![0; 4];
+        frames[stages] = 30;
+        assert_eq!(report["frames_by_stages"], serde_json::json!(frames), "{report}");
+    }
+    let drawing = std::fs::read_to_string(folder.path().join("h.svg")).unwrap();
+    assert!(
+        drawing.starts_with("<svg") && drawing.contains("p99.9") && drawing.contains("30 frames"),
+        "{drawing}"
+    );
+    let timed = succeed(folder.path(), &["bench", "--single-stream", "--seconds", "1", "--size", "64x96"]);
+    assert!(
+        timed.stdout.contains("after 20 that do not count") && timed.stdout.contains("p99.9"),
+        "{}",
+        timed.stdout
+    );
+    std::fs::write(folder.path().join("mine.svg"), "<svg/>").unwrap();
+    let refused = knet(folder.path(), &[&stream[..], &["--histogram", "mine.svg"]].concat());
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert_eq!(std::fs::read(folder.path().join("mine.svg")).unwrap(), b"<svg/>");
 }
 
 #[test]

@@ -27,6 +27,7 @@ use knet::tensor::{DType, Tensor};
 use knet::{Model, Session};
 use libtest_mimic::{Failed, Trial};
 use std::sync::Arc;
+use std::time::Duration;
 use testkit::cuda_case::{given, one_node, parameters, seen};
 use testkit::run::Operands;
 use testkit::{cuda_case, device, model};
@@ -469,6 +470,33 @@ fn check_sessions(ordinal: usize) -> Result<(), Failed> {
     })
 }
 
+/// Fewer stages than the model has, told beforehand or for want of time, are a graph of their own.
+fn check_stages(ordinal: usize) -> Result<(), Failed> {
+    let options = ModelOptions {
+        name: Some("knet_s3_lite0_fpn".into()),
+        device: engine::Device::Cuda(ordinal),
+        ..ModelOptions::default()
+    };
+    let model = Model::load(&options)?;
+    let photo = model::photo(64, 96);
+    let session = |stages| {
+        let options = SessionOptions { stages, size: InputSize::Within(64, 96), ..Default::default() };
+        Session::new(model.clone(), &options)
+    };
+    let (whole, first) = (session(None)?.segment(&photo)?, session(Some(1))?.segment(&photo)?);
+    assert_eq!((whole.stages(), first.stages()), (3, 1));
+    assert!(whole.found() != first.found(), "stages change nothing");
+    let mut session = session(None)?;
+    session.set_deadline(Some(Duration::ZERO));
+    session.warm_up(64, 96)?;
+    // Of the first frame no time is known.
+    session.segment(&photo)?;
+    assert!(session.segment(&photo)? == first, "no time");
+    session.set_deadline(Some(Duration::from_secs(3600)));
+    assert!(session.segment(&photo)? == whole, "enough time");
+    Ok(())
+}
+
 /// All trials by operator, or what else the first part of their names is, with the operations of each group.
 pub fn groups(ordinal: usize, emulated: bool) -> Groups {
     let mut groups = Groups::new();
@@ -500,6 +528,7 @@ pub fn groups(ordinal: usize, emulated: bool) -> Groups {
     }
     add("indices", 0, beside("indices/as_operands", move || check_indices(ordinal)));
     add("pipeline", 0, beside("pipeline/wide_photos", move || check_wide_photos(ordinal)));
+    add("stages", 0, beside("stages/as_there_is_time", move || check_stages(ordinal)));
     add("sessions", 0, alone("sessions/share_weights", move || check_sessions(ordinal)));
     let precisions = if emulated { &[Precision::F16][..] } else { &Precision::ALL };
     for name in ["knet_s3_lite0_fpn", "knet_s3_r50_fpn_panoptic"] {

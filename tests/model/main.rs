@@ -1,6 +1,7 @@
 //! Models, from a stage to the engine, and what plans and operators promise for any shape.
 
 mod config;
+mod deadline;
 mod deformable;
 mod efficientnet_lite;
 mod engine;

@@ -1,15 +1,18 @@
 //! `knet bench`
 
 use crate::size::{self, Size};
-use crate::{ModelArguments, print};
+use crate::{ModelArguments, StageArguments, print};
 use clap::Args;
 use knet::cuda::gpu::{Target, roofline};
 use knet::engine::{Segmentation, Timings};
 use knet::plan::{Plan, Step};
 use knet::{Engine, Error, Result};
 use serde_json::{Value, json};
+use single_stream::SingleStream;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+mod single_stream;
 mod training;
 
 /// Time a model on this machine: percentiles of every part, and a table of steps
@@ -44,6 +47,12 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
 
+    #[command(flatten)]
+    stages: StageArguments,
+
+    #[command(flatten)]
+    stream: SingleStream,
+
     /// Leave out the table of steps
     #[arg(long)]
     no_steps: bool,
@@ -53,11 +62,18 @@ pub struct Arguments {
     json: bool,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
-    if arguments.train {
-        return training::run(arguments);
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.stream.single_stream {
+        return single_stream::run(arguments);
     }
-    let mut engine = arguments.model.build(arguments.model.engine().size(None))?;
+    let run = if arguments.train { training::run } else { by_part };
+    run(arguments).map(|()| ExitCode::SUCCESS)
+}
+
+/// Times the parts of a call, and the steps of its network.
+fn by_part(arguments: &Arguments) -> Result<()> {
+    let builder = arguments.stages.apply(arguments.model.engine()).size(None);
+    let mut engine = arguments.model.build(builder)?;
     engine.model().check_clock()?;
     let size = arguments.size.unwrap_or(Size::of(engine.config()));
     let (Size { height, width }, padded) = (size, size.padded(engine.config()));

@@ -91,7 +91,7 @@ fn classes(path: &Path) -> Result<Vec<(Option<u32>, String)>> {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| arguments.input.with_extension("safetensors"));
-    let inputs: Vec<PathBuf> = arguments.classes.iter().chain([&arguments.input]).cloned().collect();
+    let inputs: guard::Inputs = arguments.classes.iter().chain([&arguments.input]).cloned().collect();
     let own = |path: &Path| guard::is_checkpoint_with(path, &[SOURCE_KEY]);
     guard::check(&out, &inputs, own, arguments.overwrite)?;
     let options = ConvertOptions {

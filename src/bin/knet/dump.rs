@@ -44,7 +44,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> knet::Result<()> {
     let weights = arguments.model.weights_file();
-    let inputs: Vec<PathBuf> = weights.into_iter().chain([arguments.image.clone()]).collect();
+    let inputs: guard::Inputs = weights.into_iter().chain([arguments.image.clone()]).collect();
     let own = |path: &Path| guard::is_checkpoint_with(path, &["model", "image"]);
     guard::check(&arguments.out, &inputs, own, arguments.overwrite)?;
     // What is compared digit by digit is computed exactly, asked for or not.

@@ -2,7 +2,7 @@
 
 use crate::size::{self, Size};
 use crate::voice::{Level, level, note};
-use crate::{ModelArguments, guard, parse_share, print};
+use crate::{ModelArguments, StageArguments, guard, parse_share, print};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use knet::engine::WeightSource;
@@ -27,6 +27,9 @@ use std::process::ExitCode;
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
+
+    #[command(flatten)]
+    stages: StageArguments,
 
     /// Folder of the photos
     #[arg(long, value_name = "DIR")]
@@ -113,7 +116,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let task = spec.task()?;
     check_outputs(arguments)?;
-    let mut builder = arguments.model.engine();
+    let mut builder = arguments.stages.apply(arguments.model.engine());
     if task == Task::Instance {
         // A panoptic model gives these, too.
         builder = builder.task(task);
@@ -173,7 +176,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn check_outputs(arguments: &Arguments) -> Result<()> {
     let Arguments { annotations, classes, list, json, coco, .. } = arguments;
     let weights = arguments.model.weights_file();
-    let inputs: Vec<PathBuf> =
+    let inputs: guard::Inputs =
         [annotations.clone(), classes.clone(), list.clone(), weights].into_iter().flatten().collect();
     if json.is_some() && json == coco {
         return Err(Error::usage("--json and --coco name one file"));

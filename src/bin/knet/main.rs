@@ -1,5 +1,6 @@
 //! The `knet` command.
 
+mod allocations;
 mod bench;
 mod cache;
 mod convert;
@@ -26,12 +27,13 @@ use knet::{Engine, Error};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use voice::{Level, detail, note};
 
 const AFTER_HELP: &str = "\
 Exit codes:
   0  everything worked
-  1  some images failed, the others are written (segment)
+  1  some images failed, the others are written (segment); something was allocated (bench --check-allocations)
   2  wrong usage: unknown option or model, bad configuration
   3  a file cannot be read or written
   4  an image is damaged or unacceptable
@@ -78,6 +80,9 @@ enum Command {
     Convert(convert::Arguments),
 }
 
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;
+
 /// The model that segments when nothing else is asked for, so that the program works from the first command;
 /// see `weights/README.md`.
 static PERSON: &[u8] = include_bytes!("../../../weights/knet_s3_lite0_person.safetensors");
@@ -112,6 +117,37 @@ struct ModelArguments {
     /// or F(2x2) on the CPU (about a fifth slower), f32 on a GPU
     #[arg(long, conflicts_with = "precision")]
     precise: bool,
+}
+
+/// How much of a model is run.
+#[derive(Args, Clone, Copy)]
+struct StageArguments {
+    /// Run so many stages of the network instead of all: every stage gives finished masks, the next one
+    /// better ones
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..))]
+    stages: Option<u16>,
+
+    /// Run as many stages as there is time for, so that masks are there so many milliseconds after decoding
+    #[arg(long, value_name = "MS", value_parser = parse_ms)]
+    deadline: Option<Duration>,
+}
+
+impl StageArguments {
+    fn apply(self, mut builder: EngineBuilder) -> EngineBuilder {
+        if let Some(stages) = self.stages {
+            builder = builder.stages(stages.into());
+        }
+        match self.deadline {
+            Some(deadline) => builder.deadline(deadline),
+            None => builder,
+        }
+    }
+}
+
+/// Milliseconds.
+fn parse_ms(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|ms| (0.0..=1e9).contains(ms)).map(|ms: f64| ms / 1e3);
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("`{text}` is no number of milliseconds"))
 }
 
 /// The weights that were named, else those of the program, else, for a model that was named, random ones.
@@ -237,7 +273,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Models(arguments) => models::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Tune(arguments) => tune::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Cache(arguments) => cache::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Doctor(arguments) => doctor::run(&arguments),

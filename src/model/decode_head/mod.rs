@@ -160,6 +160,7 @@ impl DecodeHead {
         taps.push(format!("{tap}.logits"), logits, TapLayout::Same);
         let mut objects = Objects { features, kernels, masks: logits };
         for stage in 0..stages {
+            taps.stage(b, stage);
             let prefix = format!("{STAGES}{stage}");
             let tap = |name: &str| format!("s{stage}.{name}");
             taps.push(tap("proposal_feat"), objects.kernels, TapLayout::Kernels);

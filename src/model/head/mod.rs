@@ -103,6 +103,7 @@ impl Head {
         let mut objects = kernel_head::kernel_head(b, config, pyramid, taps)?;
         let mut cls_score = None;
         for stage in 0..config.head.stages {
+            taps.stage(b, stage);
             let out = kernel_update_head(b, config, &format!("{STAGES}{stage}"), objects)?;
             let tap = |name: &str| format!("s{stage}.{name}");
             taps.push(tap("x_feat"), out.x_feat, TapLayout::Same);

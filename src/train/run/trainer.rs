@@ -167,10 +167,8 @@ impl Trainer {
         let out = &config.run.out;
         let lock = if share.rank == 0 {
             let lock = Lock::take(out, observer)?;
-            sweep(
-                out,
-                &[STATE_FILE, LAST_FILE, BEST_FILE, DIVERGED_FILE, LOG_FILE, CURVES_FILE, CONFIG_FILE],
-            )?;
+            let own = [STATE_FILE, LAST_FILE, BEST_FILE, DIVERGED_FILE, LOG_FILE, CURVES_FILE, CONFIG_FILE];
+            sweep(out, |name| own.contains(&name))?;
             Some(lock)
         } else {
             None

@@ -1,10 +1,12 @@
 //! `knet segment`
 
+mod manifest;
 mod plan;
 
+use crate::guard;
 use crate::size::{self, Size};
 use crate::voice::{Level, detail, level, note, tell};
-use crate::{ModelArguments, parse_share, picture};
+use crate::{ModelArguments, StageArguments, parse_share, picture};
 use clap::{Args, ValueEnum};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,10 +25,13 @@ use knet::model::Task;
 use knet::task::Found;
 use knet::train::data::Catalogue;
 use knet::{Engine, Error, Result};
-use plan::Item;
+use manifest::{Manifest, Status, Times};
+use plan::{Item, Shard};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Find objects (and regions) in photos
 ///
@@ -52,6 +57,9 @@ pub struct Arguments {
 
     #[command(flatten)]
     model: ModelArguments,
+
+    #[command(flatten)]
+    stages: StageArguments,
 
     /// Kind of result
     #[arg(long, value_enum, default_value = "auto")]
@@ -103,6 +111,22 @@ pub struct Arguments {
     #[arg(long, value_name = "JSON", requires = "coco")]
     annotations: Option<PathBuf>,
 
+    /// Do the I-th of N parts of the photos alone, I from 1: for N processes, on one machine or many
+    ///
+    /// A photo's name below the folder that was named decides, so that it stays in its part when photos are
+    /// added. The parts together write what one process would.
+    #[arg(long, value_name = "I/N", value_parser = Shard::parse)]
+    shard: Option<Shard>,
+
+    /// Pass over photos whose results are there already, whatever options they were made with
+    #[arg(long, conflicts_with = "coco")]
+    skip_existing: bool,
+
+    /// Write to this file what became of each photo as it is done: a line of JSON with `status` (done,
+    /// skipped, failed), the number of objects and the milliseconds of each part, or the error
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+
     /// Replace files that this command did not make (photos never)
     #[arg(long)]
     overwrite: bool,
@@ -133,14 +157,24 @@ enum Format {
 const SPECK: f32 = 0.01;
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let items = plan::items(arguments)?;
+    let (items, all) = plan::items(arguments)?;
+    if let Some(path) = &arguments.manifest {
+        let inputs: guard::Inputs = items.iter().map(|item| item.photo.clone()).collect();
+        guard::check(path, &inputs, manifest::is_own, arguments.overwrite)?;
+    }
+    if let (Some(shard), true) = (arguments.shard, items.is_empty()) {
+        std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;
+        arguments.manifest.as_deref().map(Manifest::begin).transpose()?;
+        return tell(format_args!("shard {shard} has none of the {all} photos")).map(|()| ExitCode::SUCCESS);
+    }
     let filter = InstanceFilter {
         largest_part: arguments.largest_part,
         min_area: arguments.min_area.map_or(1, |pixels| usize::try_from(pixels).unwrap_or(usize::MAX)),
         max_overlap: arguments.max_overlap.unwrap_or(1.0),
         box_parts: SPECK,
     };
-    let mut builder = arguments.model.engine().min_score(arguments.score).filter(filter);
+    let mut builder =
+        arguments.stages.apply(arguments.model.engine()).min_score(arguments.score).filter(filter);
     if let Some(size) = arguments.size {
         builder = builder.size(Some(size.sides()));
     }
@@ -172,29 +206,57 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     plan::check(&items, &formats, task, arguments.overwrite)?;
     let list = List::open(arguments, &engine, &items)?;
     std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;
+    if arguments.skip_existing {
+        plan::sweep(&items, &formats, task)?;
+    }
+    let mut manifest = arguments.manifest.as_deref().map(Manifest::begin).transpose()?;
+    let mut record = |item: &Item, status: Status| {
+        manifest.as_mut().map_or(Ok(()), |manifest| manifest.add(item, &status))
+    };
     let (classes, labels) = (engine.classes(), !arguments.no_labels);
     let mut job = Job { classes, engine, formats, labels, list, result: Segmentation::default() };
     let progress = progress_bar(items.len());
     let mut failures = Vec::new();
-    for (index, item) in items.iter().enumerate() {
+    let mut skipped = 0;
+    for item in &items {
         progress.set_message(item.photo.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        if arguments.skip_existing && item.is_done(&job.formats, task) {
+            record(item, Status::Skipped)?;
+            skipped += 1;
+            progress.inc(1);
+            continue;
+        }
+        let start = Instant::now();
         let outcome = item.decode().and_then(|photo| {
+            let decode = start.elapsed();
             let photo = progress.suspend(|| picture(&item.name, photo));
-            job.segment(index as u64 + 1, item, &photo)
+            let found = job.segment(item, &photo)?;
+            let engine = job.engine.timings();
+            Ok((found, Times { decode, engine, write: start.elapsed() - decode - engine.total() }))
         });
         match outcome {
-            Ok(line) => progress.suspend(|| {
-                tell(format_args!("{line}"))?;
-                job.detail();
-                Ok::<(), Error>(())
-            })?,
-            Err(error) => failures.push(error),
+            Ok((found, times)) => {
+                let (photo, ms) = (item.photo.display(), times.engine.total().as_secs_f64() * 1e3);
+                let (noun, stages) = (job.noun(), job.result.stages());
+                progress.suspend(|| {
+                    tell(format_args!("{photo}: {found} {noun} in {ms:.0} ms"))?;
+                    job.detail();
+                    record(item, Status::Done { found, stages, times })
+                })?;
+            }
+            Err(error) => {
+                record(item, Status::Failed(&error))?;
+                failures.push(error);
+            }
         }
         progress.inc(1);
     }
     progress.finish_and_clear();
     let endings = job.formats.iter().map(|format| plan::ending(*format, task));
-    match (items.as_slice(), items.len() - failures.len()) {
+    if skipped > 0 {
+        tell(format_args!("passed over {skipped} of {} photos, whose results are there", items.len()))?;
+    }
+    match (items.as_slice(), items.len() - failures.len() - skipped) {
         (_, 0) => {}
         ([item], _) => {
             let files = job.formats.iter().map(|format| item.target(*format, task).display().to_string());
@@ -213,7 +275,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for failure in &failures {
         say(format_args!("error: {failure}"));
     }
-    if items.len() == 1 {
+    if items.len() == 1 && arguments.shard.is_none() {
         return Ok(ExitCode::from(first.kind().exit_code()));
     }
     say(format_args!("{} of {} images failed", failures.len(), items.len()));
@@ -231,8 +293,8 @@ fn progress_bar(images: usize) -> ProgressBar {
 /// The results of all photos in the terms of a data set.
 struct List {
     path: PathBuf,
-    /// Of each photo.
-    image_ids: Vec<Value>,
+    /// Of each photo, by its number.
+    image_ids: HashMap<u64, Value>,
     /// Of each class of the model.
     category_of: Vec<Option<u32>>,
     results: Vec<CocoResult>,
@@ -252,11 +314,11 @@ impl List {
             }
             Task::Semantic => return Err(Error::usage("--coco lists instances, a semantic model has none")),
         }
-        let mut inputs: Vec<PathBuf> = items.iter().map(|item| item.photo.clone()).collect();
-        inputs.push(annotations.clone());
-        crate::guard::check(path, &inputs, |_| false, arguments.overwrite)?;
+        let photos = items.iter().map(|item| item.photo.clone());
+        let inputs: guard::Inputs = photos.chain([annotations.clone()]).collect();
+        guard::check(path, &inputs, |_| false, arguments.overwrite)?;
         let catalogue = Catalogue::read(annotations)?;
-        let id = |item: &Item| Ok(catalogue.image(&item.photo)?.json_id());
+        let id = |item: &Item| Ok((item.id, catalogue.image(&item.photo)?.json_id()));
         let image_ids = items.iter().map(id).collect::<Result<_>>()?;
         let classes = engine.classes();
         let category_of = catalogue.categories(classes.iter().map(|class| &*class.name))?;
@@ -292,10 +354,10 @@ struct Job {
 }
 
 impl Job {
-    /// Segments one photo, writes its files and gives a line for people.
-    fn segment(&mut self, id: u64, item: &Item, photo: &RgbImage) -> Result<String> {
+    /// Segments one photo, writes its files and gives the number of what was found, see [`Job::noun`].
+    fn segment(&mut self, item: &Item, photo: &RgbImage) -> Result<usize> {
         self.engine.segment_into(photo, &mut self.result)?;
-        let image = ImageRef { id, file_name: &item.name };
+        let image = ImageRef { id: item.id, file_name: &item.name };
         let task = self.result.task();
         let wants = |format| self.formats.contains(&format).then(|| item.target(format, task));
         let map = item.target(Format::Png, task);
@@ -340,16 +402,19 @@ impl Job {
             atomic_write(&path, |out| Ok(serde_json::to_writer(out, &report)?))?;
         }
         if let (Some(list), Found::Instance(instances)) = (&mut self.list, self.result.found()) {
-            let image_id = &list.image_ids[id as usize - 1];
+            let image_id = &list.image_ids[&item.id];
             list.results.extend(coco_results(instances, image_id, &list.category_of));
         }
-        let found = match self.result.found() {
-            Found::Panoptic(map) => format!("{} segments", map.segments.len()),
-            Found::Semantic(map) => format!("{} classes", map.present().len()),
-            Found::Instance(instances) => format!("{} instances", instances.instances().len()),
-        };
-        let time = self.engine.timings().total();
-        Ok(format!("{}: {found} in {:.0} ms", item.photo.display(), time.as_secs_f64() * 1e3))
+        Ok(self.result.found().count())
+    }
+
+    /// What results of the task consist of.
+    fn noun(&self) -> &'static str {
+        match self.result.task() {
+            Task::Panoptic => "segments",
+            Task::Semantic => "classes",
+            Task::Instance => "instances",
+        }
     }
 
     /// Says what the parts of the last photo's time were.
@@ -359,7 +424,8 @@ impl Job {
             [times.pre, times.network, times.post].map(|part| part.as_secs_f64() * 1e3);
         let (height, width) = self.result.size();
         detail(format_args!(
-            "  {height}x{width}: resize {pre:.1} ms, network {network:.1} ms, masks {post:.1} ms"
+            "  {height}x{width}: resize {pre:.1} ms, network {network:.1} ms, masks {post:.1} ms, {} stages",
+            self.result.stages()
         ));
     }
 

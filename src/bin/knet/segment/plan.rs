@@ -3,13 +3,17 @@
 use super::{Arguments, Format};
 use crate::guard;
 use crate::voice::note;
+use knet::fsio;
 use knet::image::decode::{Decoded, Limits, decode_bytes_checked, decode_checked};
 use knet::image::listing::{ENDINGS, Listing};
 use knet::image::picture::is_own;
 use knet::model::Task;
 use knet::task::TASKS;
 use knet::{Error, Result};
-use std::collections::HashSet;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +22,8 @@ const STDIN: &str = "-";
 
 /// One photo, and what its results are called.
 pub struct Item {
+    /// Its number among all photos of the command, from 1, whatever shard is done.
+    pub id: u64,
     /// Its path, or [`STDIN`].
     pub photo: PathBuf,
     /// What it is called in results: its path below the folder that was named.
@@ -43,12 +49,53 @@ impl Item {
         decode_bytes_checked("standard input", &bytes, &limits)
     }
 
+    /// Whether all of its results are there. Each was written whole or not at all.
+    pub fn is_done(&self, formats: &[Format], task: Task) -> bool {
+        formats.iter().all(|&format| self.target(format, task).is_file())
+    }
+
     /// The file of a result.
     pub fn target(&self, format: Format, task: Task) -> PathBuf {
         let mut path = self.base.clone().into_os_string();
         path.push(".");
         path.push(ending(format, task));
         path.into()
+    }
+}
+
+/// One of several parts of the photos, for as many processes that know nothing of each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shard {
+    /// From 0.
+    index: u64,
+    count: u64,
+}
+
+impl Shard {
+    /// Reads `I/N`, I from 1.
+    pub fn parse(text: &str) -> std::result::Result<Shard, String> {
+        let numbers = text.split_once('/').map(|(index, count)| (index.trim().parse(), count.trim().parse()));
+        let Some((Ok(index), Ok(count))) = numbers else {
+            return Err("write it as I/N, as in 2/8: the second of eight shards".into());
+        };
+        if !(1..=count).contains(&index) {
+            return Err("shards count from 1/N to N/N".into());
+        }
+        Ok(Shard { index: index - 1, count })
+    }
+
+    /// Whether a photo belongs to it. The name alone decides: a photo stays in its shard when others are
+    /// added, so that a shard that runs again does all that is left of it.
+    fn holds(self, name: &str) -> bool {
+        let digest = Sha256::digest(name.as_bytes());
+        let start = digest.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte));
+        start % self.count == self.index
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index + 1, self.count)
     }
 }
 
@@ -66,11 +113,12 @@ pub fn ending(format: Format, task: Task) -> &'static str {
     }
 }
 
-/// All photos with their results in the order of the command line, folders by name. No two share a result.
-pub fn items(arguments: &Arguments) -> Result<Vec<Item>> {
+/// The photos of the shard with their results, in the order of the command line, folders by name, and how
+/// many photos all shards have. No two of all share a result.
+pub fn items(arguments: &Arguments) -> Result<(Vec<Item>, usize)> {
     let mut names = HashSet::new();
     let mut items = Vec::new();
-    for (photo, below) in photos(arguments)? {
+    for ((photo, below), id) in photos(arguments)?.into_iter().zip(1..) {
         let (stem, name) = if photo.as_os_str() == STDIN {
             ("stdin".into(), "stdin".into())
         } else {
@@ -78,14 +126,30 @@ pub fn items(arguments: &Arguments) -> Result<Vec<Item>> {
             (stem.to_string_lossy().into_owned(), below.join(name).to_string_lossy().into_owned())
         };
         let base = arguments.out.join(unique(&mut names, &below, &stem));
-        items.push(Item { photo, name, base });
+        items.push(Item { id, photo, name, base });
     }
-    Ok(items)
+    let all = items.len();
+    items.retain(|item| arguments.shard.is_none_or(|shard| shard.holds(&item.name)));
+    Ok((items, all))
+}
+
+/// Removes what this command, killed while it wrote results of `items`, has left beside them.
+pub fn sweep(items: &[Item], formats: &[Format], task: Task) -> Result<()> {
+    let mut folders: BTreeMap<PathBuf, HashSet<OsString>> = BTreeMap::new();
+    for target in items.iter().flat_map(|item| formats.iter().map(|&format| item.target(format, task))) {
+        if let (Some(folder), Some(name)) = (target.parent(), target.file_name()) {
+            folders.entry(folder.to_path_buf()).or_default().insert(name.to_os_string());
+        }
+    }
+    let there = folders.iter().filter(|(folder, _)| folder.is_dir());
+    there
+        .into_iter()
+        .try_for_each(|(folder, names)| fsio::sweep(folder, |name| names.contains(OsStr::new(name))))
 }
 
 /// Refuses results that would replace a photo, or a file that `knet segment` did not write.
 pub fn check(items: &[Item], formats: &[Format], task: Task, overwrite: bool) -> Result<()> {
-    let inputs: Vec<PathBuf> = items.iter().map(|item| item.photo.clone()).collect();
+    let inputs: guard::Inputs = items.iter().map(|item| item.photo.clone()).collect();
     for item in items {
         for &format in formats {
             let own = |path: &Path| match format {
