@@ -18,18 +18,16 @@ struct Lately {
 
 impl Lately {
     fn took(&mut self, time: Duration) {
-        self.worst = time.max(self.worst - (self.worst - self.best) / 16);
-        self.best =
-            if self.best.is_zero() { time } else { time.min(self.best + (self.worst - self.best) / 256) };
-        self.worst = self.worst.max(self.best);
+        let spread = self.worst.saturating_sub(self.best);
+        self.worst = time.max(self.worst - spread / 16);
+        self.best = if self.best.is_zero() { time } else { time.min(self.best + spread / 256) };
     }
 
     /// It was left out for want of time. What was slow once is tried again after some tens of frames; what
     /// never was fast enough after some hundreds, which may make that frame late: the machine may have become
     /// faster, and nothing else tells.
     fn left_out(&mut self) {
-        self.worst -= (self.worst - self.best) / 64;
-        self.best -= self.best / 4096;
+        self.worst -= self.worst.saturating_sub(self.best) / 64 + self.worst / 4096;
     }
 }
 
