@@ -1,7 +1,7 @@
 //! The CUDA back end on a device: every case of every operator, whole models, the same bits from run to run.
 //! It runs where `KNET_TEST_DEVICE` names a GPU: a real one (`tools/gpu-suite`) or the emulator's
-//! (`tools/with-ptxemu`), on which only the small cases are run again, as `tests/ops/cuda.rs` has emulated
-//! all of them.
+//! (`tools/with-ptxemu`), on which a small and a larger case of each operator are run again, as
+//! `tests/ops/cuda.rs` has emulated all of them.
 
 use crate::{Groups, alone, beside};
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, result};
@@ -26,6 +26,7 @@ use knet::task::semantic::gpu::DeviceClasses;
 use knet::tensor::{DType, Tensor};
 use knet::{Model, Session};
 use libtest_mimic::{Failed, Trial};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use testkit::cuda_case::{given, one_node, parameters, seen};
@@ -40,6 +41,28 @@ fn most_flops(emulated: bool) -> u64 {
         Err(_) if emulated => 200_000,
         Err(_) => u64::MAX,
     }
+}
+
+/// The cases that are run with their operations; on the emulator the smallest and the largest of each
+/// operator below [`most_flops`].
+fn cases(emulated: bool) -> Vec<(Case, u64)> {
+    let most = most_flops(emulated);
+    let mut of: BTreeMap<&str, Vec<(Case, u64)>> = BTreeMap::new();
+    for case in all_cases().into_iter().filter(cuda_case::runs) {
+        let outputs = case.op.infer(&case.inputs).expect("cases are sound");
+        let flops = case.op.flops(&case.inputs, &outputs);
+        if flops <= most {
+            of.entry(case.op.name()).or_default().push((case, flops));
+        }
+    }
+    if emulated {
+        for cases in of.values_mut() {
+            cases.sort_by_key(|(_, flops)| *flops);
+            let inner = 1..cases.len().saturating_sub(1).max(1);
+            cases.drain(inner);
+        }
+    }
+    of.into_values().flatten().collect()
 }
 
 /// A runtime whose parameters are operands of [`one_node`].
@@ -505,15 +528,9 @@ pub fn groups(ordinal: usize, emulated: bool) -> Groups {
         *sum += flops;
         trials.push(trial);
     };
-    let most = most_flops(emulated);
     // The emulator has run every program already; here it runs what binds them, of 32 bits and of 16.
     let precisions = if emulated { &[Precision::F32, Precision::F16][..] } else { &Precision::ALL };
-    for case in all_cases().into_iter().filter(cuda_case::runs) {
-        let outputs = case.op.infer(&case.inputs).expect("cases are sound");
-        let flops = case.op.flops(&case.inputs, &outputs);
-        if flops > most {
-            continue;
-        }
+    for (case, flops) in cases(emulated) {
         for &precision in precisions {
             let name = format!("{}/{}", case.full_name(), precision.name());
             let (operator, case) = (case.op.name(), case.clone());

@@ -21,7 +21,7 @@ const RTOL: f64 = 1e-3;
 /// Elements checked of every operand, at most.
 const SAMPLES: usize = 48;
 /// Operations spent on a case, in all its evaluations by reference.
-const BUDGET: u64 = 400_000_000;
+const BUDGET: u64 = 100_000_000;
 /// A case of more operations has smaller siblings and is left out.
 const TOO_LARGE: u64 = 30_000_000;
 

@@ -12,6 +12,7 @@ use knet::image::RgbImage;
 use knet::image::decode::{Limits, decode_checked};
 use knet::{Error, Result};
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -210,7 +211,10 @@ fn chart(
         .x_label_area_size(44)
         .y_label_area_size(60)
         .build_cartesian_2d(low..low + width * BARS as f64, (floor..top).log_scale())?;
-    chart.configure_mesh().disable_x_mesh().x_desc("latency, ms").y_desc("frames").draw()?;
+    let mut mesh = chart.configure_mesh();
+    let whole = |frames: &f64| format!("{frames:.0}");
+    mesh.disable_x_mesh().max_light_lines(0).y_label_formatter(&whole);
+    mesh.x_desc("latency, ms").y_desc("frames").draw()?;
     let bar = |(index, &count): (usize, &u32)| {
         let left = low + width * index as f64;
         Rectangle::new([(left, floor), (left + width, f64::from(count))], RGBColor(0, 114, 178).filled())
@@ -222,13 +226,12 @@ fn chart(
         [("p50", p50), ("p90", p90), ("p99", p99), ("p99.9", p999)].into_iter().enumerate()
     {
         chart.draw_series([PathElement::new([(at, floor), (at, top)], red)])?;
-        // One below the other: they lie close together.
+        // One below the other, as they lie close together, and on the side where there is room.
         let height = top / 1.6f64.powi(row as i32 + 1);
-        chart.draw_series([Text::new(
-            format!(" {name} {at:.2}"),
-            (at, height),
-            ("sans-serif", 13).into_font().color(&red),
-        )])?;
+        let is_right = at > low + 0.8 * (high - low);
+        let side = if is_right { HPos::Right } else { HPos::Left };
+        let style = ("sans-serif", 13).into_font().color(&red).pos(Pos::new(side, VPos::Center));
+        chart.draw_series([Text::new(format!(" {name} {at:.2} "), (at, height), style)])?;
     }
     area.present()?;
     drop(chart);
