@@ -5,7 +5,7 @@ use super::network::Network;
 use super::recent::Recent;
 use super::{Model, Segmentation};
 use crate::cpu::Pool;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use crate::image::view::ImageView;
 use crate::model::{Normalization, Tap, TapMode, Task};
@@ -36,8 +36,14 @@ pub struct SessionOptions {
     /// The kind of result; by default the model's own. A panoptic model gives instances too; an instance
     /// model gives nothing else.
     pub task: Option<Task>,
-    /// Number of worker threads; 0, the default, means one per core.
+    /// Number of worker threads; 0, the default, means one per core, or one for each of `cpus`.
     pub threads: usize,
+    /// The only CPUs that those threads run on, by the system's numbers; empty, the default: any. On Linux
+    /// alone.
+    pub cpus: Vec<usize>,
+    /// No worker threads: the thread that calls the session works, alone ([`Pool::on_caller`] says what
+    /// remains of that). It may be another one each time.
+    pub on_caller: bool,
     /// What size photos have in the network.
     pub size: InputSize,
     /// What results are to hold.
@@ -93,8 +99,9 @@ impl Session {
     /// A session of `model`.
     ///
     /// # Errors
-    /// [`Error::Usage`](crate::Error::Usage) for a size without pixels, a filter's share beyond 0 to 1 or a
-    /// task the model cannot do; [`Error::Cuda`](crate::Error::Cuda) as the driver says.
+    /// [`Error::Usage`](crate::Error::Usage) for a size without pixels, a filter's share beyond 0 to 1, a
+    /// task the model cannot do or CPUs that are not there; [`Error::Cuda`](crate::Error::Cuda) as the driver
+    /// says.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
         let config = model.config();
         let task = options.task.unwrap_or(config.task);
@@ -108,7 +115,16 @@ impl Session {
         let Normalization { mean, std } = config.input.normalization;
         let preprocessor =
             Preprocessor::new(PreprocessConfig { size, mean, std, divisor: config.size_divisor() })?;
-        let pool = Pool::new(options.threads)?;
+        let pool = match (options.on_caller, &*options.cpus) {
+            (true, []) if options.threads <= 1 => Pool::on_caller(),
+            (true, _) => {
+                let reason =
+                    "a session that works in the calling thread has neither threads nor CPUs of its own";
+                return Err(Error::usage(reason));
+            }
+            (false, []) => Pool::new(options.threads)?,
+            (false, cpus) => Pool::on_cpus(options.threads, cpus)?,
+        };
         let backend = model.backend.fork(pool.threads())?;
         Ok(Session {
             model,
@@ -193,6 +209,7 @@ impl Session {
     /// # Errors
     /// As [`Session::segment`].
     pub fn warm_up(&mut self, height: usize, width: usize) -> Result<()> {
+        self.pool.admit()?;
         let geometry = self.preprocessor.geometry(height, width);
         let Session { model, backend, networks, pool, .. } = self;
         networks.get(geometry.padded, || network(model, backend, pool, geometry.padded)).map(|_| ())
@@ -215,6 +232,7 @@ impl Session {
     /// # Errors
     /// As [`Session::plan`].
     pub fn profile(&mut self, size: (usize, usize), runs: usize) -> Result<(Plan, Vec<Vec<Duration>>)> {
+        self.pool.admit()?;
         let Session { model, backend, networks, pool, .. } = self;
         let network = networks.get(size, || network(model, backend, pool, size))?;
         let plan = network.plan();
@@ -229,6 +247,7 @@ impl Session {
     /// # Errors
     /// As [`Session::plan`].
     pub fn time_network(&mut self, size: (usize, usize), runs: usize) -> Result<Vec<Duration>> {
+        self.pool.admit()?;
         let Session { model, backend, networks, pool, .. } = self;
         let network = networks.get(size, || network(model, backend, pool, size))?;
         pool.run(|| network.time(runs))
@@ -264,6 +283,7 @@ impl Session {
         &mut self,
         geometry: &Geometry,
     ) -> Result<(&mut Network, &mut Adapter<AnyTask>, &Pool)> {
+        self.pool.admit()?;
         let Session { model, backend, pool, networks, adapters, preprocessor, task, options, .. } = self;
         let network = networks.get(geometry.padded, || network(model, backend, pool, geometry.padded))?;
         let adapter = adapters.get(*geometry, || {
@@ -279,6 +299,10 @@ impl Session {
 
 /// The network of a model at an input size.
 fn network(model: &Model, backend: &Backend, pool: &Pool, size: (usize, usize)) -> Result<Network> {
+    let start = Instant::now();
     let (graph, _) = model.graph(size, TapMode::Off)?;
-    Network::new(backend, &graph, pool)
+    let network = Network::new(backend, &graph, pool)?;
+    let (height, width) = size;
+    log::debug!("planned {} for {height}x{width} in {:.1?}", model.config().name, start.elapsed());
+    Ok(network)
 }
