@@ -20,6 +20,8 @@ pub struct Outline {
     /// Upper edges of pixels that a ring has gone along, and vertical edges by row, column and ring.
     seen: BitMask,
     sides: Vec<(u32, u32, u32)>,
+    /// Rings around holes by a corner of theirs.
+    holes: Vec<(Corner, usize)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,8 +135,8 @@ impl Outline {
     /// Says of each hole which part it is in: between a side of the hole and the next side to the left in its
     /// row lie pixels of that part alone.
     fn nest(&mut self) {
-        let Outline { corners, rings, sides, .. } = self;
-        let mut holes: Vec<(Corner, usize)> = Vec::new();
+        let Outline { corners, rings, sides, holes, .. } = self;
+        holes.clear();
         for (ring, span) in rings.iter().enumerate() {
             let own = &corners[span.first..span.end];
             if signed_area(own) < 0 {
@@ -148,7 +150,7 @@ impl Outline {
         sides.sort_unstable();
         // What lies further left is known before it is asked for.
         holes.sort_unstable();
-        for ([x, y], hole) in holes {
+        for &([x, y], hole) in &*holes {
             let after = sides.partition_point(|&(row, column, _)| (row, column) < (y, x));
             rings[hole].outer = rings[sides[after - 1].2 as usize].outer;
         }

@@ -97,6 +97,13 @@ fn threads_come_and_go_with_sessions_sleep_and_stay_on_their_cpus() {
 }
 
 #[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn frames_allocate_nothing_nor_does_what_is_read_of_them() {
+    let prefix = Prefix::new();
+    assert_eq!(run(&mut prefix.built("cc", "-std=c11", "allocate.c")), "ok\n");
+}
+
+#[test]
 fn programs_end_without_closing_late_and_after_a_fork() {
     let prefix = Prefix::new();
     for (how, said) in [("exit", "ok\n"), ("late", "ok\nclosed late\n"), ("fork", "ok\n")] {
