@@ -4,6 +4,7 @@ use super::status::Fault;
 use super::structs::Versioned;
 use knet::image::view::{ImageView, MAX_PLANES, PixelFormat, Plane, YuvMatrix};
 use std::ffi::c_void;
+use std::mem::offset_of;
 
 /// Three bytes a pixel: red, green, blue.
 pub const KNET_FORMAT_RGB8: u32 = 0;
@@ -24,17 +25,23 @@ pub const KNET_FORMAT_I420: u32 = 7;
 /// As I420, BT.709.
 pub const KNET_FORMAT_I420_BT709: u32 = 8;
 
-/// Rows of bytes on the host.
+/// The planes are on the host.
+pub const KNET_MEMORY_HOST: u32 = 0;
+/// The planes are in the memory of the model's GPU, at addresses of the driver's (CUdeviceptr).
+pub const KNET_MEMORY_CUDA: u32 = 1;
+
+/// Rows of bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct knet_plane {
-    /// The first row.
+    /// The first row: any address, any alignment.
     pub data: *const c_void,
     /// Bytes from one row to the next; 0 where there is nothing between them.
     pub stride: usize,
 }
 
-/// An 8-bit image that the caller owns, rows from top to bottom. It is read during the call alone.
+/// An 8-bit image that the caller owns, rows from top to bottom. How long its pixels are read, the functions
+/// say.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct knet_frame {
@@ -50,16 +57,21 @@ pub struct knet_frame {
     pub planes: [knet_plane; 3],
     /// Comes back in knet_result_info.
     pub timestamp_ns: u64,
+    /// A KNET_MEMORY_*: where the planes are. knet_segment and knet_session_submit take frames on the host,
+    /// knet_segment_on_device takes those on a GPU.
+    pub memory: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 // SAFETY: plain numbers and pointers, which may be NULL.
 unsafe impl Versioned for knet_frame {
     const NAME: &'static str = "knet_frame";
-    const FIRST: usize = size_of::<knet_frame>();
+    const FIRST: usize = offset_of!(knet_frame, memory);
 }
 
 /// # Safety
-/// The planes that the format has can be read.
+/// The planes that the format has can be read if they are on the host.
 pub(crate) unsafe fn view<'a>(frame: &knet_frame) -> Result<ImageView<'a>, Fault> {
     const { assert!(MAX_PLANES == 3) };
     let format = match frame.format {
@@ -73,6 +85,11 @@ pub(crate) unsafe fn view<'a>(frame: &knet_frame) -> Result<ImageView<'a>, Fault
         KNET_FORMAT_I420 => PixelFormat::I420(YuvMatrix::Bt601),
         KNET_FORMAT_I420_BT709 => PixelFormat::I420(YuvMatrix::Bt709),
         other => return Err(Fault::argument(format!("knet_frame.format is {other}: no KNET_FORMAT_*"))),
+    };
+    let on_device = match frame.memory {
+        KNET_MEMORY_HOST => false,
+        KNET_MEMORY_CUDA => true,
+        other => return Err(Fault::argument(format!("knet_frame.memory is {other}: no KNET_MEMORY_*"))),
     };
     let size = (frame.height as usize, frame.width as usize);
     format.check(size)?;
@@ -92,6 +109,10 @@ pub(crate) unsafe fn view<'a>(frame: &knet_frame) -> Result<ImageView<'a>, Fault
                 shape.name, shape.row_bytes
             )));
         };
+        if on_device {
+            *plane = Plane::device(given.data.addr() as u64, stride);
+            continue;
+        }
         // SAFETY: as the caller says; the last row ends where its pixels do.
         *plane = Plane::host(unsafe { std::slice::from_raw_parts(given.data.cast(), bytes) }, stride);
     }

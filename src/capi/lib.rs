@@ -5,13 +5,19 @@
 //! |---|---|
 //! | `status` | status codes, the last error of a thread, the guard around every function |
 //! | `structs` | structs that grow: reading and writing by `struct_size` |
-//! | `model`, `session`, `frame`, `result` | the functions |
+//! | `messages` | messages by callback |
+//! | `flight` | the thread of a session that frames are submitted to |
+//! | `model`, `session`, `frame`, `result`, `polygons`, `device` | the functions |
 
 // The names are C's.
 #![allow(non_camel_case_types)]
 
+mod device;
+mod flight;
 mod frame;
+mod messages;
 mod model;
+mod polygons;
 mod result;
 mod session;
 mod status;

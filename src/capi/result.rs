@@ -1,6 +1,7 @@
 //! Results: objects, masks and maps, into the caller's memory or lent.
 
 use super::model::task_code;
+use super::polygons::Polygons;
 use super::status::{Fault, Turn, guarded, knet_status};
 use super::structs::{Versioned, give, handle, write};
 use knet::Segmentation;
@@ -8,25 +9,41 @@ use knet::image::bitmask::BitMask;
 use knet::model::Task;
 use std::cell::UnsafeCell;
 use std::ffi::{c_char, c_void};
+use std::sync::Arc;
 
-/// What a frame held. It is filled by knet_segment, any number of times, and keeps its memory. Opaque.
-pub struct knet_result {
-    turn: Turn,
-    found: UnsafeCell<Found>,
+/// What a frame held. It is filled by knet_segment or knet_session_submit, any number of times, and keeps its
+/// memory. Opaque.
+pub struct knet_result(Arc<Slot>);
+
+/// What a result shares with a frame in flight.
+#[derive(Default)]
+pub(crate) struct Slot {
+    pub turn: Turn,
+    pub found: UnsafeCell<Found>,
 }
+
+// SAFETY: whoever uses it has its turn.
+unsafe impl Send for Slot {}
+// SAFETY: as above.
+unsafe impl Sync for Slot {}
 
 #[derive(Default)]
 pub(crate) struct Found {
     pub segmentation: Segmentation,
     pub timestamp_ns: u64,
+    pub polygons: Polygons,
 }
 
 impl knet_result {
+    pub(crate) fn slot(&self) -> &Arc<Slot> {
+        &self.0
+    }
+
     /// Runs `body` while no other thread uses the result.
-    pub fn with_mut<T>(&self, body: impl FnOnce(&mut Found) -> Result<T, Fault>) -> Result<T, Fault> {
-        let _taken = self.turn.take("result")?;
+    pub(crate) fn with_mut<T>(&self, body: impl FnOnce(&mut Found) -> Result<T, Fault>) -> Result<T, Fault> {
+        let _taken = self.0.turn.take("result")?;
         // SAFETY: the turn is this call's until it is dropped.
-        body(unsafe { &mut *self.found.get() })
+        body(unsafe { &mut *self.0.found.get() })
     }
 
     fn with<T>(&self, body: impl FnOnce(&Found) -> Result<T, Fault>) -> Result<T, Fault> {
@@ -101,10 +118,10 @@ pub const KNET_MAP_CLASSES: u32 = 2;
 /// An empty result.
 #[unsafe(no_mangle)]
 pub extern "C" fn knet_result_new() -> *mut knet_result {
-    Box::into_raw(Box::new(knet_result { turn: Turn::default(), found: UnsafeCell::default() }))
+    Box::into_raw(Box::new(knet_result(Arc::default())))
 }
 
-/// Frees a result; NULL is allowed.
+/// Frees a result; NULL is allowed. One that a frame in flight fills is freed when that is done.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn knet_result_free(result: *mut knet_result) {
     let _ = guarded(|| {
@@ -215,7 +232,7 @@ fn described(found: &Segmentation, index: usize) -> Option<knet_object> {
 }
 
 /// The mask of an instance.
-fn mask(found: &Segmentation, index: u32) -> Result<&BitMask, Fault> {
+pub(crate) fn mask(found: &Segmentation, index: u32) -> Result<&BitMask, Fault> {
     if found.task() != Task::Instance {
         return Err(Fault::state("only instances have masks of their own: ask for a map"));
     }
@@ -224,7 +241,7 @@ fn mask(found: &Segmentation, index: u32) -> Result<&BitMask, Fault> {
 }
 
 /// Lends the bits of an instance's mask: pixel (y, x) is bit y * width + x, the first in the highest bit of
-/// the first byte. They live until the result is filled again or freed.
+/// the first byte. They live until a frame is segmented into the result or it is freed.
 ///
 /// KNET_ERROR_STATE: the result has no such instance.
 #[unsafe(no_mangle)]

@@ -1,15 +1,18 @@
 //! Sessions.
 
+use super::flight::{Job, Worker, nothing};
 use super::frame::{knet_frame, view};
 use super::model::{KNET_TASK_INSTANCE, KNET_TASK_PANOPTIC, KNET_TASK_SEMANTIC, knet_model};
 use super::result::knet_result;
 use super::status::{Fault, Turn, guarded, knet_status};
 use super::structs::{Versioned, give, handle, read, read_or_default, write};
-use knet::Session;
 use knet::engine::{InputSize, SessionOptions};
 use knet::model::Task;
 use knet::task::PostprocessOptions;
+use knet::{Error, Session};
 use std::cell::UnsafeCell;
+use std::mem::offset_of;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What a session gives, and with what. Zeros are the defaults.
@@ -20,7 +23,8 @@ pub struct knet_session_options {
     pub struct_size: u32,
     /// A KNET_TASK_*; 0 for the model's own. A panoptic model gives instances too.
     pub task: u32,
-    /// Threads of the session, which sleep between calls; 0 for one a core. Results do not depend on it.
+    /// Threads of the session, which sleep between calls; 0 for one a core, or for one for each of `cpus`.
+    /// Results do not depend on it.
     pub threads: u32,
     /// Frames are resized to fit into so many pixels, short side and long side, before the network sees them;
     /// both 0 for the model's own size.
@@ -33,12 +37,21 @@ pub struct knet_session_options {
     pub min_score: f32,
     /// Not 0: semantic maps come with the probability of each pixel's class.
     pub confidence: u32,
+    /// Not 0: the session has no threads; whoever calls it does all the work. `threads` is then 0 or 1, there
+    /// are no `cpus`, and frames cannot be submitted. A thread that has called such a session keeps a few
+    /// kilobytes for it until the process ends.
+    pub on_caller: u32,
+    /// How many `cpus` there are.
+    pub cpu_count: u32,
+    /// Numbers of the CPUs that the session's threads run on, and no others; NULL: any. They are read during
+    /// the call alone. Linux.
+    pub cpus: *const u32,
 }
 
-// SAFETY: plain numbers.
+// SAFETY: plain numbers, and a pointer that may be NULL.
 unsafe impl Versioned for knet_session_options {
     const NAME: &'static str = "knet_session_options";
-    const FIRST: usize = size_of::<knet_session_options>();
+    const FIRST: usize = offset_of!(knet_session_options, on_caller);
 }
 
 /// Wall-clock time of the parts of a call, in nanoseconds. A GPU does all of it in one go: there `network` is
@@ -66,22 +79,50 @@ unsafe impl Versioned for knet_timings {
 
 /// A model at work: plans, memory, threads. One for each camera or thread. Opaque.
 pub struct knet_session {
-    turn: Turn,
-    session: UnsafeCell<Session>,
+    core: Arc<Core>,
+    /// Whose thread there is none to work beside.
+    on_caller: bool,
+    cpus: Vec<usize>,
+    /// Made with the first frame that is submitted.
+    worker: OnceLock<Worker>,
 }
+
+/// What a session and its thread share.
+pub(crate) struct Core {
+    pub turn: Turn,
+    pub session: UnsafeCell<Session>,
+}
+
+// SAFETY: a session may be moved between threads, and whoever uses it has its turn.
+unsafe impl Send for Core {}
+// SAFETY: as above.
+unsafe impl Sync for Core {}
 
 impl knet_session {
     /// Runs `body` while no other thread uses the session.
-    fn with<T>(&self, body: impl FnOnce(&mut Session) -> Result<T, Fault>) -> Result<T, Fault> {
-        let _taken = self.turn.take("session")?;
+    pub(crate) fn with<T>(&self, body: impl FnOnce(&mut Session) -> Result<T, Fault>) -> Result<T, Fault> {
+        let _taken = self.core.turn.take("session")?;
         // SAFETY: the turn is this call's until it is dropped.
-        body(unsafe { &mut *self.session.get() })
+        body(unsafe { &mut *self.core.session.get() })
+    }
+
+    /// The session's thread, whose turn the caller has.
+    fn worker(&self) -> Result<&Worker, Fault> {
+        if self.on_caller {
+            let text = "a session that works in the calling thread has none to submit a frame to";
+            return Err(Error::usage(text).into());
+        }
+        if self.worker.get().is_none() {
+            // Nobody else makes one meanwhile.
+            let _ = self.worker.set(Worker::start(self.core.clone(), self.cpus.clone())?);
+        }
+        self.worker.get().ok_or_else(nothing)
     }
 }
 
 /// Makes a session of a model; `options` may be NULL. It is written to `*session`, NULL if there is none.
 ///
-/// KNET_ERROR_USAGE: a task the model cannot do, a size without pixels.
+/// KNET_ERROR_USAGE: a task the model cannot do, a size without pixels, CPUs that are not there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn knet_session_open(
     model: *const knet_model,
@@ -95,13 +136,17 @@ pub unsafe extern "C" fn knet_session_open(
             let model = handle(model, "model")?;
             let options = chosen(&read_or_default(options)?)?;
             let opened = Session::new(model.model.clone(), &options)?;
-            let opened = knet_session { turn: Turn::default(), session: UnsafeCell::new(opened) };
+            let core = Core { turn: Turn::default(), session: UnsafeCell::new(opened) };
+            let SessionOptions { on_caller, cpus, .. } = options;
+            let opened = knet_session { core: Arc::new(core), on_caller, cpus, worker: OnceLock::new() };
             give(Box::into_raw(Box::new(opened)), session, "session")
         }
     })
 }
 
-fn chosen(options: &knet_session_options) -> Result<SessionOptions, Fault> {
+/// # Safety
+/// `options.cpus` is as the header says.
+unsafe fn chosen(options: &knet_session_options) -> Result<SessionOptions, Fault> {
     let refuse =
         |field: &str, reason: String| Err(Fault::argument(format!("knet_session_options.{field} {reason}")));
     let task = match options.task {
@@ -126,10 +171,19 @@ fn chosen(options: &knet_session_options) -> Result<SessionOptions, Fault> {
         confidence: options.confidence != 0,
         ..PostprocessOptions::default()
     };
-    Ok(SessionOptions { task, threads: options.threads as usize, size, results, ..SessionOptions::default() })
+    let cpus = match (options.cpus.is_null(), options.cpu_count) {
+        (true, 0) => &[],
+        (true, count) => return refuse("cpus", format!("is NULL, and cpu_count {count}")),
+        // SAFETY: as the caller says.
+        (false, count) => unsafe { std::slice::from_raw_parts(options.cpus, count as usize) },
+    };
+    let cpus = cpus.iter().map(|&cpu| cpu as usize).collect();
+    let (threads, on_caller) = (options.threads as usize, options.on_caller != 0);
+    Ok(SessionOptions { task, threads, cpus, on_caller, size, results, ..SessionOptions::default() })
 }
 
-/// Closes a session; NULL is allowed. Results that it filled stay.
+/// Closes a session; NULL is allowed. It waits for a frame in flight and for the session's threads to end.
+/// Results that it filled stay.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn knet_session_close(session: *mut knet_session) {
     let _ = guarded(|| {
@@ -180,7 +234,67 @@ pub unsafe extern "C" fn knet_segment(
     })
 }
 
-/// Times of the last call of knet_segment.
+/// Hands a frame to a thread of the session and returns: knet_session_wait has to follow. A session has one
+/// frame in flight at a time; as long as it has one, and until it was waited for, other calls with the
+/// session or the result, but for knet_session_wait, knet_session_poll, their close and their free, get
+/// KNET_ERROR_BUSY.
+///
+/// Until knet_session_poll has said that the frame is done, or knet_session_wait or knet_session_close has
+/// returned, what `planes` points to must stay as it is. `frame` itself is read during the call alone, and
+/// `result` may be freed at any time.
+///
+/// KNET_ERROR_BUSY: a frame is in flight. KNET_ERROR_USAGE: the session is `on_caller`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn knet_session_submit(
+    session: *const knet_session,
+    frame: *const knet_frame,
+    result: *mut knet_result,
+) -> knet_status {
+    guarded(|| {
+        // SAFETY: the pointers are as the header asks.
+        let (session, frame, result) =
+            unsafe { (handle(session, "session")?, read(frame)?, handle(result.cast_const(), "result")?) };
+        // SAFETY: as above; and the pixels outlive the frame's flight.
+        let image = unsafe { view(&frame) }?;
+        let own = session.core.turn.take("session")?;
+        let slot = result.slot();
+        let filled = slot.turn.take("result")?;
+        let worker = session.worker()?;
+        worker.check_process()?;
+        let job = Job { image, timestamp_ns: frame.timestamp_ns, result: slot.clone() };
+        worker.submit(job, own, filled);
+        Ok(())
+    })
+}
+
+/// Whether the frame in flight is done, without waiting: `*done` is 1, or 0. Any thread may ask.
+///
+/// KNET_ERROR_STATE: no frame was submitted, or it was waited for already.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn knet_session_poll(session: *const knet_session, done: *mut u32) -> knet_status {
+    guarded(|| {
+        // SAFETY: the pointers are as the header asks.
+        let session = unsafe { handle(session, "session") }?;
+        let is_done = session.worker.get().ok_or_else(nothing)?.poll()?;
+        // SAFETY: as above.
+        unsafe { give(u32::from(is_done), done, "done") }
+    })
+}
+
+/// Waits for the frame in flight, without spinning. What it returns, and the words, are what knet_segment
+/// would have returned for it; session and result can be used again. Any thread may wait.
+///
+/// KNET_ERROR_STATE: no frame was submitted, or it was waited for already.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn knet_session_wait(session: *const knet_session) -> knet_status {
+    guarded(|| {
+        // SAFETY: the pointer is as the header asks.
+        let session = unsafe { handle(session, "session") }?;
+        session.worker.get().ok_or_else(nothing)?.wait()
+    })
+}
+
+/// Times of the last frame that was segmented.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn knet_session_timings(
     session: *const knet_session,

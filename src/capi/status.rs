@@ -3,8 +3,9 @@
 use knet::{Error, ErrorKind};
 use std::cell::RefCell;
 use std::ffi::{CString, c_char};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 
 /// How a call ended. Values never change; new ones may come.
 #[repr(C)]
@@ -37,7 +38,7 @@ pub enum knet_status {
     KNET_ERROR_MEMORY = 11,
     /// A call that does not fit what was called before, such as asking an empty result for a mask.
     KNET_ERROR_STATE = 12,
-    /// The session or result is in use by another thread.
+    /// The session or result is in use by another thread, or by a frame in flight.
     KNET_ERROR_BUSY = 13,
     /// A fault inside the library, which was caught. The message says where; please report it.
     KNET_ERROR_INTERNAL = 14,
@@ -96,17 +97,48 @@ pub extern "C" fn knet_last_error() -> *const c_char {
     LAST.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
 
+/// Where the last panic was, of any thread.
+static PLACE: Mutex<String> = Mutex::new(String::new());
+
+thread_local! {
+    /// Where this thread's was.
+    static OWN_PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Keeps a panic's place and logs it. A library prints nothing.
+fn note(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+    let _ = OWN_PLACE.try_with(|own| own.replace(Some(place.clone())));
+    *PLACE.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    log::error!("{}", panic.to_string().replace('\n', " "));
+}
+
+/// Runs what may panic, and makes a fault of it.
+pub(crate) fn caught<T>(body: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let before = std::panic::take_hook();
+        // The test harness needs its own besides.
+        std::panic::set_hook(Box::new(move |panic| {
+            note(panic);
+            if cfg!(test) {
+                before(panic);
+            }
+        }));
+    });
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of unknown kind");
+        // One that came from another thread went through it last.
+        let own = OWN_PLACE.try_with(RefCell::take).ok().flatten();
+        let place = own.unwrap_or_else(|| PLACE.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        Err(Fault { status: KNET_ERROR_INTERNAL, text: format!("a fault inside knet ({place}): {text}") })
+    })
+}
+
 /// Runs the body of a function of the interface.
 pub(crate) fn guarded(body: impl FnOnce() -> Result<(), Fault>) -> knet_status {
-    let fault = match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => return KNET_OK,
-        Ok(Err(fault)) => fault,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of unknown kind");
-            Fault { status: KNET_ERROR_INTERNAL, text: format!("a fault inside knet: {text}") }
-        }
-    };
+    let Err(fault) = caught(body) else { return KNET_OK };
     // A message with a zero byte, such as a file name from hostile data, ends there.
     let text = CString::new(fault.text).unwrap_or_else(|e| {
         let before = e.nul_position();
@@ -123,6 +155,7 @@ pub(crate) struct Turn(AtomicU8);
 const FREE: u8 = 0;
 const TAKEN: u8 = 1;
 const POISONED: u8 = 2;
+const IN_FLIGHT: u8 = 3;
 
 impl Turn {
     /// Takes the handle called `what` until the value is dropped.
@@ -133,16 +166,33 @@ impl Turn {
                 status: KNET_ERROR_POISONED,
                 text: format!("the {what} was in use when a fault was caught: close it"),
             }),
+            Err(IN_FLIGHT) => Err(Fault {
+                status: KNET_ERROR_BUSY,
+                text: format!("the {what} is taken by a frame in flight: call knet_session_wait first"),
+            }),
             Err(_) => Err(Fault {
                 status: KNET_ERROR_BUSY,
                 text: format!("the {what} is in use by another thread: each thread needs one of its own"),
             }),
         }
     }
+
+    /// Gives back what [`Taken::keep`] kept.
+    pub fn land(&self, poisoned: bool) {
+        self.0.store(if poisoned { POISONED } else { FREE }, Ordering::Release);
+    }
 }
 
 /// A handle in use.
 pub(crate) struct Taken<'a>(&'a AtomicU8);
+
+impl Taken<'_> {
+    /// Leaves the handle taken, for a frame in flight.
+    pub fn keep(self) {
+        self.0.store(IN_FLIGHT, Ordering::Release);
+        std::mem::forget(self);
+    }
+}
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
@@ -168,10 +218,10 @@ mod tests {
             let _taken = turn.take("session")?;
             panic!("index {} out of range", 7)
         });
-        assert_eq!(
-            (status, last().as_str()),
-            (KNET_ERROR_INTERNAL, "a fault inside knet: index 7 out of range")
-        );
+        assert_eq!(status, KNET_ERROR_INTERNAL);
+        // With the place, for who reports it.
+        let (before, after) = ("a fault inside knet (src/capi/status.rs:", "): index 7 out of range");
+        assert!(last().starts_with(before) && last().ends_with(after), "{}", last());
         assert_eq!(guarded(|| turn.take("session").map(|_| ())), KNET_ERROR_POISONED);
         assert!(last().contains("the session was in use when a fault was caught"), "{}", last());
     }
@@ -187,6 +237,18 @@ mod tests {
         assert!(status.1.contains("another thread"), "{}", status.1);
         drop(taken);
         assert_eq!(guarded(|| turn.take("result").map(|_| ())), KNET_OK);
+    }
+
+    #[test]
+    fn a_handle_in_flight_is_refused_until_it_has_landed() {
+        let turn = Turn::default();
+        turn.take("session").unwrap().keep();
+        assert_eq!(guarded(|| turn.take("session").map(|_| ())), KNET_ERROR_BUSY);
+        assert!(last().contains("the session is taken by a frame in flight"), "{}", last());
+        turn.land(false);
+        turn.take("session").unwrap().keep();
+        turn.land(true);
+        assert_eq!(guarded(|| turn.take("session").map(|_| ())), KNET_ERROR_POISONED);
     }
 
     #[test]

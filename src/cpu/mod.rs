@@ -1,5 +1,6 @@
 //! CPU back end: kernels, and the executor that walks a plan.
 
+mod affinity;
 pub mod buffer;
 pub(crate) mod conv;
 pub mod executor;
@@ -9,6 +10,7 @@ mod ops;
 pub mod pool;
 pub mod weights;
 
+pub use affinity::pin;
 pub use conv::Arithmetic;
 pub use executor::{Executor, Plan, Selection, plan, rebind};
 pub use pool::{Pool, thread_count};

@@ -12,15 +12,20 @@ use super::pre::PlacedPlane;
 use super::recording::capture;
 use crate::error::{Error, Result};
 use crate::image::view::{ImageView, Memory, Plane, PlaneShape};
-use cudarc::driver::{CudaEvent, CudaGraph, sys};
+use cudarc::driver::{CudaEvent, CudaGraph, DriverError, sys};
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// A stream of the caller's.
+/// A stream of the caller's, and events of the caller's that the work on it is ordered by.
 #[derive(Clone, Copy, Debug)]
-pub struct ExternalStream(sys::CUstream);
+pub struct ExternalStream {
+    stream: sys::CUstream,
+    /// Null: none.
+    after: sys::CUevent,
+    before: sys::CUevent,
+}
 
-// SAFETY: a handle of the driver, which may be used from any thread.
+// SAFETY: handles of the driver, which may be used from any thread.
 unsafe impl Send for ExternalStream {}
 
 impl ExternalStream {
@@ -29,7 +34,24 @@ impl ExternalStream {
     /// # Safety
     /// The stream must be one of the driver's, and live until what is enqueued on it through this is done.
     pub unsafe fn from_raw(stream: *mut c_void) -> Self {
-        ExternalStream(stream.cast())
+        ExternalStream { stream: stream.cast(), after: std::ptr::null_mut(), before: std::ptr::null_mut() }
+    }
+
+    /// Lets what is enqueued wait for what a `CUevent` (`cudaEvent_t`) was last recorded after, such as the
+    /// end of the image's copy on another stream; null: for nothing.
+    ///
+    /// # Safety
+    /// The event must be one of the driver's, and live until what is enqueued is done.
+    pub unsafe fn after(self, event: *mut c_void) -> Self {
+        ExternalStream { after: event.cast(), ..self }
+    }
+
+    /// Records a `CUevent` (`cudaEvent_t`) of the stream's context after what is enqueued; null: none.
+    ///
+    /// # Safety
+    /// As [`ExternalStream::after`].
+    pub unsafe fn before(self, event: *mut c_void) -> Self {
+        ExternalStream { before: event.cast(), ..self }
     }
 }
 
@@ -66,8 +88,9 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Usage`] for an image of another size or format, one on the host, and addresses that are not
     /// device memory or have too little of it behind them, as far as the driver tells (it may round
-    /// allocations up, or take a memory pool for one); for a stream of another context. [`Error::Cuda`] as
-    /// the driver says.
+    /// allocations up, or take a memory pool for one); for a stream of another context, and events that the
+    /// driver does not take: for the one after the run it finds out when the run is enqueued. [`Error::Cuda`]
+    /// as the driver says.
     ///
     /// # Safety
     /// The image's memory must hold the image until the work is done, as far as the stream's order goes.
@@ -79,7 +102,7 @@ impl Pipeline {
     ) -> Result<()> {
         let device = executor.device().clone();
         device.bind()?;
-        let ExternalStream(stream) = stream;
+        let ExternalStream { stream, after, before } = stream;
         check_stream(&device, stream)?;
         self.check(image)?;
         for (plane, shape) in image.planes() {
@@ -90,6 +113,12 @@ impl Pipeline {
             let event =
                 device.stream().context().new_event(None).map_err(|e| fault("cannot make an event", e))?;
             self.enqueued = Some(Enqueued { graph, done: Arc::new(event) });
+        }
+        if !after.is_null() {
+            // SAFETY: the caller vouches for the event.
+            unsafe { sys::cuStreamWaitEvent(stream, after, 0) }
+                .result()
+                .map_err(|e| refused("wait for", "the event before the run", e))?;
         }
         executor.wait_on_last(stream)?;
         for ((plane, _), placed) in image.planes().zip(self.preprocess.planes()) {
@@ -108,8 +137,22 @@ impl Pipeline {
             .result()
             .map_err(|e| fault("cannot record an event", e))?;
         executor.record_end(done.clone());
+        if !before.is_null() {
+            // SAFETY: the caller vouches for the event.
+            unsafe { sys::cuEventRecord(before, stream) }
+                .result()
+                .map_err(|e| refused("record", "the event after the run", e))?;
+        }
         Ok(())
     }
+}
+
+/// An event of the caller's that the driver does not take.
+fn refused(what: &str, which: &str, reason: DriverError) -> Error {
+    if reason.0 == sys::CUresult::CUDA_ERROR_INVALID_HANDLE {
+        return Error::usage(format!("cannot {what} {which}: it is none of the stream's context"));
+    }
+    fault(&format!("cannot {what} {which}"), reason)
 }
 
 /// Whether a stream is of the device's context.

@@ -44,6 +44,18 @@ impl EngineBuilder {
         self
     }
 
+    /// Lets the threads run on these CPUs alone. By default they run on any.
+    pub fn cpus(mut self, cpus: &[usize]) -> Self {
+        self.session.cpus = cpus.to_vec();
+        self
+    }
+
+    /// Works in the thread that calls, without threads of its own: [`SessionOptions::on_caller`].
+    pub fn on_caller(mut self) -> Self {
+        self.session.on_caller = true;
+        self
+    }
+
     /// Resizes images to fit into (short side, long side) pixels instead of the model's own size; `None`
     /// leaves them as they are.
     pub fn size(mut self, size: Option<(usize, usize)>) -> Self {

@@ -30,6 +30,12 @@ struct Ends {
     geometry: Geometry,
 }
 
+impl Ends {
+    fn of<P>(adapter: &Adapter<P>, image: &ImageView<'_>) -> Ends {
+        Ends { format: image.format(), source: image.size(), geometry: adapter.geometry }
+    }
+}
+
 impl Gpu {
     /// Plans `graph` and binds the plan to memory and constants.
     pub(super) fn new(runtime: &Arc<Runtime>, graph: &Graph, pool: &Pool) -> Result<Gpu> {
@@ -69,6 +75,11 @@ impl Gpu {
         Ok(adapter.task.on_device(pipeline, &adapter.geometry))
     }
 
+    /// Whether there is a pipeline for photos like this one.
+    pub(super) fn has_pipeline<P>(&self, adapter: &Adapter<P>, image: &ImageView<'_>) -> bool {
+        self.pipelines.has(&Ends::of(adapter, image))
+    }
+
     /// The pipeline for photos like this one, made if there is none. It becomes the most recent.
     pub(super) fn pipeline<P: PostprocessOnGpu>(
         &mut self,
@@ -76,7 +87,7 @@ impl Gpu {
         image: &ImageView<'_>,
     ) -> Result<&mut Pipeline> {
         let Adapter { geometry, preprocessor, task } = adapter;
-        let ends = Ends { format: image.format(), source: image.size(), geometry: *geometry };
+        let ends = Ends::of(adapter, image);
         let Gpu { pipelines, runtime, executor } = self;
         pipelines.get(ends, || {
             let preprocess = Preprocess::new(ends.format, ends.source, geometry, preprocessor.config());

@@ -78,6 +78,13 @@ impl Model {
         let selection = Selection { arithmetic: options.arithmetic, ..Selection::new(Isa::detect(), 1) };
         let (backend, notes) = Backend::new(options, selection, load)?;
         let (device_note, tuning_note) = (notes.device, notes.tuning);
+        log::info!("{} on {}", config.name, backend.name());
+        if let Some(reason) = &device_note {
+            log::warn!("the CPU computes, no GPU: {reason}");
+        }
+        if let Some(reason) = &tuning_note {
+            log::warn!("the tuning table is not followed: {reason}");
+        }
         Ok(Arc::new(Model { config, backend, device_note, tuning_note }))
     }
 

@@ -33,10 +33,15 @@ impl Session {
         stream: ExternalStream,
     ) -> Result<DeviceResults> {
         let geometry = self.geometry(image)?;
-        let Ready { network, adapter, .. } = self.ready(&geometry)?;
+        let Ready { network, adapter, pool, .. } = self.ready(&geometry)?;
         let Network::Cuda(gpu) = network else {
             return Err(Error::usage(format!("{} has no device memory", self.backend.name())));
         };
+        if !gpu.has_pipeline(adapter, image) {
+            // Kernels are compiled by the session's threads and no others.
+            let (gpu, adapter) = (&mut *gpu, &mut *adapter);
+            pool.run(move || gpu.pipeline(adapter, image).map(|_| ()))?;
+        }
         // SAFETY: the caller vouches for image and stream.
         unsafe { gpu.enqueue(adapter, image, stream) }
     }

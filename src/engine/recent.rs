@@ -31,6 +31,12 @@ impl<K: PartialEq, V> Recent<K, V> {
         Ok(&mut self.entries[last].1)
     }
 
+    /// Whether there is a value of `key`.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn has(&self, key: &K) -> bool {
+        self.entries.iter().any(|(known, _)| known == key)
+    }
+
     /// The value that was asked for last.
     #[cfg(any(test, feature = "cuda"))]
     pub(super) fn latest(&mut self) -> Option<&mut V> {
@@ -56,6 +62,7 @@ mod tests {
         }
         assert_eq!(made, [1, 2, 3, 2], "3 took the place of 2, and 2 then that of 3");
         assert_eq!(recent.latest(), Some(&mut 20));
+        assert!(recent.has(&1) && recent.has(&2) && !recent.has(&3));
         assert!(recent.get(5, || Err(Error::usage("no"))).is_err());
         assert_eq!(*recent.get(1, || Ok(0)).unwrap(), 10, "a failure evicts nothing");
     }

@@ -37,8 +37,14 @@ pub struct SessionOptions {
     /// The kind of result; by default the model's own. A panoptic model gives instances too; an instance
     /// model gives nothing else.
     pub task: Option<Task>,
-    /// Number of worker threads; 0, the default, means one per core.
+    /// Number of worker threads; 0, the default, means one per core, or one for each of `cpus`.
     pub threads: usize,
+    /// The only CPUs that those threads run on, by the system's numbers; empty, the default: any. On Linux
+    /// alone.
+    pub cpus: Vec<usize>,
+    /// No worker threads: the thread that calls the session works, alone ([`Pool::on_caller`] says what
+    /// remains of that). It may be another one each time.
+    pub on_caller: bool,
     /// What size photos have in the network.
     pub size: InputSize,
     /// What results are to hold.
@@ -122,8 +128,8 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Usage`](crate::Error::Usage) for a size without pixels, a filter's share beyond 0 to 1, a
-    /// task the model cannot do or stages it does not have; [`Error::Cuda`](crate::Error::Cuda) as the driver
-    /// says.
+    /// task the model cannot do, stages it does not have or CPUs that are not there;
+    /// [`Error::Cuda`](crate::Error::Cuda) as the driver says.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
         let config = model.config();
         let task = options.task.unwrap_or(config.task);
@@ -142,7 +148,16 @@ impl Session {
         if options.stages.is_some() && !(1..=has).contains(&stages) {
             return Err(Error::usage(format!("stages is {stages}, and {} has {has}", config.name)));
         }
-        let pool = Pool::new(options.threads)?;
+        let pool = match (options.on_caller, &*options.cpus) {
+            (true, []) if options.threads <= 1 => Pool::on_caller(),
+            (true, _) => {
+                let reason =
+                    "a session that works in the calling thread has neither threads nor CPUs of its own";
+                return Err(Error::usage(reason));
+            }
+            (false, []) => Pool::new(options.threads)?,
+            (false, cpus) => Pool::on_cpus(options.threads, cpus)?,
+        };
         let backend = model.backend.fork(pool.threads())?;
         Ok(Session {
             model,
@@ -328,12 +343,14 @@ impl Session {
     }
 
     fn network(&mut self, extent: Extent) -> Result<(&mut Network, &Pool)> {
+        self.pool.admit()?;
         let Session { model, backend, networks, pool, .. } = self;
         Ok((networks.get(extent, || network(model, backend, pool, extent))?, pool))
     }
 
     /// What photos of one size go through, made where it is not there.
     pub(super) fn ready(&mut self, geometry: &Geometry) -> Result<Ready<'_>> {
+        self.pool.admit()?;
         let Session { model, backend, pool, networks, adapters, preprocessor, task, options, .. } = self;
         let mut extent = Extent { size: geometry.padded, stages: self.stages, cut: false };
         let mut limit = None;
@@ -361,7 +378,11 @@ impl Session {
 
 /// The network of a model at an input size.
 fn network(model: &Model, backend: &Backend, pool: &Pool, extent: Extent) -> Result<Network> {
+    let start = Instant::now();
     let taps = if extent.cut { TapMode::Stages } else { TapMode::Off };
     let (graph, _) = model.graph(extent.size, taps, extent.stages)?;
-    Network::new(backend, &graph, pool)
+    let network = Network::new(backend, &graph, pool)?;
+    let (height, width) = extent.size;
+    log::debug!("planned {} for {height}x{width} in {:.1?}", model.config().name, start.elapsed());
+    Ok(network)
 }

@@ -1,6 +1,7 @@
 //! Where weights come from, and whether they fit.
 
 use crate::checkpoint::{Checkpoint, seeded};
+use crate::cpu::Pool;
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
 use crate::fsio;
 use crate::graph::Param;
@@ -184,8 +185,11 @@ fn check(file: &Checkpoint, config: &Config) -> Result<()> {
     let params = parameters(config)?;
     let mut report = fit(&params, file.names(), |name| file.shape(name));
     // Looked at as stored: tensors are decoded once, when a plan packs them.
-    let bad = params.par_iter().filter(|param| file.any_non_finite(&param.key) == Some(true));
-    report.non_finite = bad.map(|param| param.key.clone()).collect();
+    // By threads that are gone when the model is there: rayon's own would stay.
+    report.non_finite = Pool::new(0)?.run(|| {
+        let bad = params.par_iter().filter(|param| file.any_non_finite(&param.key) == Some(true));
+        bad.map(|param| param.key.clone()).collect()
+    });
     if report.is_clean() {
         return Ok(());
     }

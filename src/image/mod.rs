@@ -17,6 +17,7 @@ mod label;
 pub mod legend;
 pub mod listing;
 mod mask_resize;
+pub mod outline;
 pub mod output;
 pub mod overlay;
 pub mod palette;

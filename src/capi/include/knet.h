@@ -13,10 +13,16 @@
  *
  * Threads. A model may be used by any number of threads at once. A session and a result are used by one
  * thread at a time, any thread; a second one is refused with KNET_ERROR_BUSY. A model may be closed before
- * its sessions. Closing NULL does nothing.
+ * its sessions. Closing NULL does nothing. Threads of a session end with it, and sleep while it has no frame.
  *
- * Memory. Handles are freed by their own close or free alone. Text and bits that a function lends live as
- * long as it says.
+ * Memory. Handles are freed by their own close or free alone. Text, bits and points that a function lends
+ * live as long as it says.
+ *
+ * Processes. Ending without closing anything is allowed, at any time. So is dlclose after all sessions are
+ * closed. A process that was forked off may use what it opens itself; of what was opened before, it may use
+ * models on the CPU and sessions that are on_caller, and others answer KNET_ERROR_STATE.
+ *
+ * Output. The library prints nothing: see knet_set_log.
  */
 
 #ifndef KNET_H
@@ -74,6 +80,36 @@
  * As I420, BT.709.
  */
 #define KNET_FORMAT_I420_BT709 8
+
+/**
+ * The planes are on the host.
+ */
+#define KNET_MEMORY_HOST 0
+
+/**
+ * The planes are in the memory of the model's GPU, at addresses of the driver's (CUdeviceptr).
+ */
+#define KNET_MEMORY_CUDA 1
+
+/**
+ * A fault inside the library.
+ */
+#define KNET_LOG_ERROR 1
+
+/**
+ * Something is not as it was asked for, such as the CPU in place of a GPU.
+ */
+#define KNET_LOG_WARNING 2
+
+/**
+ * What was loaded, and where it computes.
+ */
+#define KNET_LOG_INFO 3
+
+/**
+ * What is planned, and how long it took.
+ */
+#define KNET_LOG_DEBUG 4
 
 /**
  * One mask per object; objects may overlap.
@@ -184,7 +220,7 @@ typedef enum knet_status {
    */
   KNET_ERROR_STATE = 12,
   /**
-   * The session or result is in use by another thread.
+   * The session or result is in use by another thread, or by a frame in flight.
    */
   KNET_ERROR_BUSY = 13,
   /**
@@ -203,7 +239,8 @@ typedef enum knet_status {
 typedef struct knet_model knet_model;
 
 /**
- * What a frame held. It is filled by knet_segment, any number of times, and keeps its memory. Opaque.
+ * What a frame held. It is filled by knet_segment or knet_session_submit, any number of times, and keeps its
+ * memory. Opaque.
  */
 typedef struct knet_result knet_result;
 
@@ -211,6 +248,165 @@ typedef struct knet_result knet_result;
  * A model at work: plans, memory, threads. One for each camera or thread. Opaque.
  */
 typedef struct knet_session knet_session;
+
+/**
+ * Rows of bytes.
+ */
+typedef struct knet_plane {
+  /**
+   * The first row: any address, any alignment.
+   */
+  const void *data;
+  /**
+   * Bytes from one row to the next; 0 where there is nothing between them.
+   */
+  size_t stride;
+} knet_plane;
+
+/**
+ * An 8-bit image that the caller owns, rows from top to bottom. How long its pixels are read, the functions
+ * say.
+ */
+typedef struct knet_frame {
+  /**
+   * sizeof(knet_frame).
+   */
+  uint32_t struct_size;
+  /**
+   * A KNET_FORMAT_*.
+   */
+  uint32_t format;
+  /**
+   * Rows.
+   */
+  uint32_t height;
+  /**
+   * Columns.
+   */
+  uint32_t width;
+  /**
+   * As many planes as the format has, in its order; the others are not looked at.
+   */
+  struct knet_plane planes[3];
+  /**
+   * Comes back in knet_result_info.
+   */
+  uint64_t timestamp_ns;
+  /**
+   * A KNET_MEMORY_*: where the planes are. knet_segment and knet_session_submit take frames on the host,
+   * knet_segment_on_device takes those on a GPU.
+   */
+  uint32_t memory;
+  /**
+   * Zero.
+   */
+  uint32_t reserved;
+} knet_frame;
+
+/**
+ * Where work on a GPU is enqueued, and what it is ordered by. All are of the device's primary context, as
+ * the CUDA runtime uses it.
+ */
+typedef struct knet_cuda_work {
+  /**
+   * sizeof(knet_cuda_work).
+   */
+  uint32_t struct_size;
+  /**
+   * Zero.
+   */
+  uint32_t reserved;
+  /**
+   * A CUstream (cudaStream_t); NULL: the default stream.
+   */
+  void *stream;
+  /**
+   * A CUevent (cudaEvent_t) that the work waits for, such as the end of the frame's upload; NULL: none.
+   */
+  void *wait_for;
+  /**
+   * A CUevent that is recorded when the work is done; NULL: none.
+   */
+  void *signal;
+} knet_cuda_work;
+
+/**
+ * Where the results of a frame will lie in the memory of the GPU: addresses of the driver's, 0 for what a
+ * result of this kind has not.
+ */
+typedef struct knet_device_result {
+  /**
+   * sizeof(knet_device_result).
+   */
+  uint32_t struct_size;
+  /**
+   * A KNET_TASK_*.
+   */
+  uint32_t task;
+  /**
+   * Rows of the frame, and of masks and maps.
+   */
+  uint32_t height;
+  /**
+   * Columns.
+   */
+  uint32_t width;
+  /**
+   * Places for instances; objects that pixels of a panoptic map are given to, the things first; 0 for a
+   * semantic map.
+   */
+  uint32_t objects;
+  /**
+   * Zero.
+   */
+  uint32_t reserved;
+  /**
+   * The frame's.
+   */
+  uint64_t timestamp_ns;
+  /**
+   * Instances: bits of the masks by place, in the order of knet_result_mask_bits.
+   */
+  uint64_t masks;
+  /**
+   * Bytes from one mask to the next.
+   */
+  uint64_t mask_bytes;
+  /**
+   * f32, a score for each object, instances best first.
+   */
+  uint64_t scores;
+  /**
+   * Instances: i32, object * classes + class.
+   */
+  uint64_t pairs;
+  /**
+   * Instances: u32, the place of its mask. UINT32_MAX: there is none, nor any after it.
+   */
+  uint64_t places;
+  /**
+   * u16 for each pixel, row by row: its object in a panoptic map, its class in a semantic one.
+   */
+  uint64_t map;
+  /**
+   * Panoptic: u32, pixels that each object was given, then for each object those of its own mask.
+   */
+  uint64_t areas;
+  /**
+   * Panoptic: u32, the class of each object.
+   */
+  uint64_t classes;
+  /**
+   * Semantic: f32 for each pixel, the probability of its class, if it was asked for.
+   */
+  uint64_t confidence;
+} knet_device_result;
+
+/**
+ * Takes a message: a KNET_LOG_*, a line in UTF-8 that lives during the call alone, and what knet_set_log was
+ * given. It may be called by any thread, by several at once, and must return: no exception, no longjmp.
+ */
+typedef void (*knet_log_callback)(uint32_t level, const char *message, void *user);
 
 /**
  * Where a model comes from and where it computes.
@@ -280,6 +476,68 @@ typedef struct knet_class {
    */
   uint8_t colour[4];
 } knet_class;
+
+/**
+ * A closed line along the edges of pixels; the last point is joined to the first.
+ */
+typedef struct knet_ring {
+  /**
+   * Its first point.
+   */
+  uint32_t first;
+  /**
+   * Number of its points.
+   */
+  uint32_t count;
+  /**
+   * The ring around the part of the mask that it belongs to: its own number for the outline of a part,
+   * another one for a hole in it.
+   */
+  uint32_t outer;
+} knet_ring;
+
+/**
+ * A corner of pixels: the pixel in column x of row y is the square from (x, y) to (x + 1, y + 1).
+ */
+typedef struct knet_point {
+  /**
+   * From the left edge of the frame.
+   */
+  uint32_t x;
+  /**
+   * From the upper edge.
+   */
+  uint32_t y;
+} knet_point;
+
+/**
+ * The outline of a mask: rings around its parts, and around holes in them. Pixels that touch at a corner
+ * alone are two parts. Parts are gone around clockwise, as a frame is looked at, holes counterclockwise;
+ * there are points only where a ring turns. By the even-odd rule as by the winding rule, all rings together
+ * hold exactly the mask's pixels.
+ */
+typedef struct knet_polygons {
+  /**
+   * sizeof(knet_polygons).
+   */
+  uint32_t struct_size;
+  /**
+   * Number of rings.
+   */
+  uint32_t ring_count;
+  /**
+   * The rings.
+   */
+  const struct knet_ring *rings;
+  /**
+   * The points of all rings.
+   */
+  const struct knet_point *points;
+  /**
+   * Number of points.
+   */
+  size_t point_count;
+} knet_polygons;
 
 /**
  * What a result holds.
@@ -372,7 +630,8 @@ typedef struct knet_session_options {
    */
   uint32_t task;
   /**
-   * Threads of the session, which sleep between calls; 0 for one a core. Results do not depend on it.
+   * Threads of the session, which sleep between calls; 0 for one a core, or for one for each of `cpus`.
+   * Results do not depend on it.
    */
   uint32_t threads;
   /**
@@ -396,51 +655,22 @@ typedef struct knet_session_options {
    * Not 0: semantic maps come with the probability of each pixel's class.
    */
   uint32_t confidence;
+  /**
+   * Not 0: the session has no threads; whoever calls it does all the work. `threads` is then 0 or 1, there
+   * are no `cpus`, and frames cannot be submitted. A thread that has called such a session keeps a few
+   * kilobytes for it until the process ends.
+   */
+  uint32_t on_caller;
+  /**
+   * How many `cpus` there are.
+   */
+  uint32_t cpu_count;
+  /**
+   * Numbers of the CPUs that the session's threads run on, and no others; NULL: any. They are read during
+   * the call alone. Linux.
+   */
+  const uint32_t *cpus;
 } knet_session_options;
-
-/**
- * Rows of bytes on the host.
- */
-typedef struct knet_plane {
-  /**
-   * The first row.
-   */
-  const void *data;
-  /**
-   * Bytes from one row to the next; 0 where there is nothing between them.
-   */
-  size_t stride;
-} knet_plane;
-
-/**
- * An 8-bit image that the caller owns, rows from top to bottom. It is read during the call alone.
- */
-typedef struct knet_frame {
-  /**
-   * sizeof(knet_frame).
-   */
-  uint32_t struct_size;
-  /**
-   * A KNET_FORMAT_*.
-   */
-  uint32_t format;
-  /**
-   * Rows.
-   */
-  uint32_t height;
-  /**
-   * Columns.
-   */
-  uint32_t width;
-  /**
-   * As many planes as the format has, in its order; the others are not looked at.
-   */
-  struct knet_plane planes[3];
-  /**
-   * Comes back in knet_result_info.
-   */
-  uint64_t timestamp_ns;
-} knet_frame;
 
 /**
  * Wall-clock time of the parts of a call, in nanoseconds. A GPU does all of it in one go: there `network` is
@@ -484,6 +714,35 @@ uint32_t knet_abi_version(void);
 const char *knet_version(void);
 
 /**
+ * Segments a frame in the memory of the model's GPU: enqueues all work on the caller's stream and returns
+ * without waiting. `work` may be NULL for the default stream. `result` says where the results will lie; they
+ * are there once the work is done, until the session gets another frame of this size. Objects of a panoptic
+ * map are as the network has them, whatever their score. The first frame of a size is planned for, which
+ * takes time and waits.
+ *
+ * Until the work is done the frame's pixels must stay as they are, as far as the stream's order goes, and
+ * stream and events must live. One frame may follow the other, also on another stream: runs of a session
+ * follow each other. knet_session_close waits for the work.
+ *
+ * KNET_ERROR_USAGE: the model computes on the CPU; the frame is on the host; as far as the driver tells, the
+ * planes are no memory of the GPU or too little of it; a stream of another context, or an event that is none
+ * (if that is `signal`, the work has been enqueued). KNET_ERROR_NO_DEVICE: the library was built without the
+ * code for GPUs.
+ */
+enum knet_status knet_segment_on_device(const struct knet_session *session,
+                                        const struct knet_frame *frame,
+                                        const struct knet_cuda_work *work,
+                                        struct knet_device_result *result);
+
+/**
+ * Sends messages up to `level`, a KNET_LOG_*, to a callback, for the whole process; with a callback of NULL,
+ * to nobody, as at the beginning. When it returns, the callback before is not called any more.
+ *
+ * KNET_ERROR_STATE: called by the callback itself.
+ */
+enum knet_status knet_set_log(knet_log_callback callback, void *user, uint32_t level);
+
+/**
  * Loads a model. It is written to `*model`, NULL if it cannot be loaded.
  *
  * KNET_ERROR_USAGE: unknown model or device. KNET_ERROR_IO, _CHECKPOINT, _WEIGHTS: the file.
@@ -523,12 +782,22 @@ uint32_t knet_model_class_count(const struct knet_model *model);
 enum knet_status knet_model_class(const struct knet_model *model, uint32_t index, struct knet_class *class_);
 
 /**
+ * Lends the outline of an instance's mask as polygons. They live until the next call of this function with
+ * the result, a frame is segmented into it or it is freed. The same mask has the same polygons, always.
+ *
+ * KNET_ERROR_STATE: the result has no such instance.
+ */
+enum knet_status knet_result_polygons(const struct knet_result *result,
+                                      uint32_t index,
+                                      struct knet_polygons *polygons);
+
+/**
  * An empty result.
  */
 struct knet_result *knet_result_new(void);
 
 /**
- * Frees a result; NULL is allowed.
+ * Frees a result; NULL is allowed. One that a frame in flight fills is freed when that is done.
  */
 void knet_result_free(struct knet_result *result);
 
@@ -548,7 +817,7 @@ enum knet_status knet_result_get_object(const struct knet_result *result,
 
 /**
  * Lends the bits of an instance's mask: pixel (y, x) is bit y * width + x, the first in the highest bit of
- * the first byte. They live until the result is filled again or freed.
+ * the first byte. They live until a frame is segmented into the result or it is freed.
  *
  * KNET_ERROR_STATE: the result has no such instance.
  */
@@ -599,14 +868,15 @@ enum knet_status knet_result_map(const struct knet_result *result,
 /**
  * Makes a session of a model; `options` may be NULL. It is written to `*session`, NULL if there is none.
  *
- * KNET_ERROR_USAGE: a task the model cannot do, a size without pixels.
+ * KNET_ERROR_USAGE: a task the model cannot do, a size without pixels, CPUs that are not there.
  */
 enum knet_status knet_session_open(const struct knet_model *model,
                                    const struct knet_session_options *options,
                                    struct knet_session **session);
 
 /**
- * Closes a session; NULL is allowed. Results that it filled stay.
+ * Closes a session; NULL is allowed. It waits for a frame in flight and for the session's threads to end.
+ * Results that it filled stay.
  */
 void knet_session_close(struct knet_session *session);
 
@@ -626,7 +896,38 @@ enum knet_status knet_segment(const struct knet_session *session,
                               struct knet_result *result);
 
 /**
- * Times of the last call of knet_segment.
+ * Hands a frame to a thread of the session and returns: knet_session_wait has to follow. A session has one
+ * frame in flight at a time; as long as it has one, and until it was waited for, other calls with the
+ * session or the result, but for knet_session_wait, knet_session_poll, their close and their free, get
+ * KNET_ERROR_BUSY.
+ *
+ * Until knet_session_poll has said that the frame is done, or knet_session_wait or knet_session_close has
+ * returned, what `planes` points to must stay as it is. `frame` itself is read during the call alone, and
+ * `result` may be freed at any time.
+ *
+ * KNET_ERROR_BUSY: a frame is in flight. KNET_ERROR_USAGE: the session is `on_caller`.
+ */
+enum knet_status knet_session_submit(const struct knet_session *session,
+                                     const struct knet_frame *frame,
+                                     struct knet_result *result);
+
+/**
+ * Whether the frame in flight is done, without waiting: `*done` is 1, or 0. Any thread may ask.
+ *
+ * KNET_ERROR_STATE: no frame was submitted, or it was waited for already.
+ */
+enum knet_status knet_session_poll(const struct knet_session *session, uint32_t *done);
+
+/**
+ * Waits for the frame in flight, without spinning. What it returns, and the words, are what knet_segment
+ * would have returned for it; session and result can be used again. Any thread may wait.
+ *
+ * KNET_ERROR_STATE: no frame was submitted, or it was waited for already.
+ */
+enum knet_status knet_session_wait(const struct knet_session *session);
+
+/**
+ * Times of the last frame that was segmented.
  */
 enum knet_status knet_session_timings(const struct knet_session *session, struct knet_timings *timings);
 
@@ -635,159 +936,6 @@ enum knet_status knet_session_timings(const struct knet_session *session, struct
  * Lives until another call on this thread fails.
  */
 const char *knet_last_error(void);
-
-/**
- * The words of the last call on this thread that did not return KNET_OK; empty before the first. Never NULL.
- * Lives until another call on this thread fails.
- */
-const char *knet_last_error(void);
-
-/**
- * Loads a model. It is written to `*model`, NULL if it cannot be loaded.
- *
- * KNET_ERROR_USAGE: unknown model or device. KNET_ERROR_IO, _CHECKPOINT, _WEIGHTS: the file.
- * KNET_ERROR_NO_DEVICE: a GPU was named and cannot be used.
- */
-enum knet_status knet_model_open(const struct knet_model_options *options, struct knet_model **model);
-
-/**
- * Closes a model; NULL is allowed. Its sessions go on until they are closed themselves.
- */
-void knet_model_close(struct knet_model *model);
-
-/**
- * The KNET_TASK_* that the model was made for; 0 for NULL.
- */
-uint32_t knet_model_task(const struct knet_model *model);
-
-/**
- * Where the model computes, for people: the GPU's name and the precision, or the CPU's instruction set.
- * Lives as long as the model; empty for NULL.
- */
-const char *knet_model_device(const struct knet_model *model);
-
-/**
- * Why device "auto" took the CPU; NULL if it did not, or a device was named. Lives as long as the model.
- */
-const char *knet_model_device_note(const struct knet_model *model);
-
-/**
- * Number of classes; 0 for NULL.
- */
-uint32_t knet_model_class_count(const struct knet_model *model);
-
-/**
- * What the class of this index, from 0, means.
- */
-enum knet_status knet_model_class(const struct knet_model *model, uint32_t index, struct knet_class *class_);
-
-/**
- * Makes a session of a model; `options` may be NULL. It is written to `*session`, NULL if there is none.
- *
- * KNET_ERROR_USAGE: a task the model cannot do, a size without pixels.
- */
-enum knet_status knet_session_open(const struct knet_model *model,
-                                   const struct knet_session_options *options,
-                                   struct knet_session **session);
-
-/**
- * Closes a session; NULL is allowed. Results that it filled stay.
- */
-void knet_session_close(struct knet_session *session);
-
-/**
- * Plans the network for frames of this size and loads its weights, so that the first frame is as fast as
- * the others.
- */
-enum knet_status knet_session_warm_up(const struct knet_session *session, uint32_t height, uint32_t width);
-
-/**
- * Segments a frame on the host by the session's threads, and waits. `result` holds what was
- * found, nothing of use after an error. From the second frame of a size on, nothing is allocated, also if up
- * to four sizes take turns.
- */
-enum knet_status knet_segment(const struct knet_session *session,
-                              const struct knet_frame *frame,
-                              struct knet_result *result);
-
-/**
- * Times of the last call of knet_segment.
- */
-enum knet_status knet_session_timings(const struct knet_session *session, struct knet_timings *timings);
-
-/**
- * An empty result.
- */
-struct knet_result *knet_result_new(void);
-
-/**
- * Frees a result; NULL is allowed.
- */
-void knet_result_free(struct knet_result *result);
-
-/**
- * What the result holds.
- */
-enum knet_status knet_result_get_info(const struct knet_result *result, struct knet_result_info *info);
-
-/**
- * One object.
- *
- * KNET_ERROR_STATE: the result has fewer.
- */
-enum knet_status knet_result_get_object(const struct knet_result *result,
-                                        uint32_t index,
-                                        struct knet_object *object);
-
-/**
- * Lends the bits of an instance's mask: pixel (y, x) is bit y * width + x, the first in the highest bit of
- * the first byte. They live until the result is filled again or freed.
- *
- * KNET_ERROR_STATE: the result has no such instance.
- */
-enum knet_status knet_result_mask_bits(const struct knet_result *result,
-                                       uint32_t index,
-                                       const uint8_t **bits,
-                                       size_t *size);
-
-/**
- * Writes an instance's mask: `value` for its pixels, 0 for the others. `stride` is what lies between the
- * beginnings of rows, in bytes.
- *
- * KNET_ERROR_STATE: the result has no such instance.
- */
-enum knet_status knet_result_mask_u8(const struct knet_result *result,
-                                     uint32_t index,
-                                     uint8_t value,
-                                     uint8_t *pixels,
-                                     size_t stride);
-
-/**
- * Writes the compressed run lengths of an instance's mask, as COCO's tools have them, with a zero byte at
- * the end. `*needed` is the number of bytes that takes. With a `capacity` below it, nothing is written: ask
- * with capacity 0 and `text` NULL first.
- *
- * KNET_ERROR_STATE: the result has no such instance.
- */
-enum knet_status knet_result_mask_rle(const struct knet_result *result,
-                                      uint32_t index,
-                                      char *text,
-                                      size_t capacity,
-                                      size_t *needed);
-
-/**
- * Writes a map of the whole frame, as robots publish them: a KNET_MAP_* with elements of `element_bytes` (1,
- * 2 or 4, unsigned). `stride` is what lies between the beginnings of rows, in bytes; `pixels` and `stride`
- * are multiples of the element. `none` is for KNET_MAP_CLASSES alone.
- *
- * KNET_ERROR_ARGUMENT: a value does not fit the element; nothing is written.
- */
-enum knet_status knet_result_map(const struct knet_result *result,
-                                 uint32_t map,
-                                 uint32_t none,
-                                 uint32_t element_bytes,
-                                 void *pixels,
-                                 size_t stride);
 
 #ifdef __cplusplus
 }  // extern "C"

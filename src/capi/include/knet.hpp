@@ -70,6 +70,12 @@ class Handle {
 
 }  // namespace detail
 
+/// Sends messages up to a KNET_LOG_* to a function that may be called by any thread and must not throw; nullptr:
+/// to nobody.
+inline void log(std::uint32_t level, knet_log_callback callback, void* user = nullptr) {
+  detail::check(knet_set_log(callback, user, level));
+}
+
 /// How a model is loaded: knet_model_options.
 class ModelOptions {
  public:
@@ -163,10 +169,21 @@ class Options {
     options_.confidence = 1;
     return *this;
   }
-  const knet_session_options* get() const noexcept { return &options_; }
+  /// No threads: whoever calls the session does all the work.
+  Options& on_caller() noexcept {
+    options_.on_caller = 1;
+    return *this;
+  }
+  /// The only CPUs that the session's threads run on.
+  Options& cpus(std::vector<std::uint32_t> cpus) {
+    cpus_ = std::move(cpus);
+    return *this;
+  }
 
  private:
+  friend class Session;
   knet_session_options options_;
+  std::vector<std::uint32_t> cpus_;
 };
 
 /// A frame of one plane; `stride` 0 where rows follow each other.
@@ -200,9 +217,22 @@ inline knet_frame nv12(const void* luma, const void* chroma, std::uint32_t heigh
   return frame;
 }
 
+/// A frame whose planes are in the memory of the model's GPU.
+inline knet_frame on_device(knet_frame frame) noexcept {
+  frame.memory = KNET_MEMORY_CUDA;
+  return frame;
+}
+
 /// Columns and rows.
 struct Box {
   std::uint32_t x, y, width, height;
+};
+
+/// A part of a mask, or a hole in one: corners of pixels, the last joined to the first.
+struct Polygon {
+  std::vector<knet_point> points;
+  /// The polygon that this one is a hole in; its own number if it is none.
+  std::uint32_t outer;
 };
 
 /// The bits of a mask, lent by a result.
@@ -244,6 +274,19 @@ class Object {
     auto info = detail::sized<knet_result_info>();
     detail::check(knet_result_get_info(result_, &info));
     return {bits, info.height, info.width};
+  }
+  /// The outline of the mask of an instance, exactly: parts and the holes in them, along the edges of pixels.
+  std::vector<Polygon> polygons() const {
+    auto found = detail::sized<knet_polygons>();
+    detail::check(knet_result_polygons(result_, index_, &found));
+    std::vector<Polygon> polygons;
+    polygons.reserve(found.ring_count);
+    for (std::uint32_t i = 0; i < found.ring_count; ++i) {
+      const knet_ring& ring = found.rings[i];
+      const knet_point* first = found.points + ring.first;
+      polygons.push_back({std::vector<knet_point>(first, first + ring.count), ring.outer});
+    }
+    return polygons;
   }
   /// COCO's compressed run lengths of the mask.
   std::string rle() const {
@@ -312,8 +355,11 @@ class Result {
 class Session {
  public:
   explicit Session(const Model& model, const Options& options = {}) {
+    knet_session_options c = options.options_;
+    c.cpus = options.cpus_.empty() ? nullptr : options.cpus_.data();
+    c.cpu_count = static_cast<std::uint32_t>(options.cpus_.size());
     knet_session* session = nullptr;
-    detail::check(knet_session_open(model.get(), options.get(), &session));
+    detail::check(knet_session_open(model.get(), &c, &session));
     handle_ = Handle(session);
   }
 
@@ -324,6 +370,31 @@ class Session {
   /// Segments a frame into `result`, which it returns.
   const Result& segment(const knet_frame& frame, Result& result) {
     detail::check(knet_segment(handle_.get(), &frame, result.get()));
+    return result;
+  }
+  /// Hands a frame to a thread of the session; wait() has to follow. Until it has returned, pixels and result
+  /// must be left alone.
+  void submit(const knet_frame& frame, Result& result) {
+    detail::check(knet_session_submit(handle_.get(), &frame, result.get()));
+  }
+  /// Whether wait() would return at once.
+  bool is_done() const {
+    std::uint32_t done = 0;
+    detail::check(knet_session_poll(handle_.get(), &done));
+    return done != 0;
+  }
+  /// Waits for the frame that was submitted.
+  void wait() { detail::check(knet_session_wait(handle_.get())); }
+  /// Enqueues the work for a frame in the memory of the model's GPU on a stream (CUstream, cudaStream_t), after
+  /// one event and before another, where there are any; says where the results will lie.
+  knet_device_result segment_on_device(const knet_frame& frame, void* stream, void* wait_for = nullptr,
+                                       void* signal = nullptr) {
+    auto work = detail::sized<knet_cuda_work>();
+    work.stream = stream;
+    work.wait_for = wait_for;
+    work.signal = signal;
+    auto result = detail::sized<knet_device_result>();
+    detail::check(knet_segment_on_device(handle_.get(), &frame, &work, &result));
     return result;
   }
   knet_timings timings() const {

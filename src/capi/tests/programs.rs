@@ -50,12 +50,18 @@ impl Prefix {
 
     /// Compiles one of `tests/programs` with every warning an error, and gives a command that runs it.
     fn built(&self, compiler: &str, standard: &str, source: &str) -> Command {
+        let program = self.compiled(compiler, standard, source, &self.pkg_config());
+        self.command(&program)
+    }
+
+    /// Compiles one of `tests/programs` with these arguments.
+    fn compiled(&self, compiler: &str, standard: &str, source: &str, arguments: &[String]) -> PathBuf {
         let (source, program) =
             (root().join("src/capi/tests/programs").join(source), self.0.path().join("program"));
         let mut command = Command::new(compiler);
         command.arg(standard).args(["-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
-        run(command.arg(source).args(self.pkg_config()).args(["-pthread", "-o"]).arg(&program));
-        self.command(&program)
+        run(command.arg(source).args(arguments).args(["-pthread", "-ldl", "-o"]).arg(&program));
+        program
     }
 
     /// Runs a program that is linked with the library.
@@ -84,9 +90,69 @@ fn a_program_in_c_reaches_every_function_and_every_error() {
 }
 
 #[test]
-fn the_example_in_cpp_finds_objects() {
+#[cfg(target_os = "linux")]
+fn threads_come_and_go_with_sessions_sleep_and_stay_on_their_cpus() {
+    let prefix = Prefix::new();
+    assert_eq!(run(&mut prefix.built("cc", "-std=c11", "threads.c")), "ok\n");
+}
+
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn frames_allocate_nothing_nor_does_what_is_read_of_them() {
+    let prefix = Prefix::new();
+    assert_eq!(run(&mut prefix.built("cc", "-std=c11", "allocate.c")), "ok\n");
+}
+
+#[test]
+fn programs_end_without_closing_late_and_after_a_fork() {
+    let prefix = Prefix::new();
+    for (how, said) in [("exit", "ok\n"), ("late", "ok\nclosed late\n"), ("fork", "ok\n")] {
+        assert_eq!(run(prefix.built("cc", "-std=c11", "teardown.c").arg(how)), said, "{how}");
+    }
+}
+
+#[test]
+fn the_library_can_be_unloaded_and_loaded_again() {
+    let prefix = Prefix::new();
+    let include = format!("-I{}", prefix.path("include").display());
+    let program = prefix.compiled("cc", "-std=c11", "unload.c", &[include]);
+    assert_eq!(run(Command::new(program).arg(prefix.path("lib/libknet.so"))), "ok\n");
+}
+
+/// Sizes of the structs that an `old.c` prints.
+fn sizes(text: &str) -> Vec<usize> {
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+#[test]
+fn a_program_built_against_the_first_header_runs_with_this_library() {
+    let prefix = Prefix::new();
+    let first = format!("-I{}", root().join("src/capi/abi/first").display());
+    let arguments = [vec![first], prefix.pkg_config()].concat();
+    let old = run(&mut prefix.command(&prefix.compiled("cc", "-std=c11", "old.c", &arguments)));
+    assert!(old.ends_with("ok\n"), "{old}");
+    let new = run(&mut prefix.built("cc", "-std=c11", "old.c"));
+    assert!(sizes(&old).iter().zip(sizes(&new)).all(|(old, new)| *old < new), "{old}{new}");
+}
+
+#[test]
+#[cfg(feature = "cuda")]
+fn frames_in_the_memory_of_a_gpu_are_segmented_on_the_stand_in() {
+    let prefix = Prefix::new();
+    let program = prefix.compiled("cc", "-std=c11", "gpu.c", &prefix.pkg_config());
+    let mut command = prefix.command(&root().join("tools/with-ptxemu"));
+    command.arg(program).env("KNET_CACHE", prefix.0.path().join("cache")).env_remove("KNET_TUNED");
+    assert_eq!(run(&mut command), "ok\n");
+}
+
+#[test]
+fn the_examples_in_cpp_find_objects() {
     let prefix = Prefix::new();
     check_example(&run(prefix.built("c++", "-std=c++17", "example.cpp").args(EXAMPLE)));
+    let text = run(prefix.built("c++", "-std=c++17", "stream.cpp").args(EXAMPLE));
+    let frames = text.lines().filter(|line| line.starts_with("frame "));
+    assert_eq!(frames.count(), 4, "{text}");
+    assert!(text.contains("3: knet_s3_lite0_fpn on cpu"), "{text}");
 }
 
 #[test]

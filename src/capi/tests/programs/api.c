@@ -1,65 +1,9 @@
 /* Every function of knet.h and every error that a program can cause, on seeded weights and a made-up frame. */
-#include <knet.h>
+#include "common.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#define CHECK(condition)                                                                     \
-  do {                                                                                       \
-    if (!(condition)) {                                                                      \
-      fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, knet_last_error()); \
-      exit(1);                                                                               \
-    }                                                                                        \
-  } while (0)
-#define REFUSED(call, status, words)                       \
-  do {                                                     \
-    CHECK((call) == (status));                             \
-    CHECK(strstr(knet_last_error(), (words)) != NULL);     \
-  } while (0)
-
-enum { HEIGHT = 64, WIDTH = 96, STRIDE = 3 * WIDTH + 5 };
-static unsigned char pixels[HEIGHT * STRIDE];
-
-static knet_model *open_model(const char *name) {
-  knet_model_options options = {.struct_size = sizeof options};
-  options.weights = "seeded:0";
-  options.name = name;
-  options.device = "cpu";
-  knet_model *model = NULL;
-  CHECK(knet_model_open(&options, &model) == KNET_OK && model != NULL);
-  return model;
-}
-
-static knet_session *open_session(const knet_model *model, uint32_t task) {
-  knet_session_options options = {.struct_size = sizeof options};
-  options.task = task;
-  options.threads = 2;
-  options.short_side = HEIGHT;
-  options.long_side = WIDTH;
-  knet_session *session = NULL;
-  CHECK(knet_session_open(model, &options, &session) == KNET_OK && session != NULL);
-  return session;
-}
-
-static knet_frame make_frame(void) {
-  knet_frame frame = {.struct_size = sizeof frame};
-  frame.format = KNET_FORMAT_RGB8;
-  frame.height = HEIGHT;
-  frame.width = WIDTH;
-  frame.planes[0].data = pixels;
-  frame.planes[0].stride = STRIDE;
-  frame.timestamp_ns = 1234567890123;
-  return frame;
-}
-
-static knet_result_info info_of(const knet_result *result) {
-  knet_result_info info = {.struct_size = sizeof info};
-  CHECK(knet_result_get_info(result, &info) == KNET_OK);
-  return info;
-}
+#include <time.h>
 
 static void versions(void) {
   CHECK(knet_abi_version() == KNET_ABI_VERSION);
@@ -134,6 +78,14 @@ static void sessions_that_cannot_be(const knet_model *model) {
   options.as_they_are = 1;
   options.short_side = 9;
   REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "as_they_are is set");
+  options.short_side = 0;
+  options.cpu_count = 1;
+  REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "cpus is NULL, and cpu_count 1");
+  const uint32_t none[1] = {1000};
+  options.cpus = none;
+  REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_USAGE, "cannot run on the CPUs [1000]");
+  options.on_caller = 1;
+  REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_USAGE, "neither threads nor CPUs of its own");
   CHECK(session == NULL);
 }
 
@@ -154,7 +106,43 @@ static void frames_that_cannot_be(knet_session *session, knet_result *result) {
   frame = make_frame();
   frame.height = 0;
   REFUSED(knet_segment(session, &frame, result), KNET_ERROR_USAGE, "no pixels");
+  frame = make_frame();
+  frame.memory = 7;
+  REFUSED(knet_segment(session, &frame, result), KNET_ERROR_ARGUMENT, "memory is 7");
+  frame.memory = KNET_MEMORY_CUDA;
+  REFUSED(knet_segment(session, &frame, result), KNET_ERROR_USAGE, "in the memory of a GPU");
+  knet_device_result on_device = {.struct_size = sizeof on_device};
+  REFUSED(knet_segment_on_device(NULL, &frame, NULL, &on_device), KNET_ERROR_ARGUMENT, "session is NULL");
+  REFUSED(knet_segment_on_device(session, NULL, NULL, &on_device), KNET_ERROR_ARGUMENT, "knet_frame is NULL");
+  REFUSED(knet_segment_on_device(session, &frame, NULL, NULL), KNET_ERROR_ARGUMENT, "knet_device_result is NULL");
+  knet_status status = knet_segment_on_device(session, &frame, NULL, &on_device);
+  CHECK(status == KNET_ERROR_USAGE || status == KNET_ERROR_NO_DEVICE);
   REFUSED(knet_session_warm_up(NULL, 1, 1), KNET_ERROR_ARGUMENT, "session is NULL");
+}
+
+static unsigned char filled[HEIGHT][WIDTH + 1];
+
+/* The pixels within the polygons of an instance, by the even-odd rule: a side flips all to the right of it. */
+static void fill(const knet_result *result, uint32_t index, unsigned char into[HEIGHT][WIDTH + 1]) {
+  knet_polygons found = {.struct_size = sizeof found};
+  CHECK(knet_result_polygons(result, index, &found) == KNET_OK);
+  size_t points = 0;
+  for (uint32_t r = 0; r < found.ring_count; ++r) {
+    const knet_ring ring = found.rings[r];
+    CHECK(ring.first == points && ring.count >= 4 && ring.outer < found.ring_count);
+    CHECK(found.rings[ring.outer].outer == ring.outer);
+    points += ring.count;
+    for (uint32_t i = 0; i < ring.count; ++i) {
+      const knet_point a = found.points[ring.first + i], b = found.points[ring.first + (i + 1) % ring.count];
+      CHECK((a.x == b.x) != (a.y == b.y));
+      const uint32_t from = a.y < b.y ? a.y : b.y, to = a.y < b.y ? b.y : a.y;
+      if (a.x == b.x)
+        for (uint32_t y = from; y < to; ++y) into[y][a.x] ^= 1;
+    }
+  }
+  CHECK(points == found.point_count);
+  for (int y = 0; y < HEIGHT; ++y)
+    for (int x = 1; x <= WIDTH; ++x) into[y][x] ^= into[y][x - 1];
 }
 
 static void instances(const knet_model *model) {
@@ -197,6 +185,10 @@ static void instances(const knet_model *model) {
       CHECK(mask[y][WIDTH] == 7 && mask[y][WIDTH + 2] == 7);
     }
     CHECK(area == object.area);
+    memset(filled, 0, sizeof filled);
+    fill(result, i, filled);
+    for (int y = 0; y < HEIGHT; ++y)
+      for (int x = 0; x < WIDTH; ++x) CHECK((mask[y][x] == 255) == (filled[y][x] != 0));
     CHECK(knet_result_mask_rle(result, i, NULL, 0, &size) == KNET_OK && size <= sizeof runs);
     memset(runs, 'x', sizeof runs);
     CHECK(knet_result_mask_rle(result, i, runs, size - 1, &size) == KNET_OK && runs[0] == 'x');
@@ -230,6 +222,10 @@ static void instances(const knet_model *model) {
   REFUSED(knet_result_mask_rle(result, 0, NULL, 9999, &size), KNET_ERROR_ARGUMENT, "text is NULL");
   REFUSED(knet_result_mask_rle(result, 0, runs, sizeof runs, NULL), KNET_ERROR_ARGUMENT, "needed is NULL");
   REFUSED(knet_result_get_info(result, NULL), KNET_ERROR_ARGUMENT, "knet_result_info is NULL");
+  knet_polygons polygons = {.struct_size = sizeof polygons};
+  REFUSED(knet_result_polygons(result, info.objects, &polygons), KNET_ERROR_STATE, "the result has");
+  REFUSED(knet_result_polygons(NULL, 0, &polygons), KNET_ERROR_ARGUMENT, "result is NULL");
+  REFUSED(knet_result_polygons(result, 0, NULL), KNET_ERROR_ARGUMENT, "knet_polygons is NULL");
 
   knet_timings timings = {.struct_size = sizeof timings};
   CHECK(knet_session_timings(session, &timings) == KNET_OK && timings.network_ns > 0);
@@ -249,6 +245,116 @@ static void instances(const knet_model *model) {
   CHECK(memcmp(owner, expected, sizeof owner) == 0);
   knet_result_free(again);
   knet_result_free(result);
+}
+
+/* What a frame gives is what the blocking call gives; until it was waited for, session and result are taken. */
+static void in_flight(const knet_model *model) {
+  static uint16_t expected[HEIGHT][WIDTH], found[HEIGHT][WIDTH];
+  knet_session *session = open_session(model, 0);
+  knet_result *result = knet_result_new(), *other = knet_result_new();
+  knet_frame frame = make_frame();
+  CHECK(knet_segment(session, &frame, other) == KNET_OK);
+  objects_of(other, &expected[0][0]);
+  for (uint64_t time = 1; time <= 3; ++time) {
+    frame.timestamp_ns = time;
+    CHECK(knet_session_submit(session, &frame, result) == KNET_OK);
+    REFUSED(knet_session_submit(session, &frame, other), KNET_ERROR_BUSY, "the session is taken by a frame in flight");
+    REFUSED(knet_segment(session, &frame, other), KNET_ERROR_BUSY, "frame in flight");
+    REFUSED(knet_session_warm_up(session, HEIGHT, WIDTH), KNET_ERROR_BUSY, "frame in flight");
+    knet_timings timings = {.struct_size = sizeof timings};
+    REFUSED(knet_session_timings(session, &timings), KNET_ERROR_BUSY, "frame in flight");
+    knet_result_info info = {.struct_size = sizeof info};
+    REFUSED(knet_result_get_info(result, &info), KNET_ERROR_BUSY, "the result is taken by a frame in flight");
+    uint32_t done = 7;
+    while (time == 2 && done != 1) {
+      CHECK(knet_session_poll(session, &done) == KNET_OK && done <= 1);
+      nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    CHECK(knet_session_wait(session) == KNET_OK);
+    CHECK(info_of(result).timestamp_ns == time);
+    objects_of(result, &found[0][0]);
+    CHECK(memcmp(found, expected, sizeof found) == 0);
+    CHECK(knet_session_timings(session, &timings) == KNET_OK && timings.network_ns > 0);
+  }
+  /* A frame that cannot be is refused at once, and one that nobody waits for does no harm. */
+  frame.format = 99;
+  REFUSED(knet_session_submit(session, &frame, result), KNET_ERROR_ARGUMENT, "format is 99");
+  frame = make_frame();
+  CHECK(knet_session_submit(session, &frame, result) == KNET_OK);
+  knet_session_close(session);
+  CHECK(info_of(result).objects > 0);
+  session = open_session(model, 0);
+  CHECK(knet_session_submit(session, &frame, result) == KNET_OK);
+  knet_result_free(result);
+  CHECK(knet_session_wait(session) == KNET_OK);
+  /* A result can be filled by one session only. */
+  knet_session *second = open_session(model, 0);
+  CHECK(knet_session_submit(session, &frame, other) == KNET_OK);
+  REFUSED(knet_session_submit(second, &frame, other), KNET_ERROR_BUSY, "the result is taken");
+  CHECK(knet_session_wait(session) == KNET_OK);
+  CHECK(knet_session_submit(second, &frame, other) == KNET_OK && knet_session_wait(second) == KNET_OK);
+  /* A frame of a GPU is found out by the session's thread: its words reach who waits. */
+  frame.memory = KNET_MEMORY_CUDA;
+  CHECK(knet_session_submit(session, &frame, other) == KNET_OK);
+  REFUSED(knet_session_wait(session), KNET_ERROR_USAGE, "in the memory of a GPU");
+  frame = make_frame();
+  CHECK(knet_segment(session, &frame, other) == KNET_OK);
+  knet_result_free(other);
+  knet_session_close(second);
+  knet_session_close(session);
+}
+
+static void nothing_in_flight(const knet_model *model) {
+  uint32_t done = 0;
+  knet_frame frame = make_frame();
+  knet_result *result = knet_result_new();
+  knet_session *session = open_session(model, 0);
+  REFUSED(knet_session_wait(session), KNET_ERROR_STATE, "no frame was submitted");
+  REFUSED(knet_session_poll(session, &done), KNET_ERROR_STATE, "no frame was submitted");
+  REFUSED(knet_session_submit(NULL, &frame, result), KNET_ERROR_ARGUMENT, "session is NULL");
+  REFUSED(knet_session_submit(session, NULL, result), KNET_ERROR_ARGUMENT, "knet_frame is NULL");
+  REFUSED(knet_session_submit(session, &frame, NULL), KNET_ERROR_ARGUMENT, "result is NULL");
+  REFUSED(knet_session_wait(NULL), KNET_ERROR_ARGUMENT, "session is NULL");
+  REFUSED(knet_session_poll(NULL, &done), KNET_ERROR_ARGUMENT, "session is NULL");
+  CHECK(knet_session_submit(session, &frame, result) == KNET_OK);
+  REFUSED(knet_session_poll(session, NULL), KNET_ERROR_ARGUMENT, "done is NULL");
+  CHECK(knet_session_wait(session) == KNET_OK);
+  REFUSED(knet_session_wait(session), KNET_ERROR_STATE, "waited for already");
+  REFUSED(knet_session_poll(session, &done), KNET_ERROR_STATE, "waited for already");
+  knet_result_free(result);
+  knet_session_close(session);
+}
+
+static struct {
+  int count, worst;
+  char last[256];
+} heard;
+
+static void hear(uint32_t level, const char *message, void *user) {
+  CHECK(user == &heard && level >= KNET_LOG_ERROR && level <= KNET_LOG_DEBUG);
+  ++heard.count;
+  heard.worst = (int)level;
+  snprintf(heard.last, sizeof heard.last, "%s", message);
+  CHECK(knet_set_log(NULL, NULL, 0) == KNET_ERROR_STATE);
+}
+
+/* A model whose loading was heard of. */
+static knet_model *messages(void) {
+  REFUSED(knet_set_log(hear, &heard, 9), KNET_ERROR_ARGUMENT, "level is 9");
+  CHECK(knet_set_log(hear, &heard, KNET_LOG_WARNING) == KNET_OK);
+  knet_model_close(open_model("knet_s3_lite0_fpn"));
+  CHECK(heard.count == 0);
+  CHECK(knet_set_log(hear, &heard, KNET_LOG_DEBUG) == KNET_OK);
+  knet_model *model = open_model("knet_s3_lite0_fpn");
+  CHECK(heard.count == 1 && heard.worst == KNET_LOG_INFO && strstr(heard.last, "knet_s3_lite0_fpn on cpu"));
+  knet_session *session = open_session(model, 0);
+  CHECK(knet_session_warm_up(session, HEIGHT, WIDTH) == KNET_OK);
+  CHECK(heard.count == 2 && heard.worst == KNET_LOG_DEBUG && strstr(heard.last, "planned knet_s3_lite0_fpn for 64x96"));
+  CHECK(knet_set_log(NULL, NULL, 0) == KNET_OK);
+  CHECK(knet_session_warm_up(session, 2 * HEIGHT, WIDTH) == KNET_OK);
+  CHECK(heard.count == 2);
+  knet_session_close(session);
+  return model;
 }
 
 static void maps(const char *name, uint32_t task) {
@@ -318,15 +424,16 @@ static void a_session_is_one_threads(const knet_model *model) {
 }
 
 int main(void) {
-  for (int y = 0; y < HEIGHT; ++y)
-    for (int x = 0; x < 3 * WIDTH; ++x) pixels[y * STRIDE + x] = (unsigned char)(x * 5 + y * 3 + x * y % 17);
+  make_pixels();
   versions();
   nothing_is_closed();
   models_that_cannot_be();
-  knet_model *model = open_model("knet_s3_lite0_fpn");
+  knet_model *model = messages();
   what_a_model_says(model);
   sessions_that_cannot_be(model);
   instances(model);
+  in_flight(model);
+  nothing_in_flight(model);
   a_session_is_one_threads(model);
   maps("knet_s3_r50_fpn_panoptic", KNET_TASK_PANOPTIC);
   maps("fcn_r50-d8", KNET_TASK_SEMANTIC);
