@@ -57,8 +57,8 @@ pub struct knet_frame {
     pub planes: [knet_plane; 3],
     /// Comes back in knet_result_info.
     pub timestamp_ns: u64,
-    /// A KNET_MEMORY_*: where the planes are. knet_segment and knet_session_submit take frames on the host,
-    /// knet_segment_on_device takes those on a GPU.
+    /// A KNET_MEMORY_*: where the planes are. On a GPU they must be whole for knet_segment and
+    /// knet_session_submit, which wait for no stream of the program's.
     pub memory: u32,
     /// Zero.
     pub reserved: u32,

@@ -121,10 +121,7 @@ impl Pipeline {
                 .map_err(|e| refused("wait for", "the event before the run", e))?;
         }
         executor.wait_on_last(stream)?;
-        for ((plane, _), placed) in image.planes().zip(self.preprocess.planes()) {
-            let target = self.pixels() + placed.offset as u64;
-            copy_rows(&plane, (target, self.preprocess.pitch), &placed, stream)?;
-        }
+        self.copy_planes(image, stream)?;
         let Some(Enqueued { graph, done }) = &self.enqueued else {
             return Err(Error::Cuda("no graph".into()));
         };
@@ -144,6 +141,38 @@ impl Pipeline {
                 .map_err(|e| refused("record", "the event after the run", e))?;
         }
         Ok(())
+    }
+}
+
+impl Pipeline {
+    /// Copies an image in device memory to where [`Pipeline::run`] takes it from, whose results go to the host.
+    /// The image must be whole: only the device's own stream is waited for.
+    ///
+    /// # Errors
+    /// As [`Pipeline::enqueue`].
+    pub fn fetch(&mut self, executor: &mut Executor, image: &ImageView<'_>) -> Result<()> {
+        let device = executor.device().clone();
+        device.bind()?;
+        self.check(image)?;
+        for (plane, shape) in image.planes() {
+            check_plane(&device, &plane, &shape)?;
+        }
+        if self.graph_after_copy.is_none() {
+            self.graph_after_copy = Some(capture(&device, || self.record_to_host(executor))?);
+        }
+        // A run on another stream may be at work on the last image.
+        executor.join()?;
+        self.copy_planes(image, device.stream().cu_stream())?;
+        self.is_copied = true;
+        Ok(())
+    }
+
+    /// Enqueues copies of the planes, which were checked, to where the image goes on the device.
+    fn copy_planes(&self, image: &ImageView<'_>, stream: sys::CUstream) -> Result<()> {
+        image.planes().zip(self.preprocess.planes()).try_for_each(|((plane, _), placed)| {
+            let target = self.pixels() + placed.offset as u64;
+            copy_rows(&plane, (target, self.preprocess.pitch), &placed, stream)
+        })
     }
 }
 

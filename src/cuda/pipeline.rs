@@ -25,6 +25,10 @@ pub struct Pipeline {
     /// Results on the host; those that stay on the device are empty.
     on_host: Vec<Pinned>,
     graph: CudaGraph,
+    /// The same without the copy in, for images on the device; made when there is one.
+    pub(super) graph_after_copy: Option<CudaGraph>,
+    /// Whether the image is on the device already.
+    pub(super) is_copied: bool,
     pub(super) preprocess: Preprocess,
     /// Dropped before the memory that it works in.
     pub(super) enqueued: Option<Enqueued>,
@@ -36,7 +40,7 @@ pub struct Pipeline {
     /// What follows the network where results stay on the device.
     post: Vec<Bound>,
     /// What follows it where they go to the host.
-    _post_to_host: Vec<Bound>,
+    post_to_host: Vec<Bound>,
 }
 
 // SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method
@@ -104,17 +108,14 @@ impl Pipeline {
         let (post, post_to_host) = (bind(false)?, bind(true)?);
         let graph = capture(device, || {
             copy_in(device, &image, pixels.pointer())?;
-            prepare.launch(device)?;
-            executor.record()?;
-            post_to_host.iter().try_for_each(|launch| launch.launch(device))?;
-            let ends = on_device.iter().zip(&on_host).zip(buffers);
-            let mut copied = ends.filter(|(_, buffer)| buffer.residence == Residence::Copied);
-            copied.try_for_each(|((from, to), _)| copy_out(device, from.pointer(), to))
+            record_to_host(executor, &prepare, &post_to_host, &on_device, &on_host)
         })?;
         Ok(Pipeline {
             image,
             on_host,
             graph,
+            graph_after_copy: None,
+            is_copied: false,
             preprocess: *preprocess,
             enqueued: None,
             on_device,
@@ -122,7 +123,7 @@ impl Pipeline {
             _workspace: workspace,
             prepare,
             post,
-            _post_to_host: post_to_host,
+            post_to_host,
         })
     }
 
@@ -133,6 +134,7 @@ impl Pipeline {
     /// [`Error::Usage`] for another size or format than the pipeline's, and for an image in device memory.
     pub fn write(&mut self, image: &ImageView<'_>) -> Result<()> {
         self.check(image)?;
+        self.is_copied = false;
         let pitch = self.preprocess.pitch;
         let bytes = self.image.as_mut_slice::<u8>();
         for ((plane, _), placed) in image.planes().zip(self.preprocess.planes()) {
@@ -163,7 +165,8 @@ impl Pipeline {
     /// [`Error::Cuda`] as the driver says.
     pub fn run(&mut self, executor: &mut Executor) -> Result<()> {
         executor.join()?;
-        replay(executor.device(), &self.graph)
+        let graph = self.graph_after_copy.as_ref().filter(|_| self.is_copied);
+        replay(executor.device(), graph.unwrap_or(&self.graph))
     }
 
     /// Sends all between the copies in and out to the device's stream.
@@ -172,6 +175,12 @@ impl Pipeline {
         self.prepare.launch(device)?;
         executor.record()?;
         self.post.iter().try_for_each(|launch| launch.launch(device))
+    }
+
+    /// Sends all after the copy in to the device's stream, with results that go to the host.
+    pub(super) fn record_to_host(&self, executor: &Executor) -> Result<()> {
+        let Pipeline { prepare, post_to_host, on_device, on_host, .. } = self;
+        record_to_host(executor, prepare, post_to_host, on_device, on_host)
     }
 
     /// Where the image goes on the device.
@@ -189,6 +198,22 @@ impl Pipeline {
         let buffer = &self.on_device[buffer];
         DeviceSlice { address: buffer.pointer(), bytes: buffer.len() }
     }
+}
+
+fn record_to_host(
+    executor: &Executor,
+    prepare: &Bound,
+    post: &[Bound],
+    on_device: &[DeviceBuffer],
+    on_host: &[Pinned],
+) -> Result<()> {
+    let device = executor.device();
+    prepare.launch(device)?;
+    executor.record()?;
+    post.iter().try_for_each(|launch| launch.launch(device))?;
+    // What has both ends is copied from one to the other.
+    let mut both = on_device.iter().zip(on_host).filter(|(from, to)| from.len() > 0 && to.len() > 0);
+    both.try_for_each(|(from, to)| copy_out(device, from.pointer(), to))
 }
 
 /// Pre-processing of photos of every format into a network's input of element type `input`. Which kernels

@@ -56,6 +56,18 @@ impl Gpu {
         Ok(self.pipelines.latest().ok_or_else(unprepared)?)
     }
 
+    /// Brings a photo, of the host or of the device, to where the next run finds it.
+    pub(super) fn prepare<P: PostprocessOnGpu>(
+        &mut self,
+        adapter: &Adapter<P>,
+        image: &ImageView<'_>,
+    ) -> Result<()> {
+        self.pipeline(adapter, image)?;
+        let Gpu { pipelines, executor, .. } = self;
+        let pipeline = pipelines.latest().ok_or_else(unprepared)?;
+        if image.is_on_device() { pipeline.fetch(executor, image) } else { pipeline.write(image) }
+    }
+
     /// Enqueues a run over an image in device memory on the caller's stream, and says where its results will
     /// lie.
     ///

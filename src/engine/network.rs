@@ -58,7 +58,7 @@ impl Network {
         match self {
             Network::Cpu(executor) => adapter.preprocessor.run(*image, executor.input_mut(0)).map(|_| ()),
             #[cfg(feature = "cuda")]
-            Network::Cuda(gpu) => gpu.pipeline(adapter, image)?.write(image),
+            Network::Cuda(gpu) => gpu.prepare(adapter, image),
         }
     }
 

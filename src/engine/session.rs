@@ -192,11 +192,13 @@ impl Session {
     }
 
     /// Segments one image: an [`RgbImage`](crate::image::RgbImage), or a view of pixels in any
-    /// [format](crate::image::view::PixelFormat) on the host.
+    /// [format](crate::image::view::PixelFormat) on the host, or in the memory of the GPU that computes. There
+    /// it must be whole already: no stream of others is waited for.
     ///
     /// # Errors
-    /// [`Error::Usage`](crate::Error::Usage) for an image without pixels or in device memory; as
-    /// [`Session::plan`] and the weights at a new size.
+    /// [`Error::Usage`](crate::Error::Usage) for an image without pixels, and for one in device memory on the
+    /// CPU or that is not the GPU's as far as the driver tells; as [`Session::plan`] and the weights at a new
+    /// size.
     pub fn segment<'a>(&mut self, image: impl Into<ImageView<'a>>) -> Result<Segmentation> {
         let mut result = Segmentation::default();
         self.segment_into(image, &mut result)?;

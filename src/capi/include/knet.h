@@ -293,8 +293,8 @@ typedef struct knet_frame {
    */
   uint64_t timestamp_ns;
   /**
-   * A KNET_MEMORY_*: where the planes are. knet_segment and knet_session_submit take frames on the host,
-   * knet_segment_on_device takes those on a GPU.
+   * A KNET_MEMORY_*: where the planes are. On a GPU they must be whole for knet_segment and
+   * knet_session_submit, which wait for no stream of the program's.
    */
   uint32_t memory;
   /**
@@ -887,9 +887,8 @@ void knet_session_close(struct knet_session *session);
 enum knet_status knet_session_warm_up(const struct knet_session *session, uint32_t height, uint32_t width);
 
 /**
- * Segments a frame on the host by the session's threads, and waits. `result` holds what was
- * found, nothing of use after an error. From the second frame of a size on, nothing is allocated, also if up
- * to four sizes take turns.
+ * Segments a frame and waits. `result` holds what was found, on the host, nothing of use after an error. From
+ * the second frame of a size on, nothing is allocated, also if up to four sizes take turns.
  */
 enum knet_status knet_segment(const struct knet_session *session,
                               const struct knet_frame *frame,

@@ -83,7 +83,7 @@ static void check(const knet_model *model, uint32_t on_caller) {
 
 int main(void) {
   make_pixels();
-  void *memory = malloc(1);
+  void *volatile memory = malloc(1);
   free(memory);
   CHECK(atomic_load(&calls) > 0);
   knet_model *model = open_model("knet_s3_lite0_fpn");

@@ -126,8 +126,21 @@ int main(void) {
   there.planes[0].data = pixels;
   REFUSED(knet_segment_on_device(session, &there, &work, &on_device), KNET_ERROR_USAGE, "is no memory of");
   REFUSED(knet_segment_on_device(session, &frame, &work, &on_device), KNET_ERROR_USAGE, "on the host");
+  REFUSED(knet_segment(session, &there, result), KNET_ERROR_USAGE, "is no memory of");
   there.planes[0].data = (const void *)(uintptr_t)(memory + 1);
-  REFUSED(knet_segment(session, &there, result), KNET_ERROR_USAGE, "in the memory of a GPU");
+
+  /* Results on the host of a frame that is not, with and without waiting. */
+  static uint16_t expected[SIDE * SIDE], found[SIDE * SIDE];
+  CHECK(knet_segment(session, &frame, result) == KNET_OK);
+  CHECK(knet_result_map(result, KNET_MAP_OBJECTS, 0, 2, expected, 2 * SIDE) == KNET_OK);
+  knet_result *second = knet_result_new();
+  CHECK(knet_segment(session, &there, second) == KNET_OK && info_of(second).timestamp_ns == 42);
+  CHECK(knet_result_map(second, KNET_MAP_OBJECTS, 0, 2, found, 2 * SIDE) == KNET_OK);
+  CHECK(memcmp(found, expected, sizeof found) == 0);
+  CHECK(knet_session_submit(session, &there, second) == KNET_OK && knet_session_wait(session) == KNET_OK);
+  CHECK(knet_result_map(second, KNET_MAP_OBJECTS, 0, 2, found, 2 * SIDE) == KNET_OK);
+  CHECK(memcmp(found, expected, sizeof found) == 0);
+  knet_result_free(second);
   on_device.struct_size = 4;
   REFUSED(knet_segment_on_device(session, &there, &work, &on_device), KNET_ERROR_ARGUMENT, "knet_device_result");
   on_device.struct_size = sizeof on_device;
