@@ -12,6 +12,8 @@ mod losses;
 mod metrics;
 mod ranks;
 mod readme;
+#[cfg(unix)]
+mod recompute;
 mod scene;
 mod semantic;
 mod starting;

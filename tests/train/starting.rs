@@ -6,11 +6,12 @@ use knet::cuda::gpu::{Gpu, find};
 use knet::dist::Share;
 use knet::engine::forecast::TrainingDevice;
 use knet::engine::{Engine, TrainingPrecision, WeightSource, class_list};
-use knet::model::Config;
 use knet::train::data::{Mix, Reading};
 use knet::train::network::build_training;
 use knet::train::run::RunConfig;
-use knet::train::run::forecast::largest_batch;
+use knet::train::run::batch_size::BatchSize;
+use knet::train::run::config::Recompute;
+use knet::train::run::forecast::{Fit, describe, largest_batch};
 use knet::train::run::start::{StartReport, Values, initial_values};
 
 /// The values that `scene` starts from with `settings`.
@@ -131,6 +132,7 @@ fn a_plan_is_printed_and_nothing_written() {
         "step        tiny: 2 images of 64x64 with up to 4 objects each\n",
         "device      CPU, ",
         "data.batch = \"auto\" takes 32 images\n",
+        "recompute   off; on takes ",
     ];
     for line in lines {
         assert!(text.contains(line), "{text}");
@@ -170,23 +172,42 @@ fn the_largest_batch_is_chosen_once() {
 #[test]
 fn the_largest_batch_fits_and_one_more_does_not() {
     let scene = Scene::new(&["red", "blue"]);
-    let settings = ["data.max_objects=20", "augment.size=[512, 512]", "data.batch=auto"].map(String::from);
-    let config = RunConfig::load(&scene.config(), &settings).unwrap();
-    let model = Config::named("knet_s3_lite0_fpn").unwrap();
+    let settings = ["data.max_objects=20", "augment.size=[512, 512]", "data.batch=auto", "frozen=[]"];
+    let mut config = RunConfig::load(&scene.config(), &settings.map(String::from)).unwrap();
+    let mix = Mix::open(&config.data.train, &Reading::default()).unwrap();
+    let model = config.model(&mix, None).unwrap();
     let device = |memory_gb| {
         TrainingDevice::published(&Gpu { memory_gb, ..*find("l4").unwrap() }, TrainingPrecision::F32)
     };
-    let largest = |device: &TrainingDevice| largest_batch(&config, &model, Share::ALONE, device);
+    let largest =
+        |config: &RunConfig, device: &TrainingDevice| largest_batch(config, &model, Share::ALONE, device);
     let small = device(1);
-    let batch = largest(&small).unwrap();
-    let bytes = |batch| {
-        let network = build_training(&config.step(&model, batch, Share::ALONE)).unwrap();
+    let bytes = |fit: Fit| {
+        let network = build_training(&config.step(&model, fit, Share::ALONE)).unwrap();
         small.forecast(&network.graph).unwrap().bytes()
     };
     // 85 % of it.
-    assert!((2..32).contains(&batch), "{batch}");
-    assert!(bytes(batch) <= 850_000_000 && bytes(batch + 1) > 850_000_000, "{batch}");
-    assert_eq!(largest(&device(1000)).unwrap(), 32);
-    let error = largest(&device(0)).unwrap_err();
-    assert!(error.to_string().starts_with("a training step of 1 images of 512x512 needs "), "{error}");
+    let check = |fit: Fit| {
+        let next = Fit { images: fit.images + 1, ..fit };
+        assert!((2..32).contains(&fit.images), "{fit:?}");
+        assert!(bytes(fit) <= 850_000_000 && bytes(next) > 850_000_000, "{fit:?}");
+    };
+    let kept = largest(&config, &small).unwrap();
+    check(kept);
+    assert_eq!(largest(&config, &device(1000)).unwrap(), Fit { images: 32, recompute: false });
+    let error = largest(&config, &device(0)).unwrap_err().to_string();
+    let start = "a training step of 1 images of 512x512 (with recompute = \"on\") needs ";
+    assert!(error.starts_with(start), "{error}");
+    let made_again = RunConfig { recompute: Recompute::On, ..config.clone() };
+    let made_again = largest(&made_again, &small).unwrap();
+    check(made_again);
+    assert!(made_again.recompute && made_again.images > kept.images, "{made_again:?} and {kept:?}");
+
+    // More images than fit otherwise.
+    config.data.batch = BatchSize::Images(kept.images + 1);
+    let text = describe(&config, &small).unwrap();
+    assert!(text.contains("\nrecompute   on: ") && text.contains(" more operations\n"), "{text}");
+    config.recompute = Recompute::Off;
+    let text = describe(&config, &small).unwrap();
+    assert!(text.contains("\nrecompute   off; on takes "), "{text}");
 }

@@ -1,7 +1,9 @@
 //! Rewrites of a graph. Each keeps the results up to rounding; [`optimize`] verifies after each.
 
+mod recompute;
 mod training;
 
+pub use recompute::recompute;
 pub use training::{DropRates, TrainedDropout, TrainedNorm, train_batch_norm, train_dropout};
 
 use super::{Graph, Node, Source, Value, ValueId};

@@ -115,6 +115,9 @@ fn scaled_channels(channels: usize, tenths: usize) -> usize {
 impl Part for EfficientNetLite {
     const NORMALIZATION: Normalization = Normalization::SYMMETRIC;
     const SMALL: bool = true;
+    /// `backbone._blocks`: all blocks, from level to level.
+    const STRETCH: usize = 2;
+
     const CLASSIFIER: &'static [&'static str] = &["backbone._conv_head.", "backbone._bn1.", "backbone._fc."];
 
     fn name(&self) -> String {

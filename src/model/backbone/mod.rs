@@ -28,6 +28,9 @@ pub(super) trait Part: Sized {
     /// Whether our models with it are the small ones, for small images.
     const SMALL: bool = false;
 
+    /// How many parts of a value's name, between dots, make that of its [stretch](Backbone::stretch).
+    const STRETCH: usize;
+
     /// What the names of those parameters of its classifier start with, in a model, that no model uses.
     const CLASSIFIER: &'static [&'static str];
 
@@ -108,6 +111,14 @@ macro_rules! backbones {
             /// How its ImageNet weights want their pixels.
             pub fn normalization(&self) -> Normalization {
                 match self { $(Backbone::$name(_) => $name::NORMALIZATION),* }
+            }
+
+            /// The stretch that a value of this name belongs to: one whose maps take much memory to keep for
+            /// a backward pass, and little work to make again from what goes into it and its levels.
+            pub fn stretch<'n>(&self, name: &'n str) -> Option<&'n str> {
+                let parts = match self { $(Backbone::$name(_) => $name::STRETCH),* };
+                let end = name.match_indices('.').nth(parts - 1).map_or(name.len(), |(at, _)| at);
+                name.starts_with(PREFIX).then_some(&name[..end])
             }
 
             /// Whether our models with it are the small ones.

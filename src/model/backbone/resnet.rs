@@ -96,6 +96,9 @@ impl ResNet {
 }
 
 impl Part for ResNet {
+    /// `backbone.layer1`: a stage, whose levels are kept anyway.
+    const STRETCH: usize = 2;
+
     const CLASSIFIER: &'static [&'static str] = &["backbone.fc."];
 
     fn name(&self) -> String {

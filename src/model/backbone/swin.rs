@@ -106,6 +106,9 @@ struct Block {
 }
 
 impl Part for Swin {
+    /// `backbone.stages.0.blocks.0`: a block, whose maps have 16 times the channels of its operand.
+    const STRETCH: usize = 5;
+
     const CLASSIFIER: &'static [&'static str] = &["backbone.head."];
 
     fn name(&self) -> String {

@@ -92,6 +92,10 @@ impl<'de> Deserialize<'de> for Config {
 /// configurations have.
 const PUBLISHED: &str = "mmseg_";
 
+/// What the names of values in the pyramids of a detector start with: the one over its backbone, and the one that
+/// joins all levels at stride 8.
+const PYRAMIDS: [&str; 2] = ["neck.", "rpn_head.localization_fpn."];
+
 /// Classes of ADE20K.
 const ADE20K_CLASSES: usize = 150;
 
@@ -135,6 +139,13 @@ impl Config {
             let hint = nearest.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             Error::usage(format!("unknown model `{name}`{hint} (known: {})", MODEL_NAMES.join(", ")))
         })
+    }
+
+    /// The stretch of the network that a value of this name belongs to, if it has one whose values are rather
+    /// made again than kept where memory is short.
+    pub fn stretch<'n>(&self, name: &'n str) -> Option<&'n str> {
+        let of_pyramid = || PYRAMIDS.into_iter().find(|prefix| name.starts_with(prefix));
+        self.backbone.stretch(name).or_else(of_pyramid)
     }
 
     /// The model that the parts of a name tell: what [`Config::name_by_parts`] makes.

@@ -14,8 +14,8 @@ use crate::dist::Share;
 use crate::error::{Error, Result};
 use crate::graph::autodiff::gradients;
 use crate::graph::passes::{
-    DropRates, TrainedDropout, TrainedNorm, eliminate_dead_code, optimize_for_training, train_batch_norm,
-    train_dropout,
+    DropRates, TrainedDropout, TrainedNorm, eliminate_dead_code, optimize_for_training, recompute,
+    train_batch_norm, train_dropout,
 };
 use crate::graph::{Builder, Graph, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
 use crate::model::{self, Config, TapMode, Task};
@@ -80,6 +80,9 @@ pub struct TrainSpec<'a> {
     pub optimizer: Option<&'a AdamWConfig>,
     /// Batches whose gradients make one update, on each rank.
     pub accumulate: usize,
+    /// Values within [stretches](Config::stretch) of the forward pass are not kept for the backward pass, but
+    /// made again in it: less memory, more work, the same bits.
+    pub recompute: bool,
     /// Which rank this is. Among several, sums over ranks and running statistics are made by
     /// [`TrainStep::join`](crate::train::step::TrainStep::join), not in the graph.
     pub share: Share,
@@ -255,10 +258,16 @@ pub(in crate::train) fn build(spec: &TrainSpec<'_>, on_device: bool) -> Result<T
     let mut graph = assembly.b.finish()?;
     eliminate_dead_code(&mut graph);
     let variables = graph.make_variables(|param| !frozen(param));
+    let first = graph.nodes().len();
     let mut b = Builder::resume(graph);
     let mut weights = backpropagate(&mut b, &terms, &variables)?;
     if weights.is_empty() {
         return Err(Error::usage(format!("frozen {:?} leave nothing to train", spec.frozen)));
+    }
+    if spec.recompute {
+        let mut graph = b.finish()?;
+        recompute(&mut graph, first, |name| spec.config.stretch(name));
+        b = Builder::resume(graph);
     }
     let of_terms: Vec<ValueId> = terms.iter().map(|term| b.graph().outputs()[term.loss.index()].1).collect();
     let losses = optimizer::append_squares(&mut b, "losses", &of_terms)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::batch_size::BatchSize;
+use super::forecast::Fit;
 use super::model::ModelConfig;
 use super::overrides::overridden;
 use super::validate::Metric;
@@ -35,6 +36,10 @@ pub struct RunConfig {
     /// Of feature maps on a GPU: `f32`, `bf16` or `f16`.
     #[serde(default)]
     pub precision: TrainingPrecision,
+    /// Whether the backward pass makes values of the forward pass again that it would keep: less memory for
+    /// more work. The numbers do not depend on it.
+    #[serde(default)]
+    pub recompute: Recompute,
     /// Parameters whose key starts with one of these stay as they are. One that fits no parameter is an
     /// error.
     #[serde(default)]
@@ -66,6 +71,19 @@ pub struct RunConfig {
     /// Where results go, and when.
     #[serde(default)]
     pub run: OutputConfig,
+}
+
+/// Whether values of the forward pass are made again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// If a step does not fit into the memory of its device without: [`Fit`].
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// How batch norms that are not frozen normalise.
@@ -355,11 +373,11 @@ impl RunConfig {
         }
     }
 
-    /// A step of `model` over so many images on one of several ranks.
-    pub fn step<'a>(&'a self, model: &'a Config, batch: usize, share: Share) -> TrainSpec<'a> {
+    /// A step of `model` on one of several ranks.
+    pub fn step<'a>(&'a self, model: &'a Config, fit: Fit, share: Share) -> TrainSpec<'a> {
         TrainSpec {
             config: model,
-            batch,
+            batch: fit.images,
             size: self.augment.padded(),
             max_objects: self.data.max_objects,
             weights: self.loss,
@@ -369,6 +387,7 @@ impl RunConfig {
             seed: self.seed,
             optimizer: Some(&self.optimizer),
             accumulate: self.data.accumulate,
+            recompute: fit.recompute,
             share,
         }
     }

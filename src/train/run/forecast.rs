@@ -1,13 +1,14 @@
-//! What a step of a run takes, before anything of it is there: for `knet-train --plan`, and for a batch that
-//! is to be as large as memory allows.
+//! What a step of a run takes, before anything of it is there: for `knet-train --plan`, for a batch that is to
+//! be as large as memory allows, and for what is made again where memory is short.
 
 use std::path::PathBuf;
 
 use super::Observer;
-use super::config::RunConfig;
+use super::config::{Recompute, RunConfig};
 use super::state::origin;
 use crate::checkpoint::Checkpoint;
 use crate::dist::Share;
+use crate::engine::Compute;
 use crate::engine::forecast::{Forecast, TrainingDevice};
 use crate::error::{Error, Result};
 use crate::model::{Config, Task};
@@ -17,11 +18,103 @@ use crate::train::network;
 /// Most images that are chosen for a step: more are for those who ask for them.
 const MOST_IMAGES: usize = 32;
 
-/// Percentage of the free memory that a chosen batch takes: the rest is for validation and for others.
+/// Images that are chosen where nobody knows how much memory there is.
+const FEW_IMAGES: usize = 2;
+
+/// Percentage of the free memory that a chosen step takes: the rest is for validation and for others.
 const SHARE: u64 = 85;
 
-/// The largest number of images a step on one of several ranks can have, up to 32. Memory is planned, not
-/// tried: a step always has the largest photos and the most objects that the configuration allows.
+/// A step that is cut to the memory of its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// Images.
+    pub images: usize,
+    /// [`TrainSpec::recompute`](network::TrainSpec::recompute).
+    pub recompute: bool,
+}
+
+impl Fit {
+    /// Says of an error of memory what recomputation has done, or would do, about it.
+    pub fn explain(self, error: Error) -> Error {
+        let Error::Memory { what, needed, available } = error else { return error };
+        let remark = match self.recompute {
+            true => "with recompute = \"on\"",
+            false => "recompute = \"on\" takes less",
+        };
+        Error::Memory { what: format!("{what} ({remark})"), needed, available }
+    }
+}
+
+/// The step of a run on a device, in every form that it may have.
+struct Plans<'a> {
+    config: &'a RunConfig,
+    model: &'a Config,
+    share: Share,
+    device: &'a TrainingDevice,
+}
+
+impl Plans<'_> {
+    fn forecast(&self, fit: Fit) -> Result<Forecast> {
+        let on_gpus = self.share.ranks > 1 && !self.device.is_host();
+        let spec = self.config.step(self.model, fit, self.share);
+        self.device.forecast(&network::build(&spec, on_gpus)?.graph)
+    }
+
+    /// Bytes of the step and, where it learns in the memory that photos are decoded into, of those.
+    fn bytes(&self, fit: Fit) -> Result<u64> {
+        let step = self.forecast(fit)?.bytes();
+        let loader = self.config.loader(self.model, fit.images);
+        let photos =
+            if self.device.is_host() { loader.bytes().saturating_add(loader.cache_bytes) } else { 0 };
+        Ok(step.saturating_add(photos) as u64)
+    }
+
+    /// Bytes that a step may take, if the system says how many are free.
+    fn limit(&self) -> Option<u64> {
+        let sharing = if self.device.is_host() { self.share.ranks as u64 } else { 1 };
+        self.device.available().map(|available| available / sharing / 100 * SHARE)
+    }
+
+    /// A step of so many images, with values made again if it does not fit otherwise and the configuration
+    /// lets them be.
+    fn fit(&self, images: usize) -> Result<Fit> {
+        let kept = Fit { images, recompute: false };
+        let recompute = match (self.config.recompute, self.limit()) {
+            (Recompute::Auto, Some(limit)) => self.bytes(kept)? > limit,
+            (setting, _) => setting == Recompute::On,
+        };
+        Ok(Fit { recompute, ..kept })
+    }
+
+    /// As [`largest_batch`].
+    fn largest(&self) -> Result<Fit> {
+        let Some(limit) = self.limit() else { return self.fit(FEW_IMAGES) };
+        // A batch norm in training needs two values.
+        let least = self.fit(if self.model.task == Task::Semantic { 2 } else { 1 })?;
+        let with = |images: usize| Fit { images, ..least };
+        let (of_least, of_next) = (self.bytes(least)?, self.bytes(with(least.images + 1))?);
+        if of_least > limit {
+            let ([height, width], images) = (self.config.augment.padded(), least.images);
+            return Err(least.explain(Error::Memory {
+                what: format!("a training step of {images} images of {height}x{width}"),
+                needed: of_least,
+                available: self.device.available(),
+            }));
+        }
+        // All but the weights grows by the image; kernels that are chosen by size may need a little more.
+        let each = of_next.saturating_sub(of_least).max(1);
+        let guess = least.images as u64 + (limit - of_least) / each;
+        let mut fit = with(guess.min(MOST_IMAGES as u64) as usize);
+        while fit.images > least.images && self.bytes(fit)? > limit {
+            fit.images -= 1;
+        }
+        Ok(fit)
+    }
+}
+
+/// The largest number of images a step on one of several ranks can have, up to 32, without values that are
+/// made again if the smallest step fits without. Memory is planned, not tried: a step always has the largest
+/// photos and the most objects that the configuration allows.
 ///
 /// # Errors
 /// [`Error::Memory`] if there is not enough for one image; as [`network::build_training`] and
@@ -31,69 +124,45 @@ pub fn largest_batch(
     model: &Config,
     share: Share,
     device: &TrainingDevice,
-) -> Result<usize> {
-    let Some(available) = device.available() else { return Ok(2) };
-    let sharing = if device.is_host() { share.ranks as u64 } else { 1 };
-    let limit = available / sharing / 100 * SHARE;
-    // A batch norm in training needs two values.
-    let least = if model.task == Task::Semantic { 2 } else { 1 };
-    let needed = |batch: usize| -> Result<u64> {
-        let step = plan(config, model, batch, share, device)?.bytes() as u64;
-        let loader = config.loader(model, batch);
-        // The CPU learns in the memory that photos are decoded into.
-        let photos = if device.is_host() { loader.bytes().saturating_add(loader.cache_bytes) } else { 0 };
-        Ok(step + photos as u64)
-    };
-    let (of_least, of_next) = (needed(least)?, needed(least + 1)?);
-    if of_least > limit {
-        let [height, width] = config.augment.padded();
-        return Err(Error::Memory {
-            what: format!("a training step of {least} images of {height}x{width}"),
-            needed: of_least,
-            available: Some(available),
-        });
-    }
-    // All but the weights grows by the image; kernels that are chosen by size may need a little more.
-    let each = of_next.saturating_sub(of_least).max(1);
-    let guess = least as u64 + (limit - of_least) / each;
-    let mut batch = guess.min(MOST_IMAGES as u64) as usize;
-    while batch > least && needed(batch)? > limit {
-        batch -= 1;
-    }
-    Ok(batch)
+) -> Result<Fit> {
+    Plans { config, model, share, device }.largest()
 }
 
-/// Images of a step of a run: what the configuration says, or what a run that goes on from `state` had, or as
-/// many as there is memory for. Ranks that find different numbers are refused when they compare settings.
-pub(super) fn images(
+/// The step of a run on the device of `compute`: of as many images as the configuration says, or a run that
+/// goes on from `state` had, or there is memory for. Ranks that find different numbers are refused when they
+/// compare settings; that some make values again and others do not changes no bit.
+pub(super) fn fit(
     config: &RunConfig,
     model: &Config,
+    compute: Compute,
     state: Option<&PathBuf>,
     share: Share,
     observer: &mut dyn Observer,
-) -> Result<usize> {
-    if let Some(images) = config.data.batch.images() {
-        return Ok(images);
+) -> Result<Fit> {
+    let before = || {
+        let origin = state.map(|path| origin(&Checkpoint::open(path)?)).transpose()?.flatten();
+        Ok::<_, Error>(origin.and_then(|origin| origin.batch()))
+    };
+    let images = match config.data.batch.images() {
+        Some(images) => Some(images),
+        None => before()?,
+    };
+    if let (Some(images), Recompute::On | Recompute::Off) = (images, config.recompute) {
+        return Ok(Fit { images, recompute: config.recompute == Recompute::On });
     }
-    let before = state.map(|path| origin(&Checkpoint::open(path)?)).transpose()?.flatten();
-    if let Some(images) = before.and_then(|origin| origin.batch()) {
-        return Ok(images);
+    let device = TrainingDevice::of(compute)?;
+    let plans = Plans { config, model, share, device: &device };
+    let fit = match images {
+        Some(images) => plans.fit(images)?,
+        None => plans.largest()?,
+    };
+    if images.is_none() {
+        observer.note(&format!("data.batch: {} images, on {}", fit.images, device.title()));
     }
-    let device = TrainingDevice::of(config.compute())?;
-    let images = largest_batch(config, model, share, &device)?;
-    observer.note(&format!("data.batch: {images} images, on {}", device.title()));
-    Ok(images)
-}
-
-fn plan(
-    config: &RunConfig,
-    model: &Config,
-    batch: usize,
-    share: Share,
-    device: &TrainingDevice,
-) -> Result<Forecast> {
-    let on_gpus = share.ranks > 1 && !device.is_host();
-    device.forecast(&network::build(&config.step(model, batch, share), on_gpus)?.graph)
+    if fit.recompute && config.recompute == Recompute::Auto {
+        observer.note(&format!("recompute: on, for the memory of {}", device.title()));
+    }
+    Ok(fit)
 }
 
 /// What a step of a run takes on a device that need not be here, for people. Of the data, annotations alone
@@ -106,14 +175,18 @@ pub fn describe(config: &RunConfig, device: &TrainingDevice) -> Result<String> {
     let mix =
         Mix::open(&config.data.train, &Reading { verify: false, skip_damaged: false, ..config.reading() })?;
     let model = config.model(&mix, config.start.weights.as_deref())?;
-    let largest = largest_batch(config, &model, Share::ALONE, device);
-    let batch = match (config.data.batch.images(), &largest) {
-        (Some(images), _) => images,
-        (None, Ok(images)) => *images,
-        (None, Err(_)) => return largest.map(|images| images.to_string()),
+    let plans = Plans { config, model: &model, share: Share::ALONE, device };
+    let largest = plans.largest();
+    let fit = match (config.data.batch.images(), &largest) {
+        (Some(images), _) => plans.fit(images)?,
+        (None, Ok(fit)) => *fit,
+        (None, Err(_)) => return largest.map(|fit| fit.images.to_string()),
     };
-    let forecast = plan(config, &model, batch, Share::ALONE, device)?;
-    let Forecast { kept, passing, constants, flops, .. } = forecast;
+    let batch = fit.images;
+    let [without, with] = [false, true].map(|recompute| plans.forecast(Fit { recompute, ..fit }));
+    let (without, with) = (without?, with?);
+    let forecast = if fit.recompute { &with } else { &without };
+    let &Forecast { kept, passing, constants, flops, .. } = forecast;
     let [height, width] = config.augment.padded();
     let objects = match model.task {
         Task::Semantic => String::new(),
@@ -140,9 +213,16 @@ pub fn describe(config: &RunConfig, device: &TrainingDevice) -> Result<String> {
         gib(constants),
     );
     text += &match largest {
-        Ok(images) => format!("batch       data.batch = \"auto\" takes {images} images\n"),
+        Ok(fit) => format!("batch       data.batch = \"auto\" takes {} images\n", fit.images),
         Err(error) => format!("batch       too large: {error}\n"),
     };
+    text += &format!(
+        "recompute   {} {} instead of {}, and {:.1} % more operations\n",
+        if fit.recompute { "on:" } else { "off; on takes" },
+        gib(with.bytes()),
+        gib(without.bytes()),
+        100.0 * (with.flops as f64 / without.flops.max(1) as f64 - 1.0),
+    );
     text += &format!("operations  {:.1} GFLOP a step\n", flops as f64 / 1e9);
     if let Some((least, table)) = &forecast.roofline {
         text += &format!(

@@ -18,8 +18,9 @@ use crate::train::step::TrainStep;
 
 /// Fields that may change, with what lies below them: length and rate of the run, how it computes and what it
 /// writes. The settings of the model that only inference reads may, too.
-const FREE: [&str; 20] = [
+const FREE: [&str; 21] = [
     "threads",
+    "recompute",
     ARITHMETIC[0],
     ARITHMETIC[1],
     "data.val",

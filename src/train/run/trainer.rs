@@ -185,8 +185,8 @@ impl Trainer {
         describe::data(&mix, "train", observer);
         let before = if resume { Some(state_path.as_path()) } else { config.start.weights.as_deref() };
         let model = config.model(&mix, before)?;
-        let batch = forecast::images(&config, &model, resume.then_some(&state_path), share, observer)?;
-        config.data.batch = BatchSize::Images(batch);
+        let fit = forecast::fit(&config, &model, compute, resume.then_some(&state_path), share, observer)?;
+        config.data.batch = BatchSize::Images(fit.images);
         let origin = Origin::of(&config, &mix);
         let mut changes = Vec::new();
         let (values, moments, progress) = if resume {
@@ -218,7 +218,8 @@ impl Trainer {
         check_patterns("start.reset", config.start.reset.iter(), starts, &values)?;
         let groups = config.optimizer.groups.iter().map(|group| &group.contains);
         check_patterns("optimizer.groups", groups, |key, part| key.contains(part), &values)?;
-        let loader_config = LoaderConfig { start: progress.position, share, ..config.loader(&model, batch) };
+        let loader_config =
+            LoaderConfig { start: progress.position, share, ..config.loader(&model, fit.images) };
         let writer = match lock {
             Some(lock) => {
                 let outputs = Outputs::open(&config, &mix, &model, progress.iteration, observer)?;
@@ -230,7 +231,7 @@ impl Trainer {
         let total = total_iterations(&config, &loader, share.ranks, progress.iteration)?;
         describe::mismatches(&config, &model, &mix, total, observer);
 
-        let spec = config.step(&model, batch, share);
+        let spec = config.step(&model, fit, share);
         let values = Arc::new(values);
         let source = Arc::clone(&values);
         let load = Box::new(move |param: &Param| {
@@ -246,7 +247,7 @@ impl Trainer {
         if let (Some(ranks), 0) = (&ranks, compute.threads) {
             compute.threads = ranks.threads();
         }
-        let mut step = TrainStep::new(&spec, load, compute)?;
+        let mut step = TrainStep::new(&spec, load, compute).map_err(|error| fit.explain(error))?;
         let mut constants = Arc::unwrap_or_clone(values);
         for (param, _) in step.changing() {
             constants.remove(&param.key);

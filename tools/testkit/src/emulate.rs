@@ -386,6 +386,7 @@ pub fn training_graph() -> Graph {
         seed: 0,
         optimizer: Some(&AdamWConfig::default()),
         accumulate: 1,
+        recompute: false,
         share: Share::ALONE,
     };
     build_training(&spec).expect("a training step").graph
