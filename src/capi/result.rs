@@ -66,8 +66,8 @@ pub struct knet_result_info {
     /// Number of objects: instances, best first; segments of a panoptic map; classes that a semantic map has,
     /// largest first.
     pub objects: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Stages of the network that made it; 0 of a model without any.
+    pub stages: u32,
     /// The frame's.
     pub timestamp_ns: u64,
 }
@@ -150,7 +150,7 @@ pub unsafe extern "C" fn knet_result_get_info(
                 height: height as u32,
                 width: width as u32,
                 objects: count(&found.segmentation) as u32,
-                reserved: 0,
+                stages: found.segmentation.stages() as u32,
                 timestamp_ns: found.timestamp_ns,
             })
         })?;

@@ -46,6 +46,13 @@ pub struct knet_session_options {
     /// Numbers of the CPUs that the session's threads run on, and no others; NULL: any. They are read during
     /// the call alone. Linux.
     pub cpus: *const u32,
+    /// Nanoseconds from the call to masks, as knet_session_set_deadline takes them; 0: none.
+    pub deadline_ns: u64,
+    /// Stages of the network that are run, each of which gives finished masks and the next one better ones; 0:
+    /// all.
+    pub stages: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 // SAFETY: plain numbers, and a pointer that may be NULL.
@@ -122,7 +129,7 @@ impl knet_session {
 
 /// Makes a session of a model; `options` may be NULL. It is written to `*session`, NULL if there is none.
 ///
-/// KNET_ERROR_USAGE: a task the model cannot do, a size without pixels, CPUs that are not there.
+/// KNET_ERROR_USAGE: a task the model cannot do, a size without pixels, CPUs or stages that are not there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn knet_session_open(
     model: *const knet_model,
@@ -179,7 +186,33 @@ unsafe fn chosen(options: &knet_session_options) -> Result<SessionOptions, Fault
     };
     let cpus = cpus.iter().map(|&cpu| cpu as usize).collect();
     let (threads, on_caller) = (options.threads as usize, options.on_caller != 0);
-    Ok(SessionOptions { task, threads, cpus, on_caller, size, results, ..SessionOptions::default() })
+    let stages = (options.stages != 0).then_some(options.stages as usize);
+    let deadline = deadline(options.deadline_ns);
+    Ok(SessionOptions { task, threads, cpus, on_caller, size, results, stages, deadline })
+}
+
+fn deadline(nanoseconds: u64) -> Option<Duration> {
+    (nanoseconds > 0).then(|| Duration::from_nanos(nanoseconds))
+}
+
+/// From the next frame on, runs as many stages of the network as there is time for, so that masks are there so
+/// many nanoseconds after the call; knet_result_info.stages says how many these were. 0 takes the deadline back.
+/// The first stage is always run, however long it takes. The network is planned anew when a deadline is set for
+/// the first time or taken back: call knet_session_warm_up then. Frames on a GPU (knet_segment_on_device) run
+/// all stages.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn knet_session_set_deadline(
+    session: *const knet_session,
+    deadline_ns: u64,
+) -> knet_status {
+    guarded(|| {
+        // SAFETY: the pointer is as the header asks.
+        let session = unsafe { handle(session, "session") }?;
+        session.with(|session| {
+            session.set_deadline(deadline(deadline_ns));
+            Ok(())
+        })
+    })
 }
 
 /// Closes a session; NULL is allowed. It waits for a frame in flight and for the session's threads to end.

@@ -14,6 +14,7 @@
 
 #include <knet.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -177,6 +178,16 @@ class Options {
   /// The only CPUs that the session's threads run on.
   Options& cpus(std::vector<std::uint32_t> cpus) {
     cpus_ = std::move(cpus);
+    return *this;
+  }
+  /// Stages of the network that are run, in place of all.
+  Options& stages(std::uint32_t count) noexcept {
+    options_.stages = count;
+    return *this;
+  }
+  /// Time from the call to masks: as many stages are run as it has room for.
+  Options& deadline(std::chrono::nanoseconds time) noexcept {
+    options_.deadline_ns = static_cast<std::uint64_t>(time.count());
     return *this;
   }
 
@@ -382,6 +393,10 @@ class Session {
     std::uint32_t done = 0;
     detail::check(knet_session_poll(handle_.get(), &done));
     return done != 0;
+  }
+  /// From the next frame on: as many stages are run as there is time for; zero takes the deadline back.
+  void set_deadline(std::chrono::nanoseconds time) {
+    detail::check(knet_session_set_deadline(handle_.get(), static_cast<std::uint64_t>(time.count())));
   }
   /// Waits for the frame that was submitted.
   void wait() { detail::check(knet_session_wait(handle_.get())); }

@@ -247,6 +247,34 @@ static void instances(const knet_model *model) {
   knet_result_free(result);
 }
 
+/* Fewer stages, told beforehand or for want of time. */
+static void in_time(const knet_model *model) {
+  static uint16_t one[HEIGHT][WIDTH], found[HEIGHT][WIDTH];
+  knet_session_options options = session_options();
+  options.stages = 1;
+  knet_session *session = open_session(model, 0), *first = open_session_with(model, &options);
+  knet_result *result = knet_result_new();
+  knet_frame frame = make_frame();
+  CHECK(knet_segment(session, &frame, result) == KNET_OK && info_of(result).stages == 3);
+  CHECK(knet_segment(first, &frame, result) == KNET_OK && info_of(result).stages == 1);
+  objects_of(result, &one[0][0]);
+  CHECK(knet_session_set_deadline(session, 1) == KNET_OK);
+  CHECK(knet_session_warm_up(session, HEIGHT, WIDTH) == KNET_OK);
+  CHECK(knet_segment(session, &frame, result) == KNET_OK && info_of(result).stages == 1);
+  objects_of(result, &found[0][0]);
+  CHECK(memcmp(found, one, sizeof found) == 0);
+  CHECK(knet_session_set_deadline(session, UINT64_MAX) == KNET_OK);
+  CHECK(knet_segment(session, &frame, result) == KNET_OK && info_of(result).stages == 3);
+  CHECK(knet_session_set_deadline(session, 0) == KNET_OK);
+  REFUSED(knet_session_set_deadline(NULL, 0), KNET_ERROR_ARGUMENT, "session is NULL");
+  knet_session *none = NULL;
+  options.stages = 4;
+  REFUSED(knet_session_open(model, &options, &none), KNET_ERROR_USAGE, "stages is 4");
+  knet_session_close(session);
+  knet_session_close(first);
+  knet_result_free(result);
+}
+
 /* What a frame gives is what the blocking call gives; until it was waited for, session and result are taken. */
 static void in_flight(const knet_model *model) {
   static uint16_t expected[HEIGHT][WIDTH], found[HEIGHT][WIDTH];
@@ -432,6 +460,7 @@ int main(void) {
   what_a_model_says(model);
   sessions_that_cannot_be(model);
   instances(model);
+  in_time(model);
   in_flight(model);
   nothing_in_flight(model);
   a_session_is_one_threads(model);
