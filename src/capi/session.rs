@@ -243,8 +243,8 @@ pub unsafe extern "C" fn knet_session_warm_up(
     })
 }
 
-/// Segments a frame and waits. `result` holds what was found, on the host, nothing of use after an error. From
-/// the second frame of a size on, nothing is allocated, also if up to four sizes take turns.
+/// Segments a frame and waits. `result` holds what was found, on the host, nothing of use after an error.
+/// From the second frame of a size on, nothing is allocated, also if up to four sizes take turns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn knet_segment(
     session: *const knet_session,

@@ -145,8 +145,8 @@ impl Pipeline {
 }
 
 impl Pipeline {
-    /// Copies an image in device memory to where [`Pipeline::run`] takes it from, whose results go to the host.
-    /// The image must be whole: only the device's own stream is waited for.
+    /// Copies an image in device memory to where [`Pipeline::run`] takes it from, whose results go to the
+    /// host. The image must be whole: only the device's own stream is waited for.
     ///
     /// # Errors
     /// As [`Pipeline::enqueue`].

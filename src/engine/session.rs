@@ -192,8 +192,8 @@ impl Session {
     }
 
     /// Segments one image: an [`RgbImage`](crate::image::RgbImage), or a view of pixels in any
-    /// [format](crate::image::view::PixelFormat) on the host, or in the memory of the GPU that computes. There
-    /// it must be whole already: no stream of others is waited for.
+    /// [format](crate::image::view::PixelFormat) on the host, or in the memory of the GPU that computes.
+    /// There it must be whole already: no stream of others is waited for.
     ///
     /// # Errors
     /// [`Error::Usage`](crate::Error::Usage) for an image without pixels, and for one in device memory on the

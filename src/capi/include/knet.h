@@ -887,8 +887,8 @@ void knet_session_close(struct knet_session *session);
 enum knet_status knet_session_warm_up(const struct knet_session *session, uint32_t height, uint32_t width);
 
 /**
- * Segments a frame and waits. `result` holds what was found, on the host, nothing of use after an error. From
- * the second frame of a size on, nothing is allocated, also if up to four sizes take turns.
+ * Segments a frame and waits. `result` holds what was found, on the host, nothing of use after an error.
+ * From the second frame of a size on, nothing is allocated, also if up to four sizes take turns.
  */
 enum knet_status knet_segment(const struct knet_session *session,
                               const struct knet_frame *frame,
