@@ -565,9 +565,9 @@ typedef struct knet_result_info {
    */
   uint32_t objects;
   /**
-   * Zero.
+   * Stages of the network that made it; 0 of a model without any.
    */
-  uint32_t reserved;
+  uint32_t stages;
   /**
    * The frame's.
    */
@@ -670,6 +670,19 @@ typedef struct knet_session_options {
    * the call alone. Linux.
    */
   const uint32_t *cpus;
+  /**
+   * Nanoseconds from the call to masks, as knet_session_set_deadline takes them; 0: none.
+   */
+  uint64_t deadline_ns;
+  /**
+   * Stages of the network that are run, each of which gives finished masks and the next one better ones; 0:
+   * all.
+   */
+  uint32_t stages;
+  /**
+   * Zero.
+   */
+  uint32_t reserved;
 } knet_session_options;
 
 /**
@@ -868,11 +881,21 @@ enum knet_status knet_result_map(const struct knet_result *result,
 /**
  * Makes a session of a model; `options` may be NULL. It is written to `*session`, NULL if there is none.
  *
- * KNET_ERROR_USAGE: a task the model cannot do, a size without pixels, CPUs that are not there.
+ * KNET_ERROR_USAGE: a task the model cannot do, a size without pixels, CPUs or stages that are not there.
  */
 enum knet_status knet_session_open(const struct knet_model *model,
                                    const struct knet_session_options *options,
                                    struct knet_session **session);
+
+/**
+ * From the next frame on, runs as many stages of the network as there is time for, so that masks are there so
+ * many nanoseconds after the call; knet_result_info.stages says how many these were. 0 takes the deadline back.
+ * The first stage is always run, however long it takes. The network is planned anew when a deadline is set for
+ * the first time or taken back: call knet_session_warm_up then. Frames on a GPU (knet_segment_on_device) run
+ * all stages.
+ */
+enum knet_status knet_session_set_deadline(const struct knet_session *session,
+                                           uint64_t deadline_ns);
 
 /**
  * Closes a session; NULL is allowed. It waits for a frame in flight and for the session's threads to end.
