@@ -139,8 +139,8 @@ pub trait Executor: Send {
     /// As [`Executor::start`].
     fn wait(&mut self) -> Result<()>;
 
-    /// As [`Executor::write`], for the next run, while another is started: if what was started does not read
-    /// the input's memory. Gives whether that was so; else nothing is done.
+    /// As [`Executor::write`], for the next run, while another is started: into memory that what was started
+    /// does not read. Gives whether there is such; else nothing is done.
     ///
     /// # Errors
     /// As [`Executor::write`].

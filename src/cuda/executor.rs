@@ -50,16 +50,31 @@ impl Drop for Executor {
 struct Floats {
     inputs: Vec<Staging>,
     outputs: Vec<Staging>,
-    /// Segments that were run together, and their graph: of each the inputs that it is the first to read, its
-    /// steps, results that it makes. `None` if there is nothing to do.
-    graphs: Vec<(RangeInclusive<usize>, Option<CudaGraph>)>,
+    graphs: Vec<Captured>,
     /// Segments that were started, until somebody waited.
     started: Option<RangeInclusive<usize>>,
+}
+
+/// Segments that are run together: of each the inputs that it is the first to read, its steps, and the
+/// results that it makes.
+struct Captured {
+    segments: RangeInclusive<usize>,
+    /// Those of the inputs that lie in their second place.
+    turned: Vec<InputId>,
+    /// `None` if there is nothing to do.
+    graph: Option<CudaGraph>,
 }
 
 /// A value that travels between host and device.
 struct Staging {
     host: Pinned,
+    /// Of an input that was written while what was started read `host`: the other one of two places, which
+    /// take turns.
+    other: Option<Pinned>,
+    /// Whether `host` is the second place.
+    turned: bool,
+    /// Whether `host` was written for the next run, and not read by what was started.
+    ahead: bool,
     /// f32 beside the value in the arena, if that is stored otherwise, and the kernel that converts.
     device: Option<(DeviceBuffer, Bound)>,
     /// Address in the arena; `None`: a constant, copied once, or what stays on the device.
@@ -77,6 +92,13 @@ fn check(step: &Step<Program>, device: &Device) -> Result<()> {
         )));
     }
     step.program.check(device.caps()).map_err(fault)
+}
+
+impl Staging {
+    /// What stays where it is.
+    fn of(host: Pinned) -> Staging {
+        Staging { host, other: None, turned: false, ahead: false, device: None, value: None }
+    }
 }
 
 impl Executor {
@@ -154,10 +176,16 @@ impl Executor {
     /// Position of the graph of these segments, which is captured if it was not yet.
     fn captured(&mut self, range: RangeInclusive<usize>) -> Result<usize> {
         let floats = self.floats()?;
-        if let Some(known) = floats.graphs.iter().position(|(known, _)| *known == range) {
+        let segments = &self.plan.segments[range.clone()];
+        let turned = || {
+            let inputs = segments.iter().flat_map(|segment| segment.inputs.iter().copied());
+            inputs.filter(move |id| floats.inputs[id.index()].turned)
+        };
+        let is_known =
+            |known: &Captured| known.segments == range && turned().eq(known.turned.iter().copied());
+        if let Some(known) = floats.graphs.iter().position(is_known) {
             return Ok(known);
         }
-        let segments = &self.plan.segments[range.clone()];
         let graph = || {
             capture(&self.device, || {
                 segments.iter().try_for_each(|segment| {
@@ -168,9 +196,13 @@ impl Executor {
             })
         };
         let has_work = segments.iter().any(|segment| self.has_work(segment, floats));
-        let graph = has_work.then(graph).transpose()?;
+        let captured = Captured {
+            turned: turned().collect(),
+            graph: has_work.then(graph).transpose()?,
+            segments: range,
+        };
         let graphs = &mut self.floats.as_mut().ok_or_else(without_floats)?.graphs;
-        graphs.push((range, graph));
+        graphs.push(captured);
         Ok(graphs.len() - 1)
     }
 
@@ -189,7 +221,7 @@ impl Executor {
     ) -> Result<Vec<Staging>> {
         let stage = |(index, (_, operand)): (usize, &(String, Operand))| -> Result<Staging> {
             if stays(index) {
-                return Ok(Staging { host: Pinned::new(&self.device, 0)?, device: None, value: None });
+                return Ok(Staging::of(Pinned::new(&self.device, 0)?));
             }
             let count = operand.ty.shape.len();
             let mut host = Pinned::new(&self.device, 4 * count)?;
@@ -198,7 +230,7 @@ impl Executor {
                 Place::Const(index) => {
                     let constant = runtime.constants().constant(&self.plan.consts, index)?;
                     host.as_mut_slice::<f32>().copy_from_slice(constant.data());
-                    return Ok(Staging { host, device: None, value: None });
+                    return Ok(Staging::of(host));
                 }
             };
             let value = self.arena.pointer() + slot.offset as u64;
@@ -213,7 +245,7 @@ impl Executor {
                 let pointer = |arg: &Arg| Ok(if matches!(arg, Arg::Input(_)) { source } else { target });
                 device = Some((floats, Bound::new(runtime, &launch, pointer)?));
             }
-            Ok(Staging { host, device, value: Some(value) })
+            Ok(Staging { device, value: Some(value), ..Staging::of(host) })
         };
         ends.iter().enumerate().map(stage).collect()
     }
@@ -354,10 +386,22 @@ impl Executor {
     fn start_segments(&mut self, range: RangeInclusive<usize>) -> Result<()> {
         self.join()?;
         let at = self.captured(range)?;
-        match &self.floats()?.graphs[at].1 {
+        match &self.floats()?.graphs[at].graph {
             Some(graph) => launch(graph),
             None => Ok(()),
         }
+    }
+
+    /// Lets an input be written while what was started reads where it lies now.
+    fn turn(&mut self, input: InputId) -> Result<()> {
+        let staging = &mut self.floats.as_mut().ok_or_else(without_floats)?.inputs[input.index()];
+        let other = match staging.other.take() {
+            Some(other) => other,
+            None => Pinned::new(&self.device, staging.host.len())?,
+        };
+        staging.other = Some(std::mem::replace(&mut staging.host, other));
+        (staging.turned, staging.ahead) = (!staging.turned, true);
+        Ok(())
     }
 
     fn floats(&self) -> Result<&Floats> {
@@ -443,7 +487,10 @@ impl exec::Executor for Executor {
     fn start(&mut self, segments: RangeInclusive<SegmentId>) -> Result<()> {
         let segments = segments.start().index()..=segments.end().index();
         self.start_segments(segments.clone())?;
-        self.floats.iter_mut().for_each(|floats| floats.started = Some(segments.clone()));
+        if let Some(floats) = &mut self.floats {
+            floats.started = Some(segments.clone());
+            floats.inputs.iter_mut().for_each(|input| input.ahead = false);
+        }
         Ok(())
     }
 
@@ -453,13 +500,14 @@ impl exec::Executor for Executor {
     }
 
     fn write_ahead(&mut self, input: InputId, values: Host<'_>) -> Result<bool> {
-        let started = self.floats()?.started.clone();
-        let started = started.map_or(&[][..], |started| &self.plan.segments[started]);
+        let floats = self.floats()?;
+        let started = floats.started.clone().map_or(&[][..], |started| &self.plan.segments[started]);
         let is_read = started.iter().any(|segment| segment.inputs.contains(&input));
-        if !is_read {
-            self.write(input, values)?;
+        if is_read && !floats.inputs[input.index()].ahead {
+            self.turn(input)?;
         }
-        Ok(!is_read)
+        self.write(input, values)?;
+        Ok(true)
     }
 
     fn run_timed(&mut self, segment: SegmentId, report: &mut Report<'_>) -> Result<()> {

@@ -167,6 +167,18 @@ fn a_killed_rank_is_named_and_the_last_state_is_whole() {
     assert!(scene.state("run").names().count() > 10);
 }
 
+/// `mpiexec` ends the other rank, and the run goes on from what was saved.
+#[test]
+fn a_rank_killed_under_mpiexec_ends_the_run_and_the_last_state_is_whole() {
+    let scene = Scene::new(&["red", "blue"]);
+    let mut command = mpiexec();
+    on_gpus(&mut command, 2);
+    scene.kill_one_of_two(command, &ON_GPU);
+    let more = format!("schedule.iterations={}", scene.losses("run").len() + 2);
+    let mut resumed = scene.command("run", &[&ON_GPU[..], &["--resume", "--set", more.as_str()]].concat());
+    finish([on_gpus(&mut resumed, 1).spawn().unwrap()]);
+}
+
 #[test]
 fn what_cannot_be_connected_is_told_with_the_remedy() {
     let scene = Scene::new(&["red", "blue"]);

@@ -1,5 +1,5 @@
 //! What a step on a GPU asks of the driver, by the log of the stand-in of `tools/ptxemu`: launches of graphs,
-//! waits, and bytes that come back; nothing is allocated.
+//! waits, bytes that come back, and where the next batch is loaded; nothing is allocated.
 
 use crate::gpus::{ON_GPU, on_gpus};
 use crate::{Scene, semantic, stderr};
@@ -8,7 +8,12 @@ use crate::{Scene, semantic, stderr};
 struct Step {
     calls: Vec<String>,
     to_host: usize,
+    /// Where each of the four steps had its images on the host.
+    images: Vec<String>,
 }
+
+/// What the log says of a copy of a step's images; nothing else is as large.
+const IMAGES: &str = "bytes=98304 ";
 
 impl Step {
     /// The third step of a run, from its first graph to the fourth step's, each of so many graphs.
@@ -27,7 +32,13 @@ impl Step {
             let (_, copied) = line.split_once("# run copy to=host:")?.1.split_once("bytes=")?;
             copied.split([' ', 'x']).next()?.parse::<usize>().ok()
         };
+        let place = |line: &&str| {
+            let copy = line.strip_prefix("# run copy to=")?;
+            let (place, rest) = copy.split_once(" from=host:")?.1.split_once(' ')?;
+            rest.starts_with(IMAGES).then(|| place.to_string())
+        };
         Step {
+            images: lines.iter().filter_map(place).collect(),
             calls: of_step
                 .iter()
                 .filter(|line| !line.starts_with('#'))
@@ -54,6 +65,8 @@ impl Step {
 fn a_step_of_a_detector_is_two_graphs() {
     let step = Step::third(&Scene::new(&["red", "blue"]), &[], 2);
     step.check(2);
+    // Images are loaded while the second graph is at work, which does not read them.
+    assert_eq!(step.images, [(); 4].map(|()| step.images[0].as_str()));
     // Costs of three rounds are 3 x 2 images x 4 proposals x 4 objects.
     assert!(step.to_host < 4 * (3 * 2 * 4 * 4 + 300), "{} bytes to the host", step.to_host);
 }
@@ -66,6 +79,10 @@ fn a_step_of_a_semantic_model_is_one_graph() {
     let step = Step::third(&semantic::scene("fcn", 1), &["--set", "data.val=[]"], 1);
     step.check(1);
     assert!(step.to_host < 4 * 1000, "{} bytes to the host", step.to_host);
+    // While a graph reads one place, the next images are loaded into the other.
+    let [first, second, ..] = &step.images[..] else { panic!("{:?}", step.images) };
+    assert_ne!(first, second);
+    assert_eq!(step.images, [first, second, first, second].map(String::as_str));
 }
 
 /// A sum of gradients goes on, and ends with the update, in the graph of its batch.

@@ -35,6 +35,31 @@ impl Scene {
         command.output().unwrap()
     }
 
+    /// Trains two ranks without end, by `mpiexec`, and kills the second one when there is a state. The end comes
+    /// within 30 seconds and names what was killed.
+    pub fn kill_one_of_two(&self, mut mpiexec: Command, arguments: &[&str]) {
+        let endless = [&["--set", "schedule.iterations=100000"][..], arguments].concat();
+        mpiexec.args(["-n", "1"]);
+        self.program(&mut mpiexec, "run", &endless);
+        let pid_file = self.path("pid");
+        mpiexec.args([":", "-n", "1", "sh", "-c", r#"echo $$ > "$0"; exec "$@""#]).arg(&pid_file);
+        self.program(&mut mpiexec, "run", &endless);
+        let child = mpiexec.spawn().unwrap();
+        let begun = Instant::now();
+        while !self.path("run/last.state").exists() {
+            assert!(begun.elapsed() < Duration::from_secs(240), "no state");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let pid = std::fs::read_to_string(&pid_file).unwrap();
+        let killed = Instant::now();
+        assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert!(!output.status.success());
+        assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
+        assert!(said.contains(&format!("PID {} ", pid.trim())), "{said}");
+    }
+
     /// The bits of all that a run knows: weights, moments, averages and running statistics.
     fn learnt(&self, out: &str) -> BTreeMap<String, Vec<u32>> {
         let state = Checkpoint::open(self.path(out).join("last.state")).unwrap();
@@ -171,25 +196,7 @@ fn no_mpi_is_told_with_the_remedy() {
 #[test]
 fn a_killed_rank_ends_the_run_and_the_last_state_is_whole() {
     let scene = Scene::new(&["red", "blue"]);
-    let endless = ["--set", "schedule.iterations=100000"];
-    let mut command = mpiexec();
-    command.args(["-n", "1"]);
-    scene.program(&mut command, "run", &endless);
-    let pid_file = scene.path("pid");
-    command.args([":", "-n", "1", "sh", "-c", r#"echo $$ > "$0"; exec "$@""#]).arg(&pid_file);
-    scene.program(&mut command, "run", &endless);
-    let child = command.spawn().unwrap();
-    let begun = Instant::now();
-    while !scene.path("run/last.state").exists() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "no state");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let pid = std::fs::read_to_string(&pid_file).unwrap();
-    let killed = Instant::now();
-    assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    assert!(!output.status.success());
-    assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
+    scene.kill_one_of_two(mpiexec(), &[]);
     let done = scene.losses("run").len();
     let more = (done + 2).to_string();
     let resumed = scene.run("run", &["--resume", "--set", &format!("schedule.iterations={more}")]);

@@ -92,8 +92,8 @@ impl<'de> Deserialize<'de> for Config {
 /// configurations have.
 const PUBLISHED: &str = "mmseg_";
 
-/// What the names of values in the pyramids of a detector start with: the one over its backbone, and the one that
-/// joins all levels at stride 8.
+/// What the names of values in the pyramids of a detector start with: the one over its backbone, and the one
+/// that joins all levels at stride 8.
 const PYRAMIDS: [&str; 2] = ["neck.", "rpn_head.localization_fpn."];
 
 /// Classes of ADE20K.

@@ -1,5 +1,5 @@
-//! What a step of a run takes, before anything of it is there: for `knet-train --plan`, for a batch that is to
-//! be as large as memory allows, and for what is made again where memory is short.
+//! What a step of a run takes, before anything of it is there: for `knet-train --plan`, for a batch that is
+//! to be as large as memory allows, and for what is made again where memory is short.
 
 use std::path::PathBuf;
 
