@@ -12,7 +12,7 @@
 // a logit.
 // Defines: STORAGE (of logits and gradients), VECTOR (4, or 1).
 #include "common/divisor.cuh"
-#include "common/elements.cuh"
+#include "common/half_chunk.cuh"
 #include "common/logistic.cuh"
 #include "common/reduce.cuh"
 
