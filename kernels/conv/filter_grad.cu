@@ -6,6 +6,8 @@
 // pixels: both operands lie with their terms slow, as [pixel][filter] and [pixel][(tap, channel)], and are
 // turned by `ldmatrix.trans`. x is seen through gather.cuh, never laid out; DEFORMED: through deformed.cuh,
 // its taps moved by `offsets` [B, P, Q, R * S, 2], and a sample is rounded to 16 bits as in the forward pass.
+// Where channels are whole chunks, where a tap of a step's pixels falls is found once for all of them, a step
+// ahead of the copy.
 //
 // A block computes 32 * BANDS filters by 128 columns with 2 x 4 warps over `split` pixels, 64 a stage. Pixels
 // are shared among enough blocks to fill a device, by the shape alone; each writes its sums to dw [splits, K,
@@ -16,8 +18,8 @@
 // tile of filters.
 //
 // Grid: splits, tiles of filters x tiles of columns. Block: 256 threads. Shared memory: STAGES * 128 * (32 *
-// BANDS + 128) bytes. Defines: STORAGE, BANDS (2, 4), STAGES, DY_WIDE (K a multiple of 8), X_WIDE (C a
-// multiple of 8), DEFORMED.
+// BANDS + 128) bytes; FIND_AHEAD: and STAGES * 1024 for every tap that 128 columns may be of. Defines:
+// STORAGE, BANDS (2, 4), STAGES (2, 3), DY_WIDE (K a multiple of 8), X_WIDE (C a multiple of 8), DEFORMED.
 #include "common/mma.cuh"
 #include "conv/deformed.cuh"
 #include "conv/gather.cuh"
@@ -28,15 +30,46 @@
 #define BN 128
 #define DY_BYTES (BM * 128)
 #define STAGE_BYTES (DY_BYTES + BN * 128)
+#define FIND_AHEAD (DEFORMED && X_WIDE)
 
 extern __shared__ __align__(128) unsigned char shared[];
+
+#if FIND_AHEAD
+// Where the taps that a block has columns of fall, for the pixels of a step: [tap][pixel].
+struct Samples {
+    u32 first, count;  // taps
+
+    __device__ inline Samples(const Params& p, u32 first_column) {
+        first = first_column / p.by_group_channels;
+        count = (min(first_column + BN, p.columns) - 1) / p.by_group_channels - first + 1;
+    }
+
+    __device__ inline u32 bytes() const { return count * SLAB * 16; }
+
+    __device__ inline void find(const Params& p, const float* offsets, u32 to, u32 pixel, u32 end) const {
+        for (u32 i = threadIdx.x; i < count * SLAB; i += THREADS) {
+            const u32 tap = first + i / SLAB, r = tap / p.by_filter_w, at = pixel + i % SLAB;
+            const bool any = at < end;
+            const Sample sample = sample_of(p, offsets, any ? at : p.pixels, r, tap - r * p.filter_w,
+                                            p.filter_h, p.filter_w);
+            sample.store(to + i * 16);
+        }
+    }
+
+    // That of a column's tap for a pixel of the step.
+    __device__ inline Sample load(const Params& p, const Column& column, u32 from, u32 pixel) const {
+        return Sample::load(from + ((column.r * p.filter_w + column.s - first) * SLAB + pixel) * 16);
+    }
+};
+#endif
 
 // Copies the windows' part of a stage: a thread has one chunk of columns and every ROWS-th pixel.
 struct WindowTile {
     static constexpr u32 ROWS = THREADS / (BN / 8);
     const storage_t* x;
-#if DEFORMED
     const float* offsets;
+#if FIND_AHEAD
+    Samples samples;
 #endif
     u32 first, to;
 #if X_WIDE
@@ -44,9 +77,9 @@ struct WindowTile {
 #endif
 
     __device__ inline WindowTile(const Params& p, const storage_t* x, const float* offsets, u32 first_column)
-        : x(x),
-#if DEFORMED
-          offsets(offsets),
+        : x(x), offsets(offsets),
+#if FIND_AHEAD
+          samples(p, first_column),
 #endif
           first(first_column + threadIdx.x % (BN / 8) * 8)
 #if X_WIDE
@@ -57,23 +90,28 @@ struct WindowTile {
         to = chunk / 8 * (SLAB * 128) + swizzled<8>(threadIdx.x / (BN / 8), chunk % 8);
     }
 
-    __device__ inline void copy(const Params& p, u32 stage, u32 pixel, u32 end) const {
+    // `found`: where the step's samples are, if they are found ahead.
+    __device__ inline void copy(const Params& p, u32 stage, u32 found, u32 pixel, u32 end) const {
         // ROWS is a multiple of the eight rows after which the swizzle is the same.
 #pragma unroll
         for (u32 i = 0; i < SLAB / ROWS; ++i) {
-            const u32 at = pixel + threadIdx.x / (BN / 8) + i * ROWS;
-            copy_chunk(p, stage + to + i * ROWS * 128, at, at < end);
+            const u32 row = threadIdx.x / (BN / 8) + i * ROWS;
+#if FIND_AHEAD
+            // Nothing is read for pixels beyond the last.
+            const Sample sample = first < p.columns ? samples.load(p, column, found, row) : Sample{};
+            store_shared_chunk(stage + to + i * ROWS * 128, sample.chunk(p, x, column.channel));
+#else
+            copy_chunk(p, stage + to + i * ROWS * 128, pixel + row, pixel + row < end);
+#endif
         }
     }
 
+#if !FIND_AHEAD
 private:
     __device__ inline void copy_chunk(const Params& p, u32 to, u32 pixel, bool inside) const {
-#if X_WIDE && !DEFORMED
+#if X_WIDE
         const i32 place = inside && first < p.columns ? column.place(p, pixel) : -1;
         copy_async<16>(to, x + max(place, 0), place >= 0);
-#elif X_WIDE
-        const bool any = inside && first < p.columns;
-        store_shared_chunk(to, any ? sample(p, column, pixel).chunk(p, x, column.channel) : Chunk{});
 #else
         Chunk chunk = {};
 #pragma unroll
@@ -85,17 +123,14 @@ private:
 #endif
     }
 
+    __device__ inline storage_t element(const Params& p, const Column& c, u32 pixel) const {
 #if DEFORMED
-    __device__ inline Sample sample(const Params& p, const Column& c, u32 pixel) const {
-        return sample_of(p, offsets, pixel, c.r, c.s, p.filter_h, p.filter_w);
-    }
-    __device__ inline storage_t element(const Params& p, const Column& c, u32 pixel) const {
-        return from_f32<storage_t>(sample(p, c, pixel).element(p, x, c.channel));
-    }
+        const Sample sample = sample_of(p, offsets, pixel, c.r, c.s, p.filter_h, p.filter_w);
+        return from_f32<storage_t>(sample.element(p, x, c.channel));
 #else
-    __device__ inline storage_t element(const Params& p, const Column& c, u32 pixel) const {
         const i32 place = c.place(p, pixel);
         return place < 0 ? storage_t{} : x[place];
+#endif
     }
 #endif
 };
@@ -109,12 +144,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const u32 steps = (end - begin + SLAB - 1) / SLAB, base = shared_address(shared);
     const WindowTile windows(p, x, offsets, first_column);
 
+#if FIND_AHEAD
+    const auto found_at = [&](u32 step) {
+        return base + STAGES * STAGE_BYTES + step % STAGES * windows.samples.bytes();
+    };
+    const auto find = [&](u32 step) {
+        if (step < steps) windows.samples.find(p, offsets, found_at(step), begin + step * SLAB, end);
+    };
+#pragma unroll
+    for (u32 step = 0; step < STAGES; ++step) find(step);
+    __syncthreads();
+#else
+    const auto found_at = [](u32) { return 0u; };
+#endif
     const auto copy = [&](u32 step) {
         if (step < steps) {
             const u32 stage = base + step % STAGES * STAGE_BYTES, pixel = begin + step * SLAB;
             copy_tile<DY_WIDE, BM / SLAB, SLAB, THREADS>(stage, dy + u64(pixel) * p.filters + filter,
                                                          p.filters, end - pixel, p.filters - filter);
-            windows.copy(p, stage + DY_BYTES, pixel, end);
+            windows.copy(p, stage + DY_BYTES, found_at(step), pixel, end);
         }
         commit_copies();
     };
@@ -132,6 +180,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         // The stage is there for all warps, and all have done with the one that is filled next.
         __syncthreads();
         copy(step + STAGES - 1);
+#if FIND_AHEAD
+        // In the place of those that all have copied by, two steps ago.
+        find(step + STAGES);
+#endif
         const u32 stage = base + step % STAGES * STAGE_BYTES;
 #pragma unroll
         for (u32 k = 0; k < SLAB / 16; ++k) {

@@ -124,6 +124,8 @@ impl Operator for FocalLoss {
             case("empty", [0, 7, 1]),
             weighted("weighted", [12, 7, 1], 6),
             weighted("weighted_map", [4, 3, 40], 4),
+            weighted("weighted_strips", [4, 11, 136], 2),
+            case("strips_of_one", [2, 9, 33]).map(0),
             weighted("panoptic_objects", [306, 133, 1], 153).bench(),
             case("seg_preds", [2, 80, 16384]).map(0).bench(),
         ]

@@ -504,11 +504,13 @@ fn check(row: &[String], faults: &mut Vec<String>) {
     // Hopper GPU"): 6.4 slots. TF32's products are half as large and belong to launches that wait for memory,
     // as do those of attention, which has its softmax between them. A deformable convolution blends one factor
     // of its products in the loop, and is bound by that: by what it issues; so is the gradient of its filter,
-    // whose loop finds the points anew for each pixel. The costs of matching make probabilities and their sums in
-    // the loop, and wait for memory.
+    // whose loop finds the points of each step as well. The gradient of its offsets has three requests to memory
+    // for two products, as a sample meets nothing but its own four pixels, and waits for them. The costs of
+    // matching make probabilities and their sums in the loop, and wait for memory.
     let most = match row[2].split(' ').next() {
         Some("deform_conv2d") => 10.5,
-        Some("deform_conv2d_filter_grad") => 27.5,
+        Some("deform_conv2d_filter_grad") => 12.8,
+        Some("deform_conv2d_input_grad") if launch.ends_with(":samples") => 15.5,
         Some("mask_cost") => 13.7,
         _ => 6.4,
     };

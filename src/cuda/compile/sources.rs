@@ -40,6 +40,7 @@ sources! {
     "common/epilogue.cuh",
     "common/exact_sigmoid.cuh",
     "common/fast_math.cuh",
+    "common/half_chunk.cuh",
     "common/items.cuh",
     "common/logistic.cuh",
     "common/mask_sampler.cuh",

@@ -4,10 +4,10 @@
 use super::{Besides, Conv};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
-use crate::cuda::ops::CudaOp;
 use crate::cuda::ops::divisor::divisor;
-use crate::cuda::ops::launches::{elements, lanes, storage};
+use crate::cuda::ops::launches::{elements, lanes, storage, vector};
 use crate::cuda::ops::pack::{self, Matrix};
+use crate::cuda::ops::{CudaOp, Rounding};
 use crate::cuda::tiles::conv::{self, ConvChoice, ConvGemm};
 use crate::ops::DeformConv2dInputGrad;
 use crate::ops::epilogue::Epilogue;
@@ -16,14 +16,15 @@ use crate::tensor::DType;
 
 /// Threads of a block: `THREADS` of `kernels/conv/deformed_grad.cu`.
 const THREADS: usize = 256;
-/// Most blocks that look for the largest gradient.
-const LARGEST_BLOCKS: usize = 1024;
+/// Lanes that gather a pixel, and that sort its list: `LANES` and `SORTERS` of
+/// `kernels/conv/deformed_grad.cu`.
+const PIXEL: [usize; 2] = [16, 8];
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Params {
-    pixels: u32,
     samples: u32,
+    map_pixels: u32,
     height: u32,
     width: u32,
     channels: u32,
@@ -33,14 +34,12 @@ struct Params {
     stride: [i32; 2],
     padding: [i32; 2],
     dilation: [i32; 2],
-    room: i32,
-    count: u32,
     by_taps: [u32; 2],
     by_filter_w: [u32; 2],
     by_out: [[u32; 2]; 2],
 }
 
-/// The gradients of all samples, f32 `[B, P, Q, R * S * C]`, at the start of the workspace.
+/// The gradients of all samples `[B, P, Q, R * S * C]`, rounded as maps are, at the start of the workspace.
 fn of_samples(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     let (dy, w) = (site.inputs[0].shape, site.inputs[1].shape);
     let dtype = target.precision.storage();
@@ -62,7 +61,7 @@ fn of_samples(site: &Site<'_>, target: &Target) -> Result<Program, String> {
     };
     let epilogue = Epilogue::default();
     let besides = Besides::default();
-    let conv = Conv { shape, epilogue: &epilogue, dtype, result: DType::F32, lanes: lanes(dtype), besides };
+    let conv = Conv { shape, epilogue: &epilogue, dtype, result: dtype, lanes: lanes(dtype), besides };
     let choices = conv::candidates(&shape, target.precision, &target.caps)?;
     // Of a whole reduction: partial sums would be as large as the sums.
     let gemm = choices.into_iter().find_map(|choice| match choice {
@@ -77,7 +76,7 @@ fn of_samples(site: &Site<'_>, target: &Target) -> Result<Program, String> {
             *arg = Arg::Workspace(0);
         }
     }
-    let workspace = shape.m() * n * 4;
+    let workspace = shape.m() * n * dtype.size();
     let mut program = Program { kernel: choice.to_string(), launches, workspace, ..Program::default() };
     let turned = Matrix {
         rows: n,
@@ -93,6 +92,8 @@ fn of_samples(site: &Site<'_>, target: &Target) -> Result<Program, String> {
 }
 
 impl CudaOp for DeformConv2dInputGrad {
+    const ROUNDING: Rounding = Rounding::Samples;
+
     fn program(&self, site: &Site<'_>, target: &Target) -> Result<Program, String> {
         let (x, w, dy) = (site.inputs[2], site.inputs[1].shape, site.inputs[0]);
         let dtype = target.precision.storage();
@@ -110,16 +111,20 @@ impl CudaOp for DeformConv2dInputGrad {
                 w[3]
             ));
         }
-        let samples = pixels * taps;
-        let count = x.shape.len();
+        let (samples, map_pixels) = (pixels * taps, x.shape[0] * x.shape[1] * x.shape[2]);
         let mut program = of_samples(site, target)?;
-        let at_sums = program.workspace.next_multiple_of(256);
-        let at_most = (at_sums + count * 8).next_multiple_of(256);
-        program.workspace = at_most + 256;
-        let [grads, sums, most] = [0, at_sums, at_most].map(Arg::Workspace);
+        let mut reserve = |bytes: usize| {
+            let at = program.workspace.next_multiple_of(256);
+            program.workspace = at + bytes;
+            Arg::Workspace(at)
+        };
+        // An entry of a list has eight bytes, a sample is in four lists at most.
+        let [entries, sorted, counts, ends, taken] =
+            [samples * 32, samples * 32, map_pixels * 4, map_pixels * 4, 4].map(&mut reserve);
+        let grads = Arg::Workspace(0);
         let params = Params {
-            pixels: pixels as u32,
             samples: samples as u32,
+            map_pixels: map_pixels as u32,
             height: x.shape[1] as u32,
             width: x.shape[2] as u32,
             channels: x.shape[3] as u32,
@@ -129,8 +134,6 @@ impl CudaOp for DeformConv2dInputGrad {
             stride: self.stride.map(|v| v as i32),
             padding: self.padding.map(|v| v as i32),
             dilation: self.dilation.map(|v| v as i32),
-            room: samples.next_power_of_two().trailing_zeros() as i32,
-            count: count as u32,
             by_taps: divisor(taps),
             by_filter_w: divisor(w[2]),
             by_out: [divisor(dy.shape[1]), divisor(dy.shape[2])],
@@ -138,24 +141,26 @@ impl CudaOp for DeformConv2dInputGrad {
         let launch = |entry: &'static str, blocks: usize, args: Vec<Arg>| Launch {
             source: "conv/deformed_grad.cu",
             entry,
-            defines: vec![storage(dtype)],
+            defines: vec![storage(dtype), ("VECTOR", vector(dtype, x.shape[3]) as i64)],
             grid: [blocks as u32, 1, 1],
             block: [THREADS as u32, 1, 1],
             shared: 0,
             args: args.into_iter().chain([Arg::of(&params)]).collect(),
         };
-        let all = count.div_ceil(THREADS);
-        let largest = (samples * w[3]).div_ceil(THREADS);
+        let [x, offsets] = [2, 3].map(Arg::Input);
         let [dx, doffsets] = [0, 1].map(Arg::Output);
-        let scattered =
-            vec![grads.clone(), Arg::Input(2), Arg::Input(3), most.clone(), sums.clone(), doffsets];
+        let blocks = |threads: usize| threads.div_ceil(THREADS);
+        let of_samples = vec![grads.clone(), x, offsets.clone(), counts.clone(), doffsets];
+        let sorting = vec![counts.clone(), ends.clone(), entries.clone(), sorted.clone()];
         program.launches.extend([
-            launch("clear", all, vec![sums.clone(), most.clone()]),
-            launch("largest", largest.min(LARGEST_BLOCKS), vec![grads, most.clone()]),
-            launch("scatter", samples.div_ceil(THREADS / 32), scattered),
-            launch("gather", all, vec![sums, most, dx]),
+            launch("clear", blocks(map_pixels), vec![counts.clone(), taken.clone()]),
+            launch("samples", blocks(samples), of_samples),
+            launch("reserve", blocks(map_pixels), vec![counts.clone(), taken, ends.clone()]),
+            launch("place", blocks(samples), vec![offsets, ends.clone(), entries]),
+            launch("sort", blocks(map_pixels * PIXEL[1]), sorting),
+            launch("gather", blocks(map_pixels * PIXEL[0]), vec![grads, counts, ends, sorted, dx]),
         ]);
-        program.kernel += ", scattered in whole numbers";
+        program.kernel += ", gathered";
         program.packing = vec![map, map, map, Packing::plain(DType::F32)];
         if !site.constant[0] {
             pack::on_device(&mut program, 0, dy);

@@ -15,6 +15,8 @@ use crate::tensor::{DType, Shape};
 
 /// Blocks that a filter's pixels are shared among, if there are enough: any device is full of them.
 const BLOCKS: usize = 528;
+/// Blocks of samples that an H100 holds at once, by their registers.
+const AT_ONCE: usize = 264;
 /// Fewest steps of a block, so that its sums are few beside what it reads.
 const MIN_STEPS: usize = 8;
 /// Most pixels of a block: tensor cores cut a running sum at every step, by up to 2^-24 of it.
@@ -27,6 +29,10 @@ const THREADS: u32 = 256;
 const STEP: usize = 64;
 /// Steps in shared memory at once: two blocks of a multiprocessor have room.
 const STAGES: usize = 3;
+/// Shared memory that every device gives a block, in bytes.
+const MAX_SHARED: usize = 99 * 1024;
+/// Bytes that say where a tap falls, `Sample` in `kernels/conv/deformed.cuh`.
+const SAMPLE: usize = 16;
 /// Filters and columns of a block without tensor cores: `TILE` of `kernels/mask/tile_f32.cuh`.
 const TILE_F32: usize = 64;
 /// Pixels of its steps: `STEP` of `kernels/mask/tile_f32.cuh`.
@@ -82,6 +88,20 @@ fn shares(pixels: usize, step: usize, tiles: usize) -> (usize, usize) {
     let wanted = (BLOCKS / tiles).clamp(1, steps.div_ceil(MIN_STEPS)).max(pixels.div_ceil(MAX_PIXELS));
     let each = steps.div_ceil(wanted);
     (each * step, steps.div_ceil(each))
+}
+
+/// As [`shares`], where a step takes long: such that [`AT_ONCE`] blocks and then the others are done soonest.
+fn shares_at_once(pixels: usize, step: usize, tiles: usize) -> (usize, usize) {
+    let steps = pixels.div_ceil(step);
+    let share = |wanted: usize| (steps.div_ceil(wanted), steps.div_ceil(steps.div_ceil(wanted)));
+    let time = |&(each, splits): &(usize, usize)| ((splits * tiles).div_ceil(AT_ONCE) * each, splits);
+    let short = |&(each, _): &(usize, usize)| each * step <= MAX_PIXELS;
+    let (each, splits) = (1..=steps.div_ceil(MIN_STEPS))
+        .map(share)
+        .filter(short)
+        .min_by_key(time)
+        .expect("the most shares, of eight steps each");
+    (each * step, splits)
 }
 
 impl Grad {
@@ -148,11 +168,33 @@ impl Grad {
         launch
     }
 
+    /// Most taps that the columns of a block are of.
+    fn taps_of_block(&self) -> usize {
+        let (taps, channels) = (self.dw[1] * self.dw[2], self.dw[3]);
+        // Blocks begin at the first channel of a tap, or anywhere.
+        let most = if COLUMNS.is_multiple_of(channels) || channels.is_multiple_of(COLUMNS) {
+            COLUMNS.div_ceil(channels)
+        } else {
+            (COLUMNS - 1).div_ceil(channels) + 1
+        };
+        most.min(taps)
+    }
+
     fn tensor_cores(&self) -> Program {
-        // Elements one by one, and samples, leave no registers for more sums.
-        let wide = self.dy[3].is_multiple_of(8) && self.x[3].is_multiple_of(8) && !self.deformed;
-        let bands = if wide && self.dw[0] > 64 { 4 } else { 2 };
+        // Elements one by one leave no registers for more sums.
+        let wide = self.dy[3].is_multiple_of(8) && self.x[3].is_multiple_of(8);
+        let found = self.deformed && self.x[3].is_multiple_of(8);
+        let shared = |bands: usize, stages: usize| {
+            let samples = if found { self.taps_of_block() * STEP * SAMPLE } else { 0 };
+            stages * (128 * (32 * bands + COLUMNS) + samples)
+        };
+        let sizes = [(4, STAGES), (2, STAGES), (2, 2)];
+        let fits = |&(bands, stages): &(usize, usize)| {
+            (bands == 2 || (wide && self.dw[0] > 64)) && shared(bands, stages) <= MAX_SHARED
+        };
+        let (bands, stages) = sizes.into_iter().find(fits).unwrap_or((2, 2));
         let (rows, columns) = (self.dw[0].div_ceil(32 * bands), self.columns().div_ceil(COLUMNS));
+        let shares = if self.deformed { shares_at_once } else { shares };
         let (split, splits) = shares(self.pixels(), STEP, rows * columns);
         let launch = Launch {
             source: "conv/filter_grad.cu",
@@ -160,13 +202,13 @@ impl Grad {
             defines: vec![
                 storage(self.dtype),
                 ("BANDS", bands as i64),
-                ("STAGES", STAGES as i64),
+                ("STAGES", stages as i64),
                 ("DY_WIDE", i64::from(self.dy[3].is_multiple_of(8))),
                 ("X_WIDE", i64::from(self.x[3].is_multiple_of(8))),
                 ("DEFORMED", i64::from(self.deformed)),
             ],
             grid: [splits as u32, (rows * columns) as u32, 1],
-            shared: (STAGES * 128 * (32 * bands + COLUMNS)) as u32,
+            shared: shared(bands, stages) as u32,
             ..self.with_offsets(split, rows)
         };
         self.summed(format!("mma {}x{COLUMNS}", 32 * bands), launch, splits)
@@ -266,9 +308,11 @@ mod tests {
     fn shares_cover_all_pixels_and_none_is_empty() {
         for pixels in (1..3000).chain([8192, 33_600, 67_200, 134_400]) {
             for tiles in [1, 9, 36, 144, 2000] {
-                let (split, splits) = shares(pixels, STEP, tiles);
-                assert!(split * splits >= pixels && split * (splits - 1) < pixels, "{pixels} {tiles}");
-                assert!(split < MAX_PIXELS + STEP);
+                for shares in [shares, shares_at_once] {
+                    let (split, splits) = shares(pixels, STEP, tiles);
+                    assert!(split * splits >= pixels && split * (splits - 1) < pixels, "{pixels} {tiles}");
+                    assert!(split < MAX_PIXELS + STEP);
+                }
             }
         }
     }
