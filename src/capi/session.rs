@@ -48,8 +48,8 @@ pub struct knet_session_options {
     pub cpus: *const u32,
     /// Nanoseconds from the call to masks, as knet_session_set_deadline takes them; 0: none.
     pub deadline_ns: u64,
-    /// Stages of the network that are run, each of which gives finished masks and the next one better ones; 0:
-    /// all.
+    /// Stages of the network that are run, each of which gives finished masks and the next one better ones;
+    /// 0: all.
     pub stages: u32,
     /// Zero.
     pub reserved: u32,
@@ -195,11 +195,11 @@ fn deadline(nanoseconds: u64) -> Option<Duration> {
     (nanoseconds > 0).then(|| Duration::from_nanos(nanoseconds))
 }
 
-/// From the next frame on, runs as many stages of the network as there is time for, so that masks are there so
-/// many nanoseconds after the call; knet_result_info.stages says how many these were. 0 takes the deadline back.
-/// The first stage is always run, however long it takes. The network is planned anew when a deadline is set for
-/// the first time or taken back: call knet_session_warm_up then. Frames on a GPU (knet_segment_on_device) run
-/// all stages.
+/// From the next frame on, runs as many stages of the network as there is time for, so that masks are there
+/// so many nanoseconds after the call; knet_result_info.stages says how many these were. 0 takes the deadline
+/// back. The first stage is always run, however long it takes. The network is planned anew when a deadline is
+/// set for the first time or taken back: call knet_session_warm_up then. Frames on a GPU
+/// (knet_segment_on_device) run all stages.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn knet_session_set_deadline(
     session: *const knet_session,
