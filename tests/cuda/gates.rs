@@ -74,13 +74,19 @@ fn text(defines: &[(&str, i64)]) -> String {
     each.join(" ")
 }
 
+/// The lines of PTX that make machine code. The names of files that its line numbers are of begin with the folder
+/// that NVRTC ran in, which is another one in every clone.
+fn code(ptx: &[u8]) -> impl Iterator<Item = &[u8]> {
+    ptx.split_inclusive(|&byte| byte == b'\n').filter(|line| !line.trim_ascii_start().starts_with(b".file"))
+}
+
 /// Runs ptxas: its report for each entry (registers, static shared memory), or what it says. What it once
 /// said of the same PTX is kept in `target/tmp`. A stack frame is a fault: an array that is indexed by a
 /// variable then lies in local memory, spills or not.
 fn assemble(ptx: &[u8], architecture: &Architecture) -> Result<BTreeMap<String, (u32, u32)>, String> {
     let mut hash = Sha256::new_with_prefix(version());
     hash.update(architecture.name());
-    hash.update(ptx);
+    code(ptx).for_each(|line| hash.update(line));
     let name = hex(hash);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ptxas");
     let known = folder.join(name);
@@ -117,7 +123,7 @@ fn hex(hash: Sha256) -> String {
 /// launched.
 fn fingerprint(ptx: &[u8], variants: &[&Variant]) -> String {
     let mut hash = Sha256::new_with_prefix(version());
-    hash.update(ptx);
+    code(ptx).for_each(|line| hash.update(line));
     for Variant { entry, threads, shared, of_model, .. } in variants {
         hash.update(format!("{entry} {threads} {shared} {of_model}\n"));
     }
