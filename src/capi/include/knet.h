@@ -675,8 +675,8 @@ typedef struct knet_session_options {
    */
   uint64_t deadline_ns;
   /**
-   * Stages of the network that are run, each of which gives finished masks and the next one better ones; 0:
-   * all.
+   * Stages of the network that are run, each of which gives finished masks and the next one better ones;
+   * 0: all.
    */
   uint32_t stages;
   /**
@@ -888,14 +888,13 @@ enum knet_status knet_session_open(const struct knet_model *model,
                                    struct knet_session **session);
 
 /**
- * From the next frame on, runs as many stages of the network as there is time for, so that masks are there so
- * many nanoseconds after the call; knet_result_info.stages says how many these were. 0 takes the deadline back.
- * The first stage is always run, however long it takes. The network is planned anew when a deadline is set for
- * the first time or taken back: call knet_session_warm_up then. Frames on a GPU (knet_segment_on_device) run
- * all stages.
+ * From the next frame on, runs as many stages of the network as there is time for, so that masks are there
+ * so many nanoseconds after the call; knet_result_info.stages says how many these were. 0 takes the deadline
+ * back. The first stage is always run, however long it takes. The network is planned anew when a deadline is
+ * set for the first time or taken back: call knet_session_warm_up then. Frames on a GPU
+ * (knet_segment_on_device) run all stages.
  */
-enum knet_status knet_session_set_deadline(const struct knet_session *session,
-                                           uint64_t deadline_ns);
+enum knet_status knet_session_set_deadline(const struct knet_session *session, uint64_t deadline_ns);
 
 /**
  * Closes a session; NULL is allowed. It waits for a frame in flight and for the session's threads to end.
