@@ -127,9 +127,9 @@ impl Session {
     /// A session of `model`.
     ///
     /// # Errors
-    /// [`Error::Usage`](crate::Error::Usage) for a size without pixels, a filter's share beyond 0 to 1, a
+    /// [`Error::Usage`] for a size without pixels, a filter's share beyond 0 to 1, a
     /// task the model cannot do, stages it does not have or CPUs that are not there;
-    /// [`Error::Cuda`](crate::Error::Cuda) as the driver says.
+    /// [`Error::Cuda`] as the driver says.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
         let config = model.config();
         let task = options.task.unwrap_or(config.task);
@@ -196,7 +196,7 @@ impl Session {
     /// There it must be whole already: no stream of others is waited for.
     ///
     /// # Errors
-    /// [`Error::Usage`](crate::Error::Usage) for an image without pixels, and for one in device memory on the
+    /// [`Error::Usage`] for an image without pixels, and for one in device memory on the
     /// CPU or that is not the GPU's as far as the driver tells; as [`Session::plan`] and the weights at a new
     /// size.
     pub fn segment<'a>(&mut self, image: impl Into<ImageView<'a>>) -> Result<Segmentation> {
