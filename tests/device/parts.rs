@@ -107,8 +107,8 @@ pub struct Bench {
     network: Network,
     /// Every tap as the CPU computes it in f32, in upstream's layout.
     taps: HashMap<String, Tensor>,
-    /// Rows of objects that parts before this one gave in f32. Those of the CPU's whole run may stem from a mask
-    /// with a pixel more or less than the golden's, which these were given.
+    /// Rows of objects and masks as the CPU computes them in f32 of what a stage is given. Those of its whole run
+    /// may stem from a mask with a pixel more or less than the golden's.
     rows: RefCell<HashMap<String, Tensor>>,
     image: Tensor,
     runtime: Runtime,
@@ -195,24 +195,32 @@ impl Bench {
         let target = self.runtime.target();
         let variances = variances(&graph, target);
         let mut executor = Executor::with_floats(cuda::plan(&graph, target)?, &self.runtime)?;
+        let mut operands = Vec::new();
         for (index, (name, id)) in inputs.iter().enumerate() {
             let layout = if name == IMAGE { TapLayout::Same } else { self.value(name).1 };
             let shape = self.network.graph.value(*id).ty.shape;
-            executor.input_mut(index).copy_from_slice(&self.known(name, shape.dims(), layout));
+            let values = self.known(name, shape.dims(), layout);
+            executor.input_mut(index).copy_from_slice(&values);
+            operands.push(Tensor::new(shape, values));
         }
         executor.run()?;
+        if part.outputs.iter().any(|name| self.value(name).1 == TapLayout::Objects) {
+            self.keep_rows(&graph, &operands)?;
+        }
         let mut faults = Vec::new();
         for (index, (name, id)) in graph.outputs().iter().enumerate() {
             let tensor = Tensor::new(executor.output_type(index).shape, executor.output(index).to_vec());
-            if target.precision == Precision::F32 && self.value(name).1 == TapLayout::Objects {
-                self.rows.borrow_mut().insert(name.clone(), tensor.clone());
-            }
             let (found, wanted) = (self.upstream(name, tensor), self.golden.values(name));
             let wanted: Vec<f64> = wanted.into_iter().map(f64::from).collect();
             let sample = self.golden.sample(name, &found);
             let error = relative_l2(&sample, &wanted);
             let bound = match target.precision {
-                Precision::F32 => F32_TOLERANCE,
+                // Two float32 evaluations differ by up to twice what PyTorch's is from its float64, where the
+                // golden says that.
+                Precision::F32 => {
+                    let noise = self.golden.meta["fp32_vs_fp64"][name]["rel_l2"].as_f64();
+                    F32_TOLERANCE.max(2.0 * noise.unwrap_or_default())
+                }
                 _ => variances[id].sqrt(),
             };
             let mut line = format!(
@@ -223,7 +231,8 @@ impl Bench {
             );
             let mut good = error <= bound;
             if name.ends_with("mask_preds") {
-                let iou = iou_of_signs(&sample, &wanted);
+                let rows = self.rows.borrow();
+                let iou = iou_of_signs(&found, rows.get(name).unwrap_or(&self.taps[name]).data());
                 line += &format!(", mask IoU {iou:.5}");
                 good &= iou >= least_iou(target.precision);
             }
@@ -233,6 +242,19 @@ impl Bench {
             }
         }
         Ok(faults)
+    }
+
+    /// Computes a part on the CPU, for what the next one is given.
+    fn keep_rows(&self, graph: &Graph, operands: &[Tensor]) -> knet::Result<()> {
+        let (_, load) = source::open(&WeightSource::Seeded(0), Some(self.golden.model))?;
+        let found = Machine::new(graph, &Weights::new(load), Isa::detect(), 2)?.run(operands);
+        for ((name, _), found) in graph.outputs().iter().zip(found) {
+            if matches!(self.value(name).1, TapLayout::Objects | TapLayout::Same) {
+                let values = found.bits.iter().map(|&bits| f32::from_bits(bits)).collect();
+                self.rows.borrow_mut().insert(name.clone(), Tensor::new(found.ty.shape, values));
+            }
+        }
+        Ok(())
     }
 
     fn end(&self, name: &str) -> ValueId {
@@ -253,7 +275,7 @@ impl Bench {
 }
 
 /// Intersection over union of the masks of two sets of logits.
-fn iou_of_signs(a: &[f64], b: &[f64]) -> f64 {
+fn iou_of_signs(a: &[f32], b: &[f32]) -> f64 {
     let count = |of: fn(bool, bool) -> bool| a.iter().zip(b).filter(|&(&a, &b)| of(a > 0.0, b > 0.0)).count();
     count(|a, b| a & b) as f64 / count(|a, b| a | b) as f64
 }
