@@ -149,7 +149,7 @@ pub unsafe extern "C" fn knet_result_get_info(
                 task: task_code(found.segmentation.task()),
                 height: height as u32,
                 width: width as u32,
-                objects: count(&found.segmentation) as u32,
+                objects: found.segmentation.found().count() as u32,
                 stages: found.segmentation.stages() as u32,
                 timestamp_ns: found.timestamp_ns,
             })
@@ -168,16 +168,8 @@ fn labels(found: &Segmentation) -> Vec<usize> {
     }
 }
 
-fn count(found: &Segmentation) -> usize {
-    match (found.panoptic(), found.semantic()) {
-        (Some(map), _) => map.segments.len(),
-        (_, Some(map)) => map.areas.iter().filter(|&&area| area > 0).count(),
-        _ => found.instances().len(),
-    }
-}
-
 fn absent(index: u32, found: &Segmentation) -> Fault {
-    Fault::state(format!("object {index}: the result has {}", count(found)))
+    Fault::state(format!("object {index}: the result has {}", found.found().count()))
 }
 
 /// One object.

@@ -193,7 +193,7 @@ impl Found {
         match self {
             Found::Instance(instances) => instances.instances().len(),
             Found::Panoptic(map) => map.segments.len(),
-            Found::Semantic(map) => map.present().len(),
+            Found::Semantic(map) => map.areas.iter().filter(|&&area| area > 0).count(),
         }
     }
 }

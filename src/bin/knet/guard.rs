@@ -22,6 +22,11 @@ impl FromIterator<PathBuf> for Inputs {
 }
 
 impl Inputs {
+    /// How many were named.
+    pub fn len(&self) -> usize {
+        self.named.len()
+    }
+
     /// What the file at `path` was called, if it is an input.
     fn at(&self, path: &Path) -> Option<&PathBuf> {
         let place = |path: &Path| path.canonicalize().unwrap_or(path.to_path_buf());

@@ -157,15 +157,15 @@ enum Format {
 const SPECK: f32 = 0.01;
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let (items, all) = plan::items(arguments)?;
+    let (items, inputs) = plan::items(arguments)?;
     if let Some(path) = &arguments.manifest {
-        let inputs: guard::Inputs = items.iter().map(|item| item.photo.clone()).collect();
         guard::check(path, &inputs, manifest::is_own, arguments.overwrite)?;
     }
     if let (Some(shard), true) = (arguments.shard, items.is_empty()) {
         std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;
         arguments.manifest.as_deref().map(Manifest::begin).transpose()?;
-        return tell(format_args!("shard {shard} has none of the {all} photos")).map(|()| ExitCode::SUCCESS);
+        return tell(format_args!("shard {shard} has none of the {} photos", inputs.len()))
+            .map(|()| ExitCode::SUCCESS);
     }
     let filter = InstanceFilter {
         largest_part: arguments.largest_part,
@@ -203,7 +203,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         ([], Task::Instance) => vec![Format::Overlay, Format::Json],
         (asked, _) => asked.to_vec(),
     };
-    plan::check(&items, &formats, task, arguments.overwrite)?;
+    plan::check(&items, &inputs, &formats, task, arguments.overwrite)?;
     let list = List::open(arguments, &engine, &items)?;
     std::fs::create_dir_all(&arguments.out).map_err(|e| Error::io(&arguments.out, e))?;
     if arguments.skip_existing {

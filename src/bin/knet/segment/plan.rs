@@ -113,9 +113,9 @@ pub fn ending(format: Format, task: Task) -> &'static str {
     }
 }
 
-/// The photos of the shard with their results, in the order of the command line, folders by name, and how
-/// many photos all shards have. No two of all share a result.
-pub fn items(arguments: &Arguments) -> Result<(Vec<Item>, usize)> {
+/// The photos of the shard with their results, in the order of the command line, folders by name, and those
+/// of all shards, none of which a result replaces. No two of all share a result.
+pub fn items(arguments: &Arguments) -> Result<(Vec<Item>, guard::Inputs)> {
     let mut names = HashSet::new();
     let mut items = Vec::new();
     for ((photo, below), id) in photos(arguments)?.into_iter().zip(1..) {
@@ -128,7 +128,7 @@ pub fn items(arguments: &Arguments) -> Result<(Vec<Item>, usize)> {
         let base = arguments.out.join(unique(&mut names, &below, &stem));
         items.push(Item { id, photo, name, base });
     }
-    let all = items.len();
+    let all = items.iter().map(|item| item.photo.clone()).collect();
     items.retain(|item| arguments.shard.is_none_or(|shard| shard.holds(&item.name)));
     Ok((items, all))
 }
@@ -148,8 +148,13 @@ pub fn sweep(items: &[Item], formats: &[Format], task: Task) -> Result<()> {
 }
 
 /// Refuses results that would replace a photo, or a file that `knet segment` did not write.
-pub fn check(items: &[Item], formats: &[Format], task: Task, overwrite: bool) -> Result<()> {
-    let inputs: guard::Inputs = items.iter().map(|item| item.photo.clone()).collect();
+pub fn check(
+    items: &[Item],
+    inputs: &guard::Inputs,
+    formats: &[Format],
+    task: Task,
+    overwrite: bool,
+) -> Result<()> {
     for item in items {
         for &format in formats {
             let own = |path: &Path| match format {
@@ -161,7 +166,7 @@ pub fn check(items: &[Item], formats: &[Format], task: Task, overwrite: bool) ->
                 Format::Overlay | Format::Png | Format::Colour => is_own(path),
             };
             let target = item.target(format, task);
-            guard::check(&target, &inputs, own, overwrite)?;
+            guard::check(&target, inputs, own, overwrite)?;
         }
     }
     Ok(())
