@@ -77,6 +77,7 @@
 //! Every fast path is tested against a naive reference in double precision, the references against PyTorch,
 //! and whole models against the official K-Net code, tap by tap (`tests/model/goldens.rs`).
 
+pub mod bundle;
 pub mod checkpoint;
 pub mod cpu;
 #[cfg(feature = "cuda")]

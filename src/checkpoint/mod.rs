@@ -6,16 +6,19 @@
 //!
 //! * [`Checkpoint`]: a safetensors file, read whole and checked in full when opened;
 //! * [`write_safetensors`]: the reverse, all or nothing;
+//! * [`write_sealed`], [`Checkpoint::open_sealed`]: safetensors laid out for mapping, with a checksum;
 //! * [`pth`]: files of `torch.save`, read without executing anything;
 //! * [`seeded`]: weights computed from tensor names, for tests and benchmarks without a file.
 
 mod fault;
 pub mod pth;
 mod safetensors;
+mod seal;
 pub mod seeded;
 mod storage;
 mod write;
 
 pub use safetensors::{Checkpoint, TensorInfo};
+pub use seal::{ALIGNMENT, write_sealed};
 pub use storage::{StorageType, first_non_finite};
 pub use write::{TensorData, TensorOut, write_safetensors};

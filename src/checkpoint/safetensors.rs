@@ -10,14 +10,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use memmap2::Mmap;
 use serde::Deserialize;
 use serde::de::{self, MapAccess, Visitor};
 
-use super::StorageType;
 use super::fault::Fault;
+use super::{StorageType, seal};
 use crate::error::{Error, Result};
 use crate::fsio::open_file;
 use crate::tensor::{MAX_RANK, Tensor};
@@ -40,13 +42,30 @@ pub struct TensorInfo {
     pub bytes: usize,
 }
 
-/// A safetensors file, read whole and checked in full.
+/// A safetensors file, read whole (a [sealed](Checkpoint::open_sealed) one is mapped) and checked in full.
 pub struct Checkpoint {
     path: PathBuf,
-    file: Vec<u8>,
+    file: Contents,
     tensors: Vec<TensorInfo>,
     index: BTreeMap<String, usize>,
     metadata: BTreeMap<String, String>,
+}
+
+/// The bytes of a file.
+enum Contents {
+    Read(Vec<u8>),
+    Mapped(Mmap),
+}
+
+impl Deref for Contents {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Contents::Read(bytes) => bytes,
+            Contents::Mapped(map) => map,
+        }
+    }
 }
 
 impl fmt::Debug for Checkpoint {
@@ -72,7 +91,31 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] if the bytes break any rule of the format.
     pub fn from_bytes(name: impl Into<PathBuf>, file: Vec<u8>) -> Result<Self> {
-        let path = name.into();
+        Self::checked(name.into(), Contents::Read(file))
+    }
+
+    /// Maps a file that [`write_sealed`](super::write_sealed) wrote, and checks it in full, its checksum
+    /// too. Work is shared among the threads of the caller's rayon pool.
+    ///
+    /// The file must stay as it is while the checkpoint is there: replace it by renaming another over it. One
+    /// that is cut short in place ends the process, as with any mapped file.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; [`Error::Checkpoint`] if the file is not sealed or was changed since.
+    pub fn open_sealed(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = open_file(path)?;
+        if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
+            return Err(Error::checkpoint(path, "empty file"));
+        }
+        // SAFETY: whoever opens a sealed file keeps it as it is, as the documentation asks.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let sealed = Self::checked(path.to_path_buf(), Contents::Mapped(map))?;
+        seal::check(&sealed.tensors, &sealed.file).map_err(|fault| fault.at(path))?;
+        Ok(sealed)
+    }
+
+    fn checked(path: PathBuf, file: Contents) -> Result<Self> {
         let Parsed { tensors, metadata } = parse(&file).map_err(|fault| fault.at(&path))?;
         let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         Ok(Checkpoint { path, file, tensors, index, metadata })
@@ -113,6 +156,11 @@ impl Checkpoint {
         let info = self.info(name)?;
         let begin = info.offset as usize; // checked against the length of the file by `parse`
         Some(&self.file[begin..begin + info.bytes])
+    }
+
+    /// All bytes of the file.
+    pub fn contents(&self) -> &[u8] {
+        &self.file
     }
 
     /// Whether a tensor holds a NaN or an infinity, or what f32 cannot hold; nothing is decoded for it.

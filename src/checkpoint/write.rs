@@ -23,7 +23,7 @@ pub enum TensorData<'a> {
 }
 
 impl TensorData<'_> {
-    fn dtype(&self) -> StorageType {
+    pub(super) fn dtype(&self) -> StorageType {
         match self {
             TensorData::F32(_) => StorageType::F32,
             TensorData::F16(_) => StorageType::F16,
@@ -31,7 +31,7 @@ impl TensorData<'_> {
         }
     }
 
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             TensorData::F32(values) | TensorData::F16(values) => values.len() * self.dtype().size(),
             TensorData::Raw(_, bytes) => bytes.len(),
@@ -86,8 +86,19 @@ pub fn write_safetensors<'a>(
     tensors: impl IntoIterator<Item = TensorOut<'a>>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let path = path.as_ref();
-    let mut tensors: Vec<TensorOut<'a>> = tensors.into_iter().collect();
+    let (path, mut tensors) = (path.as_ref(), tensors.into_iter().collect::<Vec<_>>());
+    let header = header(path, &mut tensors, metadata, 8)?;
+    atomic_write(path, |out| write_all(out, &header, &tensors))
+}
+
+/// Puts `tensors` into their order in the file, and gives all that comes before their data, which begin at a
+/// multiple of `alignment`, a power of two from 8.
+pub(super) fn header(
+    path: &Path,
+    tensors: &mut [TensorOut<'_>],
+    metadata: &BTreeMap<String, String>,
+    alignment: usize,
+) -> Result<Vec<u8>> {
     tensors.sort_by_key(|t| std::cmp::Reverse(t.data.dtype().size()));
     let mut header = Map::new();
     if !metadata.is_empty() {
@@ -95,7 +106,7 @@ pub fn write_safetensors<'a>(
     }
     let mut names = HashSet::new();
     let mut end = 0usize;
-    for tensor in &tensors {
+    for tensor in tensors.iter() {
         check(tensor, &mut names).map_err(|reason| Error::Checkpoint {
             path: path.to_path_buf(),
             key: Some(tensor.name.to_string()),
@@ -108,13 +119,21 @@ pub fn write_safetensors<'a>(
             json!({"dtype": tensor.data.dtype().name(), "shape": tensor.shape, "data_offsets": [begin, end]});
         header.insert(tensor.name.to_string(), entry);
     }
-    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
-    atomic_write(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        tensors.iter().try_for_each(|tensor| tensor.data.write(out))
-    })
+    let text = serde_json::Value::Object(header).to_string().into_bytes();
+    let length = (8 + text.len()).next_multiple_of(alignment) - 8;
+    let mut header = (length as u64).to_le_bytes().to_vec();
+    header.extend(text);
+    header.resize(8 + length, b' ');
+    Ok(header)
+}
+
+pub(super) fn write_all(
+    out: &mut impl Write,
+    header: &[u8],
+    tensors: &[TensorOut<'_>],
+) -> std::io::Result<()> {
+    out.write_all(header)?;
+    tensors.iter().try_for_each(|tensor| tensor.data.write(out))
 }
 
 fn check<'a>(tensor: &TensorOut<'a>, names: &mut HashSet<&'a str>) -> Result<(), String> {

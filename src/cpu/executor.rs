@@ -3,7 +3,8 @@
 use super::buffer::AlignedBuffer;
 use super::conv::Arithmetic;
 use super::kernel::{Args, Context, Kernel, MAX_INPUTS, MAX_OUTPUTS};
-use super::{Pool, ops, weights::Weights};
+use super::weights::{Constant, Weights};
+use super::{Pool, ops};
 use crate::error::{Error, Result};
 use crate::exec::{self, Host, HostMut, Report};
 use crate::graph::{Graph, InputId, OutputId, SegmentId, VariableId};
@@ -12,7 +13,6 @@ use crate::memory;
 use crate::ops::ValueType;
 use crate::plan::arena::{ALIGNMENT, Slot};
 use crate::plan::{self, Choice, Const, Operand, Place, Segment, Step, Variable};
-use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -94,22 +94,6 @@ fn choose(
     Ok(Choice { kernel: kernel.name(), workspace: 4 * floats, program: Arc::from(kernel) })
 }
 
-/// A constant that a step reads.
-#[derive(Clone)]
-enum Constant {
-    Plain(Arc<Tensor>),
-    Packed(Arc<AlignedBuffer>),
-}
-
-impl Constant {
-    fn as_slice(&self) -> &[f32] {
-        match self {
-            Constant::Plain(tensor) => tensor.data(),
-            Constant::Packed(buffer) => buffer.as_slice(),
-        }
-    }
-}
-
 /// What a step's kernel works on.
 struct Bound {
     inputs: Vec<Source>,
@@ -165,7 +149,7 @@ impl Executor {
         let mut constants = vec![None; plan.consts.len()];
         for (_, operand) in &plan.outputs {
             if let Place::Const(index) = operand.place {
-                constants[index] = Some(Constant::Plain(weights.constant(&plan.consts, index)?));
+                constants[index] = Some(weights.constant(&plan.consts, index)?);
             }
         }
         let arena = AlignedBuffer::new(plan.arena_bytes / 4)?;
@@ -457,8 +441,7 @@ fn bind(consts: &[Const], step: &Step<Arc<dyn Kernel>>, weights: &Weights) -> Re
             Place::Arena(_) => Packed::AtRun { input: packing.input, len: packing.len },
             Place::Const(index) => {
                 let pack = |source: &[f32], packed: &mut [f32]| kernel.pack(source, packed);
-                let buffer = weights.packed(consts, index, packing, pack)?;
-                Packed::Constant(Constant::Packed(buffer))
+                Packed::Constant(weights.packed(consts, index, packing, pack)?)
             }
         };
     }
@@ -472,7 +455,7 @@ fn bind(consts: &[Const], step: &Step<Arc<dyn Kernel>>, weights: &Weights) -> Re
                 Place::Arena(_) if is_in_place(step, i) => Source::Absent,
                 Place::Arena(slot) => Source::Arena(slot),
                 Place::Const(_) if packed_input == Some(i) => Source::Absent,
-                Place::Const(index) => Source::Constant(Constant::Plain(weights.constant(consts, index)?)),
+                Place::Const(index) => Source::Constant(weights.constant(consts, index)?),
             })
         })
         .collect::<Result<Vec<_>>>()?;

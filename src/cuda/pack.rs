@@ -1,20 +1,37 @@
 //! Constants as they lie in device memory.
 
 use crate::cuda::launch::Packing;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Shape, Tensor};
 use half::{bf16, f16};
+
+/// Rows and columns of the matrix that a packing sees in a tensor, before it is transposed.
+fn matrix(shape: Shape, packing: Packing) -> (usize, usize) {
+    let row_dims = packing.row_dims.min(shape.rank());
+    let columns: usize = shape.dims()[shape.rank() - row_dims..].iter().product();
+    (shape.len().checked_div(columns).unwrap_or(0), columns)
+}
+
+/// The name in a bundle of a constant, by its key in plans, in this packing.
+pub fn name(key: &str, packing: Packing) -> String {
+    format!("cuda {packing:?} {key}")
+}
+
+/// How many bytes [`pack`] gives of a tensor of this shape.
+pub fn packed_bytes(shape: Shape, packing: Packing) -> usize {
+    let (rows, columns) = matrix(shape, packing);
+    let (rows, columns) = if packing.transposed { (columns, rows) } else { (rows, columns) };
+    rows * columns.next_multiple_of(packing.row_multiple.max(1)) * packing.dtype.size()
+}
 
 /// The bytes of `tensor` in this packing: rows padded with zeros, elements rounded to nearest even.
 pub fn pack(tensor: &Tensor, packing: Packing) -> Vec<u8> {
-    let (dims, data) = (tensor.shape(), tensor.data());
-    let row_dims = packing.row_dims.min(dims.rank());
-    let columns: usize = dims.dims()[dims.rank() - row_dims..].iter().product();
-    let rows = data.len().checked_div(columns).unwrap_or(0);
+    let data = tensor.data();
+    let (rows, columns) = matrix(tensor.shape(), packing);
     // Element `j` of row `i` of the result is element `i * row_step + j * step` of the tensor.
     let (rows, columns, row_step, step) =
         if packing.transposed { (columns, rows, 1, columns) } else { (rows, columns, columns, 1) };
     let padded = columns.next_multiple_of(packing.row_multiple.max(1));
-    let mut bytes = Vec::with_capacity(rows * padded * packing.dtype.size());
+    let mut bytes = Vec::with_capacity(packed_bytes(tensor.shape(), packing));
     for row in 0..rows {
         (0..columns).for_each(|column| push(&mut bytes, packing.dtype, data[row * row_step + column * step]));
         (columns..padded).for_each(|_| push(&mut bytes, packing.dtype, 0.0));

@@ -2,12 +2,13 @@
 
 use super::compile::cache::{Cache, Compiled};
 use super::compile::nvrtc::Nvrtc;
-use super::compile::{Code, Job};
+use super::compile::{Code, Job, bundled};
 use super::device::{Device, fault};
 use super::memory::DeviceBuffer;
-use super::pack::pack;
+use super::pack;
 use super::selection::Selection;
 use super::tune::{Scope, Table};
+use crate::bundle::Bundle;
 use crate::cuda::gpu::{Precision, Target};
 use crate::cuda::launch::{Launch, Packing};
 use crate::error::{Error, Result};
@@ -37,6 +38,7 @@ struct Shared {
     constants: Constants,
     modules: Mutex<HashMap<Job, Arc<Module>>>,
     packed: Store<(String, Packing), DeviceBuffer>,
+    bundle: Option<Arc<Bundle>>,
 }
 
 /// Loaded code.
@@ -86,17 +88,33 @@ impl Runtime {
     /// As [`Runtime::check`].
     pub fn new(device: Device, precision: Precision, load: Box<ParamLoader>) -> Result<Runtime> {
         Runtime::check(&device)?;
-        Ok(Runtime {
-            selection: Target { caps: *device.caps(), precision }.into(),
-            device: Arc::new(device),
-            shared: Arc::new(Shared {
-                code: Code::wanted()?,
-                cache: Cache::user(),
-                constants: Constants::new(load),
-                modules: Mutex::default(),
-                packed: Store::default(),
-            }),
-        })
+        let selection = Target { caps: *device.caps(), precision }.into();
+        Ok(Runtime::over(device, selection, Code::wanted()?, Constants::new(load), None))
+    }
+
+    /// Starts on `device` with the constants of a bundle and its code, which is of form `code`: nothing is
+    /// packed, and neither the cache nor a compiler is asked for anything. Kernels are chosen by `selection`,
+    /// as they were when the bundle was made.
+    pub fn bundled(device: Device, selection: Selection, code: Code, bundle: Arc<Bundle>) -> Runtime {
+        Runtime::over(device, selection, code, Constants::none(), Some(bundle))
+    }
+
+    fn over(
+        device: Device,
+        selection: Selection,
+        code: Code,
+        constants: Constants,
+        bundle: Option<Arc<Bundle>>,
+    ) -> Runtime {
+        let shared = Shared {
+            code,
+            cache: Cache::user(),
+            constants,
+            modules: Mutex::default(),
+            packed: Store::default(),
+            bundle,
+        };
+        Runtime { selection, device: Arc::new(device), shared: Arc::new(shared) }
     }
 
     /// A runtime with the same kernels and constants and a stream of its own, for work that goes on beside
@@ -176,8 +194,11 @@ impl Runtime {
             let mut seen = std::collections::HashSet::new();
             jobs.retain(|job| !known.contains_key(job) && seen.insert(job.clone()));
         }
-        let compiled: Vec<Compiled> =
-            jobs.par_iter().map(|job| self.shared.cache.compile(job, Nvrtc::get)).collect::<Result<_>>()?;
+        let code = |job| match &self.shared.bundle {
+            Some(bundle) => bundled::find(bundle, job),
+            None => self.shared.cache.compile(job, Nvrtc::get),
+        };
+        let compiled: Vec<Compiled> = jobs.par_iter().map(code).collect::<Result<_>>()?;
         self.device.bind()?;
         for (job, compiled) in jobs.into_iter().zip(compiled) {
             let handle = self.module(&job, &compiled)?;
@@ -197,6 +218,9 @@ impl Runtime {
             Ok(handle) => return Ok(handle),
             Err(error) => error,
         };
+        if self.shared.bundle.is_some() {
+            return Err(self.refused(job, compiled, error));
+        }
         match Nvrtc::get() {
             Ok(nvrtc) if compiled.entry.is_some() && is_refusal(error) => {
                 let renewed = self.shared.cache.renew(job, nvrtc)?;
@@ -211,6 +235,9 @@ impl Runtime {
         let (driver, compiler) = (self.device.driver(), compiled.compiler);
         let from = compiled.entry.as_ref().map_or(String::new(), |path| format!(" from {}", path.display()));
         let remedy = match (job.code.suits(driver, compiler), &compiled.entry) {
+            _ if self.shared.bundle.is_some() => {
+                "update the driver, or make the bundle with an NVRTC no newer than it, named by KNET_NVRTC"
+            }
             (false, _) => "update the driver, or name an NVRTC no newer than it by KNET_NVRTC",
             (true, Some(_)) => "`knet cache clear` removes it, and NVRTC compiles it again",
             (true, None) => "KNET_NVRTC names another compiler",
@@ -269,9 +296,18 @@ impl Runtime {
         index: usize,
         packing: Packing,
     ) -> Result<Arc<DeviceBuffer>> {
-        let key = &consts[index].key;
+        let Const { key, ty, .. } = &consts[index];
         self.shared.packed.get((key.clone(), packing), || {
-            let bytes = pack(self.constants().constant(consts, index)?.as_ref(), packing);
+            if let Some(bundle) = &self.shared.bundle {
+                let name = pack::name(key, packing);
+                let (bytes, wanted) = (bundle.bytes(&name)?, pack::packed_bytes(ty.shape, packing));
+                if bytes.len() != wanted {
+                    let reason = format!("{} bytes, the plan reads {wanted}", bytes.len());
+                    return Err(bundle.refused(&name, reason));
+                }
+                return DeviceBuffer::of(&self.device, bytes, key);
+            }
+            let bytes = pack::pack(self.constants().constant(consts, index)?.as_ref(), packing);
             DeviceBuffer::of(&self.device, &bytes, key)
         })
     }

@@ -5,6 +5,7 @@
 
 mod backend;
 mod builder;
+pub mod bundle;
 mod classes;
 pub mod convert;
 mod deadline;

@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 use super::Tuning;
 use super::backend::{Backend, Device};
-use super::{WeightSource, class_list, source};
+use super::{WeightSource, bundle, class_list, source};
 use crate::cpu::{Arithmetic, Selection};
 #[cfg(feature = "cuda")]
 use crate::cuda::{
@@ -69,14 +69,21 @@ impl Model {
     /// Loads a model.
     ///
     /// # Errors
-    /// [`Error::NoDevice`](crate::Error::NoDevice) if a GPU was named and cannot be used; as
-    /// [`source::open`]; [`Error::Usage`](crate::Error::Usage) for a damaged tuning table that was named,
+    /// [`Error::NoDevice`](crate::Error::NoDevice) if a GPU was named and cannot be used, or a bundle is for
+    /// other devices; as [`source::open`], or for bundles as [`bundle::read`]; [`Error::Usage`](crate::Error::Usage) for a damaged tuning table that was named,
     /// [`Error::Io`](crate::Error::Io) for one that cannot be read.
     pub fn load(options: &ModelOptions) -> Result<Arc<Model>> {
-        let (config, load) = source::open(&options.weights, options.name.as_deref())?;
-        // How many threads there are is for sessions to say.
-        let selection = Selection { arithmetic: options.arithmetic, ..Selection::new(Isa::detect(), 1) };
-        let (backend, notes) = Backend::new(options, selection, load)?;
+        let (config, backend, notes) = match &options.weights {
+            WeightSource::File(path) if bundle::is_bundle(path) => bundle::open(path, options)?,
+            weights => {
+                let (config, load) = source::open(weights, options.name.as_deref())?;
+                // How many threads there are is for sessions to say.
+                let selection =
+                    Selection { arithmetic: options.arithmetic, ..Selection::new(Isa::detect(), 1) };
+                let (backend, notes) = Backend::new(options, selection, load)?;
+                (config, backend, notes)
+            }
+        };
         let (device_note, tuning_note) = (notes.device, notes.tuning);
         log::info!("{} on {}", config.name, backend.name());
         if let Some(reason) = &device_note {

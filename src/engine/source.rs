@@ -1,5 +1,6 @@
 //! Where weights come from, and whether they fit.
 
+use super::bundle::MANIFEST_KEY;
 use crate::checkpoint::{Checkpoint, seeded};
 use crate::cpu::Pool;
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
@@ -26,7 +27,7 @@ pub const BACKBONE_KEY: &str = "knet.backbone";
 /// Where weights come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WeightSource {
-    /// A safetensors file written by `knet convert`.
+    /// A safetensors file written by `knet convert`, or a [bundle](super::bundle) by `knet compile`.
     File(PathBuf),
     /// A safetensors file in memory, such as one that is part of the program.
     Embedded {
@@ -124,7 +125,25 @@ fn with_hint(path: &Path, error: Error) -> Error {
 
 /// The configuration a checkpoint carries. A `name` given by the caller must agree with it, and stands in
 /// for it where the file says nothing.
+///
+/// # Errors
+/// As [`open`].
 pub fn file_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
+    if file.metadata().contains_key(MANIFEST_KEY) {
+        return Err(Error::usage(format!(
+            "{}: a bundle, whose constants are packed to be run; name the checkpoint that it was made of",
+            file.path().display()
+        )));
+    }
+    let config = said_config(file, name)?;
+    if file.metadata().contains_key(CONFIG_KEY) {
+        check_declared(file, &config)?;
+    }
+    Ok(config)
+}
+
+/// As [`file_config`], of any file, and whatever its tensors are.
+pub(super) fn said_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
     let Some(text) = file.metadata().get(CONFIG_KEY) else {
         if let Some(backbone) = file.metadata().get(BACKBONE_KEY) {
             return Err(Error::usage(format!(
@@ -147,7 +166,7 @@ pub fn file_config(file: &Checkpoint, name: Option<&str>) -> Result<Config> {
             file.path().display(),
             config.name
         ))),
-        _ => check_declared(file, &config).map(|()| config),
+        _ => Ok(config),
     }
 }
 

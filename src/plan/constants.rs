@@ -73,6 +73,15 @@ impl<K: Hash + Eq, V> Store<K, V> {
         slots.iter().filter_map(|slot| lock(slot).as_ref().map(|value| bytes(value))).sum()
     }
 
+    /// All values that are there.
+    pub fn values(&self) -> Vec<(K, Arc<V>)>
+    where
+        K: Clone,
+    {
+        let slots: Vec<_> = lock(&self.slots).iter().map(|(key, slot)| (key.clone(), slot.clone())).collect();
+        slots.into_iter().filter_map(|(key, slot)| Some((key, lock(&slot).clone()?))).collect()
+    }
+
     fn slot(&self, key: K) -> Arc<Slot<V>> {
         lock(&self.slots).entry(key).or_default().clone()
     }
@@ -88,6 +97,13 @@ impl Constants {
     /// An empty store over a source of parameters.
     pub fn new(load: Box<ParamLoader>) -> Self {
         Constants { load, known: Store::default() }
+    }
+
+    /// A store that makes nothing: what it is asked for lies elsewhere.
+    pub fn none() -> Self {
+        Constants::new(Box::new(|param: &Param| {
+            Err(Error::State(format!("`{}`: there are no parameters here, only packed constants", param.key)))
+        }))
     }
 
     /// A parameter in the checkpoint's layout, from the source; nothing is kept.
@@ -135,6 +151,11 @@ impl Constants {
     /// gives again if another plan packs them otherwise.
     pub fn trim(&self) {
         self.known.trim();
+    }
+
+    /// The constants that are held, by their keys.
+    pub fn held(&self) -> Vec<(String, Arc<Tensor>)> {
+        self.known.values()
     }
 
     /// Bytes of the constants that are held.

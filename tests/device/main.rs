@@ -6,6 +6,7 @@
 //! `--shard INDEX/COUNT` runs one of COUNT parts, each with whole operators and about as many operations, for
 //! as many processes. A case by itself: its name, and `--exact`.
 
+mod bundle;
 mod half;
 mod learning;
 mod networks;
@@ -87,6 +88,7 @@ fn main() {
     if let engine::Device::Cuda(ordinal) = device() {
         let device = held.insert(Device::open(ordinal).expect("the device under test"));
         let mut groups = operators::groups(ordinal, device.is_emulated());
+        groups.insert("bundle".into(), (0, bundle::trials(ordinal)));
         groups.insert("half".into(), (0, half::trials(device.is_emulated())));
         groups.insert("learning".into(), (0, learning::trials(ordinal)));
         groups.insert("parts".into(), (0, networks::trials(ordinal, device.is_emulated())));

@@ -2,6 +2,7 @@
 
 mod bad_checkpoints;
 mod bad_images;
+mod bundle;
 mod checkpoint;
 mod convert;
 mod image;

@@ -6,6 +6,7 @@ use clap::Args;
 use gpu::GpuPlan;
 use knet::checkpoint::Checkpoint;
 use knet::cuda::gpu::{Gpu, find};
+use knet::engine::bundle::is_bundle;
 use knet::engine::{Device, WeightSource, source};
 use knet::graph::Param;
 use knet::model::TapMode;
@@ -13,16 +14,18 @@ use knet::plan::Place;
 use knet::{Engine, Result};
 use serde_json::{Value, json};
 
+mod bundle;
 mod gpu;
 
 /// Show what a checkpoint holds and what running it costs
 ///
 /// Prints model, task, parameters and one line a step: kernel, shape, operations, bytes moved, place in the
 /// arena. With --gpu, the steps are those of a CUDA plan for a GPU that need not be here: what each launches,
-/// its least time by the data sheet's rates, and what the cost model of convolutions thinks it takes.
+/// its least time by the data sheet's rates, and what the cost model of convolutions thinks it takes. Of a
+/// bundle of `knet compile` it prints what it is for and holds, once all of it was checked.
 #[derive(Args)]
 pub struct Arguments {
-    /// Checkpoint (.safetensors), or `seeded:N` [default: the person model that comes with the program;
+    /// Checkpoint (.safetensors), bundle (.knet), or `seeded:N` [default: the person model that comes with the program;
     /// seeded:0 for a model named by --model]
     file: Option<WeightSource>,
 
@@ -63,6 +66,11 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let file = crate::source(arguments.file.as_ref(), arguments.model.as_deref());
+    if let WeightSource::File(path) = &file
+        && is_bundle(path)
+    {
+        return bundle::show(path, arguments.model.as_deref(), arguments.json);
+    }
     let mut builder = Engine::builder().weights(file.clone()).threads(usize::from(arguments.threads));
     if let Some(name) = &arguments.model {
         builder = builder.model(name);

@@ -3,6 +3,7 @@
 mod allocations;
 mod bench;
 mod cache;
+mod compile;
 mod convert;
 mod doctor;
 mod dump;
@@ -78,6 +79,7 @@ enum Command {
     Doctor(doctor::Arguments),
     Dump(dump::Arguments),
     Convert(convert::Arguments),
+    Compile(compile::Arguments),
 }
 
 #[global_allocator]
@@ -90,8 +92,8 @@ static PERSON: &[u8] = include_bytes!("../../../weights/knet_s3_lite0_person.saf
 /// Where weights come from, shared by the commands that run a model.
 #[derive(Args, Clone)]
 struct ModelArguments {
-    /// Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible
-    /// random weights [default: the person model that comes with the program; seeded:0 for a model named by
+    /// Checkpoint (.safetensors made by `knet convert` or `knet-train`), bundle (.knet made by `knet
+    /// compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by
     /// --model]
     #[arg(long, value_name = "FILE")]
     weights: Option<WeightSource>,
@@ -279,6 +281,7 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Convert(arguments) => convert::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Compile(arguments) => compile::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| fail(&error))
 }

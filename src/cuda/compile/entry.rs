@@ -78,7 +78,7 @@ impl Entry {
     ///
     /// # Errors
     /// What is wrong with it.
-    fn open(key: &str, file: &[u8]) -> Result<Entry, String> {
+    pub(super) fn open(key: &str, file: &[u8]) -> Result<Entry, String> {
         let Some(rest) = file.strip_prefix(MAGIC) else {
             let known = file.starts_with(FAMILY) && file.len() >= MAGIC.len();
             return Err(if known {

@@ -1,6 +1,7 @@
 //! From CUDA C++ to code for a device: the sources, NVIDIA's compiler and where it is found, and the cache of
 //! what it made.
 
+pub mod bundled;
 pub mod cache;
 mod entry;
 pub(super) mod find;
@@ -60,9 +61,22 @@ impl Code {
     /// [`Error::Usage`] for another value.
     pub fn wanted() -> Result<Code> {
         match std::env::var("KNET_CUDA_CODE").as_deref() {
-            Err(_) | Ok("" | "cubin") => Ok(Code::Cubin),
-            Ok("ptx") => Ok(Code::Ptx),
-            Ok(other) => Err(Error::usage(format!("KNET_CUDA_CODE={other}: takes cubin or ptx"))),
+            Err(_) | Ok("") => Ok(Code::Cubin),
+            Ok(name) => Code::named(name)
+                .ok_or_else(|| Error::usage(format!("KNET_CUDA_CODE={name}: takes cubin or ptx"))),
+        }
+    }
+
+    /// The form of this name.
+    pub fn named(name: &str) -> Option<Code> {
+        [Code::Cubin, Code::Ptx].into_iter().find(|code| code.name() == name)
+    }
+
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::Cubin => "cubin",
+            Code::Ptx => "ptx",
         }
     }
 

@@ -8,6 +8,7 @@ pub mod roofline;
 pub use published::{GPUS, Gpu, find};
 
 use crate::tensor::DType;
+use serde::{Deserialize, Serialize};
 
 /// What a kernel is chosen for, besides the site: the device and the arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,7 +20,8 @@ pub struct Target {
 }
 
 /// What launches need to know of a device.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Caps {
     /// Compute capability, such as (9, 0).
     pub compute: (u32, u32),

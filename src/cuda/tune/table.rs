@@ -145,22 +145,51 @@ impl Table {
     /// [`Error::Io`]; [`Error::Usage`] for what is no table, naming the file and what is wrong.
     pub fn read(path: &Path) -> Result<Table> {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let fault = |reason: String| Error::usage(format!("{}: no tuning table: {reason}", path.display()));
-        let file: File = serde_json::from_slice(&bytes).map_err(|e| fault(e.to_string()))?;
+        let table = serde_json::from_slice(&bytes).map_err(|e| e.to_string()).and_then(Table::of);
+        table.map_err(|reason| Error::usage(format!("{}: no tuning table: {reason}", path.display())))
+    }
+
+    /// The table in JSON.
+    ///
+    /// # Errors
+    /// A sentence on what is wrong.
+    pub fn from_json(json: serde_json::Value) -> std::result::Result<Table, String> {
+        serde_json::from_value(json).map_err(|e| e.to_string()).and_then(Table::of)
+    }
+
+    /// The table as JSON.
+    ///
+    /// # Errors
+    /// What the writer of JSON says.
+    pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+        serde_json::to_value(self.file())
+    }
+
+    fn of(file: File) -> std::result::Result<Table, String> {
         if file.format != FORMAT {
-            return Err(fault(format!("format `{}`, this version reads `{FORMAT}`", file.format)));
+            return Err(format!("format `{}`, this version reads `{FORMAT}`", file.format));
         }
         let mut table = Table::new(file.scope);
         for Entry { site, measured } in file.choices {
             let sound = |time: f64| time.is_finite() && time > 0.0;
             if !sound(measured.microseconds) || !sound(measured.model_microseconds) {
-                return Err(fault(format!("`{site}`: a time is not positive")));
+                return Err(format!("`{site}`: a time is not positive"));
             }
             if table.choices.insert(site.clone(), measured).is_some() {
-                return Err(fault(format!("`{site}` comes twice")));
+                return Err(format!("`{site}` comes twice"));
             }
         }
         Ok(table)
+    }
+
+    fn file(&self) -> File {
+        let entry =
+            |(site, measured): (&String, &Measured)| Entry { site: site.clone(), measured: measured.clone() };
+        File {
+            format: FORMAT.into(),
+            scope: self.scope.clone(),
+            choices: self.choices.iter().map(entry).collect(),
+        }
     }
 
     /// Writes the table; its folder is made if it is not there.
@@ -171,10 +200,7 @@ impl Table {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
-        let entry =
-            |(site, measured): (&String, &Measured)| Entry { site: site.clone(), measured: measured.clone() };
-        let choices = self.choices.iter().map(entry).collect();
-        let file = File { format: FORMAT.into(), scope: self.scope.clone(), choices };
+        let file = self.file();
         atomic_write(path, |out| {
             serde_json::to_writer_pretty(&mut *out, &file)?;
             out.write_all(b"\n")
