@@ -1,7 +1,7 @@
 //! Whole models with seeded weights: `segment` (photo in, masks out, [`Engine::segment_into`]), and its parts
 //! `network` and `post`; `host`, what the host does of a frame that a GPU computes; `load` from a safetensors
 //! file in the page cache until the first image can be segmented (weights checked and packed, network
-//! planned).
+//! planned), and `load-bundle` from a file of `knet compile`.
 //!
 //! Where there is a GPU, `segment-cuda` is `segment` there in f16, and `network-cuda` the device's time of
 //! the network as one graph.
@@ -24,8 +24,9 @@ use knet::checkpoint::{TensorData, TensorOut, seeded, write_safetensors};
 use knet::cpu::{self, Executor, Pool, Selection, Weights};
 use knet::cuda::gpu::Precision;
 use knet::cuda::pipeline::copy_rows;
+use knet::engine::bundle::{For, compile};
 use knet::engine::source::{self, CONFIG_KEY};
-use knet::engine::{Device, Segmentation, WeightSource};
+use knet::engine::{Device, Model, ModelOptions, Segmentation, WeightSource};
 use knet::graph::passes::optimize;
 use knet::image::bitmask::{BitMask, PixelBox};
 use knet::image::instance::{InstanceResult, Ranked};
@@ -315,25 +316,38 @@ fn host(criterion: &mut Criterion) {
     });
 }
 
+/// Until the first image can be segmented: from a checkpoint, and from the bundle of it.
 fn load(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("load");
-    group.sampling_mode(SamplingMode::Flat);
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for model in MODELS {
-        let path = folder.path().join(model).with_extension("safetensors");
-        for size in SIZES {
+    let cases: Vec<_> = cases().chain([("knet_s3_lite0_fpn", (384, 512))]).collect();
+    for bundled in [false, true] {
+        let mut group = criterion.benchmark_group(if bundled { "load-bundle" } else { "load" });
+        group.sampling_mode(SamplingMode::Flat);
+        for &(model, size) in &cases {
+            let path = folder.path().join(model).with_extension("safetensors");
+            let bundle = folder.path().join(format!("{model}-{}.knet", size_name(size)));
             group.bench_function(BenchmarkId::new(model, size_name(size)), |bencher| {
                 if !path.exists() {
                     write_seeded(model, &path).expect("a checkpoint");
                 }
+                if bundled && !bundle.exists() {
+                    write_bundle(&path, size, &bundle).expect("a bundle");
+                }
+                let weights = if bundled { &bundle } else { &path };
                 bencher.iter_with_large_drop(|| {
-                    let mut engine = engine(model, path.as_path()).expect("a model");
+                    let mut engine = engine(model, weights.as_path()).expect("a model");
                     engine.warm_up(size.0, size.1).expect("a plan");
                     engine
                 });
             });
         }
     }
+}
+
+fn write_bundle(weights: &Path, (height, width): (usize, usize), bundle: &Path) -> Result<()> {
+    let options = ModelOptions { weights: weights.into(), device: Device::Cpu, ..ModelOptions::default() };
+    let padded = [height, width].map(|side| side.next_multiple_of(SIZE_DIVISOR)).into();
+    compile(&*Model::load(&options)?, &[padded], &[For::Cpu], bundle).map(|_| ())
 }
 
 /// Writes a model with seeded weights as `knet convert` writes one.

@@ -51,6 +51,11 @@ impl Weights {
         Weights { constants: Constants::none(), packed: Store::default(), bundle: Some(bundle) }
     }
 
+    /// The bundle, if they come of one.
+    pub fn bundle(&self) -> Option<&Arc<Bundle>> {
+        self.bundle.as_ref()
+    }
+
     /// As [`Constants::load`].
     ///
     /// # Errors

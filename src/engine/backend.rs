@@ -148,6 +148,15 @@ impl Backend {
         })
     }
 
+    /// How kernels are chosen and the constants, on the CPU.
+    pub(super) fn cpu(&self) -> Option<(Selection, &Weights)> {
+        match self {
+            Backend::Cpu { selection, weights } => Some((*selection, weights)),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(_) => None,
+        }
+    }
+
     pub(super) fn is_gpu(&self) -> bool {
         !matches!(self, Backend::Cpu { .. })
     }

@@ -3,6 +3,7 @@
 #[cfg(feature = "cuda")]
 use super::Tuning;
 use super::backend::{Backend, Device};
+use super::bundle::Manifest;
 use super::{WeightSource, bundle, class_list, source};
 use crate::cpu::{Arithmetic, Selection};
 #[cfg(feature = "cuda")]
@@ -10,12 +11,13 @@ use crate::cuda::{
     self, Runtime,
     gpu::{Precision, Target},
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::graph::passes::optimize;
 use crate::image::classes::Class;
 use crate::isa::Isa;
 use crate::model::{Config, Tap, TapMode, build};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Where a model comes from and where it computes.
@@ -63,18 +65,25 @@ pub struct Model {
     pub(super) backend: Backend,
     device_note: Option<String>,
     tuning_note: Option<String>,
+    /// The bundle that it comes of.
+    bundle: Option<(PathBuf, Manifest)>,
 }
 
 impl Model {
     /// Loads a model.
     ///
     /// # Errors
-    /// [`Error::NoDevice`](crate::Error::NoDevice) if a GPU was named and cannot be used, or a bundle is for
-    /// other devices; as [`source::open`], or for bundles as [`bundle::read`]; [`Error::Usage`](crate::Error::Usage) for a damaged tuning table that was named,
-    /// [`Error::Io`](crate::Error::Io) for one that cannot be read.
+    /// [`Error::NoDevice`] if a GPU was named and cannot be used, or a bundle is for other devices; as
+    /// [`source::open`], or for bundles as [`bundle::read`]; [`Error::Usage`] for a damaged tuning table that
+    /// was named, [`Error::Io`] for one that cannot be read.
     pub fn load(options: &ModelOptions) -> Result<Arc<Model>> {
+        let mut made_for = None;
         let (config, backend, notes) = match &options.weights {
-            WeightSource::File(path) if bundle::is_bundle(path) => bundle::open(path, options)?,
+            WeightSource::File(path) if bundle::is_bundle(path) => {
+                let bundle::Opened { config, manifest, backend, notes } = bundle::open(path, options)?;
+                made_for = Some((path.clone(), manifest));
+                (config, backend, notes)
+            }
             weights => {
                 let (config, load) = source::open(weights, options.name.as_deref())?;
                 // How many threads there are is for sessions to say.
@@ -92,7 +101,7 @@ impl Model {
         if let Some(reason) = &tuning_note {
             log::warn!("the tuning table is not followed: {reason}");
         }
-        Ok(Arc::new(Model { config, backend, device_note, tuning_note }))
+        Ok(Arc::new(Model { config, backend, device_note, tuning_note, bundle: made_for }))
     }
 
     /// What it is.
@@ -142,6 +151,21 @@ impl Model {
     /// computes. They are there once, however many sessions use them.
     pub fn weight_bytes(&self) -> usize {
         self.backend.constant_bytes()
+    }
+
+    /// Refuses a size of the network's input that a bundle was not made for.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the bundle, its sizes and this one.
+    pub(super) fn check_size(&self, (height, width): (usize, usize)) -> Result<()> {
+        let Some((path, manifest)) = &self.bundle else { return Ok(()) };
+        if manifest.sizes.contains(&[height, width]) {
+            return Ok(());
+        }
+        let (path, sizes) = (path.display(), manifest.sizes());
+        Err(Error::usage(format!(
+            "{path}: the bundle is for {sizes}, and this image is {height}x{width} in the network: add it to --size of `knet compile`, or use the checkpoint"
+        )))
     }
 
     /// The network at one input size with so many of its stages, ready to be planned.

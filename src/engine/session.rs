@@ -381,6 +381,7 @@ impl Session {
 /// The network of a model at an input size.
 fn network(model: &Model, backend: &Backend, pool: &Pool, extent: Extent) -> Result<Network> {
     let start = Instant::now();
+    model.check_size(extent.size)?;
     let taps = if extent.cut { TapMode::Stages } else { TapMode::Off };
     let (graph, _) = model.graph(extent.size, taps, extent.stages)?;
     let network = Network::new(backend, &graph, pool)?;

@@ -453,6 +453,41 @@ fn inspect() {
 }
 
 #[test]
+fn a_bundle_segments_as_its_checkpoint() {
+    let folder = folder_with_photo();
+    let path = folder.path();
+    let weights = ["--model", "knet_s3_lite0_fpn"];
+    let sizes = ["--size", "64x96,96x64", "--size", "32,64", "--out", "a.knet"];
+    let said = succeed(path, &[&["compile"], &weights[..], &sizes].concat()).stdout;
+    assert!(said.contains("a.knet: knet_s3_lite0_fpn at 32x64, 64x96, 96x64 for CPUs with"), "{said}");
+    let segment = ["segment", "a.png", "--size", "32,64", "--score", "0", "--format", "json"];
+    succeed(path, &[&segment, &weights[..], &["--out", "checkpoint"]].concat());
+    succeed(path, &[&segment[..], &["--weights", "a.knet", "--out", "bundle"]].concat());
+    let json = |name: &str| read_json(&path.join(name).join("a.json"));
+    assert_eq!(json("checkpoint")["annotations"], json("bundle")["annotations"]);
+
+    let table = succeed(path, &["inspect", "a.knet"]).stdout;
+    assert!(table.contains("32x64, 64x96, 96x64") && table.contains("checksum     right over"), "{table}");
+    let report = succeed(path, &["inspect", "a.knet", "--json"]).json();
+    assert_eq!(report["manifest"]["sizes"][0], serde_json::json!([32, 64]));
+    // Another one may take its place, a checkpoint never does, and no bundle is made of it.
+    succeed(path, &[&["compile"], &weights[..], &["--size", "32x64", "--out", "a.knet"]].concat());
+    for (arguments, code, words) in [
+        (&["compile", "--weights", "a.knet", "--out", "a.knet"][..], 2, "is an input"),
+        (&["compile", "--weights", "a.knet", "--out", "b.knet"], 2, "not of a bundle"),
+        (&["compile", "--out", "a.png"], 2, "did not make it"),
+        (&["compile", "--target", "cpu,gpu"], 2, "--target gpu: takes cpu, cuda"),
+        (&["segment", "a.png", "--weights", "a.knet", "--size", "64x96"], 2, "the bundle is for 32x64"),
+        (&["segment", "a.png", "--weights", "a.knet", "--device", "cuda"], 10, "is for CPUs with"),
+    ] {
+        let outcome = knet(path, arguments);
+        assert_eq!(outcome.code, code, "{arguments:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(words), "{arguments:?}: {}", outcome.stderr);
+    }
+    assert!(!path.join("b.knet").exists());
+}
+
+#[test]
 fn bench() {
     let folder = tempfile::tempdir().unwrap();
     let arguments =

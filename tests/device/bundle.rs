@@ -19,7 +19,7 @@ fn segment(
     change: impl FnOnce(&mut Command),
 ) -> Result<(Vec<u8>, String), Failed> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_knet"));
-    command.args(["segment", "--size", "64x96", "--min-score", "0", "--format", "json"]).args(weights);
+    command.args(["segment", "--size", "64x96", "--score", "0", "--format", "json"]).args(weights);
     command.args(["--device", &device.to_string(), "--out"]).arg(out).arg(photo);
     change(&mut command);
     let output = command.output()?;

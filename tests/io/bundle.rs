@@ -68,6 +68,8 @@ struct Forged {
     tensors: Vec<(String, StorageType, Vec<u8>)>,
 }
 
+type Forgery = fn(&mut Forged);
+
 fn photo() -> RgbImage {
     let pixel = |x: u32, y: u32| image::Rgb([(x * 5) as u8, (y * 3) as u8, (x ^ y) as u8]);
     RgbImage::from_fn(SIZE.1 as u32, SIZE.0 as u32, pixel)
@@ -102,8 +104,10 @@ fn a_bundle_gives_the_bits_of_its_checkpoint() {
     let (first, second) = (std::fs::read(scene.path()).unwrap(), std::fs::read(again).unwrap());
     assert!(first == second, "equal models make other bytes");
     assert!(bundle::is_bundle(&scene.path()));
-    let error = bundle::compile(&bundled, &[(64, 64)], &[For::Cpu], scene.path()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Checkpoint, "{error}");
+    let error = bundle::compile(&bundled, &[SIZE], &[For::Cpu], scene.path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+    let error = bundle::compile(&scene.model, &[(64, 64), (63, 64)], &[For::Cpu], scene.path());
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Usage);
     assert!(std::fs::read(scene.path()).unwrap() == first, "a failure leaves what was there");
 }
 
@@ -114,7 +118,7 @@ fn what_a_bundle_is_not_for_is_refused_by_name() {
     let other = SessionOptions { size: InputSize::Within(128, 256), ..SessionOptions::default() };
     let mut session = Session::new(bundled, &other).unwrap();
     let error = session.segment(&photo()).unwrap_err().to_string();
-    assert!(error.contains("what 64x96 on CPUs with") && error.contains("knet compile"), "{error}");
+    assert!(error.contains("is for 64x96, and this image is 128x192"), "{error}");
 
     let device = Device::Cuda(0);
     let error = Model::load(&ModelOptions { device, ..options(Some(&scene.path())) }).err().unwrap();
@@ -174,7 +178,7 @@ fn every_accident_is_noticed_before_anything_is_used() {
 #[test]
 fn a_forged_bundle_is_an_error_and_no_more() {
     let scene = Scene::new();
-    let forgeries: [(&str, fn(&mut Forged)); 6] = [
+    let forgeries: [(&str, Forgery); 6] = [
         ("a constant is gone", |forged| drop(forged.tensors.pop())),
         ("one is shorter", |forged| {
             let (_, _, bytes) = &mut forged.tensors[3];

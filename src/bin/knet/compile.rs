@@ -12,12 +12,12 @@ use knet::{Error, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Make one file of a model for these sizes and devices, which opens without packing and without a compiler
+/// Make one file of a model for these sizes and devices, which opens without packing and without compiling
 ///
 /// A bundle holds constants as kernels read them, mapped and not copied, and for GPUs their compiled kernels
-/// and the table of `knet tune` that is followed here. It is opened wherever weights are, by --weights. Frames
-/// of other shapes than those of --size are refused, and so are other CPUs, other GPUs and other versions of
-/// knet: keep the checkpoint.
+/// and the table of `knet tune` that is followed here. It is opened wherever weights are, by --weights.
+/// Frames of other shapes than those of --size are refused, and so are other CPUs, other GPUs and other
+/// versions of knet: keep the checkpoint.
 #[derive(Args)]
 pub struct Arguments {
     /// Checkpoint, or `seeded:N` [default: the person model that comes with the program; seeded:0 for a model
@@ -30,13 +30,13 @@ pub struct Arguments {
     model: Option<String>,
 
     /// Size of the resized photo, which the network sees rounded up to multiples of 32: one or several,
-    /// `384x512,512x384`, or SHORT,LONG for a lying one. May be given several times [default: the model's own,
-    /// lying and standing]
+    /// `384x512,512x384`, or SHORT,LONG for a lying one. May be given several times [default: the model's
+    /// own, lying and standing]
     #[arg(long, value_name = "HxW[,HxW]", value_parser = parse_sizes)]
     size: Vec<Sizes>,
 
-    /// Devices: cpu (this one's instruction set), a compute capability such as sm_87, a GPU (h100, h200, a100,
-    /// a10, l4, l40s, rtx4090 or orin), or cuda or cuda:N for the one that is here
+    /// Devices: cpu (this one's instruction set), a compute capability such as sm_87, a GPU (h100, h200,
+    /// a100, a10, l4, l40s, rtx4090 or orin), or cuda or cuda:N for the one that is here
     #[arg(long, value_name = "DEVICE", value_delimiter = ',', default_value = "cpu")]
     target: Vec<String>,
 
@@ -44,7 +44,8 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "f16")]
     precision: PrecisionArgument,
 
-    /// Round as little as PyTorch does, as --precise of other commands: exact kernels on the CPU, f32 on a GPU
+    /// Round as little as PyTorch does, as --precise of other commands: exact kernels on the CPU, f32 on a
+    /// GPU
     #[arg(long, conflicts_with = "precision")]
     precise: bool,
 

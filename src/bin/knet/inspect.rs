@@ -25,8 +25,8 @@ mod gpu;
 /// bundle of `knet compile` it prints what it is for and holds, once all of it was checked.
 #[derive(Args)]
 pub struct Arguments {
-    /// Checkpoint (.safetensors), bundle (.knet), or `seeded:N` [default: the person model that comes with the program;
-    /// seeded:0 for a model named by --model]
+    /// Checkpoint (.safetensors), bundle (.knet), or `seeded:N` [default: the person model that comes with
+    /// the program; seeded:0 for a model named by --model]
     file: Option<WeightSource>,
 
     /// Model name, for files that do not say

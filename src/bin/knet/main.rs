@@ -93,8 +93,8 @@ static PERSON: &[u8] = include_bytes!("../../../weights/knet_s3_lite0_person.saf
 #[derive(Args, Clone)]
 struct ModelArguments {
     /// Checkpoint (.safetensors made by `knet convert` or `knet-train`), bundle (.knet made by `knet
-    /// compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by
-    /// --model]
+    /// compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with
+    /// the program; seeded:0 for a model named by --model]
     #[arg(long, value_name = "FILE")]
     weights: Option<WeightSource>,
 

@@ -15,7 +15,6 @@ use crate::cuda::{
     pack,
 };
 use crate::engine::Model;
-use crate::engine::backend::Backend;
 use crate::engine::source::CONFIG_KEY;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -27,7 +26,7 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 #[cfg(feature = "cuda")]
-use std::collections::HashSet;
+use std::collections::{HashSet, btree_map::Entry::Vacant};
 use std::path::Path;
 
 /// A device that a bundle is made for.
@@ -78,9 +77,12 @@ pub fn compile(
     devices: &[For],
     path: impl AsRef<Path>,
 ) -> Result<Compiled> {
-    let Backend::Cpu { selection, weights } = &model.backend else {
-        return Err(Error::usage("a bundle is made of a model on the CPU"));
-    };
+    let of_cpu = || Error::usage("a bundle is made of a model on the CPU");
+    let (selection, weights) = model.backend.cpu().ok_or_else(of_cpu)?;
+    if let Some(bundle) = weights.bundle() {
+        let path = bundle.file().path().display();
+        return Err(Error::usage(format!("{path}: a bundle is made of a checkpoint, not of a bundle")));
+    }
     if sizes.is_empty() || devices.is_empty() {
         return Err(Error::usage("a bundle for no size, or for no device"));
     }
@@ -88,7 +90,7 @@ pub fn compile(
     let (mut entries, mut targets) = (Entries::new(), Vec::new());
     for device in devices {
         let (target, found) = match device {
-            For::Cpu => on_cpu(model, sizes, *selection, weights, &pool)?,
+            For::Cpu => on_cpu(model, sizes, selection, weights, &pool)?,
             #[cfg(feature = "cuda")]
             For::Cuda { name, selection } => on_gpu(model, sizes, name, selection, weights, &pool)?,
         };
@@ -147,9 +149,9 @@ fn on_gpu(
                 let Operand { place: Place::Const(index), .. } = step.inputs[input] else { continue };
                 let packing = step.program.packing_of(input);
                 let name = pack::name(&plan.consts[index].key, packing);
-                if !entries.contains_key(&name) {
+                if let Vacant(place) = entries.entry(name) {
                     let constant = pool.run(|| weights.constants().constant(&plan.consts, index))?;
-                    entries.insert(name, Entry::Bytes(pack::pack(&constant, packing)));
+                    place.insert(Entry::Bytes(pack::pack(&constant, packing)));
                 }
             }
             launches.extend(step.program.launches.iter().map(job));

@@ -8,7 +8,9 @@ use crate::cuda::{
     gpu::{Caps, Precision},
     tune::Table,
 };
-use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use crate::error::Error;
+use crate::error::Result;
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "cuda")]
 use std::sync::Arc;

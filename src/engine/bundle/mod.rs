@@ -18,5 +18,5 @@ mod open;
 
 pub use compile::{Compiled, For, compile};
 pub use manifest::{MANIFEST_KEY, Manifest, Target};
-pub(super) use open::open;
+pub(super) use open::{Opened, open};
 pub use open::{is_bundle, read};

@@ -48,12 +48,20 @@ pub fn read(path: &Path, name: Option<&str>) -> Result<(Config, Manifest, Arc<Bu
     Ok((config, manifest, Arc::new(Bundle::new(file, made_for))))
 }
 
+/// A model of a bundle.
+pub(in crate::engine) struct Opened {
+    pub config: Config,
+    pub manifest: Manifest,
+    pub backend: Backend,
+    pub notes: Notes,
+}
+
 /// The model of a bundle on the device that `options` ask for.
 ///
 /// # Errors
 /// As [`read`]; [`Error::NoDevice`] if the bundle is for other devices, or the one that it is for cannot be
 /// used; [`Error::Usage`] for a precision, arithmetic or table that is not the bundle's.
-pub(in crate::engine) fn open(path: &Path, options: &ModelOptions) -> Result<(Config, Backend, Notes)> {
+pub(in crate::engine) fn open(path: &Path, options: &ModelOptions) -> Result<Opened> {
     let (config, manifest, bundle) = read(path, options.name.as_deref())?;
     let other = |reason: String| {
         let (path, devices) = (path.display(), manifest.devices());
@@ -64,7 +72,10 @@ pub(in crate::engine) fn open(path: &Path, options: &ModelOptions) -> Result<(Co
         device => on_gpu(&manifest, &bundle, device, options)?.map_err(Some),
     };
     let reason = match (gpu, options.device) {
-        (Ok(backend), _) => return Ok((config, backend, Notes { device: None, tuning: None })),
+        (Ok(backend), _) => {
+            let notes = Notes { device: None, tuning: None };
+            return Ok(Opened { config, manifest, backend, notes });
+        }
         (Err(reason), Device::Cuda(_)) => return Err(other(reason.unwrap_or_default())),
         (Err(reason), _) => reason,
     };
@@ -84,7 +95,7 @@ pub(in crate::engine) fn open(path: &Path, options: &ModelOptions) -> Result<(Co
     }
     let selection = Selection { arithmetic, ..Selection::new(Isa::detect(), 1) };
     let backend = Backend::Cpu { selection, weights: Arc::new(Weights::mapped(bundle)) };
-    Ok((config, backend, Notes { device: reason, tuning: None }))
+    Ok(Opened { config, manifest, backend, notes: Notes { device: reason, tuning: None } })
 }
 
 /// An instruction set as a bundle names it: layouts of different processors may bear one name.
