@@ -1,9 +1,9 @@
 //! Sealed safetensors: laid out to be mapped and read in place, with a checksum over all of it.
 //!
 //! Tensors of f32 lie at multiples of [`ALIGNMENT`] bytes, in front of all others. The last tensor is the
-//! seal: the CRC-32C of every byte before it, header included. It tells an accident from a whole file; whoever
-//! changes one on purpose can seal it again, so that what reads the tensors trusts their names and lengths no
-//! more than those of any file.
+//! seal: the CRC-32C of every byte before it, header included. It tells an accident from a whole file;
+//! whoever changes one on purpose can seal it again, so that what reads the tensors trusts their names and
+//! lengths no more than those of any file.
 
 use super::fault::Fault;
 use super::write::{header, write_all};

@@ -69,8 +69,8 @@ type Entries = BTreeMap<String, Entry>;
 ///
 /// # Errors
 /// [`Error::Usage`] for a model on a GPU, or one that comes of a bundle, and for no size or device; as
-/// [`Session::plan`](crate::engine::Session::plan) and the weights; [`Error::NoDevice`] and [`Error::Cuda`] if
-/// there is no compiler for a GPU's code; [`Error::Io`] for a file that cannot be written.
+/// [`Session::plan`](crate::engine::Session::plan) and the weights; [`Error::NoDevice`] and [`Error::Cuda`]
+/// if there is no compiler for a GPU's code; [`Error::Io`] for a file that cannot be written.
 pub fn compile(
     model: &Model,
     sizes: &[(usize, usize)],
