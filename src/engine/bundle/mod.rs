@@ -2,8 +2,8 @@
 //! packing and without a compiler, and what sessions read of it lies mapped.
 //!
 //! The file is a sealed safetensors file: any reader of that format lists it. Its metadata hold the model's
-//! configuration, as in a checkpoint, and the [`Manifest`]: by which selections plans were made, and for which
-//! sizes. The tensors are constants as kernels read them and compiled code, by name.
+//! configuration, as in a checkpoint, and the [`Manifest`]: by which selections plans were made, and for
+//! which sizes. The tensors are constants as kernels read them and compiled code, by name.
 //!
 //! A plan is not in it. It is a pure function of configuration, size and selection, and making it takes
 //! milliseconds, as reading one and checking that it overwrites nothing would. What a plan of another version
