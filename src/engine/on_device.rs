@@ -33,7 +33,7 @@ impl Session {
         stream: ExternalStream,
     ) -> Result<DeviceResults> {
         let geometry = self.geometry(image)?;
-        let Ready { network, adapter, pool, .. } = self.ready(&geometry)?;
+        let Ready { network, adapter, pool, .. } = self.ready(&geometry, None)?;
         let Network::Cuda(gpu) = network else {
             return Err(Error::usage(format!("{} has no device memory", self.backend.name())));
         };

@@ -315,7 +315,7 @@ impl Session {
 
     fn run(&mut self, image: &ImageView<'_>, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
         let start = Instant::now();
-        let Ready { network, adapter, pool, extent, limit } = self.ready(geometry)?;
+        let Ready { network, adapter, pool, extent, limit } = self.ready(geometry, self.deadline)?;
         result.size = geometry.original;
         let mut frame = Frame::begin(start, limit);
         pool.run(|| -> Result<()> {
@@ -350,13 +350,14 @@ impl Session {
         Ok((networks.get(extent, || network(model, backend, pool, extent))?, pool))
     }
 
-    /// What photos of one size go through, made where it is not there.
-    pub(super) fn ready(&mut self, geometry: &Geometry) -> Result<Ready<'_>> {
+    /// What photos of one size go through, made where it is not there: as many stages as a deadline leaves
+    /// time for, else all.
+    pub(super) fn ready(&mut self, geometry: &Geometry, deadline: Option<Duration>) -> Result<Ready<'_>> {
         self.pool.admit()?;
         let Session { model, backend, pool, networks, adapters, preprocessor, task, options, .. } = self;
         let mut extent = Extent { size: geometry.padded, stages: self.stages, cut: false };
         let mut limit = None;
-        if let Some(deadline) = self.deadline {
+        if let Some(deadline) = deadline {
             let pace = self.paces.get(geometry.padded, || Ok(Pace::new(extent.stages)))?;
             #[cfg(feature = "cuda")]
             if backend.is_gpu() {
