@@ -35,10 +35,22 @@ std::string version_folder(TRITONBACKEND_Model* model) {
   return std::string(folder) + "/" + std::to_string(version);
 }
 
-/// The configuration's own list, or what is in its place where it has none.
-std::string own_or(const Json& config, const char* name, const std::string& instead) {
-  const Json* own = config.find(name);
-  return own != nullptr && !own->items().empty() ? std::string(own->source()) : instead;
+/// Whether the configuration has a list that is not empty.
+bool has(const Json& config, std::string_view list) {
+  const Json* own = config.find(list);
+  return own != nullptr && !own->items().empty();
+}
+
+/// The configuration with the lists of tensors that it has not.
+std::string completed(const Json& config, std::uint32_t task) {
+  std::string text;
+  for (const auto& [name, value] : config.items())
+    if ((name != "input" && name != "output") || has(config, name))
+      text += "\"" + name + "\":" + std::string(value.source()) + ",";
+  if (!has(config, "input")) text += "\"input\":" + config_list({image_input()}) + ",";
+  if (!has(config, "output")) text += "\"output\":" + config_list(outputs_of(task)) + ",";
+  text.back() = '}';
+  return "{" + text;
 }
 
 /// Whether the tensors that the configuration names are those of this backend.
@@ -84,12 +96,7 @@ ServedModel::ServedModel(TRITONBACKEND_Model* model) {
   const std::uint32_t task = settings_->task == 0 ? first_->model.task() : settings_->task;
   bool complete = false;
   check(TRITONBACKEND_ModelAutoCompleteConfig(model, &complete));
-  if (complete) {
-    const Json* batch = config.find("max_batch_size");
-    set_config(model, "{\"max_batch_size\":" + (batch == nullptr ? "0" : std::string(batch->source())) +
-                          ",\"input\":" + own_or(config, "input", config_list({image_input()})) +
-                          ",\"output\":" + own_or(config, "output", config_list(outputs_of(task))) + "}");
-  }
+  if (complete && !(has(config, "input") && has(config, "output"))) set_config(model, completed(config, task));
   check_tensors(config, task);
 }
 
