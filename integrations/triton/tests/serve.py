@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Serves models with NVIDIA's tritonserver and compares what its clients get with the library's own results.
 
-    test.py --triton FOLDER --backends FOLDER --library LIBKNET --weights FILE --photo FILE --size HxW [--fault LIBRARY]
+    serve.py --triton FOLDER --backends FOLDER --library LIBKNET --weights FILE --photo FILE --size HxW [--fault LIBRARY]
 
 FOLDER is what tools/setup-triton installs; the photo's file has three bytes a pixel. The test
-`programs::triton` of src/capi builds all of it and calls this.
+`a_server_gives_what_the_library_gives` of src/capi builds all of it and calls this.
 """
 
 import argparse
