@@ -262,7 +262,10 @@ def repository(folder):
     model(folder, "panoptic", **PANOPTIC, size="64x96")
     model(folder, "two_lines", "", weights)
     model(folder, "strict", 'input [{ name: "IMAGE" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] }]\n'
-          'output [{ name: "COUNT" data_type: TYPE_INT32 dims: [ 1 ] }]', weights, **PERSON_PARAMETERS, format="bgr")
+          'output [{ name: "COUNT" data_type: TYPE_INT32 dims: [ 1 ] }]\n'
+          'model_warmup [{ name: "camera" batch_size: 1 inputs { key: "IMAGE" value {'
+          ' data_type: TYPE_UINT8 dims: [ 90, 120, 3 ] zero_data: true } } }]',
+          weights, **PERSON_PARAMETERS, format="bgr")
     for name, broken in BROKEN.items():
         config, parameters, _ = broken
         model(folder, name, config, weights, **parameters)
