@@ -1,5 +1,5 @@
-//! The backend for NVIDIA's Triton Inference Server: built as `docs/serving.md` says, against an installed prefix, and
-//! loaded by a real server, whose clients get what the library gives.
+//! The backend for NVIDIA's Triton Inference Server: built as `docs/serving.md` says, against an installed
+//! prefix, and loaded by a real server, whose clients get what the library gives.
 
 use super::{Prefix, root, run};
 use knet::image::decode::{Limits, decode};
