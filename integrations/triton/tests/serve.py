@@ -90,9 +90,9 @@ class Library:
 class Session:
     """A model and a session of it, with the options that a configuration names."""
 
-    def __init__(self, library, weights, name=None, device="cpu", **options):
+    def __init__(self, library, weights, name=None, exact=0, **options):
         self.library, self.model, self.session = library, pointer(), pointer()
-        model = ModelOptions(weights=str(weights).encode(), name=name and name.encode(), device=device.encode())
+        model = ModelOptions(weights=str(weights).encode(), name=name and name.encode(), device=b"cpu", exact=exact)
         library.call("knet_model_open", ctypes.byref(model), ctypes.byref(self.model))
         options = SessionOptions(**options)
         library.call("knet_session_open", self.model, ctypes.byref(options), ctypes.byref(self.session))
@@ -262,10 +262,12 @@ def repository(folder):
     model(folder, "panoptic", **PANOPTIC, size="64x96")
     model(folder, "two_lines", "", weights)
     model(folder, "strict", 'input [{ name: "IMAGE" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] }]\n'
-          'output [{ name: "COUNT" data_type: TYPE_INT32 dims: [ 1 ] }]\n'
+          'output [{ name: "COUNT" data_type: TYPE_INT32 dims: [ 1 ] },'
+          ' { name: "RLES" data_type: TYPE_STRING dims: [ -1 ] }]\n'
           'model_warmup [{ name: "camera" batch_size: 1 inputs { key: "IMAGE" value {'
           ' data_type: TYPE_UINT8 dims: [ 90, 120, 3 ] zero_data: true } } }]',
-          weights, **PERSON_PARAMETERS, format="bgr")
+          weights, **PERSON_PARAMETERS, format="bgr", stages="1", exact="true", precision="f32", threads="2",
+          task="instance")
     for name, broken in BROKEN.items():
         config, parameters, _ = broken
         model(folder, name, config, weights, **parameters)
@@ -379,7 +381,9 @@ def check_models(connection, library, image, expected):
     """Other configurations, and another kind of model."""
     whole = Session(library, arguments.weights).segment(image)
     assert_same(infer(connection, "two_lines", image), whole, OUTPUTS)
-    assert_same(infer(connection, "strict", image[..., ::-1].copy()), expected, ["COUNT"])
+    strict = Session(library, arguments.weights, exact=1, stages=1, **PERSON).segment(image)
+    assert list(strict["RLES"]) != list(expected["RLES"]), "the options make no difference"
+    assert_same(infer(connection, "strict", image[..., ::-1].copy()), strict, ["COUNT", "RLES"])
     panoptic = Session(library, **PANOPTIC, short_side=64, long_side=96).segment(image)
     assert len(panoptic["LABELS"]) > 0
     assert_same(infer(connection, "panoptic", image), panoptic, OF_MAPS)
