@@ -286,6 +286,10 @@ class Object {
     detail::check(knet_result_get_info(result_, &info));
     return {bits, info.height, info.width};
   }
+  /// Writes the mask of an instance: `value` for its pixels, 0 for the others.
+  void mask_into(std::uint8_t value, std::uint8_t* pixels, std::size_t stride) const {
+    detail::check(knet_result_mask_u8(result_, index_, value, pixels, stride));
+  }
   /// The outline of the mask of an instance, exactly: parts and the holes in them, along the edges of pixels.
   std::vector<Polygon> polygons() const {
     auto found = detail::sized<knet_polygons>();
@@ -349,13 +353,18 @@ class Result {
   std::vector<std::uint16_t> object_map() const { return map(KNET_MAP_OBJECTS, 0); }
   /// Class of each pixel, `none` where there is none; row by row.
   std::vector<std::uint16_t> class_map(std::uint16_t none = 65535) const { return map(KNET_MAP_CLASSES, none); }
+  /// Writes a KNET_MAP_* with elements of 1, 2 or 4 bytes.
+  void map_into(std::uint32_t kind, std::uint32_t none, std::uint32_t element_bytes, void* pixels,
+                std::size_t stride) const {
+    detail::check(knet_result_map(get(), kind, none, element_bytes, pixels, stride));
+  }
   knet_result* get() const noexcept { return handle_.get(); }
 
  private:
   std::vector<std::uint16_t> map(std::uint32_t kind, std::uint16_t none) const {
     const auto found = info();
     std::vector<std::uint16_t> pixels(std::size_t(found.height) * found.width);
-    detail::check(knet_result_map(get(), kind, none, 2, pixels.data(), 2 * std::size_t(found.width)));
+    map_into(kind, none, 2, pixels.data(), 2 * std::size_t(found.width));
     return pixels;
   }
 
