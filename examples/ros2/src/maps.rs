@@ -153,11 +153,11 @@ mod tests {
     use knet::image::image_rs::Rgb;
     use std::collections::BTreeMap;
 
-    /// What a small model with random weights finds, whose classes and objects are many.
+    /// What a model with random weights finds: much.
     fn found(model: &str) -> Segmentation {
         let photo = RgbImage::from_fn(96, 64, |x, y| Rgb([(x * 5) as u8, (y * 7) as u8, (x * y) as u8]));
         let builder = Engine::builder().weights(WeightSource::Seeded(1)).model(model).size(Some((64, 96)));
-        builder.threads(1).build().unwrap().segment(&photo).unwrap()
+        builder.min_score(0.0).threads(1).build().unwrap().segment(&photo).unwrap()
     }
 
     fn values(image: &Image) -> Vec<u16> {
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn maps_of_each_task_agree_with_the_result() {
         let header = Header { frame_id: "camera".into(), ..Header::default() };
-        for model in ["knet_s3_lite0_fpn", "knet_s3_lite0_fpn_panoptic"] {
+        for model in ["knet_s3_lite0_fpn", "knet_s3_r50_fpn_panoptic", "knet_s3_fcn_r50-d8"] {
             let found = found(model);
             let objects = Objects::new(&found);
             let (instances, classes) =
@@ -184,10 +184,14 @@ mod tests {
                     Some(place) => assert_eq!(u16::from(class), objects.classes[place]),
                 }
             }
-            match found.panoptic() {
-                Some(map) => map.segments.iter().zip(1..).for_each(|(s, n)| assert_eq!(areas[&n], s.area)),
-                // The best hides what lies under it.
-                None => assert_eq!(areas[&1], found.instances()[0].area),
+            match found.found() {
+                Found::Instance(result) => assert_eq!(areas[&1], result.instances()[0].area),
+                Found::Panoptic(map) => {
+                    map.segments.iter().zip(1..).for_each(|(s, n)| assert_eq!(areas[&n], s.area))
+                }
+                Found::Semantic(map) => {
+                    map.present().iter().zip(1..).for_each(|(p, n)| assert_eq!(areas[&n], p.1))
+                }
             }
             let wide = objects.class_map(&header, Depth::Mono16);
             let same = values(&wide).iter().zip(&classes.data.0).all(|(&wide, &narrow)| match wide {
