@@ -19,11 +19,14 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// How results are sent: to subscribers that ask for reliable transport and to those that do not, and one
-/// that does not follow loses some without holding the node up.
-const RESULTS: QosProfile = QosProfile::publisher_default()
+/// How results are sent: to subscribers that ask for reliable transport and to those that do not. One that
+/// does not follow costs messages, the others' too, but does not hold the node up.
+const RELIABLE: QosProfile = QosProfile::publisher_default()
     .reliability_reliable(WhenFull::Fail)
     .history(History::KeepLast { depth: 4 });
+
+/// How results are sent that nobody wants late: as sensors' data.
+const BEST_EFFORT: QosProfile = QosProfile::publisher_default().reliability_best_effort();
 
 /// For what never changes: whoever comes later gets it, too.
 const LATCHED: QosProfile = QosProfile::publisher_default().durability(Durability::TransientLocal);
@@ -43,6 +46,8 @@ pub struct Place<'a> {
     pub images: &'a str,
     /// Whether there is a topic of overlays.
     pub overlay: bool,
+    /// Whether maps and overlays that are lost on the way are lost.
+    pub best_effort: bool,
 }
 
 /// The node with its topics.
@@ -87,10 +92,14 @@ impl Bus {
             context.new_node(place.names.node.clone(), options).map_err(|error| cannot(error.to_string()))?;
         let mut opening = Opening { names: place.names, node, context, topics: HashMap::new() };
         let images = opening.images(place.images)?;
-        let (instances, classes) =
-            (opening.output("instances", IMAGE, RESULTS)?, opening.output("classes", IMAGE, RESULTS)?);
+        let results = if place.best_effort { BEST_EFFORT } else { RELIABLE };
+        let (instances, classes) = (
+            opening.output("instances", IMAGE, results.clone())?,
+            opening.output("classes", IMAGE, results.clone())?,
+        );
         let label_info = opening.output("label_info", ("vision_msgs", "LabelInfo"), LATCHED)?;
-        let overlay = if place.overlay { Some(opening.output("overlay", IMAGE, RESULTS)?) } else { None };
+        let overlay =
+            if place.overlay { Some(opening.output("overlay", IMAGE, results.clone())?) } else { None };
         let Opening { node, context, topics, .. } = opening;
         Ok(Bus {
             images,

@@ -22,7 +22,7 @@ pub fn view(image: &Image) -> Result<ImageView<'_>, String> {
     let Image { height, width, encoding, step, data, .. } = image;
     let Some(&(_, format)) = ENCODINGS.iter().find(|(name, _)| name == encoding) else {
         let known = ENCODINGS.map(|(name, _)| name).join(", ");
-        return Err(format!("a {width}x{height} image has the encoding `{encoding}`, not one of {known}"));
+        return Err(format!("a {height}x{width} image has the encoding `{encoding}`, not one of {known}"));
     };
     let (size, stride, bytes) = ((*height as usize, *width as usize), *step as usize, &*data.0);
     let planes: &[Plane<'_>] = match format {
@@ -32,7 +32,7 @@ pub fn view(image: &Image) -> Result<ImageView<'_>, String> {
             let Some((luma, chroma)) = bytes.split_at_checked(luma) else {
                 let there = bytes.len();
                 return Err(format!(
-                    "a {width}x{height} {encoding} image has {luma} bytes of luma at a step of {stride}, there are {there}"
+                    "a {height}x{width} {encoding} image has {luma} bytes of luma at a step of {stride}, there are {there}"
                 ));
             };
             &[Plane::host(luma, stride), Plane::host(chroma, stride)]
@@ -75,7 +75,7 @@ mod tests {
         for (image, words) in [
             (
                 image("bayer_rggb8", (4, 6), 6, 24),
-                "a 6x4 image has the encoding `bayer_rggb8`, not one of rgb8,",
+                "a 4x6 image has the encoding `bayer_rggb8`, not one of rgb8,",
             ),
             (image("", (4, 6), 6, 24), "the encoding ``"),
             (image("rgb8", (0, 6), 18, 0), "a 0x6 image has no pixels"),

@@ -9,7 +9,7 @@ mod names;
 mod segmenter;
 
 use bus::{Bus, Place};
-use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use futures::channel::mpsc::unbounded;
 use knet::engine::{Device, InputSize, Model, ModelOptions, SessionOptions, WeightSource};
 use log::LevelFilter;
@@ -72,6 +72,11 @@ struct Arguments {
     /// When the overlay is drawn
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", default_missing_value = "always", num_args = 0..=1)]
     overlay: When,
+
+    /// Publish maps and overlays as sensors' data: what is lost on the way is not sent again, and late. Only
+    /// subscribers that ask for no more than that receive them
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    best_effort: bool,
 
     /// Name of the node
     #[arg(long, value_name = "NAME", default_value = "knet")]
@@ -196,6 +201,7 @@ fn run() -> Result<(), String> {
         names: &names,
         images: &arguments.image_topic,
         overlay: arguments.overlay != When::Never,
+        best_effort: arguments.best_effort,
     })?;
     segmenter.announce(arguments.min_score as f32, &mut bus.outputs);
     log::info!("domain {domain}: waiting for images on {}", names.topic(&arguments.image_topic));

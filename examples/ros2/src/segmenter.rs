@@ -81,7 +81,7 @@ impl Segmenter {
             let Image { width, height, encoding, .. } = image;
             let count = self.found.found().count();
             log::info!(
-                "first frame, {width}x{height} {encoding}: {count} objects in {total:.1?}, planned on the way"
+                "first frame, {height}x{width} {encoding}: {count} objects in {total:.1?}, planned on the way"
             );
         }
         self.pace.report();

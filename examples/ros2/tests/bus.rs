@@ -384,7 +384,7 @@ fn frames_of_cyclone_dds_come_back_as_the_librarys_maps() {
         (
             with("encoding", json!("bayer_rggb8")),
             &good.file,
-            "a 640x480 image has the encoding `bayer_rggb8`",
+            "a 480x640 image has the encoding `bayer_rggb8`",
         ),
         (with("step", json!(1919)), &good.file, "rows of 1920 bytes overlap at a stride of 1919"),
         (with("height", json!(0)), &empty, "a 0x640 image has no pixels"),

@@ -40,7 +40,7 @@ constexpr Encoding kEncodings[] = {
 
 /// The pixels of an image, where they lie. Throws what is wrong with them, with the numbers.
 knet_frame frame_of(const Image& image) {
-  const std::string size = std::to_string(image.width) + "x" + std::to_string(image.height);
+  const std::string size = std::to_string(image.height) + "x" + std::to_string(image.width);
   for (const Encoding& encoding : kEncodings) {
     if (image.encoding != encoding.name) continue;
     const std::size_t step = image.step, row = encoding.bytes * image.width, rows = image.height;
