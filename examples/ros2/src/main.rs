@@ -9,7 +9,7 @@ mod names;
 mod segmenter;
 
 use bus::{Bus, Place};
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum};
 use futures::channel::mpsc::unbounded;
 use knet::engine::{Device, InputSize, Model, ModelOptions, SessionOptions, WeightSource};
 use log::LevelFilter;
@@ -166,10 +166,8 @@ fn addresses(given: Vec<IpAddr>) -> Result<Vec<IpAddr>, String> {
 }
 
 fn run() -> Result<(), String> {
-    let (mut own, ros) = names::split(std::env::args())?;
-    own.extend(ros.options);
-    let arguments = Arguments::from_arg_matches(&Arguments::command().get_matches_from(own))
-        .unwrap_or_else(|error| error.exit());
+    let (own, ros) = names::split(std::env::args())?;
+    let arguments = Arguments::parse_from(own.iter().chain(&ros.options));
     let names = Names::new(&arguments.namespace, &arguments.name, &ros.remaps)?;
     logging::start(
         &names.node.fully_qualified_name().trim_start_matches('/').replace('/', "."),
@@ -215,7 +213,42 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("knet-ros2: {reason}");
-            ExitCode::from(2)
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parsed(line: &str) -> Result<Arguments, String> {
+        let (own, ros) = names::split(format!("knet-ros2 {line}").split(' ').map(String::from))?;
+        Arguments::try_parse_from(own.iter().chain(&ros.options)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn parameters_are_options() {
+        Arguments::command().debug_assert();
+        let line =
+            "--overlay --ros-args -p size:=512,384 -p best_effort:=true -p deadline_ms:=2.5 -p threads:=3";
+        let arguments = parsed(line).unwrap();
+        assert_eq!((arguments.size, arguments.overlay), (Some((384, 512)), When::Always));
+        assert_eq!((arguments.best_effort, arguments.threads), (true, Some(3)));
+        assert_eq!(arguments.deadline_ms, Some(Duration::from_micros(2500)));
+        assert!(parsed("--best-effort --domain-id 232").unwrap().best_effort);
+        assert!(!parsed("--ros-args -p best_effort:=false").unwrap().best_effort);
+        for (line, words) in [
+            ("--size 0,3", "no SHORT,LONG"),
+            ("--min-score 1.5", "no number from 0 to 1"),
+            ("--deadline-ms=-1", "no number of milliseconds"),
+            ("--domain-id 233", "233"),
+            ("--ros-args --log-level loud", "none of debug, info, warn, error"),
+            ("--ros-args -p no_such:=1", "--no-such"),
+        ] {
+            let reason = parsed(line).err().unwrap();
+            assert!(reason.contains(words), "{reason}");
         }
     }
 }
