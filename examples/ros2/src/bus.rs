@@ -19,8 +19,8 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// How results are sent: to subscribers that ask for reliable transport and to those that do not. One that
-/// does not follow costs messages, the others' too, but does not hold the node up.
+/// How results are sent: to subscribers that ask for reliable transport and to those that do not. The node
+/// waits for none of them.
 const RELIABLE: QosProfile = QosProfile::publisher_default()
     .reliability_reliable(WhenFull::Fail)
     .history(History::KeepLast { depth: 4 });
