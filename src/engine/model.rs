@@ -10,7 +10,7 @@ use crate::cuda::{
     self, Runtime,
     gpu::{Precision, Target},
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::graph::passes::optimize;
 use crate::image::classes::Class;
@@ -54,6 +54,9 @@ impl Default for ModelOptions {
     }
 }
 
+/// Why a two-stage detector is not for a GPU.
+const CPU_ALONE: &str = "has operators without CUDA kernels and runs on the CPU alone";
+
 /// A model in memory: what it is, and its weights as kernels read them.
 ///
 /// It never changes. Any number of [`Session`](super::Session)s, each in a thread of its own, work with one
@@ -69,15 +72,28 @@ impl Model {
     /// Loads a model.
     ///
     /// # Errors
-    /// [`Error::NoDevice`](crate::Error::NoDevice) if a GPU was named and cannot be used; as
-    /// [`source::open`]; [`Error::Usage`](crate::Error::Usage) for a damaged tuning table that was named,
-    /// [`Error::Io`](crate::Error::Io) for one that cannot be read.
+    /// [`Error::NoDevice`] if a GPU was named and cannot be used; as [`source::open`]; [`Error::Usage`] for a
+    /// damaged tuning table that was named, and if a GPU was named for a model that runs on the CPU alone
+    /// ([`Config::is_for_cpu_inference`]); [`Error::Io`] for a table that cannot be read.
     pub fn load(options: &ModelOptions) -> Result<Arc<Model>> {
         let (config, load) = source::open(&options.weights, options.name.as_deref())?;
+        let asked = options.device;
+        let on_cpu = ModelOptions { device: Device::Cpu, ..options.clone() };
+        let cpu_alone = config.is_for_cpu_inference();
+        let options = match options.device {
+            Device::Cuda(_) if cpu_alone => {
+                return Err(Error::usage(format!("{} {CPU_ALONE}: --device cpu", config.name)));
+            }
+            Device::Auto if cpu_alone => &on_cpu,
+            _ => options,
+        };
         // How many threads there are is for sessions to say.
         let selection = Selection { arithmetic: options.arithmetic, ..Selection::new(Isa::detect(), 1) };
         let (backend, notes) = Backend::new(options, selection, load)?;
-        let (device_note, tuning_note) = (notes.device, notes.tuning);
+        let (mut device_note, tuning_note) = (notes.device, notes.tuning);
+        if cpu_alone && asked == Device::Auto {
+            device_note = Some(format!("{} {CPU_ALONE}", config.name));
+        }
         log::info!("{} on {}", config.name, backend.name());
         if let Some(reason) = &device_note {
             log::warn!("the CPU computes, no GPU: {reason}");

@@ -9,8 +9,10 @@ use super::session::Adapter;
 use crate::cpu::{self, Pool};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::image::preprocess::Geometry;
 use crate::image::view::ImageView;
 use crate::model::is_stage_output;
+use crate::model::rcnn::IMAGE_INFO;
 use crate::plan::Plan;
 #[cfg(not(feature = "cuda"))]
 use crate::task::Postprocess as Finish;
@@ -31,8 +33,13 @@ impl Network {
         match backend {
             Backend::Cpu { selection, weights } => {
                 let plan = cpu::plan(graph, *selection)?;
-                let executor = pool.run(|| cpu::Executor::new(plan, weights))?;
+                let mut executor = pool.run(|| cpu::Executor::new(plan, weights))?;
                 weights.trim();
+                // Before the first photo, as if it filled the input.
+                if let Some((_, image)) = executor.plan().inputs.first() {
+                    let padded = (image.ty.shape[1], image.ty.shape[2]);
+                    inform(&mut executor, &Geometry { original: padded, resized: padded, padded });
+                }
                 Ok(Network::Cpu(Box::new(executor)))
             }
             #[cfg(feature = "cuda")]
@@ -56,7 +63,11 @@ impl Network {
         image: &ImageView<'_>,
     ) -> Result<()> {
         match self {
-            Network::Cpu(executor) => adapter.preprocessor.run(*image, executor.input_mut(0)).map(|_| ()),
+            Network::Cpu(executor) => {
+                adapter.preprocessor.run(*image, executor.input_mut(0))?;
+                inform(executor, &adapter.geometry);
+                Ok(())
+            }
             #[cfg(feature = "cuda")]
             Network::Cuda(gpu) => gpu.prepare(adapter, image),
         }
@@ -143,6 +154,14 @@ impl Network {
     }
 }
 
+/// Tells a network that takes more than pixels where the photo is in them.
+pub(super) fn inform(executor: &mut cpu::Executor, geometry: &Geometry) {
+    let place = executor.plan().inputs.iter().position(|(name, _)| name == IMAGE_INFO);
+    if let Some(input) = place {
+        executor.input_mut(input).copy_from_slice(&geometry.info());
+    }
+}
+
 #[cfg(all(test, feature = "cuda"))]
 mod tests {
     //! A third task, as whoever adds one would write it: the class of every pixel at the size of the mask
@@ -154,7 +173,7 @@ mod tests {
     use crate::cuda::{self, Pipeline, gpu::Target};
     use crate::engine::{Device, Model, ModelOptions};
     use crate::image::RgbImage;
-    use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
+    use crate::image::preprocess::{PreprocessConfig, Preprocessor};
     use crate::model::{Config, MASK_PREDS, SIZE_DIVISOR, TapMode};
     use crate::task::{HostOutputs, Postprocess, PostprocessOnGpu, PostprocessOptions};
 
