@@ -33,13 +33,8 @@ impl Network {
         match backend {
             Backend::Cpu { selection, weights } => {
                 let plan = cpu::plan(graph, *selection)?;
-                let mut executor = pool.run(|| cpu::Executor::new(plan, weights))?;
+                let executor = pool.run(|| cpu::Executor::new(plan, weights))?;
                 weights.trim();
-                // Before the first photo, as if it filled the input.
-                if let Some((_, image)) = executor.plan().inputs.first() {
-                    let padded = (image.ty.shape[1], image.ty.shape[2]);
-                    inform(&mut executor, &Geometry { original: padded, resized: padded, padded });
-                }
                 Ok(Network::Cpu(Box::new(executor)))
             }
             #[cfg(feature = "cuda")]
@@ -132,6 +127,7 @@ impl Network {
         match self {
             Network::Cpu(executor) => Ok((0..runs)
                 .map(|_| {
+                    inform_of_whole(executor);
                     let start = Instant::now();
                     executor.run();
                     start.elapsed()
@@ -146,7 +142,10 @@ impl Network {
     /// `cuda::Executor::time_steps` takes it.
     pub(super) fn time_steps(&mut self, runs: usize, mut report: impl FnMut(usize, Duration)) -> Result<()> {
         match self {
-            Network::Cpu(executor) => (0..runs).for_each(|_| executor.run_timed(&mut report)),
+            Network::Cpu(executor) => (0..runs).for_each(|_| {
+                inform_of_whole(executor);
+                executor.run_timed(&mut report);
+            }),
             #[cfg(feature = "cuda")]
             Network::Cuda(gpu) => gpu.executor.time_steps(runs, report)?,
         }
@@ -159,6 +158,15 @@ pub(super) fn inform(executor: &mut cpu::Executor, geometry: &Geometry) {
     let place = executor.plan().inputs.iter().position(|(name, _)| name == IMAGE_INFO);
     if let Some(input) = place {
         executor.input_mut(input).copy_from_slice(&geometry.info());
+    }
+}
+
+/// As [`inform`], of a photo that fills the input. What an earlier run was told may lie under other values.
+fn inform_of_whole(executor: &mut cpu::Executor) {
+    let shape = executor.plan().inputs.first().map(|(_, image)| image.ty.shape);
+    if let Some(shape) = shape {
+        let padded = (shape[1], shape[2]);
+        inform(executor, &Geometry { original: padded, resized: padded, padded });
     }
 }
 
