@@ -9,8 +9,10 @@ use super::session::Adapter;
 use crate::cpu::{self, Pool};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::image::preprocess::Geometry;
 use crate::image::view::ImageView;
 use crate::model::is_stage_output;
+use crate::model::rcnn::IMAGE_INFO;
 use crate::plan::Plan;
 #[cfg(not(feature = "cuda"))]
 use crate::task::Postprocess as Finish;
@@ -56,7 +58,11 @@ impl Network {
         image: &ImageView<'_>,
     ) -> Result<()> {
         match self {
-            Network::Cpu(executor) => adapter.preprocessor.run(*image, executor.input_mut(0)).map(|_| ()),
+            Network::Cpu(executor) => {
+                adapter.preprocessor.run(*image, executor.input_mut(0))?;
+                inform(executor, &adapter.geometry);
+                Ok(())
+            }
             #[cfg(feature = "cuda")]
             Network::Cuda(gpu) => gpu.prepare(adapter, image),
         }
@@ -121,6 +127,7 @@ impl Network {
         match self {
             Network::Cpu(executor) => Ok((0..runs)
                 .map(|_| {
+                    inform_of_whole(executor);
                     let start = Instant::now();
                     executor.run();
                     start.elapsed()
@@ -135,11 +142,31 @@ impl Network {
     /// `cuda::Executor::time_steps` takes it.
     pub(super) fn time_steps(&mut self, runs: usize, mut report: impl FnMut(usize, Duration)) -> Result<()> {
         match self {
-            Network::Cpu(executor) => (0..runs).for_each(|_| executor.run_timed(&mut report)),
+            Network::Cpu(executor) => (0..runs).for_each(|_| {
+                inform_of_whole(executor);
+                executor.run_timed(&mut report);
+            }),
             #[cfg(feature = "cuda")]
             Network::Cuda(gpu) => gpu.executor.time_steps(runs, report)?,
         }
         Ok(())
+    }
+}
+
+/// Tells a network that takes more than pixels where the photo is in them.
+pub(super) fn inform(executor: &mut cpu::Executor, geometry: &Geometry) {
+    let place = executor.plan().inputs.iter().position(|(name, _)| name == IMAGE_INFO);
+    if let Some(input) = place {
+        executor.input_mut(input).copy_from_slice(&geometry.info());
+    }
+}
+
+/// As [`inform`], of a photo that fills the input. What an earlier run was told may lie under other values.
+fn inform_of_whole(executor: &mut cpu::Executor) {
+    let shape = executor.plan().inputs.first().map(|(_, image)| image.ty.shape);
+    if let Some(shape) = shape {
+        let padded = (shape[1], shape[2]);
+        inform(executor, &Geometry { original: padded, resized: padded, padded });
     }
 }
 
@@ -154,7 +181,7 @@ mod tests {
     use crate::cuda::{self, Pipeline, gpu::Target};
     use crate::engine::{Device, Model, ModelOptions};
     use crate::image::RgbImage;
-    use crate::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
+    use crate::image::preprocess::{PreprocessConfig, Preprocessor};
     use crate::model::{Config, MASK_PREDS, SIZE_DIVISOR, TapMode};
     use crate::task::{HostOutputs, Postprocess, PostprocessOnGpu, PostprocessOptions};
 

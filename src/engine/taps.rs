@@ -25,6 +25,7 @@ impl Session {
             Backend::Cpu { selection, weights } => {
                 let mut executor = cpu::Executor::new(cpu::plan(&graph, *selection)?, weights)?;
                 preprocessor.run(image, executor.input_mut(0))?;
+                super::network::inform(&mut executor, &geometry);
                 executor.run();
                 Ok(upstream(&taps, |name| {
                     let index = executor.output_index(name)?;
@@ -63,6 +64,11 @@ fn upstream_layout(tensor: Tensor, layout: TapLayout) -> Tensor {
         (TapLayout::Objects, &[b, n, c]) => tensor.reshape(Shape::new(&[b, n, c, 1, 1])),
         (TapLayout::Kernels, &[b, n, c]) => tensor.reshape(Shape::new(&[b, n, 1, c])),
         (TapLayout::ObjectRows, &[b, n, c]) => tensor.reshape(Shape::new(&[b * n, 1, c])),
+        (TapLayout::Rows, &[b, n, c]) => tensor.reshape(Shape::new(&[b * n, c])),
+        (TapLayout::Regions, &[b, n, sides]) => Tensor::from_fn([b * n, 1 + sides], |index| {
+            let image = index[0] / n;
+            if index[1] == 0 { image as f32 } else { tensor.at(&[image, index[0] % n, index[1] - 1]) }
+        }),
         _ => tensor,
     }
 }

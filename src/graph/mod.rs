@@ -40,6 +40,12 @@ pub enum Layout {
     Matrix,
     /// Weights of a linear layer used as a 1x1 convolution: `[K, C]` becomes `[K, 1, 1, C]`.
     Pointwise,
+    /// Weights of a transposed convolution used as a 1x1 convolution to all pixels of a block:
+    /// `[C, K, R, S]` becomes `[K R S, 1, 1, C]`.
+    Transposed,
+    /// Weights of a linear layer over a map of so many channels, which upstream reads channel by channel:
+    /// `[N, C T]` becomes `[N, T C]`.
+    Flattened(usize),
 }
 
 impl Layout {
@@ -49,42 +55,55 @@ impl Layout {
             (Layout::Filter, &[k, c, r, s]) => vec![k, r, s, c],
             (Layout::Matrix, &[n, c, 1, 1]) => vec![n, c],
             (Layout::Pointwise, &[k, c]) => vec![k, 1, 1, c],
+            (Layout::Transposed, &[c, k, r, s]) => vec![k * r * s, 1, 1, c],
             _ => upstream.to_vec(),
         }
     }
 
     /// Converts a checkpoint tensor.
     pub fn apply(self, tensor: Tensor) -> Tensor {
-        let shape = Shape::new(&self.apply_shape(tensor.shape().dims()));
-        let &[k, c, r, s] = tensor.shape().dims() else { return tensor.reshape(shape) };
-        let taps = r * s;
-        if self != Layout::Filter || taps == 1 {
-            return tensor.reshape(shape);
+        let upstream = tensor.shape();
+        let shape = Shape::new(&self.apply_shape(upstream.dims()));
+        match self.exchanged(upstream.dims()) {
+            Some([matrices, rows, columns]) => {
+                Tensor::new(shape, transposed(&tensor, matrices, rows, columns))
+            }
+            None => tensor.reshape(shape),
         }
-        let source = tensor.data();
-        let mut data = Vec::with_capacity(source.len());
-        for filter in 0..k {
-            let filter = &source[filter * c * taps..][..c * taps];
-            (0..taps).for_each(|tap| data.extend((0..c).map(|channel| filter[channel * taps + tap])));
-        }
-        Tensor::new(shape, data)
     }
 
     /// Converts back: `upstream` is the checkpoint's shape.
     pub fn invert(self, tensor: Tensor, upstream: &[usize]) -> Tensor {
-        let &[k, c, r, s] = upstream else { return tensor.reshape(Shape::new(upstream)) };
-        let taps = r * s;
-        if self != Layout::Filter || taps == 1 {
-            return tensor.reshape(Shape::new(upstream));
+        let shape = Shape::new(upstream);
+        match self.exchanged(upstream) {
+            Some([matrices, rows, columns]) => {
+                Tensor::new(shape, transposed(&tensor, matrices, columns, rows))
+            }
+            None => tensor.reshape(shape),
         }
-        let source = tensor.data();
-        let mut data = Vec::with_capacity(source.len());
-        for filter in 0..k {
-            let filter = &source[filter * c * taps..][..c * taps];
-            (0..c).for_each(|channel| data.extend((0..taps).map(|tap| filter[tap * c + channel])));
-        }
-        Tensor::new(Shape::new(upstream), data)
     }
+
+    /// The matrices of the checkpoint that are transposed, their rows and columns; `None` if elements stay
+    /// in their order.
+    fn exchanged(self, upstream: &[usize]) -> Option<[usize; 3]> {
+        match (self, upstream) {
+            (Layout::Filter, &[k, c, r, s]) if r * s != 1 => Some([k, c, r * s]),
+            (Layout::Transposed, &[c, k, r, s]) => Some([1, c, k * r * s]),
+            (Layout::Flattened(channels), &[n, columns]) => Some([n, channels, columns / channels.max(1)]),
+            _ => None,
+        }
+    }
+}
+
+/// The elements of a stack of matrices, each transposed.
+fn transposed(tensor: &Tensor, matrices: usize, rows: usize, columns: usize) -> Vec<f32> {
+    let source = tensor.data();
+    let mut data = Vec::with_capacity(source.len());
+    for matrix in 0..matrices {
+        let matrix = &source[matrix * rows * columns..][..rows * columns];
+        (0..columns).for_each(|column| data.extend((0..rows).map(|row| matrix[row * columns + column])));
+    }
+    data
 }
 
 /// A parameter: a checkpoint tensor by its upstream name.

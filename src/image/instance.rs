@@ -1,4 +1,5 @@
-//! Instance results: the best (mask, class) pairs and their bit masks at the size of the photo.
+//! Instance results, and how they are made of what a K-Net says: the best (mask, class) pairs and their bit
+//! masks at the size of the photo. Those of a two-stage detector are made in `paste`.
 //!
 //! As upstream: the sigmoids of all class logits `[N, C]` are ranked together, the first `max_per_image` are
 //! kept (equal scores: lower index first), index `i` means mask `i / C` with label `i % C`. There is no
@@ -6,9 +7,11 @@
 //! its twice resized probability exceeds 0.5.
 
 mod filter;
+mod paste;
 
 pub(crate) use filter::FilterMemory;
 pub use filter::InstanceFilter;
+pub use paste::{Detections, Paster};
 
 use rayon::prelude::*;
 use std::ops::Range;
@@ -83,6 +86,8 @@ pub struct InstanceResult {
     instances: Vec<Instance>,
     masks: Vec<MaskSlot>,
     used: usize,
+    /// Of a detector that finds boxes, that of each object.
+    boxes: Vec<[f32; 4]>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -121,6 +126,12 @@ impl InstanceResult {
     pub fn mask(&self, instance: &Instance) -> &BitMask {
         assert!(instance.slot < self.used, "an instance of another result");
         &self.masks[instance.slot].mask
+    }
+
+    /// The box that a two-stage detector found for an instance: left, top, right and bottom in pixels of the
+    /// photo. [`Instance::bbox`] is that of the mask. `None` of a K-Net, which finds no boxes.
+    pub fn detector_box(&self, instance: &Instance) -> Option<[f32; 4]> {
+        self.boxes.get(instance.mask_index).copied()
     }
 
     /// Refuses masks of `size` (height, width) that there is no memory for. Those of an earlier result are
@@ -179,6 +190,7 @@ impl InstanceResult {
     /// masks.
     pub fn assemble(&mut self, ranked: &Ranked<'_>, size: (usize, usize)) -> Result<()> {
         self.instances.clear();
+        self.boxes.clear();
         self.used = 0;
         for ((&score, &pair), &place) in ranked.scores.iter().zip(ranked.pairs).zip(ranked.places) {
             if place == u32::MAX {
@@ -291,6 +303,7 @@ impl InstancePostprocessor {
         self.slot_of.resize(objects, u32::MAX);
         result.reserve(self.ranking.len().min(objects), geometry.original)?;
         result.instances.clear();
+        result.boxes.clear();
         result.used = 0;
         for &i in &self.ranking {
             let (object, label) = (i as usize / classes, i as usize % classes);

@@ -26,6 +26,20 @@ impl Geometry {
     pub fn input_len(&self) -> usize {
         self.padded.0 * self.padded.1 * 3
     }
+
+    /// By how much the photo is enlarged, vertically and horizontally, in float32 as upstream's
+    /// `scale_factor`.
+    pub fn enlargement(&self) -> [f32; 2] {
+        let of = |resized: usize, original: usize| (resized as f64 / original.max(1) as f64) as f32;
+        [of(self.resized.0, self.original.0), of(self.resized.1, self.original.1)]
+    }
+
+    /// What the second input of a two-stage detector is for this photo: height and width as resized, then the
+    /// enlargement.
+    pub fn info(&self) -> [f32; 4] {
+        let [down, across] = self.enlargement();
+        [self.resized.0 as f32, self.resized.1 as f32, down, across]
+    }
 }
 
 /// How images are brought to the network.

@@ -5,7 +5,10 @@ use crate::graph::{Builder, Layout, ValueId};
 use crate::ops::activation::Activation;
 use crate::ops::dropout::DropKind;
 use crate::ops::epilogue::Epilogue;
-use crate::ops::{Activate, BatchNorm, Conv2d, DeformConv2d, Dropout, GroupNorm, LayerNorm, Linear, Role};
+use crate::ops::{
+    Activate, BatchNorm, Conv2d, DeformConv2d, Dropout, Fill, GroupNorm, LayerNorm, Linear, MatMul,
+    PixelShuffle, Reshape, Role,
+};
 
 /// Epsilon of the norms in ResNet, neck and heads.
 const EPS: f32 = 1e-5;
@@ -39,14 +42,48 @@ pub(in crate::model) fn conv(b: &mut Builder, prefix: &str, x: ValueId, conv: Co
 
 /// `{prefix}.weight` and `{prefix}.bias`, "same" padding.
 pub(in crate::model) fn conv_bias(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv) -> Result<ValueId> {
-    conv_bias_for(b, prefix, x, conv, Role::Map)
+    conv_bias_for(b, prefix, prefix, x, conv, Role::Map)
 }
 
-/// As [`conv_bias`], for a result of this role.
-fn conv_bias_for(b: &mut Builder, prefix: &str, x: ValueId, conv: Conv, role: Role) -> Result<ValueId> {
+/// As [`conv_bias`], as the value `name` of this role: a layer may be applied to several maps.
+pub(in crate::model) fn conv_bias_for(
+    b: &mut Builder,
+    name: &str,
+    prefix: &str,
+    x: ValueId,
+    conv: Conv,
+    role: Role,
+) -> Result<ValueId> {
     let (op, weight) = conv_parts(b, prefix, x, conv)?;
     let bias = b.param(&format!("{prefix}.bias"), &[conv.c_out], Layout::Plain)?;
-    b.node(prefix, Conv2d { epilogue: Epilogue::BIAS, role, ..op }, &[x, weight, bias])
+    b.node(name, Conv2d { epilogue: Epilogue::BIAS, role, ..op }, &[x, weight, bias])
+}
+
+/// A transposed convolution whose stride is its kernel's size, so that every pixel becomes a block by itself,
+/// and ReLU: `{prefix}.weight` `[C, C_out, factor, factor]` and `{prefix}.bias`. It is a 1x1 convolution to
+/// all pixels of the block, which are then put in their places.
+pub(in crate::model) fn conv_transpose_relu(
+    b: &mut Builder,
+    prefix: &str,
+    x: ValueId,
+    c_out: usize,
+    factor: usize,
+) -> Result<ValueId> {
+    let (map, block) = (b.shape(x), factor * factor);
+    let weight =
+        b.param(&format!("{prefix}.weight"), &[map[3], c_out, factor, factor], Layout::Transposed)?;
+    let bias = b.param(&format!("{prefix}.bias"), &[c_out], Layout::Plain)?;
+    // The bias of a channel for each pixel of the block: a product with ones, which a plan computes once.
+    let column =
+        b.node(&format!("{prefix}.bias.column"), Reshape { shape: [1, c_out, 1].into() }, &[bias])?;
+    let ones = b.node(&format!("{prefix}.ones"), Fill { shape: [1, 1, block].into(), value: 1.0 }, &[])?;
+    let each = b.node(&format!("{prefix}.bias.each"), MatMul::new(Role::Weight), &[column, ones])?;
+    let bias = b.node(&format!("{prefix}.bias.row"), Reshape { shape: [c_out * block].into() }, &[each])?;
+    let conv = Conv2d { epilogue: Epilogue::BIAS, ..Conv2d::new() };
+    let blocks = b.node(&format!("{prefix}.blocks"), conv, &[x, weight, bias])?;
+    let blocks = relu(b, &format!("{prefix}.blocks"), blocks)?;
+    let size = [map[1] * factor, map[2] * factor];
+    b.node(prefix, PixelShuffle { factor, size }, &[blocks])
 }
 
 /// `{prefix}.weight` `[C_out, C]` and `{prefix}.bias` of a linear layer, over every pixel of a map.
@@ -82,7 +119,10 @@ fn pointwise_weight(b: &mut Builder, prefix: &str, x: ValueId, c_out: usize) -> 
 fn deform_conv(b: &mut Builder, prefix: &str, x: ValueId, geometry: Conv) -> Result<ValueId> {
     let (conv, weight) = conv_parts(b, prefix, x, geometry)?;
     let offsets = Conv { c_out: 2 * geometry.kernel * geometry.kernel, ..geometry };
-    let offset = conv_bias_for(b, &format!("{prefix}.conv_offset"), x, offsets, Role::Exact)?;
+    let offset = {
+        let prefix = format!("{prefix}.conv_offset");
+        conv_bias_for(b, &prefix, &prefix, x, offsets, Role::Exact)?
+    };
     b.node(prefix, DeformConv2d { conv }, &[x, weight, offset])
 }
 
@@ -165,6 +205,20 @@ pub(in crate::model) fn conv_gn_relu(
 /// `{prefix}.weight` `[n, K]` and `{prefix}.bias`.
 pub(in crate::model) fn linear(b: &mut Builder, prefix: &str, x: ValueId, n: usize) -> Result<ValueId> {
     linear_named(b, prefix, &format!("{prefix}.weight"), &format!("{prefix}.bias"), x, n)
+}
+
+/// As [`linear`], over the features of a map, `[.., T C]`, which upstream reads channel by channel.
+pub(in crate::model) fn linear_of_map(
+    b: &mut Builder,
+    prefix: &str,
+    x: ValueId,
+    n: usize,
+    channels: usize,
+) -> Result<ValueId> {
+    let layout = Layout::Flattened(channels);
+    let weight = b.param(&format!("{prefix}.weight"), &[n, b.shape(x).last()], layout)?;
+    let bias = b.param(&format!("{prefix}.bias"), &[n], Layout::Plain)?;
+    b.node(prefix, Linear { epilogue: Epilogue::BIAS }, &[x, weight, bias])
 }
 
 /// A linear layer whose parameters do not follow the usual names.

@@ -1,4 +1,4 @@
-//! K-Net as graphs.
+//! Models as graphs: K-Net, and the detectors and semantic heads that it is compared with.
 //!
 //! [`build`] turns a [`Config`] and an input size into a [`Graph`]. Parameters carry the names of the
 //! official checkpoints, so that a converted checkpoint loads without a mapping.
@@ -10,12 +10,14 @@ pub mod evidence;
 pub mod head;
 mod layers;
 pub mod neck;
+pub mod rcnn;
 
 pub use backbone::{Backbone, EfficientNetLite, ResNet, Stem, Swin};
 pub use config::{Classes, Config, Input, Normalization, Task, Test};
 pub use decode_head::{DecodeHead, Generator, semantic_update_head};
 pub use head::{Head, Objects, kernel_update_head, kernel_updator};
 pub use neck::Fpn;
+pub use rcnn::Rcnn;
 
 use crate::error::{Error, Result};
 use crate::graph::{Builder, Graph, ValueId};
@@ -47,6 +49,10 @@ pub enum TapLayout {
     Kernels,
     /// Object features: `[B, N, C]` here, `[B * N, 1, C]` upstream.
     ObjectRows,
+    /// `[B, N, C]` here, `[B * N, C]` upstream.
+    Rows,
+    /// Boxes: `[B, N, 4]` here, `[B * N, 5]` upstream, the index of the image before each.
+    Regions,
 }
 
 /// An intermediate value by its name in the reference data.
@@ -115,7 +121,7 @@ pub(crate) fn is_stage_output(output: &str, stage: usize, name: &str) -> bool {
 #[derive(Debug)]
 pub struct Network {
     /// The graph, not yet optimised. Its outputs are [`CLS_SCORE`] and [`MASK_PREDS`], or [`SEG_LOGITS`] of a
-    /// semantic model, then the taps.
+    /// semantic model, or detections and masks of a two-stage detector ([`rcnn`]), then the taps.
     pub graph: Graph,
     /// Intermediate values, all of them outputs of the graph too if they were asked for; otherwise empty.
     pub taps: Vec<Tap>,
@@ -164,9 +170,13 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
             for (i, &level) in pyramid.iter().enumerate() {
                 found.push(format!("fpn.P{}", i + 2), level, TapLayout::Features);
             }
-            let [cls_score, mask_preds] = Head::build(config, &mut b, &pyramid, &mut found)?;
-            b.output(CLS_SCORE, cls_score);
-            b.output(MASK_PREDS, mask_preds);
+            if let Some(rcnn) = &config.rcnn {
+                rcnn.build(config, &mut b, &pyramid, &mut found)?;
+            } else {
+                let [cls_score, mask_preds] = Head::build(config, &mut b, &pyramid, &mut found)?;
+                b.output(CLS_SCORE, cls_score);
+                b.output(MASK_PREDS, mask_preds);
+            }
         }
     }
     let taps = found.wanted();

@@ -1,8 +1,10 @@
-//! Instances: the best pairs of an object and a class, and a bit mask for each object among them.
+//! Instances: the best pairs of an object and a class, and a bit mask for each object among them; or what a
+//! two-stage detector found ([`boxes`](super::boxes)).
 
 #[cfg(feature = "cuda")]
 pub mod gpu;
 
+use super::boxes::Boxes;
 use super::{HostOutputs, Postprocess, PostprocessOptions, head_output};
 use crate::error::{Error, Result};
 use crate::image::instance::{
@@ -17,7 +19,24 @@ pub struct Instances {
     classes: usize,
     filter: InstanceFilter,
     filter_memory: FilterMemory,
-    host: InstancePostprocessor,
+    host: OnHost,
+}
+
+/// How the CPU finishes them.
+enum OnHost {
+    Kernels(Box<InstancePostprocessor>),
+    Boxes(Boxes),
+}
+
+#[cfg(feature = "cuda")]
+impl Instances {
+    /// What counts as a result of kernels.
+    fn kernels(&self) -> Result<&InstanceConfig> {
+        match &self.host {
+            OnHost::Kernels(host) => Ok(host.config()),
+            OnHost::Boxes(_) => Err(Error::usage("masks of boxes are pasted by the CPU alone")),
+        }
+    }
 }
 
 impl Postprocess for Instances {
@@ -28,9 +47,10 @@ impl Postprocess for Instances {
         if model.task == Task::Semantic {
             return Err(Error::usage(format!("model `{}` is semantic, it gives no instances", model.name)));
         }
+        let min_score = options.min_score.unwrap_or(0.0) as f32;
         let config = InstanceConfig {
             max_per_image: model.test.max_per_image,
-            min_score: options.min_score.unwrap_or(0.0) as f32,
+            min_score,
             proposals: model.head.proposals,
             things: model.classes.things,
             mask_score: model.test.mask_score,
@@ -40,12 +60,18 @@ impl Postprocess for Instances {
             classes: model.classes.count(),
             filter: options.filter,
             filter_memory: FilterMemory::default(),
-            host: InstancePostprocessor::new(config),
+            host: match model.rcnn {
+                Some(_) => OnHost::Boxes(Boxes::new(min_score)),
+                None => OnHost::Kernels(Box::new(InstancePostprocessor::new(config))),
+            },
         })
     }
 
     fn reads(&self) -> &'static [&'static str] {
-        &[MASK_PREDS, CLS_SCORE]
+        match &self.host {
+            OnHost::Kernels(_) => &[MASK_PREDS, CLS_SCORE],
+            OnHost::Boxes(boxes) => boxes.reads(),
+        }
     }
 
     fn on_host(
@@ -54,7 +80,10 @@ impl Postprocess for Instances {
         geometry: &Geometry,
         found: &mut InstanceResult,
     ) -> Result<()> {
-        self.host.run(&head_output(network)?, geometry, found)?;
+        match &mut self.host {
+            OnHost::Kernels(host) => host.run(&head_output(network)?, geometry, found)?,
+            OnHost::Boxes(boxes) => boxes.on_host(network, geometry, found)?,
+        }
         found.filter(&self.filter, &mut self.filter_memory);
         Ok(())
     }

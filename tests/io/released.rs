@@ -7,7 +7,9 @@ use knet::engine::convert::{Contents, ConvertOptions, convert};
 use knet::engine::source::parameters;
 use knet::model::config::MODEL_NAMES;
 use knet::model::evidence::Evidence;
-use knet::model::{Backbone, Classes, Config, DecodeHead, Fpn, Generator, Head, ResNet, Stem, Swin, Task};
+use knet::model::{
+    Backbone, Classes, Config, DecodeHead, Fpn, Generator, Head, Rcnn, ResNet, Stem, Swin, Task,
+};
 use std::collections::BTreeMap;
 use testkit::model::{Entry, photo, seeded_entries};
 use testkit::pth_writer::{Named, dict, text, write_checkpoint_with};
@@ -35,7 +37,7 @@ fn models_are_told_from_their_shapes() {
             }
             let found = recognised(&config, said);
             assert_eq!(found.backbone, config.backbone, "{name}");
-            assert_eq!(found.decode_head, config.decode_head, "{name}");
+            assert_eq!((found.decode_head, found.rcnn), (config.decode_head, config.rcnn), "{name}");
             assert_eq!((found.neck, found.head), (config.neck, config.head), "{name}");
             assert_eq!(found.classes.count(), config.classes.count(), "{name}");
             if config.decode_head.is_some() {
@@ -70,6 +72,12 @@ fn kinds() -> Vec<Config> {
         config.name_by_parts();
         config
     };
+    let two_stage = |stages: usize| {
+        let rcnn = Rcnn { stages, hidden_channels: 24, score_threshold: 0.1, ..Rcnn::default() };
+        let mut config = Config::two_stage(ResNet::new(50).into(), rcnn, 3);
+        (config.neck.channels, config.test.max_per_image) = (32, 40);
+        config
+    };
     let plain: Backbone = ResNet { stem: Stem::Deep, ..ResNet::new(50) }.into();
     let d8: Backbone =
         ResNet { stem: Stem::Deep, strides: [1, 2, 1, 1], dilations: [1, 1, 2, 4], ..ResNet::new(50) }.into();
@@ -86,6 +94,8 @@ fn kinds() -> Vec<Config> {
         // Plain heads have no updator, and leave its width as it is.
         semantic(d8, Generator::Fcn, [32, 256], 0),
         semantic(plain, Generator::Uper, [32, 256], 0),
+        two_stage(1),
+        two_stage(3),
     ]
 }
 
@@ -96,6 +106,11 @@ fn write(path: &std::path::Path, config: &Config, prefix: &str, entries: &[Entry
     let stuff = config.classes.stuff;
     let said = match config.task {
         Task::Panoptic => format!("num_stuff_classes={stuff}\nnum_thing_classes=3"),
+        Task::Instance if config.rcnn.is_some() => {
+            "test_cfg=dict(rpn=dict(nms_pre=1000, max_per_img=1000, nms=dict(iou_threshold=0.7)),\n\
+             rcnn=dict(score_thr=0.1, nms=dict(type='nms', iou_threshold=0.5), max_per_img=40, mask_thr_binary=0.5))"
+                .into()
+        }
         Task::Instance => "num_stuff_classes=0".into(),
         Task::Semantic => {
             // As mmseg writes it; DeepLabV3's head has dilations of its own.

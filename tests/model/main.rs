@@ -8,4 +8,5 @@ mod engine;
 mod goldens;
 mod plan;
 mod properties;
+mod rcnn;
 mod stages;

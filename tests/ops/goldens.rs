@@ -11,10 +11,12 @@ use knet::isa::Isa;
 use knet::ops::activation::Activation;
 use knet::ops::case::{Tolerance, relative_l2};
 use knet::ops::epilogue::Epilogue;
+use knet::ops::non_max_suppression::Groups;
 use knet::ops::resize::ResizeMode;
 use knet::ops::{
     Activate, AdaptiveAvgPool2d, Attention, BatchNorm, Conv2d, DeformConv2d, GroupNorm, LayerNorm, Linear,
-    MaxPool2d, Op, PixelUnshuffle, Resize, SinePositionalEncoding, Softmax, ValueType, WindowAttention,
+    MaxPool2d, NonMaxSuppression, Op, PixelUnshuffle, Resize, RoiAlign, SinePositionalEncoding, Softmax,
+    ValueType, WindowAttention,
 };
 use knet::tensor::Tensor;
 use libtest_mimic::{Failed, Trial};
@@ -27,6 +29,9 @@ use testkit::run;
 const OFFICIAL_SINE: f64 = 5e-7;
 /// Goldens computed by PyTorch in f32, source coordinates (here up to 7) included: 7 * 6e-8 of a pixel.
 const OFFICIAL_RESIZE: f64 = 5e-7;
+
+/// Goldens computed by PyTorch in f32, whose own sums round.
+const OFFICIAL_SUMS: f64 = 3e-7;
 
 /// Elements at the start that thinned goldens keep.
 const HEAD: usize = 64;
@@ -383,6 +388,45 @@ fn unit() -> Vec<Golden> {
     ]
 }
 
+/// Boxes: their features, by image, and those that are kept of many, in order, with zeros after them.
+fn boxes() -> Vec<Golden> {
+    let file = File::read("unit", "ops");
+    let (x, rois) = (file.map("roi", "x"), file.get("roi", "rois"));
+    let mut goldens = Vec::new();
+    for (size, image) in [(7, 0), (7, 1), (14, 0), (14, 1)] {
+        let (shape, wanted) = (x.shape(), file.get("roi", &format!("out{size}")));
+        let own: Vec<usize> =
+            (0..rois.shape()[0]).filter(|&row| rois.at(&[row, 0]) == image as f32).collect();
+        let map =
+            Tensor::from_fn([1, shape[1], shape[2], shape[3]], |at| x.at(&[image, at[1], at[2], at[3]]));
+        let boxes = Tensor::from_fn([1, own.len(), 4], |at| rois.at(&[own[at[1]], 1 + at[2]]));
+        let dims = [own.len(), shape[3], size, size];
+        let wanted = Tensor::from_fn(dims, |at| wanted.at(&[own[at[0]], at[1], at[2], at[3]]));
+        let op = RoiAlign { size, stride: 4, finest: 56.0 };
+        let golden = Golden::nchw(format!("unit/roi.{size}.{image}"), op, vec![map, boxes], wanted);
+        goldens.push(golden.bounds(OFFICIAL_SUMS, OFFICIAL_SUMS));
+    }
+    let (boxes, scores) = (file.get("nms", "boxes"), file.get("nms", "scores"));
+    // `nms.keep_iou0.3`
+    let kept = [
+        30, 35, 16, 5, 53, 42, 18, 21, 23, 58, 8, 0, 40, 24, 34, 12, 57, 19, 32, 13, 48, 39, 10, 9, 36, 44,
+        4, 50, 17, 31, 2, 7,
+    ];
+    let wanted = |at: &[usize]| kept.get(at[1]).map_or(0.0, |&kept| boxes.at(&[kept, at[2]]));
+    let wanted = Tensor::from_fn([1, 40, 4], wanted);
+    let op = NonMaxSuppression {
+        iou_threshold: 0.3,
+        score_threshold: -1.0,
+        drop_empty: false,
+        groups: Groups::Interleaved(1),
+        counted: false,
+        keep: 40,
+    };
+    let inputs = vec![boxes.clone().reshape([1, 60, 4]), scores.reshape([1, 60])];
+    goldens.push(Golden::new("unit/nms".into(), op, inputs, wanted).bounds(0.0, 0.0));
+    goldens
+}
+
 /// Trials of the references and of every instruction set.
 pub fn trials() -> Vec<Trial> {
     let families = [
@@ -399,6 +443,7 @@ pub fn trials() -> Vec<Trial> {
         adaptive_pool(),
         sine_encoding(),
         unit(),
+        boxes(),
     ];
     let mut trials = Vec::new();
     for golden in families.into_iter().flatten().map(Arc::new) {

@@ -33,7 +33,7 @@ OPS = ("conv2d", "linear", "batch_norm", "group_norm", "layer_norm", "activation
        "patch_merging", "adaptive_avg_pool2d", "kernel_update_head_seg", "deform_conv2d")
 # Cases that no operator here has: modulated ones, several groups of offsets.
 OTHER_CASES = {"deform_conv2d": ("m_", "d2_dg2.")}
-UNIT_PREFIXES = ("sine_pe.", "bil.", "nearest.")
+UNIT_PREFIXES = ("sine_pe.", "bil.", "nearest.", "roi.x", "roi.rois", "roi.out", "nms.", "paste.")
 
 
 def subsample(values):
@@ -122,7 +122,7 @@ def copy_inputs(source, target):
 
 
 def copy_unit(source, target):
-    """Sine encoding, bilinear and nearest resize of the unit goldens, described in the file's metadata."""
+    """Sine encoding, resizes, RoIAlign, suppression and pasted masks of the unit goldens, described in the file's metadata."""
     entries = json.loads((source / "unit/unit.json").read_text())["tensors"]
     entries = {k: compact(v) for k, v in entries.items() if k.startswith(UNIT_PREFIXES)}
     tensors = {k: v for k, v in load_file(source / "unit/ops.safetensors").items() if k in entries}

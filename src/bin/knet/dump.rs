@@ -110,7 +110,12 @@ fn finals(segmentation: &Segmentation) -> Vec<Final> {
     let Some(panoptic) = segmentation.panoptic() else {
         let instances = segmentation.instances();
         let packed = pack(instances.iter().map(|i| segmentation.mask(i).bytes()), height * width);
-        return vec![
+        let result = segmentation.instance_result();
+        let boxed = |i| Some((result?.detector_box(i)?, i.score));
+        let dets: Vec<f32> =
+            instances.iter().filter_map(boxed).flat_map(|([l, t, r, b], s)| [l, t, r, b, s]).collect();
+        let dets = Final { shape: vec![dets.len() / 5, 5], ..Final::f32("final.dets", dets) };
+        let found = vec![
             Final::f32("final.scores", instances.iter().map(|i| i.score)),
             Final::i32("final.labels", None, instances.iter().map(|i| i.label)),
             Final::i32("final.mask_indices", None, instances.iter().map(|i| i.mask_index)),
@@ -123,6 +128,8 @@ fn finals(segmentation: &Segmentation) -> Vec<Final> {
                 bytes: packed,
             },
         ];
+        // Of a two-stage detector alone.
+        return found.into_iter().chain((dets.shape[0] > 0).then_some(dets)).collect();
     };
     let trace = &panoptic.trace;
     let list = |name, values: &[u32]| Final::i32(name, None, values.iter().map(|&v| v as usize));

@@ -129,7 +129,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("weights", file.to_string()),
         ("model", format!("{} ({})", config.name, config.task.name())),
         ("classes", format!("{} things, {} stuff", config.classes.things, config.classes.stuff)),
-        ("kernels", format!("{} instance, {} stages", config.head.proposals, config.head.stages)),
+        match &config.rcnn {
+            Some(rcnn) => ("boxes", format!("{} proposals, {} stages", rcnn.proposals, rcnn.stages)),
+            None => ("kernels", format!("{} instance, {} stages", config.head.proposals, config.head.stages)),
+        },
         ("parameters", format!("{:.2} M", parameters as f64 / 1e6)),
         ("stored", format!("{} tensors, {:.1} MiB", tensors.len(), mib(stored))),
         ("input", format!("{}x{}", size[0], size[1])),

@@ -59,7 +59,7 @@ fn of_tensors(
         let first = file.tensors.first().map_or("none", |t| t.name.as_str());
         asked.refuse(&format!("{reason} ({} tensors, first `{first}`)", file.tensors.len()))
     })?;
-    if config.decode_head.is_some() {
+    if config.decode_head.is_some() || config.rcnn.is_some() {
         return Ok(config);
     }
     let classes = config.classes.count();
@@ -147,7 +147,21 @@ impl Asked<'_> {
         if config.head.stages > 0 {
             whole(&["num_heads"], "heads", &mut config.head.heads)?;
         }
-        if !semantic {
+        if let Some(rcnn) = &mut config.rcnn {
+            // The region proposal network has a `max_per_img` of its own, written before.
+            let heads = self.text.rfind("score_thr").map_or("", |at| &self.text[at..]);
+            match (values(heads, &["score_thr"]).as_slice(), values(heads, &["max_per_img"]).as_slice()) {
+                ([score], [most]) if score.is_number() && most.is_u64() => {
+                    rcnn.score_threshold = score.as_f64().unwrap_or_default() as f32;
+                    config.test.max_per_image = most.as_u64().unwrap_or_default() as usize;
+                    notes.push(format!("read: score_threshold {score}, max_per_image {most}"));
+                }
+                _ => assumed.push(format!(
+                    "score_threshold {}, max_per_image {}",
+                    rcnn.score_threshold, config.test.max_per_image
+                )),
+            }
+        } else if !semantic {
             whole(&["num_groups"], "norm_groups", &mut config.head.norm_groups)?;
             whole(&["max_per_img"], "max_per_image", &mut config.test.max_per_image)?;
         }

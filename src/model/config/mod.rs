@@ -18,6 +18,7 @@ use super::decode_head::{DecodeHead, Generator};
 use super::evidence::Evidence;
 use super::head::Head;
 use super::neck::Fpn;
+use super::rcnn::Rcnn;
 use super::{SIZE_DIVISOR, decode_head::Recognised};
 use crate::error::{Error, Result};
 use fields::{Fields, names};
@@ -52,7 +53,7 @@ impl Task {
     }
 }
 
-/// A K-Net.
+/// A model: a K-Net, or one that it is compared with.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
     /// Name of the model.
@@ -65,6 +66,9 @@ pub struct Config {
     /// kernels, and `neck` and `head` say nothing but how wide its features are and what its stages are like.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decode_head: Option<DecodeHead>,
+    /// What a two-stage detector has in place of kernels and their rounds; `head` then says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rcnn: Option<Rcnn>,
     /// The pyramid.
     #[serde(flatten)]
     pub neck: Fpn,
@@ -122,6 +126,10 @@ pub const MODEL_NAMES: &[&str] = &[
     "pspnet_r50-d8",
     "deeplabv3_r50-d8",
     "upernet_r50",
+    "mask_rcnn_r50_fpn",
+    "mask_rcnn_r101_fpn",
+    "cascade_mask_rcnn_r50_fpn",
+    "cascade_mask_rcnn_r101_fpn",
 ];
 
 impl Config {
@@ -150,6 +158,10 @@ impl Config {
 
     /// The model that the parts of a name tell: what [`Config::name_by_parts`] makes.
     fn of_parts(name: &str) -> Option<Config> {
+        if let Some((rcnn, rest)) = Rcnn::named(name) {
+            let backbone = Backbone::named(rest.strip_suffix("_fpn")?)?;
+            return Some(Config::two_stage(backbone, rcnn, 80));
+        }
         let (parts, published) = name.strip_prefix(PUBLISHED).map_or((name, false), |parts| (parts, true));
         let (parts, stages) = parts.strip_prefix("knet_s3_").map_or((parts, 0), |parts| (parts, 3));
         let generator = |generator: &Generator| parts.starts_with(&format!("{}_", generator.name()));
@@ -190,6 +202,7 @@ impl Config {
             task,
             backbone,
             decode_head: None,
+            rcnn: None,
             neck: if small { Fpn { channels: 96 } } else { Fpn::default() },
             head,
             input: Input {
@@ -219,6 +232,38 @@ impl Config {
         config
     }
 
+    /// The two-stage detector with this backbone for so many classes.
+    pub fn two_stage(backbone: Backbone, rcnn: Rcnn, classes: usize) -> Config {
+        let mut config = Config {
+            rcnn: Some(rcnn),
+            neck: Fpn::default(),
+            head: Head { proposals: 0, stages: 0, ..Head::default() },
+            ..Config::of(backbone, Classes::new(classes, 0))
+        };
+        config.name_by_parts();
+        config
+    }
+
+    /// Whether it runs on a CPU alone, and is not trained: the operators of two-stage detectors have neither
+    /// CUDA kernels nor gradients.
+    pub fn is_for_cpu_inference(&self) -> bool {
+        self.rcnn.is_some()
+    }
+
+    /// Refuses a model that is not trained.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a two-stage detector.
+    pub fn check_trainable(&self) -> Result<()> {
+        match self.is_for_cpu_inference() {
+            true => Err(Error::usage(format!(
+                "model `{}` is a two-stage detector, which is not trained here",
+                self.name
+            ))),
+            false => Ok(()),
+        }
+    }
+
     /// Names the model as the official ones are, such as `knet_s3_r50_fpn_panoptic` or, where the backbone's
     /// own name has two words, `knet_s3_swin_l_panoptic`.
     pub fn name_by_parts(&mut self) {
@@ -234,6 +279,10 @@ impl Config {
             return;
         }
         let backbone = self.backbone.short_name();
+        if let Some(rcnn) = &self.rcnn {
+            self.name = format!("{}_{backbone}_fpn", rcnn.name());
+            return;
+        }
         let neck = if backbone.contains('_') { "" } else { "_fpn" };
         let suffix = if self.task == Task::Panoptic { "_panoptic" } else { "" };
         self.name = format!("knet_s{}_{backbone}{neck}{suffix}", self.head.stages);
@@ -249,6 +298,13 @@ impl Config {
             return Config::of_decode_head(found_head, found, notes);
         }
         let missing = |name: String| format!("not a K-Net checkpoint: no tensor `{name}`");
+        if let Some((rcnn, channels, classes)) = Rcnn::recognise(found) {
+            let backbone = Backbone::recognise(found, notes)?;
+            let backbone = backbone.ok_or("a two-stage detector of an unknown backbone")?;
+            let mut config = Config::two_stage(backbone, rcnn, classes);
+            config.neck.channels = channels;
+            return Ok(config);
+        }
         let (head, channels, classes) = Head::recognise(found).map_err(missing)?;
         let backbone = Backbone::recognise(found, notes)?;
         let backbone = backbone.ok_or_else(|| missing("backbone.layer1.0.conv1.weight".into()))?;
@@ -311,6 +367,7 @@ impl Config {
             task: fields.take("task")?,
             backbone: fields.take("backbone")?,
             decode_head: fields.find("decode_head")?,
+            rcnn: fields.find("rcnn")?,
             neck: fields.part()?,
             head: fields.part()?,
             input: fields.part()?,
@@ -326,7 +383,7 @@ impl Config {
     /// classes.
     pub fn settings() -> impl Iterator<Item = &'static str> {
         let parts = [names::<Fpn>(), names::<Head>(), names::<Input>(), names::<Test>()];
-        ["backbone", "decode_head"].into_iter().chain(parts.into_iter().flatten().copied())
+        ["backbone", "decode_head", "rcnn"].into_iter().chain(parts.into_iter().flatten().copied())
     }
 
     /// Names of those of [`Config::settings`] that say what becomes of photos and results, not of tensors.
@@ -356,7 +413,10 @@ impl Config {
 
     /// First axes of tensors that the configuration claims: the tensor, what its rows are, and how many.
     pub fn rows(&self) -> Vec<(String, &'static str, usize)> {
-        Head::rows(self)
+        match &self.rcnn {
+            Some(rcnn) => rcnn.rows(self),
+            None => Head::rows(self),
+        }
     }
 
     /// Checks every field, so that building the graph cannot fail for a reason a user would not understand.
@@ -378,6 +438,9 @@ impl Config {
         }
         if let Some(head) = &self.decode_head {
             in_range([("channels", self.neck.channels)])?;
+            if self.rcnn.is_some() {
+                return Err("a semantic model that is a two-stage detector".into());
+            }
             let Classes { things, .. } = self.classes;
             if (things, self.head.proposals) != (0, 0) {
                 let proposals = self.head.proposals;
@@ -391,6 +454,22 @@ impl Config {
             return self.head.validate_stages(self.neck.channels);
         }
         self.neck.validate(self.backbone.strides())?;
+        if let Some(rcnn) = &self.rcnn {
+            if self.task != Task::Instance || self.classes.things == 0 || self.test.mask_score {
+                let (task, things) = (self.task.name(), self.classes.things);
+                return Err(format!(
+                    "a two-stage detector for task {task} of {things} thing classes, mask_score {}",
+                    self.test.mask_score
+                ));
+            }
+            if (self.head.proposals, self.head.stages) != (0, 0) {
+                let Head { proposals, stages, .. } = self.head;
+                return Err(format!(
+                    "a two-stage detector with {proposals} kernels and {stages} stages of theirs"
+                ));
+            }
+            return rcnn.validate();
+        }
         self.head.validate(self.neck.channels)?;
         if (self.task == Task::Panoptic) != (self.classes.stuff > 0) {
             return Err(format!("task {} with {} stuff classes", self.task.name(), self.classes.stuff));

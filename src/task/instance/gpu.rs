@@ -102,7 +102,7 @@ impl PostprocessOnGpu for Instances {
 
     fn launches(&self, plan: &cuda::Plan, geometry: &Geometry, target: &Target) -> Result<PostProcess> {
         let logits = MaskLogits::of(plan, MASK_PREDS, geometry)?;
-        launches(&logits, self.classes, self.host.config(), target).map_err(Error::Cuda)
+        launches(&logits, self.classes, self.kernels()?, target).map_err(Error::Cuda)
     }
 
     fn collect(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut InstanceResult) -> Result<()> {

@@ -214,6 +214,7 @@ pub fn build_training(spec: &TrainSpec<'_>) -> Result<TrainNetwork> {
 /// # Errors
 /// As there.
 pub(in crate::train) fn build(spec: &TrainSpec<'_>, on_device: bool) -> Result<TrainNetwork> {
+    spec.config.check_trainable()?;
     let detector = spec.config.task != Task::Semantic;
     if spec.batch == 0 || (detector && spec.max_objects == 0) {
         let (batch, slots) = (spec.batch, spec.max_objects);

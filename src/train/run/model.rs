@@ -128,6 +128,7 @@ impl RunConfig {
         }
         let mut config = self.base(before)?.with(changes).map_err(refuse)?;
         config.name = self.model.name.clone();
+        config.check_trainable()?;
         let semantic = config.decode_head.is_some();
         if let Some(set) = mix.sets().iter().find(|set| semantic && !set.labels_pixels()) {
             return Err(Error::usage(format!(

@@ -1,6 +1,7 @@
 //! Image input and output against OpenCV, PyTorch and pycocotools goldens.
 
 mod goldens;
+mod paste;
 mod postprocess;
 mod preprocess;
 mod render;
