@@ -243,7 +243,7 @@ pub unsafe extern "C" fn knet_session_warm_up(
     })
 }
 
-/// Segments a frame and waits. `result` holds what was found, on the host, nothing of use after an error.
+/// Segments a frame and waits. `result` holds what was found, on the host; after an error it is empty.
 /// From the second frame of a size on, nothing is allocated, also if up to four sizes take turns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn knet_segment(
@@ -257,10 +257,11 @@ pub unsafe extern "C" fn knet_segment(
             unsafe { (handle(session, "session")?, read(frame)?, handle(result.cast_const(), "result")?) };
         session.with(|session| {
             result.with_mut(|found| {
-                found.timestamp_ns = frame.timestamp_ns;
-                // SAFETY: as above.
-                let image = unsafe { view(&frame) }?;
-                Ok(session.segment_into(image, &mut found.segmentation)?)
+                found.fill(frame.timestamp_ns, |found| {
+                    // SAFETY: as above.
+                    let image = unsafe { view(&frame) }?;
+                    Ok(session.segment_into(image, found)?)
+                })
             })
         })
     })
