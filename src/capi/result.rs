@@ -77,7 +77,7 @@ pub struct knet_result_info {
     pub struct_size: u32,
     /// A KNET_TASK_*: what kind of result it is.
     pub task: u32,
-    /// Rows of the frame, and of every mask and map.
+    /// Rows of every mask and map: the frame's, or what the session was told.
     pub height: u32,
     /// Columns.
     pub width: u32,

@@ -163,6 +163,17 @@
 #define KNET_PRECISION_BF16 4
 
 /**
+ * Masks and maps have the size of the frame.
+ */
+#define KNET_MASKS_OF_FRAME 0
+
+/**
+ * Masks and maps have the size that the frame has in the network, after the resize: less to write and to read
+ * where frames are larger than what the network sees. knet_result_info says how large that is.
+ */
+#define KNET_MASKS_OF_NETWORK 1
+
+/**
  * How a call ended. Values never change; new ones may come.
  */
 typedef enum knet_status {
@@ -344,7 +355,7 @@ typedef struct knet_device_result {
    */
   uint32_t task;
   /**
-   * Rows of the frame, and of masks and maps.
+   * Rows of masks and maps: the frame's, or what the session was told.
    */
   uint32_t height;
   /**
@@ -596,7 +607,7 @@ typedef struct knet_result_info {
    */
   uint32_t task;
   /**
-   * Rows of the frame, and of every mask and map.
+   * Rows of every mask and map: the frame's, or what the session was told.
    */
   uint32_t height;
   /**
@@ -724,9 +735,9 @@ typedef struct knet_session_options {
    */
   uint32_t stages;
   /**
-   * Zero.
+   * A KNET_MASKS_*: what size masks and maps have, boxes and polygons with them.
    */
-  uint32_t reserved;
+  uint32_t masks;
 } knet_session_options;
 
 /**
@@ -792,7 +803,7 @@ enum knet_status knet_segment_on_device(const struct knet_session *session,
                                         struct knet_device_result *result);
 
 /**
- * Writes a map of the whole frame: a KNET_MAP_* with elements of `element_bytes` (1, 2 or 4, unsigned).
+ * Writes a map of the whole frame, of the size that knet_result_info says: a KNET_MAP_* with elements of `element_bytes` (1, 2 or 4, unsigned).
  * `stride` is what lies between the beginnings of rows, in bytes, 0 where they follow each other; `pixels` and
  * `stride` are multiples of the element. `none` is for KNET_MAP_CLASSES alone.
  *

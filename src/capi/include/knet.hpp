@@ -221,6 +221,11 @@ class Options {
     options_.as_they_are = 1;
     return *this;
   }
+  /// Masks and maps have the size that the frame has in the network.
+  Options& masks_of_network() noexcept {
+    options_.masks = KNET_MASKS_OF_NETWORK;
+    return *this;
+  }
   Options& min_score(float score) noexcept {
     options_.min_score = score;
     return *this;

@@ -79,6 +79,9 @@ static void sessions_that_cannot_be(const knet_model *model) {
   options.short_side = 9;
   REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "as_they_are is set");
   options.short_side = 0;
+  options.masks = 2;
+  REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "masks is 2");
+  options.masks = KNET_MASKS_OF_NETWORK;
   options.cpu_count = 1;
   REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "cpus is NULL, and cpu_count 1");
   const uint32_t none[1] = {1000};
@@ -325,6 +328,38 @@ static void in_time(const knet_model *model) {
   knet_result_free(result);
 }
 
+/* Masks of the network's size are those of a frame that has it. */
+static void masks_of_the_network(const knet_model *model) {
+  static unsigned char twice[2 * HEIGHT][2 * WIDTH][3];
+  for (int y = 0; y < 2 * HEIGHT; ++y)
+    for (int x = 0; x < 2 * WIDTH; ++x) memcpy(twice[y][x], &pixels[y / 2 * STRIDE + x / 2 * 3], 3);
+  knet_session_options options = session_options();
+  knet_session *of_frame = open_session_with(model, &options);
+  options.masks = KNET_MASKS_OF_NETWORK;
+  knet_session *session = open_session_with(model, &options);
+  knet_result *result = knet_result_new();
+  knet_frame frame = make_frame();
+  static uint16_t expected[HEIGHT][WIDTH], found[HEIGHT][WIDTH];
+  CHECK(knet_segment(of_frame, &frame, result) == KNET_OK);
+  objects_of(result, &expected[0][0]);
+  CHECK(knet_segment(session, &frame, result) == KNET_OK && info_of(result).height == HEIGHT);
+  objects_of(result, &found[0][0]);
+  CHECK(memcmp(found, expected, sizeof found) == 0);
+  frame.height = 2 * HEIGHT;
+  frame.width = 2 * WIDTH;
+  frame.planes[0] = (knet_plane){twice, 0};
+  /* Both halves of a pixel are the same, and so is what the resize blends of them. */
+  CHECK(knet_segment(session, &frame, result) == KNET_OK);
+  CHECK(info_of(result).height == HEIGHT && info_of(result).width == WIDTH);
+  objects_of(result, &found[0][0]);
+  CHECK(memcmp(found, expected, sizeof found) == 0);
+  CHECK(knet_segment(of_frame, &frame, result) == KNET_OK);
+  CHECK(info_of(result).height == 2 * HEIGHT && info_of(result).width == 2 * WIDTH);
+  knet_result_free(result);
+  knet_session_close(session);
+  knet_session_close(of_frame);
+}
+
 /* What a frame gives is what the blocking call gives; until it was waited for, session and result are taken. */
 static void in_flight(const knet_model *model) {
   static uint16_t expected[HEIGHT][WIDTH], found[HEIGHT][WIDTH];
@@ -518,6 +553,7 @@ int main(void) {
   sessions_that_cannot_be(model);
   instances(model);
   in_time(model);
+  masks_of_the_network(model);
   in_flight(model);
   nothing_in_flight(model);
   a_session_is_one_threads(model);
