@@ -38,7 +38,7 @@ pub struct knet_device_result {
     pub struct_size: u32,
     /// A KNET_TASK_*.
     pub task: u32,
-    /// Rows of the frame, and of masks and maps.
+    /// Rows of masks and maps: the frame's, or what the session was told.
     pub height: u32,
     /// Columns.
     pub width: u32,

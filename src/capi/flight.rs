@@ -156,8 +156,7 @@ fn serve(core: &Core, shared: &Shared) {
             // SAFETY: session and result are taken for this frame until it has been waited for, and the
             // pixels are there until then.
             let (session, found) = unsafe { (&mut *core.session.get(), &mut *result.found.get()) };
-            found.timestamp_ns = timestamp_ns;
-            Ok(session.segment_into(image, &mut found.segmentation)?)
+            found.fill(timestamp_ns, |found| Ok(session.segment_into(image, found)?))
         });
         shared.lock().0 = Flight::Done(outcome, result);
         shared.changed.notify_all();

@@ -7,7 +7,7 @@
 //! | `structs` | structs that grow: reading and writing by `struct_size` |
 //! | `messages` | messages by callback |
 //! | `flight` | the thread of a session that frames are submitted to |
-//! | `model`, `session`, `frame`, `result`, `polygons`, `device` | the functions |
+//! | `model`, `session`, `frame`, `result`, `maps`, `polygons`, `device` | the functions |
 
 // The names are C's.
 #![allow(non_camel_case_types)]
@@ -15,6 +15,7 @@
 mod device;
 mod flight;
 mod frame;
+mod maps;
 mod messages;
 mod model;
 mod polygons;

@@ -1,5 +1,6 @@
-//! Results: objects, masks and maps, into the caller's memory or lent.
+//! Results: objects and masks, into the caller's memory or lent.
 
+use super::maps::{Objects, Rows, knet_map};
 use super::model::task_code;
 use super::polygons::Polygons;
 use super::status::{Fault, Turn, guarded, knet_status};
@@ -8,7 +9,7 @@ use knet::Segmentation;
 use knet::image::bitmask::BitMask;
 use knet::model::Task;
 use std::cell::UnsafeCell;
-use std::ffi::{c_char, c_void};
+use std::ffi::c_char;
 use std::sync::Arc;
 
 /// What a frame held. It is filled by knet_segment or knet_session_submit, any number of times, and keeps its
@@ -32,6 +33,23 @@ pub(crate) struct Found {
     pub segmentation: Segmentation,
     pub timestamp_ns: u64,
     pub polygons: Polygons,
+    pub objects: Objects,
+}
+
+impl Found {
+    /// Has `body` fill it. After an error it is empty: what an earlier frame held is not taken for this one's.
+    pub fn fill(
+        &mut self,
+        timestamp_ns: u64,
+        body: impl FnOnce(&mut Segmentation) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        self.timestamp_ns = timestamp_ns;
+        let outcome = body(&mut self.segmentation);
+        if outcome.is_err() {
+            self.segmentation = Segmentation::default();
+        }
+        outcome
+    }
 }
 
 impl knet_result {
@@ -59,7 +77,7 @@ pub struct knet_result_info {
     pub struct_size: u32,
     /// A KNET_TASK_*: what kind of result it is.
     pub task: u32,
-    /// Rows of the frame, and of every mask and map.
+    /// Rows of every mask and map: the frame's, or what the session was told.
     pub height: u32,
     /// Columns.
     pub width: u32,
@@ -109,12 +127,6 @@ unsafe impl Versioned for knet_object {
     const FIRST: usize = size_of::<knet_object>();
 }
 
-/// Object of each pixel: its index in the result plus one, 0 where there is none. Of instances that overlap,
-/// the best.
-pub const KNET_MAP_OBJECTS: u32 = 1;
-/// Class index of each pixel, `none` where there is none. Of instances that overlap, the best.
-pub const KNET_MAP_CLASSES: u32 = 2;
-
 /// An empty result.
 #[unsafe(no_mangle)]
 pub extern "C" fn knet_result_new() -> *mut knet_result {
@@ -157,15 +169,6 @@ pub unsafe extern "C" fn knet_result_get_info(
         // SAFETY: as above.
         unsafe { write(value, info) }
     })
-}
-
-/// Class of each object, in their order.
-fn labels(found: &Segmentation) -> Vec<usize> {
-    match (found.panoptic(), found.semantic()) {
-        (Some(map), _) => map.segments.iter().map(|segment| segment.category).collect(),
-        (_, Some(map)) => map.present().into_iter().map(|(class, _)| class).collect(),
-        _ => found.instances().iter().map(|instance| instance.label).collect(),
-    }
 }
 
 fn absent(index: u32, found: &Segmentation) -> Fault {
@@ -259,7 +262,7 @@ pub unsafe extern "C" fn knet_result_mask_bits(
 }
 
 /// Writes an instance's mask: `value` for its pixels, 0 for the others. `stride` is what lies between the
-/// beginnings of rows, in bytes.
+/// beginnings of rows, in bytes; 0: rows follow each other.
 ///
 /// KNET_ERROR_STATE: the result has no such instance.
 #[unsafe(no_mangle)]
@@ -274,15 +277,12 @@ pub unsafe extern "C" fn knet_result_mask_u8(
         // SAFETY: the pointers are as the header asks.
         let result = unsafe { handle(result, "result") }?;
         result.with(|found| {
-            let mask = mask(&found.segmentation, index)?;
+            let (mask, size) = (mask(&found.segmentation, index)?, found.segmentation.size());
+            let map = knet_map { pixels: pixels.cast(), stride, element_bytes: 1, reserved: 0 };
             // SAFETY: as above.
-            let mut rows = unsafe { Rows::<u8>::new(pixels.cast(), stride, found.segmentation.size()) }?;
-            rows.each(|y, row| {
-                row.iter_mut()
-                    .enumerate()
-                    .for_each(|(x, pixel)| *pixel = if mask.get(y, x) { value } else { 0 });
-                Ok(())
-            })
+            let mut rows = unsafe { Rows::new("", &map, size) }?;
+            (0..size.0).for_each(|y| rows.write(y, |x| if mask.get(y, x) { u32::from(value) } else { 0 }));
+            Ok(())
         })
     })
 }
@@ -319,162 +319,4 @@ pub unsafe extern "C" fn knet_result_mask_rle(
         }
         Ok(())
     })
-}
-
-/// Writes a map of the whole frame, as robots publish them: a KNET_MAP_* with elements of `element_bytes` (1,
-/// 2 or 4, unsigned). `stride` is what lies between the beginnings of rows, in bytes; `pixels` and `stride`
-/// are multiples of the element. `none` is for KNET_MAP_CLASSES alone.
-///
-/// KNET_ERROR_ARGUMENT: a value does not fit the element; nothing is written.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn knet_result_map(
-    result: *const knet_result,
-    map: u32,
-    none: u32,
-    element_bytes: u32,
-    pixels: *mut c_void,
-    stride: usize,
-) -> knet_status {
-    guarded(|| {
-        // SAFETY: the pointers are as the header asks.
-        let result = unsafe { handle(result, "result") }?;
-        result.with(|found| {
-            let (found, size) = (&found.segmentation, found.segmentation.size());
-            let values = Values::new(found, map, none)?;
-            let most = match element_bytes {
-                1 => u32::from(u8::MAX),
-                2 => u32::from(u16::MAX),
-                4 => u32::MAX,
-                other => return Err(Fault::argument(format!("element_bytes is {other}: 1, 2 or 4"))),
-            };
-            if values.largest > most {
-                return Err(Fault::argument(format!(
-                    "the map has values up to {}, elements of {element_bytes} bytes end at {most}",
-                    values.largest
-                )));
-            }
-            // SAFETY: as above.
-            unsafe {
-                match element_bytes {
-                    1 => {
-                        Rows::<u8>::new(pixels, stride, size)?.each(|y, row| values.fill(y, row, |v| v as u8))
-                    }
-                    2 => Rows::<u16>::new(pixels, stride, size)?
-                        .each(|y, row| values.fill(y, row, |v| v as u16)),
-                    _ => Rows::<u32>::new(pixels, stride, size)?.each(|y, row| values.fill(y, row, |v| v)),
-                }
-            }
-        })
-    })
-}
-
-/// What a map's pixels are.
-struct Values<'a> {
-    found: &'a Segmentation,
-    /// Objects, or classes.
-    objects: bool,
-    none: u32,
-    /// The largest value that may occur.
-    largest: u32,
-    /// Of a semantic map, the value of each class.
-    classes: Vec<u32>,
-}
-
-impl<'a> Values<'a> {
-    fn new(found: &'a Segmentation, map: u32, none: u32) -> Result<Values<'a>, Fault> {
-        let (objects, none) = match map {
-            KNET_MAP_OBJECTS => (true, 0),
-            KNET_MAP_CLASSES => (false, none),
-            other => return Err(Fault::argument(format!("map is {other}: no KNET_MAP_*"))),
-        };
-        let labels = labels(found);
-        let most = if objects { labels.len() } else { labels.iter().copied().max().unwrap_or(0) };
-        let largest = none.max(most as u32);
-        let mut classes: Vec<u32> = (0..found.semantic().map_or(0, |map| map.areas.len() as u32)).collect();
-        if objects && found.semantic().is_some() {
-            labels.iter().zip(1..).for_each(|(&class, place)| classes[class] = place);
-        }
-        Ok(Values { found, objects, none, largest, classes })
-    }
-
-    /// Writes row `y`.
-    fn fill<T: Copy>(&self, y: usize, row: &mut [T], cast: impl Fn(u32) -> T) -> Result<(), Fault> {
-        let width = row.len();
-        if let Some(map) = self.found.panoptic() {
-            let (mut last, mut value) = (None, self.none);
-            for (pixel, &id) in row.iter_mut().zip(&map.map[y * width..]) {
-                // Neighbours mostly belong together.
-                if last != Some(id) {
-                    let place = map.segments.iter().position(|segment| segment.id == id);
-                    value = place.map_or(self.none, |place| self.value(place, map.segments[place].category));
-                    last = Some(id);
-                }
-                *pixel = cast(value);
-            }
-        } else if let Some(map) = self.found.semantic() {
-            for (pixel, &class) in row.iter_mut().zip(&map.map[y * width..]) {
-                *pixel = cast(self.classes[usize::from(class)]);
-            }
-        } else {
-            row.fill(cast(self.none));
-            // The best comes last, and stays.
-            for (place, instance) in self.found.instances().iter().enumerate().rev() {
-                let bounds = instance.bbox;
-                if !(bounds.y..bounds.y + bounds.height).contains(&y) {
-                    continue;
-                }
-                let (mask, value) = (self.found.mask(instance), cast(self.value(place, instance.label)));
-                for x in bounds.x..bounds.x + bounds.width {
-                    if mask.get(y, x) {
-                        row[x] = value;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn value(&self, place: usize, class: usize) -> u32 {
-        if self.objects { place as u32 + 1 } else { class as u32 }
-    }
-}
-
-/// Rows of the caller's memory.
-struct Rows<T> {
-    pixels: *mut u8,
-    stride: usize,
-    size: (usize, usize),
-    element: std::marker::PhantomData<T>,
-}
-
-impl<T> Rows<T> {
-    /// # Safety
-    /// `pixels` is NULL or has as many rows as `size` says, `stride` bytes apart, of initialised memory.
-    unsafe fn new(pixels: *mut c_void, stride: usize, size: (usize, usize)) -> Result<Rows<T>, Fault> {
-        let (bytes, align) = (size.1 * size_of::<T>(), align_of::<T>());
-        if pixels.is_null() {
-            return Err(Fault::argument("pixels is NULL"));
-        }
-        if stride < bytes {
-            return Err(Fault::argument(format!("stride is {stride}: rows have {bytes} bytes")));
-        }
-        if !pixels.addr().is_multiple_of(align) || !stride.is_multiple_of(align) {
-            return Err(Fault::argument(format!(
-                "pixels ({pixels:p}) and stride ({stride}) must be multiples of {align}, the size of an element"
-            )));
-        }
-        Ok(Rows { pixels: pixels.cast(), stride, size, element: std::marker::PhantomData })
-    }
-
-    fn each(&mut self, mut body: impl FnMut(usize, &mut [T]) -> Result<(), Fault>) -> Result<(), Fault> {
-        let (height, width) = self.size;
-        for y in 0..height {
-            // SAFETY: a row of the caller's, as `new` was promised, and aligned as it checked.
-            let row = unsafe {
-                std::slice::from_raw_parts_mut(self.pixels.add(y * self.stride).cast::<T>(), width)
-            };
-            body(y, row)?;
-        }
-        Ok(())
-    }
 }

@@ -6,7 +6,7 @@ use super::model::{KNET_TASK_INSTANCE, KNET_TASK_PANOPTIC, KNET_TASK_SEMANTIC, k
 use super::result::knet_result;
 use super::status::{Fault, Turn, guarded, knet_status};
 use super::structs::{Versioned, give, handle, read, read_or_default, write};
-use knet::engine::{InputSize, SessionOptions};
+use knet::engine::{InputSize, MaskSize, SessionOptions};
 use knet::model::Task;
 use knet::task::PostprocessOptions;
 use knet::{Error, Session};
@@ -14,6 +14,12 @@ use std::cell::UnsafeCell;
 use std::mem::offset_of;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+/// Masks and maps have the size of the frame.
+pub const KNET_MASKS_OF_FRAME: u32 = 0;
+/// Masks and maps have the size that the frame has in the network, after the resize: less to write and to read
+/// where frames are larger than what the network sees. knet_result_info says how large that is.
+pub const KNET_MASKS_OF_NETWORK: u32 = 1;
 
 /// What a session gives, and with what. Zeros are the defaults.
 #[repr(C)]
@@ -51,8 +57,8 @@ pub struct knet_session_options {
     /// Stages of the network that are run, each of which gives finished masks and the next one better ones;
     /// 0: all.
     pub stages: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// A KNET_MASKS_*: what size masks and maps have, boxes and polygons with them.
+    pub masks: u32,
 }
 
 // SAFETY: plain numbers, and a pointer that may be NULL.
@@ -169,6 +175,11 @@ unsafe fn chosen(options: &knet_session_options) -> Result<SessionOptions, Fault
         (_, 0, 0) => InputSize::AsTheyAre,
         _ => return refuse("as_they_are", "is set, and a size too".into()),
     };
+    let masks = match options.masks {
+        KNET_MASKS_OF_FRAME => MaskSize::OfPhoto,
+        KNET_MASKS_OF_NETWORK => MaskSize::OfNetwork,
+        other => return refuse("masks", format!("is {other}: no KNET_MASKS_*")),
+    };
     let score = options.min_score;
     if !(0.0..=1.0).contains(&score) {
         return refuse("min_score", format!("is {score}: from 0 to 1"));
@@ -188,7 +199,7 @@ unsafe fn chosen(options: &knet_session_options) -> Result<SessionOptions, Fault
     let (threads, on_caller) = (options.threads as usize, options.on_caller != 0);
     let stages = (options.stages != 0).then_some(options.stages as usize);
     let deadline = deadline(options.deadline_ns);
-    Ok(SessionOptions { task, threads, cpus, on_caller, size, results, stages, deadline })
+    Ok(SessionOptions { task, threads, cpus, on_caller, size, masks, results, stages, deadline })
 }
 
 fn deadline(nanoseconds: u64) -> Option<Duration> {
@@ -243,7 +254,7 @@ pub unsafe extern "C" fn knet_session_warm_up(
     })
 }
 
-/// Segments a frame and waits. `result` holds what was found, on the host, nothing of use after an error.
+/// Segments a frame and waits. `result` holds what was found, on the host; after an error it is empty.
 /// From the second frame of a size on, nothing is allocated, also if up to four sizes take turns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn knet_segment(
@@ -257,10 +268,11 @@ pub unsafe extern "C" fn knet_segment(
             unsafe { (handle(session, "session")?, read(frame)?, handle(result.cast_const(), "result")?) };
         session.with(|session| {
             result.with_mut(|found| {
-                found.timestamp_ns = frame.timestamp_ns;
-                // SAFETY: as above.
-                let image = unsafe { view(&frame) }?;
-                Ok(session.segment_into(image, &mut found.segmentation)?)
+                found.fill(frame.timestamp_ns, |found| {
+                    // SAFETY: as above.
+                    let image = unsafe { view(&frame) }?;
+                    Ok(session.segment_into(image, found)?)
+                })
             })
         })
     })

@@ -14,7 +14,7 @@ pub enum knet_status {
     /// Done.
     KNET_OK = 0,
     /// An argument cannot be meant: NULL where something must be, a struct_size that no header had, a stride
-    /// that is too small. The call did nothing.
+    /// that is too small. The call did nothing, but a result that it was to fill may be empty.
     KNET_ERROR_ARGUMENT = 1,
     /// A request that cannot be served as worded: an unknown model, device or option.
     KNET_ERROR_USAGE = 2,

@@ -34,7 +34,7 @@ pub use builder::EngineBuilder;
 pub use classes::{class_list, known_names, knows_ids};
 pub use model::{Model, ModelOptions};
 pub use segmentation::Segmentation;
-pub use session::{InputSize, Session, SessionOptions, Timings};
+pub use session::{InputSize, MaskSize, Session, SessionOptions, Timings};
 pub use source::WeightSource;
 #[cfg(feature = "train")]
 pub use training::{Compute, TrainingPrecision, training_executor, validation_engine};

@@ -11,7 +11,7 @@ use crate::task::DeviceResults;
 impl Session {
     /// Segments an image in device memory: enqueues all work on the caller's stream, waits for nothing, and
     /// gives where the results will lie. They are valid once that work is done and until the session sees
-    /// another image of the same size; they are the raw ones of [`DeviceResults`], at the image's size. The
+    /// another image of the same size; they are the raw ones of [`DeviceResults`], at the size of [`SessionOptions::masks`](super::SessionOptions). The
     /// first image of a size is planned for, which takes time and waits.
     ///
     /// The model's device must be that of the stream's context, which must be its primary one, as the CUDA
@@ -33,7 +33,7 @@ impl Session {
         stream: ExternalStream,
     ) -> Result<DeviceResults> {
         let geometry = self.geometry(image)?;
-        let Ready { network, adapter, pool, .. } = self.ready(&geometry, None)?;
+        let Ready { network, adapter, pool, .. } = self.ready(image, &geometry, None)?;
         let Network::Cuda(gpu) = network else {
             return Err(Error::usage(format!("{} has no device memory", self.backend.name())));
         };

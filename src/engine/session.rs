@@ -31,6 +31,17 @@ pub enum InputSize {
     AsTheyAre,
 }
 
+/// What size masks and maps have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MaskSize {
+    /// That of the photo.
+    #[default]
+    OfPhoto,
+    /// That which the photo has in the network, after the resize and without its padding: what comes out if
+    /// the photo is resized beforehand. Less work where the photo is larger.
+    OfNetwork,
+}
+
 /// What a session gives, and with what.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SessionOptions {
@@ -47,6 +58,8 @@ pub struct SessionOptions {
     pub on_caller: bool,
     /// What size photos have in the network.
     pub size: InputSize,
+    /// What size masks and maps have, boxes and areas with them.
+    pub masks: MaskSize,
     /// What results are to hold.
     pub results: PostprocessOptions,
     /// Stages of the network that are run; `None`, the default, is all that the model has. Every stage gives
@@ -66,11 +79,12 @@ pub struct Session {
     model: Arc<Model>,
     pub(super) backend: Backend,
     task: Task,
+    masks: MaskSize,
     options: PostprocessOptions,
     pub(super) pool: Pool,
     pub(super) preprocessor: Preprocessor,
     networks: Recent<Extent, Network>,
-    adapters: Recent<Geometry, Adapter<AnyTask>>,
+    adapters: Recent<((usize, usize), Geometry), Adapter<AnyTask>>,
     timings: Timings,
     /// Most stages that are run.
     stages: usize,
@@ -163,6 +177,7 @@ impl Session {
             model,
             backend,
             task,
+            masks: options.masks,
             options: options.results,
             pool,
             preprocessor,
@@ -310,12 +325,16 @@ impl Session {
     pub(super) fn geometry(&self, image: &ImageView<'_>) -> Result<Geometry> {
         let (height, width) = image.size();
         image.format().check((height, width))?;
-        Ok(self.preprocessor.geometry(height, width))
+        let geometry = self.preprocessor.geometry(height, width);
+        Ok(match self.masks {
+            MaskSize::OfPhoto => geometry,
+            MaskSize::OfNetwork => Geometry { original: geometry.resized, ..geometry },
+        })
     }
 
     fn run(&mut self, image: &ImageView<'_>, geometry: &Geometry, result: &mut Segmentation) -> Result<()> {
         let start = Instant::now();
-        let Ready { network, adapter, pool, extent, limit } = self.ready(geometry, self.deadline)?;
+        let Ready { network, adapter, pool, extent, limit } = self.ready(image, geometry, self.deadline)?;
         result.size = geometry.original;
         let mut frame = Frame::begin(start, limit);
         pool.run(|| -> Result<()> {
@@ -352,7 +371,12 @@ impl Session {
 
     /// What photos of one size go through, made where it is not there: as many stages as a deadline leaves
     /// time for, else all.
-    pub(super) fn ready(&mut self, geometry: &Geometry, deadline: Option<Duration>) -> Result<Ready<'_>> {
+    pub(super) fn ready(
+        &mut self,
+        image: &ImageView<'_>,
+        geometry: &Geometry,
+        deadline: Option<Duration>,
+    ) -> Result<Ready<'_>> {
         self.pool.admit()?;
         let Session { model, backend, pool, networks, adapters, preprocessor, task, options, .. } = self;
         let mut extent = Extent { size: geometry.padded, stages: self.stages, cut: false };
@@ -368,7 +392,7 @@ impl Session {
             limit = Some(Limit { deadline, pace, first });
         }
         let network = networks.get(extent, || network(model, backend, pool, extent))?;
-        let adapter = adapters.get(*geometry, || {
+        let adapter = adapters.get((image.size(), *geometry), || {
             Ok(Adapter {
                 geometry: *geometry,
                 preprocessor: Preprocessor::new(*preprocessor.config())?,

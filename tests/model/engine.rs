@@ -2,11 +2,15 @@
 //! number of threads nor on anything but the picture.
 
 use knet::checkpoint::StorageType;
-use knet::engine::{EngineBuilder, Segmentation, WeightSource};
+use knet::engine::{
+    Device, EngineBuilder, InputSize, MaskSize, Model, ModelOptions, Segmentation, SessionOptions,
+    WeightSource,
+};
 use knet::image::instance::{Instance, InstanceFilter};
+use knet::image::resize::resize;
 use knet::model::{TapMode, Task};
 use knet::plan::Place;
-use knet::{Engine, Error, ErrorKind};
+use knet::{Engine, Error, ErrorKind, Session};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use testkit::model::{Entry, photo, seeded_entries, small_config, write_entries};
@@ -58,6 +62,28 @@ fn the_number_of_threads_does_not_change_a_bit() {
         let wanted = run(1);
         for threads in [2, 3] {
             assert!(run(threads) == wanted, "{model}: {threads} threads give other bits than one");
+        }
+    }
+}
+
+#[test]
+fn masks_of_the_networks_size_are_those_of_a_photo_of_that_size() {
+    // Both have one size in the network.
+    let photos = [photo(90, 135), photo(180, 270)];
+    for name in ["knet_s3_lite0_fpn", PANOPTIC, "fcn_r50-d8"] {
+        let options =
+            ModelOptions { name: Some(name.into()), device: Device::Cpu, ..ModelOptions::default() };
+        let model = Model::load(&options).unwrap();
+        let options = SessionOptions { threads: 2, size: InputSize::Within(64, 96), ..Default::default() };
+        let session =
+            |masks| Session::new(model.clone(), &SessionOptions { masks, ..options.clone() }).unwrap();
+        let (mut of_network, mut of_photo) = (session(MaskSize::OfNetwork), session(MaskSize::OfPhoto));
+        for _ in 0..2 {
+            for photo in &photos {
+                let found = of_network.segment(photo).unwrap();
+                assert_eq!(found.size(), (64, 96));
+                assert!(found == of_photo.segment(&resize(photo, (64, 96))).unwrap(), "{name}");
+            }
         }
     }
 }

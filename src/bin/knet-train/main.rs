@@ -1,5 +1,6 @@
 //! The `knet-train` command.
 
+mod arguments;
 mod progress;
 
 use std::io::Write;
@@ -8,8 +9,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arguments::Arguments;
 use clap::Parser;
-use knet::cuda::gpu::{Gpu, find};
 use knet::dist::Ranks;
 use knet::engine::forecast::TrainingDevice;
 use knet::engine::{Device, TrainingPrecision};
@@ -18,87 +19,6 @@ use knet::train::run::forecast::describe;
 use knet::train::run::{Outcome, RunConfig, Trainer, check, kept};
 use knet::{Error, Result};
 use progress::{Console, Lines};
-
-const AFTER_HELP: &str = "\
-Exit codes:
-    0  done, or stopped by the time limit
-    2  wrong usage: bad configuration
-    3  a file cannot be read or written; the last good checkpoint is still there
-    4  an image is damaged or unacceptable
-    5  a checkpoint is damaged or of an unknown format
-    6  a checkpoint does not fit the model
-    7  internal: a graph breaks a rule
-    8  a data set is damaged or inconsistent
-    9  a loss, gradient or weight was NaN or infinite; the state before it, if sound, is in diverged.state
-   11  more memory is needed than there is
-   12  another rank failed or is gone, or neither MPI nor NCCL connects the ranks
-  130  stopped by Ctrl-C; the state is saved (a second Ctrl-C stops at once, without saving)";
-
-/// Trains K-Net on annotated photos.
-///
-/// The folder of the run gets last.safetensors and best.safetensors (for `knet segment --weights`),
-/// last.state (to resume from), config.toml, log.jsonl, curves.png, overlays/ (sample photos) and an event
-/// file for TensorBoard. The folder `configs` of the repository has complete configurations.
-#[derive(Parser)]
-#[command(name = "knet-train", version, after_help = AFTER_HELP, max_term_width = 100)]
-struct Arguments {
-    /// The configuration of the run; with --resume, the folder of the run will do
-    #[arg(value_name = "CONFIG.toml|FOLDER")]
-    config: PathBuf,
-
-    /// Folder of the run, instead of the configuration's
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-
-    /// Go on from last.state in the folder of the run; begin if there is none
-    #[arg(long)]
-    resume: bool,
-
-    /// Learn the first N labelled images by heart, without augmentation: can the model learn at all?
-    #[arg(long, value_name = "N")]
-    overfit: Option<usize>,
-
-    /// Open the data sets, say what they hold, and train nothing; with N, make so many samples and say how
-    /// fast the loader's threads are
-    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "0", conflicts_with = "resume")]
-    check: Option<u64>,
-
-    /// Stop, saved, after so many minutes
-    #[arg(long, value_name = "MINUTES")]
-    time_limit: Option<f64>,
-
-    /// Threads of the training step; 0 for one per core
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-
-    /// Where to train: cpu, cuda or cuda:N, instead of the configuration's
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<Device>,
-
-    /// How a GPU stores feature maps, instead of the configuration's: f32, bf16 or f16
-    #[arg(long, value_name = "PRECISION")]
-    precision: Option<TrainingPrecision>,
-
-    /// Change a field of the configuration, e.g. `--set optimizer.lr=1e-3`
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-
-    /// Print what a step takes, in memory and operations, instead of training; with --gpu, on that GPU
-    #[arg(long, conflicts_with_all = ["resume", "check"])]
-    plan: bool,
-
-    /// A GPU to plan for, which need not be here: h100, h200, a100, a10, l4, l40s, rtx4090, orin
-    #[arg(long, value_name = "NAME", requires = "plan", value_parser = find)]
-    gpu: Option<&'static Gpu>,
-
-    /// Say nothing but errors and how the run ended; log.jsonl has the numbers
-    #[arg(short, long, conflicts_with = "verbose")]
-    quiet: bool,
-
-    /// A line for every update instead of a bar
-    #[arg(short, long)]
-    verbose: bool,
-}
 
 impl Arguments {
     fn config(&self) -> Result<RunConfig> {

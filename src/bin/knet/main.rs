@@ -11,6 +11,8 @@ mod eval;
 mod guard;
 mod inspect;
 mod models;
+#[cfg(test)]
+mod pages;
 mod segment;
 mod size;
 mod training;

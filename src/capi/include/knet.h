@@ -92,6 +92,17 @@
 #define KNET_MEMORY_CUDA 1
 
 /**
+ * Object of each pixel: its index in the result plus one, 0 where there is none. Of instances that overlap,
+ * the best.
+ */
+#define KNET_MAP_OBJECTS 1
+
+/**
+ * Class index of each pixel, `none` where there is none. Of instances that overlap, the best.
+ */
+#define KNET_MAP_CLASSES 2
+
+/**
  * A fault inside the library.
  */
 #define KNET_LOG_ERROR 1
@@ -152,15 +163,15 @@
 #define KNET_PRECISION_BF16 4
 
 /**
- * Object of each pixel: its index in the result plus one, 0 where there is none. Of instances that overlap,
- * the best.
+ * Masks and maps have the size of the frame.
  */
-#define KNET_MAP_OBJECTS 1
+#define KNET_MASKS_OF_FRAME 0
 
 /**
- * Class index of each pixel, `none` where there is none. Of instances that overlap, the best.
+ * Masks and maps have the size that the frame has in the network, after the resize: less to write and to read
+ * where frames are larger than what the network sees. knet_result_info says how large that is.
  */
-#define KNET_MAP_CLASSES 2
+#define KNET_MASKS_OF_NETWORK 1
 
 /**
  * How a call ended. Values never change; new ones may come.
@@ -172,7 +183,7 @@ typedef enum knet_status {
   KNET_OK = 0,
   /**
    * An argument cannot be meant: NULL where something must be, a struct_size that no header had, a stride
-   * that is too small. The call did nothing.
+   * that is too small. The call did nothing, but a result that it was to fill may be empty.
    */
   KNET_ERROR_ARGUMENT = 1,
   /**
@@ -344,7 +355,7 @@ typedef struct knet_device_result {
    */
   uint32_t task;
   /**
-   * Rows of the frame, and of masks and maps.
+   * Rows of masks and maps: the frame's, or what the session was told.
    */
   uint32_t height;
   /**
@@ -401,6 +412,50 @@ typedef struct knet_device_result {
    */
   uint64_t confidence;
 } knet_device_result;
+
+/**
+ * Memory of the caller for a map.
+ */
+typedef struct knet_map {
+  /**
+   * The first row; a multiple of the element.
+   */
+  void *pixels;
+  /**
+   * Bytes from one row to the next, a multiple of the element; 0 where there is nothing between them.
+   */
+  size_t stride;
+  /**
+   * 1, 2 or 4: elements are unsigned.
+   */
+  uint32_t element_bytes;
+  /**
+   * Zero.
+   */
+  uint32_t reserved;
+} knet_map;
+
+/**
+ * What robots publish of a frame: two maps of it.
+ */
+typedef struct knet_maps {
+  /**
+   * sizeof(knet_maps).
+   */
+  uint32_t struct_size;
+  /**
+   * Class of pixels that no object has.
+   */
+  uint32_t none;
+  /**
+   * Gets what KNET_MAP_OBJECTS is.
+   */
+  struct knet_map objects;
+  /**
+   * Gets what KNET_MAP_CLASSES is.
+   */
+  struct knet_map classes;
+} knet_maps;
 
 /**
  * Takes a message: a KNET_LOG_*, a line in UTF-8 that lives during the call alone, and what knet_set_log was
@@ -552,7 +607,7 @@ typedef struct knet_result_info {
    */
   uint32_t task;
   /**
-   * Rows of the frame, and of every mask and map.
+   * Rows of every mask and map: the frame's, or what the session was told.
    */
   uint32_t height;
   /**
@@ -680,9 +735,9 @@ typedef struct knet_session_options {
    */
   uint32_t stages;
   /**
-   * Zero.
+   * A KNET_MASKS_*: what size masks and maps have, boxes and polygons with them.
    */
-  uint32_t reserved;
+  uint32_t masks;
 } knet_session_options;
 
 /**
@@ -746,6 +801,27 @@ enum knet_status knet_segment_on_device(const struct knet_session *session,
                                         const struct knet_frame *frame,
                                         const struct knet_cuda_work *work,
                                         struct knet_device_result *result);
+
+/**
+ * Writes a map of the whole frame, of the size that knet_result_info says: a KNET_MAP_* with elements of `element_bytes` (1, 2 or 4, unsigned).
+ * `stride` is what lies between the beginnings of rows, in bytes, 0 where they follow each other; `pixels` and
+ * `stride` are multiples of the element. `none` is for KNET_MAP_CLASSES alone.
+ *
+ * KNET_ERROR_ARGUMENT: a value does not fit the element; nothing is written.
+ */
+enum knet_status knet_result_map(const struct knet_result *result,
+                                 uint32_t map,
+                                 uint32_t none,
+                                 uint32_t element_bytes,
+                                 void *pixels,
+                                 size_t stride);
+
+/**
+ * Writes both maps of a frame in one go: to which object each pixel belongs, and of which class that is.
+ *
+ * KNET_ERROR_ARGUMENT: a value does not fit an element; nothing is written.
+ */
+enum knet_status knet_result_maps(const struct knet_result *result, const struct knet_maps *maps);
 
 /**
  * Sends messages up to `level`, a KNET_LOG_*, to a callback, for the whole process; with a callback of NULL,
@@ -841,7 +917,7 @@ enum knet_status knet_result_mask_bits(const struct knet_result *result,
 
 /**
  * Writes an instance's mask: `value` for its pixels, 0 for the others. `stride` is what lies between the
- * beginnings of rows, in bytes.
+ * beginnings of rows, in bytes; 0: rows follow each other.
  *
  * KNET_ERROR_STATE: the result has no such instance.
  */
@@ -863,20 +939,6 @@ enum knet_status knet_result_mask_rle(const struct knet_result *result,
                                       char *text,
                                       size_t capacity,
                                       size_t *needed);
-
-/**
- * Writes a map of the whole frame, as robots publish them: a KNET_MAP_* with elements of `element_bytes` (1,
- * 2 or 4, unsigned). `stride` is what lies between the beginnings of rows, in bytes; `pixels` and `stride`
- * are multiples of the element. `none` is for KNET_MAP_CLASSES alone.
- *
- * KNET_ERROR_ARGUMENT: a value does not fit the element; nothing is written.
- */
-enum knet_status knet_result_map(const struct knet_result *result,
-                                 uint32_t map,
-                                 uint32_t none,
-                                 uint32_t element_bytes,
-                                 void *pixels,
-                                 size_t stride);
 
 /**
  * Makes a session of a model; `options` may be NULL. It is written to `*session`, NULL if there is none.
@@ -909,7 +971,7 @@ void knet_session_close(struct knet_session *session);
 enum knet_status knet_session_warm_up(const struct knet_session *session, uint32_t height, uint32_t width);
 
 /**
- * Segments a frame and waits. `result` holds what was found, on the host, nothing of use after an error.
+ * Segments a frame and waits. `result` holds what was found, on the host; after an error it is empty.
  * From the second frame of a size on, nothing is allocated, also if up to four sizes take turns.
  */
 enum knet_status knet_segment(const struct knet_session *session,

@@ -9,6 +9,13 @@
 //
 // A call that fails throws knet::Error, with the status and its words. Threads, memory and lifetimes are those
 // of knet.h.
+//
+// Without exceptions (-fno-exceptions, or KNET_NO_EXCEPTIONS defined before this header is included) it returns
+// false or what is empty instead, and the thread keeps the first error until it is taken:
+//
+//   knet::Model model("model.safetensors");
+//   knet::Session session(model);                         // of a model that could not be loaded: fails, too
+//   if (const knet::Error error = knet::take_error()) return report(error.status(), error.what());
 #ifndef KNET_HPP
 #define KNET_HPP
 
@@ -19,10 +26,55 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#if !defined(KNET_NO_EXCEPTIONS) && !defined(__cpp_exceptions)
+#define KNET_NO_EXCEPTIONS
+#endif
+
 namespace knet {
+
+#ifdef KNET_NO_EXCEPTIONS
+
+// Parts of a program may be built this way and others the other way.
+inline namespace no_exceptions {
+
+/// A call that failed, or none.
+class Error {
+ public:
+  Error() = default;
+  Error(knet_status status, const char* text) : status_(status), text_(text) {}
+  /// Whether there is one.
+  explicit operator bool() const noexcept { return status_ != KNET_OK; }
+  knet_status status() const noexcept { return status_; }
+  const char* what() const noexcept { return text_.c_str(); }
+
+ private:
+  knet_status status_ = KNET_OK;
+  std::string text_;
+};
+
+namespace detail {
+
+inline Error& first_error() noexcept {
+  static thread_local Error error;
+  return error;
+}
+
+/// Whether it worked.
+inline bool check(knet_status status) {
+  if (status != KNET_OK && !first_error()) first_error() = Error(status, knet_last_error());
+  return status == KNET_OK;
+}
+
+}  // namespace detail
+
+/// The first error of this thread since the last that was taken.
+inline Error take_error() { return std::exchange(detail::first_error(), Error()); }
+
+#else
 
 /// A call that failed.
 class Error : public std::runtime_error {
@@ -36,9 +88,16 @@ class Error : public std::runtime_error {
 
 namespace detail {
 
-inline void check(knet_status status) {
+inline bool check(knet_status status) {
   if (status != KNET_OK) throw Error(status, knet_last_error());
+  return true;
 }
+
+}  // namespace detail
+
+#endif
+
+namespace detail {
 
 /// A struct of the interface, with its size.
 template <class T>
@@ -73,8 +132,8 @@ class Handle {
 
 /// Sends messages up to a KNET_LOG_* to a function that may be called by any thread and must not throw; nullptr:
 /// to nobody.
-inline void log(std::uint32_t level, knet_log_callback callback, void* user = nullptr) {
-  detail::check(knet_set_log(callback, user, level));
+inline bool log(std::uint32_t level, knet_log_callback callback, void* user = nullptr) {
+  return detail::check(knet_set_log(callback, user, level));
 }
 
 /// How a model is loaded: knet_model_options.
@@ -160,6 +219,11 @@ class Options {
   }
   Options& as_they_are() noexcept {
     options_.as_they_are = 1;
+    return *this;
+  }
+  /// Masks and maps have the size that the frame has in the network.
+  Options& masks_of_network() noexcept {
+    options_.masks = KNET_MASKS_OF_NETWORK;
     return *this;
   }
   Options& min_score(float score) noexcept {
@@ -281,14 +345,15 @@ class Object {
   Mask mask() const {
     const std::uint8_t* bits = nullptr;
     std::size_t size = 0;
-    detail::check(knet_result_mask_bits(result_, index_, &bits, &size));
     auto info = detail::sized<knet_result_info>();
-    detail::check(knet_result_get_info(result_, &info));
+    if (!detail::check(knet_result_mask_bits(result_, index_, &bits, &size)) ||
+        !detail::check(knet_result_get_info(result_, &info)))
+      return {nullptr, 0, 0};
     return {bits, info.height, info.width};
   }
   /// Writes the mask of an instance: `value` for its pixels, 0 for the others.
-  void mask_into(std::uint8_t value, std::uint8_t* pixels, std::size_t stride) const {
-    detail::check(knet_result_mask_u8(result_, index_, value, pixels, stride));
+  bool mask_into(std::uint8_t value, std::uint8_t* pixels, std::size_t stride) const {
+    return detail::check(knet_result_mask_u8(result_, index_, value, pixels, stride));
   }
   /// The outline of the mask of an instance, exactly: parts and the holes in them, along the edges of pixels.
   std::vector<Polygon> polygons() const {
@@ -306,7 +371,7 @@ class Object {
   /// COCO's compressed run lengths of the mask.
   std::string rle() const {
     std::size_t needed = 0;
-    detail::check(knet_result_mask_rle(result_, index_, nullptr, 0, &needed));
+    if (!detail::check(knet_result_mask_rle(result_, index_, nullptr, 0, &needed))) return {};
     std::string text(needed, '\0');
     detail::check(knet_result_mask_rle(result_, index_, text.data(), text.size(), &needed));
     text.pop_back();
@@ -354,9 +419,21 @@ class Result {
   /// Class of each pixel, `none` where there is none; row by row.
   std::vector<std::uint16_t> class_map(std::uint16_t none = 65535) const { return map(KNET_MAP_CLASSES, none); }
   /// Writes a KNET_MAP_* with elements of 1, 2 or 4 bytes.
-  void map_into(std::uint32_t kind, std::uint32_t none, std::uint32_t element_bytes, void* pixels,
+  bool map_into(std::uint32_t kind, std::uint32_t none, std::uint32_t element_bytes, void* pixels,
                 std::size_t stride) const {
-    detail::check(knet_result_map(get(), kind, none, element_bytes, pixels, stride));
+    return detail::check(knet_result_map(get(), kind, none, element_bytes, pixels, stride));
+  }
+  /// Both in one go, into memory of the caller: unsigned elements of 1, 2 or 4 bytes, strides in bytes, 0 where rows
+  /// follow each other.
+  template <class Objects, class Classes>
+  bool maps(Objects* objects, Classes* classes, Classes none, std::size_t object_stride = 0,
+            std::size_t class_stride = 0) const {
+    static_assert(std::is_unsigned_v<Objects> && std::is_unsigned_v<Classes>, "elements are unsigned");
+    auto maps = detail::sized<knet_maps>();
+    maps.none = none;
+    maps.objects = {objects, object_stride, sizeof(Objects), 0};
+    maps.classes = {classes, class_stride, sizeof(Classes), 0};
+    return detail::check(knet_result_maps(get(), &maps));
   }
   knet_result* get() const noexcept { return handle_.get(); }
 
@@ -384,8 +461,8 @@ class Session {
   }
 
   /// Plans for frames of this size, so that the first is as fast as the others.
-  void warm_up(std::uint32_t height, std::uint32_t width) {
-    detail::check(knet_session_warm_up(handle_.get(), height, width));
+  bool warm_up(std::uint32_t height, std::uint32_t width) {
+    return detail::check(knet_session_warm_up(handle_.get(), height, width));
   }
   /// Segments a frame into `result`, which it returns.
   const Result& segment(const knet_frame& frame, Result& result) {
@@ -394,21 +471,20 @@ class Session {
   }
   /// Hands a frame to a thread of the session; wait() has to follow. Until it has returned, pixels and result
   /// must be left alone.
-  void submit(const knet_frame& frame, Result& result) {
-    detail::check(knet_session_submit(handle_.get(), &frame, result.get()));
+  bool submit(const knet_frame& frame, Result& result) {
+    return detail::check(knet_session_submit(handle_.get(), &frame, result.get()));
   }
   /// Whether wait() would return at once.
   bool is_done() const {
     std::uint32_t done = 0;
-    detail::check(knet_session_poll(handle_.get(), &done));
-    return done != 0;
+    return !detail::check(knet_session_poll(handle_.get(), &done)) || done != 0;
   }
   /// From the next frame on: as many stages are run as there is time for; zero takes the deadline back.
-  void set_deadline(std::chrono::nanoseconds time) {
-    detail::check(knet_session_set_deadline(handle_.get(), static_cast<std::uint64_t>(time.count())));
+  bool set_deadline(std::chrono::nanoseconds time) {
+    return detail::check(knet_session_set_deadline(handle_.get(), static_cast<std::uint64_t>(time.count())));
   }
   /// Waits for the frame that was submitted.
-  void wait() { detail::check(knet_session_wait(handle_.get())); }
+  bool wait() { return detail::check(knet_session_wait(handle_.get())); }
   /// Enqueues the work for a frame in the memory of the model's GPU on a stream (CUstream, cudaStream_t), after
   /// one event and before another, where there are any; says where the results will lie.
   knet_device_result segment_on_device(const knet_frame& frame, void* stream, void* wait_for = nullptr,
@@ -431,6 +507,10 @@ class Session {
   using Handle = detail::Handle<knet_session, knet_session_close>;
   Handle handle_;
 };
+
+#ifdef KNET_NO_EXCEPTIONS
+}  // namespace no_exceptions
+#endif
 
 }  // namespace knet
 

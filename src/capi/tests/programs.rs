@@ -160,6 +160,39 @@ fn the_examples_in_cpp_find_objects() {
 }
 
 #[test]
+fn without_exceptions_errors_are_kept() {
+    let prefix = Prefix::new();
+    for flags in [&["-fno-exceptions", "-fno-rtti"][..], &["-DKNET_NO_EXCEPTIONS"]] {
+        let flags = [flags.iter().map(|flag| flag.to_string()).collect(), prefix.pkg_config()].concat();
+        let program = prefix.compiled("c++", "-std=c++17", "no_exceptions.cpp", &flags);
+        assert_eq!(run(&mut prefix.command(&program)), "ok\n", "{flags:?}");
+    }
+}
+
+/// An opinion that is not ours, where Valgrind is installed: a frame from the first to the last byte.
+#[test]
+fn valgrind_finds_neither_wrong_memory_nor_lost() {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        eprintln!("valgrind is not installed (apt-get install valgrind): its opinion is not asked");
+        return;
+    }
+    let prefix = Prefix::new();
+    let program = prefix.compiled("cc", "-std=c11", "frame.c", &prefix.pkg_config());
+    let checked = || {
+        let mut command = prefix.command(Path::new("valgrind"));
+        command.args(["--quiet", "--error-exitcode=9", "--leak-check=full"]).arg(&program);
+        command
+    };
+    assert_eq!(run(&mut checked()), "ok\n");
+    let output = checked().arg("lose").output().unwrap();
+    let said = text(&output);
+    assert!(
+        output.status.code() == Some(9) && said.contains("77 bytes in 1 blocks are definitely lost"),
+        "{said}"
+    );
+}
+
+#[test]
 fn cmake_finds_the_package() {
     let cmake = root().join("target/cmake/cmake/data/bin/cmake");
     assert!(cmake.exists(), "{}: run tools/setup-cmake", cmake.display());

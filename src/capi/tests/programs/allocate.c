@@ -61,6 +61,11 @@ static void use(const knet_session *session, knet_result *result, int submits) {
     CHECK(knet_result_mask_u8(result, i, 1, &mask[0][0], WIDTH) == KNET_OK);
     CHECK(knet_result_polygons(result, i, &polygons) == KNET_OK);
   }
+  static uint16_t objects[HEIGHT][WIDTH];
+  knet_maps maps = {.struct_size = sizeof maps, .none = 255};
+  maps.objects = (knet_map){.pixels = objects, .element_bytes = 2};
+  maps.classes = (knet_map){.pixels = mask, .element_bytes = 1};
+  CHECK(knet_result_maps(result, &maps) == KNET_OK);
 }
 
 static void check(const knet_model *model, uint32_t on_caller) {

@@ -79,6 +79,9 @@ static void sessions_that_cannot_be(const knet_model *model) {
   options.short_side = 9;
   REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "as_they_are is set");
   options.short_side = 0;
+  options.masks = 2;
+  REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "masks is 2");
+  options.masks = KNET_MASKS_OF_NETWORK;
   options.cpu_count = 1;
   REFUSED(knet_session_open(model, &options, &session), KNET_ERROR_ARGUMENT, "cpus is NULL, and cpu_count 1");
   const uint32_t none[1] = {1000};
@@ -143,6 +146,39 @@ static void fill(const knet_result *result, uint32_t index, unsigned char into[H
   CHECK(points == found.point_count);
   for (int y = 0; y < HEIGHT; ++y)
     for (int x = 1; x <= WIDTH; ++x) into[y][x] ^= into[y][x - 1];
+}
+
+/* Both maps at once are the two that were asked for one by one (999: no class), in elements of any size. */
+static void both_maps(const knet_result *result, uint16_t owner[HEIGHT][WIDTH], uint32_t classes[HEIGHT][WIDTH]) {
+  static unsigned char objects[HEIGHT][WIDTH + 3];
+  static uint16_t labels[HEIGHT][WIDTH + 1];
+  static uint32_t wide[HEIGHT][WIDTH];
+  memset(objects, 7, sizeof objects);
+  memset(labels, 7, sizeof labels);
+  knet_maps maps = {.struct_size = sizeof maps, .none = 999};
+  maps.objects = (knet_map){.pixels = objects, .stride = sizeof objects[0], .element_bytes = 1};
+  maps.classes = (knet_map){.pixels = labels, .stride = sizeof labels[0], .element_bytes = 2};
+  CHECK(knet_result_maps(result, &maps) == KNET_OK);
+  maps.objects = (knet_map){.pixels = wide, .element_bytes = 4};
+  CHECK(knet_result_maps(result, &maps) == KNET_OK);
+  for (int y = 0; y < HEIGHT; ++y) {
+    for (int x = 0; x < WIDTH; ++x)
+      CHECK(objects[y][x] == owner[y][x] && wide[y][x] == owner[y][x] && labels[y][x] == classes[y][x]);
+    CHECK(objects[y][WIDTH] == 7 && objects[y][WIDTH + 2] == 7 && labels[y][WIDTH] == 0x0707);
+  }
+  REFUSED(knet_result_maps(NULL, &maps), KNET_ERROR_ARGUMENT, "result is NULL");
+  REFUSED(knet_result_maps(result, NULL), KNET_ERROR_ARGUMENT, "knet_maps is NULL");
+  maps.classes.element_bytes = 1;
+  memset(wide, 7, sizeof wide);
+  REFUSED(knet_result_maps(result, &maps), KNET_ERROR_ARGUMENT, "knet_maps.classes.element_bytes is 1: elements end at 255");
+  CHECK(wide[0][0] == 0x07070707);
+  maps.classes.element_bytes = 3;
+  REFUSED(knet_result_maps(result, &maps), KNET_ERROR_ARGUMENT, "knet_maps.classes.element_bytes is 3");
+  maps.classes.element_bytes = 2;
+  maps.objects.stride = 4 * WIDTH - 4;
+  REFUSED(knet_result_maps(result, &maps), KNET_ERROR_ARGUMENT, "knet_maps.objects.stride is 380: rows have 384 bytes");
+  maps.objects.pixels = NULL;
+  REFUSED(knet_result_maps(result, &maps), KNET_ERROR_ARGUMENT, "knet_maps.objects.pixels is NULL");
 }
 
 static void instances(const knet_model *model) {
@@ -210,10 +246,13 @@ static void instances(const knet_model *model) {
     }
   }
 
+  both_maps(result, owner, classes);
   REFUSED(knet_result_map(result, 3, 0, 2, owner, sizeof owner[0]), KNET_ERROR_ARGUMENT, "map is 3");
   REFUSED(knet_result_map(result, KNET_MAP_OBJECTS, 0, 3, owner, sizeof owner[0]), KNET_ERROR_ARGUMENT, "1, 2 or 4");
   REFUSED(knet_result_map(result, KNET_MAP_CLASSES, 256, 1, owner, sizeof owner[0]), KNET_ERROR_ARGUMENT, "up to 256");
   REFUSED(knet_result_map(result, KNET_MAP_OBJECTS, 0, 2, owner, 3), KNET_ERROR_ARGUMENT, "rows have 192 bytes");
+  static uint16_t rows[HEIGHT][WIDTH];
+  CHECK(knet_result_map(result, KNET_MAP_OBJECTS, 0, 2, rows, 0) == KNET_OK && memcmp(rows, owner, sizeof rows) == 0);
   REFUSED(knet_result_map(result, KNET_MAP_OBJECTS, 0, 2, owner, 193), KNET_ERROR_ARGUMENT, "multiples of 2");
   REFUSED(knet_result_map(result, KNET_MAP_OBJECTS, 0, 2, NULL, 192), KNET_ERROR_ARGUMENT, "pixels is NULL");
   REFUSED(knet_result_mask_bits(result, info.objects, &bits, &size), KNET_ERROR_STATE, "the result has");
@@ -229,6 +268,20 @@ static void instances(const knet_model *model) {
 
   knet_timings timings = {.struct_size = sizeof timings};
   CHECK(knet_session_timings(session, &timings) == KNET_OK && timings.network_ns > 0);
+
+  /* What an earlier frame held is not taken for that of one that failed. */
+  knet_result *stale = knet_result_new();
+  CHECK(knet_segment(session, &frame, stale) == KNET_OK && info_of(stale).objects > 0);
+  frame.memory = KNET_MEMORY_CUDA;
+  REFUSED(knet_segment(session, &frame, stale), KNET_ERROR_USAGE, "in the memory of a GPU");
+  CHECK(info_of(stale).objects == 0 && info_of(stale).height == 0);
+  frame = make_frame();
+  CHECK(knet_segment(session, &frame, stale) == KNET_OK && info_of(stale).objects > 0);
+  frame.planes[0].stride = 1;
+  REFUSED(knet_segment(session, &frame, stale), KNET_ERROR_ARGUMENT, "stride");
+  CHECK(info_of(stale).objects == 0);
+  knet_result_free(stale);
+  frame = make_frame();
 
   /* A result outlives its session; other formats give other pixels, or the same. */
   static unsigned char bgr[HEIGHT * WIDTH * 3];
@@ -273,6 +326,38 @@ static void in_time(const knet_model *model) {
   knet_session_close(session);
   knet_session_close(first);
   knet_result_free(result);
+}
+
+/* Masks of the network's size are those of a frame that has it. */
+static void masks_of_the_network(const knet_model *model) {
+  static unsigned char twice[2 * HEIGHT][2 * WIDTH][3];
+  for (int y = 0; y < 2 * HEIGHT; ++y)
+    for (int x = 0; x < 2 * WIDTH; ++x) memcpy(twice[y][x], &pixels[y / 2 * STRIDE + x / 2 * 3], 3);
+  knet_session_options options = session_options();
+  knet_session *of_frame = open_session_with(model, &options);
+  options.masks = KNET_MASKS_OF_NETWORK;
+  knet_session *session = open_session_with(model, &options);
+  knet_result *result = knet_result_new();
+  knet_frame frame = make_frame();
+  static uint16_t expected[HEIGHT][WIDTH], found[HEIGHT][WIDTH];
+  CHECK(knet_segment(of_frame, &frame, result) == KNET_OK);
+  objects_of(result, &expected[0][0]);
+  CHECK(knet_segment(session, &frame, result) == KNET_OK && info_of(result).height == HEIGHT);
+  objects_of(result, &found[0][0]);
+  CHECK(memcmp(found, expected, sizeof found) == 0);
+  frame.height = 2 * HEIGHT;
+  frame.width = 2 * WIDTH;
+  frame.planes[0] = (knet_plane){twice, 0};
+  /* Both halves of a pixel are the same, and so is what the resize blends of them. */
+  CHECK(knet_segment(session, &frame, result) == KNET_OK);
+  CHECK(info_of(result).height == HEIGHT && info_of(result).width == WIDTH);
+  objects_of(result, &found[0][0]);
+  CHECK(memcmp(found, expected, sizeof found) == 0);
+  CHECK(knet_segment(of_frame, &frame, result) == KNET_OK);
+  CHECK(info_of(result).height == 2 * HEIGHT && info_of(result).width == 2 * WIDTH);
+  knet_result_free(result);
+  knet_session_close(session);
+  knet_session_close(of_frame);
 }
 
 /* What a frame gives is what the blocking call gives; until it was waited for, session and result are taken. */
@@ -325,6 +410,7 @@ static void in_flight(const knet_model *model) {
   frame.memory = KNET_MEMORY_CUDA;
   CHECK(knet_session_submit(session, &frame, other) == KNET_OK);
   REFUSED(knet_session_wait(session), KNET_ERROR_USAGE, "in the memory of a GPU");
+  CHECK(info_of(other).objects == 0);
   frame = make_frame();
   CHECK(knet_segment(session, &frame, other) == KNET_OK);
   knet_result_free(other);
@@ -398,6 +484,12 @@ static void maps(const char *name, uint32_t task) {
   static uint32_t objects[HEIGHT][WIDTH], classes[HEIGHT][WIDTH];
   CHECK(knet_result_map(result, KNET_MAP_OBJECTS, 0, 4, objects, sizeof objects[0]) == KNET_OK);
   CHECK(knet_result_map(result, KNET_MAP_CLASSES, 5000, 4, classes, sizeof classes[0]) == KNET_OK);
+  static uint32_t both[2][HEIGHT][WIDTH];
+  knet_maps two = {.struct_size = sizeof two, .none = 5000};
+  two.objects = (knet_map){.pixels = both[0], .element_bytes = 4};
+  two.classes = (knet_map){.pixels = both[1], .element_bytes = 4};
+  CHECK(knet_result_maps(result, &two) == KNET_OK);
+  CHECK(memcmp(both[0], objects, sizeof objects) == 0 && memcmp(both[1], classes, sizeof classes) == 0);
   uint64_t owned = 0, areas = 0;
   for (uint32_t i = 0; i < info.objects; ++i) {
     knet_object object = {.struct_size = sizeof object};
@@ -461,6 +553,7 @@ int main(void) {
   sessions_that_cannot_be(model);
   instances(model);
   in_time(model);
+  masks_of_the_network(model);
   in_flight(model);
   nothing_in_flight(model);
   a_session_is_one_threads(model);
