@@ -46,9 +46,10 @@ unsafe impl Versioned for knet_maps {
     const FIRST: usize = size_of::<knet_maps>();
 }
 
-/// Writes a map of the whole frame, of the size that knet_result_info says: a KNET_MAP_* with elements of `element_bytes` (1, 2 or 4, unsigned).
-/// `stride` is what lies between the beginnings of rows, in bytes, 0 where they follow each other; `pixels` and
-/// `stride` are multiples of the element. `none` is for KNET_MAP_CLASSES alone.
+/// Writes a map of the whole frame, of the size that knet_result_info says: a KNET_MAP_* with elements of
+/// `element_bytes` (1, 2 or 4, unsigned). `stride` is what lies between the beginnings of rows, in bytes, 0
+/// where they follow each other; `pixels` and `stride` are multiples of the element. `none` is for
+/// KNET_MAP_CLASSES alone.
 ///
 /// KNET_ERROR_ARGUMENT: a value does not fit the element; nothing is written.
 #[unsafe(no_mangle)]

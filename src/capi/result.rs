@@ -37,7 +37,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// Has `body` fill it. After an error it is empty: what an earlier frame held is not taken for this one's.
+    /// Has `body` fill it. After an error it is empty, lest objects of an earlier frame are taken for its.
     pub fn fill(
         &mut self,
         timestamp_ns: u64,

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 /// Masks and maps have the size of the frame.
 pub const KNET_MASKS_OF_FRAME: u32 = 0;
-/// Masks and maps have the size that the frame has in the network, after the resize: less to write and to read
-/// where frames are larger than what the network sees. knet_result_info says how large that is.
+/// Masks and maps have the size that the frame has in the network, after the resize: less to write and to
+/// read where frames are larger than what the network sees. knet_result_info says how large that is.
 pub const KNET_MASKS_OF_NETWORK: u32 = 1;
 
 /// What a session gives, and with what. Zeros are the defaults.

@@ -11,8 +11,9 @@ use crate::task::DeviceResults;
 impl Session {
     /// Segments an image in device memory: enqueues all work on the caller's stream, waits for nothing, and
     /// gives where the results will lie. They are valid once that work is done and until the session sees
-    /// another image of the same size; they are the raw ones of [`DeviceResults`], at the size of [`SessionOptions::masks`](super::SessionOptions). The
-    /// first image of a size is planned for, which takes time and waits.
+    /// another image of the same size; they are the raw ones of [`DeviceResults`], of the size that
+    /// [`SessionOptions::masks`](super::SessionOptions::masks) says. The first image of a
+    /// size is planned for, which takes time and waits.
     ///
     /// The model's device must be that of the stream's context, which must be its primary one, as the CUDA
     /// runtime uses it. While a session plans, no thread may wait for the whole context

@@ -4,7 +4,6 @@ mod arguments;
 mod progress;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arguments::Arguments;
 use clap::Parser;
 use knet::dist::Ranks;
+use knet::engine::Device;
 use knet::engine::forecast::TrainingDevice;
-use knet::engine::{Device, TrainingPrecision};
 use knet::error::{escaped, say};
 use knet::train::run::forecast::describe;
 use knet::train::run::{Outcome, RunConfig, Trainer, check, kept};
