@@ -22,6 +22,9 @@ _knet() {
             knet,cache)
                 cmd="knet__subcmd__cache"
                 ;;
+            knet,compile)
+                cmd="knet__subcmd__compile"
+                ;;
             knet,convert)
                 cmd="knet__subcmd__convert"
                 ;;
@@ -73,6 +76,9 @@ _knet() {
             knet__subcmd__help,cache)
                 cmd="knet__subcmd__help__subcmd__cache"
                 ;;
+            knet__subcmd__help,compile)
+                cmd="knet__subcmd__help__subcmd__compile"
+                ;;
             knet__subcmd__help,convert)
                 cmd="knet__subcmd__help__subcmd__convert"
                 ;;
@@ -113,7 +119,7 @@ _knet() {
 
     case "${cmd}" in
         knet)
-            opts="-q -v -h -V --quiet --verbose --help --version segment eval inspect models bench tune cache doctor dump convert help"
+            opts="-q -v -h -V --quiet --verbose --help --version segment eval inspect models bench tune cache doctor dump convert compile help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -326,6 +332,44 @@ _knet() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        knet__subcmd__compile)
+            opts="-q -v -h --weights --model --size --target --precision --precise --out --overwrite --quiet --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --weights)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --model)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --target)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --precision)
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    return 0
+                    ;;
+                --out)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         knet__subcmd__convert)
             opts="-q -v -h --out --model --set --classes --ema --bgr --precision --overwrite --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -515,7 +559,7 @@ _knet() {
             return 0
             ;;
         knet__subcmd__help)
-            opts="segment eval inspect models bench tune cache doctor dump convert help"
+            opts="segment eval inspect models bench tune cache doctor dump convert compile help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -573,6 +617,20 @@ _knet() {
         knet__subcmd__help__subcmd__cache__subcmd__fill)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        knet__subcmd__help__subcmd__compile)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

@@ -38,8 +38,9 @@ complete -c knet -n "__fish_knet_needs_command" -f -a "cache" -d 'Show, fill or 
 complete -c knet -n "__fish_knet_needs_command" -f -a "doctor" -d 'Look at all that a run needs, and say what would stop it and what to do'
 complete -c knet -n "__fish_knet_needs_command" -f -a "dump" -d 'Write every intermediate tensor of one image, by PyTorch\'s names and layouts'
 complete -c knet -n "__fish_knet_needs_command" -f -a "convert" -d 'Convert a PyTorch `.pth` checkpoint to a self-describing `.safetensors` file'
+complete -c knet -n "__fish_knet_needs_command" -f -a "compile" -d 'Make one file of a model for these sizes and devices, which opens without packing and without compiling'
 complete -c knet -n "__fish_knet_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c knet -n "__fish_knet_using_subcommand segment" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
+complete -c knet -n "__fish_knet_using_subcommand segment" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), bundle (.knet made by `knet compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
@@ -75,7 +76,7 @@ complete -c knet -n "__fish_knet_using_subcommand segment" -l overwrite -d 'Repl
 complete -c knet -n "__fish_knet_using_subcommand segment" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
 complete -c knet -n "__fish_knet_using_subcommand segment" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
 complete -c knet -n "__fish_knet_using_subcommand segment" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c knet -n "__fish_knet_using_subcommand eval" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
+complete -c knet -n "__fish_knet_using_subcommand eval" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), bundle (.knet made by `knet compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
@@ -127,7 +128,7 @@ complete -c knet -n "__fish_knet_using_subcommand models" -l json -d 'Print JSON
 complete -c knet -n "__fish_knet_using_subcommand models" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
 complete -c knet -n "__fish_knet_using_subcommand models" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
 complete -c knet -n "__fish_knet_using_subcommand models" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c knet -n "__fish_knet_using_subcommand bench" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
+complete -c knet -n "__fish_knet_using_subcommand bench" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), bundle (.knet made by `knet compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
@@ -154,7 +155,7 @@ complete -c knet -n "__fish_knet_using_subcommand bench" -l json -d 'Print JSON'
 complete -c knet -n "__fish_knet_using_subcommand bench" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
 complete -c knet -n "__fish_knet_using_subcommand bench" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
 complete -c knet -n "__fish_knet_using_subcommand bench" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c knet -n "__fish_knet_using_subcommand tune" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
+complete -c knet -n "__fish_knet_using_subcommand tune" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), bundle (.knet made by `knet compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
@@ -177,7 +178,7 @@ complete -c knet -n "__fish_knet_using_subcommand cache; and not __fish_seen_sub
 complete -c knet -n "__fish_knet_using_subcommand cache; and not __fish_seen_subcommand_from fill clear help" -f -a "fill" -d 'Compile all that a model runs on a GPU, which need not be here'
 complete -c knet -n "__fish_knet_using_subcommand cache; and not __fish_seen_subcommand_from fill clear help" -f -a "clear" -d 'Remove all compiled kernels, and nothing else: tables of `knet tune` stay'
 complete -c knet -n "__fish_knet_using_subcommand cache; and not __fish_seen_subcommand_from fill clear help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
+complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), bundle (.knet made by `knet compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
@@ -204,7 +205,7 @@ complete -c knet -n "__fish_knet_using_subcommand doctor" -l json -d 'Print JSON
 complete -c knet -n "__fish_knet_using_subcommand doctor" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
 complete -c knet -n "__fish_knet_using_subcommand doctor" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
 complete -c knet -n "__fish_knet_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c knet -n "__fish_knet_using_subcommand dump" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
+complete -c knet -n "__fish_knet_using_subcommand dump" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), bundle (.knet made by `knet compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
 complete -c knet -n "__fish_knet_using_subcommand dump" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand dump" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand dump" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
@@ -233,16 +234,31 @@ complete -c knet -n "__fish_knet_using_subcommand convert" -l overwrite -d 'Repl
 complete -c knet -n "__fish_knet_using_subcommand convert" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
 complete -c knet -n "__fish_knet_using_subcommand convert" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
 complete -c knet -n "__fish_knet_using_subcommand convert" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "segment" -d 'Find objects (and regions) in photos'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "eval" -d 'Measure how good a model is on annotated photos'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "inspect" -d 'Show what a checkpoint holds and what running it costs'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "models" -d 'List the models by name, with what each costs'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "bench" -d 'Time a model on this machine: percentiles of every part, and a table of steps'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "tune" -d 'Choose a GPU\'s kernels by measuring, and keep the table that later runs follow'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "cache" -d 'Show, fill or clear the cache of compiled CUDA kernels'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "doctor" -d 'Look at all that a run needs, and say what would stop it and what to do'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "dump" -d 'Write every intermediate tensor of one image, by PyTorch\'s names and layouts'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "convert" -d 'Convert a PyTorch `.pth` checkpoint to a self-describing `.safetensors` file'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c knet -n "__fish_knet_using_subcommand compile" -l weights -d 'Checkpoint, or `seeded:N` [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
+complete -c knet -n "__fish_knet_using_subcommand compile" -l model -d 'Model name, for weights that do not say it' -r
+complete -c knet -n "__fish_knet_using_subcommand compile" -l size -d 'Size of the resized photo, which the network sees rounded up to multiples of 32: one or several, `384x512,512x384`, or SHORT,LONG for a lying one. May be given several times [default: the model\'s own, lying and standing]' -r
+complete -c knet -n "__fish_knet_using_subcommand compile" -l target -d 'Devices: cpu (this one\'s instruction set), a compute capability such as sm_87, a GPU (h100, h200, a100, a10, l4, l40s, rtx4090 or orin), or cuda or cuda:N for the one that is here' -r
+complete -c knet -n "__fish_knet_using_subcommand compile" -l precision -d 'How a GPU stores and multiplies feature maps' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
+f16\t'f16 on tensor cores'
+bf16\t'bf16 on tensor cores'"
+complete -c knet -n "__fish_knet_using_subcommand compile" -l out -d 'File to write [default: the weights\' name with the ending .knet, here]' -r -F
+complete -c knet -n "__fish_knet_using_subcommand compile" -l precise -d 'Round as little as PyTorch does, as --precise of other commands: exact kernels on the CPU, f32 on a GPU'
+complete -c knet -n "__fish_knet_using_subcommand compile" -l overwrite -d 'Replace a file that this command did not make (the weights never)'
+complete -c knet -n "__fish_knet_using_subcommand compile" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
+complete -c knet -n "__fish_knet_using_subcommand compile" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
+complete -c knet -n "__fish_knet_using_subcommand compile" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "segment" -d 'Find objects (and regions) in photos'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "eval" -d 'Measure how good a model is on annotated photos'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "inspect" -d 'Show what a checkpoint holds and what running it costs'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "models" -d 'List the models by name, with what each costs'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "bench" -d 'Time a model on this machine: percentiles of every part, and a table of steps'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "tune" -d 'Choose a GPU\'s kernels by measuring, and keep the table that later runs follow'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "cache" -d 'Show, fill or clear the cache of compiled CUDA kernels'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "doctor" -d 'Look at all that a run needs, and say what would stop it and what to do'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "dump" -d 'Write every intermediate tensor of one image, by PyTorch\'s names and layouts'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "convert" -d 'Convert a PyTorch `.pth` checkpoint to a self-describing `.safetensors` file'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "compile" -d 'Make one file of a model for these sizes and devices, which opens without packing and without compiling'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c knet -n "__fish_knet_using_subcommand help; and __fish_seen_subcommand_from cache" -f -a "fill" -d 'Compile all that a model runs on a GPU, which need not be here'
 complete -c knet -n "__fish_knet_using_subcommand help; and __fish_seen_subcommand_from cache" -f -a "clear" -d 'Remove all compiled kernels, and nothing else: tables of `knet tune` stay'
