@@ -17,6 +17,8 @@
 //! `KNET_THREADS` sets the number of threads (2).
 
 mod common;
+#[path = "common/gpu.rs"]
+mod gpu;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use image::{Rgb, RgbImage};
@@ -381,7 +383,7 @@ fn main() {
     post(&mut criterion);
     host(&mut criterion);
     load(&mut criterion);
-    if let Some(ordinal) = common::gpu() {
+    if let Some(ordinal) = gpu::gpu() {
         segment_cuda(&mut criterion, ordinal);
         network_cuda(&mut criterion, ordinal);
     }

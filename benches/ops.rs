@@ -12,6 +12,8 @@
 //! set. For comparison with PyTorch see `tools/peer`.
 
 mod common;
+#[path = "common/gpu.rs"]
+mod gpu;
 
 use criterion::{Criterion, Throughput};
 use knet::cpu::{self, Executor, Pool, Selection};
@@ -73,7 +75,7 @@ fn cuda_case(case: &Case, ordinal: usize) -> Result<cuda::Executor> {
 }
 
 fn cuda_ops(criterion: &mut Criterion) {
-    let Some(ordinal) = common::gpu() else { return };
+    let Some(ordinal) = gpu::gpu() else { return };
     for case in all_cases().into_iter().filter(|case| case.bench) {
         // Operators of training have no kernels there.
         let Ok(mut executor) = cuda_case(&case, ordinal) else { continue };
