@@ -168,8 +168,8 @@
 #define KNET_MASKS_OF_FRAME 0
 
 /**
- * Masks and maps have the size that the frame has in the network, after the resize: less to write and to read
- * where frames are larger than what the network sees. knet_result_info says how large that is.
+ * Masks and maps have the size that the frame has in the network, after the resize: less to write and to
+ * read where frames are larger than what the network sees. knet_result_info says how large that is.
  */
 #define KNET_MASKS_OF_NETWORK 1
 
@@ -803,9 +803,10 @@ enum knet_status knet_segment_on_device(const struct knet_session *session,
                                         struct knet_device_result *result);
 
 /**
- * Writes a map of the whole frame, of the size that knet_result_info says: a KNET_MAP_* with elements of `element_bytes` (1, 2 or 4, unsigned).
- * `stride` is what lies between the beginnings of rows, in bytes, 0 where they follow each other; `pixels` and
- * `stride` are multiples of the element. `none` is for KNET_MAP_CLASSES alone.
+ * Writes a map of the whole frame, of the size that knet_result_info says: a KNET_MAP_* with elements of
+ * `element_bytes` (1, 2 or 4, unsigned). `stride` is what lies between the beginnings of rows, in bytes, 0
+ * where they follow each other; `pixels` and `stride` are multiples of the element. `none` is for
+ * KNET_MAP_CLASSES alone.
  *
  * KNET_ERROR_ARGUMENT: a value does not fit the element; nothing is written.
  */
