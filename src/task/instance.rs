@@ -1,5 +1,5 @@
 //! Instances: the best pairs of an object and a class, and a bit mask for each object among them; or what a
-//! two-stage detector found ([`boxes`](super::boxes)).
+//! two-stage detector found (`boxes.rs`).
 
 #[cfg(feature = "cuda")]
 pub mod gpu;
