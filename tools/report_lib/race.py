@@ -1,0 +1,108 @@
+"""Races: seconds of several programs or models for one photo, measured in turn in one run (the form `knet race 1`)."""
+from html import escape
+
+from .charts import Bar, Bars, Row
+from .figure import Figure, Section
+from .results import BadResult, Found, Results
+from .svg import number, ratio
+
+TOLERANCE = 1e-6
+
+
+def duration(seconds: float) -> str:
+    return f"{number(seconds)} s" if seconds >= 1 else f"{number(1e3 * seconds)} ms"
+
+
+def kind(entry: dict, index: int, entries: list[dict]) -> str:
+    if entry["program"] == "knet":
+        return "knet" if all(e["program"] != "knet" for e in entries[:index]) else "knet-2"
+    return "first" if index == 0 else "peer"
+
+
+def check(found: Found) -> None:
+    """What a race must have: a name, seconds, and an equality where a program is raced against knet."""
+    for race in found.data["races"]:
+        for entry in race["entries"]:
+            for key in ("program", "model", "label", "precision", "seconds"):
+                if key not in entry:
+                    raise BadResult(f"{found.path}: an entry of {race['title']!r} has no {key!r}")
+            rounds = entry.get("rounds")
+            if rounds and not min(rounds) - TOLERANCE <= entry["seconds"] <= max(rounds) + TOLERANCE:
+                raise BadResult(f"{found.path}: {entry['label']}: {entry['seconds']} s is not among its rounds {rounds}")
+
+
+def row(race: dict, index: int) -> Row:
+    entries, entry = race["entries"], race["entries"][index]
+    times = duration(entry["seconds"])
+    if index:
+        times += f", {ratio(entry['seconds'] / entries[0]['seconds'])}"
+    mark = next((mark for mark in race.get("marks", []) if mark["of"] == entry["model"] and index), None)
+    band = None
+    if mark:
+        low, high = (value * entries[0]["seconds"] for value in mark["ratio"])
+        band = (low, high, mark["words"])
+    mixed = len({e["precision"] for e in entries}) > 1
+    note = ", ".join(filter(None, [entry.get("note"), entry["precision"] if mixed else ""]))
+    return Row(entry["label"], [Bar(entry["seconds"], kind(entry, index, entries), times)], note, band)
+
+
+def chart(race: dict) -> Bars:
+    rows = [row(race, index) for index in range(len(race["entries"]))]
+    first = race["entries"][0]["label"]
+    words = "; ".join(f"{r.label}{', ' + r.note if r.note else ''}: {r.bars[0].text}" for r in rows)
+    return Bars(scaled(rows), f"{unit(rows)} a photo; \u00d7: times of {first}", f"{race['title']}: {words}.")
+
+
+def unit(rows: list[Row]) -> str:
+    return "seconds" if max(r.bars[0].value for r in rows) >= 1 else "milliseconds"
+
+
+def scaled(rows: list[Row]) -> list[Row]:
+    """The axis in milliseconds where no bar reaches a second."""
+    if unit(rows) == "seconds":
+        return rows
+    for r in rows:
+        r.bars[0].value *= 1e3
+        r.band = r.band and (1e3 * r.band[0], 1e3 * r.band[1], r.band[2])
+    return rows
+
+
+def table(data: dict) -> tuple[list[str], list[list[str]]]:
+    head = ["race", "program", "model", "precision", "median", "of the first", "equal"]
+    rows = []
+    for race in data["races"]:
+        first = race["entries"][0]["seconds"]
+        for entry in race["entries"]:
+            label = entry["label"] + (f" ({entry['note']})" if "note" in entry else "")
+            rows.append([race["title"], label, entry["model"], entry["precision"], duration(entry["seconds"]), ratio(entry["seconds"] / first), entry.get("equal", "")])
+    if not any(r[-1] for r in rows):
+        head, rows = head[:-1], [r[:-1] for r in rows]
+    return head, rows
+
+
+def figure(found: Found) -> Figure:
+    check(found)
+    data = found.data
+    head, rows = table(data)
+    marks = [mark for race in data["races"] for mark in race.get("marks", [])]
+    quotes = dict.fromkeys(f"The shaded mark: {escape(mark['source'], quote=False)}." for mark in marks)
+    note = " ".join([escape(data.get("note", ""), quote=False), *quotes])
+    if "source" in data:
+        note += f" Numbers from {escape(data['source'], quote=False)}."
+    parts = dict.fromkeys(f"{race['title']} ({race['part']})" for race in data["races"])
+    text = "Median time for one photo: " + escape("; ".join(parts)) + "."
+    name = found.path.removeprefix("benches/results/").removesuffix(".json").replace("/", "-")
+    return Figure(f"race-{name}", data["title"], text, [(race["title"], chart(race)) for race in data["races"]], found.source, head, rows, note)
+
+
+def figures(results: Results, *subjects: str) -> list[Figure]:
+    """Races of `subjects` in that order; those that knet itself runs come first."""
+    races = [found for found in results.of("race") if found.data.get("subject") in subjects]
+    runs = lambda found: any(entry["program"] == "knet" for race in found.data["races"] for entry in race["entries"])
+    return [figure(found) for found in sorted(races, key=lambda f: (not runs(f), subjects.index(f.data["subject"])))]
+
+
+def section(results: Results) -> Section:
+    text = ("K-Net's promise was masks without boxes at 60 to 90 % more photos a second than Cascade Mask R-CNN, at the same quality. "
+            "Bars are medians; each race is of one session, and only ratios within a race mean anything.")
+    return Section("race", "The race", text, figures(results, "detectors", "rivals"))
