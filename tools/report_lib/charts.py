@@ -1,7 +1,7 @@
 """The three kinds of charts: bars from zero, lines, and dots. Each takes a width and is drawn for it, so that text keeps its size on a phone."""
 from dataclasses import dataclass, field
 
-from .svg import FONT, Canvas, Scale, decades, number, text_width, ticks, wrap
+from .svg import Canvas, Scale, decades, number, text_width, tick, ticks, wrap
 
 #: Narrower than this, labels stand above what they name.
 NARROW = 500
@@ -38,14 +38,14 @@ class Bars:
 
     def draw(self, width: int, style: str = "") -> str:
         canvas, narrow = Canvas(width), width < NARROW
-        left = 1 if narrow else min(230, max(text_width(row.label) for row in self.rows) + 20)
+        left = 1 if narrow else label_column((row.label, row.note) for row in self.rows)
         y = draw_key(canvas, self.key, 14)
         top = max(max(bar.value for bar in row.bars) for row in self.rows)
         top = max([top] + [row.band[1] for row in self.rows if row.band] + ([self.line[0]] if self.line else []))
-        # Room for the longest text behind a bar, up to half of the width: longer ones go inside their bar.
-        plot = width - left - 4
-        room = max(text_width(bar.text) + 12 - plot * (1 - bar.value / top) for row in self.rows for bar in row.bars)
-        plot -= min(max(room, 0), plot * 0.5)
+        # Bars leave room for the text behind them, up to half of the width: a longer text goes inside its bar.
+        most = width - left - 4
+        plot = min([most] + [(most - 6 - text_width(bar.text)) * top / bar.value for row in self.rows for bar in row.bars])
+        plot = max(plot, most * 0.5)
         marks = ticks(top, 4 if narrow else 7)
         if self.line:
             y += 16
@@ -56,8 +56,9 @@ class Bars:
             y = self.draw_row(canvas, row, y, left, scale, narrow)
         lines = Canvas(width)
         for mark in marks:
-            lines.line(scale(mark), start, scale(mark), y, "axis" if mark == 0 else "grid")
-            lines.text(scale(mark), y + 16, number(mark, 2) if mark else "0", "s", "start" if narrow and mark == 0 else "middle")
+            if mark or not narrow:
+                lines.line(scale(mark), start, scale(mark), y, "grid" if mark else "axis")
+            lines.text(scale(mark), y + 16, tick(mark, marks), "s", "start" if narrow and mark == 0 else "middle")
         canvas.parts[grid:grid] = lines.parts
         if self.line:
             value, words = self.line
@@ -72,7 +73,7 @@ class Bars:
         if narrow:
             canvas.text(left, y + 11, row.label, "b")
             if row.note:
-                canvas.text(left + text_width(row.label) + 10, y + 11, row.note, "s")
+                canvas.text(left + text_width(row.label, bold=True) + 8, y + 11, row.note, "s")
             y += 18
             first = y
         else:
@@ -98,6 +99,11 @@ class Bars:
         if not narrow:
             y = max(y, first + (36 if row.note else 20))
         return y + 6
+
+
+def label_column(labels) -> float:
+    """Width of the column of labels and the notes below them."""
+    return max(max(text_width(label, bold=True), text_width(note, 12)) for label, note in labels) + 14
 
 
 def draw_key(canvas: Canvas, key, y: float) -> float:
@@ -136,8 +142,8 @@ class Lines:
 
     def draw(self, width: int, style: str = "") -> str:
         canvas = Canvas(width)
-        names = [wrap(line.name, 110 if width < NARROW else 170) for line in self.lines]
-        right = width - 14 - max(text_width(word) for name in names for word in name)
+        names = [wrap(line.name, 110 if width < NARROW else 170, bold=True) for line in self.lines]
+        right = width - 14 - max(text_width(word, bold=True) for name in names for word in name)
         x_top = max(x for line in self.lines for x, _ in line.points)
         values = [y for line in self.lines for _, y in line.points]
         left, above, below = 46, 26, 26 + self.height
@@ -151,10 +157,10 @@ class Lines:
         x_scale = Scale(0, x_top, left, right)
         for mark in y_marks:
             canvas.line(left, y_scale(mark), right, y_scale(mark), "axis" if mark == y_marks[0] else "grid")
-            canvas.text(left - 6, y_scale(mark) + 4, number(mark, 2), "s", "end")
+            canvas.text(left - 6, y_scale(mark) + 4, number(mark, 1) if self.log else tick(mark, y_marks), "s", "end")
         for mark in x_marks:
             if mark <= x_top:
-                canvas.text(x_scale(mark), below + 18, number(mark, 2), "s", "middle")
+                canvas.text(x_scale(mark), below + 18, tick(mark, x_marks), "s", "middle")
         canvas.text(0, 12, self.y, "s")
         canvas.text(left, below + 36, self.x, "s")
         for line in self.lines:
@@ -190,7 +196,7 @@ class Dots:
 
     def draw(self, width: int, style: str = "") -> str:
         canvas, narrow = Canvas(width), width < NARROW
-        left = 8 if narrow else max(text_width(label) for label, *_ in self.rows) + 24
+        left = 8 if narrow else label_column((label, note) for label, note, *_ in self.rows)
         values = [value for _, _, row, _ in self.rows for value in row] + ([self.limit[0]] if self.limit else [])
         marks = decades(min(values), max(values) * 1.01)
         scale = Scale(marks[0], marks[-1], left + 8, width - 24, log=True)
@@ -199,7 +205,7 @@ class Dots:
         for label, note, row, kind in self.rows:
             if narrow:
                 canvas.text(0, y + 14, label, "b")
-                canvas.text(text_width(label) + 8, y + 14, note, "s")
+                canvas.text(text_width(label, bold=True) + 8, y + 14, note, "s")
                 y += 32
             else:
                 canvas.text(0, y + 15, label, "b")

@@ -3,6 +3,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from . import goldens
 from .page import page
 from .pictures import PICTURES
 from .results import REPO, BadResult, load
@@ -29,8 +30,12 @@ def stale(root: Path, made: dict[str, str]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/report", description="Makes docs/report.html and the README's charts from committed results (benches/results/README.md has their forms).")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not what the results make")
+    parser.add_argument("--goldens", type=Path, metavar="LOG", help="print the result that LOG, the output of the tests of goldens, is, and do nothing else")
     arguments = parser.parse_args()
     try:
+        if arguments.goldens:
+            sys.stdout.write(goldens.result(arguments.goldens))
+            return 0
         made = outputs(REPO)
     except BadResult as error:
         print(f"error: {error}", file=sys.stderr)

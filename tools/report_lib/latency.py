@@ -42,8 +42,8 @@ class Histogram:
                 canvas.rect(x(at), y(count), max(x(at + self.width) - x(at) - 0.5, 0.7), below - y(count), "knet")
         canvas.line(left, below, width - 12, below, "axis")
         span = end - low
-        for tick in [t for t in ticks(end, 40 if span < end / 4 else 12) if low <= t <= end][:: 2 if width < NARROW else 1]:
-            canvas.text(x(tick), below + 18, number(tick, 3), "s", "middle")
+        for mark in [t for t in ticks(end, 40 if span < end / 4 else 12) if low <= t <= end][:: 2 if width < NARROW else 1]:
+            canvas.text(x(mark), below + 18, number(mark, 3), "s", "middle")
         shown = {name: at for name, at in self.marks.items() if name in ("p50", "p99", "p99.9")}
         if self.deadline:
             shown["deadline"] = self.deadline

@@ -27,10 +27,27 @@ def words(text: str) -> str:
     return escape(text, quote=False)
 
 
+def lines(text: str) -> str:
+    return words(text).replace("\n", "<br>")
+
+
+def data(files: tuple[str, ...]) -> str:
+    """The files, those of a folder together."""
+    folders: dict[str, list[str]] = {}
+    for name in files:
+        folder, _, last = name.rpartition("/")
+        folders.setdefault(folder, []).append(last)
+    return "<br>".join(f"<code>{words(folder)}/</code>: " + ", ".join(f"<code>{words(name)}</code>" for name in names) for folder, names in folders.items())
+
+
 def caption(figure: Figure) -> str:
     source = figure.source
-    files = ", ".join(f"<code>{words(name)}</code>" for name in source.files)
-    rows = [("Machine", words(source.machine)), ("Command", f"<code>{words(source.command)}</code>"), ("Commit", words(source.commit)), ("Date", words(source.date)), ("Data", files)]
+    machine = lines(source.machine)
+    if source.loads:
+        low, high = f"{min(source.loads):.1f}", f"{max(source.loads):.1f}"
+        machine += f"; load {low}" + (f" to {high}" if high != low else "")
+    command = "<br>".join(f"<code>{words(line)}</code>" for line in source.command.split("\n"))
+    rows = [("Machine", machine), ("Command", command), ("Commit", lines(source.commit)), ("Date", lines(source.date)), ("Data", data(source.files))]
     note = f"<p>{figure.note}</p>" if figure.note else ""
     return f"<figcaption>{note}<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows) + "</dl></figcaption>"
 

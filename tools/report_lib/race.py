@@ -1,4 +1,5 @@
 """Races: seconds of several programs or models for one photo, measured in turn in one run (the form `knet race 1`)."""
+import re
 from html import escape
 
 from .charts import Bar, Bars, Row
@@ -9,8 +10,17 @@ from .svg import number, ratio
 TOLERANCE = 1e-6
 
 
-def duration(seconds: float) -> str:
-    return f"{number(seconds)} s" if seconds >= 1 else f"{number(1e3 * seconds)} ms"
+def duration(seconds: float, unit: str) -> str:
+    return f"{number(seconds)} s" if unit == "seconds" else f"{number(1e3 * seconds)} ms"
+
+
+def unit(race: dict) -> str:
+    """Seconds where an entry takes one, else milliseconds."""
+    return "seconds" if max(entry["seconds"] for entry in race["entries"]) >= 1 else "milliseconds"
+
+
+def sizes(text: str) -> str:
+    return re.sub(r"(?<=\d)x(?=\d)", "\u00d7", text)
 
 
 def kind(entry: dict, index: int, entries: list[dict]) -> str:
@@ -33,38 +43,25 @@ def check(found: Found) -> None:
 
 def row(race: dict, index: int) -> Row:
     entries, entry = race["entries"], race["entries"][index]
-    times = duration(entry["seconds"])
+    scale = 1 if unit(race) == "seconds" else 1e3
+    times = duration(entry["seconds"], unit(race))
     if index:
         times += f", {ratio(entry['seconds'] / entries[0]['seconds'])}"
     mark = next((mark for mark in race.get("marks", []) if mark["of"] == entry["model"] and index), None)
     band = None
     if mark:
-        low, high = (value * entries[0]["seconds"] for value in mark["ratio"])
+        low, high = (value * scale * entries[0]["seconds"] for value in mark["ratio"])
         band = (low, high, mark["words"])
     mixed = len({e["precision"] for e in entries}) > 1
     note = ", ".join(filter(None, [entry.get("note"), entry["precision"] if mixed else ""]))
-    return Row(entry["label"], [Bar(entry["seconds"], kind(entry, index, entries), times)], note, band)
+    return Row(entry["label"], [Bar(scale * entry["seconds"], kind(entry, index, entries), times)], note, band)
 
 
 def chart(race: dict) -> Bars:
     rows = [row(race, index) for index in range(len(race["entries"]))]
     first = race["entries"][0]["label"]
     words = "; ".join(f"{r.label}{', ' + r.note if r.note else ''}: {r.bars[0].text}" for r in rows)
-    return Bars(scaled(rows), f"{unit(rows)} a photo; \u00d7: times of {first}", f"{race['title']}: {words}.")
-
-
-def unit(rows: list[Row]) -> str:
-    return "seconds" if max(r.bars[0].value for r in rows) >= 1 else "milliseconds"
-
-
-def scaled(rows: list[Row]) -> list[Row]:
-    """The axis in milliseconds where no bar reaches a second."""
-    if unit(rows) == "seconds":
-        return rows
-    for r in rows:
-        r.bars[0].value *= 1e3
-        r.band = r.band and (1e3 * r.band[0], 1e3 * r.band[1], r.band[2])
-    return rows
+    return Bars(rows, f"{unit(race)} a photo; \u00d7: times of {first}", f"{sizes(race['title'])}: {words}.")
 
 
 def table(data: dict) -> tuple[list[str], list[list[str]]]:
@@ -74,7 +71,7 @@ def table(data: dict) -> tuple[list[str], list[list[str]]]:
         first = race["entries"][0]["seconds"]
         for entry in race["entries"]:
             label = entry["label"] + (f" ({entry['note']})" if "note" in entry else "")
-            rows.append([race["title"], label, entry["model"], entry["precision"], duration(entry["seconds"]), ratio(entry["seconds"] / first), entry.get("equal", "")])
+            rows.append([race["title"], label, entry["model"], entry["precision"], duration(entry["seconds"], unit(race)), ratio(entry["seconds"] / first), entry.get("equal", "")])
     if not any(r[-1] for r in rows):
         head, rows = head[:-1], [r[:-1] for r in rows]
     return head, rows
@@ -89,10 +86,10 @@ def figure(found: Found) -> Figure:
     note = " ".join([escape(data.get("note", ""), quote=False), *quotes])
     if "source" in data:
         note += f" Numbers from {escape(data['source'], quote=False)}."
-    parts = dict.fromkeys(f"{race['title']} ({race['part']})" for race in data["races"])
-    text = "Median time for one photo: " + escape("; ".join(parts)) + "."
+    parts = " and ".join(dict.fromkeys(race["part"] for race in data["races"]))
+    text = f"Median time for one photo, {escape(parts)}."
     name = found.path.removeprefix("benches/results/").removesuffix(".json").replace("/", "-")
-    return Figure(f"race-{name}", data["title"], text, [(race["title"], chart(race)) for race in data["races"]], found.source, head, rows, note)
+    return Figure(f"race-{name}", data["title"], text, [(sizes(race["title"]), chart(race)) for race in data["races"]], found.source, head, rows, note)
 
 
 def figures(results: Results, *subjects: str) -> list[Figure]:

@@ -1,7 +1,7 @@
 """Finds the committed results and says where each comes from. Nothing here computes a number."""
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -21,6 +21,8 @@ class Source:
     commit: str
     date: str
     files: tuple[str, ...]
+    #: The machine's load averages, where a program noted them.
+    loads: tuple[float, ...] = ()
 
 
 @dataclass
@@ -107,8 +109,8 @@ def source_of(results: Results, form: str, name: str, data: dict) -> Source:
     elif name not in results.sources:
         known["command"] = "tools/peer/bench.py"
     source = results.source(name, **known)
-    extra = f"PyTorch {machine['torch'].split('+')[0]}, {threads(data)} threads, load {machine['load_average']:.1f}"
-    return Source(f"{source.machine}; {extra}", source.command, source.commit, source.date, source.files)
+    extra = f"PyTorch {machine['torch'].split('+')[0]}, {threads(data)} threads"
+    return replace(source, machine=f"{source.machine}; {extra}", loads=(machine["load_average"],))
 
 
 def threads(data: dict) -> int:
@@ -116,11 +118,12 @@ def threads(data: dict) -> int:
 
 
 def join(sources: list[Source]) -> Source:
-    """One source for a figure of several files: what differs is listed."""
+    """One source for a figure of several files: what differs is listed, a line each."""
     def all_of(key):
-        return "; ".join(dict.fromkeys(getattr(source, key) for source in sources))
+        return "\n".join(dict.fromkeys(getattr(source, key) for source in sources))
     files = tuple(dict.fromkeys(name for source in sources for name in source.files))
-    return Source(all_of("machine"), all_of("command"), all_of("commit"), all_of("date"), files)
+    loads = tuple(load for source in sources for load in source.loads)
+    return Source(all_of("machine"), all_of("command"), all_of("commit"), all_of("date"), files, loads)
 
 
 def table(text: str, after: str) -> list[list[str]]:

@@ -3,8 +3,8 @@ import math
 from html import escape
 
 FONT = 13
-#: Mean width of a character of the sans-serif fonts a browser may choose, as a share of the font size; a little generous.
-CHARACTER = 0.57
+#: Mean width of a character of the widest sans-serif font a browser may choose (DejaVu), as a share of the font size.
+CHARACTER, BOLD = 0.6, 0.68
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -14,6 +14,14 @@ def number(value: float, digits: int = 3) -> str:
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{decimals}f}"
     return text.replace(",", "\u2009")
+
+
+def tick(value: float, marks: list[float]) -> str:
+    """A mark of an axis, with no more digits than the marks need."""
+    for decimals in range(6):
+        if all(abs(mark - round(mark, decimals)) < 1e-9 * max(1, abs(mark)) for mark in marks):
+            return f"{value:,.{decimals}f}".replace(",", "\u2009") if value else "0"
+    return number(value, 2)
 
 
 def ratio(value: float) -> str:
@@ -26,15 +34,15 @@ def power(value: float) -> str:
     return f"{value / 10**exponent:.1f}\u00b710" + str(exponent).translate(str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"))
 
 
-def text_width(text: str, size: float = FONT) -> float:
-    return len(text) * CHARACTER * size
+def text_width(text: str, size: float = FONT, bold: bool = False) -> float:
+    return len(text) * (BOLD if bold else CHARACTER) * size
 
 
-def wrap(text: str, width: float, size: float = FONT) -> list[str]:
+def wrap(text: str, width: float, size: float = FONT, bold: bool = False) -> list[str]:
     """`text` in lines that fit `width`, broken at spaces."""
     lines: list[str] = []
     for word in text.split():
-        if lines and text_width(f"{lines[-1]} {word}", size) <= width:
+        if lines and text_width(f"{lines[-1]} {word}", size, bold) <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
