@@ -48,7 +48,7 @@ def goldens(results: Results) -> list[Figure]:
         every = [r for run in found.data["runs"] for r in run.get("results", [])]
         counts = {what: sum(r["differ"] for r in every if what in r["what"]) for what in ("mask bits", "map pixels", "class pixels")}
         note = "Tensors that are equal to the bit have no dot. "
-        note += "In all results together differ: " + ", ".join(f"{n} {what}" for what, n in counts.items()) + "; each was found to be a near-tie. " if every else ""
+        note += "In all results together differ: " + ", ".join(f"{n} {what}" for what, n in counts.items()) + ". " if every else ""
         note += "The tests allow 1\u00b710\u207b\u2075, and 5\u00b710\u207b\u2075 behind a Winograd F(4\u00d74) convolution (docs/checkpoints.md)."
         name = found.path.split("/")[-2]
         out.append(Figure(

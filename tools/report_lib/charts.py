@@ -50,7 +50,7 @@ class Bars:
         if self.line:
             y += 16
         scale, start = Scale(0, top, left, left + plot), y
-        marks = [mark for mark in marks if scale(mark) <= width - 4]
+        marks = [mark for mark in marks if scale(mark) + text_width(tick(mark, marks), 12) / 2 <= width]
         grid = len(canvas.parts)
         for row in self.rows:
             y = self.draw_row(canvas, row, y, left, scale, narrow)
@@ -83,10 +83,15 @@ class Bars:
                 canvas.text(0, y + 30, row.note, "s")
         for bar in row.bars:
             end = scale(bar.value)
+            behind = end + 6 + text_width(bar.text) <= canvas.width
+            inside = end - left >= 12 + text_width(bar.text, bold=True)
+            if not behind and not inside:
+                canvas.text(left, y + 11, bar.text, "t")
+                y += 15
             canvas.rect(left, y, end - left, BAR - 3, bar.kind)
-            if end + 6 + text_width(bar.text) <= canvas.width:
+            if behind:
                 canvas.text(end + 6, y + 12, bar.text, "t")
-            else:
+            elif inside:
                 canvas.text(end - 6, y + 12, bar.text, "on", "end")
             y += BAR
         if row.band:
