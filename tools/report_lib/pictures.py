@@ -1,4 +1,6 @@
 """The README's charts, as SVG files that follow the reader's light or dark mode by themselves."""
+import re
+
 from . import latency, speed
 from .charts import Bar, Bars, Row
 from .figure import FORMS, model_name, size_name
@@ -8,20 +10,24 @@ from .speed import KEY, fastest, newest
 from .svg import ratio
 
 #: A README's column is this wide on a desk; on a phone the picture is shrunk.
-WIDTH = 760
+WIDTH, MARGIN = 760, 12
 #: What the first picture shows of knet beside PyTorch: model, size.
 SHOWN = (
     ("knet_s3_r50_fpn", (800, 1333)),
     ("knet_s3_r50_fpn_panoptic", (800, 1333)),
     ("knet_s3_upernet_swin-t", (512, 512)),
+    ("knet_s3_deeplabv3_r50-d8", (512, 512)),
     ("knet_s3_swin_l_panoptic", (800, 1333)),
 )
 
 
-def with_ground(svg: str) -> str:
-    """A ground of the page's colour: a README may be read on another one."""
+def framed(svg: str) -> str:
+    """A margin, and a ground of the page's colour: a README may be read on another one."""
+    width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())
+    box = (-MARGIN, -MARGIN, width + 2 * MARGIN, height + 2 * MARGIN)
+    svg = svg.replace(f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"', f'viewBox="{" ".join(map(str, box))}" width="{box[2]}" height="{box[3]}"')
     end = svg.index("</style>") + len("</style>")
-    return svg[:end] + '<rect width="100%" height="100%" fill="var(--paper)"/>' + svg[end:] + "\n"
+    return f'{svg[:end]}<rect x="{box[0]}" y="{box[1]}" width="{box[2]}" height="{box[3]}" fill="var(--paper)"/>{svg[end:]}\n'
 
 
 def summary(results: Results) -> str | None:
@@ -43,8 +49,8 @@ def summary(results: Results) -> str | None:
     if not rows:
         return None
     alt = "How many times as long PyTorch takes as knet: " + "; ".join(f"{r.label}, {r.note}: " + ", ".join(b.text for b in r.bars) for r in rows) + "."
-    chart = Bars(rows, "PyTorch's time / knet's time, in turn in one run; networks without pre- and post-processing, whole training steps", alt, (1.0, "knet = 1"), KEY)
-    return with_ground(chart.draw(WIDTH, css("page.css")))
+    chart = Bars(rows, "PyTorch's time / knet's time: the network alone, or a whole training step", alt, (1.0, "knet = 1"), KEY)
+    return framed(chart.draw(WIDTH, css("page.css")))
 
 
 def races(results: Results) -> list[Row]:
@@ -70,7 +76,7 @@ def stages(results: Results) -> str | None:
     for found in results.of("quality by stages"):
         for figure in latency.quality(results, found):
             if figure.id == "latency-quality":
-                return with_ground(figure.charts[0][1].draw(WIDTH, css("page.css")))
+                return framed(figure.charts[0][1].draw(WIDTH, css("page.css")))
     return None
 
 

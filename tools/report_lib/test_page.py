@@ -13,14 +13,14 @@ CUT = """[...document.querySelectorAll('svg')].filter(svg => svg.getClientRects(
     const box = svg.viewBox.baseVal;
     return [...svg.querySelectorAll('text')].filter(text => {
         const b = text.getBBox();
-        return b.x < -1 || b.y < -1 || b.x + b.width > box.width + 1 || b.y + b.height > box.height + 1;
-    }).map(text => svg.closest('figure').id + ': ' + text.textContent);
+        return b.x < box.x - 1 || b.y < box.y - 1 || b.x + b.width > box.x + box.width + 1 || b.y + b.height > box.y + box.height + 1;
+    }).map(text => svg.closest('figure')?.id + ': ' + text.textContent);
 })"""
 OVER = """[...document.querySelectorAll('svg')].filter(svg => svg.getClientRects().length).flatMap(svg => {
     const texts = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBBox()]);
     return texts.flatMap(([a, p], i) => texts.slice(i + 1).filter(([b, q]) =>
         p.x + p.width > q.x + 1 && q.x + q.width > p.x + 1 && p.y + p.height > q.y + 4 && q.y + q.height > p.y + 4)
-        .map(([b]) => svg.closest('figure').id + ': ' + a + ' | ' + b));
+        .map(([b]) => svg.closest('figure')?.id + ': ' + a + ' | ' + b));
 })"""
 BROKEN = "[...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"
 #: Drawings that take no room, or have no description.
@@ -69,3 +69,4 @@ class PageTest(unittest.TestCase):
                     tab.open(REPO / Path(path), 800)
                     self.assertEqual(tab.complaints(), [])
                     self.assertEqual(tab.value("document.documentElement.tagName"), "svg")
+                    self.assertEqual((tab.value(CUT), tab.value(OVER)), ([], []))
