@@ -1,4 +1,5 @@
 """A headless Chromium, spoken to over its DevTools pipe: no driver and no packages."""
+
 import base64
 import json
 import os
@@ -35,9 +36,21 @@ class Browser:
             os.dup2(write, 4)
 
         # Containers of CI run as root, without what its sandbox needs; the page is our own.
-        command = [self.command, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
-                   "--remote-debugging-pipe", f"--user-data-dir={self.profile.name}", "about:blank"]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=pipes, close_fds=False)
+        command = [
+            self.command,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+            "--no-first-run",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={self.profile.name}",
+            "about:blank",
+        ]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=pipes, close_fds=False
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         self.session = None

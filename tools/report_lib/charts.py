@@ -1,4 +1,5 @@
 """The three kinds of charts: bars from zero, lines, and dots. Each takes a width and is drawn for it, so that text keeps its size on a phone."""
+
 from dataclasses import dataclass, field
 
 from .svg import Canvas, Scale, decades, number, text_width, tick, ticks, wrap
@@ -194,6 +195,7 @@ def spread(ends, heights, *more):
 @dataclass
 class Dots:
     """Rows of dots on a logarithmic scale, with the limit that a test sets."""
+
     rows: list[tuple[str, str, list[float], str]]
     axis: str
     alt: str
@@ -235,5 +237,6 @@ class Dots:
 
 def superscript(mark: float) -> str:
     import math
+
     exponent = str(round(math.log10(mark)))
     return exponent.translate(str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"))

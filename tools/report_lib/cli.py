@@ -1,4 +1,5 @@
 """`tools/report`: writes docs/report.html and the README's charts, or says what is out of date."""
+
 import argparse
 import sys
 from pathlib import Path
@@ -28,9 +29,14 @@ def stale(root: Path, made: dict[str, str]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="tools/report", description="Makes docs/report.html and the README's charts from committed results (benches/results/README.md has their forms).")
+    parser = argparse.ArgumentParser(
+        prog="tools/report",
+        description="Makes docs/report.html and the README's charts from committed results (benches/results/README.md has their forms).",
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not what the results make")
-    parser.add_argument("--goldens", type=Path, metavar="LOG", help="print the result that LOG, the output of the tests of goldens, is, and do nothing else")
+    parser.add_argument(
+        "--goldens", type=Path, metavar="LOG", help="print the result that LOG, the output of the tests of goldens, is, and do nothing else"
+    )
     arguments = parser.parse_args()
     try:
         if arguments.goldens:

@@ -1,4 +1,5 @@
 """A figure of the page: charts, words, numbers and where they come from."""
+
 from dataclasses import dataclass, field
 from typing import Protocol
 

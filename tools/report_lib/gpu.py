@@ -1,4 +1,5 @@
 """A GPU: where the time of a network goes, each step against the device's ceilings, and how steady a frame's latency is."""
+
 from dataclasses import dataclass
 
 from .charts import NARROW, Bar, Bars, Row, draw_key, superscript
@@ -28,6 +29,7 @@ def head(results: Results, path: str) -> dict:
 @dataclass
 class Roofline:
     """FLOP a byte against FLOP/s of every step, below what the device was measured to do."""
+
     steps: list[dict]
     copy_gb_s: float
     product_tflop_s: float
@@ -71,7 +73,11 @@ def groups(steps: list[dict]) -> list[tuple[str, float, float]]:
         name = step["name"].split(".")
         words = {"backbone": f"backbone, {name[1]}" if name[1].startswith("layer") else "backbone, stem", "neck": "FPN"}.get(name[0])
         if words is None:
-            words = f"kernel update {int(name[2]) + 1}" if name[0] == "roi_head" else "semantic FPN" if name[1] == "localization_fpn" else "first kernels, masks"
+            words = (
+                f"kernel update {int(name[2]) + 1}"
+                if name[0] == "roi_head"
+                else "semantic FPN" if name[1] == "localization_fpn" else "first kernels, masks"
+            )
         total = out.setdefault(words, [0.0, 0.0])
         total[0] += step["ms"]
         total[1] += step["roofline_ms"]
@@ -90,25 +96,42 @@ def roofline(results: Results) -> list[Figure]:
     first = head(results, CEILINGS)
     both = join([source, results.source(CEILINGS, commit=first["commit"], date=first["date"])])
     fast = sorted(steps, key=lambda s: -s["ms"])
-    alt = (f"Roofline of {len(steps)} steps. The slowest, {fast[0]['name']}, runs at {number(fast[0]['gflops'] / 1e3)} TFLOP/s of {number(top['f16_product_tflop_s'])}; "
-           "normalisations, resizes and small linear layers lie far to the lower left.")
+    alt = (
+        f"Roofline of {len(steps)} steps. The slowest, {fast[0]['name']}, runs at {number(fast[0]['gflops'] / 1e3)} TFLOP/s of "
+        f"{number(top['f16_product_tflop_s'])}; "
+        "normalisations, resizes and small linear layers lie far to the lower left."
+    )
     dots = Figure(
-        "roofline", "Every step of the network against what the GPU can do",
+        "roofline",
+        "Every step of the network against what the GPU can do",
         f"{where}. Each dot is a launch; the lines are what PyTorch reached on the same card: a copy, and an 8192-cube product in f16.",
-        [("", Roofline(steps, top["copy_gb_s"], top["f16_product_tflop_s"], alt))], both,
+        [("", Roofline(steps, top["copy_gb_s"], top["f16_product_tflop_s"], alt))],
+        both,
         ["step", "kernel", "\u00b5s", "TFLOP/s", "MB", "least, \u00b5s"],
-        [[s["name"], s["kernel"], number(1e3 * s["ms"]), number(s["gflops"] / 1e3), number(s["bytes"] / 1e6), number(1e3 * s["roofline_ms"], 2)] for s in fast[:40]],
-        "FLOP and bytes are those of each step's operands, read and written once; a step whose inputs lie in the L2 cache may exceed the copy. The table has the 40 slowest.")
+        [
+            [s["name"], s["kernel"], number(1e3 * s["ms"]), number(s["gflops"] / 1e3), number(s["bytes"] / 1e6), number(1e3 * s["roofline_ms"], 2)]
+            for s in fast[:40]
+        ],
+        "FLOP and bytes are those of each step's operands, read and written once; a step whose inputs lie in the L2 cache may "
+        "exceed the copy. The table has the 40 slowest.",
+    )
     stretches = groups(steps)
-    rows = [Row(words, [Bar(1e3 * ms, "knet", f"{number(1e3 * ms)} \u00b5s"), Bar(1e3 * low, "peer", f"{number(1e3 * low)} least")]) for words, ms, low in stretches]
+    rows = [
+        Row(words, [Bar(1e3 * ms, "knet", f"{number(1e3 * ms)} \u00b5s"), Bar(1e3 * low, "peer", f"{number(1e3 * low)} least")])
+        for words, ms, low in stretches
+    ]
     key = [("knet", "measured"), ("peer", "least time by the roofline")]
     alt = "Time by part, measured and least. " + "; ".join(f"{r.label}: {r.bars[0].text}, {r.bars[1].text}" for r in rows) + "."
     time = Figure(
-        "roofline-parts", "Where a network's time goes on the GPU",
+        "roofline-parts",
+        "Where a network's time goes on the GPU",
         f"{where}. The whole takes {number(total)} ms as one graph; step by step the data sheet's rates would allow {number(least, 2)} ms.",
-        [("", Bars(rows, "microseconds", alt, key=key))], source, ["part", "\u00b5s", "least, \u00b5s", "of the least"],
+        [("", Bars(rows, "microseconds", alt, key=key))],
+        source,
+        ["part", "\u00b5s", "least, \u00b5s", "of the least"],
         [[words, number(1e3 * ms), number(1e3 * low), number(ms / low, 2)] for words, ms, low in stretches],
-        f"Steps are timed one by one; they add up to {number(sum(s['ms'] for s in steps))} ms.")
+        f"Steps are timed one by one; they add up to {number(sum(s['ms'] for s in steps))} ms.",
+    )
     return [time, dots]
 
 
@@ -123,9 +146,17 @@ def percentiles(results: Results) -> list[Figure]:
         bars = [Row({"p50": "median", "max": "slowest"}.get(m, m), [Bar(bench[name][m], "knet", f"{number(bench[name][m], 4)} ms")]) for m in marks]
         charts.append((words, Bars(bars, "milliseconds", f"{words}: " + ", ".join(f"{r.label} {r.bars[0].text}" for r in bars) + ".")))
         rows.append([words, *(number(bench[name][m], 4) for m in marks)])
-    return [Figure(
-        "latency-gpu", "How steady a frame is on the GPU", f"{model_name(bench['model'])}, {size_name(bench['size'])}, {bench['device']}: {bench['runs']} frames, one after the other.",
-        charts, results.source(BENCH, commit=known["commit"], date=known["date"]), ["", "median, ms", "p90", "p99", "slowest"], rows)]
+    return [
+        Figure(
+            "latency-gpu",
+            "How steady a frame is on the GPU",
+            f"{model_name(bench['model'])}, {size_name(bench['size'])}, {bench['device']}: {bench['runs']} frames, one after the other.",
+            charts,
+            results.source(BENCH, commit=known["commit"], date=known["date"]),
+            ["", "median, ms", "p90", "p99", "slowest"],
+            rows,
+        )
+    ]
 
 
 def section(results: Results) -> Section:

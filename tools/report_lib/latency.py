@@ -1,4 +1,5 @@
 """Latency of a single stream (the form `knet single-stream 1`: runs of `knet bench --single-stream --json`), and quality by stages."""
+
 from dataclasses import dataclass
 
 from .charts import NARROW, Bar, Bars, Line, Lines, Row
@@ -13,6 +14,7 @@ WORDS = {"p50": "median", "max": "slowest"}
 @dataclass
 class Histogram:
     """Frames by latency, logarithmic in frames, so that single late ones are seen."""
+
     low: float
     width: float
     frames: list[int]
@@ -85,18 +87,40 @@ def stream(found: Found) -> Figure:
             chart = Bars([Row(WORDS.get(m, m), [Bar(latency[m], "knet", f"{number(latency[m], 4)} ms")]) for m in MARKS], "milliseconds", alt, line)
         charts.append((title(run), chart))
         frames = run["frames_by_stages"]
-        rows.append([title(run), str(run["queries"]), *(number(latency[m], 4) for m in MARKS), number(run["queries_per_second"]),
-                     ", ".join(f"{count} of {k}" for k, count in enumerate(frames) if count), "not counted" if run["allocations"] is None else str(run["allocations"])])
+        rows.append(
+            [
+                title(run),
+                str(run["queries"]),
+                *(number(latency[m], 4) for m in MARKS),
+                number(run["queries_per_second"]),
+                ", ".join(f"{count} of {k}" for k, count in enumerate(frames) if count),
+                "not counted" if run["allocations"] is None else str(run["allocations"]),
+            ]
+        )
     name = found.path.removeprefix("benches/results/").removesuffix(".json").replace("/", "-")
-    return Figure(f"stream-{name}", found.data.get("title", "Latency of a single stream"), "One frame after the other, as MLPerf's single stream, after 20 that do not count.", charts, found.source,
-                  ["run", "frames", "median, ms", "p90", "p99", "p99.9", "slowest", "frames a second", "frames by stages", "allocations"], rows, found.data.get("note", ""))
+    return Figure(
+        f"stream-{name}",
+        found.data.get("title", "Latency of a single stream"),
+        "One frame after the other, as MLPerf's single stream, after 20 that do not count.",
+        charts,
+        found.source,
+        ["run", "frames", "median, ms", "p90", "p99", "p99.9", "slowest", "frames a second", "frames by stages", "allocations"],
+        rows,
+        found.data.get("note", ""),
+    )
 
 
 def times_by_stages(results: Results, quality: Found) -> list[tuple[int, float, Found]]:
     """(stages, median ms, where from) of streams of the quality's model at its size that had a fixed number of stages: those of one file."""
     for found in results.of("single-stream"):
-        runs = [(stages_of(run), run["latency_ms"]["p50"], found) for run in found.data["runs"]
-                if run["model"] == quality.data["model"] and list(run["image"]) == list(quality.data["size"]) and not run.get("deadline_ms") and stages_of(run)]
+        runs = [
+            (stages_of(run), run["latency_ms"]["p50"], found)
+            for run in found.data["runs"]
+            if run["model"] == quality.data["model"]
+            and list(run["image"]) == list(quality.data["size"])
+            and not run.get("deadline_ms")
+            and stages_of(run)
+        ]
         if len({stages for stages, _, _ in runs}) >= 2:
             return sorted(runs, key=lambda run: run[0])
     return []
@@ -107,23 +131,56 @@ def quality(results: Results, found: Found) -> list[Figure]:
     kinds = ("knet", "best", "part-3")
     rows = [[name, str(p["stages"]), f"{p['ap']:.1f}", f"{p['ap50']:.1f}"] for name, points in data["sets"].items() for p in points]
     who = f"{model_name(data['model'])[0].upper()}{model_name(data['model'])[1:]} at {size_name(data['size'])}"
-    bars = [Row(name, [Bar(p["ap50"], kinds[i], f"{p['ap50']:.1f} after {p['stages']} stage{'s' if p['stages'] > 1 else ''}") for p in points]) for i, (name, points) in enumerate(data["sets"].items())]
+    bars = [
+        Row(name, [Bar(p["ap50"], kinds[i], f"{p['ap50']:.1f} after {p['stages']} stage{'s' if p['stages'] > 1 else ''}") for p in points])
+        for i, (name, points) in enumerate(data["sets"].items())
+    ]
     alt = "Mask AP50 by number of stages. " + "; ".join(f"{r.label}: " + ", ".join(b.text for b in r.bars) for r in bars) + "."
-    out = [Figure("stages-quality", "What a stage is worth", f"{who}: mask AP50 of its two validation sets if only the first stages are run.", [("", Bars(bars, "mask AP50, percent", alt))],
-                  found.source, ["set", "stages", "AP", "AP50"], rows, "Few photos: a few points either way are noise.")]
+    out = [
+        Figure(
+            "stages-quality",
+            "What a stage is worth",
+            f"{who}: mask AP50 of its two validation sets if only the first stages are run.",
+            [("", Bars(bars, "mask AP50, percent", alt))],
+            found.source,
+            ["set", "stages", "AP", "AP50"],
+            rows,
+            "Few photos: a few points either way are noise.",
+        )
+    ]
     timed = times_by_stages(results, found)
     if timed:
         ms = {stages: value for stages, value, _ in timed}
-        lines = [Line(f"AP50 {name}", [(ms[p["stages"]], p["ap50"]) for p in points if p["stages"] in ms], kinds[i]) for i, (name, points) in enumerate(data["sets"].items())]
+        lines = [
+            Line(f"AP50 {name}", [(ms[p["stages"]], p["ap50"]) for p in points if p["stages"] in ms], kinds[i])
+            for i, (name, points) in enumerate(data["sets"].items())
+        ]
         alt = "Quality against time. " + "; ".join(f"{stages} stages {number(value)} ms" for stages, value in ms.items()) + "."
-        rows = [[name, str(p["stages"]), number(ms[p["stages"]]), f"{p['ap50']:.1f}"] for name, points in data["sets"].items() for p in points if p["stages"] in ms]
-        out.insert(0, Figure("latency-quality", "Latency against quality, by stages", f"{who}: each dot is a number of stages, from {min(ms)} (left) to {max(ms)}.",
-                             [("", Lines(lines, "milliseconds, median of a single stream", "mask AP50, percent", alt))], join([found.source, timed[0][2].source]), ["set", "stages", "median, ms", "AP50"], rows))
+        rows = [
+            [name, str(p["stages"]), number(ms[p["stages"]]), f"{p['ap50']:.1f}"]
+            for name, points in data["sets"].items()
+            for p in points
+            if p["stages"] in ms
+        ]
+        out.insert(
+            0,
+            Figure(
+                "latency-quality",
+                "Latency against quality, by stages",
+                f"{who}: each dot is a number of stages, from {min(ms)} (left) to {max(ms)}.",
+                [("", Lines(lines, "milliseconds, median of a single stream", "mask AP50, percent", alt))],
+                join([found.source, timed[0][2].source]),
+                ["set", "stages", "median, ms", "AP50"],
+                rows,
+            ),
+        )
     return out
 
 
 def section(results: Results) -> Section:
-    out = Section("latency", "Latency and stages", "Every stage of a K-Net gives finished masks; a deadline decides how many are run (docs/deadline.md).")
+    out = Section(
+        "latency", "Latency and stages", "Every stage of a K-Net gives finished masks; a deadline decides how many are run (docs/deadline.md)."
+    )
     for found in results.of("quality by stages"):
         out.figures += quality(results, found)
     out.figures += [stream(found) for found in results.of("single-stream")]

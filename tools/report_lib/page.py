@@ -1,4 +1,5 @@
 """docs/report.html: all figures in one file that asks for nothing else."""
+
 from html import escape
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def data(files: tuple[str, ...]) -> str:
     for name in files:
         folder, _, last = name.rpartition("/")
         folders.setdefault(folder, []).append(last)
-    return "<br>".join(f"<code>{words(folder)}/</code>: " + ", ".join(f"<code>{words(name)}</code>" for name in names) for folder, names in folders.items())
+    return "<br>".join(
+        f"<code>{words(folder)}/</code>: " + ", ".join(f"<code>{words(name)}</code>" for name in names) for folder, names in folders.items()
+    )
 
 
 def caption(figure: Figure) -> str:
@@ -56,8 +59,10 @@ def numbers(figure: Figure) -> str:
     head = "".join(f'<th scope="col">{words(cell)}</th>' for cell in figure.head)
     rows = "".join("<tr>" + "".join(f"<td>{words(cell)}</td>" for cell in row) + "</tr>" for row in figure.rows)
     label = escape(f"Numbers of: {figure.title}")
-    return (f'<details><summary>The numbers ({len(figure.rows)} rows)</summary><div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>")
+    return (
+        f'<details><summary>The numbers ({len(figure.rows)} rows)</summary><div class="scroll" tabindex="0" role="region" aria-label="{label}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
 
 
 def show(figure: Figure) -> str:
@@ -76,24 +81,49 @@ def tiles(results: Results) -> str:
     if record:
         ours = record["median"]["knet"]
         eager, best = (row["network"] / ours["network"] for row in (record["median"]["eager"], {"network": fastest(record, "network")[1]}))
-        out.append((f"{best:.1f}\u00d7", f"as fast as PyTorch's fastest form on a CPU, {eager:.1f}\u00d7 as fast as eager (R50 instance, 800\u00d71333, network)", "cpu-r50"))
+        out.append(
+            (
+                f"{best:.1f}\u00d7",
+                f"as fast as PyTorch's fastest form on a CPU, {eager:.1f}\u00d7 as fast as eager (R50 instance, 800\u00d71333, network)",
+                "cpu-r50",
+            )
+        )
     if results.has(gpu.BENCH):
         bench = gpu.part(results, gpu.BENCH, "bench-r50-tuned")
-        out.append((f"{number(bench['total']['p50'], 2)} ms", f"photo to masks on an H200 in f16, {number(bench['network']['p50'])} ms of it the network (R50 instance, 800\u00d71333)", "latency-gpu"))
+        out.append(
+            (
+                f"{number(bench['total']['p50'], 2)} ms",
+                f"photo to masks on an H200 in f16, {number(bench['network']['p50'])} ms of it the network (R50 instance, 800\u00d71333)",
+                "latency-gpu",
+            )
+        )
     taps = [float(row[7]) for row in accuracy.ROW.findall(results.text(accuracy.SEEDS))] if results.has(accuracy.SEEDS) else []
     if taps:
-        out.append((f"{max(taps):.0e}".replace("e-0", "e-"), "worst relative difference of any intermediate tensor to PyTorch, two models, eight seeds", "seeds"))
+        out.append(
+            (
+                f"{max(taps):.0e}".replace("e-0", "e-"),
+                "worst relative difference of any intermediate tensor to PyTorch, two models, eight seeds",
+                "seeds",
+            )
+        )
     steps = results.of("training peer")
     if steps:
         gains = sorted(item.data["ratio"]["eager"]["memory"] for item in steps)
         out.append((f"{gains[0]:.1f}\u00d7\u2013{gains[-1]:.1f}\u00d7", "less peak memory for a training step than eager PyTorch", "memory-training"))
-    return '<ul class="tiles">' + "".join(f'<li><b>{words(big)}</b>{words(small)} (<a href="#{where}">figure</a>)</li>' for big, small, where in out) + "</ul>"
+    return (
+        '<ul class="tiles">'
+        + "".join(f'<li><b>{words(big)}</b>{words(small)} (<a href="#{where}">figure</a>)</li>' for big, small, where in out)
+        + "</ul>"
+    )
 
 
 def page(results: Results) -> str:
     shown = sections(results)
     menu = "".join(f'<li><a href="#{section.id}">{words(section.title)}</a></li>' for section in shown)
-    body = "".join(f'<section aria-labelledby="{s.id}"><h2 id="{s.id}">{words(s.title)}</h2><p>{s.text}</p>\n' + "".join(map(show, s.figures)) + "</section>\n" for s in shown)
+    body = "".join(
+        f'<section aria-labelledby="{s.id}"><h2 id="{s.id}">{words(s.title)}</h2><p>{s.text}</p>\n' + "".join(map(show, s.figures)) + "</section>\n"
+        for s in shown
+    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -107,13 +137,15 @@ def page(results: Results) -> str:
 <body>
 <header>
 <h1>knet: what was measured</h1>
-<p>K-Net segmentation in Rust and CUDA. Every figure is drawn by <code>tools/report</code> from results that are committed beside the source, and names its machine, command, commit and date. What has not been measured is not here.</p>
+<p>K-Net segmentation in Rust and CUDA. Every figure is drawn by <code>tools/report</code> from results that are committed
+beside the source, and names its machine, command, commit and date. What has not been measured is not here.</p>
 {tiles(results)}
 <nav aria-label="Sections"><ul>{menu}</ul></nav>
 </header>
 <main>
 {body}</main>
-<footer><p>Made by <code>tools/report</code> from <code>benches/results</code>, <code>weights/person</code> and <code>docs</code>. Colours are told apart by readers with any colour vision; every chart has a description and a table of its numbers.</p></footer>
+<footer><p>Made by <code>tools/report</code> from <code>benches/results</code>, <code>weights/person</code> and <code>docs</code>.
+Colours are told apart by readers with any colour vision; every chart has a description and a table of its numbers.</p></footer>
 </body>
 </html>
 """

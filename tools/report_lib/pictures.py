@@ -1,4 +1,5 @@
 """The README's charts, as SVG files that follow the reader's light or dark mode by themselves."""
+
 import re
 
 from . import latency, speed
@@ -25,7 +26,9 @@ def framed(svg: str) -> str:
     """A margin, and a ground of the page's colour: a README may be read on another one."""
     width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())
     box = (-MARGIN, -MARGIN, width + 2 * MARGIN, height + 2 * MARGIN)
-    svg = svg.replace(f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"', f'viewBox="{" ".join(map(str, box))}" width="{box[2]}" height="{box[3]}"')
+    svg = svg.replace(
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"', f'viewBox="{" ".join(map(str, box))}" width="{box[2]}" height="{box[3]}"'
+    )
     end = svg.index("</style>") + len("</style>")
     return f'{svg[:end]}<rect x="{box[0]}" y="{box[1]}" width="{box[2]}" height="{box[3]}" fill="var(--paper)"/>{svg[end:]}\n'
 
@@ -43,12 +46,21 @@ def summary(results: Results) -> str | None:
         data = item.data
         ours, forms = data["result"]["knet"]["step_ms"], {k: v["step_ms"] for k, v in data["result"].items() if k != "knet"}
         best = min(forms, key=forms.get)
-        bars = [Bar(value / ours, "best" if form == best else "peer", f"{ratio(value / ours)} {FORMS.get(form, form)}{', the fastest' if form == best == 'eager' else ''}")
-                for form, value in forms.items() if form in ("eager", best)]
+        bars = [
+            Bar(
+                value / ours,
+                "best" if form == best else "peer",
+                f"{ratio(value / ours)} {FORMS.get(form, form)}{', the fastest' if form == best == 'eager' else ''}",
+            )
+            for form, value in forms.items()
+            if form in ("eager", best)
+        ]
         rows.append(Row(f"{model_name(data['model'])}, training", bars, f"{data['batch']} of {size_name(data['size'])}, CPU"))
     if not rows:
         return None
-    alt = "How many times as long PyTorch takes as knet: " + "; ".join(f"{r.label}, {r.note}: " + ", ".join(b.text for b in r.bars) for r in rows) + "."
+    alt = (
+        "How many times as long PyTorch takes as knet: " + "; ".join(f"{r.label}, {r.note}: " + ", ".join(b.text for b in r.bars) for r in rows) + "."
+    )
     chart = Bars(rows, "PyTorch's time / knet's time: the network alone, or a whole training step", alt, (1.0, "knet = 1"), KEY)
     return framed(chart.draw(WIDTH, css("page.css")))
 
@@ -64,10 +76,18 @@ def races(results: Results) -> list[Row]:
             others = [e for e in race["entries"] if e["program"] == "PyTorch"]
             if race["part"] == "network" and ours and others:
                 least = min(e["seconds"] for e in others)
-                bars = [Bar(e["seconds"] / ours, "best" if e["seconds"] == least else "peer", f"{ratio(e['seconds'] / ours)} {e['label'].split(', ')[-1].replace('torch.', '')}")
-                        for e in sorted(others, key=lambda e: -e["seconds"])]
+                bars = [
+                    Bar(
+                        e["seconds"] / ours,
+                        "best" if e["seconds"] == least else "peer",
+                        f"{ratio(e['seconds'] / ours)} {e['label'].split(', ')[-1].replace('torch.', '')}",
+                    )
+                    for e in sorted(others, key=lambda e: -e["seconds"])
+                ]
                 device = item.data["machine"]["device"].split(",")[0].removeprefix("NVIDIA ")
-                rows.append(Row(model_name(race["entries"][0]["model"]), bars, f"{size_name(race['size'])}, {device}, {race['entries'][0]['precision']}"))
+                rows.append(
+                    Row(model_name(race["entries"][0]["model"]), bars, f"{size_name(race['size'])}, {device}, {race['entries'][0]['precision']}")
+                )
     return rows
 
 

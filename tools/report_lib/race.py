@@ -1,4 +1,5 @@
 """Races: seconds of several programs or models for one photo, measured in turn in one run (the form `knet race 1`)."""
+
 import re
 from html import escape
 
@@ -71,7 +72,17 @@ def table(data: dict) -> tuple[list[str], list[list[str]]]:
         first = race["entries"][0]["seconds"]
         for entry in race["entries"]:
             label = entry["label"] + (f" ({entry['note']})" if "note" in entry else "")
-            rows.append([race["title"], label, entry["model"], entry["precision"], duration(entry["seconds"], unit(race)), ratio(entry["seconds"] / first), entry.get("equal", "")])
+            rows.append(
+                [
+                    race["title"],
+                    label,
+                    entry["model"],
+                    entry["precision"],
+                    duration(entry["seconds"], unit(race)),
+                    ratio(entry["seconds"] / first),
+                    entry.get("equal", ""),
+                ]
+            )
     if not any(r[-1] for r in rows):
         head, rows = head[:-1], [r[:-1] for r in rows]
     return head, rows
@@ -89,7 +100,9 @@ def figure(found: Found) -> Figure:
     parts = " and ".join(dict.fromkeys(race["part"] for race in data["races"]))
     text = f"Median time for one photo, {escape(parts)}."
     name = found.path.removeprefix("benches/results/").removesuffix(".json").replace("/", "-")
-    return Figure(f"race-{name}", data["title"], text, [(sizes(race["title"]), chart(race)) for race in data["races"]], found.source, head, rows, note)
+    return Figure(
+        f"race-{name}", data["title"], text, [(sizes(race["title"]), chart(race)) for race in data["races"]], found.source, head, rows, note
+    )
 
 
 def figures(results: Results, *subjects: str) -> list[Figure]:
@@ -100,6 +113,8 @@ def figures(results: Results, *subjects: str) -> list[Figure]:
 
 
 def section(results: Results) -> Section:
-    text = ("K-Net's promise was masks without boxes at 60 to 90 % more photos a second than Cascade Mask R-CNN, at the same quality. "
-            "Bars are medians; each race is of one session, and only ratios within a race mean anything.")
+    text = (
+        "K-Net's promise was masks without boxes at 60 to 90 % more photos a second than Cascade Mask R-CNN, at the same quality. "
+        "Bars are medians; each race is of one session, and only ratios within a race mean anything."
+    )
     return Section("race", "The race", text, figures(results, "detectors", "rivals"))

@@ -1,4 +1,5 @@
 """Finds the committed results and says where each comes from. Nothing here computes a number."""
+
 import json
 import re
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ class BadResult(Exception):
 @dataclass(frozen=True)
 class Source:
     """What a caption has to name."""
+
     machine: str
     command: str
     commit: str
@@ -28,6 +30,7 @@ class Source:
 @dataclass
 class Found:
     """One result file, read."""
+
     path: str
     data: dict
     source: Source
@@ -36,6 +39,7 @@ class Found:
 @dataclass
 class Results:
     """All results by form; `peer` and `training peer` are what tools/peer/bench.py and bench_train.py write."""
+
     root: Path
     by_form: dict[str, list[Found]] = field(default_factory=dict)
     sources: dict[str, dict] = field(default_factory=dict)
@@ -58,7 +62,9 @@ class Results:
         missing = [key for key in ("machine", "command", "commit", "date") if not said[key]]
         if missing:
             raise BadResult(f"{path}: no {' or '.join(missing)}: neither the file nor benches/results/sources.json says it")
-        return Source(said["machine"], said["command"], short(said["commit"]), said["date"][:10] if said["date"][:1].isdigit() else said["date"], (path,))
+        return Source(
+            said["machine"], said["command"], short(said["commit"]), said["date"][:10] if said["date"][:1].isdigit() else said["date"], (path,)
+        )
 
 
 def short(commit: str) -> str:
@@ -99,11 +105,17 @@ def form_of(data, name: str) -> str | None:
 def source_of(results: Results, form: str, name: str, data: dict) -> Source:
     if form not in ("peer", "training peer"):
         machine = data.get("machine", "")
-        machine = ", ".join(str(value) if key == "device" else f"{key} {value}" for key, value in machine.items()) if isinstance(machine, dict) else machine
+        machine = (
+            ", ".join(str(value) if key == "device" else f"{key} {value}" for key, value in machine.items()) if isinstance(machine, dict) else machine
+        )
         said = {key: str(data[key]) for key in ("command", "commit", "date") if key in data}
         return results.source(name, machine=machine.replace("torch ", "PyTorch "), **said)
     machine = data["machine"]
-    known = {"machine": f"{machine['cores']} cores of an {machine['cpu']} ({machine['capability']})", "commit": machine["commit"], "date": machine["time"]}
+    known = {
+        "machine": f"{machine['cores']} cores of an {machine['cpu']} ({machine['capability']})",
+        "commit": machine["commit"],
+        "date": machine["time"],
+    }
     if "command" in machine:
         known["command"] = machine["command"]
     elif name not in results.sources:
@@ -119,8 +131,10 @@ def threads(data: dict) -> int:
 
 def join(sources: list[Source]) -> Source:
     """One source for a figure of several files: what differs is listed, a line each."""
+
     def all_of(key):
         return "\n".join(dict.fromkeys(getattr(source, key) for source in sources))
+
     files = tuple(dict.fromkeys(name for source in sources for name in source.files))
     loads = tuple(load for source in sources for load in source.loads)
     return Source(all_of("machine"), all_of("command"), all_of("commit"), all_of("date"), files, loads)

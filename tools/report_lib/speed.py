@@ -1,4 +1,5 @@
 """knet beside PyTorch on the CPU, from what tools/peer/bench.py wrote."""
+
 from .charts import Bar, Bars, Row
 from .figure import FORMS, Figure, Section, model_name, size_name
 from .race import figures as races
@@ -52,7 +53,19 @@ def figure(name: str, title: str, text: str, found: list[tuple[dict, Source]], n
         for part, words in PARTS:
             ours, eager = record["median"]["knet"][part], record["median"]["eager"][part]
             form, ms = fastest(record, part)
-            rows.append([record["model"], size_name(record["size"]), words.split(":")[0], number(ours), number(eager), ratio(eager / ours), FORMS.get(form, form), number(ms), ratio(ms / ours)])
+            rows.append(
+                [
+                    record["model"],
+                    size_name(record["size"]),
+                    words.split(":")[0],
+                    number(ours),
+                    number(eager),
+                    ratio(eager / ours),
+                    FORMS.get(form, form),
+                    number(ms),
+                    ratio(ms / ours),
+                ]
+            )
     charts = [(words[0].upper() + words[1:], chart(records, part)) for part, words in PARTS]
     return Figure(name, title, text, charts, join([source for _, source in found]), head, rows, note)
 
@@ -60,19 +73,36 @@ def figure(name: str, title: str, text: str, found: list[tuple[dict, Source]], n
 def section(results: Results) -> Section:
     found = newest(results)
     area = lambda item: -item[1][0]["size"][0] * item[1][0]["size"][1]
-    r50 = [item for key, item in sorted(found.items(), key=lambda item: (R50.index(item[0][0]) if item[0][0] in R50 else 9, area(item))) if key[0] in R50]
+    r50 = [
+        item for key, item in sorted(found.items(), key=lambda item: (R50.index(item[0][0]) if item[0][0] in R50 else 9, area(item))) if key[0] in R50
+    ]
     rest = [item for key, item in found.items() if key[0] not in R50]
     rest.sort(key=lambda item: (not item[0]["model"].startswith("knet"), item[0]["model"].find("swin") >= 0 or item[0]["model"].find("dcn") >= 0))
     out = Section("programs", "Beside other programs", "The same photo, weights and threads, in turn in one run, after the outputs were found equal.")
     if r50:
-        out.figures.append(figure(
-            "cpu-r50", "K-Net R50-FPN on a CPU, beside PyTorch", "How many times as long PyTorch takes, in f32 on two threads.", r50,
-            "Times of this shared machine vary by up to a third between rounds; another run of the first row gave 2.5 and 3.1 times eager, 1.5 and 1.7 times compile. "
-            "The fastest form is the fastest that was tried, by its median where it was raced, else by one trial run."))
+        out.figures.append(
+            figure(
+                "cpu-r50",
+                "K-Net R50-FPN on a CPU, beside PyTorch",
+                "How many times as long PyTorch takes, in f32 on two threads.",
+                r50,
+                "Times of this shared machine vary by up to a third between rounds; another run of the first row gave 2.5 and 3.1 times "
+                "eager, 1.5 and 1.7 times compile. "
+                "The fastest form is the fastest that was tried, by its median where it was raced, else by one trial run.",
+            )
+        )
     if rest:
-        out.figures.append(figure(
-            "cpu-all", "Every other K-Net on a CPU, beside PyTorch", "Semantic heads, Swin and deformable convolutions, in f32 on two threads.", rest,
-            "FCN, PSPNet and DeepLabV3 without \u201c+ K-Net\u201d are the plain heads, without K-Net's stages. DCN's eager form is torchvision's operator, which samples on one thread. "
-            "\u201ccompile\u201d is torch.compile. Outputs were equal first: the worst tap of the semantic models is 1.4e-5 off; Swin-L's 4.2e-4 and DCN's 1.9e-4 lie behind a mask pixel that crossed 0."))
+        out.figures.append(
+            figure(
+                "cpu-all",
+                "Every other K-Net on a CPU, beside PyTorch",
+                "Semantic heads, Swin and deformable convolutions, in f32 on two threads.",
+                rest,
+                "FCN, PSPNet and DeepLabV3 without \u201c+ K-Net\u201d are the plain heads, without K-Net's stages. DCN's eager form is "
+                "torchvision's operator, which samples on one thread. "
+                "\u201ccompile\u201d is torch.compile. Outputs were equal first: the worst tap of the semantic models is 1.4e-5 off; "
+                "Swin-L's 4.2e-4 and DCN's 1.9e-4 lie behind a mask pixel that crossed 0.",
+            )
+        )
     out.figures += races(results, "programs")
     return out

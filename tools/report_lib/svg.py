@@ -1,4 +1,5 @@
 """SVG by hand: a canvas that collects elements, scales, ticks and numbers as text. All output is deterministic."""
+
 import math
 from html import escape
 
@@ -31,7 +32,9 @@ def ratio(value: float) -> str:
 def power(value: float) -> str:
     """A small number as 5.3e-6 is written on paper."""
     exponent = math.floor(math.log10(value))
-    return f"{value / 10**exponent:.1f}\u00b710" + str(exponent).translate(str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"))
+    return f"{value / 10**exponent:.1f}\u00b710" + str(exponent).translate(
+        str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+    )
 
 
 def text_width(text: str, size: float = FONT, bold: bool = False) -> float:
@@ -113,5 +116,4 @@ class Canvas:
         head = f'<svg {"xmlns=" + chr(34) + "http://www.w3.org/2000/svg" + chr(34) + " " if style else ""}'
         size = f' width="{self.width}" height="{height:.0f}"' if style else f' style="max-width:{self.width}px"'
         style = f"<style>{style}</style>" if style else ""
-        return (f'{head}viewBox="0 0 {self.width} {height:.0f}"{size} role="img" aria-label="{escape(alt)}">{style}'
-                + "".join(self.parts) + "</svg>")
+        return f'{head}viewBox="0 0 {self.width} {height:.0f}"{size} role="img" aria-label="{escape(alt)}">{style}' + "".join(self.parts) + "</svg>"

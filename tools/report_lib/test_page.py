@@ -1,4 +1,5 @@
-"""docs/report.html and the README's charts in a headless Chromium, where there is one (`apt-get install chromium`; a third of a GB, so CI does not install it)."""
+"""docs/report.html and the README's charts in a headless Chromium, where there is one (`apt-get install chromium`, which takes too long for CI)."""
+
 import sys
 import unittest
 from pathlib import Path
@@ -29,7 +30,8 @@ EMPTY = """[...document.querySelectorAll('figure')].filter(figure => {
     return !shown.length || shown.some(svg => svg.clientHeight < 40 || !svg.getAttribute('aria-label'));
 }).map(figure => figure.id)"""
 #: Elements that are wider than the window, but for those in a box that scrolls by itself.
-WIDE = """[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName)"""
+WIDE = """[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('svg') 
+    && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName)"""
 
 
 class PageTest(unittest.TestCase):
@@ -60,7 +62,10 @@ class PageTest(unittest.TestCase):
         with Browser(program()) as tab:
             tab.open(REPO / PAGE, 1280)
             self.assertEqual(tab.value("[...document.links].filter(a => !document.getElementById(a.hash.slice(1))).map(a => a.href)"), [])
-            self.assertEqual(tab.value("document.querySelectorAll('[id]').length"), tab.value("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size"))
+            self.assertEqual(
+                tab.value("document.querySelectorAll('[id]').length"),
+                tab.value("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size"),
+            )
 
     def test_the_readmes_charts_open_by_themselves(self):
         with Browser(program()) as tab:

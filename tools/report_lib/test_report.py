@@ -1,4 +1,5 @@
-"""tools/report: what is committed is what the results make, and what each form of result becomes: `python3 -m unittest discover -s tools -t tools -p 'test_*.py'`."""
+"""tools/report: what is committed is what the results make, and what each form of result becomes."""
+
 import json
 import re
 import tempfile
@@ -12,7 +13,15 @@ from .cli import PAGE, outputs, stale
 from .page import NARROW, WIDE, page
 from .results import REPO, BadResult, load, table
 
-MACHINE = {"cpu": "AMD EPYC", "cores": 2, "capability": "AVX2", "torch": "2.15.0", "load_average": 0.5, "commit": "a" * 40, "time": "2026-11-28T00:00:00Z"}
+MACHINE = {
+    "cpu": "AMD EPYC",
+    "cores": 2,
+    "capability": "AVX2",
+    "torch": "2.15.0",
+    "load_average": 0.5,
+    "commit": "a" * 40,
+    "time": "2026-11-28T00:00:00Z",
+}
 SAID = {"machine": "a machine", "command": "a command", "commit": "abcdef0", "date": "2026-11-28"}
 
 
@@ -20,12 +29,25 @@ def stream(stages: int, p50: float, **more) -> dict:
     frames = [0, 0, 0, 0]
     frames[stages] = 6636
     latencies = {"p50": p50, "p90": p50 + 1, "p99": p50 + 2, "p99.9": p50 + 3, "max": p50 + 8, "mean": p50}
-    return {"scenario": "single stream", "model": "knet_s3_lite0_person", "image": [384, 512], "device": "cpu (avx2)", "queries": 6636, "queries_per_second": 1e3 / p50,
-            "latency_ms": latencies, "frames_by_stages": frames, "deadline_ms": None, "allocations": 0, "histogram_ms": {"from": p50 - 1, "width": 0.1125, "frames": [6000] + [0] * 78 + [636]}, **more}
+    return {
+        "scenario": "single stream",
+        "model": "knet_s3_lite0_person",
+        "image": [384, 512],
+        "device": "cpu (avx2)",
+        "queries": 6636,
+        "queries_per_second": 1e3 / p50,
+        "latency_ms": latencies,
+        "frames_by_stages": frames,
+        "deadline_ms": None,
+        "allocations": 0,
+        "histogram_ms": {"from": p50 - 1, "width": 0.1125, "frames": [6000] + [0] * 78 + [636]},
+        **more,
+    }
 
 
 class Balance(HTMLParser):
     """Every element is closed, in order."""
+
     VOID = {"meta", "link", "br", "rect", "line", "circle", "polyline"}
 
     def __init__(self):
@@ -81,10 +103,26 @@ class Forms(unittest.TestCase):
         path.write_text(json.dumps(data), encoding="utf-8")
 
     def race(self, **more) -> dict:
-        entries = [{"program": "knet", "model": "knet_s3_r50_fpn", "label": "K-Net", "precision": "f32", "seconds": 0.4},
-                   {"program": "knet", "model": "cascade_mask_rcnn_r50_fpn", "label": "Cascade Mask R-CNN", "precision": "f32", "seconds": 0.8, "rounds": [0.7, 0.8, 0.9]}]
+        entries = [
+            {"program": "knet", "model": "knet_s3_r50_fpn", "label": "K-Net", "precision": "f32", "seconds": 0.4},
+            {
+                "program": "knet",
+                "model": "cascade_mask_rcnn_r50_fpn",
+                "label": "Cascade Mask R-CNN",
+                "precision": "f32",
+                "seconds": 0.8,
+                "rounds": [0.7, 0.8, 0.9],
+            },
+        ]
         mark = {"of": "cascade_mask_rcnn_r50_fpn", "ratio": [1.6, 1.9], "words": "the paper", "source": "its abstract"}
-        return {"form": "knet race 1", "subject": "detectors", "title": "A race", **SAID, "races": [{"title": "Instance, 512x512", "part": "end to end", "size": [512, 512], "marks": [mark], "entries": entries}], **more}
+        return {
+            "form": "knet race 1",
+            "subject": "detectors",
+            "title": "A race",
+            **SAID,
+            "races": [{"title": "Instance, 512x512", "part": "end to end", "size": [512, 512], "marks": [mark], "entries": entries}],
+            **more,
+        }
 
     def test_no_results_make_a_page_without_figures(self):
         self.assertNotIn("<figure", page(load(self.root)))
@@ -101,7 +139,13 @@ class Forms(unittest.TestCase):
 
     def test_other_programs_name_precision_and_equality(self):
         data = self.race(subject="programs")
-        other = data["races"][0]["entries"][1] | {"program": "OpenVINO", "model": "knet_s3_r50_fpn", "label": "OpenVINO 2026.3", "precision": "bf16", "equal": "worst tap 3e-3"}
+        other = data["races"][0]["entries"][1] | {
+            "program": "OpenVINO",
+            "model": "knet_s3_r50_fpn",
+            "label": "OpenVINO 2026.3",
+            "precision": "bf16",
+            "equal": "worst tap 3e-3",
+        }
         data["races"][0]["entries"][1] = other
         self.write("race/a.json", data)
         (figure,) = speed.section(load(self.root)).figures
@@ -132,7 +176,10 @@ class Forms(unittest.TestCase):
             load(self.root)
 
     def test_streams_of_one_to_three_stages_give_latency_against_quality(self):
-        self.write("s/stream.json", {"form": "knet single-stream 1", **SAID, "runs": [stream(k, 10.0 * k) for k in (3, 1, 2)] + [stream(2, 20, deadline_ms=22.0)]})
+        self.write(
+            "s/stream.json",
+            {"form": "knet single-stream 1", **SAID, "runs": [stream(k, 10.0 * k) for k in (3, 1, 2)] + [stream(2, 20, deadline_ms=22.0)]},
+        )
         points = [{"stages": k, "ap": 10 + k, "ap50": 20 + k} for k in (1, 2, 3)]
         quality = {"form": "knet quality by stages 1", **SAID, "model": "knet_s3_lite0_person", "size": [384, 512], "sets": {"people": points}}
         self.write("s/quality.json", quality)
@@ -149,7 +196,16 @@ class Forms(unittest.TestCase):
 
     def test_growth_is_drawn_by_size_and_by_kernels(self):
         points = [{"kernels": n, "value": 100.0 + n} for n in (50, 100, 200, 400, 800)]
-        self.write("g/k.json", {"form": "knet growth 1", **SAID, "axis": "kernels", "title": "By kernels", "series": [{"name": "R50", "quantity": "time", "unit": "ms", "points": points}]})
+        self.write(
+            "g/k.json",
+            {
+                "form": "knet growth 1",
+                **SAID,
+                "axis": "kernels",
+                "title": "By kernels",
+                "series": [{"name": "R50", "quantity": "time", "unit": "ms", "points": points}],
+            },
+        )
         (figure,) = growth.section(load(self.root)).figures
         self.assertEqual(figure.charts[0][1].lines[0].points[0], (50, 150.0))
         self.assertEqual(len(figure.rows), 5)
@@ -157,9 +213,16 @@ class Forms(unittest.TestCase):
     def test_the_newest_run_of_a_model_counts_and_the_fastest_form_may_be_a_trial(self):
         def peer(time, ours):
             part = lambda network, total: {"network": network, "total": total}
-            record = {"model": "knet_s3_upernet_r50", "size": [512, 512], "threads": 2, "peak_mb": {}, "median": {"knet": part(ours, ours), "eager": part(400, 500), "compile": part(300, 350)},
-                      "trial": {"eager": part(1, 1), "compile": part(290, 340), "compile-nhwc": part(200, 360)}}
+            record = {
+                "model": "knet_s3_upernet_r50",
+                "size": [512, 512],
+                "threads": 2,
+                "peak_mb": {},
+                "median": {"knet": part(ours, ours), "eager": part(400, 500), "compile": part(300, 350)},
+                "trial": {"eager": part(1, 1), "compile": part(290, 340), "compile-nhwc": part(200, 360)},
+            }
             return {"machine": {**MACHINE, "time": time}, "results": [record]}
+
         self.write("a/x.json", peer("2026-11-27T00:00:00Z", 50))
         self.write("b/x.json", peer("2026-11-28T00:00:00Z", 100))
         ((record, source),) = speed.newest(load(self.root)).values()
@@ -169,13 +232,28 @@ class Forms(unittest.TestCase):
         self.assertEqual([bar.text for bar in speed.row(record, "network").bars], ["4.00\u00d7 eager", "2.00\u00d7 compile, channels last"])
 
     def test_goldens_have_a_dot_a_tensor(self):
-        log = ("test goldens::x ... fcn_r50-d8 a backbone.C2              0.00e0\nfcn_r50-d8 a head.logits              2.00e-6\n"
-               "fcn_r50-d8 a ori_size: pixels [7, 9] of 24576 differ\nok\nknet_s3_r50_fpn a: 3 mask bits differ\n")
+        log = (
+            "test goldens::x ... fcn_r50-d8 a backbone.C2              0.00e0\nfcn_r50-d8 a head.logits              2.00e-6\n"
+            "fcn_r50-d8 a ori_size: pixels [7, 9] of 24576 differ\nok\nknet_s3_r50_fpn a: 3 mask bits differ\n"
+        )
         runs = goldens.read(log)
         self.assertEqual([tap["error"] for tap in runs[0]["taps"]], [0.0, 2e-6])
         self.write("g/goldens.json", {"form": "knet goldens 1", **SAID, "runs": runs})
         (figure,) = accuracy.section(load(self.root)).figures
-        self.assertEqual(figure.rows, [["fcn_r50-d8", "a", "2", "2.0\u00b710\u207b\u2076", "2.0\u00b710\u207b\u2076", "head.logits", "2 class pixels at the photo's size of 24576"]])
+        self.assertEqual(
+            figure.rows,
+            [
+                [
+                    "fcn_r50-d8",
+                    "a",
+                    "2",
+                    "2.0\u00b710\u207b\u2076",
+                    "2.0\u00b710\u207b\u2076",
+                    "head.logits",
+                    "2 class pixels at the photo's size of 24576",
+                ]
+            ],
+        )
         self.assertEqual(figure.charts[0][1].draw(WIDE).count("<circle"), 1)
 
 
@@ -190,7 +268,10 @@ class Drawing(unittest.TestCase):
         self.assertIn("a &lt;b&gt; &amp; c", Lines([Line("a <b> & c", [(0, 0), (1, 1)], "x")], "x", "y", 'an "alt"').draw(WIDE))
 
     def test_numbers_are_written_as_people_do(self):
-        self.assertEqual([svg.number(v) for v in (0, 0.012345, 1.2345, 12.345, 1234.5, 1234567)], ["0", "0.0123", "1.23", "12.3", "1\u2009234", "1\u2009234\u2009567"])
+        self.assertEqual(
+            [svg.number(v) for v in (0, 0.012345, 1.2345, 12.345, 1234.5, 1234567)],
+            ["0", "0.0123", "1.23", "12.3", "1\u2009234", "1\u2009234\u2009567"],
+        )
         self.assertEqual(svg.power(5.34e-6), "5.3\u00b710\u207b\u2076")
         self.assertEqual([svg.tick(v, [0, 0.5, 1]) for v in (0, 0.5, 1)], ["0", "0.5", "1.0"])
 
