@@ -72,9 +72,7 @@ class Bars:
     def draw_row(self, canvas, row, y, left, scale, narrow) -> float:
         y += 6
         if narrow:
-            canvas.text(left, y + 11, row.label, "b")
-            if row.note:
-                canvas.text(left + text_width(row.label, bold=True) + 8, y + 11, row.note, "s")
+            canvas.label(left, y + 11, row.label, row.note)
             y += 18
             first = y
         else:
@@ -211,16 +209,14 @@ class Dots:
         start, grid = y, len(canvas.parts)
         for label, note, row, kind in self.rows:
             if narrow:
-                canvas.text(0, y + 14, label, "b")
-                canvas.text(text_width(label, bold=True) + 8, y + 14, note, "s")
+                canvas.label(0, y + 14, label, note)
                 y += 32
             else:
                 canvas.text(0, y + 15, label, "b")
                 canvas.text(0, y + 30, note, "s")
                 y += 22
             canvas.line(left, y, width - 8, y, "grid")
-            for value in row:
-                canvas.dot(scale(value), y, f"{kind} see", 4.5)
+            canvas.dots([scale(value) for value in row], y, kind)
             y += 16 if narrow else 22
         lines = Canvas(width)
         for mark in marks:

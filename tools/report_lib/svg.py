@@ -107,13 +107,24 @@ class Canvas:
         where = "" if anchor == "start" else f' text-anchor="{anchor}"'
         self.parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{where}>{escape(text, quote=False)}</text>')
 
+    def label(self, x, y, words, note):
+        """Bold words, and a note right behind them."""
+        note = f'<tspan class="s" dx="7">{escape(note, quote=False)}</tspan>' if note else ""
+        self.parts.append(f'<text class="b" x="{x:.1f}" y="{y:.1f}">{escape(words, quote=False)}{note}</text>')
+
+    def dots(self, points, y, kind):
+        """A row of dots that many may lie upon each other in."""
+        circles = "".join(f'<circle cx="{x:.1f}" cy="{y:g}" r="4.5"/>' for x in points)
+        self.parts.append(f'<g class="{kind} see">{circles}</g>')
+
     def lines(self, x, y, lines, kind="t", step=16):
         for row, line in enumerate(lines):
             self.text(x, y + row * step, line, kind)
 
     def svg(self, height: float, alt: str, style: str = "") -> str:
-        """The picture. With `style` it stands by itself, as a file."""
+        """The picture, words over all else. With `style` it stands by itself, as a file."""
+        parts = sorted(self.parts, key=lambda part: part.startswith("<text"))
         head = f'<svg {"xmlns=" + chr(34) + "http://www.w3.org/2000/svg" + chr(34) + " " if style else ""}'
         size = f' width="{self.width}" height="{height:.0f}"' if style else f' style="max-width:{self.width}px"'
         style = f"<style>{style}</style>" if style else ""
-        return f'{head}viewBox="0 0 {self.width} {height:.0f}"{size} role="img" aria-label="{escape(alt)}">{style}' + "".join(self.parts) + "</svg>"
+        return f'{head}viewBox="0 0 {self.width} {height:.0f}"{size} role="img" aria-label="{escape(alt)}">{style}' + "".join(parts) + "</svg>"
