@@ -1,11 +1,12 @@
 """Latency of a single stream (the form `knet single-stream 1`: runs of `knet bench --single-stream --json`), and quality by stages."""
 
+import math
 from dataclasses import dataclass
 
 from .charts import NARROW, Bar, Bars, Line, Lines, Row
 from .figure import Figure, Section, model_name, size_name
 from .results import Found, Results, join
-from .svg import Canvas, Scale, number, text_width, ticks
+from .svg import Canvas, Scale, number, text_width, tick, ticks
 
 MARKS = ("p50", "p90", "p99", "p99.9", "max")
 WORDS = {"p50": "median", "max": "slowest"}
@@ -43,9 +44,12 @@ class Histogram:
                 at = self.low + index * self.width
                 canvas.rect(x(at), y(count), max(x(at + self.width) - x(at) - 0.5, 0.7), below - y(count), "knet")
         canvas.line(left, below, width - 12, below, "axis")
-        span = end - low
-        for mark in [t for t in ticks(end, 40 if span < end / 4 else 12) if low <= t <= end][:: 2 if width < NARROW else 1]:
-            canvas.text(x(mark), below + 18, number(mark, 3), "s", "middle")
+        step = ticks(end - low, 4 if width < NARROW else 8)[1]
+        marks = [step * i for i in range(math.ceil(low / step), math.floor(end / step) + 1)]
+        for mark in marks:
+            words = tick(mark, marks)
+            if x(mark) + text_width(words, 12) / 2 <= width:
+                canvas.text(x(mark), below + 18, words, "s", "middle")
         shown = {name: at for name, at in self.marks.items() if name in ("p50", "p99", "p99.9")}
         if self.deadline:
             shown["deadline"] = self.deadline
@@ -55,7 +59,7 @@ class Histogram:
             is_right = x(at) + text_width(words, 12) + 8 > width
             canvas.text(x(at) + (-4 if is_right else 4), above + 4 + 15 * row, words, "s", "end" if is_right else "start")
         canvas.text(0, 12, "frames, logarithmic", "s")
-        canvas.text(left, below + 36, "milliseconds from a photo in host memory to masks there", "s")
+        canvas.text(left, below + 36, "milliseconds, photo to masks in host memory", "s")
         return canvas.svg(below + 44, self.alt, style)
 
 

@@ -1,13 +1,16 @@
 """docs/report.html and the README's charts in a headless Chromium, where there is one (`apt-get install chromium`, which takes too long for CI)."""
 
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 
 from .browser import Browser, program
 from .cli import PAGE
+from .page import page
 from .pictures import PICTURES
-from .results import REPO
+from .results import REPO, load
+from .test_report import examples
 
 #: Texts of drawings that are shown and reach out of their drawing, or lie on another text of it.
 CUT = """[...document.querySelectorAll('svg')].filter(svg => svg.getClientRects().length).flatMap(svg => {
@@ -40,23 +43,34 @@ class PageTest(unittest.TestCase):
             print("the page was not looked at: no chromium on PATH (apt-get install chromium)", file=sys.stderr)
             self.skipTest("no chromium on PATH")
 
+    def whole(self, tab: Browser, path: Path, width: int, dark: bool = False):
+        with self.subTest(path=path.name, width=width, dark=dark):
+            tab.open(path, width, dark=dark)
+            self.assertEqual(tab.value(BROKEN), [])
+            self.assertEqual(tab.value(EMPTY), [])
+            self.assertGreater(tab.value("document.querySelectorAll('figure').length"), 3)
+            self.assertEqual(tab.value("document.documentElement.scrollWidth"), width)
+            self.assertEqual(tab.value(WIDE), [])
+            self.assertEqual(tab.value(CUT), [])
+            self.assertEqual(tab.value(OVER), [])
+            self.assertEqual(tab.complaints(), [])
+            self.assertEqual(tab.requests(), [path.resolve().as_uri()])
+
     def test_the_page_is_whole_on_a_desk_and_on_a_phone(self):
         with Browser(program()) as tab:
             grounds = set()
             for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):
-                with self.subTest(width=width, dark=dark):
-                    tab.open(REPO / PAGE, width, dark=dark)
-                    self.assertEqual(tab.value(BROKEN), [])
-                    self.assertEqual(tab.value(EMPTY), [])
-                    self.assertGreater(tab.value("document.querySelectorAll('figure').length"), 5)
-                    self.assertEqual(tab.value("document.documentElement.scrollWidth"), width)
-                    self.assertEqual(tab.value(WIDE), [])
-                    self.assertEqual(tab.value(CUT), [])
-                    self.assertEqual(tab.value(OVER), [])
-                    self.assertEqual(tab.complaints(), [])
-                    self.assertEqual(tab.requests(), [(REPO / PAGE).resolve().as_uri()])
-                    grounds.add(tab.value("getComputedStyle(document.body).backgroundColor"))
+                self.whole(tab, REPO / PAGE, width, dark)
+                grounds.add(tab.value("getComputedStyle(document.body).backgroundColor"))
             self.assertEqual(len(grounds), 2, "light and dark")
+
+    def test_so_is_a_page_of_results_that_are_still_to_come(self):
+        with tempfile.TemporaryDirectory() as folder, Browser(program()) as tab:
+            examples(Path(folder))
+            made = Path(folder) / "page.html"
+            made.write_text(page(load(Path(folder))), encoding="utf-8")
+            for width in (1280, 390):
+                self.whole(tab, made, width)
 
     def test_links_lead_to_places(self):
         with Browser(program()) as tab:

@@ -45,6 +45,62 @@ def stream(stages: int, p50: float, **more) -> dict:
     }
 
 
+def write(root: Path, name: str, data: dict):
+    path = root / "benches/results" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def a_race(**more) -> dict:
+    entries = [
+        {"program": "knet", "model": "knet_s3_r50_fpn", "label": "K-Net", "precision": "f32", "seconds": 0.4},
+        {
+            "program": "knet",
+            "model": "cascade_mask_rcnn_r50_fpn",
+            "label": "Cascade Mask R-CNN",
+            "precision": "f32",
+            "seconds": 0.8,
+            "rounds": [0.7, 0.8, 0.9],
+        },
+    ]
+    mark = {"of": "cascade_mask_rcnn_r50_fpn", "ratio": [1.6, 1.9], "words": "the paper's mark: K-Net 60 to 90 % faster", "source": "its abstract"}
+    races = [{"title": "Instance, 512x512", "part": "end to end", "size": [512, 512], "marks": [mark], "entries": entries}]
+    return {"form": "knet race 1", "subject": "detectors", "title": "A race", **SAID, "races": races, **more}
+
+
+def quality() -> dict:
+    points = [{"stages": k, "ap": 10 + k, "ap50": 20 + k} for k in (1, 2, 3)]
+    return {"form": "knet quality by stages 1", **SAID, "model": "knet_s3_lite0_person", "size": [384, 512], "sets": {"people": points}}
+
+
+def streams() -> dict:
+    runs = [stream(k, 10.0 * k) for k in (3, 1, 2)] + [stream(2, 20, deadline_ms=22.0)]
+    return {"form": "knet single-stream 1", **SAID, "runs": runs}
+
+
+def by_kernels() -> dict:
+    points = [{"kernels": n, "value": 100.0 + n} for n in (50, 100, 200, 400, 800)]
+    series = [{"name": "R50", "quantity": "time", "unit": "ms", "points": points}]
+    return {"form": "knet growth 1", **SAID, "axis": "kernels", "title": "By kernels", "series": series}
+
+
+def examples(root: Path):
+    """A result of every form."""
+    write(root, "a/race.json", a_race())
+    others = a_race(subject="programs")
+    entries = others["races"][0]["entries"]
+    for program in ("OpenVINO 2026.3", "ONNX Runtime 1.26", "PyTorch, torch.compile"):
+        more = {"program": program.split(",")[0], "model": "knet_s3_r50_fpn", "label": program, "equal": "worst tap 3e-3"}
+        entries += [
+            entries[1] | more | {"precision": precision, "seconds": seconds, "rounds": []} for precision, seconds in (("f32", 0.9), ("int8", 0.07))
+        ]
+    del entries[1]
+    write(root, "a/programs.json", others)
+    write(root, "a/streams.json", streams())
+    write(root, "a/quality.json", quality())
+    write(root, "a/kernels.json", by_kernels())
+
+
 class Balance(HTMLParser):
     """Every element is closed, in order."""
 
@@ -98,39 +154,15 @@ class Forms(unittest.TestCase):
         self.root = Path(self.folder.name)
 
     def write(self, name: str, data: dict):
-        path = self.root / "benches/results" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data), encoding="utf-8")
-
-    def race(self, **more) -> dict:
-        entries = [
-            {"program": "knet", "model": "knet_s3_r50_fpn", "label": "K-Net", "precision": "f32", "seconds": 0.4},
-            {
-                "program": "knet",
-                "model": "cascade_mask_rcnn_r50_fpn",
-                "label": "Cascade Mask R-CNN",
-                "precision": "f32",
-                "seconds": 0.8,
-                "rounds": [0.7, 0.8, 0.9],
-            },
-        ]
-        mark = {"of": "cascade_mask_rcnn_r50_fpn", "ratio": [1.6, 1.9], "words": "the paper", "source": "its abstract"}
-        return {
-            "form": "knet race 1",
-            "subject": "detectors",
-            "title": "A race",
-            **SAID,
-            "races": [{"title": "Instance, 512x512", "part": "end to end", "size": [512, 512], "marks": [mark], "entries": entries}],
-            **more,
-        }
+        write(self.root, name, data)
 
     def test_no_results_make_a_page_without_figures(self):
         self.assertNotIn("<figure", page(load(self.root)))
 
     def test_a_race_is_drawn_with_the_papers_mark(self):
-        self.write("race/a.json", self.race())
+        self.write("race/a.json", a_race())
         (figure,) = race.section(load(self.root)).figures
-        row = race.row(self.race()["races"][0], 1)
+        row = race.row(a_race()["races"][0], 1)
         self.assertEqual([round(v, 3) for v in row.band[:2]], [640, 760])
         self.assertEqual((row.bars[0].text, row.bars[0].kind), ("800 ms, 2.00\u00d7", "knet-2"))
         self.assertEqual(figure.rows[1][4:], ["800 ms", "2.00\u00d7"])
@@ -138,7 +170,7 @@ class Forms(unittest.TestCase):
         self.assertEqual(figure.source.commit, "abcdef0")
 
     def test_other_programs_name_precision_and_equality(self):
-        data = self.race(subject="programs")
+        data = a_race(subject="programs")
         other = data["races"][0]["entries"][1] | {
             "program": "OpenVINO",
             "model": "knet_s3_r50_fpn",
@@ -153,14 +185,14 @@ class Forms(unittest.TestCase):
         self.assertIn(">bf16<", figure.charts[0][1].draw(WIDE))
 
     def test_a_median_that_is_not_among_its_rounds_is_refused(self):
-        data = self.race()
+        data = a_race()
         data["races"][0]["entries"][1]["seconds"] = 2.0
         self.write("race/a.json", data)
         with self.assertRaisesRegex(BadResult, "not among its rounds"):
             race.section(load(self.root))
 
     def test_a_result_without_a_commit_is_refused_unless_sources_say_it(self):
-        data = self.race()
+        data = a_race()
         del data["commit"]
         self.write("race/a.json", data)
         with self.assertRaisesRegex(BadResult, "no commit"):
@@ -176,13 +208,8 @@ class Forms(unittest.TestCase):
             load(self.root)
 
     def test_streams_of_one_to_three_stages_give_latency_against_quality(self):
-        self.write(
-            "s/stream.json",
-            {"form": "knet single-stream 1", **SAID, "runs": [stream(k, 10.0 * k) for k in (3, 1, 2)] + [stream(2, 20, deadline_ms=22.0)]},
-        )
-        points = [{"stages": k, "ap": 10 + k, "ap50": 20 + k} for k in (1, 2, 3)]
-        quality = {"form": "knet quality by stages 1", **SAID, "model": "knet_s3_lite0_person", "size": [384, 512], "sets": {"people": points}}
-        self.write("s/quality.json", quality)
+        self.write("s/stream.json", streams())
+        self.write("s/quality.json", quality())
         figures = {figure.id: figure for figure in latency.section(load(self.root)).figures}
         self.assertEqual(list(figures), ["latency-quality", "stages-quality", "stream-s-stream"])
         chart = figures["latency-quality"].charts[0][1]
@@ -195,17 +222,7 @@ class Forms(unittest.TestCase):
         self.assertTrue(made["assets/readme/stages.svg"].startswith("<svg xmlns="))
 
     def test_growth_is_drawn_by_size_and_by_kernels(self):
-        points = [{"kernels": n, "value": 100.0 + n} for n in (50, 100, 200, 400, 800)]
-        self.write(
-            "g/k.json",
-            {
-                "form": "knet growth 1",
-                **SAID,
-                "axis": "kernels",
-                "title": "By kernels",
-                "series": [{"name": "R50", "quantity": "time", "unit": "ms", "points": points}],
-            },
-        )
+        self.write("g/k.json", by_kernels())
         (figure,) = growth.section(load(self.root)).figures
         self.assertEqual(figure.charts[0][1].lines[0].points[0], (50, 150.0))
         self.assertEqual(len(figure.rows), 5)
