@@ -74,7 +74,7 @@ def title(run: dict) -> str:
     if run.get("deadline_ms"):
         words.append(f"deadline {number(run['deadline_ms'])} ms")
     elif stages_of(run) is not None:
-        words.append(f"{stages_of(run)} stages")
+        words.append("1 stage" if stages_of(run) == 1 else f"{stages_of(run)} stages")
     return ", ".join(words)
 
 
