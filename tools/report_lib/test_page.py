@@ -38,10 +38,11 @@ WIDE = """[...document.querySelectorAll('body *')].filter(e => !e.closest('.scro
 
 
 class PageTest(unittest.TestCase):
-    def setUp(self):
+    @classmethod
+    def setUpClass(cls):
         if not program():
-            print("the page was not looked at: no chromium on PATH (apt-get install chromium)", file=sys.stderr)
-            self.skipTest("no chromium on PATH")
+            print("docs/report.html was not looked at: no chromium on PATH (apt-get install chromium)", file=sys.stderr)
+            raise unittest.SkipTest("no chromium on PATH")
 
     def whole(self, tab: Browser, path: Path, width: int, dark: bool = False):
         with self.subTest(path=path.name, width=width, dark=dark):
