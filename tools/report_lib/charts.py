@@ -126,6 +126,44 @@ def draw_key(canvas: Canvas, key, y: float) -> float:
 
 
 @dataclass
+class Stacked:
+    """Bars that are divided into the same parts, `key` in order."""
+
+    #: Label, values of the parts, and what stands at the end.
+    rows: list[tuple[str, list[float], str]]
+    key: list[tuple[str, str]]
+    axis: str
+    alt: str
+
+    def draw(self, width: int, style: str = "") -> str:
+        canvas, narrow = Canvas(width), width < NARROW
+        left = 1 if narrow else label_column((label, "") for label, *_ in self.rows)
+        top = max(sum(values) for _, values, _ in self.rows)
+        most = width - left - 4
+        plot = max(min((most - 6 - text_width(text)) * top / sum(values) for _, values, text in self.rows), most * 0.5)
+        scale, y = Scale(0, top, left, left + plot), draw_key(canvas, self.key, 14)
+        start = y
+        for label, values, text in self.rows:
+            y += 8
+            canvas.text(left if narrow else 0, y + 12, label, "b")
+            y += 18 if narrow else 0
+            at = 0.0
+            for value, (kind, _) in zip(values, self.key):
+                canvas.rect(scale(at), y, scale(at + value) - scale(at), BAR, kind)
+                at += value
+            canvas.text(scale(at) + 6, y + 13, text)
+            y += BAR + 2
+        marks = ticks(top, 4 if narrow else 7)
+        for mark in marks:
+            if scale(mark) + text_width(tick(mark, marks), 12) / 2 <= width:
+                if mark or not narrow:
+                    canvas.line(scale(mark), start, scale(mark), y + 6, "grid" if mark else "axis")
+                canvas.text(scale(mark), y + 22, tick(mark, marks), "s", "start" if narrow and mark == 0 else "middle")
+        canvas.text(left, y + 42, self.axis, "s")
+        return canvas.svg(y + 50, self.alt, style)
+
+
+@dataclass
 class Line:
     name: str
     points: list[tuple[float, float]]

@@ -3,7 +3,7 @@
 import re
 from html import escape
 
-from .charts import Bar, Bars, Row
+from .charts import Bar, Bars, Row, Stacked
 from .figure import Figure, Section
 from .results import BadResult, Found, Results
 from .svg import number, ratio
@@ -65,6 +65,42 @@ def chart(race: dict) -> Bars:
     return Bars(rows, f"{unit(race)} a photo; \u00d7: times of {first}", f"{sizes(race['title'])}: {words}.")
 
 
+#: Parts of a frame as the race names them, their colours and words.
+PARTS = {
+    "before": ("peer", "resize"),
+    "backbone": ("part-1", "backbone"),
+    "neck": ("part-2", "FPN"),
+    "heads": ("part-3", "heads"),
+    "after": ("part-4", "masks"),
+}
+
+
+def parts(race: dict) -> Stacked | None:
+    """Where the time of each entry goes, if the race took it apart."""
+    entries = [entry for entry in race["entries"] if "parts" in entry]
+    if not entries:
+        return None
+    scale = 1 if unit(race) == "seconds" else 1e3
+    named = sorted(entries[0]["parts"], key=lambda name: list(PARTS).index(name) if name in PARTS else len(PARTS))
+    rows = [(e["label"], [scale * e["parts"][name] for name in named], duration(sum(e["parts"].values()), unit(race))) for e in entries]
+    key = [PARTS.get(name, ("peer", name)) for name in named]
+    alt = "; ".join(f"{label}: " + ", ".join(f"{words} {number(value)}" for value, (_, words) in zip(values, key)) for label, values, _ in rows)
+    return Stacked(rows, key, f"{unit(race)}, medians of each part by itself", f"Parts in {unit(race)}. {alt}.")
+
+
+def charts(races: list[dict]) -> list[tuple[str, Bars | Stacked]]:
+    """A chart a race, and the parts of the largest photo's."""
+    titles = [sizes(race["title"]) for race in races]
+    out = []
+    largest = max(race["size"][0] * race["size"][1] for race in races)
+    for race, title in zip(races, titles):
+        title += f", {race['entries'][0]['label']}" if titles.count(title) > 1 else ""
+        out.append((title, chart(race)))
+        if race["size"][0] * race["size"][1] == largest and (taken_apart := parts(race)):
+            out.append((f"{title}: where the time goes", taken_apart))
+    return out
+
+
 def table(data: dict) -> tuple[list[str], list[list[str]]]:
     head = ["race", "program", "model", "precision", "median", "of the first", "equal"]
     rows = []
@@ -97,12 +133,10 @@ def figure(found: Found) -> Figure:
     note = " ".join([escape(data.get("note", ""), quote=False), *quotes])
     if "source" in data:
         note += f" Numbers from {escape(data['source'], quote=False)}."
-    parts = " and ".join(dict.fromkeys(race["part"] for race in data["races"]))
-    text = f"Median time for one photo, {escape(parts)}."
+    part = " and ".join(dict.fromkeys(race["part"] for race in data["races"]))
+    text = f"Median time for one photo, {escape(part)}."
     name = found.path.removeprefix("benches/results/").removesuffix(".json").replace("/", "-")
-    return Figure(
-        f"race-{name}", data["title"], text, [(sizes(race["title"]), chart(race)) for race in data["races"]], found.source, head, rows, note
-    )
+    return Figure(f"race-{name}", data["title"], text, charts(data["races"]), found.source, head, rows, note)
 
 
 def figures(results: Results, *subjects: str) -> list[Figure]:

@@ -104,12 +104,8 @@ def form_of(data, name: str) -> str | None:
 
 def source_of(results: Results, form: str, name: str, data: dict) -> Source:
     if form not in ("peer", "training peer"):
-        machine = data.get("machine", "")
-        machine = (
-            ", ".join(str(value) if key == "device" else f"{key} {value}" for key, value in machine.items()) if isinstance(machine, dict) else machine
-        )
         said = {key: str(data[key]) for key in ("command", "commit", "date") if key in data}
-        return results.source(name, machine=machine.replace("torch ", "PyTorch "), **said)
+        return results.source(name, machine=machine_name(data.get("machine", "")), **said)
     machine = data["machine"]
     known = {
         "machine": f"{machine['cores']} cores of an {machine['cpu']} ({machine['capability']})",
@@ -123,6 +119,14 @@ def source_of(results: Results, form: str, name: str, data: dict) -> Source:
     source = results.source(name, **known)
     extra = f"PyTorch {machine['torch'].split('+')[0]}, {threads(data)} threads"
     return replace(source, machine=f"{source.machine}; {extra}", loads=(machine["load_average"],))
+
+
+def machine_name(machine: dict | str) -> str:
+    """A sentence of `device` and what else a file says of its machine."""
+    if isinstance(machine, str):
+        return machine
+    words = {"device": "{}", "torch": "PyTorch {}", "threads": "{} threads"}
+    return ", ".join(words.get(key, key + " {}").format(value) for key, value in sorted(machine.items(), key=lambda item: item[0] != "device"))
 
 
 def threads(data: dict) -> int:

@@ -84,9 +84,20 @@ def by_kernels() -> dict:
     return {"form": "knet growth 1", **SAID, "axis": "kernels", "title": "By kernels", "series": series}
 
 
+def with_parts() -> dict:
+    """A race as benches/rivals.rs writes it: two of a size, with parts."""
+    race = a_race()["races"][0]
+    for entry in race["entries"]:
+        split = {"before": 0.01, "backbone": 0.4, "neck": 0.2, "heads": 0.3, "after": 0.09}
+        entry["parts"] = {name: share * entry["seconds"] for name, share in split.items()}
+    deeper = json.loads(json.dumps(race))
+    deeper["entries"][0]["label"], deeper["entries"][1]["label"] = "K-Net R101", "Cascade Mask R-CNN R101"
+    return a_race(races=[race, deeper])
+
+
 def examples(root: Path):
     """A result of every form."""
-    write(root, "a/race.json", a_race())
+    write(root, "a/race.json", with_parts())
     others = a_race(subject="programs")
     entries = others["races"][0]["entries"]
     for program in ("OpenVINO 2026.3", "ONNX Runtime 1.26", "PyTorch, torch.compile"):
@@ -168,6 +179,16 @@ class Forms(unittest.TestCase):
         self.assertEqual(figure.rows[1][4:], ["800 ms", "2.00\u00d7"])
         self.assertIn('class="band"', figure.charts[0][1].draw(WIDE))
         self.assertEqual(figure.source.commit, "abcdef0")
+
+    def test_a_race_that_was_taken_apart_shows_its_parts(self):
+        self.write("race/a.json", with_parts())
+        (figure,) = race.section(load(self.root)).figures
+        self.assertEqual(
+            [title for title, _ in figure.charts][2:],
+            ["Instance, 512\u00d7512, K-Net R101", "Instance, 512\u00d7512, K-Net R101: where the time goes"],
+        )
+        drawn = figure.charts[1][1].draw(WIDE)
+        self.assertEqual(drawn.count('class="part-3"'), 3, "two bars and the key")
 
     def test_other_programs_name_precision_and_equality(self):
         data = a_race(subject="programs")
