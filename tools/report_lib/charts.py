@@ -142,7 +142,7 @@ class Stacked:
         most = width - left - 4
         plot = max(min((most - 6 - text_width(text)) * top / sum(values) for _, values, text in self.rows), most * 0.5)
         scale, y = Scale(0, top, left, left + plot), draw_key(canvas, self.key, 14)
-        start = y
+        start, under = y, len(canvas.parts)
         for label, values, text in self.rows:
             y += 8
             canvas.text(left if narrow else 0, y + 12, label, "b")
@@ -153,12 +153,13 @@ class Stacked:
                 at += value
             canvas.text(scale(at) + 6, y + 13, text)
             y += BAR + 2
-        marks = ticks(top, 4 if narrow else 7)
+        marks, lines = ticks(top, 4 if narrow else 7), Canvas(width)
         for mark in marks:
             if scale(mark) + text_width(tick(mark, marks), 12) / 2 <= width:
                 if mark or not narrow:
-                    canvas.line(scale(mark), start, scale(mark), y + 6, "grid" if mark else "axis")
-                canvas.text(scale(mark), y + 22, tick(mark, marks), "s", "start" if narrow and mark == 0 else "middle")
+                    lines.line(scale(mark), start, scale(mark), y + 6, "grid" if mark else "axis")
+                lines.text(scale(mark), y + 22, tick(mark, marks), "s", "start" if narrow and mark == 0 else "middle")
+        canvas.parts[under:under] = lines.parts
         canvas.text(left, y + 42, self.axis, "s")
         return canvas.svg(y + 50, self.alt, style)
 

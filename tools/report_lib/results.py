@@ -80,10 +80,45 @@ def load(root: Path = REPO) -> Results:
     for path in sorted(folder.rglob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
         name = path.relative_to(root).as_posix()
+        if isinstance(data, dict) and "form" not in data and {"torch", "device", "meaning", "rows"} <= set(data):
+            data = race_of_gpu(data)
         form = form_of(data, name)
         if form not in (None, "sources"):
             results.by_form.setdefault(form, []).append(Found(name, data, source_of(results, form, name, data)))
     return results
+
+
+def race_of_gpu(data: dict) -> dict:
+    """What tools/peer/bench_gpu.py wrote, as a race; its commit, command and date are in sources.json."""
+    races = []
+    for row in data["rows"]:
+        for part, words in (("network", "network"), ("total", "end to end")):
+            times = {key.removesuffix("_ms"): value / 1e3 for key, value in row[part].items() if key.endswith("_ms")}
+            if "knet" not in times:
+                continue
+            labels = {"knet": "knet", "compile": "PyTorch, torch.compile"}
+            entries = [
+                {
+                    "program": "knet" if who == "knet" else "PyTorch",
+                    "model": row["model"],
+                    "label": labels.get(who, f"PyTorch, {who}"),
+                    "precision": "f16",
+                    "seconds": times[who],
+                }
+                for who in sorted(times, key=lambda who: (who != "knet", times[who]))
+            ]
+            size = [int(side) for side in row["size"].split("x")]
+            races.append({"title": f"{row['model']}, {row['size']}, {words}", "size": size, "part": words, "entries": entries})
+    machine = {"device": data["device"], "torch": data["torch"]}
+    note = "; ".join(f"{part}: {words}" for part, words in data["meaning"].items()) + "."
+    return {
+        "form": "knet race 1",
+        "subject": "programs",
+        "title": f"On an {data['device']}, beside PyTorch",
+        "machine": machine,
+        "note": note,
+        "races": races,
+    }
 
 
 def form_of(data, name: str) -> str | None:

@@ -205,6 +205,21 @@ class Forms(unittest.TestCase):
         self.assertEqual(figure.rows[1][3:], ["bf16", "800 ms", "2.00\u00d7", "worst tap 3e-3"])
         self.assertIn(">bf16<", figure.charts[0][1].draw(WIDE))
 
+    def test_what_bench_gpu_wrote_is_a_race(self):
+        row = {
+            "model": "knet_s3_r50_fpn",
+            "size": "800x1333",
+            "network": {"eager_ms": 4.0, "compile_ms": 3.0, "knet_ms": 2.0, "ratios": {"eager": 2.0}},
+            "total": {"eager_ms": 8.0, "knet_ms": 4.0},
+        }
+        self.write("gpu/peer.json", {"torch": "2.11", "device": "NVIDIA H200", "meaning": {"network": "the device's clock"}, "rows": [row]})
+        with self.assertRaisesRegex(BadResult, "no command"):
+            load(self.root)
+        self.write("sources.json", {"form": "knet sources 1", "files": {"benches/results/gpu/peer.json": SAID}})
+        (figure,) = speed.section(load(self.root)).figures
+        self.assertEqual([row[1] for row in figure.rows], ["knet", "PyTorch, torch.compile", "PyTorch, eager", "knet", "PyTorch, eager"])
+        self.assertEqual([row[5] for row in figure.rows], ["1.00\u00d7", "1.50\u00d7", "2.00\u00d7", "1.00\u00d7", "2.00\u00d7"])
+
     def test_a_median_that_is_not_among_its_rounds_is_refused(self):
         data = a_race()
         data["races"][0]["entries"][1]["seconds"] = 2.0
