@@ -140,6 +140,11 @@ fn a_single_stream_is_timed_and_allocates_nothing() {
             ["p50", "p90", "p99", "p99.9", "max"].map(|name| report["latency_ms"][name].as_f64().unwrap());
         assert!(ms[0] > 0.0 && ms.is_sorted(), "{report}");
         assert!(report["latency_ms"]["mean"].as_f64().unwrap() <= ms[4]);
+        let bars = &report["histogram_ms"];
+        let frames = bars["frames"].as_array().unwrap();
+        assert_eq!(frames.iter().map(|bar| bar.as_u64().unwrap()).sum::<u64>(), 30, "{report}");
+        let end = bars["from"].as_f64().unwrap() + bars["width"].as_f64().unwrap() * frames.len() as f64;
+        assert!((end - ms[4]).abs() < 1e-3, "{report}");
     }
     // No time: one stage. It allocates as little.
     for (deadline, stages) in [("0", 1), ("100000", 3)] {

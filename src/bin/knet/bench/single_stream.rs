@@ -13,7 +13,7 @@ use knet::image::decode::{Limits, decode_checked};
 use knet::{Error, Result};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -100,6 +100,7 @@ pub fn run(arguments: &super::Arguments) -> Result<ExitCode> {
             "seconds": elapsed.as_secs_f64(),
             "queries_per_second": rate,
             "latency_ms": latency,
+            "histogram_ms": Histogram::of(&latencies).to_json(),
             "found": found,
             "deadline_ms": arguments.stages.deadline.map(|deadline| deadline.as_secs_f64() * 1e3),
             "frames_by_stages": stages,
@@ -180,6 +181,33 @@ fn measure(engine: &mut Engine, image: &RgbImage, stream: &SingleStream) -> Resu
     Ok(Measured { latencies, elapsed, allocations, found: result.found().count(), stages })
 }
 
+/// Frames by latency, in bars of one width.
+struct Histogram {
+    low: f64,
+    high: f64,
+    /// Of a bar, ms.
+    width: f64,
+    bars: [u32; BARS],
+}
+
+impl Histogram {
+    fn of(latencies: &[Duration]) -> Self {
+        let ms = |time: &Duration| time.as_secs_f64() * 1e3;
+        let (low, high) =
+            latencies.iter().map(ms).fold((f64::MAX, 0.0), |(low, high), t| (t.min(low), t.max(high)));
+        let width = ((high - low) / BARS as f64).max(1e-6);
+        let mut bars = [0u32; BARS];
+        for time in latencies {
+            bars[(((ms(time) - low) / width) as usize).min(BARS - 1)] += 1;
+        }
+        Self { low, high, width, bars }
+    }
+
+    fn to_json(&self) -> Value {
+        json!({ "from": self.low, "width": self.width, "frames": self.bars.as_slice() })
+    }
+}
+
 /// Frames by latency, on a logarithmic scale, so that single late ones are seen; percentiles as lines.
 fn draw(path: &Path, title: &str, latencies: &[Duration]) -> Result<()> {
     let mut svg = String::new();
@@ -192,14 +220,7 @@ fn chart(
     title: &str,
     latencies: &[Duration],
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let ms = |time: &Duration| time.as_secs_f64() * 1e3;
-    let (low, high) =
-        latencies.iter().map(ms).fold((f64::MAX, 0.0), |(low, high), t| (t.min(low), t.max(high)));
-    let width = ((high - low) / BARS as f64).max(1e-6);
-    let mut bars = [0u32; BARS];
-    for time in latencies {
-        bars[(((ms(time) - low) / width) as usize).min(BARS - 1)] += 1;
-    }
+    let Histogram { low, high, width, bars } = Histogram::of(latencies);
     // Half a frame is the floor of a logarithmic scale on which one frame is to be seen.
     let (floor, top) = (0.5, 2.0 * f64::from(bars.into_iter().max().unwrap_or(1)));
     let area = SVGBackend::with_string(svg, (960, 480)).into_drawing_area();
