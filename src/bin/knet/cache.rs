@@ -10,10 +10,10 @@ use knet::cuda::launch::Launch;
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::probe;
 use knet::engine::Device;
-use knet::{Engine, Error, Result};
+use knet::{Error, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 /// Show, fill or clear the cache of compiled CUDA kernels
@@ -108,7 +108,7 @@ impl Fill {
         let (compute, code) = (selections[0].target().caps.compute, Code::wanted()?);
         // What `knet doctor` runs, so that it can say that all is well.
         let mut launches = vec![probe::launch(&selections[0].target())?];
-        for size in self.sizes(&engine) {
+        for size in size::inputs(&self.size, engine.config()) {
             launches.extend(engine.model().launches(size, &selections)?);
         }
         let job = |launch: Launch| Job { source: launch.source, defines: launch.defines, compute, code };
@@ -117,13 +117,6 @@ impl Fill {
         let compiled =
             Pool::new(engine.threads())?.run(fill)?.into_iter().filter(|&compiled| compiled).count();
         Ok((jobs.len() - compiled, compiled))
-    }
-
-    fn sizes(&self, engine: &Engine) -> BTreeSet<(usize, usize)> {
-        let lying = Size::of(engine.config());
-        let own = [lying, Size { height: lying.width, width: lying.height }];
-        let sizes = if self.size.is_empty() { &own[..] } else { &self.size };
-        sizes.iter().map(|size| size.padded(engine.config()).into()).collect()
     }
 }
 

@@ -93,14 +93,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .map(|name| device(name, cpu.precision, |device| Model::load(&options(device))))
         .collect::<Result<_>>()?;
     let model = Model::load(&cpu)?;
-    let lying = Size::of(model.config());
-    let own = [lying, Size { height: lying.width, width: lying.height }];
     let named: Vec<Size> = arguments.size.iter().flat_map(|sizes| sizes.0.clone()).collect();
-    let sizes: BTreeSet<(usize, usize)> = if named.is_empty() { &own[..] } else { &named }
-        .iter()
-        .map(|size| size.padded(model.config()).into())
-        .collect();
-    let made = bundle::compile(&model, &sizes.into_iter().collect::<Vec<_>>(), &devices, &out)?;
+    let sizes: Vec<_> = size::inputs(&named, model.config()).into_iter().collect();
+    let made = bundle::compile(&model, &sizes, &devices, &out)?;
     let (config, manifest, _) = bundle::read(&out, None)?;
     tell(format_args!(
         "{}: {} at {} for {}: {} entries, {:.1} MiB",

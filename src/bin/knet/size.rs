@@ -1,6 +1,7 @@
 //! What `--size` means in every command: the size of a photo after its resize.
 
 use knet::model::Config;
+use std::collections::BTreeSet;
 
 /// Height and width of a resized photo, in pixels. The network sees them rounded up to multiples of
 /// [`Config::size_divisor`].
@@ -26,6 +27,15 @@ impl Size {
     pub fn padded(self, config: &Config) -> [usize; 2] {
         [self.height, self.width].map(|side| side.next_multiple_of(config.size_divisor()))
     }
+}
+
+/// Heights and widths of the network's input for these sizes, each once; without any, for photos that fill
+/// the model's own size, lying and standing.
+pub fn inputs(named: &[Size], config: &Config) -> BTreeSet<(usize, usize)> {
+    let lying = Size::of(config);
+    let own = [lying, Size { height: lying.width, width: lying.height }];
+    let sizes = if named.is_empty() { &own[..] } else { named };
+    sizes.iter().map(|size| size.padded(config).into()).collect()
 }
 
 /// `HEIGHTxWIDTH`, or `SHORT,LONG`, in pixels.
