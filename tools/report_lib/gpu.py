@@ -1,11 +1,10 @@
 """A GPU: where the time of a network goes, each step against the device's ceilings, and how steady a frame's latency is."""
 
-from dataclasses import dataclass
-
-from .charts import NARROW, Bar, Bars, Row, draw_key, superscript
+from .charts import Bar, Bars, Row
 from .figure import Figure, Section, model_name, size_name
 from .results import Results, join
-from .svg import Canvas, Scale, decades, number
+from .roofline import Dot, Roofline
+from .svg import number
 
 #: Prefix of a step's name, colour, words.
 PARTS = (
@@ -24,46 +23,6 @@ def part(results: Results, path: str, name: str) -> dict:
 
 def head(results: Results, path: str) -> dict:
     return results.lines(path)[0]
-
-
-@dataclass
-class Roofline:
-    """FLOP a byte against FLOP/s of every step, below what the device was measured to do."""
-
-    steps: list[dict]
-    copy_gb_s: float
-    product_tflop_s: float
-    alt: str
-
-    def draw(self, width: int, style: str = "") -> str:
-        canvas, narrow = Canvas(width), width < NARROW
-        points = [(1e6 * s["gflops"] * s["ms"] / s["bytes"], s["gflops"] / 1e3, s) for s in self.steps if s["gflops"] and s["bytes"]]
-        y = draw_key(canvas, [(kind, words) for _, kind, words in PARTS], 14)
-        above, below, left, right = y + 26, y + 26 + (300 if narrow else 360), 40, width - 10
-        x_marks = decades(min(p[0] for p in points), max(p[0] for p in points))
-        y_marks = decades(min(p[1] for p in points), self.product_tflop_s)
-        x, v = Scale(x_marks[0], x_marks[-1], left, right, log=True), Scale(y_marks[0], y_marks[-1], below, above, log=True)
-        for mark in y_marks:
-            canvas.line(left, v(mark), right, v(mark), "grid")
-            canvas.text(left - 6, v(mark) + 4, number(mark, 1), "s", "end")
-        for mark in x_marks:
-            canvas.line(x(mark), above, x(mark), below, "grid")
-            canvas.text(x(mark), below + 17, number(mark, 1) if mark < 1000 else f"10{superscript(mark)}", "s", "middle")
-        ridge = 1e3 * self.product_tflop_s / self.copy_gb_s
-        start = max(x_marks[0], 1e3 * y_marks[0] / self.copy_gb_s)
-        canvas.path([(x(start), v(start * self.copy_gb_s / 1e3)), (x(ridge), v(self.product_tflop_s)), (right, v(self.product_tflop_s))], "roof")
-        words = f"{number(self.product_tflop_s)} TFLOP/s, a product of f16"
-        canvas.text(right, v(self.product_tflop_s) - 7, words if not narrow else words.split(",")[0], "s", "end")
-        at = 6 if not narrow else 12
-        words = f"{number(self.copy_gb_s / 1e3)} TB/s, a copy"
-        canvas.text(x(at) - 8, v(at * self.copy_gb_s / 1e3) - 4, words, "s", "end")
-        longest = max(s["ms"] for s in self.steps)
-        for intensity, rate, step in sorted(points, key=lambda p: -p[2]["ms"]):
-            kind = next(kind for prefix, kind, _ in PARTS if step["name"].startswith(prefix))
-            canvas.dot(x(intensity), v(rate), f"{kind} see", 2.5 + 8 * (step["ms"] / longest) ** 0.5)
-        canvas.text(0, above - 12, "TFLOP/s", "s")
-        canvas.text(left, below + 35, "FLOP a byte moved; area: time", "s")
-        return canvas.svg(below + 44, self.alt, style)
 
 
 def groups(steps: list[dict]) -> list[tuple[str, float, float]]:
@@ -101,11 +60,25 @@ def roofline(results: Results) -> list[Figure]:
         f"{number(top['f16_product_tflop_s'])}; "
         "normalisations, resizes and small linear layers lie far to the lower left."
     )
-    dots = Figure(
+    dots = [
+        Dot(1e6 * s["gflops"] * s["ms"] / s["bytes"], s["gflops"] / 1e3, s["ms"], next(kind for prefix, kind, _ in PARTS if s["name"].startswith(prefix)))
+        for s in steps
+        if s["gflops"] and s["bytes"]
+    ]
+    copy, product = top["copy_gb_s"] / 1e3, top["f16_product_tflop_s"]
+    chart = Roofline(
+        dots,
+        (copy, f"{number(copy)} TB/s, a copy"),
+        (product, f"{number(product)} TFLOP/s", "a product of f16"),
+        "TFLOP/s",
+        [(kind, words) for _, kind, words in PARTS],
+        alt,
+    )
+    every = Figure(
         "roofline",
         "Every step of the network against what the GPU can do",
         f"{where}. Each dot is a launch; the lines are what PyTorch reached on the same card: a copy, and an 8192-cube product in f16.",
-        [("", Roofline(steps, top["copy_gb_s"], top["f16_product_tflop_s"], alt))],
+        [("", chart)],
         both,
         ["step", "kernel", "\u00b5s", "TFLOP/s", "MB", "least, \u00b5s"],
         [
@@ -132,7 +105,7 @@ def roofline(results: Results) -> list[Figure]:
         [[words, number(1e3 * ms), number(1e3 * low), number(ms / low, 2)] for words, ms, low in stretches],
         f"Steps are timed one by one; they add up to {number(sum(s['ms'] for s in steps))} ms.",
     )
-    return [time, dots]
+    return [time, every]
 
 
 def percentiles(results: Results) -> list[Figure]:

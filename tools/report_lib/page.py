@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from . import accuracy, gpu, growth, latency, memory, race, speed, training
+from . import accuracy, gpu, growth, kernels, latency, memory, race, speed, training
 from .figure import Figure, Section
 from .results import Results
 from .speed import fastest, newest
@@ -12,7 +12,7 @@ from .svg import number
 HERE = Path(__file__).resolve().parent
 #: Pixels that a chart is drawn for, where there is room and on a phone (390 less the margins).
 WIDE, NARROW = 760, 350
-PARTS = (race, speed, gpu, latency, accuracy, memory, growth, training)
+PARTS = (race, speed, kernels, gpu, latency, accuracy, memory, growth, training)
 
 
 def css(*names: str) -> str:

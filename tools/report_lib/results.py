@@ -7,7 +7,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 #: What a result file says it is (its key `form`), and what is known by its keys instead, as older programs wrote it.
-FORMS = ("race", "single-stream", "growth", "quality by stages", "goldens", "sources")
+FORMS = ("race", "single-stream", "growth", "kernels", "quality by stages", "goldens", "sources")
 
 
 class BadResult(Exception):

@@ -7,7 +7,7 @@ import unittest
 from html.parser import HTMLParser
 from pathlib import Path
 
-from . import accuracy, goldens, growth, latency, race, speed, svg
+from . import accuracy, goldens, growth, kernels, latency, race, speed, svg
 from .charts import Bar, Bars, Line, Lines, Row, spread
 from .cli import PAGE, outputs, stale
 from .page import NARROW, WIDE, page
@@ -84,6 +84,18 @@ def by_kernels() -> dict:
     return {"form": "knet growth 1", **SAID, "axis": "kernels", "title": "By kernels", "series": series}
 
 
+def by_layer() -> dict:
+    """Layers as benches/ops.rs writes them."""
+    of = {"kernel": "a kernel", "operands": ["1x8x8x64", "64x1x1x64"], "steps": 2, "bytes": 10**6, "seconds": 1e-3, "roofline": 0.8}
+    layers = [
+        {"layer": "neck.conv", "op": "conv2d", "flops": 10**8, **of},
+        {"layer": "roi_head.relu", "op": "layer_norm", "flops": 10**6, **of},
+        {"layer": "neck.up", "op": "resize", "flops": 0, **of},
+    ]
+    models = [{"model": "knet_s3_r50_fpn", "label": "K-Net R50", "size": [800, 1344], "layers": layers}]
+    return {"form": "knet kernels 1", **SAID, "title": "By layer", "ceilings": {"gflops": 125.0, "gbytes": 10.0}, "models": models}
+
+
 def with_parts() -> dict:
     """A race as benches/rivals.rs writes it: two of a size, with parts."""
     race = a_race()["races"][0]
@@ -110,6 +122,7 @@ def examples(root: Path):
     write(root, "a/streams.json", streams())
     write(root, "a/quality.json", quality())
     write(root, "a/kernels.json", by_kernels())
+    write(root, "a/layers.json", by_layer())
 
 
 class Balance(HTMLParser):
@@ -256,6 +269,14 @@ class Forms(unittest.TestCase):
         made = outputs(self.root)
         self.assertIn("assets/readme/stages.svg", made)
         self.assertTrue(made["assets/readme/stages.svg"].startswith("<svg xmlns="))
+
+    def test_layers_are_dots_below_the_ceilings(self):
+        self.write("k.json", by_layer())
+        (figure,) = kernels.section(load(self.root)).figures
+        self.assertEqual(figure.charts[0][0], "K-Net R50, 800\u00d71344")
+        # Without operations there is no place on it: the table alone has the resize.
+        self.assertEqual([(dot.intensity, dot.rate, dot.time) for dot in figure.charts[0][1].dots], [(100, 100, 2e-3), (1, 1, 2e-3)])
+        self.assertEqual(figure.rows[2][6:], ["", "1.00", "80 %"])
 
     def test_growth_is_drawn_by_size_and_by_kernels(self):
         self.write("g/k.json", by_kernels())
