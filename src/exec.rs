@@ -127,13 +127,14 @@ pub trait Executor: Send {
     }
 
     /// Starts segments that follow one another, and every update that is made in them: on a GPU one launch,
-    /// which is captured when it is first asked for. Nothing else is started until it was waited for.
+    /// which is captured when it is first asked for. What is started before it was waited for, the segments
+    /// that come next, runs after it; nothing else is.
     ///
     /// # Errors
     /// [`Error::Cuda`] on a GPU, as the driver says.
     fn start(&mut self, segments: RangeInclusive<SegmentId>) -> Result<()>;
 
-    /// Waits for what was started.
+    /// Waits for all that was started.
     ///
     /// # Errors
     /// As [`Executor::start`].

@@ -488,7 +488,8 @@ impl exec::Executor for Executor {
         let segments = segments.start().index()..=segments.end().index();
         self.start_segments(segments.clone())?;
         if let Some(floats) = &mut self.floats {
-            floats.started = Some(segments.clone());
+            let first = floats.started.as_ref().map_or(*segments.start(), |started| *started.start());
+            floats.started = Some(first..=*segments.end());
             floats.inputs.iter_mut().for_each(|input| input.ahead = false);
         }
         Ok(())

@@ -130,8 +130,12 @@ impl DeviceSums for Gpu {
         self.name.clone()
     }
 
-    fn sum(&self, floats: &DeviceFloats) -> Result<()> {
-        self.communicator.sum(floats)
+    fn begin(&self, floats: &DeviceFloats) -> Result<()> {
+        self.communicator.begin_sum(floats)
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.communicator.finish_sums()
     }
 }
 

@@ -3,7 +3,7 @@
 //! A launcher starts them (`mpiexec`, `srun`, `torchrun`), MPI carries what they tell each other. Everything
 //! that ranks on CPUs add up is added in the order of ranks, so that N ranks learn, bit for bit, what one
 //! rank learns from N batches an update: see [`Ranks::add`]. Ranks on GPUs, one process each, sum by NCCL
-//! where the numbers lie ([`Ranks::sum_on_device`]); without MPI it carries the messages too.
+//! where the numbers lie ([`Ranks::begin_sum`]); without MPI it carries the messages too.
 
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -82,11 +82,18 @@ pub trait DeviceSums: Send + Sync {
     /// What carries them, for people.
     fn name(&self) -> String;
 
-    /// Replaces floats by their sums over ranks, the same on all to the bit, and waits for that.
+    /// Begins to replace floats by their sums over ranks, the same on all to the bit: when their stream has
+    /// come so far, and beside what is sent to it later. Sums are made in the order in which they were begun.
     ///
     /// # Errors
     /// [`Error::Ranks`] if another rank is gone.
-    fn sum(&self, floats: &DeviceFloats) -> Result<()>;
+    fn begin(&self, floats: &DeviceFloats) -> Result<()>;
+
+    /// Waits for all sums that were begun.
+    ///
+    /// # Errors
+    /// As [`DeviceSums::begin`]; the floats are then of no use.
+    fn finish(&self) -> Result<()>;
 }
 
 /// The ranks of a run, seen from one of them.
@@ -282,13 +289,24 @@ impl Ranks {
         Ok(())
     }
 
-    /// Replaces floats on this rank's GPU by their sums over ranks, the same on all to the bit.
+    /// Begins to replace floats on this rank's GPU by their sums over ranks: see [`DeviceSums::begin`].
     ///
     /// # Errors
-    /// As [`DeviceSums::sum`]; [`Error::Ranks`] if the ranks were connected for CPUs.
-    pub fn sum_on_device(&self, floats: &DeviceFloats) -> Result<()> {
-        let missing = || Error::Ranks("the ranks were connected for CPUs".into());
-        self.device.as_ref().ok_or_else(missing)?.sum(floats)
+    /// As there; [`Error::Ranks`] if the ranks were connected for CPUs.
+    pub fn begin_sum(&self, floats: &DeviceFloats) -> Result<()> {
+        self.device_sums()?.begin(floats)
+    }
+
+    /// Waits for the sums that were begun.
+    ///
+    /// # Errors
+    /// As [`Ranks::begin_sum`].
+    pub fn finish_sums(&self) -> Result<()> {
+        self.device_sums()?.finish()
+    }
+
+    fn device_sums(&self) -> Result<&dyn DeviceSums> {
+        self.device.as_deref().ok_or_else(|| Error::Ranks("the ranks were connected for CPUs".into()))
     }
 
     /// Every rank's floats, in the order of ranks.

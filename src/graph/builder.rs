@@ -87,6 +87,13 @@ impl Builder {
         SegmentId((segments.len() - 1) as u32)
     }
 
+    /// As [`Builder::segment`], of the nodes from number `first` on, which the last segment has so far.
+    pub fn segment_from(&mut self, name: &str, first: usize) -> SegmentId {
+        let segments = &mut self.graph.segments;
+        segments.push((name.to_string(), first));
+        SegmentId((segments.len() - 1) as u32)
+    }
+
     /// Applies an operator with one result, called `name`.
     ///
     /// # Errors

@@ -136,6 +136,35 @@ fn gpus_that_accumulate_go_on_as_one() {
     assert!((off / size).sqrt() < 2e-6, "{}", (off / size).sqrt());
 }
 
+/// By the log of the stand-ins: between the graphs of the backward pass stands what begins the sums of a
+/// quarter of the gradients, on a stream of its own that waits for an event, and nothing waits for it there.
+#[test]
+fn gradients_are_summed_beside_the_backward_pass() {
+    let scene = Scene::new(&["red", "blue"]);
+    let (ports, log) = (Ports::new(), scene.path("calls.log"));
+    let settings = [&ON_GPU[..], &["--set", "schedule.iterations=3"]].concat();
+    let start = |rank: usize| {
+        let mut command = scene.torchrun(rank, &ports, "run", &settings);
+        if rank == 0 {
+            command.env("PTXEMU_LOG", &log);
+        }
+        on_gpus(&mut command, 2).spawn().unwrap()
+    };
+    finish([start(0), start(1)]);
+    let log = std::fs::read_to_string(log).unwrap();
+    // Of the calls only those that tell the order: G a graph, E an event to wait for, W a wait of the host.
+    let letter = |call: &str| match call.split(['(', ' ']).next() {
+        Some("cuGraphLaunch") => Some('G'),
+        Some("cuStreamWaitEvent") => Some('E'),
+        Some("cuStreamSynchronize" | "cuStreamQuery") => Some('W'),
+        _ => None,
+    };
+    let order: String = log.lines().filter_map(letter).collect();
+    // The first begins after the assignment; the host waits when all are under way. In the first step of the
+    // three graphs are captured on the way.
+    assert_eq!(order.matches("WGEGEGEGEW").count(), 2, "{order}");
+}
+
 /// The others see it, say which, and stop with all that was saved.
 #[test]
 fn a_killed_rank_is_named_and_the_last_state_is_whole() {

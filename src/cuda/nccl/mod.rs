@@ -8,15 +8,12 @@ use super::device::{Device, fault};
 use super::memory::{self, DeviceBuffer};
 use crate::error::{Error, ErrorKind, Result, say};
 use crate::exec::DeviceFloats;
+use cudarc::driver::CudaEvent;
 use cudarc::driver::sys::{self, CUresult, CUstream};
 use library::Handle;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
-
-/// Floats that are summed as one operation of NCCL, at least: enough that launching it costs nothing. Which
-/// values are in which depends on nothing but the model.
-const BUCKET: usize = 1 << 24;
 
 /// Bytes of each rank that the host exchanges at once.
 const MESSAGE: usize = 1 << 16;
@@ -38,7 +35,7 @@ const NAP: Duration = Duration::from_micros(200);
 /// Says which other rank is gone, if one is.
 pub type Watch = dyn Fn() -> Option<usize> + Send + Sync;
 
-/// One rank's end of the connection of all.
+/// One rank's end of the connection of all. What it sends goes to a stream of its own, in order.
 pub struct Communicator {
     nccl: Nccl,
     /// Null once it has failed.
@@ -46,6 +43,8 @@ pub struct Communicator {
     ranks: usize,
     watch: Box<Watch>,
     device: Arc<Device>,
+    /// Where another stream was when it was last recorded.
+    reached: CudaEvent,
     own: DeviceBuffer,
     all: DeviceBuffer,
 }
@@ -62,14 +61,16 @@ impl Communicator {
         (rank, ranks): (usize, usize),
         watch: Box<Watch>,
     ) -> Result<Communicator> {
-        let device = Arc::new(device);
+        let device = Arc::new(device.with_new_stream()?);
         device.bind()?;
+        let event = device.stream().context().new_event(None);
+        let reached = event.map_err(|e| fault("cannot make an event", e))?;
         let own = DeviceBuffer::new(&device, MESSAGE, "messages between ranks")?;
         let all = DeviceBuffer::new(&device, ranks * MESSAGE, "messages between ranks")?;
         let alarm = Alarm::set(CONNECTING, format!("rank {rank}: NCCL does not connect the {ranks} ranks"));
         let handle = AtomicPtr::new(nccl.init(id, rank, ranks)?);
         drop(alarm);
-        Ok(Communicator { nccl, handle, ranks, watch, device, own, all })
+        Ok(Communicator { nccl, handle, ranks, watch, device, reached, own, all })
     }
 
     /// The library, for people.
@@ -101,22 +102,37 @@ impl Communicator {
         Ok(())
     }
 
-    /// Replaces floats in this GPU's memory by their sums over ranks, and waits for that.
+    /// Begins to replace floats in this GPU's memory by their sums over ranks, as one operation of NCCL, once
+    /// their stream has come so far; what is sent to that stream later runs beside it.
     ///
     /// # Errors
     /// As [`Communicator::gather`]; the floats are then of no use.
-    pub fn sum(&self, floats: &DeviceFloats) -> Result<()> {
+    pub fn begin_sum(&self, floats: &DeviceFloats) -> Result<()> {
         let handle = self.handle()?;
         self.device.bind()?;
-        let stream = floats.stream as CUstream;
-        let sum = || {
-            for places in buckets(&floats.places) {
-                // SAFETY: whoever gives the places vouches for them, and this call waits for the work.
-                unsafe { self.nccl.all_reduce(handle, places, stream) }?;
+        let stream = self.device.stream().cu_stream();
+        let begin = || {
+            // SAFETY: a live event and two live streams of one context.
+            unsafe {
+                let recorded = sys::cuEventRecord(self.reached.cu_event(), floats.stream as CUstream);
+                recorded.result().map_err(|e| fault("cannot record an event", e))?;
+                let waited = sys::cuStreamWaitEvent(stream, self.reached.cu_event(), 0);
+                waited.result().map_err(|e| fault("cannot wait for an event", e))?;
             }
-            self.wait(handle, stream)
+            // SAFETY: whoever gives the places vouches for them until the sums are finished.
+            unsafe { self.nccl.all_reduce(handle, &floats.places, stream) }
         };
-        sum().map_err(|error| self.fail(error))
+        begin().map_err(|error| self.fail(error))
+    }
+
+    /// Waits for all that has begun.
+    ///
+    /// # Errors
+    /// As [`Communicator::begin_sum`].
+    pub fn finish_sums(&self) -> Result<()> {
+        let handle = self.handle()?;
+        self.device.bind()?;
+        self.wait(handle, self.device.stream().cu_stream()).map_err(|error| self.fail(error))
     }
 
     fn handle(&self) -> Result<Handle> {
@@ -183,21 +199,6 @@ impl Drop for Communicator {
     }
 }
 
-/// Consecutive places, as few as have a bucket's floats together.
-fn buckets(places: &[(u64, usize)]) -> impl Iterator<Item = &[(u64, usize)]> {
-    let mut rest = places;
-    std::iter::from_fn(move || {
-        let mut floats = 0;
-        let full = rest.iter().position(|&(_, count)| {
-            floats += count;
-            floats >= BUCKET
-        });
-        let (bucket, others) = rest.split_at(full.map_or(rest.len(), |last| last + 1));
-        rest = others;
-        (!bucket.is_empty()).then_some(bucket)
-    })
-}
-
 /// Ends the process with a message unless it is dropped in time.
 struct Alarm {
     /// Closed by dropping it.
@@ -226,18 +227,4 @@ pub fn exit(code: u8) -> ! {
     };
     #[cfg(not(unix))]
     std::process::exit(i32::from(code))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_are_consecutive_and_full() {
-        let places = [(0, 3), (1, BUCKET - 3), (2, 2 * BUCKET), (3, 1), (4, 1)];
-        let found: Vec<usize> = buckets(&places).map(<[_]>::len).collect();
-        assert_eq!(found, [2, 1, 2]);
-        assert_eq!(buckets(&places).flatten().copied().collect::<Vec<_>>(), places);
-        assert_eq!(buckets(&[]).count(), 0);
-    }
 }

@@ -6,6 +6,7 @@
 //!
 //! The host reaches all it reads and writes by the handles in [`TrainNetwork`]; names are for people.
 
+pub mod buckets;
 pub mod objects;
 pub mod pixels;
 
@@ -21,6 +22,7 @@ use crate::graph::{Builder, Graph, InputId, OutputId, Param, SegmentId, ValueId,
 use crate::model::{self, Config, TapMode, Task};
 use crate::ops::resize::ResizeMode;
 use crate::ops::{Fill, MovingAverage, Reshape, Resize, ValueType};
+use buckets::Bucket;
 use objects::ObjectTargets;
 use pixels::PixelTargets;
 use serde::{Deserialize, Serialize};
@@ -127,7 +129,8 @@ pub struct Term {
 pub struct Segments {
     /// Predictions and what their matching needs.
     pub forward: SegmentId,
-    /// Losses and gradients: it reads the late inputs.
+    /// Losses and gradients: it reads the late inputs. Of ranks on GPUs it is the first of several: see
+    /// [`TrainNetwork::buckets`].
     pub backward: SegmentId,
     /// What a batch that went well leaves for later: running statistics, and its part of a sum of gradients.
     pub follow: SegmentId,
@@ -183,6 +186,8 @@ pub struct TrainNetwork {
     pub graph: Graph,
     /// How a step is cut.
     pub segments: Segments,
+    /// Of ranks on GPUs, which gradients are summed over ranks after each segment of the backward pass.
+    pub buckets: Vec<Bucket>,
     /// Images, as the model takes them.
     pub image: InputId,
     /// What predictions are compared with.
@@ -272,6 +277,7 @@ pub(in crate::train) fn build(spec: &TrainSpec<'_>, on_device: bool) -> Result<T
     }
     let of_terms: Vec<ValueId> = terms.iter().map(|term| b.graph().outputs()[term.loss.index()].1).collect();
     let losses = optimizer::append_squares(&mut b, "losses", &of_terms)?;
+    let buckets = if on_device { buckets::divide(&mut b, backward, &weights) } else { Vec::new() };
     let follow = b.segment("follow");
     let statistics = follow_statistics(&mut b, averages, losses, spec.share)?;
     // Several ranks look at the gradients before they are summed.
@@ -290,7 +296,18 @@ pub(in crate::train) fn build(spec: &TrainSpec<'_>, on_device: bool) -> Result<T
     eliminate_dead_code(&mut graph);
     graph.verify()?;
     let segments = Segments { forward, backward, follow };
-    Ok(TrainNetwork { graph, segments, image, targets, dropouts, terms, trained, statistics, optimizer })
+    Ok(TrainNetwork {
+        graph,
+        segments,
+        buckets,
+        image,
+        targets,
+        dropouts,
+        terms,
+        trained,
+        statistics,
+        optimizer,
+    })
 }
 
 /// Refuses statistics of single values, whose variance is none: a map of one pixel, of one image.

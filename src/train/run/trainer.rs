@@ -431,7 +431,8 @@ impl Trainer {
                     (vec![done], norm)
                 }
                 Some(ranks) => {
-                    let all = ranks.agree(done.map(|(done, _)| done))?;
+                    let took_part = self.step.take_part(ranks);
+                    let all = ranks.agree(done.and_then(|(done, _)| took_part.map(|()| done)))?;
                     self.step.join(ranks)?;
                     (all, self.step.update(self.lr)?)
                 }
@@ -467,7 +468,7 @@ impl Trainer {
         self.position = self.loader.position();
         let batch = self.loader.current()?;
         let lr = self.ranks.is_none().then_some(self.lr);
-        self.step.begin(batch, lr)?;
+        self.step.begin(batch, lr, self.ranks.as_deref())?;
         let (images, left_out, ids) = (batch.len() as u64, batch.left_out as u64, batch.ids.clone());
         if !ends {
             // A fault is that batch's, not this one's.

@@ -67,8 +67,7 @@ pub struct TrainStep {
     trained: Vec<Trained>,
     statistics: Vec<Statistic>,
     optimizer: Option<Optimizer>,
-    /// Of several ranks on CPUs; `None` if their GPUs make them.
-    sums: Option<Sums>,
+    sums: Sums,
     losses: Losses,
     /// Of the batch that has begun last: its images, and whether it ends with an update.
     ids: Vec<u64>,
@@ -112,26 +111,21 @@ impl TrainStep {
         let alone = network.statistics.iter().filter(|_| spec.share.ranks == 1);
         let resident: Vec<OutputId> = gradients.chain(alone.map(|statistic| statistic.batch)).collect();
         let executor = training_executor(compute, &network.graph, load, &resident)?;
-        let sums = (!on_device).then(Sums::default);
-        let mut step = TrainStep::bind(spec, network, executor, sums);
+        let mut step = TrainStep::bind(spec, network, executor)?;
         if compute.precision == TrainingPrecision::F16 {
             step.set_loss_scale(LossScale::default());
         }
         Ok(step)
     }
 
-    fn bind(
-        spec: &TrainSpec<'_>,
-        network: TrainNetwork,
-        executor: Box<dyn Executor>,
-        sums: Option<Sums>,
-    ) -> Self {
+    fn bind(spec: &TrainSpec<'_>, network: TrainNetwork, mut executor: Box<dyn Executor>) -> Result<Self> {
         let named = |term: &Term| (term.name.clone(), 0.0);
         let comparison = match network.targets {
             TargetInputs::Objects(targets) => Comparison::Objects(Box::new(Objects::new(spec, targets))),
             TargetInputs::Pixels(targets) => Comparison::Pixels(Pixels::new(spec, targets)),
         };
-        TrainStep {
+        Ok(TrainStep {
+            sums: Sums::new(&mut *executor, &network.buckets, &network.trained)?,
             losses: Losses { terms: network.terms.iter().map(named).collect(), total: 0.0 },
             terms: network.terms.into_iter().map(|term| TermSlot { term, factor: 0.0, scale: 1.0 }).collect(),
             dropouts: Dropouts::new(spec.seed, network.dropouts),
@@ -140,13 +134,12 @@ impl TrainStep {
             comparison,
             trained: network.trained,
             statistics: network.statistics,
-            sums,
             optimizer: network.optimizer,
             executor,
             ids: Vec::new(),
             updates: false,
             loaded: false,
-        }
+        })
     }
 
     /// What runs it.
@@ -266,7 +259,7 @@ impl TrainStep {
     /// # Errors
     /// As [`TrainStep::begin`] and [`TrainStep::finish`].
     pub fn run(&mut self, batch: &Batch) -> Result<&Losses> {
-        self.begin(batch, None)?;
+        self.begin(batch, None, None)?;
         Ok(self.finish()?.losses)
     }
 
@@ -276,7 +269,7 @@ impl TrainStep {
     /// # Errors
     /// As there.
     pub fn learn(&mut self, batch: &Batch, lr: f64) -> Result<Learnt<'_>> {
-        self.begin(batch, Some(lr))?;
+        self.begin(batch, Some(lr), None)?;
         self.finish()
     }
 
@@ -290,18 +283,28 @@ impl TrainStep {
         lr: f64,
         mut report: impl FnMut(usize, Duration) + Send,
     ) -> Result<Learnt<'_>> {
-        self.start(batch, Some(lr), Some(&mut report))?;
+        self.start(batch, Some(lr), None, Some(&mut report))?;
         self.finish()
     }
 
     /// Begins what [`TrainStep::finish`] ends: a batch, with a learning rate up to the update, if one is due
-    /// (among several ranks there is none). When it returns a GPU is still at work.
+    /// (among several `ranks` there is none; if they are on GPUs, gradients are summed as they get ready).
+    /// When it returns a GPU is still at work.
     ///
     /// # Errors
     /// [`Error::Shape`] if the batch has another shape than was planned; [`Error::Diverged`] for matching
     /// costs that are not finite; [`Error::Cuda`] as the driver says.
-    pub fn begin(&mut self, batch: &Batch, lr: Option<f64>) -> Result<()> {
-        self.start(batch, lr, None)
+    pub fn begin(&mut self, batch: &Batch, lr: Option<f64>, ranks: Option<&Ranks>) -> Result<()> {
+        self.start(batch, lr, ranks, None)
+    }
+
+    /// Begins the sums over ranks on GPUs that were not begun with the last batch, because it went wrong: the
+    /// others wait for this rank's part, whatever it is.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] if another rank is gone.
+    pub fn take_part(&mut self, ranks: &Ranks) -> Result<()> {
+        self.sums.begin_all(ranks)
     }
 
     /// Loads the batch that the next [`TrainStep::begin`] is given while a GPU works on this one, if it can.
@@ -343,12 +346,9 @@ impl TrainStep {
     /// # Errors
     /// [`Error::Ranks`] if another rank is gone; as [`Executor::run`] and [`Executor::write_variable`].
     pub fn join(&mut self, ranks: &Ranks) -> Result<()> {
-        match &mut self.sums {
-            Some(sums) => sums.join(&mut *self.executor, ranks, &self.trained, self.optimizer.as_ref())?,
-            None => {
-                sums::join_on_device(&mut *self.executor, ranks, &self.trained)?;
-                self.executor.run(self.segments.follow)?;
-            }
+        self.sums.join(&mut *self.executor, ranks, &self.trained, self.optimizer.as_ref())?;
+        if self.sums.are_on_device() {
+            self.executor.run(self.segments.follow)?;
         }
         sums::follow(&mut *self.executor, ranks, &self.statistics)
     }
@@ -372,20 +372,27 @@ impl TrainStep {
         [Some((self.image, Host::F32(&batch.images))), first, second]
     }
 
-    fn start(&mut self, batch: &Batch, lr: Option<f64>, mut report: Option<&mut Report<'_>>) -> Result<()> {
+    fn start(
+        &mut self,
+        batch: &Batch,
+        lr: Option<f64>,
+        ranks: Option<&Ranks>,
+        mut report: Option<&mut Report<'_>>,
+    ) -> Result<()> {
         if !std::mem::take(&mut self.loaded) {
             for (input, values) in self.of_batch(batch).into_iter().flatten() {
                 self.executor.write(input, values)?;
             }
         }
         self.ids.clone_from(&batch.ids);
+        self.sums.begin_batch();
         let executor = &mut *self.executor;
         let Segments { forward, backward, follow } = self.segments;
         let place = self.optimizer.as_ref().map_or((0, 0), Optimizer::place);
         self.dropouts.draw(executor, place);
         let scale = self.optimizer.as_ref().map_or(1.0, Optimizer::loss_factor);
         self.terms.iter_mut().for_each(|slot| slot.scale = scale);
-        let first = match &mut self.comparison {
+        let mut first = match &mut self.comparison {
             Comparison::Pixels(pixels) => {
                 pixels.load(executor, &mut self.terms);
                 forward
@@ -398,8 +405,7 @@ impl TrainStep {
                 backward
             }
         };
-        // Of several ranks on GPUs, whose gradients are summed before the graph goes on.
-        let mut last = if self.sums.is_some() { follow } else { backward };
+        let mut last = follow;
         self.updates = false;
         if let Some(optimizer) = &mut self.optimizer {
             optimizer.begin_batch(executor);
@@ -407,7 +413,16 @@ impl TrainStep {
                 (self.updates, last) = (true, update);
             }
         }
-        start(executor, first..=last, &mut report)
+        if !self.sums.are_on_device() {
+            return start(executor, first..=last, &mut report);
+        }
+        // The graph goes on when the sums are there.
+        while let Some(segment) = self.sums.next_segment() {
+            start(executor, first..=segment, &mut report)?;
+            first = SegmentId(segment.0 + 1);
+            self.sums.begin(ranks)?;
+        }
+        Ok(())
     }
 
     fn collect(&mut self) -> Result<()> {
