@@ -44,9 +44,14 @@ VARIANT_TOLERANCE = 1e-3
 # --- knet: the only two places that know its command line ----------------------------------------------------------------
 
 
+def chosen(args, name):
+    """The options that name a model; the one that comes with knet is named by its file alone."""
+    return ["--weights", args.weights, *(() if name == "knet_s3_lite0_person" else ("--model", name))]
+
+
 def knet_bench(args, name, size, runs):
     """({phase: median ms}, CPU ms and peak MB of the whole process) of one `knet bench` process."""
-    usage, out = measured([args.knet, "bench", "--model", name, "--weights", args.weights, "--size", f"{size[0]}x{size[1]}",
+    usage, out = measured([args.knet, "bench", *chosen(args, name), "--size", f"{size[0]}x{size[1]}",
                            "--threads", args.threads, "--runs", runs, "--no-steps", "--json"])
     data = json.loads(out)
     return {phase: float(data[phase]["p50"]) for phase in PHASES}, usage
@@ -54,7 +59,7 @@ def knet_bench(args, name, size, runs):
 
 def knet_dump(args, name, image, size, out):
     """Writes every tap and final of `image` (a PNG that already has the network's size) to the safetensors file `out`."""
-    subprocess.run([args.knet, "dump", "--weights", args.weights, "--model", name, "--image", str(image), "--no-resize",
+    subprocess.run([args.knet, "dump", *chosen(args, name), "--threads", str(args.threads), "--image", str(image), "--no-resize",
                     "--ori-size", f"{size[0]}x{size[1]}", "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
 
 
