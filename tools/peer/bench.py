@@ -33,6 +33,7 @@ from check import relative_l2
 from compare import compare_dump
 from knet_torch import MODELS, build
 from post import postprocess, preprocess
+from said import command
 from variants import VARIANTS, variant
 
 REPO = Path(__file__).resolve().parents[2]
@@ -162,7 +163,7 @@ def machine():
     git = subprocess.run(["git", "-C", str(REPO), "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {"cpu": cpu.get("Model name", platform.processor()), "cores": os.cpu_count(), "l2": cpu.get("L2 cache"), "l3": cpu.get("L3 cache"),
             "load_average": os.getloadavg()[0], "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
-            "python": platform.python_version(), "commit": git, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            "python": platform.python_version(), "command": command(sys.argv[1:]), "commit": git, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
 def check_equal(args, name, image, size):

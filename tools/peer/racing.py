@@ -1,18 +1,13 @@
 """What the races of several programs have in common: the picture, turns, and the file that they leave behind (`knet race 1`)."""
 import json
 import os
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-REPO = Path(__file__).resolve().parents[2]
+from said import said
+
 #: Parts of a frame that are raced, and what they are called.
 PARTS = {"network": "network", "total": "end to end"}
 
@@ -66,23 +61,8 @@ def show(race):
 
 def file(title, found, loads, threads, versions, note, commit=None):
     """The result of a run in the form of benches/results/README.md."""
-    cpu = {}
-    for line in subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout.splitlines():
-        key, _, value = line.partition(":")
-        cpu[key.strip()] = value.strip()
-    flags = cpu.get("Flags", "").split()
-    isa = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
-    device = f"{os.cpu_count()} cores of an {cpu.get('Model name', platform.processor())} ({isa})"
-    command = " ".join(["tools/peer/" + Path(sys.argv[0]).name, *map(shlex.quote, sys.argv[1:])])
-    if commit is None:
-        git = ["git", "-C", str(REPO), "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    low, high = f"{min(loads):.1f}", f"{max(loads):.1f}"
-    return {
-        "form": "knet race 1", "subject": "programs", "title": title,
-        "machine": {"device": device, "threads": threads, **versions, "load": low + (f" to {high}" if high != low else "")},
-        "command": command, "commit": commit, "date": time.strftime("%Y-%m-%d", time.gmtime()), "note": note, "races": found,
-    }
+    about = said(threads, loads, versions, commit)
+    return {"form": "knet race 1", "subject": "programs", "title": title, **about, "note": note, "races": found}
 
 
 def write(path, data):

@@ -23,7 +23,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from bench import knet_bench, knet_dump, parse_size
-from racing import REPO, file, in_turn, races, show, synthetic, write, write_png
+from racing import file, in_turn, races, show, synthetic, write, write_png
+from said import REPO
 
 MODELS = ("cascade_mask_rcnn_r50_fpn", "mask_rcnn_r50_fpn", "cascade_mask_rcnn_r101_fpn", "mask_rcnn_r101_fpn")
 LABELS = {"cascade_mask_rcnn_r50_fpn": "Cascade Mask R-CNN R50", "mask_rcnn_r50_fpn": "Mask R-CNN R50",

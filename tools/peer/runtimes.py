@@ -28,7 +28,8 @@ from check import relative_l2
 from compare import LOOSE
 from knet_torch import MODELS, build
 from post import preprocess
-from racing import REPO, file, in_turn, races, show, synthetic, write, write_png
+from racing import file, in_turn, races, show, synthetic, write, write_png
+from said import REPO
 from variants import fold_batch_norms
 
 SHIPPED = REPO / "weights/knet_s3_lite0_person.safetensors"

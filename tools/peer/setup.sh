@@ -8,7 +8,7 @@
 # when only the CPU is used, so the CUDA wheels come along (5.6 GB on disk, about 90 s on a fast line). PEER_TORCH pins
 # another build, for instance PEER_TORCH=torch==2.9.1; pip then picks the torchvision that belongs to it (its deformable
 # convolution alone is used). torch.compile on the CPU also needs a C++ compiler (g++). OpenVINO, ONNX Runtime and ONNX, which
-# runtimes.py races, are 400 MB more.
+# runtimes.py races, are 300 MB more.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
