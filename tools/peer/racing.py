@@ -39,24 +39,31 @@ def in_turn(racers, rounds, say=print):
 
 
 def races(title, size, threads, entries, rows):
-    """A race for each part. `entries` are what is said of a racer, by its name in `rows`; knet comes first, then the fastest."""
+    """A race for each part. `entries` are what is said of a racer, by its name in `rows`; knet comes first, then the fastest.
+
+    CPU time is of all threads for a frame, where a racer's rows have it as `cpu`: what other work on the machine disturbs least.
+    """
     out = []
     for part, words in PARTS.items():
         seconds = {name: [row[part] / 1e3 for row in rows[name]] for name in rows}
         middle = {name: statistics.median(values) for name, values in seconds.items()}
         order = sorted(rows, key=lambda name: (entries[name]["program"] != "knet", middle[name]))
         listed = [{**entries[name], "seconds": round(middle[name], 6), "rounds": [round(s, 6) for s in seconds[name]]} for name in order]
+        for name, entry in zip(order, listed):
+            if part == "total" and all("cpu" in row for row in rows[name]):
+                entry["cpu_seconds"] = round(statistics.median(row["cpu"] for row in rows[name]) / 1e3, 6)
         out.append({"title": f"{title}, {size[0]}x{size[1]}, {words}", "size": list(size), "part": words, "threads": threads, "entries": listed})
     return out
 
 
 def show(race):
     """Prints a race."""
-    first = race["entries"][0]["seconds"]
+    first, cpu = (race["entries"][0].get(key) for key in ("seconds", "cpu_seconds"))
     print(race["title"])
     for entry in race["entries"]:
         low, high = min(entry["rounds"]), max(entry["rounds"])
-        print(f"  {entry['label']:42} {1e3 * entry['seconds']:9.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f})  {entry['seconds'] / first:.2f}")
+        print(f"  {entry['label']:42} {1e3 * entry['seconds']:9.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f})  {entry['seconds'] / first:.2f}"
+              + (f"  CPU {1e3 * entry['cpu_seconds']:9.1f} ms  {entry['cpu_seconds'] / cpu:.2f}" if cpu and "cpu_seconds" in entry else ""))
 
 
 def file(title, found, loads, threads, versions, note, commit=None):

@@ -113,7 +113,7 @@ class Detector:
         """({phase: ms} of a frame, mmdet's result)."""
         scale = np.array([image.shape[1] / original[1], image.shape[0] / original[0]] * 2, np.float32)
         with torch.no_grad():
-            start = time.perf_counter()
+            cpu, start = time.process_time(), time.perf_counter()
             x = self.prepare(image)
             ready = time.perf_counter()
             padded = (x.shape[2], x.shape[3], 3)
@@ -121,8 +121,8 @@ class Detector:
                     "scale_factor": scale, "flip": False}
             self.post = 0.0
             result = self.model.simple_test(x, [meta], rescale=True)[0]
-            end = time.perf_counter()
-        phases = {"pre": ready - start, "network": end - ready - self.post, "post": self.post, "total": end - start}
+            end, cpu = time.perf_counter(), time.process_time() - cpu
+        phases = {"pre": ready - start, "network": end - ready - self.post, "post": self.post, "total": end - start, "cpu": cpu}
         return {name: 1e3 * seconds for name, seconds in phases.items()}, result
 
     def found(self, image, original, out):

@@ -263,6 +263,16 @@ class Forms(unittest.TestCase):
         self.assertEqual(figure.charts[0][1].lines[0].points[0], (50, 150.0))
         self.assertEqual(len(figure.rows), 5)
 
+    def test_a_point_that_is_not_among_its_rounds_is_refused(self):
+        data = by_kernels()
+        data["series"][0]["points"][0]["rounds"] = [140.0, 160.0]
+        self.write("g/k.json", data)
+        self.assertEqual(len(growth.section(load(self.root)).figures), 1)
+        data["series"][0]["points"][0]["rounds"] = [151.0, 160.0]
+        self.write("g/k.json", data)
+        with self.assertRaisesRegex(BadResult, "not among its rounds"):
+            growth.section(load(self.root))
+
     def test_the_newest_run_of_a_model_counts_and_the_fastest_form_may_be_a_trial(self):
         def peer(time, ours):
             part = lambda network, total: {"network": network, "total": total}
