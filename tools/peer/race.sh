@@ -7,7 +7,7 @@
 # committed, tools/report draws them. What differs in its outputs is not timed: the command then ends with that part's words.
 #
 #   --quick      320x320 alone, one round: to see that all works; the numbers mean nothing
-#   --official   also the official detectors in torch 2.1.2 with mmcv's own compiled operators, as the goldens were made (half an hour more)
+#   --official   also the official detectors with the versions of their time, torch 2.1.2 (setup_rcnn.sh --official; Python 3.8 to 3.11)
 #
 #   THREADS=2    threads of every program
 #   VENV=DIR     Python environment (default tools/peer/.venv), made if it is not there
@@ -47,7 +47,7 @@ The race of knet on a CPU${quick:+, quick: one small size, one round}. Results: 
 
 Downloads, unless they are there: PyTorch with torchvision (about 3 GB packed, 5.6 GB on disk in $venv), OpenVINO, ONNX Runtime and ONNX
 (150 MB), mmdet 2.28.2 and mmcv 1.7.2 (10 MB), knet's crates${official:+; torch 2.1.2 (2.5 GB packed, 5 GB on disk)}. Weights: seeded, nothing to download.
-Time on two cores: environments 3 minutes, release build 12 minutes, races $minutes minutes${official:+, mmcv's operators 30 more}.
+Time on two cores: environments 3 minutes, release build 12 minutes, races $minutes minutes.
 TEXT
 
 mkdir -p "$out"

@@ -2,9 +2,8 @@
 """Runs a two-stage detector of the official PyTorch code (mmdet 2.28.2) for rcnn.py: a line of JSON in, a line of JSON out.
 
 mmdet's configuration and modules run as they are; only the weights are set from outside. RoIAlign and NMS are mmcv's compiled operators where
-this environment has them (setup_rcnn.sh --official), else torchvision's: mmcv's RoIAlign has a switch for that, and of its extension
-`nms` alone is called, which a stand-in hands to torchvision. Neither stand-in does anything else, and both compute the same (rcnn.py compares
-detections with the goldens, which came of mmcv's).
+this environment has them, else torchvision's (setup_rcnn.sh): mmcv's RoIAlign has a switch for that, and of its extension `nms` alone is
+called, which a stand-in hands to torchvision. They compute the same: rcnn.py compares detections with the goldens, which came of mmcv's.
 """
 import importlib.util
 import json
