@@ -37,7 +37,7 @@ threads=${THREADS:-2}
 if [[ $quick ]]; then
     large=() small=(320x320) rounds=1 runs=1 forms=(eager) checked=(knet_s3_r50_fpn) seconds=2 minutes=5
 else
-    large=(800x1333) small=(512x512 320x320) rounds=5 runs=3 forms=(eager compile) checked=(knet_s3_r50_fpn knet_s3_r50_fpn_panoptic) seconds=60 minutes=50
+    large=(800x1333) small=(512x512 320x320) rounds=5 runs=3 forms=(eager compile) checked=(knet_s3_r50_fpn knet_s3_r50_fpn_panoptic) seconds=60 minutes=60
 fi
 
 say() { printf '\n== %s  %s\n' "$(date +%H:%M:%S)" "$*"; }
