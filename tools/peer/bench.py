@@ -58,6 +58,13 @@ def knet_bench(args, name, size, runs):
     return {phase: float(data[phase]["p50"]) for phase in PHASES}, usage
 
 
+def knet_round(args, name, size):
+    """knet_bench, with the CPU ms of a frame: what two frames more add to the process."""
+    row, usage = knet_bench(args, name, size, args.runs)
+    more = knet_bench(args, name, size, args.runs + 2)[1]
+    return {**row, "cpu": (more["cpu"] - usage["cpu"]) / 2}
+
+
 def knet_dump(args, name, image, size, out):
     """Writes every tap and final of `image` (a PNG that already has the network's size) to the safetensors file `out`."""
     subprocess.run([args.knet, "dump", *chosen(args, name), "--threads", str(args.threads), "--image", str(image), "--no-resize",

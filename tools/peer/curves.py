@@ -82,8 +82,10 @@ def sizes(args):
     """Time by size of the photo."""
     points = [(model, MODELS[model][0], {"size": list(size)}, MODELS[model][1], size) for model in args.models for size in args.sizes]
     series, loads = growth(args, points)
-    text = "One photo on two threads in f32: the network, and resize, network and masks together. Medians; the network sees sides rounded up to multiples of 32."
-    return {"form": "knet growth 1", "axis": "size", "title": "Time by size of the photo", "text": text, **said(args.threads, loads, commit=args.commit), "series": series}
+    text = ("One photo in f32: the network, and resize, network and masks together. Medians of rounds; the network sees sides rounded up to "
+            "multiples of 32.")
+    about = said(args.threads, loads, commit=args.commit)
+    return {"form": "knet growth 1", "axis": "size", "title": "Time by size of the photo, knet on a CPU", "text": text, **about, "series": series}
 
 
 def kernels(args):
@@ -95,9 +97,10 @@ def kernels(args):
             with_kernels(path, count)
             points.append(("knet_s3_lite0_person", "EfficientNet-Lite0", {"kernels": count}, ["--weights", str(path)], (384, 512)))
         series, loads = growth(args, points)
-    text = ("The person model (EfficientNet-Lite0, 96 channels, three stages) with 25 to 400 kernels at 384\u00d7512, two threads, f32. Of all objects, the hundred "
-            "best get a mask of the photo's size.")
-    return {"form": "knet growth 1", "axis": "kernels", "title": "Time by number of kernels", "text": text, **said(args.threads, loads, commit=args.commit), "series": series}
+    text = (f"The person model (EfficientNet-Lite0, 96 channels, three stages) with {min(args.kernels)} to {max(args.kernels)} kernels at 384\u00d7512, f32. "
+            "Of all objects, the hundred best get a mask of the photo's size.")
+    about = said(args.threads, loads, commit=args.commit)
+    return {"form": "knet growth 1", "axis": "kernels", "title": "Time by number of kernels, knet on a CPU", "text": text, **about, "series": series}
 
 
 def stream(args):
@@ -108,7 +111,8 @@ def stream(args):
         sys.exit(f"{args.knet} gives no histogram: it is older than this tool")
     print(f"{run['queries']} frames, median {run['latency_ms']['p50']:.1f} ms, p99 {run['latency_ms']['p99']:.1f} ms")
     run["weights"] = Path(run["weights"]).name
-    return {"form": "knet single-stream 1", "title": "Latency of the person model, frame after frame", **said(args.threads, [load], commit=args.commit), "runs": [run]}
+    about = said(args.threads, [load], commit=args.commit)
+    return {"form": "knet single-stream 1", "title": "Latency of the person model, frame after frame", **about, "runs": [run]}
 
 
 def parse_size(text):

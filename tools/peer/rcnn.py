@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from safetensors.numpy import load_file
 
-from bench import knet_bench, knet_dump, parse_size
+from bench import knet_dump, knet_round, parse_size
 from racing import file, in_turn, races, show, synthetic, write, write_png
 from said import REPO
 
@@ -116,13 +116,6 @@ def check_goldens(args):
     return good
 
 
-def knet_round(args, model, size):
-    """A round of knet; its CPU time is what two more images add to that of the process."""
-    row, usage = knet_bench(args, model, size, args.runs)
-    more = knet_bench(args, model, size, args.runs + 2)[1]
-    return {**row, "cpu": (more["cpu"] - usage["cpu"]) / 2}
-
-
 def race(args, model, size, loads):
     """Equality, then all in turn; the races of a model and size."""
     image = synthetic(*size)
@@ -185,8 +178,8 @@ def main():
     for one in found:
         show(one)
     if args.json:
-        note = ("The official code is mmdet's, unchanged, with mmcv's compiled RoIAlign and NMS or torchvision's. Seeded weights: a thousand proposals and a hundred "
-                "detections, as on a busy photo. `network` ends with boxes and 28x28 masks.")
+        note = ("The official code is mmdet's, unchanged, with mmcv's compiled RoIAlign and NMS or torchvision's. Seeded weights: a thousand proposals "
+                "and a hundred detections, as on a busy photo. The network ends with boxes and 28x28 masks.")
         write(args.json, file("Two-stage detectors on a CPU, beside their official PyTorch code", found, loads, args.threads, versions, note, args.commit))
     return 0
 

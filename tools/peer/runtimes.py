@@ -23,7 +23,7 @@ import torch
 from safetensors.numpy import load_file
 
 import post_numpy
-from bench import Peer, check_equal, knet_bench, knet_dump, medians, parse_size
+from bench import PHASES, Peer, check_equal, knet_dump, knet_round, medians, parse_size
 from check import relative_l2
 from compare import LOOSE
 from knet_torch import MODELS, build
@@ -56,15 +56,15 @@ class Runtime:
         self.batch_size = preprocess(cfg, image, self.size).shape[2:]
 
     def once(self):
-        """{phase: ms} of one frame."""
-        t0 = time.perf_counter()
+        """{phase: ms} of one frame, and CPU ms of all threads."""
+        cpu, t0 = time.process_time(), time.perf_counter()
         x = preprocess(self.cfg, self.image, self.size).numpy()
         t1 = time.perf_counter()
         cls, masks = self.run(x)
         t2 = time.perf_counter()
         self.masks(cls, masks)
-        t3 = time.perf_counter()
-        return {p: 1e3 * t for p, t in zip(("pre", "network", "post", "total"), (t1 - t0, t2 - t1, t3 - t2, t3 - t0))}
+        t3, cpu = time.perf_counter(), time.process_time() - cpu
+        return {p: 1e3 * t for p, t in zip((*PHASES, "cpu"), (t1 - t0, t2 - t1, t3 - t2, t3 - t0, cpu))}
 
     def masks(self, cls, masks):
         """The post-processing of what the network gave."""
@@ -136,7 +136,7 @@ def race(args, name, size, folder, loads):
     x = preprocess(cfg, image, size)
     entry = {"model": name, "precision": "f32"}
     entries = {"knet": {**entry, "program": "knet", "label": "knet"}}
-    racers = {"knet": lambda: knet_bench(args, name, size, args.runs)[0]}
+    racers = {"knet": lambda: knet_round(args, name, size)}
 
     check_equal(args, name, image, size)
     write_png(folder / "image.png", image)
@@ -148,7 +148,8 @@ def race(args, name, size, folder, loads):
         logits = [y.numpy() for y in peer.logits]
         wanted = wanted or logits
         label = f"PyTorch {torch.__version__.split('+')[0]}, {form}"
-        entries[label] = {**entry, "program": "PyTorch", "label": label, "equal": equal(label, logits, wanted, "f32") if form != "eager" else "taps and masks are knet's"}
+        text = "taps and masks are knet's" if form == "eager" else equal(label, logits, wanted, "f32")
+        entries[label] = {**entry, "program": "PyTorch", "label": label, "equal": text}
         racers[label] = lambda peer=peer: peer.bench(args.runs)
 
     path = folder / f"{name}-{size[0]}x{size[1]}.onnx"
@@ -202,8 +203,8 @@ def main():
     for one in found:
         show(one)
     if args.json:
-        note = ("One network, exported from PyTorch to ONNX for both runtimes. `end to end` is resize, network and a mask of the photo's size for each object; around "
-                "the runtimes that is OpenCV and NumPy. ONNX Runtime's threads do not spin.")
+        note = ("One network, exported from PyTorch to ONNX for both runtimes. End to end is resize, network and a mask of the photo's size for each object; "
+                "around the runtimes that is OpenCV and NumPy. ONNX Runtime's threads do not spin.")
         write(args.json, file("K-Net beside OpenVINO, ONNX Runtime and PyTorch, on a CPU", found, loads, args.threads, {}, note, args.commit))
     return 0
 
