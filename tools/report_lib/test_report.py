@@ -204,6 +204,10 @@ class Forms(unittest.TestCase):
         (figure,) = speed.section(load(self.root)).figures
         self.assertEqual(figure.rows[1][3:], ["bf16", "800 ms", "2.00\u00d7", "worst tap 3e-3"])
         self.assertIn(">bf16<", figure.charts[0][1].draw(WIDE))
+        other["cpu_seconds"] = 1.5
+        self.write("race/a.json", data)
+        (figure,) = speed.section(load(self.root)).figures
+        self.assertEqual((figure.head[6:], figure.rows[1][6:]), (["CPU time", "equal"], ["1\u2009500 ms", "worst tap 3e-3"]))
 
     def test_what_bench_gpu_wrote_is_a_race(self):
         row = {
