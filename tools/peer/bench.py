@@ -33,6 +33,7 @@ from check import relative_l2
 from compare import compare_dump
 from knet_torch import MODELS, build
 from post import postprocess, preprocess
+from said import command
 from variants import VARIANTS, variant
 
 REPO = Path(__file__).resolve().parents[2]
@@ -44,17 +45,29 @@ VARIANT_TOLERANCE = 1e-3
 # --- knet: the only two places that know its command line ----------------------------------------------------------------
 
 
+def chosen(args, name):
+    """The options that name a model; the one that comes with knet is named by its file alone."""
+    return ["--weights", args.weights, *(() if name == "knet_s3_lite0_person" else ("--model", name))]
+
+
 def knet_bench(args, name, size, runs):
     """({phase: median ms}, CPU ms and peak MB of the whole process) of one `knet bench` process."""
-    usage, out = measured([args.knet, "bench", "--model", name, "--weights", args.weights, "--size", f"{size[0]}x{size[1]}",
+    usage, out = measured([args.knet, "bench", *chosen(args, name), "--size", f"{size[0]}x{size[1]}",
                            "--threads", args.threads, "--runs", runs, "--no-steps", "--json"])
     data = json.loads(out)
     return {phase: float(data[phase]["p50"]) for phase in PHASES}, usage
 
 
+def knet_round(args, name, size):
+    """knet_bench, with the CPU ms of a frame: what two frames more add to the process."""
+    row, usage = knet_bench(args, name, size, args.runs)
+    more = knet_bench(args, name, size, args.runs + 2)[1]
+    return {**row, "cpu": (more["cpu"] - usage["cpu"]) / 2}
+
+
 def knet_dump(args, name, image, size, out):
     """Writes every tap and final of `image` (a PNG that already has the network's size) to the safetensors file `out`."""
-    subprocess.run([args.knet, "dump", "--weights", args.weights, "--model", name, "--image", str(image), "--no-resize",
+    subprocess.run([args.knet, "dump", *chosen(args, name), "--threads", str(args.threads), "--image", str(image), "--no-resize",
                     "--ori-size", f"{size[0]}x{size[1]}", "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
 
 
@@ -157,7 +170,7 @@ def machine():
     git = subprocess.run(["git", "-C", str(REPO), "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {"cpu": cpu.get("Model name", platform.processor()), "cores": os.cpu_count(), "l2": cpu.get("L2 cache"), "l3": cpu.get("L3 cache"),
             "load_average": os.getloadavg()[0], "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
-            "python": platform.python_version(), "commit": git, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            "python": platform.python_version(), "command": command(sys.argv[1:]), "commit": git, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
 def check_equal(args, name, image, size):

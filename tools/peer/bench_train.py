@@ -150,7 +150,7 @@ def main():
     if not args.peer_only and not Path(args.knet).is_file():
         ap.error(f"{args.knet} is not there: build it (cargo build --release), or use --peer-only")
     out = args.out or REPO / "benches/results" / time.strftime("%Y-%m-%d-cpu-train-peer", time.gmtime())
-    info = {**machine(), "scipy": scipy.__version__, "command": " ".join(sys.argv)}
+    info = {**machine(), "scipy": scipy.__version__}
     print(f"{info['cpu']}, {info['cores']} cores, load {info['load_average']:.2f}; torch {info['torch']} ({info['capability']}); "
           f"commit {info['commit'][:10]}")
     for case in args.cases:

@@ -49,6 +49,8 @@ class Config:
     generator: str | None = None
     num_semantic: int = 150
     updator_channels: int = 256
+    # Scores are multiplied by the mean probability of the mask's own pixels.
+    mask_score: bool = False
     mean: tuple = (123.675, 116.28, 103.53)
     std: tuple = (58.395, 57.12, 57.375)
 
@@ -85,6 +87,9 @@ MODELS = {
     "knet_s3_swin_l_panoptic": Config("swin_l", panoptic=True),
     "knet_s3_lite0_fpn": Config("efficientnet_lite0", num_proposals=16, channels=96, feedforward_channels=512,
                                 mean=(127.0,) * 3, std=(128.0,) * 3),
+    # weights/knet_s3_lite0_person.safetensors, the model that comes with knet
+    "knet_s3_lite0_person": Config("efficientnet_lite0", num_things=1, num_proposals=12, channels=96, feedforward_channels=512,
+                                   mask_score=True, mean=(127.0,) * 3, std=(128.0,) * 3),
     **_semantic(),
 }
 

@@ -50,9 +50,20 @@ def _stride4(mask_logits):
     return F.interpolate(mask_logits, scale_factor=2, mode="bilinear", align_corners=False).sigmoid()
 
 
-def instance(cls, masks, batch_size, img_size, ori_size, max_per_img=100, lean=False):
+def mask_quality(masks):
+    """Mean probability of each mask's own pixels [N, h, w] -> [N, 1]; 0 where it has none."""
+    inside = masks > 0
+    total = torch.where(inside, masks.sigmoid(), 0.0).sum((1, 2), dtype=torch.float64)
+    return (total / inside.sum((1, 2)).clamp(min=1)).to(masks.dtype)[:, None]
+
+
+def instance(cls, masks, batch_size, img_size, ori_size, max_per_img=100, mask_score=False, lean=False):
     """dict(scores, labels, mask_indices, masks bool [k, ori_h, ori_w])."""
-    scores, index = cls[0].sigmoid().flatten().topk(max_per_img, sorted=True)
+    prob = cls[0].sigmoid()
+    if mask_score:  # objects without a pixel score 0, all alike: they keep their order
+        scores, index = (x[:max_per_img] for x in (prob * mask_quality(masks[0])).flatten().sort(descending=True, stable=True))
+    else:
+        scores, index = prob.flatten().topk(max_per_img, sorted=True)
     num_classes = cls.shape[2]
     mask_indices, labels = index // num_classes, index % num_classes
     if lean:
@@ -135,7 +146,7 @@ def postprocess(cfg, outputs, batch_size, img_size, ori_size, lean=False):
     sizes = (tuple(batch_size), tuple(img_size), tuple(ori_size))
     if cfg.panoptic:
         return panoptic(cls, masks, *sizes, cfg.num_proposals, cfg.num_things, lean=lean)
-    return instance(cls, masks, *sizes, lean=lean)
+    return instance(cls, masks, *sizes, mask_score=cfg.mask_score, lean=lean)
 
 
 def finals(cfg, result):

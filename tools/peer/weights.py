@@ -51,6 +51,11 @@ _RULES = [
     (_HEAD + r"kernel_update_conv\.fc_norm\.bias$", 1, "uni", (-1.2, 0.1)),
     (_HEAD + r"(cls_fcs|mask_fcs)\.\d+\.bias$", 1, "uni", (-1.6, 0.1)),
     (_HEAD + r"ffn\.layers\.0\.0\.bias$", 1, "uni", (-1.6, 0.1)),
+    # Two-stage detectors.
+    (r"^rpn_head\.rpn_cls\.weight$", 2, "fan", (0.5,)),
+    (r"^rpn_head\.rpn_reg\.weight$", 2, "fan", (0.1,)),
+    (r"^roi_head\.bbox_head\.(\d+\.)?fc_cls\.weight$", 2, "fan", (1.0,)),
+    (r"^roi_head\.bbox_head\.(\d+\.)?fc_reg\.weight$", 2, "fan", (0.4,)),
     (r"", 2, "fan", (1.4,)),
     (r"bias$", 1, "uni", (0, 0.1)),
     (r"weight$", 1, "uni", (1, 0.5)),

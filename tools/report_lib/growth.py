@@ -2,7 +2,8 @@
 
 from .charts import Line, Lines
 from .figure import Figure, Section, model_name, size_name
-from .results import Found, Results, join
+from .race import TOLERANCE
+from .results import BadResult, Found, Results, join
 from .speed import R50, newest
 from .svg import number
 
@@ -14,7 +15,17 @@ def place(axis: str, point: dict) -> float:
     return point["kernels"] if axis == "kernels" else point["size"][0] * point["size"][1] / 1e6
 
 
+def check(found: Found) -> None:
+    """A point that says its rounds is one of them, or between them."""
+    for series in found.data["series"]:
+        for point in series["points"]:
+            rounds = point.get("rounds")
+            if rounds and not min(rounds) - TOLERANCE <= point["value"] <= max(rounds) + TOLERANCE:
+                raise BadResult(f"{found.path}: {series['name']}: {point['value']} is not among its rounds {rounds}")
+
+
 def figure(found: Found) -> Figure:
+    check(found)
     data, axis = found.data, found.data["axis"]
     charts, rows = [], []
     for quantity in dict.fromkeys(s["quantity"] for s in data["series"]):

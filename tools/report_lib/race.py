@@ -102,7 +102,7 @@ def charts(races: list[dict]) -> list[tuple[str, Bars | Stacked]]:
 
 
 def table(data: dict) -> tuple[list[str], list[list[str]]]:
-    head = ["race", "program", "model", "precision", "median", "of the first", "equal"]
+    head = ["race", "program", "model", "precision", "median", "of the first", "CPU time", "equal"]
     rows = []
     for race in data["races"]:
         first = race["entries"][0]["seconds"]
@@ -116,12 +116,13 @@ def table(data: dict) -> tuple[list[str], list[list[str]]]:
                     entry["precision"],
                     duration(entry["seconds"], unit(race)),
                     ratio(entry["seconds"] / first),
+                    duration(entry["cpu_seconds"], unit(race)) if "cpu_seconds" in entry else "",
                     entry.get("equal", ""),
                 ]
             )
-    if not any(r[-1] for r in rows):
-        head, rows = head[:-1], [r[:-1] for r in rows]
-    return head, rows
+    # The last two columns are of races that have them.
+    kept = [i for i in range(len(head)) if i < len(head) - 2 or any(r[i] for r in rows)]
+    return [head[i] for i in kept], [[r[i] for i in kept] for r in rows]
 
 
 def figure(found: Found) -> Figure:

@@ -217,6 +217,10 @@ class Forms(unittest.TestCase):
         (figure,) = speed.section(load(self.root)).figures
         self.assertEqual(figure.rows[1][3:], ["bf16", "800 ms", "2.00\u00d7", "worst tap 3e-3"])
         self.assertIn(">bf16<", figure.charts[0][1].draw(WIDE))
+        other["cpu_seconds"] = 1.5
+        self.write("race/a.json", data)
+        (figure,) = speed.section(load(self.root)).figures
+        self.assertEqual((figure.head[6:], figure.rows[1][6:]), (["CPU time", "equal"], ["1\u2009500 ms", "worst tap 3e-3"]))
 
     def test_what_bench_gpu_wrote_is_a_race(self):
         row = {
@@ -283,6 +287,16 @@ class Forms(unittest.TestCase):
         (figure,) = growth.section(load(self.root)).figures
         self.assertEqual(figure.charts[0][1].lines[0].points[0], (50, 150.0))
         self.assertEqual(len(figure.rows), 5)
+
+    def test_a_point_that_is_not_among_its_rounds_is_refused(self):
+        data = by_kernels()
+        data["series"][0]["points"][0]["rounds"] = [140.0, 160.0]
+        self.write("g/k.json", data)
+        self.assertEqual(len(growth.section(load(self.root)).figures), 1)
+        data["series"][0]["points"][0]["rounds"] = [151.0, 160.0]
+        self.write("g/k.json", data)
+        with self.assertRaisesRegex(BadResult, "not among its rounds"):
+            growth.section(load(self.root))
 
     def test_the_newest_run_of_a_model_counts_and_the_fastest_form_may_be_a_trial(self):
         def peer(time, ours):
