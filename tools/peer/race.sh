@@ -11,7 +11,7 @@
 #
 #   THREADS=2    threads of every program
 #   VENV=DIR     Python environment (default tools/peer/.venv), made if it is not there
-#   KNET=FILE RIVALS=FILE   a release build's knet and its bench `rivals`, instead of building them here
+#   KNET=FILE RIVALS=FILE OPS=FILE   a release build's knet and its benches `rivals` and `ops`, instead of building them here
 #
 # Needs cargo, git, g++ and Python 3.8 to 3.13 with venv. The machine should do nothing else: each result says its load.
 set -euo pipefail
@@ -57,7 +57,7 @@ exec > >(tee -a "$out/log.txt") 2>&1
 for program in git lscpu g++ "${PYTHON:-python3}"; do
     command -v "$program" > /dev/null || { echo "the race needs $program" >&2; exit 1; }
 done
-if [[ -z ${KNET:-} || -z ${RIVALS:-} ]]; then command -v cargo > /dev/null || { echo "the race needs cargo" >&2; exit 1; }; fi
+if [[ -z ${KNET:-} || -z ${RIVALS:-} || -z ${OPS:-} ]]; then command -v cargo > /dev/null || { echo "the race needs cargo" >&2; exit 1; }; fi
 
 say "Python environment"
 if ! "$venv/bin/python" -c 'import torch, openvino, onnxruntime, onnx, onnxscript' 2> /dev/null; then tools/peer/setup.sh "$venv"; fi
@@ -72,8 +72,9 @@ fi
 say "Release build"
 knet=${KNET:-target/release/knet}
 if [[ -z ${KNET:-} ]]; then cargo build --locked --release --bin knet; fi
-if [[ -z ${RIVALS:-} ]]; then cargo bench --locked --bench rivals --no-run; fi
+if [[ -z ${RIVALS:-} || -z ${OPS:-} ]]; then cargo bench --locked --bench rivals --bench ops --no-run; fi
 rivals() { if [[ ${RIVALS:-} ]]; then "$RIVALS" --bench "$@"; else cargo bench --locked --bench rivals -- "$@"; fi; }
+ops() { if [[ ${OPS:-} ]]; then "$OPS" --bench "$@"; else cargo bench --locked --bench ops -- "$@"; fi; }
 
 say "The peer is the official code: its goldens"
 python tools/peer/check.py --models "${checked[@]}"
@@ -87,6 +88,12 @@ if [[ $quick ]]; then
 else
     rivals table
     cp target/race.json "$out/detectors.json"
+fi
+
+if [[ ! $quick ]]; then
+    say "Every kernel by layer, against this machine's ceilings"
+    ops table
+    cp target/kernels.json "$out/kernels.json"
 fi
 
 say "K-Net beside PyTorch"
