@@ -11,6 +11,7 @@ pub mod head;
 mod layers;
 pub mod neck;
 pub mod rcnn;
+pub mod solov2;
 
 pub use backbone::{Backbone, EfficientNetLite, ResNet, Stem, Swin};
 pub use config::{Classes, Config, Input, Normalization, Task, Test};
@@ -18,6 +19,7 @@ pub use decode_head::{DecodeHead, Generator, semantic_update_head};
 pub use head::{Head, Objects, kernel_update_head, kernel_updator};
 pub use neck::Fpn;
 pub use rcnn::Rcnn;
+pub use solov2::Solov2;
 
 use crate::error::{Error, Result};
 use crate::graph::{Builder, Graph, ValueId};
@@ -35,6 +37,9 @@ pub const MASK_PREDS: &str = "mask_preds";
 
 /// Name of the class logits of a semantic model at the size of its features, planar: `[B, classes, h, w]`.
 pub const SEG_LOGITS: &str = "seg_logits";
+
+/// Name of the mask logits of the detections of a one-stage detector, best first, planar: `[B, N, h, w]`.
+pub const MASK_LOGITS: &str = "mask_logits";
 
 /// How a tap is laid out upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +126,7 @@ pub(crate) fn is_stage_output(output: &str, stage: usize, name: &str) -> bool {
 #[derive(Debug)]
 pub struct Network {
     /// The graph, not yet optimised. Its outputs are [`CLS_SCORE`] and [`MASK_PREDS`], or [`SEG_LOGITS`] of a
-    /// semantic model, or detections and masks of a two-stage detector ([`rcnn`]), then the taps.
+    /// semantic model, or detections and masks of another detector ([`rcnn`], [`solov2`]), then the taps.
     pub graph: Graph,
     /// Intermediate values, all of them outputs of the graph too if they were asked for; otherwise empty.
     pub taps: Vec<Tap>,
@@ -172,6 +177,8 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
             }
             if let Some(rcnn) = &config.rcnn {
                 rcnn.build(config, &mut b, &pyramid, &mut found)?;
+            } else if let Some(solov2) = &config.solov2 {
+                solov2.build(config, &mut b, &pyramid, &mut found)?;
             } else {
                 let [cls_score, mask_preds] = Head::build(config, &mut b, &pyramid, &mut found)?;
                 b.output(CLS_SCORE, cls_score);

@@ -38,6 +38,7 @@ fn models_are_told_from_their_shapes() {
             let found = recognised(&config, said);
             assert_eq!(found.backbone, config.backbone, "{name}");
             assert_eq!((found.decode_head, found.rcnn), (config.decode_head, config.rcnn), "{name}");
+            assert_eq!(found.solov2, config.solov2, "{name}");
             assert_eq!((found.neck, found.head), (config.neck, config.head), "{name}");
             assert_eq!(found.classes.count(), config.classes.count(), "{name}");
             if config.decode_head.is_some() {

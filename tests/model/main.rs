@@ -8,5 +8,6 @@ mod engine;
 mod goldens;
 mod plan;
 mod properties;
+mod one_stage;
 mod rcnn;
 mod stages;

@@ -129,9 +129,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("weights", file.to_string()),
         ("model", format!("{} ({})", config.name, config.task.name())),
         ("classes", format!("{} things, {} stuff", config.classes.things, config.classes.stuff)),
-        match &config.rcnn {
-            Some(rcnn) => ("boxes", format!("{} proposals, {} stages", rcnn.proposals, rcnn.stages)),
-            None => ("kernels", format!("{} instance, {} stages", config.head.proposals, config.head.stages)),
+        match (&config.rcnn, &config.solov2) {
+            (Some(rcnn), _) => ("boxes", format!("{} proposals, {} stages", rcnn.proposals, rcnn.stages)),
+            (None, Some(solov2)) => ("kernels", format!("{} best of all cells", solov2.candidates)),
+            (None, None) => {
+                ("kernels", format!("{} instance, {} stages", config.head.proposals, config.head.stages))
+            }
         },
         ("parameters", format!("{:.2} M", parameters as f64 / 1e6)),
         ("stored", format!("{} tensors, {:.1} MiB", tensors.len(), mib(stored))),
