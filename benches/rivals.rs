@@ -9,7 +9,8 @@
 //! Seeded weights find what they find: the two-stage detectors hold a thousand proposals and a hundred
 //! detections each, as on a busy photo; so many masks are pasted. SOLOv2 makes masks of five hundred kernels
 //! (those of seeded weights are made to differ: see `src/checkpoint/seeded.rs`), CondInst of a hundred boxes.
-//! What chooses among them counts as what comes after the heads. `KNET_THREADS` sets the number of threads (2).
+//! What chooses among them counts as what comes after the heads. `KNET_THREADS` sets the number of threads
+//! (2).
 
 mod common;
 
@@ -28,6 +29,7 @@ const FAMILIES: [&[(&str, &str)]; 2] = [
         ("mask_rcnn_r50_fpn", "Mask R-CNN R50"),
         ("cascade_mask_rcnn_r50_fpn", "Cascade Mask R-CNN R50"),
         ("solov2_r50_fpn", "SOLOv2 R50"),
+        ("condinst_r50_fpn", "CondInst R50"),
     ],
     &[
         ("knet_s3_r101_fpn", "K-Net R101"),

@@ -214,7 +214,13 @@ pub(in crate::model) fn conv_gn_relu_for(
 }
 
 /// Group norm, `{prefix}.gn.*`, and ReLU.
-fn gn_relu(b: &mut Builder, name: &str, prefix: &str, x: ValueId, groups: usize) -> Result<ValueId> {
+pub(in crate::model) fn gn_relu(
+    b: &mut Builder,
+    name: &str,
+    prefix: &str,
+    x: ValueId,
+    groups: usize,
+) -> Result<ValueId> {
     let channels = b.shape(x).last();
     let [weight, bias] = affine(b, &format!("{prefix}.gn"), channels)?;
     let norm = GroupNorm { groups, eps: EPS, activation: None };

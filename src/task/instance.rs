@@ -63,10 +63,11 @@ impl Postprocess for Instances {
             classes: model.classes.count(),
             filter: options.filter,
             filter_memory: FilterMemory::default(),
-            host: match (&model.rcnn, &model.solov2) {
-                (Some(_), _) => OnHost::Boxes(Boxes::new(min_score)),
-                (None, Some(_)) => OnHost::Masks(Box::new(Masks::new(min_score))),
-                (None, None) => OnHost::Kernels(Box::new(InstancePostprocessor::new(config))),
+            host: match (&model.rcnn, &model.solov2, &model.condinst) {
+                (Some(_), ..) => OnHost::Boxes(Boxes::new(min_score)),
+                (_, Some(_), _) => OnHost::Masks(Box::new(Masks::of_solov2(min_score))),
+                (.., Some(_)) => OnHost::Masks(Box::new(Masks::of_condinst(min_score))),
+                (None, None, None) => OnHost::Kernels(Box::new(InstancePostprocessor::new(config))),
             },
         })
     }

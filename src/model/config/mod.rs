@@ -14,6 +14,7 @@ pub use input::{Input, Normalization};
 pub use test::Test;
 
 use super::backbone::{Backbone, EfficientNetLite, ResNet, Stem};
+use super::condinst::CondInst;
 use super::decode_head::{DecodeHead, Generator};
 use super::evidence::Evidence;
 use super::head::Head;
@@ -73,6 +74,9 @@ pub struct Config {
     /// What a SOLOv2 has in their place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub solov2: Option<Solov2>,
+    /// What a CondInst has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condinst: Option<CondInst>,
     /// The pyramid.
     #[serde(flatten)]
     pub neck: Fpn,
@@ -135,6 +139,7 @@ pub const MODEL_NAMES: &[&str] = &[
     "cascade_mask_rcnn_r50_fpn",
     "cascade_mask_rcnn_r101_fpn",
     "solov2_r50_fpn",
+    "condinst_r50_fpn",
 ];
 
 impl Config {
@@ -167,9 +172,12 @@ impl Config {
             let backbone = Backbone::named(rest.strip_suffix("_fpn")?)?;
             return Some(Config::two_stage(backbone, rcnn, 80));
         }
-        if let Some(rest) = name.strip_prefix(Solov2::NAME).and_then(|rest| rest.strip_prefix('_')) {
-            let backbone = Backbone::named(rest.strip_suffix("_fpn")?)?;
-            return Some(Config::solov2(backbone, Solov2::default(), 80));
+        let with = |kind: &str| name.strip_prefix(kind)?.strip_prefix('_')?.strip_suffix("_fpn");
+        if let Some(backbone) = with(Solov2::NAME) {
+            return Some(Config::solov2(Backbone::named(backbone)?, Solov2::default(), 80));
+        }
+        if let Some(backbone) = with(CondInst::NAME) {
+            return Some(Config::condinst(Backbone::named(backbone)?, CondInst::default(), 80));
         }
         let (parts, published) = name.strip_prefix(PUBLISHED).map_or((name, false), |parts| (parts, true));
         let (parts, stages) = parts.strip_prefix("knet_s3_").map_or((parts, 0), |parts| (parts, 3));
@@ -213,6 +221,7 @@ impl Config {
             decode_head: None,
             rcnn: None,
             solov2: None,
+            condinst: None,
             neck: if small { Fpn { channels: 96 } } else { Fpn::default() },
             head,
             input: Input {
@@ -252,6 +261,11 @@ impl Config {
         Config::without_kernels(backbone, classes, |config| config.solov2 = Some(solov2))
     }
 
+    /// The CondInst with this backbone for so many classes.
+    pub fn condinst(backbone: Backbone, condinst: CondInst, classes: usize) -> Config {
+        Config::without_kernels(backbone, classes, |config| config.condinst = Some(condinst))
+    }
+
     /// A detector of things that has something else in place of kernels and their rounds.
     fn without_kernels(backbone: Backbone, classes: usize, with: impl FnOnce(&mut Config)) -> Config {
         let mut config = Config {
@@ -272,7 +286,11 @@ impl Config {
 
     /// What a detector that K-Net is compared with is called; `None` of a K-Net, and of semantic models.
     pub fn other_detector(&self) -> Option<&'static str> {
-        let kinds = [(self.rcnn.is_some(), "two-stage detector"), (self.solov2.is_some(), "SOLOv2")];
+        let kinds = [
+            (self.rcnn.is_some(), "two-stage detector"),
+            (self.solov2.is_some(), "SOLOv2"),
+            (self.condinst.is_some(), "CondInst"),
+        ];
         kinds.into_iter().find_map(|(is, kind)| is.then_some(kind))
     }
 
@@ -308,8 +326,9 @@ impl Config {
             self.name = format!("{}_{backbone}_fpn", rcnn.name());
             return;
         }
-        if self.solov2.is_some() {
-            self.name = format!("{}_{backbone}_fpn", Solov2::NAME);
+        let others = [(self.solov2.is_some(), Solov2::NAME), (self.condinst.is_some(), CondInst::NAME)];
+        if let Some((_, kind)) = others.into_iter().find(|(is, _)| *is) {
+            self.name = format!("{kind}_{backbone}_fpn");
             return;
         }
         let neck = if backbone.contains('_') { "" } else { "_fpn" };
@@ -338,6 +357,13 @@ impl Config {
             let backbone = Backbone::recognise(found, notes)?;
             let mut config =
                 Config::solov2(backbone.ok_or("a SOLOv2 of an unknown backbone")?, solov2, classes);
+            config.neck.channels = channels;
+            return Ok(config);
+        }
+        if let Some((condinst, channels, classes)) = CondInst::recognise(found) {
+            let backbone = Backbone::recognise(found, notes)?;
+            let mut config =
+                Config::condinst(backbone.ok_or("a CondInst of an unknown backbone")?, condinst, classes);
             config.neck.channels = channels;
             return Ok(config);
         }
@@ -405,6 +431,7 @@ impl Config {
             decode_head: fields.find("decode_head")?,
             rcnn: fields.find("rcnn")?,
             solov2: fields.find("solov2")?,
+            condinst: fields.find("condinst")?,
             neck: fields.part()?,
             head: fields.part()?,
             input: fields.part()?,
@@ -420,7 +447,9 @@ impl Config {
     /// classes.
     pub fn settings() -> impl Iterator<Item = &'static str> {
         let parts = [names::<Fpn>(), names::<Head>(), names::<Input>(), names::<Test>()];
-        ["backbone", "decode_head", "rcnn", "solov2"].into_iter().chain(parts.into_iter().flatten().copied())
+        ["backbone", "decode_head", "rcnn", "solov2", "condinst"]
+            .into_iter()
+            .chain(parts.into_iter().flatten().copied())
     }
 
     /// Names of those of [`Config::settings`] that say what becomes of photos and results, not of tensors.
@@ -450,10 +479,11 @@ impl Config {
 
     /// First axes of tensors that the configuration claims: the tensor, what its rows are, and how many.
     pub fn rows(&self) -> Vec<(String, &'static str, usize)> {
-        match (&self.rcnn, &self.solov2) {
-            (Some(rcnn), _) => rcnn.rows(self),
-            (None, Some(solov2)) => solov2.rows(self),
-            (None, None) => Head::rows(self),
+        match (&self.rcnn, &self.solov2, &self.condinst) {
+            (Some(rcnn), ..) => rcnn.rows(self),
+            (_, Some(solov2), _) => solov2.rows(self),
+            (.., Some(condinst)) => condinst.rows(self),
+            (None, None, None) => Head::rows(self),
         }
     }
 
@@ -494,10 +524,11 @@ impl Config {
         self.neck.validate(self.backbone.strides())?;
         if let Some(kind) = self.other_detector() {
             self.other_detector_faults(kind)?;
-            return match (&self.rcnn, &self.solov2) {
-                (Some(_), Some(_)) => Err("a two-stage detector that is a SOLOv2".into()),
-                (Some(rcnn), None) => rcnn.validate(),
-                (None, solov2) => solov2.as_ref().map_or(Ok(()), Solov2::validate),
+            return match (&self.rcnn, &self.solov2, &self.condinst) {
+                (Some(rcnn), None, None) => rcnn.validate(),
+                (None, Some(solov2), None) => solov2.validate(),
+                (None, None, Some(condinst)) => condinst.validate(self.neck.channels),
+                _ => Err(format!("a {kind} that is another detector, too")),
             };
         }
         self.head.validate(self.neck.channels)?;

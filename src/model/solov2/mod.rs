@@ -84,9 +84,7 @@ impl Solov2 {
         if let Some((field, width)) = widths.iter().find(|(_, width)| !width.is_multiple_of(FEATURE_GROUPS)) {
             return Err(format!("{field} is {width}, must be a multiple of {FEATURE_GROUPS}"));
         }
-        for (field, value) in
-            [("score_threshold", self.score_threshold), ("least_score", self.least_score)]
-        {
+        for (field, value) in [("score_threshold", self.score_threshold), ("least_score", self.least_score)] {
             if !(0.0..=1.0).contains(&value) {
                 return Err(format!("{field} {value} must be between 0 and 1"));
             }
@@ -141,7 +139,11 @@ impl Solov2 {
         let keep = config.test.max_per_image.min(candidates);
         let suppression = MatrixNms {
             classes,
-            least_pixels: GRIDS.into_iter().zip(LEAST_PIXELS).map(|(side, least)| (side * side, least)).collect(),
+            least_pixels: GRIDS
+                .into_iter()
+                .zip(LEAST_PIXELS)
+                .map(|(side, least)| (side * side, least))
+                .collect(),
             score_threshold: self.score_threshold,
             sigma: 2.0,
             least_score: self.least_score,
