@@ -68,7 +68,9 @@ const fn fan(id: &'static str, g: f32, patterns: &'static [&'static str]) -> Rul
     rule(id, Rank::TwoUp, Recipe::Fan { g }, patterns)
 }
 
-/// First match wins. The S rules name heads that only semantic models have.
+/// First match wins. The S rules name heads that only semantic models have, the V rules those of SOLOv2 and
+/// CondInst, for which there are no references but our own (`tools/peer/weights.py` has the same): with the
+/// rules for anything, the kernels of all places are alike.
 static RULES: &[Rule] = &[
     fan("S01", 1.0, &["decode_head.kernel_update_head.#.feat_transform.conv.weight"]),
     fan("S02", 0.25, &["decode_head.kernel_update_head.#.attention.attn.out_proj.weight"]),
@@ -98,6 +100,19 @@ static RULES: &[Rule] = &[
         &["decode_head.bottleneck.conv.weight", "decode_head.kernel_generate_head.bottleneck.conv.weight"],
     ),
     fan("S15", 0.4, &["decode_head.*conv.weight", "auxiliary_head.*conv.weight"]),
+    uni("V01", -1.0, 0.1, &["mask_head.cls_convs.#.gn.bias", "mask_head.kernel_convs.#.gn.bias"]),
+    fan("V02", 5.0, &["mask_head.conv_cls.weight"]),
+    uni("V03", -10.0, 0.5, &["mask_head.conv_cls.bias"]),
+    fan("V04", 3.0, &["mask_head.conv_kernel.weight"]),
+    uni("V05", -0.5, 0.1, &["mask_head.mask_feature_head.conv_pred.gn.bias"]),
+    uni("V06", -1.0, 0.1, &["bbox_head.cls_convs.#.gn.bias", "bbox_head.reg_convs.#.gn.bias"]),
+    fan("V07", 3.0, &["bbox_head.conv_cls.weight"]),
+    uni("V08", -4.0, 0.5, &["bbox_head.conv_cls.bias"]),
+    uni("V09", 2.0, 0.5, &["bbox_head.conv_reg.bias"]),
+    rule("V10", Rank::Any, Recipe::Uniform { c: 1.0, h: 0.5 }, &["bbox_head.scales.#.scale"]),
+    fan("V11", 4.0, &["bbox_head.controller.weight"]),
+    uni("V12", -0.5, 0.5, &["bbox_head.controller.bias"]),
+    fan("V13", 0.5, &["mask_head.mask_feature_head.conv_pred.weight"]),
     rule("R00", Rank::Any, Recipe::Keep, &["*relative_position_index"]),
     rule("R01", Rank::Any, Recipe::Zero, &["*num_batches_tracked"]),
     rule("R02", Rank::Any, Recipe::Uniform { c: 0.0, h: 0.1 }, &["*running_mean"]),

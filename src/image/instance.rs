@@ -1,5 +1,6 @@
 //! Instance results, and how they are made of what a K-Net says: the best (mask, class) pairs and their bit
-//! masks at the size of the photo. Those of a two-stage detector are made in `paste`.
+//! masks at the size of the photo. Those of a two-stage detector are made in `paste`, those of one that
+//! chooses its masks itself in `found`.
 //!
 //! As upstream: the sigmoids of all class logits `[N, C]` are ranked together, the first `max_per_image` are
 //! kept (equal scores: lower index first), index `i` means mask `i / C` with label `i % C`. There is no
@@ -7,16 +8,19 @@
 //! its twice resized probability exceeds 0.5.
 
 mod filter;
+mod found;
 mod paste;
 
 pub(crate) use filter::FilterMemory;
 pub use filter::InstanceFilter;
+pub use found::{FoundMasks, MaskMaker};
 pub use paste::{Detections, Paster};
 
 use rayon::prelude::*;
 use std::ops::Range;
 
 use super::bitmask::{BitMask, PixelBox};
+pub use super::mask_resize::Alignment;
 use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid, sigmoid_scores};
 use super::preprocess::Geometry;
 use super::worker_pool::WorkerPool;

@@ -20,6 +20,40 @@ use super::preprocess::Geometry;
 use crate::error::{Error, Result};
 use crate::isa::{Isa, simd};
 
+/// Where the pixels of a mask lie among those of a finer one, of which each has a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Alignment {
+    /// At the centre of its block, as everywhere in PyTorch with align_corners=False.
+    #[default]
+    Centres,
+    /// At the pixel `block / 2` of it (rounded down) along each axis: CondInst's "aligned bilinear".
+    Pixels,
+}
+
+impl Alignment {
+    /// Taps of a map that is enlarged by a whole number.
+    fn taps(self, input: usize, output: usize) -> Vec<Tap> {
+        if self == Alignment::Centres || input == output {
+            return taps(input, output);
+        }
+        let factor = output / input;
+        let tap = |at: usize| {
+            let at = at.saturating_sub(factor / 2);
+            let (low, share) = (at / factor, (at % factor) as f32 / factor as f32);
+            Tap { at: [low as u32, (low + 1).min(input - 1) as u32], weight: [1.0 - share, share] }
+        };
+        (0..output).map(tap).collect()
+    }
+
+    /// The share of the second of two pixels in the four positions after the middle of the first's block.
+    fn phases(self) -> [f32; 4] {
+        match self {
+            Alignment::Centres => [0.125, 0.375, 0.625, 0.875],
+            Alignment::Pixels => [0.0, 0.25, 0.5, 0.75],
+        }
+    }
+}
+
 /// Two taps of one output position.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tap {
@@ -95,6 +129,8 @@ pub(super) struct MaskSampler {
     /// Resized to original columns; `None` if the photo was not resized.
     columns: Option<Vec<Tap>>,
     rows: Vec<RowTaps>,
+    /// See [`Alignment::phases`].
+    phases: [f32; 4],
 }
 
 /// Working memory of one thread: what one mask needs for a band of output rows.
@@ -115,7 +151,7 @@ impl MaskSampler {
     /// # Errors
     /// [`Error::Shape`] if the maps are neither at stride 8 nor at stride 4 of the padded size, or a size is
     /// zero or not in order.
-    pub(super) fn new(logits: (usize, usize), geometry: Geometry) -> Result<Self> {
+    pub(super) fn new(logits: (usize, usize), geometry: Geometry, alignment: Alignment) -> Result<Self> {
         let Geometry { original, resized, padded } = geometry;
         let at_stride = |s: usize| padded == (logits.0 * s, logits.1 * s);
         let sound = original.0 * original.1 * resized.0 * resized.1 > 0
@@ -131,10 +167,12 @@ impl MaskSampler {
             });
         }
         let stride4 = (padded.0 / 4, padded.1 / 4);
-        let upsample = (logits != stride4).then(|| (taps(logits.0, stride4.0), taps(logits.1, stride4.1)));
-        let rows = row_taps(&taps(stride4.0, padded.0), taps(resized.0, original.0));
+        let doubled = |logits, stride4| alignment.taps(logits, stride4);
+        let upsample =
+            (logits != stride4).then(|| (doubled(logits.0, stride4.0), doubled(logits.1, stride4.1)));
+        let rows = row_taps(&alignment.taps(stride4.0, padded.0), taps(resized.0, original.0));
         let columns = (resized.1 != original.1).then(|| taps(resized.1, original.1));
-        Ok(MaskSampler { geometry, logits, stride4, upsample, columns, rows })
+        Ok(MaskSampler { geometry, logits, stride4, upsample, columns, rows, phases: alignment.phases() })
     }
 
     /// True if the tables are those of these sizes.
@@ -193,7 +231,7 @@ impl MaskSampler {
         for q in (0..end - first).filter(|&q| scratch.needed[q]) {
             let source = &scratch.probability[q * narrow..][..narrow];
             let out = &mut scratch.rows[q * width..][..width];
-            widen(isa, source, &mut scratch.wide);
+            widen(isa, source, self.phases, &mut scratch.wide);
             match &self.columns {
                 Some(taps) => resample(taps, &scratch.wide, out),
                 None => out.copy_from_slice(&scratch.wide[..width]),
@@ -293,18 +331,17 @@ simd! {
 }
 
 simd! {
-    /// Bilinear x4 of a row, align_corners=False: phases 1/8, 3/8, 5/8, 7/8 between neighbours.
-    fn widen(isa, source: &[f32], out: &mut [f32]) {
+    /// Bilinear x4 of a row, with these phases between neighbours.
+    fn widen(isa, source: &[f32], phases: [f32; 4], out: &mut [f32]) {
         let last = source[source.len() - 1];
         let end = out.len();
+        let blend = |a: f32, b: f32| phases.map(|share| (1.0 - share) * a + share * b);
         out[..2].fill(source[0]);
         for (pair, out) in source.windows(2).zip(out[2..].as_chunks_mut::<4>().0) {
-            let (a, b) = (pair[0], pair[1]);
-            *out = [0.875 * a + 0.125 * b, 0.625 * a + 0.375 * b, 0.375 * a + 0.625 * b, 0.125 * a + 0.875 * b];
+            *out = blend(pair[0], pair[1]);
         }
         // Off the end PyTorch blends the last sample with itself.
-        out[end - 2] = 0.875 * last + 0.125 * last;
-        out[end - 1] = 0.625 * last + 0.375 * last;
+        out[end - 2..].copy_from_slice(&blend(last, last)[..2]);
     }
 }
 
@@ -364,7 +401,7 @@ mod tests {
     fn masks_are_the_same_on_every_instruction_set() {
         let geometry = Geometry { original: (75, 131), resized: (60, 90), padded: (64, 96) };
         let logits: Vec<f32> = (0..8 * 12).map(|i| (i as f32 * 0.7).sin() * 5.0).collect();
-        let sampler = MaskSampler::new((8, 12), geometry).unwrap();
+        let sampler = MaskSampler::new((8, 12), geometry, Alignment::Centres).unwrap();
         let rows = |isa| {
             let mut scratch = sampler.scratch(75);
             sampler.prepare(isa, &logits, 0, 75, &mut scratch, |_, _| true);

@@ -39,7 +39,7 @@ pub use ::image::{DynamicImage, RgbImage};
 pub use view::ImageView;
 
 use crate::error::{Error, Result};
-use mask_resize::MaskSampler;
+use mask_resize::{Alignment, MaskSampler};
 use preprocess::Geometry;
 
 /// What the last stage of the kernel update head says about one image.
@@ -89,6 +89,6 @@ fn sampler_for(slot: &mut Option<MaskSampler>, head: &HeadOutput, geometry: &Geo
     if slot.as_ref().is_some_and(|s| s.fits(head.mask_size, geometry)) {
         return Ok(false);
     }
-    *slot = Some(MaskSampler::new(head.mask_size, *geometry)?);
+    *slot = Some(MaskSampler::new(head.mask_size, *geometry, Alignment::Centres)?);
     Ok(true)
 }

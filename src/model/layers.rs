@@ -196,10 +196,36 @@ pub(in crate::model) fn conv_gn_relu(
     groups: usize,
 ) -> Result<ValueId> {
     let y = conv(b, &format!("{prefix}.conv"), x, geometry)?;
-    let norm = format!("{prefix}.gn");
-    let affine = affine(b, &norm, geometry.c_out)?;
-    let y = b.node(&norm, GroupNorm { groups, eps: EPS, activation: None }, &[y, affine[0], affine[1]])?;
-    relu(b, prefix, y)
+    gn_relu(b, prefix, prefix, y, groups)
+}
+
+/// As [`conv_gn_relu`], as values of this name: a layer may be applied to several maps.
+pub(in crate::model) fn conv_gn_relu_for(
+    b: &mut Builder,
+    name: &str,
+    prefix: &str,
+    x: ValueId,
+    geometry: Conv,
+    groups: usize,
+) -> Result<ValueId> {
+    let (op, weight) = conv_parts(b, &format!("{prefix}.conv"), x, geometry)?;
+    let y = b.node(&format!("{name}.conv"), op, &[x, weight])?;
+    gn_relu(b, name, prefix, y, groups)
+}
+
+/// Group norm, `{prefix}.gn.*`, and ReLU.
+pub(in crate::model) fn gn_relu(
+    b: &mut Builder,
+    name: &str,
+    prefix: &str,
+    x: ValueId,
+    groups: usize,
+) -> Result<ValueId> {
+    let channels = b.shape(x).last();
+    let [weight, bias] = affine(b, &format!("{prefix}.gn"), channels)?;
+    let norm = GroupNorm { groups, eps: EPS, activation: None };
+    let y = b.node(&format!("{name}.gn"), norm, &[x, weight, bias])?;
+    relu(b, name, y)
 }
 
 /// `{prefix}.weight` `[n, K]` and `{prefix}.bias`.

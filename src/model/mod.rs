@@ -4,6 +4,7 @@
 //! official checkpoints, so that a converted checkpoint loads without a mapping.
 
 pub mod backbone;
+pub mod condinst;
 pub mod config;
 pub mod decode_head;
 pub mod evidence;
@@ -11,13 +12,16 @@ pub mod head;
 mod layers;
 pub mod neck;
 pub mod rcnn;
+pub mod solov2;
 
 pub use backbone::{Backbone, EfficientNetLite, ResNet, Stem, Swin};
+pub use condinst::CondInst;
 pub use config::{Classes, Config, Input, Normalization, Task, Test};
 pub use decode_head::{DecodeHead, Generator, semantic_update_head};
 pub use head::{Head, Objects, kernel_update_head, kernel_updator};
 pub use neck::Fpn;
 pub use rcnn::Rcnn;
+pub use solov2::Solov2;
 
 use crate::error::{Error, Result};
 use crate::graph::{Builder, Graph, ValueId};
@@ -35,6 +39,9 @@ pub const MASK_PREDS: &str = "mask_preds";
 
 /// Name of the class logits of a semantic model at the size of its features, planar: `[B, classes, h, w]`.
 pub const SEG_LOGITS: &str = "seg_logits";
+
+/// Name of the mask logits of the detections of a one-stage detector, best first, planar: `[B, N, h, w]`.
+pub const MASK_LOGITS: &str = "mask_logits";
 
 /// How a tap is laid out upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +128,8 @@ pub(crate) fn is_stage_output(output: &str, stage: usize, name: &str) -> bool {
 #[derive(Debug)]
 pub struct Network {
     /// The graph, not yet optimised. Its outputs are [`CLS_SCORE`] and [`MASK_PREDS`], or [`SEG_LOGITS`] of a
-    /// semantic model, or detections and masks of a two-stage detector ([`rcnn`]), then the taps.
+    /// semantic model, or detections and masks of another detector ([`rcnn`], [`solov2`], [`condinst`]), then
+    /// the taps.
     pub graph: Graph,
     /// Intermediate values, all of them outputs of the graph too if they were asked for; otherwise empty.
     pub taps: Vec<Tap>,
@@ -166,12 +174,17 @@ pub fn build(config: &Config, batch: usize, size: [usize; 2], taps: TapMode) -> 
             b.output(SEG_LOGITS, logits);
         }
         None => {
-            let pyramid = config.neck.build(&mut b, &levels)?;
+            let first = if config.condinst.is_some() { CondInst::FIRST_LEVEL } else { 0 };
+            let pyramid = config.neck.build(&mut b, &levels[first..])?;
             for (i, &level) in pyramid.iter().enumerate() {
-                found.push(format!("fpn.P{}", i + 2), level, TapLayout::Features);
+                found.push(format!("fpn.P{}", first + i + 2), level, TapLayout::Features);
             }
             if let Some(rcnn) = &config.rcnn {
                 rcnn.build(config, &mut b, &pyramid, &mut found)?;
+            } else if let Some(solov2) = &config.solov2 {
+                solov2.build(config, &mut b, &pyramid, &mut found)?;
+            } else if let Some(condinst) = &config.condinst {
+                condinst.build(config, &mut b, &pyramid, &mut found)?;
             } else {
                 let [cls_score, mask_preds] = Head::build(config, &mut b, &pyramid, &mut found)?;
                 b.output(CLS_SCORE, cls_score);

@@ -20,6 +20,9 @@ pub enum ResizeMode {
         /// instead of the corners of the maps (`step = in / out`, source `(i + 0.5) * step - 0.5`).
         align_corners: bool,
     },
+    /// Linear in both directions where each pixel becomes a block of a whole number of pixels along each
+    /// axis, and lies at the pixel `block / 2` (rounded down) of it (CondInst's "aligned bilinear").
+    Blocks,
 }
 
 /// Resizes a map: `[B, H, W, C]` to `[B, size[0], size[1], C]`.
@@ -67,6 +70,10 @@ impl Resize {
                 let step = step.unwrap_or(input as f64 / output as f64);
                 ((index as f64 + 0.5) * step - 0.5).max(0.0)
             }
+            ResizeMode::Blocks => {
+                let block = output / input;
+                index.saturating_sub(block / 2) as f64 / block as f64
+            }
         };
         let low = (source as usize).min(input - 1);
         Taps { low, high: (low + 1).min(input - 1), weight: (source - low as f64).clamp(0.0, 1.0) }
@@ -82,6 +89,10 @@ impl Operator for Resize {
         let y = inputs[0].with_shape([x[0], self.size[0], self.size[1], x[3]]);
         if x[1] * x[2] == 0 && self.size[0] * self.size[1] != 0 {
             return Err(format!("map {x} has no pixels to make {y} from"));
+        }
+        let whole = |axis: usize| x[1 + axis] > 0 && self.size[axis].is_multiple_of(x[1 + axis]);
+        if self.mode == ResizeMode::Blocks && !(whole(0) && whole(1) && self.size[0] * self.size[1] > 0) {
+            return Err(format!("pixels of {x} do not become whole blocks of {y}"));
         }
         if self.step.is_some_and(|step| !step.iter().all(|s| s.is_finite() && *s > 0.0)) {
             return Err(format!("step {:?} from {x} to {y} must be positive", self.step));
@@ -139,6 +150,9 @@ impl Operator for Resize {
             case("aligned_odd", aligned, None, [13, 9], &[2, 5, 7, 2]),
             case("aligned_many", aligned, None, [13, 9], &[2, 5, 7, 21]),
             case("aligned_to_one", aligned, None, [1, 1], &[1, 5, 6, 2]),
+            case("blocks_x2", ResizeMode::Blocks, None, [10, 14], &[2, 5, 7, 19]),
+            case("blocks_x3", ResizeMode::Blocks, None, [9, 3], &[1, 3, 1, 2]),
+            case("blocks_same", ResizeMode::Blocks, None, [3, 4], &[1, 3, 4, 9]).tolerance(Tolerance::EXACT),
             case("fpn_x2", ResizeMode::Nearest, None, [50, 84], &[1, 25, 42, 256]).bench(),
             case("semantic_x2", half, Some([0.5; 2]), [100, 168], &[1, 50, 84, 256]).bench(),
             case("masks_x2", half, Some([0.5; 2]), [200, 336], &[20, 100, 168, 1]).bench(),
@@ -230,6 +244,7 @@ impl Operator for ResizeGrad {
             case("aligned_odd", aligned, None, [5, 7], &[2, 13, 9, 2]),
             case("aligned_many", aligned, None, [5, 7], &[2, 13, 9, 21]),
             case("aligned_from_one", aligned, None, [5, 6], &[1, 1, 1, 2]),
+            case("blocks_x2", ResizeMode::Blocks, None, [5, 7], &[2, 10, 14, 19]),
             case("fpn_x2", nearest, None, [25, 42], &[1, 50, 84, 256]).bench(),
             case("semantic_x2", half, Some([0.5; 2]), [50, 84], &[1, 100, 168, 256]).bench(),
             case("masks_x2", half, Some([0.5; 2]), [100, 168], &[20, 200, 336, 1]).bench(),

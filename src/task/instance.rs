@@ -1,10 +1,11 @@
 //! Instances: the best pairs of an object and a class, and a bit mask for each object among them; or what a
-//! two-stage detector found (`boxes.rs`).
+//! two-stage detector (`boxes.rs`) or another one-stage detector (`masks.rs`) found.
 
 #[cfg(feature = "cuda")]
 pub mod gpu;
 
 use super::boxes::Boxes;
+use super::masks::Masks;
 use super::{HostOutputs, Postprocess, PostprocessOptions, head_output};
 use crate::error::{Error, Result};
 use crate::image::instance::{
@@ -26,6 +27,7 @@ pub struct Instances {
 enum OnHost {
     Kernels(Box<InstancePostprocessor>),
     Boxes(Boxes),
+    Masks(Box<Masks>),
 }
 
 #[cfg(feature = "cuda")]
@@ -35,6 +37,7 @@ impl Instances {
         match &self.host {
             OnHost::Kernels(host) => Ok(host.config()),
             OnHost::Boxes(_) => Err(Error::usage("masks of boxes are pasted by the CPU alone")),
+            OnHost::Masks(_) => Err(Error::usage("masks that were found are resized by the CPU alone")),
         }
     }
 }
@@ -60,9 +63,11 @@ impl Postprocess for Instances {
             classes: model.classes.count(),
             filter: options.filter,
             filter_memory: FilterMemory::default(),
-            host: match model.rcnn {
-                Some(_) => OnHost::Boxes(Boxes::new(min_score)),
-                None => OnHost::Kernels(Box::new(InstancePostprocessor::new(config))),
+            host: match (&model.rcnn, &model.solov2, &model.condinst) {
+                (Some(_), ..) => OnHost::Boxes(Boxes::new(min_score)),
+                (_, Some(_), _) => OnHost::Masks(Box::new(Masks::of_solov2(min_score))),
+                (.., Some(_)) => OnHost::Masks(Box::new(Masks::of_condinst(min_score))),
+                (None, None, None) => OnHost::Kernels(Box::new(InstancePostprocessor::new(config))),
             },
         })
     }
@@ -71,6 +76,7 @@ impl Postprocess for Instances {
         match &self.host {
             OnHost::Kernels(_) => &[MASK_PREDS, CLS_SCORE],
             OnHost::Boxes(boxes) => boxes.reads(),
+            OnHost::Masks(masks) => masks.reads(),
         }
     }
 
@@ -83,6 +89,7 @@ impl Postprocess for Instances {
         match &mut self.host {
             OnHost::Kernels(host) => host.run(&head_output(network)?, geometry, found)?,
             OnHost::Boxes(boxes) => boxes.on_host(network, geometry, found)?,
+            OnHost::Masks(masks) => masks.on_host(network, geometry, found)?,
         }
         found.filter(&self.filter, &mut self.filter_memory);
         Ok(())

@@ -6,6 +6,7 @@
 
 mod boxes;
 pub mod instance;
+mod masks;
 pub mod panoptic;
 pub mod semantic;
 

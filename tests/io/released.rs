@@ -8,7 +8,8 @@ use knet::engine::source::parameters;
 use knet::model::config::MODEL_NAMES;
 use knet::model::evidence::Evidence;
 use knet::model::{
-    Backbone, Classes, Config, DecodeHead, Fpn, Generator, Head, Rcnn, ResNet, Stem, Swin, Task,
+    Backbone, Classes, CondInst, Config, DecodeHead, Fpn, Generator, Head, Rcnn, ResNet, Solov2, Stem, Swin,
+    Task,
 };
 use std::collections::BTreeMap;
 use testkit::model::{Entry, photo, seeded_entries};
@@ -38,6 +39,7 @@ fn models_are_told_from_their_shapes() {
             let found = recognised(&config, said);
             assert_eq!(found.backbone, config.backbone, "{name}");
             assert_eq!((found.decode_head, found.rcnn), (config.decode_head, config.rcnn), "{name}");
+            assert_eq!((found.solov2, found.condinst), (config.solov2, config.condinst), "{name}");
             assert_eq!((found.neck, found.head), (config.neck, config.head), "{name}");
             assert_eq!(found.classes.count(), config.classes.count(), "{name}");
             if config.decode_head.is_some() {
@@ -78,6 +80,19 @@ fn kinds() -> Vec<Config> {
         (config.neck.channels, config.test.max_per_image) = (32, 40);
         config
     };
+    let solov2 = || {
+        let solov2 =
+            Solov2 { hidden_channels: 32, feature_channels: 64, mask_channels: 96, ..Solov2::default() };
+        let mut config = Config::solov2(ResNet::new(50).into(), solov2, 3);
+        (config.neck.channels, config.test.max_per_image) = (32, 40);
+        config
+    };
+    let condinst = || {
+        let condinst = CondInst { branch_channels: 16, ..CondInst::default() };
+        let mut config = Config::condinst(ResNet::new(50).into(), condinst, 3);
+        (config.neck.channels, config.test.max_per_image) = (32, 40);
+        config
+    };
     let plain: Backbone = ResNet { stem: Stem::Deep, ..ResNet::new(50) }.into();
     let d8: Backbone =
         ResNet { stem: Stem::Deep, strides: [1, 2, 1, 1], dilations: [1, 1, 2, 4], ..ResNet::new(50) }.into();
@@ -96,6 +111,8 @@ fn kinds() -> Vec<Config> {
         semantic(plain, Generator::Uper, [32, 256], 0),
         two_stage(1),
         two_stage(3),
+        solov2(),
+        condinst(),
     ]
 }
 
@@ -110,6 +127,9 @@ fn write(path: &std::path::Path, config: &Config, prefix: &str, entries: &[Entry
             "test_cfg=dict(rpn=dict(nms_pre=1000, max_per_img=1000, nms=dict(iou_threshold=0.7)),\n\
              rcnn=dict(score_thr=0.1, nms=dict(type='nms', iou_threshold=0.5), max_per_img=40, mask_thr_binary=0.5))"
                 .into()
+        }
+        Task::Instance if config.other_detector().is_some() => {
+            "test_cfg=dict(nms_pre=500, score_thr=0.1, max_per_img=40)".into()
         }
         Task::Instance => "num_stuff_classes=0".into(),
         Task::Semantic => {

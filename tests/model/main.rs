@@ -6,6 +6,7 @@ mod deformable;
 mod efficientnet_lite;
 mod engine;
 mod goldens;
+mod one_stage;
 mod plan;
 mod properties;
 mod rcnn;

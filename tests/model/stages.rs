@@ -196,6 +196,8 @@ fn parameters_are_named_as_in_official_checkpoints() {
         "knet_s3_r101_dcn_panoptic",
         "knet_s3_fcn_r50-d8",
         "knet_s3_upernet_swin-t",
+        "solov2_r50_fpn",
+        "condinst_r50_fpn",
     ];
     for model in held {
         let meta = goldens().join(model).join("meta.json");
@@ -206,9 +208,9 @@ fn parameters_are_named_as_in_official_checkpoints() {
 #[test]
 fn names_of_models_that_the_reference_data_hold() {
     let held = |name: &&&str| {
-        !["knet_s3_r101_fpn", "rcnn_r101", "lite", "mmseg_knet_s3_upernet_swin-l"]
-            .iter()
-            .any(|no| name.contains(no))
+        let others =
+            ["knet_s3_r101_fpn", "rcnn_r101", "lite", "mmseg_knet_s3_upernet_swin-l", "solov2", "condinst"];
+        !others.iter().any(|no| name.contains(no))
     };
     for model in MODEL_NAMES.iter().filter(held) {
         let Some(meta) = shared::reference("names", &format!("{model}/meta.json")) else { return };

@@ -129,9 +129,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("weights", file.to_string()),
         ("model", format!("{} ({})", config.name, config.task.name())),
         ("classes", format!("{} things, {} stuff", config.classes.things, config.classes.stuff)),
-        match &config.rcnn {
-            Some(rcnn) => ("boxes", format!("{} proposals, {} stages", rcnn.proposals, rcnn.stages)),
-            None => ("kernels", format!("{} instance, {} stages", config.head.proposals, config.head.stages)),
+        match (&config.rcnn, &config.solov2, &config.condinst) {
+            (Some(rcnn), ..) => ("boxes", format!("{} proposals, {} stages", rcnn.proposals, rcnn.stages)),
+            (_, Some(solov2), _) => ("kernels", format!("{} best of all cells", solov2.candidates)),
+            (.., Some(condinst)) => ("boxes", format!("{} best of each level", condinst.candidates)),
+            (None, None, None) => {
+                ("kernels", format!("{} instance, {} stages", config.head.proposals, config.head.stages))
+            }
         },
         ("parameters", format!("{:.2} M", parameters as f64 / 1e6)),
         ("stored", format!("{} tensors, {:.1} MiB", tensors.len(), mib(stored))),

@@ -30,7 +30,7 @@ struct Params {
 fn mode_number(mode: ResizeMode) -> i64 {
     match mode {
         ResizeMode::Nearest => 0,
-        ResizeMode::Bilinear { .. } => 1,
+        ResizeMode::Bilinear { .. } | ResizeMode::Blocks => 1,
     }
 }
 
@@ -43,6 +43,7 @@ fn axis(resize: &Resize, axis: usize, input: usize) -> Axis {
         ResizeMode::Nearest => given.map_or(input as f32 / output as f32, |step| step as f32).into(),
         ResizeMode::Bilinear { align_corners: false } => given.unwrap_or(input as f64 / output as f64),
         ResizeMode::Bilinear { align_corners: true } => (input - 1) as f64 / (output - 1).max(1) as f64,
+        ResizeMode::Blocks => input as f64 / output as f64,
     };
     let rest = step - f64::from(step as f32);
     Axis { input: input as u32, output: output as u32, step: step as f32, step_rest: rest as f32 }
@@ -58,13 +59,22 @@ fn program(
     elements(map)?;
     elements(to)?;
     let vector = vector(to.dtype, to.shape[3]);
-    let half = ResizeMode::Bilinear { align_corners: false };
+    let [v, h] = [0, 1].map(|axis| resize.size[axis] / map.shape[1 + axis].max(1));
+    let offset = match resize.mode {
+        ResizeMode::Bilinear { align_corners: false } => 0.5,
+        ResizeMode::Nearest | ResizeMode::Bilinear { align_corners: true } => 0.0,
+        ResizeMode::Blocks if v != h => {
+            return Err(format!("blocks of {v}x{h} pixels, which are no squares"));
+        }
+        // `(p + offset) / v - offset` is `(p - v / 2) / v`, rounded down in the numerator.
+        ResizeMode::Blocks => (v / 2) as f32 / (v - 1).max(1) as f32,
+    };
     let params = Params {
         vertical: axis(resize, 0, map.shape[1]),
         horizontal: axis(resize, 1, map.shape[2]),
         vectors: (to.shape[3] / vector) as u32,
         by_vectors: divisor(to.shape[3] / vector),
-        offset: if resize.mode == half { 0.5 } else { 0.0 },
+        offset,
     };
     let launch = Launch {
         source,

@@ -59,7 +59,7 @@ fn of_tensors(
         let first = file.tensors.first().map_or("none", |t| t.name.as_str());
         asked.refuse(&format!("{reason} ({} tensors, first `{first}`)", file.tensors.len()))
     })?;
-    if config.decode_head.is_some() || config.rcnn.is_some() {
+    if config.decode_head.is_some() || config.other_detector().is_some() {
         return Ok(config);
     }
     let classes = config.classes.count();
@@ -161,6 +161,9 @@ impl Asked<'_> {
                     rcnn.score_threshold, config.test.max_per_image
                 )),
             }
+        } else if config.other_detector().is_some() {
+            whole(&["max_per_img"], "max_per_image", &mut config.test.max_per_image)?;
+            assumed.push("thresholds of scores as in the official model".into());
         } else if !semantic {
             whole(&["num_groups"], "norm_groups", &mut config.head.norm_groups)?;
             whole(&["max_per_img"], "max_per_image", &mut config.test.max_per_image)?;

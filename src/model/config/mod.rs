@@ -14,11 +14,13 @@ pub use input::{Input, Normalization};
 pub use test::Test;
 
 use super::backbone::{Backbone, EfficientNetLite, ResNet, Stem};
+use super::condinst::CondInst;
 use super::decode_head::{DecodeHead, Generator};
 use super::evidence::Evidence;
 use super::head::Head;
 use super::neck::Fpn;
 use super::rcnn::Rcnn;
+use super::solov2::Solov2;
 use super::{SIZE_DIVISOR, decode_head::Recognised};
 use crate::error::{Error, Result};
 use fields::{Fields, names};
@@ -69,6 +71,12 @@ pub struct Config {
     /// What a two-stage detector has in place of kernels and their rounds; `head` then says nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rcnn: Option<Rcnn>,
+    /// What a SOLOv2 has in their place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solov2: Option<Solov2>,
+    /// What a CondInst has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condinst: Option<CondInst>,
     /// The pyramid.
     #[serde(flatten)]
     pub neck: Fpn,
@@ -130,6 +138,8 @@ pub const MODEL_NAMES: &[&str] = &[
     "mask_rcnn_r101_fpn",
     "cascade_mask_rcnn_r50_fpn",
     "cascade_mask_rcnn_r101_fpn",
+    "solov2_r50_fpn",
+    "condinst_r50_fpn",
 ];
 
 impl Config {
@@ -161,6 +171,13 @@ impl Config {
         if let Some((rcnn, rest)) = Rcnn::named(name) {
             let backbone = Backbone::named(rest.strip_suffix("_fpn")?)?;
             return Some(Config::two_stage(backbone, rcnn, 80));
+        }
+        let with = |kind: &str| name.strip_prefix(kind)?.strip_prefix('_')?.strip_suffix("_fpn");
+        if let Some(backbone) = with(Solov2::NAME) {
+            return Some(Config::solov2(Backbone::named(backbone)?, Solov2::default(), 80));
+        }
+        if let Some(backbone) = with(CondInst::NAME) {
+            return Some(Config::condinst(Backbone::named(backbone)?, CondInst::default(), 80));
         }
         let (parts, published) = name.strip_prefix(PUBLISHED).map_or((name, false), |parts| (parts, true));
         let (parts, stages) = parts.strip_prefix("knet_s3_").map_or((parts, 0), |parts| (parts, 3));
@@ -203,6 +220,8 @@ impl Config {
             backbone,
             decode_head: None,
             rcnn: None,
+            solov2: None,
+            condinst: None,
             neck: if small { Fpn { channels: 96 } } else { Fpn::default() },
             head,
             input: Input {
@@ -234,33 +253,57 @@ impl Config {
 
     /// The two-stage detector with this backbone for so many classes.
     pub fn two_stage(backbone: Backbone, rcnn: Rcnn, classes: usize) -> Config {
+        Config::without_kernels(backbone, classes, |config| config.rcnn = Some(rcnn))
+    }
+
+    /// The SOLOv2 with this backbone for so many classes.
+    pub fn solov2(backbone: Backbone, solov2: Solov2, classes: usize) -> Config {
+        Config::without_kernels(backbone, classes, |config| config.solov2 = Some(solov2))
+    }
+
+    /// The CondInst with this backbone for so many classes.
+    pub fn condinst(backbone: Backbone, condinst: CondInst, classes: usize) -> Config {
+        Config::without_kernels(backbone, classes, |config| config.condinst = Some(condinst))
+    }
+
+    /// A detector of things that has something else in place of kernels and their rounds.
+    fn without_kernels(backbone: Backbone, classes: usize, with: impl FnOnce(&mut Config)) -> Config {
         let mut config = Config {
-            rcnn: Some(rcnn),
             neck: Fpn::default(),
             head: Head { proposals: 0, stages: 0, ..Head::default() },
             ..Config::of(backbone, Classes::new(classes, 0))
         };
+        with(&mut config);
         config.name_by_parts();
         config
     }
 
-    /// Whether it runs on a CPU alone, and is not trained: the operators of two-stage detectors have neither
-    /// CUDA kernels nor gradients.
+    /// Whether it runs on a CPU alone, and is not trained: the operators of detectors that it is compared
+    /// with have neither CUDA kernels nor gradients.
     pub fn is_for_cpu_inference(&self) -> bool {
-        self.rcnn.is_some()
+        self.other_detector().is_some()
+    }
+
+    /// What a detector that K-Net is compared with is called; `None` of a K-Net, and of semantic models.
+    pub fn other_detector(&self) -> Option<&'static str> {
+        let kinds = [
+            (self.rcnn.is_some(), "two-stage detector"),
+            (self.solov2.is_some(), "SOLOv2"),
+            (self.condinst.is_some(), "CondInst"),
+        ];
+        kinds.into_iter().find_map(|(is, kind)| is.then_some(kind))
     }
 
     /// Refuses a model that is not trained.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a two-stage detector.
+    /// [`Error::Usage`] for a detector that K-Net is compared with.
     pub fn check_trainable(&self) -> Result<()> {
-        match self.is_for_cpu_inference() {
-            true => Err(Error::usage(format!(
-                "model `{}` is a two-stage detector, which is not trained here",
-                self.name
-            ))),
-            false => Ok(()),
+        match self.other_detector() {
+            Some(kind) => {
+                Err(Error::usage(format!("model `{}` is a {kind}, which is not trained here", self.name)))
+            }
+            None => Ok(()),
         }
     }
 
@@ -283,6 +326,11 @@ impl Config {
             self.name = format!("{}_{backbone}_fpn", rcnn.name());
             return;
         }
+        let others = [(self.solov2.is_some(), Solov2::NAME), (self.condinst.is_some(), CondInst::NAME)];
+        if let Some((_, kind)) = others.into_iter().find(|(is, _)| *is) {
+            self.name = format!("{kind}_{backbone}_fpn");
+            return;
+        }
         let neck = if backbone.contains('_') { "" } else { "_fpn" };
         let suffix = if self.task == Task::Panoptic { "_panoptic" } else { "" };
         self.name = format!("knet_s{}_{backbone}{neck}{suffix}", self.head.stages);
@@ -302,6 +350,20 @@ impl Config {
             let backbone = Backbone::recognise(found, notes)?;
             let backbone = backbone.ok_or("a two-stage detector of an unknown backbone")?;
             let mut config = Config::two_stage(backbone, rcnn, classes);
+            config.neck.channels = channels;
+            return Ok(config);
+        }
+        if let Some((solov2, channels, classes)) = Solov2::recognise(found) {
+            let backbone = Backbone::recognise(found, notes)?;
+            let mut config =
+                Config::solov2(backbone.ok_or("a SOLOv2 of an unknown backbone")?, solov2, classes);
+            config.neck.channels = channels;
+            return Ok(config);
+        }
+        if let Some((condinst, channels, classes)) = CondInst::recognise(found) {
+            let backbone = Backbone::recognise(found, notes)?;
+            let mut config =
+                Config::condinst(backbone.ok_or("a CondInst of an unknown backbone")?, condinst, classes);
             config.neck.channels = channels;
             return Ok(config);
         }
@@ -368,6 +430,8 @@ impl Config {
             backbone: fields.take("backbone")?,
             decode_head: fields.find("decode_head")?,
             rcnn: fields.find("rcnn")?,
+            solov2: fields.find("solov2")?,
+            condinst: fields.find("condinst")?,
             neck: fields.part()?,
             head: fields.part()?,
             input: fields.part()?,
@@ -383,7 +447,9 @@ impl Config {
     /// classes.
     pub fn settings() -> impl Iterator<Item = &'static str> {
         let parts = [names::<Fpn>(), names::<Head>(), names::<Input>(), names::<Test>()];
-        ["backbone", "decode_head", "rcnn"].into_iter().chain(parts.into_iter().flatten().copied())
+        ["backbone", "decode_head", "rcnn", "solov2", "condinst"]
+            .into_iter()
+            .chain(parts.into_iter().flatten().copied())
     }
 
     /// Names of those of [`Config::settings`] that say what becomes of photos and results, not of tensors.
@@ -413,9 +479,11 @@ impl Config {
 
     /// First axes of tensors that the configuration claims: the tensor, what its rows are, and how many.
     pub fn rows(&self) -> Vec<(String, &'static str, usize)> {
-        match &self.rcnn {
-            Some(rcnn) => rcnn.rows(self),
-            None => Head::rows(self),
+        match (&self.rcnn, &self.solov2, &self.condinst) {
+            (Some(rcnn), ..) => rcnn.rows(self),
+            (_, Some(solov2), _) => solov2.rows(self),
+            (.., Some(condinst)) => condinst.rows(self),
+            (None, None, None) => Head::rows(self),
         }
     }
 
@@ -438,8 +506,8 @@ impl Config {
         }
         if let Some(head) = &self.decode_head {
             in_range([("channels", self.neck.channels)])?;
-            if self.rcnn.is_some() {
-                return Err("a semantic model that is a two-stage detector".into());
+            if let Some(kind) = self.other_detector() {
+                return Err(format!("a semantic model that is a {kind}"));
             }
             let Classes { things, .. } = self.classes;
             if (things, self.head.proposals) != (0, 0) {
@@ -454,25 +522,34 @@ impl Config {
             return self.head.validate_stages(self.neck.channels);
         }
         self.neck.validate(self.backbone.strides())?;
-        if let Some(rcnn) = &self.rcnn {
-            if self.task != Task::Instance || self.classes.things == 0 || self.test.mask_score {
-                let (task, things) = (self.task.name(), self.classes.things);
-                return Err(format!(
-                    "a two-stage detector for task {task} of {things} thing classes, mask_score {}",
-                    self.test.mask_score
-                ));
-            }
-            if (self.head.proposals, self.head.stages) != (0, 0) {
-                let Head { proposals, stages, .. } = self.head;
-                return Err(format!(
-                    "a two-stage detector with {proposals} kernels and {stages} stages of theirs"
-                ));
-            }
-            return rcnn.validate();
+        if let Some(kind) = self.other_detector() {
+            self.other_detector_faults(kind)?;
+            return match (&self.rcnn, &self.solov2, &self.condinst) {
+                (Some(rcnn), None, None) => rcnn.validate(),
+                (None, Some(solov2), None) => solov2.validate(),
+                (None, None, Some(condinst)) => condinst.validate(self.neck.channels),
+                _ => Err(format!("a {kind} that is another detector, too")),
+            };
         }
         self.head.validate(self.neck.channels)?;
         if (self.task == Task::Panoptic) != (self.classes.stuff > 0) {
             return Err(format!("task {} with {} stuff classes", self.task.name(), self.classes.stuff));
+        }
+        Ok(())
+    }
+
+    /// What every detector that K-Net is compared with asks of the other fields.
+    fn other_detector_faults(&self, kind: &str) -> Result<(), String> {
+        if self.task != Task::Instance || self.classes.things == 0 || self.test.mask_score {
+            let (task, things) = (self.task.name(), self.classes.things);
+            return Err(format!(
+                "a {kind} for task {task} of {things} thing classes, mask_score {}",
+                self.test.mask_score
+            ));
+        }
+        if (self.head.proposals, self.head.stages) != (0, 0) {
+            let Head { proposals, stages, .. } = self.head;
+            return Err(format!("a {kind} with {proposals} kernels and {stages} stages of theirs"));
         }
         Ok(())
     }

@@ -41,8 +41,8 @@ impl Fpn {
         Ok(())
     }
 
-    /// Levels P2..P5 of as many channels each, from C2..C5: lateral 1x1, top-down nearest upsampling, output
-    /// 3x3.
+    /// Levels P2..P5 of as many channels each, from C2..C5, or those after the first of both: lateral 1x1,
+    /// top-down nearest upsampling, output 3x3.
     pub(in crate::model) fn build(&self, b: &mut Builder, levels: &[ValueId]) -> Result<Vec<ValueId>> {
         let channels = self.channels;
         let mut merged: Vec<ValueId> = Vec::new();

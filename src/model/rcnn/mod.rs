@@ -258,6 +258,6 @@ impl Detections {
 }
 
 /// The level above the pyramid: every other pixel of the last.
-fn coarsest(b: &mut Builder, last: ValueId) -> Result<ValueId> {
+pub(super) fn coarsest(b: &mut Builder, last: ValueId) -> Result<ValueId> {
     b.node("neck.coarsest", MaxPool2d { kernel: [1; 2], stride: [2; 2], padding: [0; 2] }, &[last])
 }
