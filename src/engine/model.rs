@@ -57,7 +57,7 @@ impl Default for ModelOptions {
 }
 
 /// Why a two-stage detector is not for a GPU.
-const CPU_ALONE: &str = "has operators without CUDA kernels and runs on the CPU alone";
+const CPU_ALONE: &str = "has no post-processing on a GPU and runs on the CPU alone";
 
 /// A model in memory: what it is, and its weights as kernels read them.
 ///

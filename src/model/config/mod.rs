@@ -244,8 +244,8 @@ impl Config {
         config
     }
 
-    /// Whether it runs on a CPU alone, and is not trained: the operators of two-stage detectors have neither
-    /// CUDA kernels nor gradients.
+    /// Whether it runs on a CPU alone, and is not trained: what makes results of a two-stage detector is not
+    /// there for a GPU, and its operators have no gradients.
     pub fn is_for_cpu_inference(&self) -> bool {
         self.rcnn.is_some()
     }
