@@ -10,12 +10,14 @@
 // Where samples fall rounds as on the CPU, operation by operation, as it decides which pixels they take. Each
 // thread finds it for itself: some 60 instructions for a box and 20 for each sample.
 //
-// Grid: boxes, (bins vectors) / 256. Defines: STORAGE, VECTOR.
+// Grid: boxes, (bins vectors) / 256. Defines: STORAGE, RESULT (of y: pooled rows are f32), VECTOR.
 #include "boxes/box.cuh"
 #include "common/divisor.cuh"
 #include "common/elements.cuh"
 
 #define LEVELS 4
+
+typedef Storage<RESULT>::type result_t;
 
 struct Level {
     u32 height, width;
@@ -88,7 +90,7 @@ __device__ inline Taps taps(const Samples& samples, u32 bin, u32 index, u32 pixe
 
 extern "C" __global__ void roi_align(const storage_t* __restrict__ map0, const storage_t* __restrict__ map1,
                                      const storage_t* __restrict__ map2, const storage_t* __restrict__ map3,
-                                     const Box* __restrict__ boxes, storage_t* __restrict__ y,
+                                     const Box* __restrict__ boxes, result_t* __restrict__ y,
                                      const Params p) {
     const u32 row = blockIdx.x, at = blockIdx.y * blockDim.x + threadIdx.x;
     const u32 bin = at / p.by_vectors, vector = at - bin * p.vectors, bins = p.size * p.size;

@@ -56,9 +56,6 @@ impl Default for ModelOptions {
     }
 }
 
-/// Why a two-stage detector is not for a GPU.
-const CPU_ALONE: &str = "has no post-processing on a GPU and runs on the CPU alone";
-
 /// A model in memory: what it is, and its weights as kernels read them.
 ///
 /// It never changes. Any number of [`Session`](super::Session)s, each in a thread of its own, work with one
@@ -78,8 +75,7 @@ impl Model {
     /// # Errors
     /// [`Error::NoDevice`] if a GPU was named and cannot be used, or a bundle is for other devices; as
     /// [`source::open`], or for bundles as [`bundle::read`]; [`Error::Usage`] for a damaged tuning table that
-    /// was named, and if a GPU was named for a model that runs on the CPU alone
-    /// ([`Config::is_for_cpu_inference`]); [`Error::Io`] for a table that cannot be read.
+    /// was named; [`Error::Io`] for a table that cannot be read.
     pub fn load(options: &ModelOptions) -> Result<Arc<Model>> {
         let mut made_for = None;
         let (config, backend, notes) = match &options.weights {
@@ -184,15 +180,6 @@ fn open(weights: &WeightSource, options: &ModelOptions) -> Result<(Config, Backe
     let (config, load) = source::open(weights, options.name.as_deref())?;
     // How many threads there are is for sessions to say.
     let selection = Selection { arithmetic: options.arithmetic, ..Selection::new(Isa::detect(), 1) };
-    if !config.is_for_cpu_inference() {
-        let (backend, notes) = Backend::new(options, selection, load)?;
-        return Ok((config, backend, notes));
-    }
-    if let Device::Cuda(_) = options.device {
-        return Err(Error::usage(format!("{} {CPU_ALONE}: --device cpu", config.name)));
-    }
-    let on_cpu = ModelOptions { device: Device::Cpu, ..options.clone() };
-    let (backend, mut notes) = Backend::new(&on_cpu, selection, load)?;
-    notes.device = (options.device == Device::Auto).then(|| format!("{} {CPU_ALONE}", config.name));
+    let (backend, notes) = Backend::new(options, selection, load)?;
     Ok((config, backend, notes))
 }

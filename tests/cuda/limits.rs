@@ -181,7 +181,7 @@ fn more_terms_than_a_sum_of_norms_has_parameters_for() {
 fn more_levels_than_a_box_is_looked_for_in() {
     let level = ValueType::map([1, 4, 4, 8]);
     let boxes = ValueType::exact([1, 3, 4]);
-    let op = RoiAlign { size: 7, stride: 4, finest: 56.0 };
+    let op = RoiAlign { size: 7, stride: 4, finest: 56.0, role: Role::Map };
     let reason = refused(op, &[&[level; 5][..], &[boxes]].concat());
     assert_eq!(reason, "5 levels; the kernel takes up to 4");
 }

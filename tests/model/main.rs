@@ -9,4 +9,5 @@ mod goldens;
 mod plan;
 mod properties;
 mod rcnn;
+mod rcnn_golden;
 mod stages;

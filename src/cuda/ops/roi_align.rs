@@ -1,6 +1,6 @@
 use super::CudaOp;
 use super::divisor::divisor;
-use super::launches::{elements, expect_f32, per_element, storage, vector};
+use super::launches::{dtype_number, elements, expect_f32, per_element, storage, vector};
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Packing, Program};
 use crate::ops::RoiAlign;
@@ -50,19 +50,20 @@ impl CudaOp for RoiAlign {
         if last > LEVELS {
             return Err(format!("{last} levels; the kernel takes up to {LEVELS}"));
         }
-        let packing = Packing::plain(y.dtype);
+        let packing = Packing::plain(site.dtype(0, Packing::plain(y.dtype)));
+        let dtype = packing.dtype;
         let mut level = [Level::default(); LEVELS];
         for (index, to) in level[..last].iter_mut().enumerate() {
             let map = site.inputs[index];
             elements(map)?;
-            if site.dtype(index, packing) != y.dtype {
-                return Err(format!("level {index} is stored as {map}, the result as {y}"));
+            if site.dtype(index, packing) != dtype {
+                return Err(format!("level {index} is stored as {map}, the first as {}", site.inputs[0]));
             }
             let scale = 1.0 / (self.stride << index) as f32;
             let [height, width] = [1, 2].map(|axis| map.shape[axis] as u32);
             *to = Level { height, width, scale, from: least(index) };
         }
-        let vector = vector(y.dtype, y.shape[3]);
+        let vector = vector(dtype, y.shape[3]);
         let vectors = y.shape[3] / vector;
         let params = Params {
             level,
@@ -79,7 +80,7 @@ impl CudaOp for RoiAlign {
         let launch = Launch {
             source: "boxes/roi_align.cu",
             entry: "roi_align",
-            defines: vec![storage(y.dtype), ("VECTOR", vector as i64)],
+            defines: vec![storage(dtype), ("RESULT", dtype_number(y.dtype)), ("VECTOR", vector as i64)],
             grid: [y.shape[0] as u32, of_box.grid[0], 1],
             args: (0..LEVELS).map(map).chain([Arg::Input(last), Arg::Output(0), Arg::of(&params)]).collect(),
             ..of_box
@@ -103,7 +104,7 @@ mod tests {
     /// takes a logarithm.
     #[test]
     fn levels_begin_where_the_reference_has_them_begin() {
-        let op = RoiAlign { size: 7, stride: 4, finest: 1.0 };
+        let op = RoiAlign { size: 7, stride: 4, finest: 1.0, role: Role::Map };
         let of = |side: f32| (1..LEVELS).filter(|&level| side / op.finest + 1e-6 >= least(level)).count();
         for level in 1..LEVELS {
             let mut side = (1u32 << level) as f32 * (1.0 - 4e-6);

@@ -82,18 +82,20 @@ fn check(k: usize, length: usize) -> Result<(), String> {
 pub(super) fn merging(mut length: usize, k: usize) -> Result<(Vec<Pass>, usize), String> {
     let (mut passes, k) = (Vec::new(), k.min(length));
     check(k, length)?;
-    while k > 0 {
+    if k == 0 {
+        return Ok((passes, k));
+    }
+    loop {
         // Two sizes for all: whole models have large lists, and of the others it does not matter.
         let size = if length <= SMALL_MERGE { SMALL_MERGE } else { MAX_SIZE };
         let pass = Pass { length, k, size };
         let chunks = pass.chunks();
         passes.push(pass);
         if chunks == 1 {
-            break;
+            return Ok((passes, k));
         }
         length = chunks * k;
     }
-    Ok((passes, k))
 }
 
 impl CudaOp for TopK {

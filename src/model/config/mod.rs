@@ -244,18 +244,12 @@ impl Config {
         config
     }
 
-    /// Whether it runs on a CPU alone, and is not trained: what makes results of a two-stage detector is not
-    /// there for a GPU, and its operators have no gradients.
-    pub fn is_for_cpu_inference(&self) -> bool {
-        self.rcnn.is_some()
-    }
-
-    /// Refuses a model that is not trained.
+    /// Refuses a model that is not trained: the operators of two-stage detectors have no gradients.
     ///
     /// # Errors
     /// [`Error::Usage`] for a two-stage detector.
     pub fn check_trainable(&self) -> Result<()> {
-        match self.is_for_cpu_inference() {
+        match self.rcnn.is_some() {
             true => Err(Error::usage(format!(
                 "model `{}` is a two-stage detector, which is not trained here",
                 self.name
