@@ -99,6 +99,7 @@ impl CudaOp for RoiAlign {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Role;
 
     /// Around the sides at which a box changes levels, as floats: the kernel compares where the reference
     /// takes a logarithm.
