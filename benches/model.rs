@@ -276,6 +276,7 @@ impl LeftByGpu {
             scores: &[0.9; PLACES],
             pairs: &pairs,
             places: &places,
+            boxes: &[],
             copy_mask: &|place, stale, mask| masks.copy(place, stale, mask),
             extent: &|place| {
                 let all = masks.extent(place);

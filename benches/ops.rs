@@ -30,7 +30,7 @@ use ceilings::Ceilings;
 use criterion::{Criterion, Throughput};
 use knet::cpu::{self, Executor, Pool, Selection};
 use knet::cuda::gpu::Precision;
-use knet::cuda::{self, Runtime};
+use knet::cuda::{self, Runtime, Told};
 use knet::error::Result;
 use knet::graph::Param;
 use knet::isa::Isa;
@@ -167,7 +167,7 @@ fn cuda_ops(criterion: &mut Criterion) {
         group.bench_function(&case.name, |bencher| {
             bencher.iter_custom(|runs| {
                 let mut total = Duration::ZERO;
-                executor.time_steps(runs as usize, |_, time| total += time).expect("times");
+                executor.time_steps(runs as usize, Told::default(), |_, time| total += time).expect("times");
                 total
             });
         });

@@ -2,37 +2,22 @@
 // > 1/2).
 //
 // common/mask_sampler.cuh gives the probabilities; the masks equal those of src/image/instance.rs bit for
-// bit, and lie as its BitMask does: rows follow each other without alignment, the first pixel in the top bit
-// of a byte. Block (band, slot) makes BAND rows of one mask, strip by strip of TILE_W columns. 32 rows are a
-// whole number of words, so bands share none. A strip under which no logit is positive stays empty at the
-// cost of one look at its logits, since a probability of at most 1/2 everywhere blends to at most 1/2. Bits
-// are collected in shared memory (by integer OR, which knows no order) and written as words; each band also
-// leaves its number of pixels and their extent. `host`, if it is not null, is page-locked memory of the host
-// that takes a second copy of the bands with pixels alone: most bands of most masks have none, and the bus to
-// the host is a hundred times slower than device memory. Reads the logits once (strips and bands overlap by a
-// pixel or two, in L2): slots * h8 * w8 * sizeof(storage_t) bytes; writes slots * H * W / 8. About 10 FLOPs a
-// pixel and 60 a stride-4 sample, of strips that are not empty.
+// bit. Block (band, slot) makes BAND rows of one mask (common/mask_band.cuh), strip by strip of TILE_W
+// columns. A strip under which no logit is positive stays empty at the cost of one look at its logits, since
+// a probability of at most 1/2 everywhere blends to at most 1/2. Reads the logits once (strips and bands
+// overlap by a pixel or two, in L2): slots * h8 * w8 * sizeof(storage_t) bytes; writes slots * H * W / 8.
+// About 10 FLOPs a pixel and 60 a stride-4 sample, of strips that are not empty.
 //
 // Defines: STORAGE. Dynamic shared memory: 16 bytes a stride-4 row, column and strip, probabilities, wide
 // rows, a word a column.
+#include "common/mask_band.cuh"
 #include "common/mask_sampler.cuh"
-
-#define BAND 32
 
 struct Params {
     Sampler sampler;
     u32 objects;
     u32 mask_words;  // from one mask to the next
 };
-
-// What a band adds to its mask; left > right if it has no pixel.
-struct Summary {
-    u32 area;
-    u32 left, right;
-    u32 top, bottom;
-};
-
-__device__ inline Summary nothing() { return Summary{0, 0xffffffffu, 0, 0xffffffffu, 0}; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     postprocess_instance(const storage_t* __restrict__ logits, const u32* __restrict__ objects,
@@ -95,31 +80,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 thread % TILE_W < width && tile_value(row_table[row], wide + thread % TILE_W) > 0.5f;
             const u32 ballot = __ballot_sync(FULL_MASK, inside);
             if (lane != 0 || ballot == 0) continue;
-            const u32 from = x0 + thread % TILE_W;
-            const u32 place = row * photo_width + from;
-            const u32 high = place % 32 == 0 ? 0 : ballot >> (32 - place % 32);
-            atomicOr(&bits[place / 32], ballot << place % 32);
-            if (high != 0) atomicOr(&bits[place / 32 + 1], high);
-            atomicMin(&summary.left, from + __ffs(ballot) - 1);
-            atomicMax(&summary.right, from + 31 - __clz(ballot));
-            atomicMin(&summary.top, y0 + row);
-            atomicMax(&summary.bottom, y0 + row);
+            add_pixels(ballot, x0 + thread % TILE_W, row, y0, photo_width, bits, summary);
         }
     }
     __syncthreads();
 
     const u64 place = u64(blockIdx.y) * p.mask_words + u64(blockIdx.x) * photo_width;
-    // First pixel from the lowest bit of the word to the top bit of its first byte.
-    const auto packed = [&](u32 i) { return __byte_perm(__brev(bits[i]), 0, 0x0123); };
-    u32 area = 0;
-    for (u32 i = thread; i < words; i += THREADS) {
-        area += __popc(bits[i]);
-        masks[place + i] = packed(i);
-    }
-    if (area != 0) atomicAdd(&summary.area, area);
-    __syncthreads();
-    if (host && summary.area != 0) {
-        for (u32 i = thread; i < words; i += THREADS) host[place + i] = packed(i);
-    }
-    if (thread == 0) summaries[blockIdx.y * gridDim.x + blockIdx.x] = summary;
+    write_band(bits, words, thread, THREADS, masks + place, host ? host + place : nullptr, summary,
+               summaries + blockIdx.y * gridDim.x + blockIdx.x);
 }

@@ -39,6 +39,7 @@ pub mod runtime;
 pub mod selection;
 mod stopwatch;
 pub mod tiles;
+mod told;
 pub mod tune;
 
 pub use compile::{cache, nvrtc, sources};
@@ -47,6 +48,7 @@ pub use executor::Executor;
 pub use pipeline::Pipeline;
 pub use runtime::Runtime;
 pub use selection::Selection;
+pub use told::Told;
 
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::Program;

@@ -7,8 +7,9 @@ use super::memory::{DeviceBuffer, Pinned};
 use super::on_device::{DeviceSlice, Enqueued};
 use super::post::{PostProcess, Residence};
 use super::pre::{FORMATS, Preprocess};
-use super::recording::{Bound, capture, copy_in, copy_out, replay};
+use super::recording::{Bound, capture, copy_in, copy_out, copy_within, replay};
 use super::runtime::Runtime;
+use super::told::Told;
 use crate::cuda::launch::{Arg, Launch};
 use crate::error::{Error, Result};
 use crate::image::preprocess::{Geometry, PreprocessConfig};
@@ -18,8 +19,8 @@ use crate::tensor::DType;
 use cudarc::driver::CudaGraph;
 use rayon::prelude::*;
 
-/// The ends of an executor for photos of one size and format. Several may share one executor, as runs do not
-/// overlap.
+/// The ends of an executor for photos of one size and format. Several may share one executor, as runs do
+/// not overlap.
 pub struct Pipeline {
     image: Pinned,
     /// Results on the host; those that stay on the device are empty.
@@ -37,27 +38,33 @@ pub struct Pipeline {
     pixels: DeviceBuffer,
     _workspace: DeviceBuffer,
     prepare: Bound,
+    /// What the network is told beside the pixels, and where it reads that. It may lie under other values
+    /// later in a run, so that each begins with a copy.
+    told: Vec<(DeviceBuffer, u64)>,
     /// What follows the network where results stay on the device.
     post: Vec<Bound>,
     /// What follows it where they go to the host.
     post_to_host: Vec<Bound>,
 }
 
-// SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every method
-// does.
+// SAFETY: handles of the driver, which may be used from any thread once the context is bound, as every
+// method does.
 unsafe impl Send for Pipeline {}
 
 impl Pipeline {
-    /// Binds pre- and post-processing around `executor`, whose results of the names `reads` are the operands
-    /// of `post`, and captures all of it.
+    /// Binds pre- and post-processing around `executor`, whose results of the names `reads` are the
+    /// operands of `post`, and captures all of it. Its first input is the photo; the others, if there are
+    /// any, hold what it is `told` in every run.
     ///
     /// # Errors
-    /// [`Error::Memory`] if device or host have too little; [`Error::Cuda`] for sizes that the kernels do not
-    /// take, and as the driver says; [`Error::Graph`] if the network has no such result.
+    /// [`Error::Memory`] if device or host have too little; [`Error::Cuda`] for sizes that the kernels do
+    /// not take, and as the driver says; [`Error::Graph`] if the network has no such result, or another
+    /// input that it is told nothing of.
     pub fn new(
         executor: &Executor,
         runtime: &Runtime,
         preprocess: &Preprocess,
+        told: Told<'_>,
         post: &PostProcess,
         reads: &[&str],
     ) -> Result<Pipeline> {
@@ -77,6 +84,14 @@ impl Pipeline {
                 _ => network_input,
             })
         })?;
+
+        let told = plan.inputs[1..].iter().map(|input| {
+            let unknown = || Error::Graph(format!("the network's input `{}` is told nothing", input.0));
+            let values = bytemuck::cast_slice(told.of(input)?.ok_or_else(unknown)?);
+            let buffer = DeviceBuffer::of(device, values, "what the network is told")?;
+            Ok((buffer, executor.address(&input.1)?))
+        });
+        let told = told.collect::<Result<Vec<_>>>()?;
 
         let workspace = DeviceBuffer::new(device, program.workspace, "post-processing")?;
         let (mut on_device, mut on_host) = (Vec::new(), Vec::new());
@@ -108,7 +123,8 @@ impl Pipeline {
         let (post, post_to_host) = (bind(false)?, bind(true)?);
         let graph = capture(device, || {
             copy_in(device, &image, pixels.pointer())?;
-            record_to_host(executor, &prepare, &post_to_host, &on_device, &on_host)
+            record_before(executor, &prepare, &told)?;
+            record_to_host(executor, &post_to_host, &on_device, &on_host)
         })?;
         Ok(Pipeline {
             image,
@@ -122,13 +138,14 @@ impl Pipeline {
             pixels,
             _workspace: workspace,
             prepare,
+            told,
             post,
             post_to_host,
         })
     }
 
-    /// Copies a photo of the host to where [`Pipeline::run`] fetches it from, on the threads of the pool that
-    /// it is called in.
+    /// Copies a photo of the host to where [`Pipeline::run`] fetches it from, on the threads of the pool
+    /// that it is called in.
     ///
     /// # Errors
     /// [`Error::Usage`] for another size or format than the pipeline's, and for an image in device memory.
@@ -172,15 +189,16 @@ impl Pipeline {
     /// Sends all between the copies in and out to the device's stream.
     pub(super) fn record(&self, executor: &Executor) -> Result<()> {
         let device = executor.device();
-        self.prepare.launch(device)?;
+        record_before(executor, &self.prepare, &self.told)?;
         executor.record()?;
         self.post.iter().try_for_each(|launch| launch.launch(device))
     }
 
     /// Sends all after the copy in to the device's stream, with results that go to the host.
     pub(super) fn record_to_host(&self, executor: &Executor) -> Result<()> {
-        let Pipeline { prepare, post_to_host, on_device, on_host, .. } = self;
-        record_to_host(executor, prepare, post_to_host, on_device, on_host)
+        let Pipeline { prepare, told, post_to_host, on_device, on_host, .. } = self;
+        record_before(executor, prepare, told)?;
+        record_to_host(executor, post_to_host, on_device, on_host)
     }
 
     /// Where the image goes on the device.
@@ -200,15 +218,20 @@ impl Pipeline {
     }
 }
 
+/// What makes the network's inputs.
+fn record_before(executor: &Executor, prepare: &Bound, told: &[(DeviceBuffer, u64)]) -> Result<()> {
+    let device = executor.device();
+    prepare.launch(device)?;
+    told.iter().try_for_each(|(from, to)| copy_within(device, from, *to))
+}
+
 fn record_to_host(
     executor: &Executor,
-    prepare: &Bound,
     post: &[Bound],
     on_device: &[DeviceBuffer],
     on_host: &[Pinned],
 ) -> Result<()> {
     let device = executor.device();
-    prepare.launch(device)?;
     executor.record()?;
     post.iter().try_for_each(|launch| launch.launch(device))?;
     // What has both ends is copied from one to the other.
@@ -229,8 +252,8 @@ pub fn preprocessing(input: DType, geometry: &Geometry, config: &PreprocessConfi
     FORMATS.into_iter().map(launch).collect()
 }
 
-/// Copies rows, each so many bytes after the one before at either end, on the threads of the pool that it is
-/// called in: one thread copies a large photo more slowly than the bus takes it.
+/// Copies rows, each so many bytes after the one before at either end, on the threads of the pool that it
+/// is called in: one thread copies a large photo more slowly than the bus takes it.
 pub fn copy_rows(
     (from, from_stride): (&[u8], usize),
     (to, to_stride): (&mut [u8], usize),

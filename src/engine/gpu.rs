@@ -6,11 +6,12 @@ use super::session::{Adapter, MAX_PLANS};
 use crate::cpu::Pool;
 use crate::cuda::on_device::ExternalStream;
 use crate::cuda::pre::Preprocess;
-use crate::cuda::{self, Pipeline, Runtime};
+use crate::cuda::{self, Pipeline, Runtime, Told};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::image::preprocess::Geometry;
 use crate::image::view::{ImageView, PixelFormat};
+use crate::model::rcnn::IMAGE_INFO;
 use crate::task::PostprocessOnGpu;
 use std::sync::Arc;
 
@@ -104,7 +105,9 @@ impl Gpu {
         pipelines.get(ends, || {
             let preprocess = Preprocess::new(ends.format, ends.source, geometry, preprocessor.config());
             let post = task.launches(executor.plan(), geometry, &runtime.target())?;
-            Pipeline::new(executor, runtime, &preprocess, &post, task.reads())
+            let info = geometry.info();
+            let told = Told(&[(IMAGE_INFO, &info)]);
+            Pipeline::new(executor, runtime, &preprocess, told, &post, task.reads())
         })
     }
 }

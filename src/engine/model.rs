@@ -56,7 +56,7 @@ impl Default for ModelOptions {
     }
 }
 
-/// Why a two-stage detector is not for a GPU.
+/// Why some detectors are not for a GPU.
 const CPU_ALONE: &str = "has operators without CUDA kernels and runs on the CPU alone";
 
 /// A model in memory: what it is, and its weights as kernels read them.

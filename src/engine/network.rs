@@ -7,6 +7,8 @@ use super::deadline::Frame;
 use super::gpu::Gpu;
 use super::session::Adapter;
 use crate::cpu::{self, Pool};
+#[cfg(feature = "cuda")]
+use crate::cuda::Told;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::image::preprocess::Geometry;
@@ -134,7 +136,10 @@ impl Network {
                 })
                 .collect()),
             #[cfg(feature = "cuda")]
-            Network::Cuda(gpu) => gpu.executor.time_network(runs),
+            Network::Cuda(gpu) => {
+                let info = whole(gpu.executor.plan()).info();
+                gpu.executor.time_network(runs, Told(&[(IMAGE_INFO, &info)]))
+            }
         }
     }
 
@@ -147,27 +152,38 @@ impl Network {
                 executor.run_timed(&mut report);
             }),
             #[cfg(feature = "cuda")]
-            Network::Cuda(gpu) => gpu.executor.time_steps(runs, report)?,
+            Network::Cuda(gpu) => {
+                let info = whole(gpu.executor.plan()).info();
+                gpu.executor.time_steps(runs, Told(&[(IMAGE_INFO, &info)]), report)?
+            }
         }
         Ok(())
     }
 }
 
+/// The input of a network that takes more than pixels, which says where the photo is in them.
+pub(super) fn info_input<P>(plan: &Plan<P>) -> Option<usize> {
+    plan.inputs.iter().position(|(name, _)| name == IMAGE_INFO)
+}
+
 /// Tells a network that takes more than pixels where the photo is in them.
 pub(super) fn inform(executor: &mut cpu::Executor, geometry: &Geometry) {
-    let place = executor.plan().inputs.iter().position(|(name, _)| name == IMAGE_INFO);
-    if let Some(input) = place {
+    if let Some(input) = info_input(executor.plan()) {
         executor.input_mut(input).copy_from_slice(&geometry.info());
     }
 }
 
 /// As [`inform`], of a photo that fills the input. What an earlier run was told may lie under other values.
 fn inform_of_whole(executor: &mut cpu::Executor) {
-    let shape = executor.plan().inputs.first().map(|(_, image)| image.ty.shape);
-    if let Some(shape) = shape {
-        let padded = (shape[1], shape[2]);
-        inform(executor, &Geometry { original: padded, resized: padded, padded });
-    }
+    let geometry = whole(executor.plan());
+    inform(executor, &geometry);
+}
+
+/// A photo that fills the input.
+fn whole<P>(plan: &Plan<P>) -> Geometry {
+    let shape = plan.inputs[0].1.ty.shape;
+    let padded = (shape[1], shape[2]);
+    Geometry { original: padded, resized: padded, padded }
 }
 
 #[cfg(all(test, feature = "cuda"))]

@@ -1,6 +1,9 @@
 //! Every intermediate value of a run, for comparison with reference data.
 
 use super::backend::Backend;
+#[cfg(feature = "cuda")]
+use super::network::info_input;
+use super::network::inform;
 use super::session::Session;
 use crate::cpu;
 #[cfg(feature = "cuda")]
@@ -25,7 +28,7 @@ impl Session {
             Backend::Cpu { selection, weights } => {
                 let mut executor = cpu::Executor::new(cpu::plan(&graph, *selection)?, weights)?;
                 preprocessor.run(image, executor.input_mut(0))?;
-                super::network::inform(&mut executor, &geometry);
+                inform(&mut executor, &geometry);
                 executor.run();
                 Ok(upstream(&taps, |name| {
                     let index = executor.output_index(name)?;
@@ -37,6 +40,9 @@ impl Session {
                 let plan = cuda::plan(&graph, runtime.selection().clone())?;
                 let mut executor = cuda::Executor::with_floats(plan, runtime)?;
                 preprocessor.run(image, executor.input_mut(0))?;
+                if let Some(input) = info_input(executor.plan()) {
+                    executor.input_mut(input).copy_from_slice(&geometry.info());
+                }
                 executor.run()?;
                 Ok(upstream(&taps, |name| {
                     let index = executor.output_index(name)?;

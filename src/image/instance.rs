@@ -179,6 +179,8 @@ pub struct Ranked<'a> {
     pub pairs: &'a [i32],
     /// Place of the mask of each; [`u32::MAX`]: it is dropped, as are all after it.
     pub places: &'a [u32],
+    /// Of a detector that finds boxes, that of each instance; else none.
+    pub boxes: &'a [[f32; 4]],
     /// Where the masks are.
     pub copy_mask: &'a CopyMask<'a>,
     /// Area and box of the mask at a place.
@@ -215,6 +217,7 @@ impl InstanceResult {
             let (mask_index, label) = (pair / ranked.classes, pair % ranked.classes);
             self.instances.push(Instance { label, score, mask_index, slot, ..Instance::default() });
         }
+        self.boxes.extend_from_slice(ranked.boxes.get(..self.instances.len()).unwrap_or_default());
         self.reserve(self.used, size)?;
         self.masks[..self.used].par_iter_mut().enumerate().try_for_each(|(place, slot)| {
             let stale = slot.claim(slot.object, size);

@@ -53,12 +53,15 @@ impl Operator for ClassConv {
     fn cases() -> Vec<Case> {
         let case = |name: &str, [n, h, w, c]: [usize; 4], classes: usize| {
             Case::new(name, ClassConv, &[&[n, h, w, c], &[classes, c], &[classes], &[n]])
+                .exact(1)
+                .exact(2)
                 .fill(3, Filling::Index(0, classes as i32))
         };
         vec![
             case("one", [1, 1, 1, 1], 1),
             case("odd", [3, 5, 7, 19], 4),
             case("no_maps", [0, 4, 4, 8], 3),
+            case("wide", [2, 9, 10, 264], 3),
             case("no_class", [3, 4, 4, 8], 3).fill(3, Filling::Index(-1, 5)),
             case("masks", [100, 28, 28, 256], 80).bench(),
         ]

@@ -46,6 +46,8 @@ impl Operator for Mean {
             case("odd", 3, &[3, 5, 7]),
             case("empty", 2, &[0, 5]),
             case("tasks", 2, &[3, 50, 251]),
+            case("masks", 3, &[2, 4, 5, 6]),
+            case("wide_masks", 4, &[2, 4, 5, 8]),
             case("stages", 3, &[1, 1000, 81]).bench(),
         ]
     }

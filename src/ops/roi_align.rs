@@ -1,7 +1,7 @@
 //! Features of boxes.
 
 use super::{
-    Gradient, Inferred, Operator, ValueType,
+    Gradient, Inferred, Operator, Role, ValueType,
     case::{Case, Filling},
     expect_rank,
 };
@@ -33,6 +33,8 @@ pub struct RoiAlign {
     pub stride: usize,
     /// See above.
     pub finest: f32,
+    /// Of the result: a map that convolutions read, or rows of pooled features.
+    pub role: Role,
 }
 
 /// The samples of a box along one axis.
@@ -111,7 +113,8 @@ impl Operator for RoiAlign {
         if boxes[0] != first[0] || boxes[2] != 4 || self.stride == 0 || self.size == 0 {
             return Err(format!("boxes {boxes} are not of {first}, or bins and stride of {self:?} are none"));
         }
-        Ok(vec![inputs[0].with_shape([boxes[0] * boxes[1], self.size, self.size, first[3]])])
+        let shape = [boxes[0] * boxes[1], self.size, self.size, first[3]];
+        Ok(vec![ValueType { role: self.role, ..inputs[0].with_shape(shape) }])
     }
 
     fn reference(&self, inputs: &[&Tensor<f64>]) -> Vec<Tensor<f64>> {
@@ -150,7 +153,7 @@ impl Operator for RoiAlign {
 
     fn cases() -> Vec<Case> {
         let case = |name: &str, size, levels: &[[usize; 4]], count: usize, far: f64| {
-            let op = RoiAlign { size, stride: 4, finest: 10.0 };
+            let op = RoiAlign { size, stride: 4, finest: 10.0, role: Role::Map };
             let boxes = [levels[0][0], count, 4];
             let mut shapes: Vec<&[usize]> = levels.iter().map(|level| &level[..]).collect();
             shapes.push(&boxes);
@@ -160,11 +163,18 @@ impl Operator for RoiAlign {
         let pyramid = [[1, 200, 336, 256], [1, 100, 168, 256], [1, 50, 84, 256], [1, 25, 42, 256]];
         let bench = |name: &str, size, count| {
             let mut bench = case(name, size, &pyramid, count, 1400.0).bench();
-            bench.op = RoiAlign { size, stride: 4, finest: 56.0 }.into();
+            let role = if size == 7 { Role::Rows } else { Role::Map };
+            bench.op = RoiAlign { size, stride: 4, finest: 56.0, role }.into();
             bench
+        };
+        let of_rows = |mut case: Case, size| {
+            case.op = RoiAlign { size, stride: 4, finest: 10.0, role: Role::Rows }.into();
+            case
         };
         vec![
             case("one", 1, &[[1, 1, 1, 1]], 1, 6.0),
+            of_rows(case("rows", 3, &[[2, 9, 7, 24], [2, 5, 4, 24]], 9, 40.0), 3),
+            of_rows(case("odd_rows", 2, &[[1, 5, 6, 7]], 4, 30.0), 2),
             case("odd", 3, &[[2, 7, 9, 19]], 13, 40.0),
             case("levels", 7, &[[2, 12, 16, 40], [2, 6, 8, 40], [2, 3, 4, 40]], 25, 60.0),
             case("outside", 2, &[[1, 5, 5, 32]], 30, 90.0),

@@ -1,6 +1,9 @@
 //! Instances of a two-stage detector: boxes that it found, each with its score and class, and a bit mask that
 //! is pasted into the photo.
 
+#[cfg(feature = "cuda")]
+pub mod gpu;
+
 use super::HostOutputs;
 use crate::error::Result;
 use crate::image::instance::{Detections, InstanceResult, Paster};
@@ -18,6 +21,12 @@ impl Boxes {
     /// Of those that score at least so much.
     pub fn new(min_score: f32) -> Boxes {
         Boxes { min_score, ..Boxes::default() }
+    }
+
+    /// The least score of those that count.
+    #[cfg(feature = "cuda")]
+    pub fn min_score(&self) -> f32 {
+        self.min_score
     }
 
     /// See [`Postprocess::reads`](super::Postprocess::reads).

@@ -30,18 +30,6 @@ enum OnHost {
     Masks(Box<Masks>),
 }
 
-#[cfg(feature = "cuda")]
-impl Instances {
-    /// What counts as a result of kernels.
-    fn kernels(&self) -> Result<&InstanceConfig> {
-        match &self.host {
-            OnHost::Kernels(host) => Ok(host.config()),
-            OnHost::Boxes(_) => Err(Error::usage("masks of boxes are pasted by the CPU alone")),
-            OnHost::Masks(_) => Err(Error::usage("masks that were found are resized by the CPU alone")),
-        }
-    }
-}
-
 impl Postprocess for Instances {
     type Found = InstanceResult;
 

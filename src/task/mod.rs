@@ -1,10 +1,10 @@
 //! Tasks: what becomes of the network's results. Each is one file that says which results of the graph it
-//! reads, how the CPU finishes them and what its result is; what a GPU launches for it into which buffers is
-//! beside it in `gpu.rs`.
+//! reads, how the CPU finishes them and what its result is; what a GPU launches for it into which buffers
+//! is beside it in `gpu.rs`. Instances that a two-stage detector finds in boxes are in `boxes`.
 //!
 //! Another task is such a file and a line in the list below.
 
-mod boxes;
+pub mod boxes;
 pub mod instance;
 mod masks;
 pub mod panoptic;
@@ -22,8 +22,8 @@ use crate::tensor::Shape;
 /// What a caller may ask of results, besides what the model's configuration says.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PostprocessOptions {
-    /// Instances, and things of a panoptic map, that score lower are dropped. `None`: no instance, and things
-    /// by the model's own threshold.
+    /// Instances, and things of a panoptic map, that score lower are dropped. `None`: no instance, and
+    /// things by the model's own threshold.
     pub min_score: Option<f64>,
     /// Which instances stay and what of their masks.
     pub filter: InstanceFilter,

@@ -8,13 +8,12 @@ use knet::cuda::pack::{pack, unpack};
 use knet::cuda::post::{MaskLogits, PostProcess};
 use knet::cuda::pre::Preprocess;
 use knet::image::HeadOutput;
-use knet::image::bitmask::PixelBox;
-use knet::image::instance::{InstanceConfig, InstancePostprocessor, InstanceResult};
+use knet::image::instance::InstanceConfig;
 use knet::image::panoptic::{PanopticConfig, PanopticPostprocessor, PanopticResult};
 use knet::image::preprocess::{Geometry, PreprocessConfig, Preprocessor};
 use knet::image::semantic::{ClassLogits, SemanticPostprocessor, SemanticResult};
 use knet::image::view::{ImageView, Memory as PlaneMemory, PixelFormat, Plane, YuvMatrix};
-use knet::task::instance::gpu::{self as instance, Extent, InstanceBuffer, bands, mask_bytes};
+use knet::task::instance::gpu as instance;
 use knet::task::panoptic::gpu::{self as panoptic, PanopticBuffer};
 use knet::task::semantic::gpu::{self as semantic, SemanticBuffer};
 use knet::tensor::{DType, Tensor};
@@ -22,11 +21,11 @@ use ptxemu::{Config, Memory, Options};
 use testkit::emulate;
 use testkit::emulate::run_program;
 
-const STORAGE: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+pub const STORAGE: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// Runs a program: the results, of these sizes in bytes. Every byte of a result must have been written,
 /// unless it is `partial`.
-fn run(program: &Program, inputs: &[&[u8]], outputs: &[usize], partial: bool) -> Vec<Vec<u8>> {
+pub fn run(program: &Program, inputs: &[&[u8]], outputs: &[usize], partial: bool) -> Vec<Vec<u8>> {
     let memory = Memory::new(Options::default()).unwrap();
     let operand = |bytes: &&[u8]| {
         let address = memory.alloc(bytes.len() as u64, "operand").unwrap();
@@ -48,7 +47,7 @@ fn run(program: &Program, inputs: &[&[u8]], outputs: &[usize], partial: bool) ->
 }
 
 /// Next 32 bits of a SplitMix64 stream.
-fn random(state: &mut u64) -> u32 {
+pub fn random(state: &mut u64) -> u32 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     ((z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 32) as u32
@@ -229,7 +228,7 @@ fn impossible_images_are_refused_with_the_numbers() {
 }
 
 /// Smooth blobs with some noise, as the network would be asked for them.
-fn mask_logits(objects: usize, (height, width): (usize, usize), dtype: DType, seed: u64) -> Tensor {
+pub fn mask_logits(objects: usize, (height, width): (usize, usize), dtype: DType, seed: u64) -> Tensor {
     let mut state = seed;
     let mut data = Vec::new();
     for object in 0..objects {
@@ -250,7 +249,7 @@ fn mask_logits(objects: usize, (height, width): (usize, usize), dtype: DType, se
 }
 
 /// Sizes of masks on their way to a photo.
-fn chains() -> [(Geometry, usize); 6] {
+pub fn chains() -> [(Geometry, usize); 6] {
     let chain = |original, resized, padded, stride| (Geometry { original, resized, padded }, stride);
     [
         chain((75, 131), (60, 90), (64, 96), 8),
@@ -263,133 +262,15 @@ fn chains() -> [(Geometry, usize); 6] {
     ]
 }
 
-fn described(geometry: Geometry, stride: usize, objects: usize, dtype: DType) -> MaskLogits {
+pub fn described(geometry: Geometry, stride: usize, objects: usize, dtype: DType) -> MaskLogits {
     let Geometry { original, resized, padded } = geometry;
     let size = (padded.0 / stride, padded.1 / stride);
     MaskLogits { objects, size, dtype, padded, resized, original }
 }
 
 /// Bytes of the buffers.
-fn sizes(post: &PostProcess) -> Vec<usize> {
+pub fn sizes(post: &PostProcess) -> Vec<usize> {
     post.buffers.iter().map(|buffer| buffer.bytes).collect()
-}
-
-/// Runs the instance kernels and asserts that they find what the CPU finds. Gives the number of pixels of all
-/// instances.
-fn assert_instances(
-    described: &MaskLogits,
-    geometry: &Geometry,
-    config: InstanceConfig,
-    logits: &Tensor,
-    class_logits: &[f32],
-) -> usize {
-    let (objects, classes) = (described.objects, class_logits.len() / described.objects);
-    let (mask_size, mask_logits) = (described.size, logits.data());
-    let head = HeadOutput { objects, classes, class_logits, mask_size, mask_logits };
-    let mut result = InstanceResult::default();
-    InstancePostprocessor::new(config).run(&head, geometry, &mut result).unwrap();
-
-    let target = Target { caps: emulate::CAPS, precision: Precision::F16 };
-    let post = instance::launches(described, classes, &config, &target).unwrap();
-    let (mask_bytes, bands) = (mask_bytes(described.original), bands(described.original));
-    let operands: [&[u8]; 2] =
-        [&pack(logits, Packing::plain(described.dtype)), bytemuck::cast_slice(class_logits)];
-    let found = run(&post.program, &operands, &sizes(&post), true);
-    let buffer = |which: InstanceBuffer| &found[which as usize];
-    let words = |which| bytemuck::pod_collect_to_vec::<u8, u32>(buffer(which));
-    let (scores, indices) = (words(InstanceBuffer::Scores), words(InstanceBuffer::Pairs));
-    let (slots, places) = (words(InstanceBuffer::Places), words(InstanceBuffer::Objects));
-    let kept = slots.iter().take_while(|&&slot| slot != u32::MAX).count();
-    assert!(slots[kept..].iter().all(|&slot| slot == u32::MAX), "{slots:?}");
-    assert_eq!(kept, result.instances().len(), "{described:?}");
-    assert_eq!(places.iter().filter(|&&object| object != u32::MAX).count(), result.masks().len());
-
-    let extents: Vec<Extent> = bytemuck::pod_collect_to_vec(buffer(InstanceBuffer::Extents));
-    let unused = &extents[result.masks().len() * bands..];
-    assert!(
-        unused.iter().all(|&extent| extent == Extent::NOTHING),
-        "{described:?}: unused places have pixels"
-    );
-    let mut pixels = 0;
-    for (i, instance) in result.instances().iter().enumerate() {
-        let index = instance.mask_index * classes + instance.label;
-        assert_eq!((scores[i], indices[i]), (instance.score.to_bits(), index as u32), "{described:?}: {i}");
-        assert_eq!(slots[i] as usize, instance.slot, "{described:?}: {i}");
-        assert_eq!(places[instance.slot] as usize, instance.mask_index, "{described:?}: {i}");
-        let wanted = result.mask(instance).bytes();
-        let (mask, tail) =
-            buffer(InstanceBuffer::Masks)[instance.slot * mask_bytes..][..mask_bytes].split_at(wanted.len());
-        assert!(mask == wanted, "{described:?}: mask of object {} differs", instance.mask_index);
-        assert!(tail.iter().all(|&byte| byte == 0), "{described:?}");
-        // The host's copy lacks the bands without pixels.
-        let host = buffer(InstanceBuffer::HostMasks)[instance.slot * mask_bytes..]
-            .chunks(Extent::ROWS * geometry.original.1 / 8);
-        for ((band, host), wanted) in extents[instance.slot * bands..]
-            .iter()
-            .zip(host)
-            .zip(wanted.chunks(Extent::ROWS * geometry.original.1 / 8))
-        {
-            assert!(band.area == 0 || host[..wanted.len()] == *wanted, "{described:?}: the host's copy");
-        }
-        let bands = extents[instance.slot * bands..][..bands].iter();
-        let extent = bands.fold(Extent::NOTHING, |all, &band| all.join(band));
-        assert_eq!(extent.area as usize, instance.area, "{described:?}");
-        pixels += instance.area;
-        let bbox = match extent.area {
-            0 => PixelBox::default(),
-            _ => PixelBox {
-                x: extent.left as usize,
-                y: extent.top as usize,
-                width: (extent.right + 1 - extent.left) as usize,
-                height: (extent.bottom + 1 - extent.top) as usize,
-            },
-        };
-        assert_eq!(bbox, instance.bbox, "{described:?}");
-    }
-    pixels
-}
-
-#[test]
-fn instance_masks_have_the_cpu_s_bits() {
-    // A row of photo that needs more shared memory than a kernel has without asking.
-    let wide = (Geometry { original: (32, 11_000), resized: (32, 352), padded: (32, 352) }, 8);
-    for (index, (geometry, stride)) in chains().into_iter().chain([wide]).enumerate() {
-        let (objects, dtype) = (6, STORAGE[index % 3]);
-        let described = described(geometry, stride, objects, dtype);
-        let logits = mask_logits(objects, described.size, dtype, index as u64);
-        // Better scores for later objects, so that places and objects are in different orders.
-        let class_logits: Vec<f32> = (0..objects).map(|i| i as f32).collect();
-        let pixels =
-            assert_instances(&described, &geometry, InstanceConfig::default(), &logits, &class_logits);
-        assert!(pixels > 0, "{described:?}: masks without pixels show nothing");
-    }
-}
-
-#[test]
-fn instances_are_ranked_as_the_cpu_ranks_them() {
-    // Small photos; 160 x 144 logits are several runs of the quality's sums, the last of them short.
-    let tiny = Geometry { original: (5, 6), resized: (32, 30), padded: (32, 32) };
-    let large = Geometry { original: (12, 11), resized: (1280, 1150), padded: (1280, 1152) };
-    let all = InstanceConfig::default();
-    for (index, (geometry, objects, classes, config)) in [
-        // More pairs than a block sorts at a time, and equal scores.
-        (tiny, 30, 80, all),
-        (tiny, 7, 5, InstanceConfig { max_per_image: 500, min_score: 0.4, ..all }),
-        (tiny, 9, 6, InstanceConfig { max_per_image: 20, proposals: 6, things: 4, ..all }),
-        (large, 3, 4, InstanceConfig { mask_score: true, min_score: 0.2, ..all }),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let dtype = STORAGE[(index + 1) % 3];
-        let described = described(geometry, 8, objects, dtype);
-        let logits = mask_logits(objects, described.size, dtype, 20 + index as u64);
-        let mut state = index as u64;
-        let draw = |_| (random(&mut state) % 41) as f32 * 0.25 - 5.0;
-        let mut class_logits: Vec<f32> = (0..objects * classes).map(draw).collect();
-        class_logits[3] = f32::NAN;
-        assert_instances(&described, &geometry, config, &logits, &class_logits);
-    }
 }
 
 #[test]

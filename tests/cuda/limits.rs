@@ -9,9 +9,10 @@ use knet::model::config::MODEL_NAMES;
 use knet::model::{Backbone, Config, TapMode, build};
 use knet::ops::fused_conv2d::moments_shape;
 use knet::ops::fused_linear::Prologue;
+use knet::ops::non_max_suppression::Groups;
 use knet::ops::{
-    AdaptiveAvgPool2d, Concat, Conv2d, DeformConv2d, FusedConv2d, FusedLinear, NormSum, Op, Role, ValueType,
-    WindowAttention, WindowAttentionGrad,
+    AdaptiveAvgPool2d, Concat, Conv2d, DeformConv2d, FusedConv2d, FusedLinear, NonMaxSuppression, NormSum,
+    Op, RoiAlign, Role, ValueType, WindowAttention, WindowAttentionGrad,
 };
 use knet::tensor::DType;
 use std::collections::BTreeMap;
@@ -179,6 +180,34 @@ fn more_terms_than_a_sum_of_norms_has_parameters_for() {
     let moments = ValueType::exact(moments_shape(map.shape, 2));
     let norm = [map, moments, ValueType::exact([16]), ValueType::exact([16])];
     assert_eq!(refused(op, &[&norm[..], &[map; 4]].concat()), "5 terms; the kernel takes up to 4");
+}
+
+#[test]
+fn more_levels_than_a_box_is_looked_for_in() {
+    let level = ValueType::map([1, 4, 4, 8]);
+    let boxes = ValueType::exact([1, 3, 4]);
+    let op = RoiAlign { size: 7, stride: 4, finest: 56.0, role: Role::Map };
+    let reason = refused(op, &[&[level; 5][..], &[boxes]].concat());
+    assert_eq!(reason, "5 levels; the kernel takes up to 4");
+}
+
+#[test]
+fn more_candidates_than_are_ranked_or_merged() {
+    let suppression = |counts: &[usize], keep| {
+        let candidates = counts.iter().sum();
+        let op = NonMaxSuppression {
+            iou_threshold: 0.5,
+            score_threshold: 0.0,
+            drop_empty: false,
+            groups: Groups::Consecutive(counts.to_vec()),
+            counted: false,
+            keep,
+        };
+        refused(op, &[ValueType::exact([1, candidates, 4]), ValueType::exact([1, candidates])])
+    };
+    assert_eq!(suppression(&[2049, 3], 5), "a group of 2049 candidates; the kernel takes up to 2048");
+    let reason = suppression(&[2000, 2000], 1025);
+    assert_eq!(reason, "top 1025 of rows of 2050: at most 1024 of rows beyond 2048");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod conv;
 mod counts;
 mod gates;
 mod image;
+mod instances;
 mod limits;
 mod mirrors;
 mod program;

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use testkit::emulate;
-use testkit::model::{photo, seeded_entries, small_config, write_entries};
+use testkit::model::{photo, seeded_entries, small_config, small_detector, write_entries};
 
 struct Emulated {
     folder: tempfile::TempDir,
@@ -103,9 +103,23 @@ const SEGMENT: [&str; 9] =
 /// launch, one wait.
 #[test]
 fn a_run_launches_one_graph_and_waits_once_and_allocates_nothing() {
+    check_calls(&Emulated::new(), &[]);
+}
+
+/// Proposals, what is suppressed and masks are the device's matter.
+#[test]
+fn a_run_of_a_two_stage_detector_is_one_graph_and_one_wait() {
     let emulated = Emulated::new();
+    let config = small_detector(3);
+    let weights = emulated.path().join("cascade.safetensors");
+    write_entries(&weights, &seeded_entries(&config, 7), Some(&config.to_json()), StorageType::F32);
+    check_calls(&emulated, &["--weights", "cascade.safetensors"]);
+}
+
+#[track_caller]
+fn check_calls(emulated: &Emulated, more: &[&str]) {
     let log = emulated.path().join("calls.log");
-    emulated.succeed(emulated.command(&SEGMENT).env("PTXEMU_LOG", &log));
+    emulated.succeed(emulated.command(&SEGMENT).args(more).env("PTXEMU_LOG", &log));
     let log = fs::read_to_string(log).unwrap();
     // Lines with `#` are work as the stand-in runs it.
     let calls: Vec<&str> = log.lines().filter(|line| !line.starts_with('#')).collect();

@@ -7,12 +7,15 @@
 //! as many processes. A case by itself: its name, and `--exact`.
 
 mod bundle;
+mod detectors;
 mod half;
 mod learning;
 mod networks;
 mod operators;
 mod parts;
 mod program;
+#[path = "../model/rcnn_golden.rs"]
+mod rcnn_golden;
 #[path = "../train/scene.rs"]
 mod scene;
 mod segments;
@@ -89,6 +92,7 @@ fn main() {
         let device = held.insert(Device::open(ordinal).expect("the device under test"));
         let mut groups = operators::groups(ordinal, device.is_emulated());
         groups.insert("bundle".into(), (0, bundle::trials(ordinal)));
+        groups.insert("detectors".into(), (0, detectors::trials(ordinal, device.is_emulated())));
         groups.insert("half".into(), (0, half::trials(device.is_emulated())));
         groups.insert("learning".into(), (0, learning::trials(ordinal)));
         groups.insert("parts".into(), (0, networks::trials(ordinal, device.is_emulated())));

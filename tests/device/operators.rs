@@ -10,7 +10,7 @@ use knet::cuda::on_device::{DeviceSlice, ExternalStream};
 use knet::cuda::post::MaskLogits;
 use knet::cuda::pre::Preprocess;
 use knet::cuda::tune::{self, Measured, Scope, Table, Timer};
-use knet::cuda::{Device, Executor, Pipeline, Plan, Runtime, select, stored};
+use knet::cuda::{Device, Executor, Pipeline, Plan, Runtime, Told, select, stored};
 use knet::engine::{self, InputSize, ModelOptions, Segmentation, SessionOptions};
 use knet::graph::{Builder, Layout};
 use knet::image::instance::InstanceConfig;
@@ -161,7 +161,7 @@ fn check_candidates(case: &Case, precision: Precision, ordinal: usize, most: usi
 }
 
 /// Bytes of device memory as elements.
-fn read<T: bytemuck::Pod + Default>(slice: DeviceSlice) -> Result<Vec<T>, Failed> {
+pub fn read<T: bytemuck::Pod + Default>(slice: DeviceSlice) -> Result<Vec<T>, Failed> {
     let mut values = vec![T::default(); slice.bytes / size_of::<T>()];
     // SAFETY: results of a run that is done.
     unsafe { result::memcpy_dtoh_sync(&mut values, slice.address) }.map_err(|e| format!("{e:?}"))?;
@@ -170,7 +170,7 @@ fn read<T: bytemuck::Pod + Default>(slice: DeviceSlice) -> Result<Vec<T>, Failed
 
 /// The device's context for a test that works beside an engine. Streams are made without waiting for the
 /// whole context, which would break what another test captures meanwhile.
-fn context(ordinal: usize) -> Result<Arc<CudaContext>, Failed> {
+pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, Failed> {
     let context = CudaContext::new(ordinal)?;
     // SAFETY: the tests wait for their streams.
     unsafe { context.disable_event_tracking() };
@@ -375,7 +375,7 @@ fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
         let logits = MaskLogits::of(executor.plan(), "masks", &geometry)?;
         let config = InstanceConfig { max_per_image: instances, ..InstanceConfig::default() };
         let post = instance::launches(&logits, classes, &config, &target).expect("sizes fit");
-        Pipeline::new(&executor, &runtime, &preprocess, &post, &["masks", "scores"])
+        Pipeline::new(&executor, &runtime, &preprocess, Told::default(), &post, &["masks", "scores"])
     };
     // The last one asks for less than 48 KiB, and has more with what the kernel declares by itself: 32 rows
     // of 48 bytes.

@@ -10,4 +10,5 @@ mod one_stage;
 mod plan;
 mod properties;
 mod rcnn;
+mod rcnn_golden;
 mod stages;

@@ -15,8 +15,8 @@ use knet::ops::non_max_suppression::Groups;
 use knet::ops::resize::ResizeMode;
 use knet::ops::{
     Activate, AdaptiveAvgPool2d, Attention, BatchNorm, Conv2d, DeformConv2d, GroupNorm, LayerNorm, Linear,
-    MaxPool2d, NonMaxSuppression, Op, PixelUnshuffle, Resize, RoiAlign, SinePositionalEncoding, Softmax,
-    ValueType, WindowAttention,
+    MaxPool2d, NonMaxSuppression, Op, PixelUnshuffle, Resize, RoiAlign, Role, SinePositionalEncoding,
+    Softmax, ValueType, WindowAttention,
 };
 use knet::tensor::Tensor;
 use libtest_mimic::{Failed, Trial};
@@ -402,7 +402,7 @@ fn boxes() -> Vec<Golden> {
         let boxes = Tensor::from_fn([1, own.len(), 4], |at| rois.at(&[own[at[1]], 1 + at[2]]));
         let dims = [own.len(), shape[3], size, size];
         let wanted = Tensor::from_fn(dims, |at| wanted.at(&[own[at[0]], at[1], at[2], at[3]]));
-        let op = RoiAlign { size, stride: 4, finest: 56.0 };
+        let op = RoiAlign { size, stride: 4, finest: 56.0, role: Role::Map };
         let golden = Golden::nchw(format!("unit/roi.{size}.{image}"), op, vec![map, boxes], wanted);
         goldens.push(golden.bounds(OFFICIAL_SUMS, OFFICIAL_SUMS));
     }

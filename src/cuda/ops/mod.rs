@@ -7,9 +7,11 @@ mod attention;
 mod batch_norm;
 mod binary;
 pub(crate) mod cast;
+mod class_conv;
 mod concat;
 pub mod conv2d;
 mod cross_entropy_loss;
+mod decode_boxes;
 pub mod deform_conv2d;
 mod divisor;
 mod dropout;
@@ -31,12 +33,15 @@ mod mask_pool;
 mod matching_cost;
 mod matmul;
 mod max_pool2d;
+mod mean;
+mod non_max_suppression;
 pub(in crate::cuda) mod norm_sum;
 mod optimizer;
 mod pack;
 mod pixel_unshuffle;
 mod reduce_sum;
 mod resize;
+mod roi_align;
 mod slice;
 mod soft_mask_pool;
 mod softmax;
@@ -151,6 +156,7 @@ dispatch! {
     BatchNormTrain
     BatchNormTrainGrad
     Binary
+    ClassConv
     ClassCost
     ClipScale
     Concat
@@ -159,6 +165,8 @@ dispatch! {
     Conv2dInputGrad
     CrossEntropyLoss
     CrossEntropyLossGrad
+    DecodeAnchors
+    DecodeBoxes
     DeformConv2d
     DeformConv2dFilterGrad
     DeformConv2dInputGrad
@@ -184,13 +192,17 @@ dispatch! {
     MatMul
     MaxPool2d
     MaxPool2dGrad
+    Mean
     MovingAverage
+    NonMaxSuppression
     NormSum
     PixelShuffle
     PixelUnshuffle
     ReduceSum
     Resize
     ResizeGrad
+    RoiAlign
+    ScaleBoxes
     Slice
     SoftMaskPool
     Softmax

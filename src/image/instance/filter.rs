@@ -148,6 +148,7 @@ mod tests {
             scores: &scores,
             pairs: &classified,
             places: &places,
+            boxes: &[],
             copy_mask: &copy,
             extent: &extent,
         };

@@ -278,10 +278,10 @@ impl Config {
         config
     }
 
-    /// Whether it runs on a CPU alone, and is not trained: the operators of detectors that it is compared
-    /// with have neither CUDA kernels nor gradients.
+    /// Whether it runs on a CPU alone: some operators of one-stage detectors that K-Net is compared with have
+    /// no CUDA kernels.
     pub fn is_for_cpu_inference(&self) -> bool {
-        self.other_detector().is_some()
+        self.solov2.is_some() || self.condinst.is_some()
     }
 
     /// What a detector that K-Net is compared with is called; `None` of a K-Net, and of semantic models.
@@ -294,7 +294,8 @@ impl Config {
         kinds.into_iter().find_map(|(is, kind)| is.then_some(kind))
     }
 
-    /// Refuses a model that is not trained.
+    /// Refuses a model that is not trained: operators of detectors that K-Net is compared with have no
+    /// gradients.
     ///
     /// # Errors
     /// [`Error::Usage`] for a detector that K-Net is compared with.

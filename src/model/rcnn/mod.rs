@@ -18,7 +18,7 @@ use crate::graph::{Builder, ValueId};
 use crate::ops::activation::Activation;
 use crate::ops::max_pool2d::MaxPool2d;
 use crate::ops::non_max_suppression::{Groups, NonMaxSuppression};
-use crate::ops::{DecodeBoxes, Mean, Reshape, RoiAlign, ScaleBoxes, Slice, Softmax, ValueType};
+use crate::ops::{DecodeBoxes, Mean, Reshape, RoiAlign, Role, ScaleBoxes, Slice, Softmax, ValueType};
 use bbox_head::BoxHead;
 use serde::{Deserialize, Serialize};
 
@@ -166,7 +166,7 @@ impl Rcnn {
         taps: &mut Taps,
     ) -> Result<Detections> {
         let classes = config.classes.count();
-        let align = RoiAlign { size: bbox_head::BINS, stride: STRIDE, finest: FINEST };
+        let align = RoiAlign { size: bbox_head::BINS, stride: STRIDE, finest: FINEST, role: Role::Rows };
         let (mut rois, mut logits) = (proposals.boxes, Vec::new());
         for stage in 0..self.stages {
             let prefix = self.prefix("bbox_head", stage);
@@ -222,7 +222,7 @@ impl Rcnn {
     ) -> Result<ValueId> {
         let scale = ScaleBoxes { to_photo: false };
         let boxes = b.node(&format!("{HEADS}.detections.boxes"), scale, &[found.boxes, image])?;
-        let align = RoiAlign { size: mask_head::BINS, stride: STRIDE, finest: FINEST };
+        let align = RoiAlign { size: mask_head::BINS, stride: STRIDE, finest: FINEST, role: Role::Map };
         let features = b.node(&format!("{HEADS}.mask.features"), align, &[pyramid, &[boxes]].concat())?;
         let maps = b.shape(features)[0];
         let labels = Reshape { shape: [maps].into() };

@@ -1,8 +1,9 @@
-//! Instances on a GPU: class logits are ranked (`kernels/instance_rank.cu`) and mask logits become bit masks
-//! at the size of the photo (`kernels/postprocess_instance.cu`), with the bits that `src/image/instance.rs`
-//! gives on the CPU from the same logits.
+//! Instances on a GPU: class logits are ranked (`kernels/instance_rank.cu`) and mask logits become bit
+//! masks at the size of the photo (`kernels/postprocess_instance.cu`), with the bits that
+//! `src/image/instance.rs` gives on the CPU from the same logits. What a two-stage detector found takes
+//! the same buffers (`src/task/boxes/gpu.rs`).
 
-use super::Instances;
+use super::{Instances, OnHost};
 use crate::cuda;
 use crate::cuda::gpu::Target;
 use crate::cuda::launch::{Arg, Launch, Program};
@@ -18,10 +19,11 @@ use crate::model::MASK_PREDS;
 use crate::ops::{TopK, ValueType};
 use crate::plan::Site;
 use crate::task::PostprocessOnGpu;
+use crate::task::boxes::{self, gpu::Detected};
 use std::ops::Range;
 
-/// Output rows of a block: `BAND` of `kernels/postprocess_instance.cu`.
-const BAND: usize = 32;
+/// Output rows of a block: `BAND` of `kernels/common/mask_band.cuh`.
+pub(in crate::task) const BAND: usize = 32;
 /// Threads of a block: `THREADS` of `kernels/instance_rank.cu`.
 const RANK_THREADS: u32 = 128;
 /// Logits of a block: `RUN` of `kernels/instance_rank.cu`.
@@ -46,21 +48,32 @@ pub enum InstanceBuffer {
     Pairs,
     /// `u32 [k]`, the place of its mask ([`u32::MAX`]: it is dropped, as are all after it).
     Places,
-    /// `u32 [k]`, the object of each place ([`u32::MAX`]: none; then its mask is not written, and its extents
-    /// are [`Extent::NOTHING`]). The launch of the masks reads it.
+    /// `u32 [k]`, the object of each place ([`u32::MAX`]: none; then its mask is not written, and its
+    /// extents are [`Extent::NOTHING`]). The launch of the masks reads it.
     Objects,
     /// As [`InstanceBuffer::Masks`], for the host: bands without a pixel are not written.
     HostMasks,
+    /// `f32 [k, 4]`, of a two-stage detector alone: the boxes that it found, as left, top, right and
+    /// bottom in pixels of the photo.
+    Boxes,
 }
 
 impl InstanceBuffer {
     /// All of them; each stands where its number says.
-    const ALL: [InstanceBuffer; 7] = {
+    const ALL: [InstanceBuffer; 8] = {
         use InstanceBuffer::*;
-        [Masks, Extents, Scores, Pairs, Places, Objects, HostMasks]
+        [Masks, Extents, Scores, Pairs, Places, Objects, HostMasks, Boxes]
     };
 
-    fn arg(self) -> Arg {
+    /// All for `k` instances of a photo of `size` (height, width), without `lacking`, which is empty.
+    pub(in crate::task) fn all(k: usize, size: (usize, usize), lacking: InstanceBuffer) -> Vec<Buffer> {
+        let of = |buffer: InstanceBuffer| {
+            if buffer == lacking { Buffer::default() } else { buffer.shape(k, size) }
+        };
+        InstanceBuffer::ALL.map(of).to_vec()
+    }
+
+    pub(in crate::task) fn arg(self) -> Arg {
         Arg::Output(self as usize)
     }
 
@@ -72,6 +85,7 @@ impl InstanceBuffer {
             InstanceBuffer::HostMasks => (masks, Residence::Host),
             InstanceBuffer::Extents => (extents, Residence::Copied),
             InstanceBuffer::Objects => (4 * k, Residence::Device),
+            InstanceBuffer::Boxes => (size_of::<[f32; 4]>() * k, Residence::Copied),
             InstanceBuffer::Scores | InstanceBuffer::Pairs | InstanceBuffer::Places => {
                 (4 * k, Residence::Copied)
             }
@@ -80,8 +94,8 @@ impl InstanceBuffer {
     }
 }
 
-/// Where the instances of a run lie in device memory, by descending score; all arrays but the masks have one
-/// entry an instance.
+/// Where the instances of a run lie in device memory, by descending score; all arrays but the masks have
+/// one entry an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceInstances {
     /// Bit masks by place, each so many bytes after the one before; pixel `i` of the image, row by row, is
@@ -95,14 +109,26 @@ pub struct DeviceInstances {
     pub pairs: DeviceSlice,
     /// u32 places of the masks; `u32::MAX`: dropped, as are all after it.
     pub places: DeviceSlice,
+    /// f32 left, top, right and bottom of the boxes in pixels of the photo, if a two-stage detector found
+    /// them.
+    pub boxes: Option<DeviceSlice>,
 }
 
 impl PostprocessOnGpu for Instances {
     type OnDevice = DeviceInstances;
 
     fn launches(&self, plan: &cuda::Plan, geometry: &Geometry, target: &Target) -> Result<PostProcess> {
-        let logits = MaskLogits::of(plan, MASK_PREDS, geometry)?;
-        launches(&logits, self.classes, self.kernels()?, target).map_err(Error::Cuda)
+        match &self.host {
+            OnHost::Kernels(host) => {
+                let logits = MaskLogits::of(plan, MASK_PREDS, geometry)?;
+                launches(&logits, self.classes, host.config(), target).map_err(Error::Cuda)
+            }
+            OnHost::Boxes(boxes) => {
+                let found = Detected::of(plan, self.classes)?;
+                boxes::gpu::launches(&found, geometry, boxes.min_score()).map_err(Error::Cuda)
+            }
+            OnHost::Masks(_) => Err(Error::usage("masks that were found are resized by the CPU alone")),
+        }
     }
 
     fn collect(&mut self, run: &Pipeline, geometry: &Geometry, found: &mut InstanceResult) -> Result<()> {
@@ -122,6 +148,7 @@ impl PostprocessOnGpu for Instances {
             scores: run.host(InstanceBuffer::Scores as usize),
             pairs: run.host(InstanceBuffer::Pairs as usize),
             places: run.host(InstanceBuffer::Places as usize),
+            boxes: run.host(InstanceBuffer::Boxes as usize),
             copy_mask: &copy_mask,
             extent: &extent,
         };
@@ -138,6 +165,7 @@ impl PostprocessOnGpu for Instances {
             scores: slice(InstanceBuffer::Scores),
             pairs: slice(InstanceBuffer::Pairs),
             places: slice(InstanceBuffer::Places),
+            boxes: Some(slice(InstanceBuffer::Boxes)).filter(|boxes| boxes.bytes > 0),
         }
     }
 }
@@ -223,8 +251,8 @@ struct SlotParams {
     min_score: f32,
 }
 
-/// What makes the instances of a photo and their bit masks: [`InstanceBuffer`] says what comes out. `classes`
-/// is the number of classes C of the class logits `f32 [N, C]`.
+/// What makes the instances of a photo and their bit masks: [`InstanceBuffer`] says what comes out.
+/// `classes` is the number of classes C of the class logits `f32 [N, C]`.
 ///
 /// # Errors
 /// A sentence, if sizes or numbers do not fit each other.
@@ -237,7 +265,7 @@ pub fn launches(
     let pairs = logits.objects * classes;
     let k = config.max_per_image.min(pairs);
     let masks = masks(logits, k)?;
-    let buffers = InstanceBuffer::ALL.map(|buffer| buffer.shape(k, logits.original)).to_vec();
+    let buffers = InstanceBuffer::all(k, logits.original, InstanceBuffer::Boxes);
     let Some(masks) = masks else {
         let program = Program { kernel: "nothing".into(), ..Program::default() };
         return Ok(PostProcess { program, buffers });
@@ -351,8 +379,8 @@ pub struct Masks<'a> {
 }
 
 impl<'a> Masks<'a> {
-    /// Masks by place for photos of `size` (height, width), each [`mask_bytes`] long, and what each of their
-    /// bands covers, `[places, bands]`.
+    /// Masks by place for photos of `size` (height, width), each [`mask_bytes`] long, and what each of
+    /// their bands covers, `[places, bands]`.
     pub fn new(bits: &'a [u8], extents: &'a [Extent], size: (usize, usize)) -> Self {
         Masks { bits, extents, size }
     }
@@ -363,8 +391,8 @@ impl<'a> Masks<'a> {
         bands.iter().fold(Extent::NOTHING, |all, &part| all.join(part))
     }
 
-    /// Copies the mask at a place, in the layout of `BitMask`, over a mask that is empty outside of the rows
-    /// `stale`: bands that have pixels neither here nor there are not touched.
+    /// Copies the mask at a place, in the layout of `BitMask`, over a mask that is empty outside of the
+    /// rows `stale`: bands that have pixels neither here nor there are not touched.
     ///
     /// # Errors
     /// [`Error::Shape`] if there is no such place, or `mask` has not the photo's size.
@@ -413,8 +441,8 @@ mod tests {
                 assert_eq!(byte, wanted, "byte {i} of mask {place}");
             }
         }
-        // What is known to be empty is not written: the last band of mask 0, if only the first two had pixels
-        // before.
+        // What is known to be empty is not written: the last band of mask 0, if only the first two had
+        // pixels before.
         let mut mask = vec![0xff; 105];
         masks.copy(0, 0..33, &mut mask).unwrap();
         assert!(mask[..48].iter().all(|&byte| byte == 0));

@@ -426,6 +426,7 @@ fn a_reused_result_holds_nothing_of_the_photo_before() {
             scores: &scores,
             pairs: &[0, 1],
             places: &[0, 1],
+            boxes: &[],
             copy_mask: &copy_mask,
             extent: &|place| (fresh.instances()[place].area, fresh.instances()[place].bbox),
         };

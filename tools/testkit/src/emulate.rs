@@ -15,11 +15,13 @@ use knet::graph::Graph;
 use knet::graph::passes::{DropRates, optimize};
 use knet::image::instance::InstanceConfig;
 use knet::image::panoptic::PanopticConfig;
+use knet::image::preprocess::Geometry;
 use knet::model::{Config, TapMode, build};
 use knet::ops::ValueType;
 use knet::plan::arena::Slot;
 use knet::plan::constants::Constants;
 use knet::plan::{Operand, Place, Site, Step};
+use knet::task::boxes::gpu::{self as boxes, Detected};
 use knet::task::instance::gpu as instance;
 use knet::task::panoptic::gpu as panoptic;
 use knet::task::semantic::gpu as semantic;
@@ -393,13 +395,15 @@ pub fn training_graph() -> Graph {
 }
 
 /// Models and sizes of input whose kernels are gated.
-const MODELS: [(&str, [usize; 2]); 6] = [
+const MODELS: [(&str, [usize; 2]); 8] = [
     ("knet_s3_r50_fpn", [800, 1344]),
     ("knet_s3_r50_fpn", [128, 192]),
     ("knet_s3_r101_fpn", [800, 1344]),
     ("knet_s3_r50_fpn_panoptic", [800, 1344]),
     ("knet_s3_r101_dcn_panoptic", [800, 1344]),
     ("knet_s3_lite0_fpn", [320, 320]),
+    ("mask_rcnn_r50_fpn", [800, 1344]),
+    ("cascade_mask_rcnn_r50_fpn", [800, 1344]),
 ];
 
 /// Pre- and post-processing of a small photo.
@@ -417,7 +421,10 @@ fn image_launches(dtype: DType) -> Vec<Launch> {
     });
     let config = PanopticConfig { proposals: 2, things: 5, stuff: 2, ..PanopticConfig::default() };
     let semantic = [false, true].map(|confidence| semantic::launches(&logits, confidence));
-    let posts = ranked.into_iter().chain([panoptic::launches(&logits, &config)]).chain(semantic);
+    let geometry = Geometry { original, resized, padded };
+    let detected = Detected { places: 3, classes: 5, mask_size: (28, 28), dtype };
+    let pasted = boxes::launches(&detected, &geometry, 0.0);
+    let posts = ranked.into_iter().chain([panoptic::launches(&logits, &config), pasted]).chain(semantic);
     let postprocess = posts.flat_map(|post| post.expect("sizes fit").program.launches);
     preprocess.into_iter().map(|launch| launch.expect("sizes fit")).chain(postprocess).collect()
 }

@@ -3,7 +3,7 @@
 use image::{Rgb, RgbImage};
 use knet::checkpoint::{StorageType, TensorData, TensorOut, seeded, write_safetensors};
 use knet::engine::source::{CONFIG_KEY, parameters};
-use knet::model::{Classes, Config, Fpn, Head, ResNet};
+use knet::model::{Classes, Config, Fpn, Head, Rcnn, ResNet};
 use knet::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +17,14 @@ pub fn small_config() -> Config {
         head: Head { proposals: 12, stages: 2, feedforward_channels: 128, heads: 4, norm_groups: 16 },
         ..Config::of(ResNet::new(50).into(), Classes { names, ..Classes::new(5, 0) })
     }
+}
+
+/// A two-stage detector of so many box heads, with few proposals, detections and classes.
+pub fn small_detector(stages: usize) -> Config {
+    let rcnn = Rcnn { stages, proposals: 60, hidden_channels: 24, ..Rcnn::default() };
+    let mut config = Config::two_stage(ResNet::new(50).into(), rcnn, 5);
+    (config.neck.channels, config.test.max_per_image) = (16, 30);
+    config
 }
 
 /// A tensor to be stored under an upstream name, with its upstream shape.
