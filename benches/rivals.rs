@@ -13,13 +13,14 @@
 //! (2).
 
 mod common;
+#[path = "common/results.rs"]
+mod results;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode};
 use image::{Rgb, RgbImage};
 use knet::engine::{Device, WeightSource};
 use knet::{Engine, Result, Segmentation};
 use serde_json::{Value, json};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Models over one backbone: K-Net, then the others.
@@ -99,12 +100,6 @@ impl Racer {
     }
 }
 
-fn median(seconds: &[f64]) -> f64 {
-    let mut sorted = seconds.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
 fn benches(criterion: &mut Criterion) {
     for size in SIZES {
         let mut group = criterion.benchmark_group(format!("race/{}x{}", size.0, size.1));
@@ -129,12 +124,12 @@ fn race() -> Result<Vec<Value>> {
             for _ in 0..ROUNDS {
                 racers.iter_mut().for_each(Racer::round);
             }
-            let first = median(&racers[0].rounds);
+            let first = results::median(&racers[0].rounds);
             println!("{}x{}: seconds of a frame, ratio to {}; parts", size.0, size.1, family[0].1);
             let mut entries = Vec::new();
             for ((model, label), racer) in family.iter().zip(&racers) {
-                let seconds = median(&racer.rounds);
-                let parts = racer.parts.each_ref().map(|part| median(part));
+                let seconds = results::median(&racer.rounds);
+                let parts = racer.parts.each_ref().map(|part| results::median(part));
                 let shown = PARTS.iter().zip(parts).map(|(name, part)| format!("{name} {part:.3}"));
                 let shown = shown.collect::<Vec<_>>().join("  ");
                 println!("  {label:<24} {seconds:.3}  {:.2}  {shown}", seconds / first);
@@ -160,12 +155,6 @@ fn race() -> Result<Vec<Value>> {
     Ok(races)
 }
 
-/// What a command prints, without the end of the line.
-fn said(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    output.map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_string())
-}
-
 fn main() {
     let mut criterion = Criterion::default()
         .sample_size(10)
@@ -179,18 +168,13 @@ fn main() {
     let mut named = arguments.iter().filter(|argument| !argument.starts_with('-'));
     let asked = named.all(|name| name == "table") && arguments.iter().any(|argument| argument == "--bench");
     if asked && !arguments.iter().any(|argument| argument == "--list") {
-        let races = race().expect("a race");
-        let cpu = said("sh", &["-c", "grep -m1 'model name' /proc/cpuinfo | cut -d: -f2"]);
         let file = json!({
-            "form": "knet race 1", "subject": "detectors",
+            "form": "knet race 1",
+            "subject": "detectors",
             "title": "K-Net beside other detectors, all on knet",
-            "machine": {"device": cpu, "threads": common::threads()},
-            "command": "cargo bench --bench rivals",
-            "commit": said("git", &["rev-parse", "--short", "HEAD"]),
-            "date": said("date", &["+%F"]),
             "note": "Seeded weights: equal work for every photo, no meaning in the masks.",
-            "races": races,
+            "races": race().expect("a race"),
         });
-        std::fs::write("target/race.json", format!("{file:#}\n")).expect("target/race.json");
+        results::write("race.json", "cargo bench --bench rivals -- table", file);
     }
 }

@@ -1,4 +1,4 @@
-//! Gradients of ranks on GPUs, divided into buckets that are summed over ranks while the backward pass goes on.
+//! Gradients of ranks on GPUs, in buckets that are summed over ranks while the backward pass goes on.
 
 use super::Trained;
 use crate::graph::{Builder, Graph, SegmentId, ValueId};
