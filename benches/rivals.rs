@@ -165,9 +165,9 @@ fn main() {
     criterion.final_summary();
     // A filter asks for benches, `table` for this alone.
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let mut named = arguments.iter().filter(|argument| !argument.starts_with('-'));
-    let asked = named.all(|name| name == "table") && arguments.iter().any(|argument| argument == "--bench");
-    if asked && !arguments.iter().any(|argument| argument == "--list") {
+    let has = |option: &str| arguments.iter().any(|argument| argument == option);
+    let all = has("--bench") && arguments.iter().all(|argument| argument.starts_with('-'));
+    if (all || results::table_alone()) && !has("--list") {
         let file = json!({
             "form": "knet race 1",
             "subject": "detectors",
