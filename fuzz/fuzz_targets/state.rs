@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use image::RgbImage;
 use knet::engine::source::{CONFIG_KEY, parameters};
 use knet::model::{Classes, Config, Fpn, Head};
-use knet::train::data::{Augment, DataConfig, Loader, LoaderConfig, Mix, Reading};
+use knet::train::data::{Augment, DataConfig, Loader, LoaderConfig, Mix, Reading, Targets};
 use knet::train::run::state::State;
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
@@ -79,7 +79,7 @@ fn go_on(world: &World) {
     }
     let config = LoaderConfig {
         start: state.progress.position,
-        max_objects: 1,
+        targets: Targets::Objects(1),
         batch: 1,
         prefetch: 1,
         augment: Augment::off([32, 32]),
