@@ -152,6 +152,43 @@ impl InstanceResult {
         }
     }
 
+    /// Replaces what the result held by those detections, best first, that score at least `min_score`. Each
+    /// has a mask of `size` (height, width), which [`InstanceResult::draw`] makes, and a box of four sides
+    /// where there are some. Memory is used again.
+    fn take_detections(
+        &mut self,
+        (scores, labels, boxes): (&[f32], &[i32], &[f32]),
+        min_score: f32,
+        size: (usize, usize),
+    ) -> Result<()> {
+        let count = scores.iter().take_while(|&&score| score >= min_score).count();
+        self.reserve(count, size)?;
+        self.instances.clear();
+        self.boxes.clear();
+        self.boxes.extend(boxes.as_chunks::<4>().0.iter().take(count));
+        if self.masks.len() < count {
+            self.masks.resize_with(count, MaskSlot::default);
+        }
+        self.used = count;
+        for (slot, (&score, &label)) in scores.iter().zip(labels).take(count).enumerate() {
+            let label = label.max(0) as usize;
+            self.instances.push(Instance { label, score, mask_index: slot, slot, ..Instance::default() });
+        }
+        Ok(())
+    }
+
+    /// Makes the mask of every detection: `draw` is given its number and an empty mask.
+    fn draw(&mut self, size: (usize, usize), draw: impl Fn(usize, &mut BitMask) + Sync) {
+        self.masks[..self.used].par_iter_mut().enumerate().for_each(|(index, slot)| {
+            let stale = slot.claim(index, size);
+            slot.mask.clear_rows(stale);
+            draw(index, &mut slot.mask);
+            slot.area = slot.mask.area();
+            slot.bbox = slot.mask.bbox();
+        });
+        self.measure();
+    }
+
     /// Gives every instance the area and box of its mask.
     fn measure(&mut self) {
         for instance in &mut self.instances {
@@ -269,7 +306,7 @@ impl InstancePostprocessor {
     pub fn run(&mut self, head: &HeadOutput, geometry: &Geometry, result: &mut InstanceResult) -> Result<()> {
         head.check()?;
         let isa = Isa::detect();
-        if sampler_for(&mut self.sampler, head, geometry)? {
+        if sampler_for(&mut self.sampler, head.mask_size, geometry, Alignment::Centres)? {
             self.workers.clear();
         }
         self.scores.resize(head.class_logits.len(), 0.0);

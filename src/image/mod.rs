@@ -85,10 +85,15 @@ impl HeadOutput<'_> {
 }
 
 /// Makes `slot` hold the tables for these sizes; true if they had to be made.
-fn sampler_for(slot: &mut Option<MaskSampler>, head: &HeadOutput, geometry: &Geometry) -> Result<bool> {
-    if slot.as_ref().is_some_and(|s| s.fits(head.mask_size, geometry)) {
+fn sampler_for(
+    slot: &mut Option<MaskSampler>,
+    mask_size: (usize, usize),
+    geometry: &Geometry,
+    alignment: Alignment,
+) -> Result<bool> {
+    if slot.as_ref().is_some_and(|s| s.fits(mask_size, geometry)) {
         return Ok(false);
     }
-    *slot = Some(MaskSampler::new(head.mask_size, *geometry, Alignment::Centres)?);
+    *slot = Some(MaskSampler::new(mask_size, *geometry, alignment)?);
     Ok(true)
 }

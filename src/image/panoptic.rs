@@ -10,7 +10,7 @@
 
 use rayon::prelude::*;
 
-use super::mask_resize::{MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid_scores};
+use super::mask_resize::{Alignment, MaskSampler, RowTaps, Scratch, blend2, blend4, sigmoid_scores};
 use super::preprocess::Geometry;
 use super::worker_pool::WorkerPool;
 use super::{HeadOutput, sampler_for};
@@ -186,7 +186,7 @@ impl PanopticPostprocessor {
                 ),
             });
         }
-        if sampler_for(&mut self.sampler, head, geometry)? {
+        if sampler_for(&mut self.sampler, head.mask_size, geometry, Alignment::Centres)? {
             self.workers.clear();
         }
         (result.height, result.width) = geometry.original;

@@ -3,11 +3,11 @@
 
 use super::super::mask_resize::{Alignment, MaskSampler};
 use super::super::preprocess::Geometry;
+use super::super::sampler_for;
 use super::super::worker_pool::WorkerPool;
-use super::{BAND, Instance, InstanceResult, MaskSlot, Worker, fill_mask};
+use super::{BAND, InstanceResult, Worker, fill_mask};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
-use rayon::prelude::*;
 
 /// Detections of one photo, best first.
 #[derive(Clone, Copy, Debug)]
@@ -68,36 +68,18 @@ impl MaskMaker {
     ) -> Result<()> {
         found.check()?;
         let isa = Isa::detect();
-        if !self.sampler.as_ref().is_some_and(|sampler| sampler.fits(found.mask_size, geometry)) {
-            self.sampler = Some(MaskSampler::new(found.mask_size, *geometry, self.alignment)?);
+        let (size, pixels) = (geometry.original, found.mask_size.0 * found.mask_size.1);
+        if sampler_for(&mut self.sampler, found.mask_size, geometry, self.alignment)? {
             self.workers.clear();
         }
         let sampler = self.sampler.as_ref().expect("was just made");
-        let (size, pixels) = (geometry.original, found.mask_size.0 * found.mask_size.1);
-        let count = found.scores.iter().take_while(|&&score| score >= min_score).count();
-        result.reserve(count, size)?;
-        result.instances.clear();
-        result.boxes.clear();
-        result.boxes.extend(found.boxes.as_chunks::<4>().0.iter().take(count));
-        if result.masks.len() < count {
-            result.masks.resize_with(count, MaskSlot::default);
-        }
-        result.used = count;
-        for (slot, (&score, &label)) in found.scores.iter().zip(found.labels).take(count).enumerate() {
-            let label = label.max(0) as usize;
-            result.instances.push(Instance { label, score, mask_index: slot, slot, ..Instance::default() });
-        }
+        result.take_detections((found.scores, found.labels, found.boxes), min_score, size)?;
         self.workers.fill(|| Worker { scratch: sampler.scratch(BAND), flags: vec![0; 8 * size.1] });
         let workers = &self.workers;
-        result.masks[..count].par_iter_mut().enumerate().for_each(|(index, slot)| {
-            let stale = slot.claim(index, size);
-            slot.mask.clear_rows(stale);
+        result.draw(size, |index, mask| {
             let logits = &found.logits[index * pixels..][..pixels];
-            workers.lend(|worker| fill_mask(isa, sampler, logits, &mut slot.mask, worker));
-            slot.area = slot.mask.area();
-            slot.bbox = slot.mask.bbox();
+            workers.lend(|worker| fill_mask(isa, sampler, logits, mask, worker));
         });
-        result.measure();
         Ok(())
     }
 }

@@ -5,12 +5,10 @@
 //! mask that the box stretches, bilinearly between its cells (zero outside of it), and the pixel belongs to
 //! the mask from 0.5 on. Only pixels up to one beyond the box are looked at.
 
-use rayon::prelude::*;
-
 use super::super::bitmask::BitMask;
 use super::super::preprocess::Geometry;
 use super::super::worker_pool::WorkerPool;
-use super::{Instance, InstanceResult, MaskSlot};
+use super::InstanceResult;
 use crate::error::{Error, Result};
 
 /// A blended row whose values are all below this has no pixel of the mask, however it is rounded.
@@ -119,19 +117,7 @@ impl Paster {
     ) -> Result<()> {
         found.check()?;
         let size = geometry.original;
-        let count = found.scores.iter().take_while(|&&score| score >= min_score).count();
-        result.reserve(count, size)?;
-        result.instances.clear();
-        result.boxes.clear();
-        result.boxes.extend_from_slice(&found.boxes.as_chunks::<4>().0[..count]);
-        if result.masks.len() < count {
-            result.masks.resize_with(count, MaskSlot::default);
-        }
-        result.used = count;
-        for (slot, (&score, &label)) in found.scores.iter().zip(found.labels).take(count).enumerate() {
-            let label = label.max(0) as usize;
-            result.instances.push(Instance { label, score, mask_index: slot, slot, ..Instance::default() });
-        }
+        result.take_detections((found.scores, found.labels, found.boxes), min_score, size)?;
         if self.width != size.1 {
             self.workers.clear();
             self.width = size.1;
@@ -141,9 +127,7 @@ impl Paster {
         let worker = || Worker { columns: Vec::with_capacity(width), row: vec![0.0; mask_width + 3] };
         self.workers.fill(worker);
         let (workers, enlargement) = (&self.workers, geometry.enlargement());
-        result.masks[..count].par_iter_mut().enumerate().for_each(|(index, slot)| {
-            let stale = slot.claim(index, size);
-            slot.mask.clear_rows(stale);
+        result.draw(size, |index, mask| {
             let at = &found.boxes[4 * index..];
             // To the network's input and back, as upstream.
             let side = |side: usize| {
@@ -153,11 +137,8 @@ impl Paster {
             let down = Axis::new(side(1), side(3), mask_height, size.0);
             let across = Axis::new(side(0), side(2), mask_width, size.1);
             let probabilities = &found.probabilities[index * cells..][..cells];
-            workers.lend(|worker| paste(probabilities, down, across, &mut slot.mask, worker));
-            slot.area = slot.mask.area();
-            slot.bbox = slot.mask.bbox();
+            workers.lend(|worker| paste(probabilities, down, across, mask, worker));
         });
-        result.measure();
         Ok(())
     }
 }
