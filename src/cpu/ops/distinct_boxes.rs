@@ -2,6 +2,7 @@
 //! its class, until enough are taken.
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
+use super::non_max_suppression::best_first;
 use crate::ops::DistinctBoxes;
 use crate::ops::non_max_suppression::{area, iou};
 
@@ -45,9 +46,7 @@ impl Kernel for Greedy {
                 found += 1;
             }
             let order = &mut order[..found];
-            order.sort_unstable_by(|&i, &j| {
-                scores[j as usize].total_cmp(&scores[i as usize]).then_with(|| i.cmp(&j))
-            });
+            best_first(order, scores);
             let places = &mut places[b * keep..][..keep];
             let mut taken = 0;
             for &i in order.iter() {

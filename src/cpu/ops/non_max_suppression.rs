@@ -7,6 +7,12 @@ use crate::ops::non_max_suppression::{NonMaxSuppression, area, iou};
 /// Floats of a taken box in scratch: its moved sides, its area, and its class as bits.
 const TAKEN: usize = 6;
 
+/// Sorts indices of scores: the best first, of equals the lower index.
+pub(super) fn best_first(order: &mut [u32], scores: &[f32]) {
+    order
+        .sort_unstable_by(|&i, &j| scores[j as usize].total_cmp(&scores[i as usize]).then_with(|| i.cmp(&j)));
+}
+
 struct Greedy {
     op: NonMaxSuppression,
     boxes: usize,
@@ -57,9 +63,7 @@ impl Greedy {
             }
         }
         let order = &mut order[..found];
-        order.sort_unstable_by(|&i, &j| {
-            image.scores[j as usize].total_cmp(&image.scores[i as usize]).then_with(|| i.cmp(&j))
-        });
+        best_first(order, image.scores);
         image.taken_boxes.fill(0.0);
         image.taken_scores.fill(0.0);
         image.classes.fill(0);

@@ -7,7 +7,7 @@
 mod box_head;
 mod mask_branch;
 
-use super::config::in_range;
+use super::config::{in_range, is_share};
 use super::evidence::Evidence;
 use super::layers::{Conv, conv_bias, relu};
 use super::rcnn::{DET_BOXES, DET_COUNT, DET_LABELS, DET_SCORES, IMAGE_INFO};
@@ -59,10 +59,7 @@ impl CondInst {
         if !channels.is_multiple_of(box_head::GROUPS) {
             return Err(format!("{channels} channels are not a multiple of {}", box_head::GROUPS));
         }
-        match (0.0..=1.0).contains(&self.score_threshold) {
-            true => Ok(()),
-            false => Err(format!("score_threshold {} must be between 0 and 1", self.score_threshold)),
-        }
+        is_share("score_threshold", self.score_threshold)
     }
 
     /// What tensors show of a CondInst, of the width of its pyramid, and of the number of its classes; `None`

@@ -556,6 +556,14 @@ impl Config {
     }
 }
 
+/// A sentence on a threshold that no share, and so no score, can be compared with.
+pub(super) fn is_share(field: &str, value: f32) -> Result<(), String> {
+    match (0.0..=1.0).contains(&value) {
+        true => Ok(()),
+        false => Err(format!("{field} {value} must be between 0 and 1")),
+    }
+}
+
 /// A sentence on a count that is none, or more than any model has.
 pub(super) fn in_range<const N: usize>(fields: [(&str, usize); N]) -> Result<(), String> {
     match fields.iter().find(|(_, value)| !(1..=1 << 16).contains(value)) {

@@ -9,7 +9,7 @@ mod bbox_head;
 mod mask_head;
 mod rpn;
 
-use super::config::in_range;
+use super::config::{in_range, is_share};
 use super::evidence::Evidence;
 use super::layers::activation;
 use super::{Config, TapLayout, Taps};
@@ -86,10 +86,7 @@ impl Rcnn {
         if self.stages > MOST_STAGES {
             return Err(format!("stages is {}, must be 1 to {MOST_STAGES}", self.stages));
         }
-        match (0.0..=1.0).contains(&self.score_threshold) {
-            true => Ok(()),
-            false => Err(format!("score_threshold {} must be between 0 and 1", self.score_threshold)),
-        }
+        is_share("score_threshold", self.score_threshold)
     }
 
     /// What the name of a model of so many stages starts with.

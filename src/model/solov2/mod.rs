@@ -7,7 +7,7 @@
 
 mod mask_features;
 
-use super::config::in_range;
+use super::config::{in_range, is_share};
 use super::evidence::Evidence;
 use super::layers::{Conv, conv_bias_for, conv_gn_relu_for, sigmoid};
 use super::rcnn::{DET_COUNT, DET_LABELS, DET_SCORES, coarsest};
@@ -84,12 +84,8 @@ impl Solov2 {
         if let Some((field, width)) = widths.iter().find(|(_, width)| !width.is_multiple_of(FEATURE_GROUPS)) {
             return Err(format!("{field} is {width}, must be a multiple of {FEATURE_GROUPS}"));
         }
-        for (field, value) in [("score_threshold", self.score_threshold), ("least_score", self.least_score)] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(format!("{field} {value} must be between 0 and 1"));
-            }
-        }
-        Ok(())
+        is_share("score_threshold", self.score_threshold)?;
+        is_share("least_score", self.least_score)
     }
 
     /// What tensors show of a SOLOv2, of the width of its pyramid, and of the number of its classes; `None`
