@@ -100,6 +100,30 @@ impl Case {
         self
     }
 
+    /// Types of the results.
+    ///
+    /// # Panics
+    /// If the operator does not take these inputs: cases are sound.
+    pub fn outputs(&self) -> Vec<ValueType> {
+        self.op.infer(&self.inputs).expect("cases are sound")
+    }
+
+    /// Floating-point operations of the direct algorithm.
+    ///
+    /// # Panics
+    /// As [`Case::outputs`].
+    pub fn flops(&self) -> u64 {
+        self.op.flops(&self.inputs, &self.outputs())
+    }
+
+    /// Values of operands and results: the work of what computes little.
+    ///
+    /// # Panics
+    /// As [`Case::outputs`].
+    pub fn values(&self) -> usize {
+        self.inputs.iter().chain(&self.outputs()).map(|ty| ty.shape.len()).sum()
+    }
+
     /// `op/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.op.name(), self.name)

@@ -92,16 +92,13 @@ impl Check {
 
     /// Operations of a run; what moves values alone is counted by them.
     fn work(&self) -> u64 {
-        let outputs = self.case.op.infer(&self.case.inputs).expect("a case is well formed");
-        let values: usize = self.case.inputs.iter().chain(&outputs).map(|ty| ty.shape.len()).sum();
-        self.case.op.flops(&self.case.inputs, &outputs).max(values as u64).max(1)
+        self.case.flops().max(self.case.values() as u64).max(1)
     }
 
     fn loss(&self, inputs: &[Tensor<f64>]) -> f64 {
         let results = self.case.op.reference(&inputs.iter().collect::<Vec<_>>());
-        let outputs = self.case.op.infer(&self.case.inputs).expect("a case is well formed");
         let seeded = |&(i, ty): &(usize, ValueType)| ty.dtype == DType::F32 && !self.detached.contains(&i);
-        let floats = outputs.into_iter().enumerate().filter(seeded).map(|(i, _)| &results[i]);
+        let floats = self.case.outputs().into_iter().enumerate().filter(seeded).map(|(i, _)| &results[i]);
         let product = |(result, weight): (&Tensor<f64>, &Tensor)| -> f64 {
             result.data().iter().zip(weight.data()).map(|(&r, &w)| r * f64::from(w)).sum()
         };
