@@ -144,6 +144,52 @@ impl DType {
     }
 }
 
+/// How feature maps are stored and multiplied. Accumulation, norms, softmax and everything of one row an
+/// object are f32 in each.
+///
+/// A CPU knows two of them: bf16, where it has instructions that multiply it, and f32, which it takes for the
+/// others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 storage and f32 multiplication: for parity with reference data.
+    F32,
+    /// f32 storage; convolutions on tensor cores, by three TF32 products for each f32 one, which keep 22 bits
+    /// of each factor.
+    Tf32x3,
+    /// f16 maps and filters on tensor cores. Rows of objects are multiplied in TF32. What a GPU takes by itself.
+    #[default]
+    F16,
+    /// bf16 maps and filters. Rows of objects are multiplied in TF32 on a GPU, in f32 on a CPU.
+    Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 4] = [Precision::F32, Precision::Tf32x3, Precision::F16, Precision::Bf16];
+
+    /// Element type of feature maps, mask logits and filters.
+    pub fn storage(self) -> DType {
+        match self {
+            Precision::F32 | Precision::Tf32x3 => DType::F32,
+            Precision::F16 => DType::F16,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Tf32x3 => "tf32x3",
+            other => other.storage().name(),
+        }
+    }
+
+    /// Whether feature maps and filters are stored in 16 bits.
+    pub fn is_half(self) -> bool {
+        self.storage() != DType::F32
+    }
+}
+
 /// A dense host tensor. `T` is `f32` for weights and results and `f64` for operator references.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor<T = f32> {

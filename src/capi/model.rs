@@ -6,6 +6,7 @@ use knet::cpu::Arithmetic;
 use knet::engine::{Device, ModelOptions, WeightSource};
 use knet::image::classes::Class;
 use knet::model::Task;
+use knet::tensor::Precision;
 use knet::{Error, Model};
 use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
@@ -143,12 +144,12 @@ unsafe fn open(options: &knet_model_options) -> Result<knet_model, Fault> {
     };
     let device = device.map_or(Ok(Device::Auto), str::parse::<Device>)?;
     let arithmetic = if options.exact == 0 { Arithmetic::Fast } else { Arithmetic::Exact };
-    check_precision(options.precision)?;
+    let precision = precision(options.precision)?;
     let name = name.map(String::from);
     // With its features the library has more of them.
     #[allow(clippy::needless_update)]
-    let base = ModelOptions { weights, name, device, arithmetic, ..ModelOptions::default() };
-    let model = Model::load(&with_precision(base, options.precision))?;
+    let options = ModelOptions { weights, name, device, precision, arithmetic, ..ModelOptions::default() };
+    let model = Model::load(&options)?;
     Ok(knet_model {
         classes: model.classes().into_iter().map(|class| (owned(&class.name), class)).collect(),
         device: owned(&model.device()),
@@ -157,36 +158,20 @@ unsafe fn open(options: &knet_model_options) -> Result<knet_model, Fault> {
     })
 }
 
-#[cfg(feature = "cuda")]
-fn with_precision(options: ModelOptions, code: u32) -> ModelOptions {
-    use knet::cuda::gpu::Precision;
-    let precision = match code {
-        KNET_PRECISION_F32 => Precision::F32,
-        KNET_PRECISION_TF32X3 => Precision::Tf32x3,
-        KNET_PRECISION_F16 => Precision::F16,
-        KNET_PRECISION_BF16 => Precision::Bf16,
-        _ => Precision::default(),
-    };
-    ModelOptions { precision, ..options }
-}
-
-/// The CPU has f32 alone.
-#[cfg(not(feature = "cuda"))]
-fn with_precision(options: ModelOptions, _: u32) -> ModelOptions {
-    options
-}
-
-fn check_precision(code: u32) -> Result<(), Fault> {
-    match code {
-        KNET_PRECISION_DEFAULT
-        | KNET_PRECISION_F32
-        | KNET_PRECISION_TF32X3
-        | KNET_PRECISION_F16
-        | KNET_PRECISION_BF16 => Ok(()),
+/// The precision of a code; `None` for the device's own.
+fn precision(code: u32) -> Result<Option<Precision>, Fault> {
+    Ok(match code {
+        KNET_PRECISION_DEFAULT => None,
+        KNET_PRECISION_F32 => Some(Precision::F32),
+        KNET_PRECISION_TF32X3 => Some(Precision::Tf32x3),
+        KNET_PRECISION_F16 => Some(Precision::F16),
+        KNET_PRECISION_BF16 => Some(Precision::Bf16),
         other => {
-            Err(Fault::argument(format!("knet_model_options.precision is {other}: no KNET_PRECISION_*")))
+            return Err(Fault::argument(format!(
+                "knet_model_options.precision is {other}: no KNET_PRECISION_*"
+            )));
         }
-    }
+    })
 }
 
 /// Closes a model; NULL is allowed. Its sessions go on until they are closed themselves.

@@ -7,12 +7,13 @@ use super::weights::{Constant, Weights};
 use super::{Pool, ops};
 use crate::error::{Error, Result};
 use crate::exec::{self, Host, HostMut, Report};
-use crate::graph::{Graph, InputId, OutputId, SegmentId, VariableId};
-use crate::isa::Isa;
+use crate::graph::{Graph, InputId, OutputId, SegmentId, ValueId, VariableId};
+use crate::isa::{Dot, Isa};
 use crate::memory;
-use crate::ops::ValueType;
+use crate::ops::{Role, ValueType};
 use crate::plan::arena::{ALIGNMENT, Slot};
 use crate::plan::{self, Choice, Const, Operand, Place, Segment, Step, Variable};
+use crate::tensor::DType;
 use rayon::prelude::*;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -27,38 +28,56 @@ pub struct Selection {
     pub threads: usize,
     /// How coarsely kernels may round.
     pub arithmetic: Arithmetic,
+    /// Stores maps as bf16, and multiplies them by these instructions; `None`: all floats are f32.
+    pub bf16: Option<Dot>,
 }
 
 impl Selection {
-    /// Fast kernels of an instruction set for so many threads.
+    /// Fast kernels of an instruction set for so many threads, in f32.
     pub fn new(isa: Isa, threads: usize) -> Selection {
-        Selection { isa, threads, arithmetic: Arithmetic::Fast }
+        Selection { isa, threads, arithmetic: Arithmetic::Fast, bf16: None }
     }
 
     fn check(&self) -> Result<()> {
-        if self.isa.is_available() {
-            return Ok(());
+        if !self.isa.is_available() {
+            return Err(Error::usage(format!("this processor has no {}", self.isa)));
         }
-        Err(Error::usage(format!("this processor has no {}", self.isa)))
+        match self.bf16 {
+            Some(dot) if !dot.is_available() => {
+                Err(Error::usage(format!("this processor, or its system, has no {dot}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Type in memory of a value of the arena: of maps alone, those may be bf16.
+    fn stored(&self, ty: ValueType) -> ValueType {
+        match (self.bf16, ty.role) {
+            (Some(_), Role::Map) => ValueType { dtype: DType::BF16, ..ty },
+            _ => ty,
+        }
     }
 
     fn context<'a>(&self, inputs: &'a [ValueType], outputs: &'a [ValueType]) -> Context<'a> {
-        let Selection { isa, threads, arithmetic } = *self;
-        Context { inputs, outputs, isa, threads, arithmetic }
+        let Selection { isa, threads, arithmetic, bf16 } = *self;
+        Context { inputs, outputs, isa, threads, arithmetic, dot: bf16.unwrap_or(Dot::Portable) }
     }
 }
 
 /// A plan whose steps carry the CPU's kernels.
 pub type Plan = plan::Plan<Arc<dyn Kernel>>;
 
-/// Plans `graph` with the CPU's kernels.
+/// Plans `graph` with the CPU's kernels. What callers write and read, inputs and results, is stored in the
+/// graph's types whatever the selection says.
 ///
 /// # Errors
 /// [`Error::Usage`] if this processor lacks the instruction set; as [`plan::Plan::build`], which refuses
 /// what only the rewrites of GPUs make.
 pub fn plan(graph: &Graph, selection: Selection) -> Result<Plan> {
     selection.check()?;
-    Plan::build(graph, |ty| ty, |site| choose(site, selection))
+    let seen = graph.seen_by_callers();
+    let stored = |id: ValueId, ty| if seen[id.index()] { ty } else { selection.stored(ty) };
+    Plan::build(graph, stored, |site| choose(site, selection))
 }
 
 /// A plan that was written and read back, with its kernels: a plan is written without them, as which kernel a
@@ -317,8 +336,9 @@ impl Arena {
     }
 }
 
+/// The floats that a slot covers: slots begin on cache lines, so that the last may be shared with nobody.
 fn range(slot: Slot) -> std::ops::Range<usize> {
-    slot.offset / 4..(slot.offset + slot.bytes) / 4
+    slot.offset / 4..(slot.offset + slot.bytes).div_ceil(4)
 }
 
 impl exec::Executor for Executor {

@@ -1,8 +1,10 @@
 //! The contract between the executor and the CPU kernels.
 
 use super::conv::{Arithmetic, ConvKernel};
-use crate::isa::Isa;
+use super::element::{Element, stored, stored_mut};
+use crate::isa::{Dot, Isa};
 use crate::ops::{Operator, ValueType};
+use crate::tensor::DType;
 use std::fmt;
 
 /// Most operands of a step: those of an update of [`AdamW::MOST`](crate::ops::AdamW::MOST) parameters.
@@ -24,13 +26,28 @@ pub struct Context<'a> {
     pub threads: usize,
     /// How coarsely the kernel may round.
     pub arithmetic: Arithmetic,
+    /// Instructions that multiply bf16, where maps are stored so.
+    pub dot: Dot,
+}
+
+impl Context<'_> {
+    /// Whether all operands and results are maps of bf16.
+    pub(crate) fn is_all_bf16(&self) -> bool {
+        self.inputs.iter().chain(self.outputs).all(|ty| ty.dtype == DType::BF16)
+    }
 }
 
 /// An operator the CPU can run. Implemented in `src/cpu/ops/<name>.rs` for every line of the registry's first
 /// list.
 pub trait CpuOp: Operator {
-    /// Chooses the kernel for these types.
+    /// Chooses the kernel for these types, all of whose floats are f32.
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel>;
+
+    /// Chooses the kernel for these types, some of which are bf16. Without one, the kernel of f32 runs between
+    /// conversions.
+    fn bf16_kernel(&self, _context: &Context<'_>) -> Option<Box<dyn Kernel>> {
+        None
+    }
 }
 
 /// An operand in a layout of the kernel's own, made from the graph's layout by [`Kernel::pack`]: once if
@@ -54,6 +71,8 @@ pub struct PackedOperand {
 pub enum PackedLayout {
     /// Panels of a GEMM's right side.
     Panels,
+    /// Filters as panels of bf16.
+    DotPanels,
     /// Filters of a convolution for this kernel.
     Filters(ConvKernel),
     /// Filters turned by 180 degrees, input and output channels exchanged: for the gradient of the map as
@@ -96,12 +115,13 @@ impl fmt::Debug for dyn Kernel {
 /// Memory of one kernel call. Slices of absent operands are empty; no two slices overlap except inputs
 /// with inputs. Outputs and workspace hold stale data on entry.
 pub struct Args<'a> {
-    /// Operands in the graph's layout. Indices are `i32` seen as bytes of `f32`: use [`Args::input_i32`]. A
+    /// Operands in the graph's layout. What is not f32 is seen as the memory of floats: indices
+    /// ([`Args::input_i32`]), maps of bf16 ([`Args::map`]). A
     /// packed operand that is a constant is empty here, and so is one that a result replaces
     /// ([`Operator::replaces`]).
     pub inputs: [&'a [f32]; MAX_INPUTS],
-    /// Results. One that replaces an operand holds that on entry. Index results are `i32` seen as bytes of
-    /// `f32`: use [`Args::output_i32`].
+    /// Results. One that replaces an operand holds that on entry. What is not f32 is seen as the memory of
+    /// floats: [`Args::output_i32`], [`Args::map_mut`].
     pub outputs: [&'a mut [f32]; MAX_OUTPUTS],
     /// The packed operand, or empty.
     pub packed: &'a [f32],
@@ -118,5 +138,15 @@ impl<'a> Args<'a> {
     /// Result `index` as indices.
     pub fn output_i32(&mut self, index: usize) -> &mut [i32] {
         bytemuck::cast_slice_mut(self.outputs[index])
+    }
+
+    /// Operand `index`, of so many values that are stored as `E`.
+    pub(crate) fn map<E: Element>(&self, index: usize, len: usize) -> &'a [E] {
+        stored(self.inputs[index], len)
+    }
+
+    /// Result `index`, of so many values that are stored as `E`.
+    pub(crate) fn map_mut<E: Element>(&mut self, index: usize, len: usize) -> &mut [E] {
+        stored_mut(self.outputs[index], len)
     }
 }

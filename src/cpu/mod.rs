@@ -3,12 +3,15 @@
 mod affinity;
 pub mod buffer;
 pub(crate) mod conv;
+pub(crate) mod dot;
+pub(crate) mod element;
 pub mod executor;
 pub(crate) mod gemm;
 pub mod kernel;
 mod ops;
 pub mod pool;
 pub mod weights;
+mod widened;
 
 pub use affinity::pin;
 pub use conv::Arithmetic;

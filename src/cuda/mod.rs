@@ -79,7 +79,8 @@ pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     if inference && selection.target().precision.is_half() {
         fuse_conv_tails(&mut graph)?;
     }
-    Plan::build(&graph, stored(selection.target()), select(selection))
+    let stored = stored(selection.target());
+    Plan::build(&graph, |_, ty| stored(ty), select(selection))
 }
 
 /// Type in device memory of a value that the graph knows as `ty`, by its [`Role`] alone: maps take the

@@ -1,13 +1,15 @@
 //! Where a model computes: the CPU or a GPU.
 
 use super::ModelOptions;
-use crate::cpu::{self, Selection, Weights};
+use crate::cpu::{self, Arithmetic, Selection, Weights};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::isa::{Dot, Isa};
 use crate::plan::Plan;
 use crate::plan::constants::ParamLoader;
+use crate::tensor::Precision;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -102,13 +104,9 @@ pub(super) struct Notes {
 }
 
 impl Backend {
-    /// The back end that `options` ask for, with kernels by `selection` on the CPU, and why it is not the GPU
-    /// if it might have been, or does not follow the tuning table.
-    pub(super) fn new(
-        options: &ModelOptions,
-        selection: Selection,
-        load: Box<ParamLoader>,
-    ) -> Result<(Backend, Notes)> {
+    /// The back end that `options` ask for, and why it is not the GPU if it might have been, or does not follow
+    /// the tuning table.
+    pub(super) fn new(options: &ModelOptions, load: Box<ParamLoader>) -> Result<(Backend, Notes)> {
         let (gpu, device) = match options.device {
             Device::Cpu => (None, None),
             Device::Cuda(ordinal) => (Some(ready(ordinal)?), None),
@@ -118,6 +116,7 @@ impl Backend {
             },
         };
         let Some(gpu) = gpu else {
+            let selection = cpu_selection(options)?;
             let backend = Backend::Cpu { selection, weights: Arc::new(Weights::new(load)) };
             return Ok((backend, Notes { device, tuning: None }));
         };
@@ -126,7 +125,7 @@ impl Backend {
 
     #[cfg(feature = "cuda")]
     fn on_gpu(gpu: Gpu, options: &ModelOptions, load: Box<ParamLoader>) -> Result<(Backend, Notes)> {
-        let mut runtime = Runtime::new(gpu, options.precision, load)?;
+        let mut runtime = Runtime::new(gpu, options.precision.unwrap_or_default(), load)?;
         let tuning = options.tuning.apply(&mut runtime)?;
         Ok((Backend::Cuda(Arc::new(runtime)), Notes { device: None, tuning }))
     }
@@ -164,6 +163,9 @@ impl Backend {
     /// The device, for people.
     pub(super) fn name(&self) -> String {
         match self {
+            Backend::Cpu { selection: Selection { isa, bf16: Some(dot), .. }, .. } => {
+                format!("cpu ({isa}, bf16 by {dot})")
+            }
             Backend::Cpu { selection, .. } => format!("cpu ({})", selection.isa),
             #[cfg(feature = "cuda")]
             Backend::Cuda(runtime) => {
@@ -199,6 +201,33 @@ impl Backend {
             Backend::Cuda(runtime) => Some(runtime),
         }
     }
+}
+
+/// How the CPU chooses kernels. How many threads there are is for sessions to say.
+fn cpu_selection(options: &ModelOptions) -> Result<Selection> {
+    let bf16 = match options.precision {
+        Some(precision) => named_bf16(precision)?,
+        None if options.arithmetic == Arithmetic::Exact => None,
+        None => Dot::detect(),
+    };
+    Ok(Selection { arithmetic: options.arithmetic, bf16, ..Selection::new(Isa::detect(), 1) })
+}
+
+/// The instructions by which the CPU has a precision that was named.
+///
+/// # Errors
+/// [`Error::Usage`] for bf16 on a CPU that does not multiply it.
+pub(super) fn named_bf16(precision: Precision) -> Result<Option<Dot>> {
+    if precision != Precision::Bf16 {
+        return Ok(None);
+    }
+    let lacks = || {
+        Error::usage(format!(
+            "--precision bf16: this CPU has no instructions that multiply bf16 (AVX-512 BF16 or AMX), or KNET_ISA excludes them; it computes by {} in f32",
+            Isa::detect()
+        ))
+    };
+    Dot::detect().map(Some).ok_or_else(lacks)
 }
 
 #[cfg(test)]

@@ -4,11 +4,10 @@
 use super::Tuning;
 use super::{Device, Engine, InputSize, Model, ModelOptions, SessionOptions, WeightSource};
 use crate::cpu::Arithmetic;
-#[cfg(feature = "cuda")]
-use crate::cuda::gpu::Precision;
 use crate::error::Result;
 use crate::image::instance::InstanceFilter;
 use crate::model::Task;
+use crate::tensor::Precision;
 use std::time::Duration;
 
 /// Settings of an [`Engine`].
@@ -103,10 +102,10 @@ impl EngineBuilder {
         self
     }
 
-    /// Stores and multiplies in this precision on a GPU. The CPU computes in f32 whatever is set here.
-    #[cfg(feature = "cuda")]
-    pub fn precision(mut self, precision: Precision) -> Self {
-        self.model.precision = precision;
+    /// Stores and multiplies maps in this precision instead of the device's own: see
+    /// [`ModelOptions::precision`].
+    pub fn precision(mut self, precision: impl Into<Option<Precision>>) -> Self {
+        self.model.precision = precision.into();
         self
     }
 

@@ -5,18 +5,15 @@ use super::Tuning;
 use super::backend::{Backend, Device, Notes};
 use super::bundle::Manifest;
 use super::{WeightSource, bundle, class_list, source};
-use crate::cpu::{Arithmetic, Selection};
+use crate::cpu::Arithmetic;
 #[cfg(feature = "cuda")]
-use crate::cuda::{
-    self, Runtime,
-    gpu::{Precision, Target},
-};
+use crate::cuda::{self, Runtime, gpu::Target};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::graph::passes::optimize;
 use crate::image::classes::Class;
-use crate::isa::Isa;
 use crate::model::{Config, Tap, TapMode, build};
+use crate::tensor::Precision;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,9 +26,10 @@ pub struct ModelOptions {
     pub name: Option<String>,
     /// Computes here. The default is [`Device::Auto`].
     pub device: Device,
-    /// Stores and multiplies in this precision on a GPU. The CPU computes in f32 whatever is set here.
-    #[cfg(feature = "cuda")]
-    pub precision: Precision,
+    /// Stores and multiplies maps in this precision. By default a GPU takes f16, and a CPU bf16 if it has
+    /// instructions that multiply it and `arithmetic` is not exact, else f32. A CPU takes f32 for the
+    /// precisions that GPUs alone have.
+    pub precision: Option<Precision>,
     /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is about a fifth faster;
     /// with [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close
     /// to the threshold. A GPU rounds by its precision.
@@ -47,8 +45,7 @@ impl Default for ModelOptions {
             weights: WeightSource::Seeded(0),
             name: None,
             device: Device::default(),
-            #[cfg(feature = "cuda")]
-            precision: Precision::default(),
+            precision: None,
             arithmetic: Arithmetic::default(),
             #[cfg(feature = "cuda")]
             tuning: Tuning::default(),
@@ -182,17 +179,15 @@ impl Model {
 /// The model of a checkpoint, or of seeded weights, where the options ask for it.
 fn open(weights: &WeightSource, options: &ModelOptions) -> Result<(Config, Backend, Notes)> {
     let (config, load) = source::open(weights, options.name.as_deref())?;
-    // How many threads there are is for sessions to say.
-    let selection = Selection { arithmetic: options.arithmetic, ..Selection::new(Isa::detect(), 1) };
     if !config.is_for_cpu_inference() {
-        let (backend, notes) = Backend::new(options, selection, load)?;
+        let (backend, notes) = Backend::new(options, load)?;
         return Ok((config, backend, notes));
     }
     if let Device::Cuda(_) = options.device {
         return Err(Error::usage(format!("{} {CPU_ALONE}: --device cpu", config.name)));
     }
     let on_cpu = ModelOptions { device: Device::Cpu, ..options.clone() };
-    let (backend, mut notes) = Backend::new(&on_cpu, selection, load)?;
+    let (backend, mut notes) = Backend::new(&on_cpu, load)?;
     notes.device = (options.device == Device::Auto).then(|| format!("{} {CPU_ALONE}", config.name));
     Ok((config, backend, notes))
 }

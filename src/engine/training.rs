@@ -3,12 +3,13 @@
 use super::{Device, Engine, WeightSource};
 use crate::cpu::{self, Arithmetic, Pool, Selection, Weights};
 #[cfg(feature = "cuda")]
-use crate::cuda::{self, Runtime, gpu::Precision};
+use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
 use crate::exec::Executor;
 use crate::graph::{Graph, OutputId};
 use crate::isa::Isa;
 use crate::plan::constants::ParamLoader;
+use crate::tensor::Precision;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
@@ -129,7 +130,6 @@ impl fmt::Display for Compute {
 /// As [`EngineBuilder::build`](super::EngineBuilder::build).
 pub fn validation_engine(path: &Path, compute: Compute) -> Result<Engine> {
     let builder = Engine::builder().weights(WeightSource::File(path.to_path_buf()));
-    #[cfg(feature = "cuda")]
     let builder = builder.precision(Precision::F32);
     builder.device(compute.device()).threads(compute.threads).build()
 }

@@ -185,6 +185,18 @@ impl Graph {
         &self.outputs
     }
 
+    /// For each value, whether callers write or read it: inputs and results, and all views of them.
+    pub fn seen_by_callers(&self) -> Vec<bool> {
+        let mut viewed: Vec<usize> = (0..self.values.len()).collect();
+        for node in self.nodes.iter().filter(|node| matches!(node.op, Op::Reshape(_))) {
+            viewed[node.outputs[0].index()] = viewed[node.inputs[0].index()];
+        }
+        let mut seen: Vec<bool> =
+            self.values.iter().map(|value| matches!(value.source, Source::Input)).collect();
+        self.outputs.iter().for_each(|(_, id)| seen[viewed[id.index()]] = true);
+        viewed.into_iter().map(|of| seen[of]).collect()
+    }
+
     /// Name and first node of each segment; none if nothing cuts a run.
     pub fn segments(&self) -> &[(String, usize)] {
         &self.segments

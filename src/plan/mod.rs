@@ -151,7 +151,8 @@ pub struct Plan<P = ()> {
 
 impl<P> Plan<P> {
     /// Plans `graph`. A back end keeps values of the arena in types of its own choice: `stored` gives the
-    /// type in memory of a value that the graph knows as this type. Constants keep the graph's type here;
+    /// type in memory of a value that the graph knows as this type; of values that are views of each other
+    /// it gives one element type. Constants keep the graph's type here;
     /// back ends convert them once. `choose` is the kernel selection; it says in a sentence why it has no
     /// kernel for a site.
     ///
@@ -159,13 +160,13 @@ impl<P> Plan<P> {
     /// As [`Graph::verify`]; [`Error::Shape`] where `choose` refuses.
     pub fn build(
         graph: &Graph,
-        stored: impl Fn(ValueType) -> ValueType,
+        stored: impl Fn(ValueId, ValueType) -> ValueType,
         choose: impl Fn(&Site<'_>) -> std::result::Result<Choice<P>, String>,
     ) -> Result<Plan<P>> {
         graph.verify()?;
-        let types = graph.values().iter().map(|value| match value.source {
+        let types = graph.values().iter().enumerate().map(|(index, value)| match value.source {
             Source::Variable(_) => value.ty,
-            _ => stored(value.ty),
+            _ => stored(ValueId(index as u32), value.ty),
         });
         let mut planner = Planner::new(graph, types.collect());
         planner.place_constants();

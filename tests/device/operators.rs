@@ -92,7 +92,7 @@ fn check_case(case: &Case, precision: Precision, ordinal: usize) -> Result<(), F
     let graph = one_node(case, Operands::Params);
     let runtime = runtime(ordinal, precision, inputs.clone())?;
     let target = runtime.target();
-    let plan = Plan::build(&graph, stored(target), select(target))?;
+    let plan = Plan::build(&graph, |_, ty| stored(target)(ty), select(target))?;
     let inputs = seen(&plan, &inputs);
     let mut executor = Executor::with_floats(plan.clone(), &runtime)?;
     let given = given(&plan, &inputs);
@@ -110,7 +110,7 @@ fn check_candidates(case: &Case, precision: Precision, ordinal: usize, most: usi
     let graph = one_node(case, Operands::Params);
     let mut runtime = runtime(ordinal, precision, inputs.clone())?;
     let target = runtime.target();
-    let modelled = Plan::build(&graph, stored(target), select(target))?;
+    let modelled = Plan::build(&graph, |_, ty| stored(target)(ty), select(target))?;
     let tasks = tune::tasks(&modelled, &target, most)?;
     let [task] = &tasks[..] else { return Err(format!("{} tasks", tasks.len()).into()) };
     let mut timer = Timer::new(&runtime, &tasks, 2)?;
@@ -125,7 +125,7 @@ fn check_candidates(case: &Case, precision: Precision, ordinal: usize, most: usi
         let measured = Measured { kernel, microseconds: 1.0, model, model_microseconds: 2.0 };
         table.insert(task.site.site().to_string(), measured);
         runtime.adopt(table)?;
-        let plan = Plan::build(&graph, stored(target), select(runtime.selection().clone()))?;
+        let plan = Plan::build(&graph, |_, ty| stored(target)(ty), select(runtime.selection().clone()))?;
         if plan.steps[0].kernel != program.kernel {
             return Err(
                 format!("planned as {}, the table says {}", plan.steps[0].kernel, program.kernel).into()
@@ -320,7 +320,7 @@ fn check_indices(ordinal: usize) -> Result<(), Failed> {
     builder.output("flat", flat);
     let runtime = runtime(ordinal, Precision::F16, Vec::new())?;
     let target = runtime.target();
-    let plan = Plan::build(&builder.finish()?, stored(target), select(target))?;
+    let plan = Plan::build(&builder.finish()?, |_, ty| stored(target)(ty), select(target))?;
     let mut executor = Executor::with_floats(plan, &runtime)?;
     // The bits of some are those of a NaN that signals.
     let indices = [-1, 0, 1, 0x7fa0_0001, i32::MAX, i32::MIN];
@@ -361,7 +361,7 @@ fn check_wide_photos(ordinal: usize) -> Result<(), Failed> {
     builder.output("masks", masks);
     let runtime = runtime(ordinal, Precision::F16, params)?;
     let target = runtime.target();
-    let plan = Plan::build(&builder.finish()?, stored(target), select(target))?;
+    let plan = Plan::build(&builder.finish()?, |_, ty| stored(target)(ty), select(target))?;
     let mut executor = Executor::new(plan, &runtime)?;
 
     let instances = 2;

@@ -137,7 +137,8 @@ fn a_gpu_stores_the_maps_of_training_in_half_precision_and_nothing_else() {
     };
     let network = build_training(&spec).unwrap();
     let target = Target { caps: Caps::H100, precision: Precision::F16 };
-    let plan: Plan = Plan::build(&network.graph, stored(target), |_| Ok(Choice::default())).unwrap();
+    let plan: Plan =
+        Plan::build(&network.graph, |_, ty| stored(target)(ty), |_| Ok(Choice::default())).unwrap();
     assert!(plan.variables.len() > 100);
     for Variable { name, operand, .. } in &plan.variables {
         assert_eq!(operand.ty.dtype, DType::F32, "{name}: a variable is its own master copy");

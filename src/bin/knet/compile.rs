@@ -5,9 +5,10 @@ use crate::voice::tell;
 use crate::{PrecisionArgument, guard, source};
 use clap::Args;
 use knet::cpu::Arithmetic;
-use knet::cuda::gpu::{GPUS, Gpu, Precision, Target};
+use knet::cuda::gpu::{GPUS, Gpu, Target};
 use knet::engine::bundle::{self, For};
 use knet::engine::{Device, Model, ModelOptions, WeightSource};
+use knet::tensor::Precision;
 use knet::{Error, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -40,9 +41,9 @@ pub struct Arguments {
     #[arg(long, value_name = "DEVICE", value_delimiter = ',', default_value = "cpu")]
     target: Vec<String>,
 
-    /// How a GPU stores and multiplies feature maps
-    #[arg(long, value_enum, default_value = "f16")]
-    precision: PrecisionArgument,
+    /// How feature maps are stored and multiplied [default: f16 on a GPU, f32 on a CPU]
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionArgument>,
 
     /// Round as little as PyTorch does, as --precise of other commands: exact kernels on the CPU, f32 on a
     /// GPU
@@ -82,15 +83,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         weights: weights.clone(),
         name: arguments.model.clone(),
         device,
-        precision: if arguments.precise { Precision::F32 } else { arguments.precision.into() },
+        precision: match (arguments.precise, arguments.precision, device) {
+            (false, Some(precision), _) => Some(precision.into()),
+            (false, None, Device::Cuda(_)) => None,
+            // A bundle is for other CPUs too, unless bf16 is named.
+            _ => Some(Precision::F32),
+        },
         arithmetic: if arguments.precise { Arithmetic::Exact } else { Arithmetic::Fast },
         ..ModelOptions::default()
     };
     let cpu = options(Device::Cpu);
+    let gpu = options(Device::Cuda(0)).precision.unwrap_or_default();
     let devices: Vec<For> = arguments
         .target
         .iter()
-        .map(|name| device(name, cpu.precision, |device| Model::load(&options(device))))
+        .map(|name| device(name, gpu, |device| Model::load(&options(device))))
         .collect::<Result<_>>()?;
     let model = Model::load(&cpu)?;
     let named: Vec<Size> = arguments.size.iter().flat_map(|sizes| sizes.0.clone()).collect();

@@ -21,11 +21,11 @@ mod voice;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use knet::cpu::Arithmetic;
-use knet::cuda::gpu::Precision;
 use knet::engine::{Device, EngineBuilder, WeightSource};
 use knet::error::{escaped, say};
 use knet::image::RgbImage;
 use knet::image::decode::Decoded;
+use knet::tensor::Precision;
 use knet::{Engine, Error};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -113,7 +113,8 @@ struct ModelArguments {
     #[arg(long, value_name = "DEVICE")]
     device: Option<Device>,
 
-    /// How a GPU stores and multiplies feature maps [default: f16; bf16 of training steps]
+    /// How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16
+    /// if it has instructions that multiply it, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArgument>,
 
@@ -167,12 +168,12 @@ fn source(weights: Option<&WeightSource>, model: Option<&str>) -> WeightSource {
 enum PrecisionArgument {
     /// f32 throughout, for parity with reference data
     F32,
-    /// f32, with convolutions on tensor cores by three TF32 products each
+    /// f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU
     #[value(name = "tf32x3")]
     Tf32x3,
-    /// f16 on tensor cores
+    /// f16 on tensor cores; f32 on a CPU
     F16,
-    /// bf16 on tensor cores
+    /// bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU
     Bf16,
 }
 
@@ -233,7 +234,7 @@ impl ModelArguments {
         let builder = if self.precise {
             builder.arithmetic(Arithmetic::Exact).precision(Precision::F32)
         } else {
-            builder.precision(self.precision())
+            builder.precision(self.precision.map(Precision::from))
         };
         let builder = builder.device(self.device.unwrap_or_default());
         builder.threads(self.threads.map_or(0, usize::from))

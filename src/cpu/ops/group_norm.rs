@@ -8,25 +8,40 @@ use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
 use super::normalise::{Affine, add, column_sums, rows_per_task, statistics};
 use super::normalise_grad::{AffineGrad, product_sums};
+use crate::cpu::element::Element;
 use crate::ops::{GroupNorm, GroupNormGrad};
+use crate::tensor::DType;
+use half::bf16;
 use rayon::prelude::*;
+use std::marker::PhantomData;
 
-struct TwoSweeps {
+struct TwoSweeps<E> {
     op: GroupNorm,
     batch: usize,
     pixels: usize,
     channels: usize,
     isa: Isa,
+    element: PhantomData<fn() -> E>,
 }
 
 impl CpuOp for GroupNorm {
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
-        let x = context.inputs[0].shape;
-        Box::new(TwoSweeps { op: *self, batch: x[0], pixels: x[1] * x[2], channels: x[3], isa: context.isa })
+        TwoSweeps::<f32>::boxed(self, context)
+    }
+
+    fn bf16_kernel(&self, context: &Context<'_>) -> Option<Box<dyn Kernel>> {
+        let maps = [context.inputs[0].dtype, context.outputs[0].dtype];
+        (maps == [DType::BF16; 2]).then(|| TwoSweeps::<bf16>::boxed(self, context))
     }
 }
 
-impl TwoSweeps {
+impl<E: Element> TwoSweeps<E> {
+    fn boxed(op: &GroupNorm, context: &Context<'_>) -> Box<dyn Kernel> {
+        let (x, isa, element) = (context.inputs[0].shape, context.isa, PhantomData);
+        let (batch, pixels, channels) = (x[0], x[1] * x[2], x[3]);
+        Box::new(TwoSweeps::<E> { op: *op, batch, pixels, channels, isa, element })
+    }
+
     /// Pixels of a chunk.
     fn rows(&self) -> usize {
         rows_per_task(self.channels)
@@ -67,7 +82,7 @@ impl TwoSweeps {
     }
 }
 
-impl Kernel for TwoSweeps {
+impl<E: Element> Kernel for TwoSweeps<E> {
     fn name(&self) -> String {
         "two_sweeps".to_string()
     }
@@ -77,12 +92,15 @@ impl Kernel for TwoSweeps {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let [x, gamma, beta, ..] = args.inputs;
+        let [_, gamma, beta, ..] = args.inputs;
+        let (image, chunk) = (self.pixels * self.channels, self.rows() * self.channels);
+        let x = args.map::<E>(0, self.batch * image);
         if x.is_empty() {
             return;
         }
-        let (image, chunk) = (self.pixels * self.channels, self.rows() * self.channels);
-        let (sums, rest) = args.workspace.split_at_mut(2 * self.sums_len());
+        let workspace = std::mem::take(&mut args.workspace);
+        let y = args.map_mut::<E>(0, x.len());
+        let (sums, rest) = workspace.split_at_mut(2 * self.sums_len());
         // Workspaces begin on cache lines, so the floats are aligned as doubles.
         let sums: &mut [f64] = bytemuck::cast_slice_mut(sums);
         let coefficients = &mut rest[..3 * self.batch * self.channels];
@@ -95,7 +113,7 @@ impl Kernel for TwoSweeps {
             self.coefficients(sums, gamma, beta, coefficients);
         });
         let images = x.par_chunks(image).zip(coefficients.par_chunks(3 * self.channels));
-        args.outputs[0].par_chunks_mut(image).zip(images).for_each(|(y, (x, coefficients))| {
+        y.par_chunks_mut(image).zip(images).for_each(|(y, (x, coefficients))| {
             let (mean, rest) = coefficients.split_at(self.channels);
             let (scale, shift) = rest.split_at(self.channels);
             let affine = Affine { mean, scale, shift, activation: self.op.activation };

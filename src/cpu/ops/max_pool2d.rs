@@ -3,27 +3,41 @@
 
 use super::super::kernel::{Args, Context, CpuOp, Kernel};
 use super::Isa;
+use crate::cpu::element::Element;
 use crate::isa::simd;
 use crate::ops::max_pool2d::{MaxPool2d, MaxPool2dGrad};
 use crate::tensor::Shape;
+use half::bf16;
 use rayon::prelude::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
-struct Windows {
+struct Windows<E> {
     op: MaxPool2d,
     x: Shape,
     y: Shape,
     isa: Isa,
+    element: PhantomData<fn() -> E>,
+}
+
+impl<E: Element> Windows<E> {
+    fn boxed(op: MaxPool2d, context: &Context<'_>) -> Box<dyn Kernel> {
+        let (x, y) = (context.inputs[0].shape, context.outputs[0].shape);
+        Box::new(Windows::<E> { op, x, y, isa: context.isa, element: PhantomData })
+    }
 }
 
 impl CpuOp for MaxPool2d {
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
-        let (x, y) = (context.inputs[0].shape, context.outputs[0].shape);
-        Box::new(Windows { op: *self, x, y, isa: context.isa })
+        Windows::<f32>::boxed(*self, context)
+    }
+
+    fn bf16_kernel(&self, context: &Context<'_>) -> Option<Box<dyn Kernel>> {
+        context.is_all_bf16().then(|| Windows::<bf16>::boxed(*self, context))
     }
 }
 
-impl Kernel for Windows {
+impl<E: Element> Kernel for Windows<E> {
     fn name(&self) -> String {
         "max_pool".to_string()
     }
@@ -32,9 +46,10 @@ impl Kernel for Windows {
         if self.y.is_empty() {
             return;
         }
-        let x = args.inputs[0];
+        let x = args.map::<E>(0, self.x.len());
         let (h, row) = (self.x[1], self.x[2] * self.x[3]);
-        args.outputs[0].par_chunks_mut(self.y[2] * self.y[3]).enumerate().for_each(|(task, y)| {
+        let y = args.map_mut::<E>(0, self.y.len());
+        y.par_chunks_mut(self.y[2] * self.y[3]).enumerate().for_each(|(task, y)| {
             let (b, p) = (task / self.y[1], task % self.y[1]);
             let rows = self.op.window(0, h, p);
             let x = &x[(b * h + rows.start) * row..(b * h + rows.end) * row];
@@ -47,8 +62,8 @@ impl Kernel for Windows {
 const BLOCK: usize = 32;
 
 simd! {
-    /// One output row from the rows of its windows, each `width * channels` floats.
-    fn pool_row(isa, op: &MaxPool2d, x: &[f32], width: usize, channels: usize, y: &mut [f32]) {
+    /// One output row from the rows of its windows, each `width * channels` values.
+    fn pool_row<E: Element>(isa, op: &MaxPool2d, x: &[E], width: usize, channels: usize, y: &mut [E]) {
         for (q, y) in y.chunks_exact_mut(channels).enumerate() {
             let columns = op.window(1, width, q);
             let mut blocks = y.chunks_exact_mut(BLOCK);
@@ -59,19 +74,22 @@ simd! {
                     for column in columns.clone() {
                         let x = &row[column * channels + from..][..BLOCK];
                         for lane in 0..BLOCK {
-                            max[lane] = larger(max[lane], x[lane]);
+                            max[lane] = larger(max[lane], x[lane].widen());
                         }
                     }
                 }
-                y.copy_from_slice(&max);
+                for lane in 0..BLOCK {
+                    y[lane] = E::narrow(max[lane]);
+                }
                 from += BLOCK;
             }
             let y = blocks.into_remainder();
-            y.fill(f32::NEG_INFINITY);
+            y.fill(E::narrow(f32::NEG_INFINITY));
             for row in x.chunks_exact(width * channels) {
                 for column in columns.clone() {
                     let x = &row[column * channels + from..][..y.len()];
-                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+                    // A maximum of stored values can be stored: nothing is rounded twice.
+                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = E::narrow(larger(y.widen(), x.widen())));
                 }
             }
         }

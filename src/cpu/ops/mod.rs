@@ -1,7 +1,7 @@
 //! One file an operator: how the CPU runs it.
 
 mod accumulate;
-mod activation;
+pub(crate) mod activation;
 mod adamw;
 mod adaptive_avg_pool2d;
 mod attention;
@@ -43,7 +43,7 @@ mod max_pool2d;
 mod mean;
 mod moving_average;
 mod non_max_suppression;
-mod normalise;
+pub(crate) mod normalise;
 mod normalise_grad;
 mod pixel_shuffle;
 mod product;
@@ -61,9 +61,11 @@ mod top_k;
 mod window_attention;
 
 use super::kernel::{Context, CpuOp, Kernel};
+use super::widened::{Widened, in_f32};
 use crate::for_each_op;
 use crate::isa::Isa;
 use crate::ops::Op;
+use crate::tensor::DType;
 
 macro_rules! define_kernels {
     ({ $($($variant:ident),+ in $module:ident;)* } lowered { $($rest:tt)* }) => {
@@ -73,13 +75,25 @@ macro_rules! define_kernels {
         /// A sentence on an operator that only the rewrites of GPUs make.
         pub(crate) fn kernel(op: &Op, context: &Context<'_>) -> Result<Box<dyn Kernel>, String> {
             match op {
-                $($(Op::$variant(op) => Ok(CpuOp::kernel(op, context)),)+)*
+                $($(Op::$variant(op) => Ok(for_types(op, context)),)+)*
                 lowered => Err(format!("operator {} is made for GPUs and has no CPU kernel", lowered.name())),
             }
         }
     };
 }
 for_each_op!(define_kernels);
+
+/// The kernel for types of any kind.
+fn for_types(op: &impl CpuOp, context: &Context<'_>) -> Box<dyn Kernel> {
+    if context.inputs.iter().chain(context.outputs).all(|ty| ty.dtype != DType::BF16) {
+        return op.kernel(context);
+    }
+    op.bf16_kernel(context).unwrap_or_else(|| {
+        let (inputs, outputs) = (in_f32(context.inputs), in_f32(context.outputs));
+        let kernel = op.kernel(&Context { inputs: &inputs, outputs: &outputs, ..*context });
+        Box::new(Widened::new(kernel, context))
+    })
+}
 
 /// Fewest elements worth a task of their own for kernels that stream memory. Fixed, so that the split (and
 /// with it every bit) is the same for any number of threads.

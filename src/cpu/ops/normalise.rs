@@ -6,6 +6,7 @@
 use super::activation::{apply, clamped};
 use super::exp::LANES;
 use super::{ELEMENTS_PER_TASK, Isa};
+use crate::cpu::element::Element;
 use crate::isa::simd;
 use crate::ops::activation::Activation;
 
@@ -39,7 +40,7 @@ pub(crate) struct Affine<'a> {
 
 impl Affine<'_> {
     /// Normalises whole rows of `x` into `y`.
-    pub(crate) fn run(&self, isa: Isa, x: &[f32], y: &mut [f32]) {
+    pub(crate) fn run<E: Element>(&self, isa: Isa, x: &[E], y: &mut [E]) {
         let (low, high) = bounds(self.activation);
         affine(isa, x, self.mean, self.scale, self.shift, low, high, y);
         finish(isa, self.activation, y);
@@ -52,21 +53,31 @@ pub(crate) fn bounds(activation: Option<Activation>) -> (f32, f32) {
 }
 
 /// Applies the activations that [`bounds`] does not express.
-pub(crate) fn finish(isa: Isa, activation: Option<Activation>, y: &mut [f32]) {
-    if let Some(activation) = activation.filter(|activation| activation.clamp().is_none()) {
-        apply(isa, activation, y);
+pub(crate) fn finish<E: Element>(isa: Isa, activation: Option<Activation>, y: &mut [E]) {
+    let Some(activation) = activation.filter(|activation| activation.clamp().is_none()) else { return };
+    if let Ok(y) = bytemuck::try_cast_slice_mut::<E, f32>(y)
+        && size_of::<E>() == size_of::<f32>()
+    {
+        return apply(isa, activation, y);
+    }
+    let mut wide = [0.0; 64];
+    for y in y.chunks_mut(wide.len()) {
+        let wide = &mut wide[..y.len()];
+        wide.iter_mut().zip(&*y).for_each(|(wide, y)| *wide = y.widen());
+        apply(isa, activation, wide);
+        y.iter_mut().zip(wide).for_each(|(y, wide)| *y = E::narrow(*wide));
     }
 }
 
 simd! {
-    fn affine(
-        isa, x: &[f32], mean: &[f32], scale: &[f32], shift: &[f32], low: f32, high: f32, y: &mut [f32],
+    fn affine<E: Element>(
+        isa, x: &[E], mean: &[f32], scale: &[f32], shift: &[f32], low: f32, high: f32, y: &mut [E],
     ) {
         let channels = mean.len().max(1);
         let (scale, shift) = (&scale[..mean.len()], &shift[..mean.len()]);
         for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
             for c in 0..channels {
-                y[c] = clamped((x[c] - mean[c]) * scale[c] + shift[c], low, high);
+                y[c] = E::narrow(clamped((x[c].widen() - mean[c]) * scale[c] + shift[c], low, high));
             }
         }
     }
@@ -74,7 +85,7 @@ simd! {
 
 simd! {
     /// Sums and sums of squares of every column of `x`, over all its rows.
-    pub(crate) fn column_sums(isa, x: &[f32], sums: &mut [f64], squares: &mut [f64]) {
+    pub(crate) fn column_sums<E: Element>(isa, x: &[E], sums: &mut [f64], squares: &mut [f64]) {
         let channels = sums.len();
         let squares = &mut squares[..channels];
         sums.fill(0.0);
@@ -83,11 +94,11 @@ simd! {
         let mut blocks = x.chunks_exact(8 * channels.max(1));
         for block in &mut blocks {
             let row = |i: usize| &block[i * channels..(i + 1) * channels];
-            let rows: [&[f32]; 8] = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
+            let rows: [&[E]; 8] = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
             for c in 0..channels {
                 let (mut sum, mut square) = (0.0, 0.0);
                 for row in rows {
-                    let v = f64::from(row[c]);
+                    let v = f64::from(row[c].widen());
                     sum += v;
                     square += v * v;
                 }
@@ -97,7 +108,7 @@ simd! {
         }
         for row in blocks.remainder().chunks_exact(channels.max(1)) {
             for c in 0..channels {
-                let v = f64::from(row[c]);
+                let v = f64::from(row[c].widen());
                 sums[c] += v;
                 squares[c] += v * v;
             }

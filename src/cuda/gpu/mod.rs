@@ -5,9 +5,9 @@ mod published;
 pub mod rates;
 pub mod roofline;
 
+pub use crate::tensor::Precision;
 pub use published::{GPUS, Gpu, find};
 
-use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 
 /// What a kernel is chosen for, besides the site: the device and the arithmetic.
@@ -50,47 +50,4 @@ impl Caps {
         clock_mhz: 1830,
         bandwidth_gbs: 3350,
     };
-}
-
-/// How feature maps are stored and multiplied on a GPU. Accumulation, norms, softmax and everything of one
-/// row an object are f32 in each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// f32 storage and f32 multiplication: for parity with reference data.
-    F32,
-    /// f32 storage; convolutions on tensor cores, by three TF32 products for each f32 one, which keep 22 bits
-    /// of each factor.
-    Tf32x3,
-    /// f16 maps and filters on tensor cores. Rows of objects are multiplied in TF32.
-    #[default]
-    F16,
-    /// bf16 maps and filters on tensor cores. Rows of objects are multiplied in TF32.
-    Bf16,
-}
-
-impl Precision {
-    /// All of them.
-    pub const ALL: [Precision; 4] = [Precision::F32, Precision::Tf32x3, Precision::F16, Precision::Bf16];
-
-    /// Element type of feature maps, mask logits and filters.
-    pub fn storage(self) -> DType {
-        match self {
-            Precision::F32 | Precision::Tf32x3 => DType::F32,
-            Precision::F16 => DType::F16,
-            Precision::Bf16 => DType::BF16,
-        }
-    }
-
-    /// Lower-case name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::Tf32x3 => "tf32x3",
-            other => other.storage().name(),
-        }
-    }
-
-    /// Whether feature maps and filters are stored in 16 bits.
-    pub fn is_half(self) -> bool {
-        self.storage() != DType::F32
-    }
 }

@@ -117,7 +117,8 @@ fn on_cpu(
     weights.trim();
     let entries = weights.entries().into_iter().map(|(name, constant)| (name, Entry::Floats(constant)));
     let exact = selection.arithmetic == Arithmetic::Exact;
-    Ok((Target::Cpu { isa: instruction_set(selection.isa), exact }, entries.collect()))
+    let bf16 = selection.bf16.is_some();
+    Ok((Target::Cpu { isa: instruction_set(selection.isa), exact, bf16 }, entries.collect()))
 }
 
 #[cfg(feature = "cuda")]

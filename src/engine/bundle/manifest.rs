@@ -44,6 +44,9 @@ pub enum Target {
         isa: String,
         /// Whether it rounds as [`Arithmetic::Exact`].
         exact: bool,
+        /// Whether maps and filters are bf16: it then needs instructions for them.
+        #[serde(default)]
+        bf16: bool,
     },
     /// GPUs of a compute capability.
     Cuda {
@@ -117,8 +120,9 @@ impl Target {
     /// The device, for people.
     pub fn title(&self) -> String {
         match self {
-            Target::Cpu { isa, exact } => {
-                format!("CPUs with {isa}{}", if *exact { " (precise)" } else { "" })
+            Target::Cpu { isa, exact, bf16 } => {
+                let how = if *exact { " (precise)" } else { "" };
+                format!("CPUs with {isa}{how}{}", if *bf16 { " and bf16" } else { "" })
             }
             Target::Cuda { name, compute: (major, minor), precision, .. } => {
                 format!("sm_{major}{minor} ({name}, {precision})")

@@ -5,7 +5,7 @@ use crate::bundle::Bundle;
 use crate::checkpoint::Checkpoint;
 use crate::cpu::{Arithmetic, Pool, Selection, Weights};
 #[cfg(feature = "cuda")]
-use crate::cuda::{self, Runtime, gpu::Precision};
+use crate::cuda::{self, Runtime};
 use crate::engine::ModelOptions;
 #[cfg(feature = "cuda")]
 use crate::engine::Tuning;
@@ -13,8 +13,9 @@ use crate::engine::backend::{Backend, Device, Notes};
 use crate::engine::source::{CONFIG_KEY, said_config};
 use crate::error::{Error, Result};
 use crate::fsio;
-use crate::isa::Isa;
+use crate::isa::{Dot, Isa};
 use crate::model::Config;
+use crate::tensor::Precision;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -80,20 +81,28 @@ pub(in crate::engine) fn open(path: &Path, options: &ModelOptions) -> Result<Ope
         (Err(reason), _) => reason,
     };
     let here = instruction_set(Isa::detect());
-    let exact = manifest.targets.iter().find_map(|target| match target {
-        Target::Cpu { isa, exact } if *isa == here => Some(*exact),
+    let found = manifest.targets.iter().find_map(|target| match target {
+        Target::Cpu { isa, exact, bf16 } if *isa == here => Some((*exact, *bf16)),
         _ => None,
     });
-    let Some(exact) = exact else {
+    let Some((exact, bf16)) = found else {
         let gpu = reason.map_or(String::new(), |reason| format!(", and {reason}"));
         return Err(other(format!("this is a CPU with {here}{gpu}")));
+    };
+    let bf16 = match (bf16, options.precision) {
+        (false, Some(Precision::Bf16)) => return Err(other("bf16 was asked for".into())),
+        (true, Some(Precision::F32)) => return Err(other("f32 was asked for".into())),
+        (false, _) => None,
+        (true, _) => Some(
+            Dot::detect().ok_or_else(|| other(format!("this CPU, with {here}, does not multiply bf16")))?,
+        ),
     };
     let arithmetic = Target::arithmetic(exact);
     if options.arithmetic == Arithmetic::Exact && arithmetic != Arithmetic::Exact {
         let reason = "its kernels round as fast ones do: make it with --precise for exact ones";
         return Err(Error::usage(format!("{}: {reason}", path.display())));
     }
-    let selection = Selection { arithmetic, ..Selection::new(Isa::detect(), 1) };
+    let selection = Selection { arithmetic, bf16, ..Selection::new(Isa::detect(), 1) };
     let backend = Backend::Cpu { selection, weights: Arc::new(Weights::mapped(bundle)) };
     Ok(Opened { config, manifest, backend, notes: Notes { device: reason, tuning: None } })
 }
@@ -134,12 +143,13 @@ fn on_gpu(
         }
     }
     // Of several precisions the one that was asked for; of one, that, unless another was named.
-    let wanted = |(selection, _): &(cuda::Selection, _)| selection.target().precision == options.precision;
+    let precision = options.precision.unwrap_or_default();
+    let wanted = |(selection, _): &(cuda::Selection, _)| selection.target().precision == precision;
     let chosen = match here.iter().position(wanted) {
         Some(found) => found,
         None if here.is_empty() => return Ok(Err(format!("{} is sm_{major}{minor}", gpu.name()))),
-        None if options.precision == Precision::default() => 0,
-        None => return Ok(Err(format!("{} was asked for", options.precision.name()))),
+        None if precision == Precision::default() => 0,
+        None => return Ok(Err(format!("{} was asked for", precision.name()))),
     };
     let (selection, code) = here.swap_remove(chosen);
     Ok(Ok(Backend::Cuda(Arc::new(Runtime::bundled(gpu, selection, code, bundle.clone())))))

@@ -46,7 +46,7 @@ pub const CAPS: Caps = Caps {
 /// The plan of `graph` for that device.
 pub fn plan(graph: &Graph, precision: Precision) -> knet::error::Result<Plan> {
     let target = Target { caps: CAPS, precision };
-    Plan::build(graph, stored(target), select(target))
+    Plan::build(graph, |_, ty| stored(target)(ty), select(target))
 }
 
 /// The compiler of suites: what `KNET_NVRTC` names, else what `tools/setup-cuda` installed, else what a

@@ -1,0 +1,190 @@
+//! How the terms of a convolution's outputs become steps, and how far the tiles of a band of outputs reach.
+
+use super::ROWS;
+use super::pack::FACTORS;
+use crate::cpu::conv::ConvShape;
+use std::ops::Range;
+
+/// The terms of an output: runs of values that lie side by side in the band, each cut into steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Taps {
+    /// Runs, by filter row and column.
+    runs: [usize; 2],
+    /// Values of a run.
+    len: usize,
+    /// Values from a pixel of the band to the next.
+    pub pixel: usize,
+}
+
+impl Taps {
+    /// A run is a pixel, with zeros behind it up to whole steps; or, where channels are few, all pixels of a
+    /// filter row: what a step reads beyond them meets zeros in the panel.
+    pub fn new(s: &ConvShape) -> Taps {
+        let [down, across] = s.kernel;
+        let steps = |len: usize| len.div_ceil(FACTORS);
+        if s.dilation[1] == 1 && steps(across * s.c_in) < across * steps(s.c_in) {
+            return Taps { runs: [down, 1], len: across * s.c_in, pixel: s.c_in };
+        }
+        Taps { runs: [down, across], len: s.c_in, pixel: s.c_in.next_multiple_of(FACTORS) }
+    }
+
+    /// Steps of a run.
+    fn run_steps(&self) -> usize {
+        self.len.div_ceil(FACTORS)
+    }
+
+    /// Steps in all.
+    pub fn steps(&self) -> usize {
+        self.runs[0] * self.runs[1] * self.run_steps()
+    }
+
+    /// Terms of an output.
+    pub fn depth(&self) -> usize {
+        self.runs[0] * self.runs[1] * self.len
+    }
+
+    /// Which terms a step multiplies.
+    pub fn factors(&self, step: usize) -> Range<usize> {
+        let (run, within) = (step / self.run_steps(), step % self.run_steps() * FACTORS);
+        run * self.len + within..run * self.len + (within + FACTORS).min(self.len)
+    }
+
+    /// Whether what a step reads beyond its terms belongs to the next pixel, and so has to be a number.
+    pub fn reads_on(&self) -> bool {
+        self.pixel < self.len
+    }
+
+    /// Where step `step` begins, in values from the first tap, for a band with so many values a row.
+    pub fn offset(&self, step: usize, dilation: [usize; 2], row: usize) -> usize {
+        let (run, within) = (step / self.run_steps(), step % self.run_steps() * FACTORS);
+        let (y, x) = (run / self.runs[1], run % self.runs[1]);
+        y * dilation[0] * row + x * dilation[1] * self.pixel + within
+    }
+}
+
+/// The outputs of a band, tile by tile.
+///
+/// Outputs that lie side by side in the map read fields that lie side by side in the band. With stride 1 that
+/// goes on from line to line: a tile may then reach over the end of a line, where the fields between two
+/// lines belong to no output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Walk {
+    /// Lines of outputs.
+    pub lines: usize,
+    /// Outputs of a line.
+    pub width: usize,
+    /// Fields from a line to the next, if tiles go on there.
+    pub pitch: Option<usize>,
+}
+
+/// A run of outputs within a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// First row of the tile.
+    pub row: usize,
+    /// First output, counted through the lines without gaps.
+    pub output: usize,
+    /// How many.
+    pub count: usize,
+}
+
+impl Walk {
+    /// Tiles.
+    pub fn tiles(&self) -> usize {
+        match self.pitch {
+            Some(pitch) => ((self.lines - 1) * pitch + self.width).div_ceil(ROWS),
+            None => self.lines * self.width.div_ceil(ROWS),
+        }
+    }
+
+    /// Line, field in that line, and rows of tile `tile`.
+    pub fn tile(&self, tile: usize) -> (usize, usize, usize) {
+        match self.pitch {
+            Some(pitch) => {
+                let fields = (self.lines - 1) * pitch + self.width;
+                let first = tile * ROWS;
+                (first / pitch, first % pitch, ROWS.min(fields - first))
+            }
+            None => {
+                let across = self.width.div_ceil(ROWS);
+                let field = tile % across * ROWS;
+                (tile / across, field, ROWS.min(self.width - field))
+            }
+        }
+    }
+
+    /// Calls `each` for the outputs of a tile, run by run.
+    pub fn runs(&self, tile: usize, mut each: impl FnMut(Run)) {
+        let (mut line, mut field, rows) = self.tile(tile);
+        let mut row = 0;
+        while row < rows {
+            let count = self.width.saturating_sub(field).min(rows - row);
+            if count > 0 {
+                each(Run { row, output: line * self.width + field, count });
+            }
+            // What is left of the tile begins in the gap behind the line, or on the next line.
+            row += count;
+            field += count;
+            if let Some(pitch) = self.pitch
+                && row < rows
+            {
+                let gap = (pitch - field).min(rows - row);
+                (row, field, line) = (row + gap, 0, line + 1);
+            }
+        }
+    }
+}
+
+/// How the outputs of a convolution are cut into tasks: a function of the shape alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Grid {
+    /// Units, such as rows of outputs, of an image.
+    pub units: usize,
+    /// Units of a task.
+    pub band: usize,
+    /// Panels in all.
+    pub panels: usize,
+    /// Panels of a task.
+    pub across: usize,
+    /// Images.
+    pub images: usize,
+}
+
+impl Grid {
+    /// Bands that fit L2 beside the panels, fewer units where there would be too few tasks, then fewer panels;
+    /// but no task that is not worth handing to a thread.
+    pub fn new(images: usize, units: usize, panels: usize, unit_bytes: usize, unit_macs: usize) -> Grid {
+        const MOST_BYTES: usize = 512 << 10;
+        const WANTED: usize = 16;
+        const WORTH: usize = 8 << 20;
+        let even = |n: usize, parts: usize| n.div_ceil(parts.max(1)).max(1);
+        let parts = units.div_ceil((MOST_BYTES / unit_bytes.max(1)).max(1));
+        let mut grid = Grid { units, band: even(units, parts), panels, across: panels.max(1), images };
+        let worth = |grid: &Grid| grid.band * grid.across * (unit_macs / panels.max(1)) >= 2 * WORTH;
+        while grid.tasks() < WANTED && grid.band > 1 && worth(&grid) {
+            grid.band = even(grid.band, 2);
+        }
+        while grid.tasks() < WANTED && grid.across > 1 && worth(&grid) {
+            grid.across = even(grid.across, 2);
+        }
+        grid
+    }
+
+    fn bands(&self) -> usize {
+        self.units.div_ceil(self.band)
+    }
+
+    /// Number of tasks.
+    pub fn tasks(&self) -> usize {
+        self.images * self.bands() * self.panels.div_ceil(self.across)
+    }
+
+    /// Image, units and panels of task `task`.
+    pub fn task(&self, task: usize) -> (usize, Range<usize>, Range<usize>) {
+        let groups = self.panels.div_ceil(self.across);
+        let (band, group) = (task / groups, task % groups);
+        let (image, first) = (band / self.bands(), band % self.bands() * self.band);
+        let panel = group * self.across;
+        (image, first..(first + self.band).min(self.units), panel..(panel + self.across).min(self.panels))
+    }
+}

@@ -1,0 +1,105 @@
+//! Products of short numbers: bf16 factors, f32 sums, by the instructions that processors have for them.
+//!
+//! All of them multiply *steps* of 64 bytes of K (32 factors of bf16). An [`Engine`] computes a tile of
+//! [`ROWS`] x [`COLS`] sums; its left side is read where it lies, in rows any distance apart, since a pixel's
+//! channels are such a row: an NHWC map is multiplied without being gathered. Its right side is packed into
+//! [panels](pack::panel_len). What is done to a sum before it is stored ([`finish`]) happens tile by tile.
+//!
+//! The order in which a sum's terms are added depends on shapes and the instruction set alone, never on the
+//! number of threads.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod conv;
+mod finish;
+mod layout;
+mod mask;
+mod pack;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use crate::isa::Dot;
+
+pub(crate) use conv::DotConv;
+pub(crate) use finish::{Finish, Layout};
+pub(crate) use mask::{DotMaskConv, DotMaskPool};
+
+/// Rows of a tile.
+pub(crate) const ROWS: usize = 32;
+/// Columns of a tile, and of a panel.
+pub(crate) const COLS: usize = 32;
+/// Bytes of one step of K.
+pub(crate) const STEP: usize = 64;
+/// Bytes of a panel that one step takes: [`COLS`] columns of [`STEP`] bytes.
+pub(crate) const PANEL_STEP: usize = COLS * STEP;
+/// Most steps between two stores of a tile's sums: this much of a panel stays in L1 while tile after tile
+/// meets it.
+pub(crate) const BLOCK_STEPS: usize = 16;
+
+/// One tile's share of a product.
+pub(crate) struct Tile<'a> {
+    /// The first step's bytes of row 0.
+    pub a: *const u8,
+    /// Bytes from a row to the next.
+    pub stride: usize,
+    /// Where each step lies, in bytes from `a`.
+    pub offsets: &'a [u32],
+    /// Rows that count. All [`ROWS`] can be read at every offset; what the others hold is of no matter.
+    pub rows: usize,
+    /// `[steps][2][16][16][2]`: a step's columns in two halves, its factors in pairs.
+    pub b: *const u8,
+    /// `[ROWS][COLS]` sums.
+    pub sums: *mut f32,
+    /// Whether the sums go on from what is there.
+    pub accumulate: bool,
+}
+
+/// Instructions that compute a tile.
+pub(crate) trait Engine {
+    /// Prepares the thread for tiles.
+    ///
+    /// # Safety
+    /// The processor has the instructions.
+    unsafe fn begin() {}
+
+    /// After the last tile of a task.
+    ///
+    /// # Safety
+    /// As [`Engine::begin`], which was called.
+    unsafe fn end() {}
+
+    /// `sums (+)= A B`, bf16 times bf16, for the rows that count at least.
+    ///
+    /// # Safety
+    /// As [`Engine::begin`], which was called; the pointers are valid for what [`Tile`] says.
+    unsafe fn tile(tile: &Tile<'_>);
+}
+
+/// Work that is compiled for each engine.
+pub(crate) trait Job {
+    /// Does it with `E`.
+    fn run<E: Engine>(self);
+}
+
+/// Runs `job` with the engine of `dot`.
+pub(crate) fn on(dot: Dot, job: impl Job) {
+    /// Between the engine's begin and end.
+    fn with<E: Engine>(job: impl Job) {
+        // SAFETY: `on` is called with instructions that the processor has (`Selection::check`).
+        unsafe {
+            E::begin();
+            job.run::<E>();
+            E::end();
+        }
+    }
+    match dot {
+        #[cfg(target_arch = "x86_64")]
+        Dot::Amx => with::<amx::Amx>(job),
+        #[cfg(target_arch = "x86_64")]
+        Dot::Avx512 => with::<avx512::Avx512>(job),
+        _ => with::<portable::Portable>(job),
+    }
+}

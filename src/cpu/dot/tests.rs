@@ -1,0 +1,167 @@
+use super::*;
+use crate::cpu::conv::ConvShape;
+use crate::cpu::element::Element;
+use crate::cpu::pool::Pool;
+use crate::isa::Isa;
+use crate::ops::activation::Activation;
+use half::bf16;
+
+/// Numbers that bf16 holds, so that only sums are rounded.
+fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9).wrapping_add(1);
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        bf16::narrow((state >> 8) as f32 / (1 << 23) as f32 - 1.0).widen()
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+fn shape(x: [usize; 4], c_out: usize, kernel: [usize; 2]) -> ConvShape {
+    ConvShape {
+        batch: x[0],
+        height: x[1],
+        width: x[2],
+        c_in: x[3],
+        c_out,
+        kernel,
+        stride: [1, 1],
+        padding: kernel.map(|taps| taps / 2),
+        padding_end: kernel.map(|taps| taps / 2),
+        dilation: [1, 1],
+        groups: 1,
+    }
+}
+
+/// Shapes that between them take every way through the code.
+fn shapes() -> Vec<ConvShape> {
+    let plain = shape([1, 9, 13, 64], 40, [3, 3]);
+    vec![
+        // Pointwise, in the map: whole tiles, and one that is not.
+        shape([1, 8, 8, 32], 32, [1, 1]),
+        shape([2, 7, 9, 64], 70, [1, 1]),
+        // Pointwise, gathered: channels that are no whole steps, and strides.
+        shape([1, 5, 9, 20], 33, [1, 1]),
+        ConvShape { stride: [2, 2], ..shape([2, 9, 7, 64], 32, [1, 1]) },
+        // More steps than one block.
+        shape([1, 6, 11, 600], 35, [1, 1]),
+        // Tiles over the ends of lines, and gaps of several columns.
+        plain,
+        ConvShape { padding: [0, 0], padding_end: [0, 0], ..plain },
+        ConvShape { dilation: [2, 3], padding: [2, 3], padding_end: [2, 3], ..plain },
+        ConvShape { stride: [2, 2], ..plain },
+        ConvShape { stride: [2, 1], padding_end: [0, 1], ..shape([2, 10, 45, 32], 16, [3, 5]) },
+        // Padding beyond the map.
+        ConvShape {
+            padding: [4, 6],
+            padding_end: [4, 6],
+            dilation: [4, 6],
+            ..shape([1, 3, 2, 32], 8, [3, 3])
+        },
+        // A filter row as one run, with strides.
+        shape([1, 6, 8, 3], 5, [3, 3]),
+        ConvShape { stride: [2, 2], ..shape([2, 22, 31, 3], 64, [7, 7]) },
+        shape([1, 5, 70, 16], 24, [3, 3]),
+    ]
+}
+
+/// The convolution in double precision, with residual, bias and activation.
+fn expected(s: &ConvShape, x: &[f32], filter: &[f32], tail: impl Fn(usize, f64) -> f64) -> Vec<f64> {
+    let (height, width) = (s.out_height(), s.out_width());
+    let mut y = Vec::with_capacity(s.output_len());
+    for output in 0..s.out_pixels() {
+        let (image, row, column) = (output / (height * width), output / width % height, output % width);
+        for k in 0..s.c_out {
+            let mut sum = 0.0;
+            for (tap, filter) in filter[k * s.depth()..][..s.depth()].chunks_exact(s.c_in).enumerate() {
+                let (ky, kx) = (tap / s.kernel[1], tap % s.kernel[1]);
+                let at = |o: usize, tap: usize, axis: usize, size: usize| {
+                    (o * s.stride[axis] + tap * s.dilation[axis])
+                        .checked_sub(s.padding[axis])
+                        .filter(|&i| i < size)
+                };
+                if let (Some(i), Some(j)) = (at(row, ky, 0, s.height), at(column, kx, 1, s.width)) {
+                    let x = &x[((image * s.height + i) * s.width + j) * s.c_in..][..s.c_in];
+                    sum += x.iter().zip(filter).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
+                }
+            }
+            y.push(tail(y.len(), sum));
+        }
+    }
+    y
+}
+
+fn run<X: Element, Y: Element>(
+    conv: DotConv,
+    x: &[X],
+    filter: &[f32],
+    finish: Finish<'_, Y>,
+    threads: usize,
+) -> Vec<Y> {
+    let mut packed = vec![f32::NAN; conv.packed_len()];
+    conv.pack(filter, &mut packed);
+    let mut y = vec![Y::narrow(f32::NAN); conv.shape.output_len()];
+    // What is left in memory from before must not matter.
+    let mut workspace = vec![f32::NAN; conv.workspace_len(threads)];
+    Pool::new(threads).unwrap().run(|| conv.run(x, &packed, &finish, &mut y, &mut workspace));
+    y
+}
+
+fn narrowed(values: &[f32]) -> Vec<bf16> {
+    values.iter().map(|&v| bf16::narrow(v)).collect()
+}
+
+#[test]
+fn convolutions_are_those_of_double_precision() {
+    for s in shapes() {
+        let (x, filter) = (numbers(s.input_len(), 1), numbers(s.filter_len(), 2));
+        let (bias, residual) = (numbers(s.c_out, 3), numbers(s.output_len(), 4));
+        let expected = expected(&s, &x, &filter, |at, sum| {
+            (sum + f64::from(bias[at % s.c_out]) + f64::from(residual[at])).max(0.0)
+        });
+        // A sum of `depth` terms below 1 in f32, in any order; then the rounding of bf16.
+        let sums = s.depth() as f64 * f64::from(f32::EPSILON) * 4.0;
+        for dot in Dot::available() {
+            let conv = DotConv { shape: s, dot };
+            let residual = narrowed(&residual);
+            let finish = Finish {
+                bias: Some(&bias[..]),
+                residual: Some(&residual[..]),
+                activation: Some(Activation::Relu),
+                layout: Layout::Channels(s.c_out),
+                isa: Isa::detect(),
+            };
+            let y = run(conv, &narrowed(&x), &filter, finish, 2);
+            for (at, (y, wanted)) in y.iter().zip(&expected).enumerate() {
+                let bound = sums + wanted.abs() / 256.0;
+                assert!(
+                    (f64::from(y.widen()) - wanted).abs() <= bound,
+                    "{dot} {s:?} at {at}: {y} for {wanted}"
+                );
+            }
+            assert_eq!(y, run(conv, &narrowed(&x), &filter, finish, 1), "{dot} {s:?}: bits on one thread");
+        }
+    }
+}
+
+#[test]
+fn maps_of_f32_are_read_and_written() {
+    let gelu = |x: f64| Activation::Gelu.apply(x);
+    for s in shapes() {
+        let (x, filter) = (numbers(s.input_len(), 5), numbers(s.filter_len(), 6));
+        let expected = expected(&s, &x, &filter, |_, sum| gelu(sum));
+        for dot in Dot::available() {
+            let finish = Finish::<f32> {
+                bias: None,
+                residual: None,
+                activation: Some(Activation::Gelu),
+                layout: Layout::Channels(s.c_out),
+                isa: Isa::detect(),
+            };
+            let y = run(DotConv { shape: s, dot }, &x, &filter, finish, 1);
+            for (at, (&y, wanted)) in y.iter().zip(&expected).enumerate() {
+                let bound = s.depth() as f64 * f64::from(f32::EPSILON) * 4.0 + 2e-6 * wanted.abs();
+                assert!((f64::from(y) - wanted).abs() <= bound, "{dot} {s:?} at {at}: {y} for {wanted}");
+            }
+        }
+    }
+}
