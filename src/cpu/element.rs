@@ -8,6 +8,8 @@ use half::bf16;
 
 /// A stored float.
 pub(crate) trait Element: Pod + Send + Sync {
+    /// Whether it is bf16.
+    const BF16: bool;
     /// The value.
     fn widen(self) -> f32;
     /// The nearest that can be stored, ties to even. NaN stays NaN.
@@ -15,6 +17,8 @@ pub(crate) trait Element: Pod + Send + Sync {
 }
 
 impl Element for f32 {
+    const BF16: bool = false;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -27,6 +31,8 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    const BF16: bool = true;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)

@@ -26,6 +26,8 @@ const SIZES: Sizes = {
 };
 
 impl Engine for Amx {
+    const AVX512: bool = true;
+
     #[inline(always)]
     unsafe fn begin() {
         // SAFETY: the processor has AMX, and the system lets the process use it (`Dot::detect`).

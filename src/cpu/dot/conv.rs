@@ -231,7 +231,7 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
                             source.walk.runs(tile, |Run { row, output, count }| {
                                 let sums = &mut sums[row * COLS..(row + count) * COLS];
                                 // SAFETY: outputs and columns of this task are written by it alone.
-                                unsafe { finish.store(sums, source.output + output, col, cols, y) };
+                                unsafe { finish.store::<E>(sums, source.output + output, col, cols, y) };
                             });
                         }
                     }

@@ -1,11 +1,12 @@
 //! What is done to a tile's sums before they are stored: bias, residual, activation, rounding.
 
-use super::COLS;
+use super::{COLS, Engine};
 use crate::cpu::element::Element;
 use crate::cpu::gemm::{self, Arch, CHUNK, Vector, transpose_square};
 use crate::cpu::ops::{activation, normalise};
 use crate::isa::{Isa, simd};
 use crate::ops::activation::Activation;
+use half::bf16;
 
 /// Where a product's columns go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +37,8 @@ impl<Y: Element> Finish<'_, Y> {
     /// `row` and columns from `col` of the product in `y`.
     ///
     /// # Safety
-    /// `y` can be written there, by nobody else meanwhile.
-    pub unsafe fn store(&self, sums: &mut [f32], row: usize, col: usize, cols: usize, y: *mut Y) {
+    /// `y` can be written there, by nobody else meanwhile, and the processor has the instructions of `E`.
+    pub unsafe fn store<E: Engine>(&self, sums: &mut [f32], row: usize, col: usize, cols: usize, y: *mut Y) {
         let mut bias = [0.0; COLS];
         if let Some(all) = self.bias {
             bias[..cols].copy_from_slice(&all[col..col + cols]);
@@ -52,18 +53,48 @@ impl<Y: Element> Finish<'_, Y> {
             }
         };
         let (at, rows) = (row * stride + col, sums.len() / COLS);
-        let bounds = normalise::bounds(self.activation);
-        let residual = self.residual.map(|residual| &residual[at..at + (rows - 1) * stride + cols]);
-        // SAFETY: the caller's contract.
-        let y = unsafe { y.add(at) };
+        let mut residual = match self.residual {
+            Some(residual) => residual[at..at + (rows - 1) * stride + cols].as_ptr(),
+            None => std::ptr::null(),
+        };
         if let Some(activation) = self.activation.filter(|a| a.clamp().is_none()) {
             add(self.isa, sums, &bias, residual, cols, stride);
             activation::apply(self.isa, activation, sums);
-            store(self.isa, sums, &[0.0; COLS], None, bounds, cols, stride, y);
-        } else {
-            store(self.isa, sums, &bias, residual, bounds, cols, stride, y);
+            (bias, residual) = ([0.0; COLS], std::ptr::null());
         }
+        let bounds = normalise::bounds(self.activation);
+        // SAFETY: the caller's contract.
+        let y = unsafe { y.add(at) };
+        #[cfg(target_arch = "x86_64")]
+        if E::AVX512 && Y::BF16 {
+            let (sums, bias) = (sums.as_ptr(), bias.as_ptr());
+            let rows =
+                Rows { sums, rows, cols, bias, residual: residual.cast(), bounds, y: y.cast(), stride };
+            // SAFETY: the processor has the instructions, as the caller says; `Y` is bf16, and so the pointers
+            // are to what `Rows` says.
+            return unsafe { super::avx512::store(&rows) };
+        }
+        store(self.isa, sums, &bias, residual, bounds, cols, stride, y);
     }
+}
+
+/// Rows of sums, and where they go as bf16.
+pub(super) struct Rows {
+    /// `[rows][COLS]`.
+    pub sums: *const f32,
+    pub rows: usize,
+    /// Columns that count.
+    pub cols: usize,
+    /// [`COLS`] values.
+    pub bias: *const f32,
+    /// Where row 0's is, laid out as the result; or null.
+    pub residual: *const bf16,
+    /// What values are clamped to.
+    pub bounds: (f32, f32),
+    /// Where row 0 goes.
+    pub y: *mut bf16,
+    /// Values from a row to the next.
+    pub stride: usize,
 }
 
 /// Stores the columns of a tile each to its plane, by squares that are transposed in registers.
@@ -107,51 +138,48 @@ impl<Y: Element> gemm::Job for Planes<'_, Y> {
 }
 
 simd! {
-    /// Adds bias and residual in place.
+    /// Adds bias and residual in place. The residual is null or valid for the rows.
     fn add<Y: Element>(
-        isa, sums: &mut [f32], bias: &[f32; COLS], residual: Option<&[Y]>, cols: usize, stride: usize,
+        isa, sums: &mut [f32], bias: &[f32; COLS], residual: *const Y, cols: usize, stride: usize,
     ) {
         for (row, sums) in sums.as_chunks_mut::<COLS>().0.iter_mut().enumerate() {
             for col in 0..COLS {
                 sums[col] += bias[col];
             }
-            if let Some(residual) = residual {
-                let residual = &residual[row * stride..][..cols];
-                sums.iter_mut().zip(residual).for_each(|(sum, r)| *sum += r.widen());
+            if !residual.is_null() {
+                // SAFETY: as said above.
+                let residual = unsafe { std::slice::from_raw_parts(residual.add(row * stride), cols) };
+                for col in 0..cols {
+                    sums[col] += residual[col].widen();
+                }
             }
         }
     }
 }
 
 simd! {
-    /// Adds, clamps and stores.
+    /// Adds, clamps and stores. The residual is null or valid for the rows, and nobody else has the result's.
     fn store<Y: Element>(
-        isa, sums: &[f32], bias: &[f32; COLS], residual: Option<&[Y]>, bounds: (f32, f32), cols: usize,
+        isa, sums: &[f32], bias: &[f32; COLS], residual: *const Y, bounds: (f32, f32), cols: usize,
         stride: usize, y: *mut Y,
     ) {
         let (low, high) = bounds;
         for (row, sums) in sums.as_chunks::<COLS>().0.iter().enumerate() {
-            // SAFETY: the contract of `Finish::store`: this row of the result is the caller's alone.
-            let y = unsafe { std::slice::from_raw_parts_mut(y.add(row * stride), cols) };
             let mut sums = *sums;
             for col in 0..COLS {
                 sums[col] += bias[col];
             }
-            if let Some(residual) = residual {
-                let residual = &residual[row * stride..][..cols];
-                if let Some(residual) = residual.first_chunk::<COLS>() {
-                    for col in 0..COLS {
-                        sums[col] += residual[col].widen();
-                    }
-                } else {
-                    sums.iter_mut().zip(residual).for_each(|(sum, r)| *sum += r.widen());
+            if !residual.is_null() {
+                // SAFETY: as said above.
+                let residual = unsafe { std::slice::from_raw_parts(residual.add(row * stride), cols) };
+                for col in 0..cols {
+                    sums[col] += residual[col].widen();
                 }
             }
-            let clamped = sums.map(|sum| activation::clamped(sum, low, high));
-            if let Some(y) = y.first_chunk_mut::<COLS>() {
-                *y = clamped.map(Y::narrow);
-            } else {
-                y.iter_mut().zip(clamped).for_each(|(y, value)| *y = Y::narrow(value));
+            // SAFETY: as said above.
+            let y = unsafe { std::slice::from_raw_parts_mut(y.add(row * stride), cols) };
+            for col in 0..cols {
+                y[col] = Y::narrow(activation::clamped(sums[col], low, high));
             }
         }
     }

@@ -59,6 +59,9 @@ pub(crate) struct Tile<'a> {
 
 /// Instructions that compute a tile.
 pub(crate) trait Engine {
+    /// Whether the processor has AVX-512 BF16 too.
+    const AVX512: bool = false;
+
     /// Prepares the thread for tiles.
     ///
     /// # Safety
