@@ -1,14 +1,15 @@
 //! Every case of every operator: the CPU's kernels against the references, for each instruction set this
 //! processor has; the same bits for any number of threads, for constant and for computed operands, and
-//! from run to run. Walks the registry: a new operator needs no line here. Operators that only the rewrites of
+//! from run to run; and with maps of bf16 against the references of what is stored. Walks the registry: a new operator needs no line here. Operators that only the rewrites of
 //! GPUs make have no kernel here, and are refused.
 
+use half::bf16;
 use knet::cpu::{self, Selection};
 use knet::error::Error;
-use knet::isa::Isa;
-use knet::ops::all_cases;
+use knet::isa::{Dot, Isa};
 use knet::ops::case::Case;
-use knet::tensor::Tensor;
+use knet::ops::{Role, ValueType, all_cases};
+use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Failed, Trial};
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -18,21 +19,53 @@ use testkit::run;
 /// runs (numbers of threads, places of operands, twice each) a second and more apiece.
 const TOO_LARGE_IF_PORTABLE: u64 = 30_000_000;
 
+/// The same of products of bf16 by a plain loop.
+const LARGEST_BY_PLAIN_LOOP: u64 = 3_000_000;
+
 /// A case with its inputs and their results by reference, computed when first asked for.
 struct Prepared {
     case: Case,
     inputs: Vec<Tensor>,
     truth: OnceLock<Vec<Tensor<f64>>>,
+    /// The same of inputs that bf16 holds.
+    in_bf16: OnceLock<(Vec<Tensor>, Vec<Tensor<f64>>)>,
+}
+
+fn reference(case: &Case, inputs: &[Tensor]) -> Vec<Tensor<f64>> {
+    let inputs: Vec<Tensor<f64>> = inputs.iter().map(Tensor::to_f64).collect();
+    case.op.reference(&inputs.iter().collect::<Vec<_>>())
+}
+
+fn rounded(tensor: &Tensor) -> Tensor {
+    Tensor::new(tensor.shape(), tensor.data().iter().map(|&v| bf16::from_f32(v).to_f32()).collect())
 }
 
 impl Prepared {
     fn check(&self, isa: Isa) -> Result<(), Failed> {
-        let truth = self.truth.get_or_init(|| {
-            let inputs: Vec<Tensor<f64>> = self.inputs.iter().map(Tensor::to_f64).collect();
-            self.case.op.reference(&inputs.iter().collect::<Vec<_>>())
-        });
+        let truth = self.truth.get_or_init(|| reference(&self.case, &self.inputs));
         run::check_case(&self.case, &self.inputs, truth, isa, &run::THREADS)?;
         Ok(())
+    }
+
+    fn check_in_bf16(&self, dot: Dot) -> Result<(), Failed> {
+        let (inputs, truth) = self.in_bf16.get_or_init(|| {
+            // Indices are numbers that bf16 may not hold.
+            let round = |(tensor, ty): (&Tensor, &ValueType)| match ty.dtype {
+                DType::I32 => tensor.clone(),
+                _ => rounded(tensor),
+            };
+            let inputs: Vec<Tensor> = self.inputs.iter().zip(&self.case.inputs).map(round).collect();
+            let truth = reference(&self.case, &inputs);
+            (inputs, truth)
+        });
+        let isa = if dot == Dot::Portable { Isa::Portable } else { Isa::detect() };
+        run::check_case_in_bf16(&self.case, inputs, truth, isa, dot)?;
+        Ok(())
+    }
+
+    /// Whether it has maps, which may be bf16.
+    fn has_maps(&self) -> bool {
+        self.case.inputs.iter().chain(&self.case.outputs()).any(|ty| ty.role == Role::Map)
     }
 }
 
@@ -57,7 +90,14 @@ pub fn trials() -> Vec<Trial> {
             continue;
         }
         let large = case.flops() > TOO_LARGE_IF_PORTABLE;
-        let prepared = Arc::new(Prepared { case, inputs, truth: OnceLock::new() });
+        let work = case.flops().max(case.values() as u64);
+        let (truth, in_bf16) = (OnceLock::new(), OnceLock::new());
+        let prepared = Arc::new(Prepared { case, inputs, truth, in_bf16 });
+        let small = |dot: &Dot| *dot != Dot::Portable || work <= LARGEST_BY_PLAIN_LOOP;
+        for dot in Dot::available().into_iter().filter(|dot| prepared.has_maps() && small(dot)) {
+            let prepared = prepared.clone();
+            trials.push(Trial::test(format!("cases/{name}/bf16 {dot}"), move || prepared.check_in_bf16(dot)));
+        }
         let sets = Isa::available();
         for isa in sets.iter().copied().filter(|&isa| !(large && isa == Isa::Portable && sets.len() > 1)) {
             let prepared = prepared.clone();

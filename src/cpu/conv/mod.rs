@@ -6,6 +6,7 @@
 
 mod deform;
 mod depthwise;
+mod depthwise_bands;
 mod grad;
 mod implicit;
 mod shape;
@@ -18,6 +19,7 @@ use crate::cpu::gemm::{self, BLayout, Bias, Epilogue, Gemm, Packed, Target, for_
 use crate::isa::Isa;
 
 pub use deform::{DeformConv, DeformFilterGrad, DeformShape};
+pub use depthwise_bands::DepthwiseBands;
 pub use grad::{DeformInputGrad, FilterGrad, GradShape, InputGrad};
 pub use shape::{Arithmetic, ConvKernel, ConvShape, select};
 use winograd::{F2, F4, Order};

@@ -33,6 +33,23 @@ pub struct ConvShape {
 }
 
 impl ConvShape {
+    /// The product of `m` points with filters of one tap.
+    pub fn pointwise(m: usize, c_in: usize, c_out: usize) -> ConvShape {
+        ConvShape {
+            batch: 1,
+            height: 1,
+            width: m,
+            c_in,
+            c_out,
+            kernel: [1, 1],
+            stride: [1, 1],
+            padding: [0, 0],
+            padding_end: [0, 0],
+            dilation: [1, 1],
+            groups: 1,
+        }
+    }
+
     /// Rows of the output; 0 when the filter does not fit.
     pub fn out_height(&self) -> usize {
         self.extent(self.height, 0)

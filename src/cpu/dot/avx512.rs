@@ -1,7 +1,7 @@
 //! AVX-512 BF16: a pair of factors of 16 columns an instruction. A broadcast pair of one row meets 32 columns;
 //! as many rows at once as leave registers for the columns.
 
-use super::finish::Rows;
+use super::finish::{Residual, Rows};
 use super::{COLS, Engine, PANEL_STEP, Tile};
 use std::arch::x86_64::*;
 
@@ -73,30 +73,38 @@ unsafe fn rows<const R: usize>(tile: &Tile<'_>, first: usize) {
 /// Adds bias and residual to rows of sums, clamps, and stores them as bf16.
 ///
 /// # Safety
-/// The processor has AVX-512 BF16; the pointers are valid for what [`Rows`] says.
+/// The processor has AVX-512 BF16; the result can be written, and the residual has values for all rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn store(rows: &Rows) {
-    let lanes = (u32::MAX >> (COLS - rows.cols)) as __mmask32;
+pub(super) unsafe fn store(rows: &Rows<'_>) {
+    let lanes = u32::MAX >> (COLS - rows.cols);
+    let halves = [lanes as __mmask16, (lanes >> 16) as __mmask16];
     // SAFETY: the caller's contract; lanes beyond the columns are neither read nor written.
     unsafe {
-        let bias = [0, 16].map(|col| _mm512_loadu_ps(rows.bias.add(col)));
+        let bias = [0, 16].map(|col| _mm512_loadu_ps(rows.bias.as_ptr().add(col)));
         let (low, high) = (_mm512_set1_ps(rows.bounds.0), _mm512_set1_ps(rows.bounds.1));
-        for row in 0..rows.rows {
-            let sums = rows.sums.add(row * COLS);
-            let mut values = [
-                _mm512_add_ps(_mm512_loadu_ps(sums), bias[0]),
-                _mm512_add_ps(_mm512_loadu_ps(sums.add(16)), bias[1]),
-            ];
-            if !rows.residual.is_null() {
-                let residual = _mm512_maskz_loadu_epi16(lanes, rows.residual.add(row * rows.stride).cast());
-                let halves = [_mm512_castsi512_si256(residual), _mm512_extracti64x4_epi64::<1>(residual)];
-                for (value, half) in values.iter_mut().zip(halves) {
-                    let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
-                    *value = _mm512_add_ps(*value, _mm512_castsi512_ps(wide));
+        for (row, sums) in rows.sums.as_chunks::<COLS>().0.iter().enumerate() {
+            let sums = sums.as_ptr();
+            let mut a = _mm512_add_ps(_mm512_loadu_ps(sums), bias[0]);
+            let mut b = _mm512_add_ps(_mm512_loadu_ps(sums.add(16)), bias[1]);
+            match rows.residual {
+                Residual::None => {}
+                Residual::Bf16(residual) => {
+                    let residual = residual.as_ptr().add(row * rows.stride).cast();
+                    let residual = _mm512_maskz_loadu_epi16(lanes, residual);
+                    let first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(residual));
+                    let second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(residual));
+                    a = _mm512_add_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(first)));
+                    b = _mm512_add_ps(b, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(second)));
+                }
+                Residual::F32(residual) => {
+                    let residual = residual.as_ptr().add(row * rows.stride);
+                    a = _mm512_add_ps(a, _mm512_maskz_loadu_ps(halves[0], residual));
+                    b = _mm512_add_ps(b, _mm512_maskz_loadu_ps(halves[1], residual.wrapping_add(16)));
                 }
             }
-            // The second operand is what a comparison with NaN gives.
-            let [a, b] = values.map(|value| _mm512_min_ps(high, _mm512_max_ps(low, value)));
+            // Of a comparison with NaN the second operand comes out.
+            a = _mm512_min_ps(high, _mm512_max_ps(low, a));
+            b = _mm512_min_ps(high, _mm512_max_ps(low, b));
             let narrow = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a));
             _mm512_mask_storeu_epi16(rows.y.add(row * rows.stride).cast(), lanes, narrow);
         }

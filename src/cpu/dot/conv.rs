@@ -1,17 +1,17 @@
 //! Convolution of NHWC maps by tiles of 32 neighbouring outputs and 32 filters.
 //!
-//! A row of a tile is the receptive field of an output. With 1x1 filters fields lie in the map, side by side,
-//! and are multiplied there. Else a task copies the rows of the map that its outputs read into a *band*, with
-//! the padding around them: neighbouring outputs read neighbouring fields of it, whatever the filter's size,
-//! stride and dilation. A band is small beside the products, and stays in L2 while panel after panel of
-//! filters meets it.
+//! A row of a tile is the receptive field of an output. A task copies the rows of the map that its outputs
+//! read into a *band*, with the padding around them: neighbouring outputs read neighbouring fields of it,
+//! whatever the filter's size, stride and dilation. A band is small beside the products, and stays in L2 while
+//! panel after panel of filters meets it. Filters of one tap go [another way](super::points).
 
-use super::layout::{Grid, Run, Taps, Walk};
+use super::layout::{Cost, Grid, Run, Taps, Walk};
 use super::pack::{self, panel_len};
-use super::{BLOCK_STEPS, COLS, Engine, Finish, Job, PANEL_STEP, ROWS, Tile, on};
+use super::points::Points;
+use super::{BLOCK_STEPS, COLS, Engine, Finish, Job, PANEL_STEP, PerThread, ROWS, Tile, on};
 use crate::cpu::conv::ConvShape;
 use crate::cpu::element::Element;
-use crate::cpu::gemm::for_each_task;
+use crate::cpu::gemm::{SharedMut, for_each_task};
 use crate::isa::Dot;
 use half::bf16;
 use std::ops::Range;
@@ -29,17 +29,11 @@ pub(crate) struct DotConv {
 const WAITING: usize = 48;
 
 impl DotConv {
-    fn taps(&self) -> Taps {
+    pub(super) fn taps(&self) -> Taps {
         Taps::new(&self.shape)
     }
 
-    /// Whether fields are pixels of the map.
-    fn is_pointwise(&self) -> bool {
-        let s = &self.shape;
-        s.kernel == [1, 1] && s.padding == [0, 0] && s.padding_end == [0, 0]
-    }
-
-    fn panels(&self) -> usize {
+    pub(super) fn panels(&self) -> usize {
         self.shape.c_out.div_ceil(COLS)
     }
 
@@ -68,12 +62,13 @@ impl DotConv {
     fn grid(&self) -> Grid {
         let s = &self.shape;
         let (taps, panels) = (self.taps(), self.panels());
-        if self.is_pointwise() {
-            let units = s.out_pixels().div_ceil(ROWS);
-            return Grid::new(1, units, panels, 2 * ROWS * taps.pixel, ROWS * s.depth() * s.c_out);
-        }
-        let bytes = 2 * s.stride[0] * self.band_width() * taps.pixel;
-        Grid::new(s.batch, s.out_height(), panels, bytes, s.out_width() * s.depth() * s.c_out)
+        let cost = Cost {
+            unit_bytes: 2 * s.stride[0] * self.band_width() * taps.pixel,
+            unit_fields: s.out_width(),
+            panel_bytes: taps.steps() * PANEL_STEP,
+            macs: s.out_width() * s.depth() * COLS,
+        };
+        Grid::new(s.batch, s.out_height(), panels, &cost)
     }
 
     /// Values of bf16 of a task's band.
@@ -81,10 +76,7 @@ impl DotConv {
         let (taps, grid) = (self.taps(), self.grid());
         // A tile reads the fields of rows that no longer count, and a step the values behind a run.
         let beyond = ROWS * self.shape.stride[1] * taps.pixel + panel_len(1);
-        let rows = match self.is_pointwise() {
-            true => grid.band * ROWS * taps.pixel,
-            false => self.band_rows(grid.band) * self.band_width() * taps.pixel,
-        };
+        let rows = self.band_rows(grid.band) * self.band_width() * taps.pixel;
         (rows + beyond).next_multiple_of(32)
     }
 
@@ -95,7 +87,11 @@ impl DotConv {
 
     /// Floats of workspace that [`DotConv::run`] needs in a pool of so many threads.
     pub fn workspace_len(&self, threads: usize) -> usize {
-        if self.shape.out_pixels() == 0 { 0 } else { threads * self.thread_len() }
+        match Points::of(self) {
+            _ if self.shape.out_pixels() == 0 => 0,
+            Some(points) => threads * points.thread_len(),
+            None => threads * self.thread_len(),
+        }
     }
 
     /// `y = finish(conv(x))`, in parallel.
@@ -106,7 +102,7 @@ impl DotConv {
         &self,
         x: &[X],
         packed: &[f32],
-        finish: &Finish<'_, Y>,
+        finish: &Finish<'_>,
         y: &mut [Y],
         workspace: &mut [f32],
     ) {
@@ -118,42 +114,27 @@ impl DotConv {
         assert!(x.len() >= s.input_len(), "input of {} values for {s:?}", x.len());
         assert!(packed.len() >= 2 * self.packed_len(), "packed filter of {} values for {s:?}", packed.len());
         assert!(y.len() >= s.output_len(), "output of {} values for {s:?}", y.len());
-        let threads = workspace.len() / self.thread_len();
-        let shared = Shared { y: y.as_mut_ptr(), workspace: workspace.as_mut_ptr() };
+        if let Some(points) = Points::of(self) {
+            return points.run(x, packed, finish, y, workspace);
+        }
+        let y = SharedMut::new(y);
+        let parts = PerThread::new(workspace, self.thread_len());
         let grid = self.grid();
         for_each_task(grid.tasks(), |task| {
-            let shared = &shared;
-            let thread = rayon::current_thread_index().unwrap_or(0);
-            assert!(thread < threads, "workspace of {threads} threads in a larger pool");
             let (image, units, panels) = grid.task(task);
-            // SAFETY: each thread has a part of its own, in which one task runs at a time.
-            let workspace = unsafe {
-                let len = self.thread_len();
-                std::slice::from_raw_parts_mut(shared.workspace.add(thread * len), len)
-            };
-            on(
-                self.dot,
-                Part { conv: self, x, packed, finish, y: shared.y, image, units, panels, workspace },
-            );
+            // SAFETY: one task runs on a thread at a time.
+            let workspace = unsafe { parts.own() };
+            on(self.dot, Part { conv: self, x, packed, finish, y: y.get(), image, units, panels, workspace });
         });
     }
 }
-
-/// What tasks write to, each in places of its own.
-struct Shared<Y> {
-    y: *mut Y,
-    workspace: *mut f32,
-}
-
-// SAFETY: tasks write disjoint parts.
-unsafe impl<Y> Sync for Shared<Y> {}
 
 /// One task: units of outputs of an image by a group of panels.
 struct Part<'a, X, Y> {
     conv: &'a DotConv,
     x: &'a [X],
     packed: &'a [bf16],
-    finish: &'a Finish<'a, Y>,
+    finish: &'a Finish<'a>,
     y: *mut Y,
     image: usize,
     units: Range<usize>,
@@ -166,8 +147,6 @@ struct Source<'a> {
     walk: Walk,
     /// First output of the task.
     output: usize,
-    /// The map itself, for pointwise tiles all of whose rows count.
-    map: Option<&'a [bf16]>,
     band: &'a [bf16],
     /// Values from a line to the next, and from a field to the next.
     line: usize,
@@ -177,13 +156,8 @@ struct Source<'a> {
 impl Source<'_> {
     /// The fields of a tile.
     fn at(&self, tile: usize) -> *const u8 {
-        let (line, field, rows) = self.walk.tile(tile);
-        match self.map {
-            Some(map) if rows == ROWS => map[(self.output + field) * self.field..].as_ptr().cast(),
-            // The one tile that does not count whole lies alone in the band.
-            Some(_) => self.band.as_ptr().cast(),
-            None => self.band[line * self.line + field * self.field..].as_ptr().cast(),
-        }
+        let (line, field, _) = self.walk.tile(tile);
+        self.band[line * self.line + field * self.field..].as_ptr().cast()
     }
 }
 
@@ -196,10 +170,7 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
         let (sums, offsets) = rest.split_at_mut(WAITING * ROWS * COLS);
         let band: &mut [bf16] = bytemuck::cast_slice_mut(band);
         let offsets: &mut [u32] = &mut bytemuck::cast_slice_mut(offsets)[..steps];
-        let source = match conv.is_pointwise() {
-            true => points(s, &taps, x, units.start * ROWS..(units.end * ROWS).min(s.out_pixels()), band),
-            false => lines(conv, &taps, x, image, units, band),
-        };
+        let source = lines(conv, &taps, x, image, units, band);
         for (step, offset) in offsets.iter_mut().enumerate() {
             *offset = 2 * taps.offset(step, s.dilation, conv.band_width() * taps.pixel) as u32;
         }
@@ -214,8 +185,8 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
                         // With one block the same sums serve every tile, and stay in L1.
                         let slot = if steps <= BLOCK_STEPS { 0 } else { tile - first };
                         let sums = &mut sums[slot * ROWS * COLS..][..ROWS * COLS];
-                        // SAFETY: the band has room for what the last tile reads beyond its rows; a map's tile
-                        // lies in it; the panel has `steps` steps.
+                        // SAFETY: the band has room for what the last tile reads beyond its rows, and the panel
+                        // has `steps` steps.
                         unsafe {
                             E::tile(&Tile {
                                 a: source.at(tile),
@@ -231,7 +202,7 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
                             source.walk.runs(tile, |Run { row, output, count }| {
                                 let sums = &mut sums[row * COLS..(row + count) * COLS];
                                 // SAFETY: outputs and columns of this task are written by it alone.
-                                unsafe { finish.store::<E>(sums, source.output + output, col, cols, y) };
+                                unsafe { finish.store::<E, Y>(sums, source.output + output, col, cols, y) };
                             });
                         }
                     }
@@ -239,31 +210,6 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
             }
         }
     }
-}
-
-/// The pixels of pointwise outputs: where they lie, or gathered into the band.
-fn points<'a, X: Element>(
-    s: &ConvShape,
-    taps: &Taps,
-    x: &'a [X],
-    outputs: Range<usize>,
-    band: &'a mut [bf16],
-) -> Source<'a> {
-    let (width, height) = (s.out_width(), s.out_height());
-    let pixel = |output: usize| {
-        let (column, row, image) = (output % width, output / width % height, output / (width * height));
-        let at = (image * s.height + row * s.stride[0]) * s.width + column * s.stride[1];
-        &x[at * s.c_in..][..s.c_in]
-    };
-    let dense = s.stride == [1, 1] && taps.pixel == s.c_in;
-    let map = bytemuck::try_cast_slice::<X, bf16>(x).ok().filter(|map| dense && map.len() == x.len());
-    let gathered =
-        if map.is_some() { outputs.end - outputs.len() % ROWS..outputs.end } else { outputs.clone() };
-    for (output, field) in gathered.zip(band.chunks_exact_mut(taps.pixel)) {
-        copy(pixel(output), field);
-    }
-    let walk = Walk { lines: 1, width: outputs.len(), pitch: None };
-    Source { walk, output: outputs.start, map, band, line: 0, field: taps.pixel }
 }
 
 /// The rows of the map that rows `units` of an image's outputs read, with the padding around them.
@@ -295,7 +241,7 @@ fn lines<'a, X: Element>(
             copy(x, band);
         } else {
             for (x, field) in x.chunks_exact(s.c_in).zip(band.chunks_exact_mut(taps.pixel)) {
-                copy(x, field);
+                copy(x, &mut field[..taps.read()]);
             }
         }
     }
@@ -305,12 +251,12 @@ fn lines<'a, X: Element>(
     let pitch = (s.stride == [1, 1]).then_some(width);
     let walk = Walk { lines: units.len(), width: s.out_width(), pitch };
     let output = (image * s.out_height() + units.start) * s.out_width();
-    Source { walk, output, map: None, band, line: s.stride[0] * line, field: s.stride[1] * taps.pixel }
+    Source { walk, output, band, line: s.stride[0] * line, field: s.stride[1] * taps.pixel }
 }
 
 /// Values as bf16, with zeros behind them.
 #[inline(always)]
-fn copy<X: Element>(x: &[X], y: &mut [bf16]) {
+pub(super) fn copy<X: Element>(x: &[X], y: &mut [bf16]) {
     let (y, rest) = y.split_at_mut(x.len());
     match bytemuck::try_cast_slice::<X, bf16>(x) {
         Ok(x) if x.len() == y.len() => y.copy_from_slice(x),

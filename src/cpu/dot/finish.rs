@@ -17,13 +17,55 @@ pub(crate) enum Layout {
     Planes(usize),
 }
 
+/// What is added to a result, laid out as that.
+#[derive(Clone, Copy)]
+pub(crate) enum Residual<'a> {
+    /// Nothing.
+    None,
+    /// A map.
+    Bf16(&'a [bf16]),
+    /// A constant, or a map that callers see.
+    F32(&'a [f32]),
+}
+
+impl<'a> Residual<'a> {
+    /// From value `at` on, as many as `len`, at least.
+    fn from(self, at: usize, len: usize) -> Residual<'a> {
+        match self {
+            Residual::None => Residual::None,
+            Residual::Bf16(values) => Residual::Bf16(&values[at..at + len]),
+            Residual::F32(values) => Residual::F32(&values[at..at + len]),
+        }
+    }
+
+    /// Adds the values from `at` on.
+    #[inline(always)]
+    fn add(self, at: usize, sums: &mut [f32]) {
+        match self {
+            Residual::None => {}
+            Residual::Bf16(values) => {
+                let values = &values[at..][..sums.len()];
+                for col in 0..sums.len() {
+                    sums[col] += values[col].widen();
+                }
+            }
+            Residual::F32(values) => {
+                let values = &values[at..][..sums.len()];
+                for col in 0..sums.len() {
+                    sums[col] += values[col];
+                }
+            }
+        }
+    }
+}
+
 /// The tail of a product.
 #[derive(Clone, Copy)]
-pub(crate) struct Finish<'a, Y> {
+pub(crate) struct Finish<'a> {
     /// Added per column.
     pub bias: Option<&'a [f32]>,
-    /// Added, laid out as the result: channels, not planes.
-    pub residual: Option<&'a [Y]>,
+    /// Added to channels; planes have none.
+    pub residual: Residual<'a>,
     /// Applied last.
     pub activation: Option<Activation>,
     /// Where the result's columns lie.
@@ -32,13 +74,20 @@ pub(crate) struct Finish<'a, Y> {
     pub isa: Isa,
 }
 
-impl<Y: Element> Finish<'_, Y> {
+impl Finish<'_> {
     /// Stores rows of a tile: `sums` are `[rows][COLS]`, of which the first `cols` count. They are rows from
     /// `row` and columns from `col` of the product in `y`.
     ///
     /// # Safety
     /// `y` can be written there, by nobody else meanwhile, and the processor has the instructions of `E`.
-    pub unsafe fn store<E: Engine>(&self, sums: &mut [f32], row: usize, col: usize, cols: usize, y: *mut Y) {
+    pub unsafe fn store<E: Engine, Y: Element>(
+        &self,
+        sums: &mut [f32],
+        row: usize,
+        col: usize,
+        cols: usize,
+        y: *mut Y,
+    ) {
         let mut bias = [0.0; COLS];
         if let Some(all) = self.bias {
             bias[..cols].copy_from_slice(&all[col..col + cols]);
@@ -46,32 +95,27 @@ impl<Y: Element> Finish<'_, Y> {
         let stride = match self.layout {
             Layout::Channels(stride) => stride,
             Layout::Planes(plane) => {
-                debug_assert!(self.residual.is_none() && self.activation.is_none());
+                debug_assert!(matches!(self.residual, Residual::None) && self.activation.is_none());
                 // SAFETY: the caller's contract.
                 let y = unsafe { y.add(col * plane + row) };
                 return gemm::on(self.isa, Planes { sums, bias: &bias, cols, y, plane });
             }
         };
         let (at, rows) = (row * stride + col, sums.len() / COLS);
-        let mut residual = match self.residual {
-            Some(residual) => residual[at..at + (rows - 1) * stride + cols].as_ptr(),
-            None => std::ptr::null(),
-        };
+        let mut residual = self.residual.from(at, (rows - 1) * stride + cols);
         if let Some(activation) = self.activation.filter(|a| a.clamp().is_none()) {
             add(self.isa, sums, &bias, residual, cols, stride);
             activation::apply(self.isa, activation, sums);
-            (bias, residual) = ([0.0; COLS], std::ptr::null());
+            (bias, residual) = ([0.0; COLS], Residual::None);
         }
         let bounds = normalise::bounds(self.activation);
         // SAFETY: the caller's contract.
         let y = unsafe { y.add(at) };
         #[cfg(target_arch = "x86_64")]
         if E::AVX512 && Y::BF16 {
-            let (sums, bias) = (sums.as_ptr(), bias.as_ptr());
-            let rows =
-                Rows { sums, rows, cols, bias, residual: residual.cast(), bounds, y: y.cast(), stride };
-            // SAFETY: the processor has the instructions, as the caller says; `Y` is bf16, and so the pointers
-            // are to what `Rows` says.
+            let rows = Rows { sums, cols, bias: &bias, residual, bounds, y: y.cast(), stride };
+            // SAFETY: the processor has the instructions, and the result is the caller's, as it says; it is
+            // bf16, and the residual covers the rows.
             return unsafe { super::avx512::store(&rows) };
         }
         store(self.isa, sums, &bias, residual, bounds, cols, stride, y);
@@ -79,21 +123,19 @@ impl<Y: Element> Finish<'_, Y> {
 }
 
 /// Rows of sums, and where they go as bf16.
-pub(super) struct Rows {
+pub(super) struct Rows<'a> {
     /// `[rows][COLS]`.
-    pub sums: *const f32,
-    pub rows: usize,
+    pub sums: &'a [f32],
     /// Columns that count.
     pub cols: usize,
-    /// [`COLS`] values.
-    pub bias: *const f32,
-    /// Where row 0's is, laid out as the result; or null.
-    pub residual: *const bf16,
+    pub bias: &'a [f32; COLS],
+    /// Row 0's and on.
+    pub residual: Residual<'a>,
     /// What values are clamped to.
     pub bounds: (f32, f32),
     /// Where row 0 goes.
     pub y: *mut bf16,
-    /// Values from a row to the next.
+    /// Values from a row to the next, of result and residual.
     pub stride: usize,
 }
 
@@ -138,29 +180,23 @@ impl<Y: Element> gemm::Job for Planes<'_, Y> {
 }
 
 simd! {
-    /// Adds bias and residual in place. The residual is null or valid for the rows.
-    fn add<Y: Element>(
-        isa, sums: &mut [f32], bias: &[f32; COLS], residual: *const Y, cols: usize, stride: usize,
+    /// Adds bias and residual in place.
+    fn add(
+        isa, sums: &mut [f32], bias: &[f32; COLS], residual: Residual<'_>, cols: usize, stride: usize,
     ) {
         for (row, sums) in sums.as_chunks_mut::<COLS>().0.iter_mut().enumerate() {
             for col in 0..COLS {
                 sums[col] += bias[col];
             }
-            if !residual.is_null() {
-                // SAFETY: as said above.
-                let residual = unsafe { std::slice::from_raw_parts(residual.add(row * stride), cols) };
-                for col in 0..cols {
-                    sums[col] += residual[col].widen();
-                }
-            }
+            residual.add(row * stride, &mut sums[..cols]);
         }
     }
 }
 
 simd! {
-    /// Adds, clamps and stores. The residual is null or valid for the rows, and nobody else has the result's.
+    /// Adds, clamps and stores in rows of which nobody else writes these columns.
     fn store<Y: Element>(
-        isa, sums: &[f32], bias: &[f32; COLS], residual: *const Y, bounds: (f32, f32), cols: usize,
+        isa, sums: &[f32], bias: &[f32; COLS], residual: Residual<'_>, bounds: (f32, f32), cols: usize,
         stride: usize, y: *mut Y,
     ) {
         let (low, high) = bounds;
@@ -169,13 +205,7 @@ simd! {
             for col in 0..COLS {
                 sums[col] += bias[col];
             }
-            if !residual.is_null() {
-                // SAFETY: as said above.
-                let residual = unsafe { std::slice::from_raw_parts(residual.add(row * stride), cols) };
-                for col in 0..cols {
-                    sums[col] += residual[col].widen();
-                }
-            }
+            residual.add(row * stride, &mut sums[..cols]);
             // SAFETY: as said above.
             let y = unsafe { std::slice::from_raw_parts_mut(y.add(row * stride), cols) };
             for col in 0..cols {

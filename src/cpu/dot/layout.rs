@@ -25,7 +25,21 @@ impl Taps {
         if s.dilation[1] == 1 && steps(across * s.c_in) < across * steps(s.c_in) {
             return Taps { runs: [down, 1], len: across * s.c_in, pixel: s.c_in };
         }
-        Taps { runs: [down, across], len: s.c_in, pixel: s.c_in.next_multiple_of(FACTORS) }
+        // An odd number of cache lines, so that neighbouring pixels do not fall on the same few sets of L1.
+        let lines = steps(s.c_in) | 1;
+        Taps { runs: [down, across], len: s.c_in, pixel: lines * FACTORS }
+    }
+
+    /// Values of a pixel that steps read.
+    pub fn read(&self) -> usize {
+        self.len.next_multiple_of(FACTORS).min(self.pixel)
+    }
+
+    /// Which run a step belongs to, and where in it it begins: the same part of all runs comes first, so that
+    /// what neighbouring outputs share of it is still in L1.
+    fn place(&self, step: usize) -> (usize, usize) {
+        let runs = self.runs[0] * self.runs[1];
+        (step % runs, step / runs * FACTORS)
     }
 
     /// Steps of a run.
@@ -45,7 +59,7 @@ impl Taps {
 
     /// Which terms a step multiplies.
     pub fn factors(&self, step: usize) -> Range<usize> {
-        let (run, within) = (step / self.run_steps(), step % self.run_steps() * FACTORS);
+        let (run, within) = self.place(step);
         run * self.len + within..run * self.len + (within + FACTORS).min(self.len)
     }
 
@@ -56,7 +70,7 @@ impl Taps {
 
     /// Where step `step` begins, in values from the first tap, for a band with so many values a row.
     pub fn offset(&self, step: usize, dilation: [usize; 2], row: usize) -> usize {
-        let (run, within) = (step / self.run_steps(), step % self.run_steps() * FACTORS);
+        let (run, within) = self.place(step);
         let (y, x) = (run / self.runs[1], run % self.runs[1]);
         y * dilation[0] * row + x * dilation[1] * self.pixel + within
     }
@@ -150,22 +164,42 @@ pub(super) struct Grid {
     pub images: usize,
 }
 
+/// What a convolution costs, by which its tasks are cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost {
+    /// Bytes of a band that a unit adds.
+    pub unit_bytes: usize,
+    /// Fields of a unit.
+    pub unit_fields: usize,
+    /// Bytes of a panel.
+    pub panel_bytes: usize,
+    /// Multiplications of a unit by a panel.
+    pub macs: usize,
+}
+
 impl Grid {
-    /// Bands that fit L2 beside the panels, fewer units where there would be too few tasks, then fewer panels;
-    /// but no task that is not worth handing to a thread.
-    pub fn new(images: usize, units: usize, panels: usize, unit_bytes: usize, unit_macs: usize) -> Grid {
+    /// Bands that fit L2 beside the panels, then halves of what costs less to be halved: each more band reads
+    /// all panels once more, each more group of panels all bands. No task is less than a few tiles, or not
+    /// worth handing to a thread.
+    pub fn new(images: usize, units: usize, panels: usize, cost: &Cost) -> Grid {
         const MOST_BYTES: usize = 512 << 10;
         const WANTED: usize = 16;
         const WORTH: usize = 8 << 20;
+        const FIELDS: usize = 4 * ROWS;
         let even = |n: usize, parts: usize| n.div_ceil(parts.max(1)).max(1);
-        let parts = units.div_ceil((MOST_BYTES / unit_bytes.max(1)).max(1));
+        let parts = units.div_ceil((MOST_BYTES / cost.unit_bytes.max(1)).max(1));
         let mut grid = Grid { units, band: even(units, parts), panels, across: panels.max(1), images };
-        let worth = |grid: &Grid| grid.band * grid.across * (unit_macs / panels.max(1)) >= 2 * WORTH;
-        while grid.tasks() < WANTED && grid.band > 1 && worth(&grid) {
-            grid.band = even(grid.band, 2);
-        }
-        while grid.tasks() < WANTED && grid.across > 1 && worth(&grid) {
-            grid.across = even(grid.across, 2);
+        while grid.tasks() < WANTED && grid.band * grid.across * cost.macs >= 2 * WORTH {
+            let (once_more, all_bands) = (panels * cost.panel_bytes, units * cost.unit_bytes);
+            let panels_too = grid.across > 1;
+            let bands_too = grid.band > 1 && grid.band * cost.unit_fields >= FIELDS;
+            if bands_too && (!panels_too || once_more <= all_bands) {
+                grid.band = even(grid.band, 2);
+            } else if panels_too {
+                grid.across = even(grid.across, 2);
+            } else {
+                break;
+            }
         }
         grid
     }

@@ -1,10 +1,10 @@
 //! The two products between objects and pixels, in bf16: mask convolution and hard-mask pooling.
 
 use super::pack::{panel_len, place};
-use super::{COLS, DotConv, Engine, Finish, Job, Layout, ROWS, Tile, on};
+use super::{COLS, DotConv, Engine, Finish, Job, Layout, PerThread, ROWS, Residual, Tile, on};
 use crate::cpu::conv::ConvShape;
 use crate::cpu::element::Element;
-use crate::cpu::gemm::{add_up, for_each_task};
+use crate::cpu::gemm::{SharedMut, add_up, for_each_task};
 use crate::isa::{Dot, Isa, simd};
 use half::bf16;
 use std::ops::Range;
@@ -27,19 +27,7 @@ pub(crate) struct DotMaskConv {
 
 impl DotMaskConv {
     fn conv(&self) -> DotConv {
-        let shape = ConvShape {
-            batch: 1,
-            height: 1,
-            width: self.pixels,
-            c_in: self.channels,
-            c_out: self.objects,
-            kernel: [1, 1],
-            stride: [1, 1],
-            padding: [0, 0],
-            padding_end: [0, 0],
-            dilation: [1, 1],
-            groups: 1,
-        };
+        let shape = ConvShape::pointwise(self.pixels, self.channels, self.objects);
         DotConv { shape, dot: self.dot }
     }
 
@@ -71,7 +59,7 @@ impl DotMaskConv {
         workspace: &mut [f32],
     ) {
         let (layout, isa) = (Layout::Planes(self.pixels), self.isa);
-        let finish = Finish { bias, residual: None, activation: None, layout, isa };
+        let finish = Finish { bias, residual: Residual::None, activation: None, layout, isa };
         self.conv().run(x, packed, &finish, logits, workspace);
     }
 }
@@ -147,37 +135,17 @@ impl DotMaskPool {
             return out.fill(0.0);
         }
         let (sums, threads) = workspace.split_at_mut(self.tasks() * size);
-        let shared = Shared {
-            sums: sums.as_mut_ptr(),
-            threads: threads.as_mut_ptr(),
-            count: threads.len() / self.thread_len(),
-        };
+        let (shared, parts) = (SharedMut::new(sums), PerThread::new(threads, self.thread_len()));
         for_each_task(self.tasks(), |task| {
-            let shared = &shared;
-            let thread = rayon::current_thread_index().unwrap_or(0);
-            assert!(thread < shared.count, "workspace of {} threads in a larger pool", shared.count);
-            // SAFETY: each task has sums of its own, each thread a part in which one task runs at a time.
-            let (sums, workspace) = unsafe {
-                let len = self.thread_len();
-                let part = std::slice::from_raw_parts_mut(shared.threads.add(thread * len), len);
-                (std::slice::from_raw_parts_mut(shared.sums.add(task * size), size), part)
-            };
+            // SAFETY: each task has sums of its own, and one task runs on a thread at a time.
+            let (sums, workspace) =
+                unsafe { (std::slice::from_raw_parts_mut(shared.get().add(task * size), size), parts.own()) };
             let pixels = task * self.chunk()..((task + 1) * self.chunk()).min(self.pixels);
             on(self.dot, Part { pool: self, masks, x, pixels, sums, workspace });
         });
         add_up(sums, &mut out[..size]);
     }
 }
-
-/// What tasks write to, each in places of its own.
-struct Shared {
-    sums: *mut f32,
-    threads: *mut f32,
-    count: usize,
-}
-
-// SAFETY: tasks write disjoint parts.
-unsafe impl Sync for Shared {}
 
 /// One task: the sums over a range of pixels.
 struct Part<'a, M> {

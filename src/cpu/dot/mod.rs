@@ -17,6 +17,7 @@ mod finish;
 mod layout;
 mod mask;
 mod pack;
+mod points;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,7 @@ mod tests;
 use crate::isa::Dot;
 
 pub(crate) use conv::DotConv;
-pub(crate) use finish::{Finish, Layout};
+pub(crate) use finish::{Finish, Layout, Residual};
 pub(crate) use mask::{DotMaskConv, DotMaskPool};
 
 /// Rows of a tile.
@@ -35,9 +36,8 @@ pub(crate) const COLS: usize = 32;
 pub(crate) const STEP: usize = 64;
 /// Bytes of a panel that one step takes: [`COLS`] columns of [`STEP`] bytes.
 pub(crate) const PANEL_STEP: usize = COLS * STEP;
-/// Most steps between two stores of a tile's sums: this much of a panel stays in L1 while tile after tile
-/// meets it.
-pub(crate) const BLOCK_STEPS: usize = 16;
+/// Most steps between two stores of a tile's sums.
+pub(crate) const BLOCK_STEPS: usize = 72;
 
 /// One tile's share of a product.
 pub(crate) struct Tile<'a> {
@@ -104,5 +104,37 @@ pub(crate) fn on(dot: Dot, job: impl Job) {
         #[cfg(target_arch = "x86_64")]
         Dot::Avx512 => with::<avx512::Avx512>(job),
         _ => with::<portable::Portable>(job),
+    }
+}
+
+/// A workspace with a part for each thread of the pool.
+pub(crate) struct PerThread {
+    start: *mut f32,
+    len: usize,
+    threads: usize,
+}
+
+// SAFETY: each thread asks for its own part.
+unsafe impl Sync for PerThread {}
+
+impl PerThread {
+    /// Parts of `len` floats, as many as there are.
+    pub fn new(workspace: &mut [f32], len: usize) -> PerThread {
+        PerThread { start: workspace.as_mut_ptr(), len, threads: workspace.len() / len.max(1) }
+    }
+
+    /// The part of the thread that asks.
+    ///
+    /// # Panics
+    /// If there is none, in a larger pool.
+    ///
+    /// # Safety
+    /// The part that this thread asked for before is no longer in use, and the workspace outlives this one.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn own(&self) -> &mut [f32] {
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        assert!(thread < self.threads, "workspace of {} threads in a larger pool", self.threads);
+        // SAFETY: parts do not overlap; the rest is the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(thread * self.len), self.len) }
     }
 }

@@ -94,7 +94,7 @@ fn run<X: Element, Y: Element>(
     conv: DotConv,
     x: &[X],
     filter: &[f32],
-    finish: Finish<'_, Y>,
+    finish: Finish<'_>,
     threads: usize,
 ) -> Vec<Y> {
     let mut packed = vec![f32::NAN; conv.packed_len()];
@@ -125,12 +125,12 @@ fn convolutions_are_those_of_double_precision() {
             let residual = narrowed(&residual);
             let finish = Finish {
                 bias: Some(&bias[..]),
-                residual: Some(&residual[..]),
+                residual: Residual::Bf16(&residual),
                 activation: Some(Activation::Relu),
                 layout: Layout::Channels(s.c_out),
                 isa: Isa::detect(),
             };
-            let y = run(conv, &narrowed(&x), &filter, finish, 2);
+            let y: Vec<bf16> = run(conv, &narrowed(&x), &filter, finish, 2);
             for (at, (y, wanted)) in y.iter().zip(&expected).enumerate() {
                 let bound = sums + wanted.abs() / 256.0;
                 assert!(
@@ -139,6 +139,9 @@ fn convolutions_are_those_of_double_precision() {
                 );
             }
             assert_eq!(y, run(conv, &narrowed(&x), &filter, finish, 1), "{dot} {s:?}: bits on one thread");
+            let wide: Vec<f32> = residual.iter().map(|v| v.widen()).collect();
+            let finish = Finish { residual: Residual::F32(&wide), ..finish };
+            assert_eq!(y, run(conv, &narrowed(&x), &filter, finish, 2), "{dot} {s:?}: the residual in f32");
         }
     }
 }
@@ -150,14 +153,14 @@ fn maps_of_f32_are_read_and_written() {
         let (x, filter) = (numbers(s.input_len(), 5), numbers(s.filter_len(), 6));
         let expected = expected(&s, &x, &filter, |_, sum| gelu(sum));
         for dot in Dot::available() {
-            let finish = Finish::<f32> {
+            let finish = Finish {
                 bias: None,
-                residual: None,
+                residual: Residual::None,
                 activation: Some(Activation::Gelu),
                 layout: Layout::Channels(s.c_out),
                 isa: Isa::detect(),
             };
-            let y = run(DotConv { shape: s, dot }, &x, &filter, finish, 1);
+            let y: Vec<f32> = run(DotConv { shape: s, dot }, &x, &filter, finish, 1);
             for (at, (&y, wanted)) in y.iter().zip(&expected).enumerate() {
                 let bound = s.depth() as f64 * f64::from(f32::EPSILON) * 4.0 + 2e-6 * wanted.abs();
                 assert!((f64::from(y) - wanted).abs() <= bound, "{dot} {s:?} at {at}: {y} for {wanted}");

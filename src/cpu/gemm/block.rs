@@ -31,18 +31,18 @@ struct Scratch<const N: usize>([f32; N]);
 
 /// A pointer to C that tasks share; they write disjoint blocks.
 #[derive(Clone, Copy)]
-pub(crate) struct SharedMut(*mut f32);
+pub(crate) struct SharedMut<T = f32>(*mut T);
 
 // SAFETY: every user hands disjoint ranges to its tasks.
-unsafe impl Send for SharedMut {}
+unsafe impl<T> Send for SharedMut<T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedMut {}
+unsafe impl<T> Sync for SharedMut<T> {}
 
-impl SharedMut {
-    pub fn new(slice: &mut [f32]) -> Self {
+impl<T: Copy> SharedMut<T> {
+    pub fn new(slice: &mut [T]) -> Self {
         SharedMut(slice.as_mut_ptr())
     }
-    pub fn get(self) -> *mut f32 {
+    pub fn get(self) -> *mut T {
         self.0
     }
 }

@@ -1,8 +1,8 @@
 //! Convolution by the kernel that [`crate::cpu::conv::select`] names; in bf16 by tiles of dot products.
 
 use super::epilogue::Tail;
-use crate::cpu::conv::{Conv, ConvShape};
-use crate::cpu::dot::{DotConv, Finish, Layout};
+use crate::cpu::conv::{Conv, ConvKernel, ConvShape, DepthwiseBands};
+use crate::cpu::dot::{DotConv, Finish, Layout, Residual};
 use crate::cpu::element::{Element, stored};
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
 use crate::isa::Isa;
@@ -44,18 +44,20 @@ impl CpuOp for Conv2d {
     }
 
     fn bf16_kernel(&self, context: &Context<'_>) -> Option<Box<dyn Kernel>> {
-        let (x, y) = (context.inputs[0].dtype, context.outputs[0].dtype);
-        let residual = self.epilogue.residual_input().map(|index| context.inputs[index].dtype);
-        if self.groups != 1 || residual.is_some_and(|dtype| dtype != y) {
+        let shape = shape(self, context);
+        if self.groups == 1 {
+            return Some(tiles(shape, self.epilogue, context));
+        }
+        let conv = Conv::new(shape, context.isa, context.arithmetic);
+        let tail = Tail::new(self.epilogue, context.isa);
+        if conv.kernel != ConvKernel::Depthwise || self.epilogue.residual || !tail.is_fused() {
             return None;
         }
-        let conv = DotConv { shape: shape(self, context), dot: context.dot };
-        let workspace = conv.workspace_len(context.threads);
-        let (epilogue, isa) = (self.epilogue, context.isa);
-        Some(match (x, y) {
-            (DType::BF16, DType::BF16) => Tiles::<bf16, bf16>::boxed(conv, epilogue, isa, workspace),
-            (DType::BF16, _) => Tiles::<bf16, f32>::boxed(conv, epilogue, isa, workspace),
-            _ => Tiles::<f32, bf16>::boxed(conv, epilogue, isa, workspace),
+        let bands = DepthwiseBands { shape, isa: context.isa };
+        Some(match (context.inputs[0].dtype, context.outputs[0].dtype) {
+            (DType::BF16, DType::BF16) => Bands::<bf16, bf16>::boxed(conv, bands, tail, context.threads),
+            (DType::BF16, _) => Bands::<bf16, f32>::boxed(conv, bands, tail, context.threads),
+            _ => Bands::<f32, bf16>::boxed(conv, bands, tail, context.threads),
         })
     }
 }
@@ -70,12 +72,7 @@ impl Kernel for Convolution {
     }
 
     fn packing(&self) -> Option<PackedOperand> {
-        Some(PackedOperand {
-            input: 1,
-            len: self.conv.packed_len(),
-            layout: PackedLayout::Filters(self.conv.kernel),
-            isa: self.conv.isa,
-        })
+        Some(packing(&self.conv))
     }
 
     fn pack(&self, source: &[f32], packed: &mut [f32]) {
@@ -89,18 +86,86 @@ impl Kernel for Convolution {
     }
 }
 
-/// Maps stored as `X` become one stored as `Y`, products of bf16.
-struct Tiles<X, Y> {
-    conv: DotConv,
-    epilogue: Epilogue,
-    isa: Isa,
+fn packing(conv: &Conv) -> PackedOperand {
+    let layout = PackedLayout::Filters(conv.kernel);
+    PackedOperand { input: 1, len: conv.packed_len(), layout, isa: conv.isa }
+}
+
+/// A depthwise convolution of maps stored as `X` and `Y`.
+struct Bands<X, Y> {
+    /// As it is in f32, which packs the filters.
+    conv: Conv,
+    bands: DepthwiseBands,
+    tail: Tail,
     workspace: usize,
     elements: PhantomData<fn(X) -> Y>,
 }
 
+impl<X: Element, Y: Element> Bands<X, Y> {
+    fn boxed(conv: Conv, bands: DepthwiseBands, tail: Tail, threads: usize) -> Box<dyn Kernel> {
+        let workspace = bands.workspace_len(threads);
+        Box::new(Bands::<X, Y> { conv, bands, tail, workspace, elements: PhantomData })
+    }
+}
+
+impl<X: Element, Y: Element> Kernel for Bands<X, Y> {
+    fn name(&self) -> String {
+        format!("{} bands {}", self.conv.kernel, self.conv.isa)
+    }
+
+    fn workspace(&self) -> usize {
+        self.workspace
+    }
+
+    fn packing(&self) -> Option<PackedOperand> {
+        Some(packing(&self.conv))
+    }
+
+    fn pack(&self, source: &[f32], packed: &mut [f32]) {
+        self.conv.pack(source, packed);
+    }
+
+    fn run(&self, args: &mut Args<'_>) {
+        let (epilogue, shape) = (self.tail.fused(&args.inputs), &self.bands.shape);
+        let x = args.map::<X>(0, shape.input_len());
+        let (packed, workspace) = (args.packed, std::mem::take(&mut args.workspace));
+        self.bands.run(x, packed, &epilogue, args.map_mut::<Y>(0, shape.output_len()), workspace);
+    }
+}
+
+/// What follows the products of [`Tiles`].
+struct TilesTail {
+    epilogue: Epilogue,
+    /// How the residual is stored.
+    residual: Option<DType>,
+    isa: Isa,
+}
+
+/// Maps stored as `X` become one stored as `Y`, products of bf16.
+struct Tiles<X, Y> {
+    conv: DotConv,
+    tail: TilesTail,
+    workspace: usize,
+    elements: PhantomData<fn(X) -> Y>,
+}
+
+/// A convolution without groups of maps some of which are bf16.
+pub(super) fn tiles(shape: ConvShape, epilogue: Epilogue, context: &Context<'_>) -> Box<dyn Kernel> {
+    let residual = epilogue.residual_input().map(|index| context.inputs[index].dtype);
+    let tail = TilesTail { epilogue, residual, isa: context.isa };
+    let conv = DotConv { shape, dot: context.dot };
+    let workspace = conv.workspace_len(context.threads);
+    match (context.inputs[0].dtype, context.outputs[0].dtype) {
+        (DType::BF16, DType::BF16) => Tiles::<bf16, bf16>::boxed(conv, tail, workspace),
+        (DType::BF16, _) => Tiles::<bf16, f32>::boxed(conv, tail, workspace),
+        (_, DType::BF16) => Tiles::<f32, bf16>::boxed(conv, tail, workspace),
+        _ => Tiles::<f32, f32>::boxed(conv, tail, workspace),
+    }
+}
+
 impl<X: Element, Y: Element> Tiles<X, Y> {
-    fn boxed(conv: DotConv, epilogue: Epilogue, isa: Isa, workspace: usize) -> Box<dyn Kernel> {
-        Box::new(Tiles::<X, Y> { conv, epilogue, isa, workspace, elements: PhantomData })
+    fn boxed(conv: DotConv, tail: TilesTail, workspace: usize) -> Box<dyn Kernel> {
+        Box::new(Tiles::<X, Y> { conv, tail, workspace, elements: PhantomData })
     }
 }
 
@@ -125,12 +190,18 @@ impl<X: Element, Y: Element> Kernel for Tiles<X, Y> {
 
     fn run(&self, args: &mut Args<'_>) {
         let (inputs, shape) = (args.inputs, &self.conv.shape);
+        let TilesTail { epilogue, residual, isa } = &self.tail;
+        let memory = epilogue.residual_input().map_or(&[][..], |index| inputs[index]);
         let finish = Finish {
-            bias: self.epilogue.bias_input().map(|index| inputs[index]),
-            residual: self.epilogue.residual_input().map(|index| stored(inputs[index], shape.output_len())),
-            activation: self.epilogue.activation,
+            bias: epilogue.bias_input().map(|index| inputs[index]),
+            residual: match residual {
+                None => Residual::None,
+                Some(DType::BF16) => Residual::Bf16(stored(memory, shape.output_len())),
+                Some(_) => Residual::F32(memory),
+            },
+            activation: epilogue.activation,
             layout: Layout::Channels(shape.c_out),
-            isa: self.isa,
+            isa: *isa,
         };
         let x = args.map::<X>(0, shape.input_len());
         let workspace = std::mem::take(&mut args.workspace);

@@ -28,6 +28,11 @@ impl Tail {
         }
     }
 
+    /// Whether [`Tail::fused`] is all of it.
+    pub(crate) fn is_fused(&self) -> bool {
+        self.epilogue.activation.is_none_or(|a| a.clamp().is_some())
+    }
+
     /// An activation that is no clamp, in place.
     pub(crate) fn finish(&self, y: &mut [f32]) {
         if let Some(activation) = self.epilogue.activation.filter(|a| a.clamp().is_none()) {

@@ -1,6 +1,8 @@
-//! Fully connected layers by packed GEMM.
+//! Fully connected layers by packed GEMM; of maps of bf16 by tiles of dot products.
 
+use super::conv2d;
 use super::epilogue::Tail;
+use crate::cpu::conv::ConvShape;
 use crate::cpu::gemm::{BLayout, Gemm};
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
 use crate::ops::Linear;
@@ -16,6 +18,13 @@ impl CpuOp for Linear {
         let m = context.outputs[0].shape.dims().split_last().map_or(0, |(_, rows)| rows.iter().product());
         let gemm = Gemm { m, n, k, isa: context.isa };
         Box::new(Dense { gemm, tail: Tail::new(self.epilogue, context.isa) })
+    }
+
+    /// A convolution of points.
+    fn bf16_kernel(&self, context: &Context<'_>) -> Option<Box<dyn Kernel>> {
+        let (n, k) = (context.inputs[1].shape[0], context.inputs[1].shape[1]);
+        let m = context.outputs[0].shape.dims().split_last().map_or(0, |(_, rows)| rows.iter().product());
+        (k > 0).then(|| conv2d::tiles(ConvShape::pointwise(m, k, n), self.epilogue, context))
     }
 }
 

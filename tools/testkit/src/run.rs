@@ -3,11 +3,11 @@
 
 use knet::cpu::{self, Executor, Selection, Weights};
 use knet::error::Result;
-use knet::graph::{Builder, Graph, Layout, Param, Source};
-use knet::isa::Isa;
-
-use knet::ops::case::{Case, relative_l2};
-use knet::ops::{Op, ValueType};
+use knet::graph::{Builder, Graph, Layout, Param, Source, ValueId};
+use knet::isa::{Dot, Isa};
+use knet::ops::binary::{Binary, BinaryKind};
+use knet::ops::case::{Case, Tolerance, relative_l2};
+use knet::ops::{Op, Role, ValueType};
 use knet::tensor::{DType, Tensor};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::HashMap;
@@ -66,6 +66,16 @@ fn is_input(case: &Case, operand: usize, operands: Operands) -> bool {
 
 /// A graph of one node and the tensors of its parameters. Indices are always inputs: parameters are floats.
 pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> Result<(Graph, Weights)> {
+    node_between(case, inputs, operands, false)
+}
+
+/// [`one_node`], whose maps are not the graph's own inputs and results, but these times one: what a back end
+/// stores as it likes.
+pub fn inner_node(case: &Case, inputs: &[Tensor], operands: Operands) -> Result<(Graph, Weights)> {
+    node_between(case, inputs, operands, true)
+}
+
+fn node_between(case: &Case, inputs: &[Tensor], operands: Operands, inner: bool) -> Result<(Graph, Weights)> {
     let mut builder = Builder::new();
     let mut params = HashMap::new();
     let mut ids = Vec::new();
@@ -78,7 +88,21 @@ pub fn one_node(case: &Case, inputs: &[Tensor], operands: Operands) -> Result<(G
             builder.param(&name, tensor.shape().dims(), Layout::Plain)?
         });
     }
+    let mut times_one = |builder: &mut Builder, id: ValueId| {
+        let ty = builder.graph().value(id).ty;
+        if !inner || ty.role != Role::Map || ty.shape.is_empty() {
+            return Ok(id);
+        }
+        let ones = vec![1; ty.shape.rank()];
+        params.insert(format!("one{}", ones.len()), Tensor::new(&ones[..], vec![1.0]));
+        let one = builder.param(&format!("one{}", ones.len()), &ones, Layout::Plain)?;
+        builder.node("stored", Binary { kind: BinaryKind::Mul }, &[id, one])
+    };
+    for id in &mut ids {
+        *id = times_one(&mut builder, *id)?;
+    }
     for (index, id) in builder.nodes("result", case.op.clone(), &ids)?.into_iter().enumerate() {
+        let id = times_one(&mut builder, id)?;
         builder.output(&format!("result{index}"), id);
     }
     let weights = Weights::new(Box::new(move |param| Ok(params[&param.key].clone())));
@@ -99,8 +123,13 @@ pub struct Machine {
 impl Machine {
     /// Plans `graph` for this instruction set and number of threads.
     pub fn new(graph: &Graph, weights: &Weights, isa: Isa, threads: usize) -> Result<Self> {
-        let selection = Selection::new(isa, threads);
-        Ok(Machine { executor: Executor::new(cpu::plan(graph, selection)?, weights)?, pool: pool(threads) })
+        Machine::with(graph, weights, Selection::new(isa, threads))
+    }
+
+    /// Plans `graph` by this selection.
+    pub fn with(graph: &Graph, weights: &Weights, selection: Selection) -> Result<Self> {
+        let executor = Executor::new(cpu::plan(graph, selection)?, weights)?;
+        Ok(Machine { executor, pool: pool(selection.threads) })
     }
 
     /// One run over these graph inputs; indices are given as floats of the same value.
@@ -208,6 +237,36 @@ pub fn check_case(
                     first = Some(found);
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Runs a case of an inner node with maps stored as bf16, on one thread and on two, against `wanted`, of
+/// inputs that bf16 holds: results are then off by what they are off in f32 and by their own rounding.
+pub fn check_case_in_bf16(
+    case: &Case,
+    inputs: &[Tensor],
+    wanted: &[Tensor<f64>],
+    isa: Isa,
+    dot: Dot,
+) -> Result<(), String> {
+    let operands = Operands::of_model(&case.op);
+    let (graph, weights) = inner_node(case, inputs, operands).map_err(|e| e.to_string())?;
+    let given = inputs.iter().enumerate().filter(|(i, _)| is_input(case, *i, operands));
+    let given: Vec<Tensor> = given.map(|(_, tensor)| tensor.clone()).collect();
+    // Half of the last of bf16's eight digits; what moves values moves those that are stored.
+    let rounding = if case.tolerance == Tolerance::EXACT { 0.0 } else { 1.0 / 512.0 };
+    let mut first: Option<Vec<Output>> = None;
+    for threads in [2, 1] {
+        let selection = Selection { bf16: Some(dot), ..Selection::new(isa, threads) };
+        let mut machine = Machine::with(&graph, &weights, selection).map_err(|e| e.to_string())?;
+        let found = machine.run(&given);
+        compare(&found, wanted, case.tolerance.relative_l2 + rounding)?;
+        if let Some(first) = first.replace(found.clone())
+            && first != found
+        {
+            return Err(format!("{threads} threads: {}", first_difference(&first, &found)));
         }
     }
     Ok(())

@@ -1,0 +1,187 @@
+//! Convolution by filters of one tap: a product of pixels, tile by tile.
+//!
+//! A block of steps of a tile's pixels is copied into L1, where it lies line after line whatever the map's
+//! stride, and all panels of a task meet it there one after another. Panels come from L2; where all of them are
+//! more than that, several tiles are copied, and a panel meets all of these before the next one comes.
+
+use super::conv::{DotConv, copy};
+use super::layout::{Cost, Grid};
+use super::pack::{FACTORS, panel_len};
+use super::{COLS, Engine, Finish, Job, PANEL_STEP, PerThread, ROWS, STEP, Tile, on};
+use crate::cpu::conv::ConvShape;
+use crate::cpu::element::Element;
+use crate::cpu::gemm::{SharedMut, for_each_task};
+use half::bf16;
+use std::ops::Range;
+
+/// A convolution whose fields are pixels.
+#[derive(Clone, Copy)]
+pub(super) struct Points<'a> {
+    conv: &'a DotConv,
+    /// Steps of a block.
+    block: usize,
+    /// Tiles that are copied together.
+    together: usize,
+}
+
+/// Values of a tile's step.
+const TILE_STEP: usize = ROWS * FACTORS;
+
+impl<'a> Points<'a> {
+    /// How `conv` goes, if its fields are pixels.
+    pub fn of(conv: &'a DotConv) -> Option<Points<'a>> {
+        /// A tile's block of that many steps is two thirds of L1.
+        const BLOCK: usize = 16;
+        /// What of L2 panels may take.
+        const PANELS: usize = 1 << 20;
+        let s = &conv.shape;
+        if s.kernel != [1, 1] || s.padding != [0, 0] || s.padding_end != [0, 0] {
+            return None;
+        }
+        let steps = conv.taps().steps();
+        let many = conv.panels() * steps * PANEL_STEP > PANELS;
+        let (block, together) = if many { (steps, 4) } else { (BLOCK.min(steps), 1) };
+        Some(Points { conv, block, together })
+    }
+
+    fn steps(&self) -> usize {
+        self.conv.taps().steps()
+    }
+
+    fn grid(&self) -> Grid {
+        let s = &self.conv.shape;
+        let unit_fields = ROWS * self.together;
+        let cost = Cost {
+            unit_bytes: STEP * unit_fields * self.steps(),
+            unit_fields,
+            panel_bytes: self.steps() * PANEL_STEP,
+            macs: unit_fields * s.c_in * COLS,
+        };
+        Grid::new(1, s.out_pixels().div_ceil(unit_fields), self.conv.panels(), &cost)
+    }
+
+    /// Tiles whose sums wait for the next block.
+    fn waiting(&self) -> usize {
+        if self.block == self.steps() { 1 } else { self.grid().across }
+    }
+
+    /// Floats of workspace of each thread.
+    pub fn thread_len(&self) -> usize {
+        let fields = self.together * self.block * TILE_STEP;
+        fields / 2 + self.waiting() * ROWS * COLS + self.block.next_multiple_of(16)
+    }
+
+    /// As [`DotConv::run`], which checked the slices.
+    pub fn run<X: Element, Y: Element>(
+        &self,
+        x: &[X],
+        packed: &[bf16],
+        finish: &Finish<'_>,
+        y: &mut [Y],
+        workspace: &mut [f32],
+    ) {
+        let y = SharedMut::new(y);
+        let parts = PerThread::new(workspace, self.thread_len());
+        let grid = self.grid();
+        for_each_task(grid.tasks(), |task| {
+            let (_, units, panels) = grid.task(task);
+            let unit = ROWS * self.together;
+            let outputs = units.start * unit..(units.end * unit).min(self.conv.shape.out_pixels());
+            // SAFETY: one task runs on a thread at a time.
+            let workspace = unsafe { parts.own() };
+            on(
+                self.conv.dot,
+                Part { points: self, x, packed, finish, y: y.get(), outputs, panels, workspace },
+            );
+        });
+    }
+}
+
+/// One task: a range of outputs by a group of panels.
+struct Part<'a, X, Y> {
+    points: &'a Points<'a>,
+    x: &'a [X],
+    packed: &'a [bf16],
+    finish: &'a Finish<'a>,
+    y: *mut Y,
+    outputs: Range<usize>,
+    panels: Range<usize>,
+    workspace: &'a mut [f32],
+}
+
+impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
+    fn run<E: Engine>(self) {
+        let Part { points, x, packed, finish, y, outputs, panels, workspace } = self;
+        let (s, steps) = (&points.conv.shape, points.steps());
+        let (fields, rest) = workspace.split_at_mut(points.together * points.block * TILE_STEP / 2);
+        let (sums, offsets) = rest.split_at_mut(points.waiting() * ROWS * COLS);
+        let fields: &mut [bf16] = bytemuck::cast_slice_mut(fields);
+        let offsets: &mut [u32] = bytemuck::cast_slice_mut(offsets);
+        for (step, offset) in offsets[..points.block].iter_mut().enumerate() {
+            *offset = (2 * step * TILE_STEP) as u32;
+        }
+        for first in outputs.clone().step_by(points.together * ROWS) {
+            let group = first..(first + points.together * ROWS).min(outputs.end);
+            for block in (0..steps).step_by(points.block) {
+                let end = (block + points.block).min(steps);
+                for (tile, fields) in fields.chunks_exact_mut(points.block * TILE_STEP).enumerate() {
+                    let from = group.start + tile * ROWS;
+                    gather(s, x, from.min(group.end)..(from + ROWS).min(group.end), block..end, fields);
+                }
+                for panel in panels.clone() {
+                    let b = packed[panel * panel_len(steps) + block * panel_len(1)..].as_ptr().cast();
+                    for (tile, output) in group.clone().step_by(ROWS).enumerate() {
+                        let slot = if points.waiting() == 1 { 0 } else { panel - panels.start };
+                        let sums = &mut sums[slot * ROWS * COLS..][..ROWS * COLS];
+                        let rows = ROWS.min(group.end - output);
+                        // SAFETY: a tile's fields are whole, and the panel has the block's steps.
+                        unsafe {
+                            E::tile(&Tile {
+                                a: fields[tile * points.block * TILE_STEP..].as_ptr().cast(),
+                                stride: STEP,
+                                offsets: &offsets[..end - block],
+                                rows,
+                                b,
+                                sums: sums.as_mut_ptr(),
+                                accumulate: block > 0,
+                            });
+                        }
+                        if end == steps {
+                            let (col, cols) = (panel * COLS, COLS.min(s.c_out - panel * COLS));
+                            // SAFETY: outputs and columns of this task are written by it alone.
+                            unsafe { finish.store::<E, Y>(&mut sums[..rows * COLS], output, col, cols, y) };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Copies steps of the pixels of at most [`ROWS`] outputs, as `[step][ROWS][FACTORS]`.
+fn gather<X: Element>(
+    s: &ConvShape,
+    x: &[X],
+    outputs: Range<usize>,
+    steps: Range<usize>,
+    fields: &mut [bf16],
+) {
+    let (width, height) = (s.out_width(), s.out_height());
+    for (row, output) in outputs.enumerate() {
+        let at = if s.stride == [1, 1] {
+            output
+        } else {
+            let (column, line, image) = (output % width, output / width % height, output / (width * height));
+            (image * s.height + line * s.stride[0]) * s.width + column * s.stride[1]
+        };
+        let pixel = &x[at * s.c_in..][..s.c_in];
+        for (step, fields) in steps.clone().zip(fields.chunks_exact_mut(TILE_STEP)) {
+            let pixel = &pixel[step * FACTORS..s.c_in.min((step + 1) * FACTORS)];
+            let to = &mut fields[row * FACTORS..][..FACTORS];
+            match (bytemuck::try_cast_slice::<X, bf16>(pixel), to.first_chunk_mut::<FACTORS>()) {
+                (Ok(pixel), Some(to)) if pixel.len() == FACTORS && X::BF16 => to.copy_from_slice(pixel),
+                _ => copy(pixel, to),
+            }
+        }
+    }
+}
