@@ -9,7 +9,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 #: Options that say where things lie on this machine, which is nobody else's.
-PLACES = ("--knet", "--json", "--commit", "--peers")
+PLACES = ("--knet", "--json", "--commit", "--peers", "--int8", "--photos", "--keep")
 
 
 def command(words):
