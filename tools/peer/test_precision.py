@@ -55,17 +55,17 @@ class Precisions(unittest.TestCase):
             self.assertEqual((set_of(folder), set_of(folder.parent)), ("some-set", "some-set"))
 
     def test_ratios_are_theirs_over_knets_in_each_precision_and_equals_are_marked(self):
-        entries = [entry("knet", "int8", 0.1), entry("knet", "f32", 0.4), entry("OpenVINO", "f32", 0.6), entry("OpenVINO", "int8", 0.15)]
+        entries = [entry("knet", "int8", 0.1), entry("knet", "f32", 0.4), entry("OpenVINO", "f32", 0.6), entry("OpenVINO", "int8", 0.16)]
         title, *rows = ratios({"title": "A model, network", "entries": entries})
         self.assertEqual(title, "A model, network: time, and over knet's in int8, f32")
-        self.assertEqual([row.split()[-2:] for row in rows], [["1.00*", "0.25"], ["4.00", "1.00*"], ["6.00", "1.50*"], ["1.50*", "0.38"]])
+        self.assertEqual([row.split()[-2:] for row in rows], [["1.00*", "0.25"], ["4.00", "1.00*"], ["6.00", "1.50*"], ["1.60*", "0.40"]])
 
     def test_errors_are_said_by_their_middle_and_end(self):
         self.assertEqual(spread([0.3, 0.01, 0.02]), "median 2.0e-02, at most 3.0e-01")
 
     def test_the_command_does_not_say_where_photos_and_models_lie(self):
         words = ["--int8", "/tmp/a", "--photos", "/tmp/b", "--keep", "/tmp/c", "--calibration", "16"]
-        self.assertRegex(command(words), r"^tools/peer/\S+ --calibration 16$")
+        self.assertRegex(command(words), r"^tools/peer/.* --calibration 16$")
 
 
 if __name__ == "__main__":
