@@ -1,5 +1,6 @@
-// What a core multiplies at best in registers: AVX-512 in f32, bf16 and int8, and the tiles of AMX in bf16 and int8, with and without loads from the
-// first cache. Built and run by ceilings_cpu.py; x86-64 Linux. Prints `name threads operations-a-second operations-a-second-of-CPU-time`.
+// What a core multiplies at best in registers: AVX-512 in f32, bf16 and int8, and the tiles of AMX in bf16 and int8,
+// with and without loads from the first cache. Built and run by ceilings_cpu.py; x86-64 Linux. Prints lines of
+// `name threads operations-a-second operations-a-second-of-CPU-time`, the latter of one core.
 #include <immintrin.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -27,18 +28,18 @@ static double now(clockid_t clock)
 }
 
 // Repeats `body`, of so many operations, for a while.
-#define LOOP(at, operations, body)                                                                                                 \
-    {                                                                                                                              \
-        double begin = now(CLOCK_MONOTONIC), cpu = now(CLOCK_THREAD_CPUTIME_ID), passed, done = 0;                                 \
-        do {                                                                                                                       \
-            for (int repeat = 0; repeat < REPEATS; repeat++) {                                                                     \
-                body                                                                                                               \
-            }                                                                                                                      \
-            done += (double)REPEATS * (operations);                                                                                \
-            passed = now(CLOCK_MONOTONIC) - begin;                                                                                 \
-        } while (passed < seconds);                                                                                                \
-        rates->wall[at] = done / passed;                                                                                           \
-        rates->busy[at] = done / (now(CLOCK_THREAD_CPUTIME_ID) - cpu);                                                             \
+#define LOOP(at, operations, body) \
+    { \
+        double begin = now(CLOCK_MONOTONIC), cpu = now(CLOCK_THREAD_CPUTIME_ID), passed, done = 0; \
+        do { \
+            for (int repeat = 0; repeat < REPEATS; repeat++) { \
+                body \
+            } \
+            done += (double)REPEATS * (operations); \
+            passed = now(CLOCK_MONOTONIC) - begin; \
+        } while (passed < seconds); \
+        rates->wall[at] = done / passed; \
+        rates->busy[at] = done / (now(CLOCK_THREAD_CPUTIME_ID) - cpu); \
     }
 
 // Twelve sums at once hide the latency; the compiler may not drop or merge them.

@@ -3,11 +3,12 @@
 
   ceilings_cpu.py [--threads N] [--products SIDE]
 
-Prints one JSON object; rates are billions of operations a second, two a multiply-add: `gflop_s` by the clock, of all threads, and `of_a_core` by the processor's
-time. The best of several runs is taken, since others may have the cores in some. `registers` are the loops of ceilings_cpu.c (a C compiler that knows
-AMX, and a CPU that has it, else they are left out). f32 and bf16 products of matrices are PyTorch's (MKL or oneDNN), int8 ones torch._int_mm's
-(oneDNN: s8 by s8 to s32) and, of a graph whose sides are quantized, OpenVINO's (oneDNN, from and to f32, so a little of its time is quantizing).
-Matrices are in plain layout and random: that a library packs them is in its time.
+Prints one JSON object; rates are billions of operations a second, two a multiply-add: `gflop_s` by the clock, of all
+threads, and `of_a_core` by the processor's time. The best of several runs is taken, since others may have the cores in
+some. `registers` are the loops of ceilings_cpu.c (a C compiler that knows AMX, and a CPU that has it, else they are
+left out). f32 and bf16 products of matrices are PyTorch's (MKL or oneDNN), int8 ones torch._int_mm's (oneDNN: s8 by s8
+to s32) and, of a graph whose sides are quantized, OpenVINO's (oneDNN, from and to f32, so a little of its time is
+quantizing). Matrices are in plain layout and random: that a library packs them is in its time.
 """
 import argparse
 import json

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Measures how far knet and the runtimes are from PyTorch in f32 in each of their precisions, on photos that calibrated none of them.
+"""Measures how far knet and the runtimes are from f32 in each of their precisions, on photos that calibrated none.
 
   errors.py --models knet_s3_lite0_person --size 384x512 --photos ../shared/data/coco-person-open/images
-  errors.py --peers-only ...                                                   without knet; its options are those of runtimes.py
+  errors.py --peers-only ...                   without knet; the options are those of runtimes.py
 
-Printed are the relative L2 of class and mask logits (median and largest of the photos), and how many objects with a score of --score or more
-both have, of those of the one that has more, with the IoU of their masks. TOLERANCE of runtimes.py rests on these numbers.
+Printed are the relative L2 of class and mask logits to PyTorch's in f32 (median and largest of the photos), and how
+many objects with a score of --score or more both have, of those of the one that has more, with the IoU of their
+masks. TOLERANCE of runtimes.py rests on these numbers.
 """
 import argparse
 import sys
@@ -24,20 +25,11 @@ from post import preprocess
 from precision import spread
 from quantized import compiled, picture
 from racing import write_png
-from runtimes import agreement, in_precision, knet_outputs, options, settle, weights_of
-
-
-def strong(finals, score):
-    """Finals of the objects that have a `score` or more."""
-    kept = finals["final.scores"] >= score
-    shape = finals["final.masks_shape"]
-    masks = np.unpackbits(finals["final.masks_packed"], count=int(np.prod(shape))).reshape(shape)[kept]
-    return {**{f"final.{key}": finals[f"final.{key}"][kept] for key in ("labels", "mask_indices")},
-            "final.masks_packed": np.packbits(masks), "final.masks_shape": np.array(masks.shape)}
+from runtimes import SCORE, agreement, in_precision, knet_outputs, options, settle, weights_of
 
 
 def measure(args, name, folder):
-    """{label: [(error of class logits, of mask logits, objects of both, objects of the larger, IoU)], one a photo}."""
+    """({label: [(error of class logits, of mask logits, objects of both, of the larger, IoU)]}, photos)."""
     args.weights = weights_of(args, name)
     cfg, model, rows = MODELS[name], build(name, weights_of(args, name)), {}
     networks = compiled(name, args.weights, args.size, args.threads, folder, args.calibrating, args.keep)
@@ -49,13 +41,11 @@ def measure(args, name, folder):
         with torch.inference_mode():
             wanted = [y.numpy() for y in model(x)]
         around = Runtime(cfg, image, None)
-        reference = strong(post_numpy.finals(around.masks(*wanted)), args.score)
+        reference = post_numpy.finals(around.masks(*wanted))
 
         def enter(label, logits, finals):
             errors = [relative_l2(got, want) for got, want in zip(logits, wanted)]
-            finals = strong(finals, args.score)
-            both, _, overlap = agreement(finals, reference)
-            rows.setdefault(label, []).append((*errors, both, max(len(f["final.labels"]) for f in (finals, reference)), overlap))
+            rows.setdefault(label, []).append((*errors, *agreement(finals, reference, args.score)))
 
         for network in networks:
             logits = network.run(x.numpy())
@@ -72,7 +62,7 @@ def main():
     options(ap)
     ap.add_argument("--size", type=parse_size, default=(384, 512), metavar="HxW")
     ap.add_argument("--count", type=int, default=40, help="photos that are compared (default 40)")
-    ap.add_argument("--score", type=float, default=0.3, help="least score of an object (default 0.3)")
+    ap.add_argument("--score", type=float, default=SCORE, help=f"least score of an object (default {SCORE})")
     args = ap.parse_args()
     settle(ap, args)
     if not args.photos:

@@ -1,4 +1,4 @@
-"""One K-Net in OpenVINO and ONNX Runtime: exported from knet_torch.py to ONNX, with OpenCV and NumPy around it."""
+"""One K-Net in OpenVINO and ONNX Runtime: exported from knet_torch.py to ONNX, OpenCV and NumPy around it."""
 import time
 from dataclasses import dataclass, field
 
@@ -66,7 +66,10 @@ class Runtime:
 
 
 def openvino(path, threads, precision=None):
-    """The network of an ONNX or OpenVINO file; without a `precision` OpenVINO chooses, and of an int8 file that is for what is not int8."""
+    """The network of an ONNX or OpenVINO file; without a `precision` OpenVINO chooses.
+
+    Of a file in int8 the precision is that of the rest.
+    """
     import openvino as ov
 
     core = ov.Core()

@@ -1,4 +1,7 @@
-"""What a race says of precisions: which one a runtime computed in, how far it may be off, which photos calibrate it. Needs Python alone."""
+"""What a race says of precisions: which one a runtime computed in, which photos calibrate it, a table of ratios.
+
+Needs Python alone.
+"""
 import statistics
 from collections import Counter
 
@@ -6,7 +9,10 @@ from collections import Counter
 WORDS = {"f32": "f32", "float32": "f32", "bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "float16": "f16", "i8": "int8", "u8": "int8", "int8_t": "int8",
          "uint8_t": "int8", "undefined": "f32"}
 #: Layers of OpenVINO's CPU plugin that multiply, by their `layerType`.
-PRODUCTS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul", "RoPE", "ScaledDotProductAttention", "ScaledDotProductAttentionWithKVCache")
+PRODUCTS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
+#: Precisions, the widest first.
+ORDER = ("f32", "f16", "bf16", "int8")
+#: Names of photos end so.
 PHOTOS = (".jpg", ".jpeg", ".png")
 
 
@@ -46,8 +52,8 @@ def set_of(folder):
 
 
 def ratios(race):
-    """Lines of a table: every program's time over that of knet in each of its precisions, `*` where both have the same one."""
-    ours = [entry for entry in race["entries"] if entry["program"] == "knet"]
+    """Lines of a table: every program's time over that of knet in each of its precisions, `*` where both have the same."""
+    ours = sorted((entry for entry in race["entries"] if entry["program"] == "knet"), key=lambda entry: ORDER.index(entry["precision"]))
     lines = [f"{race['title']}: time, and over knet's in " + ", ".join(entry["precision"] for entry in ours)]
     for entry in race["entries"]:
         cells = (f"{entry['seconds'] / own['seconds']:8.2f}{'*' if entry['precision'] == own['precision'] else ' '}" for own in ours)

@@ -1,4 +1,7 @@
-"""A K-Net in OpenVINO and ONNX Runtime in every precision that they have; in int8 (NNCF, and static QDQ) it is calibrated on photos."""
+"""A K-Net in OpenVINO and ONNX Runtime in every precision that they have.
+
+In int8 (by NNCF, and by a static quantization of ONNX Runtime) it is calibrated on photos.
+"""
 import hashlib
 import logging
 import sys
@@ -11,8 +14,8 @@ import networks
 from knet_torch import MODELS
 from post import preprocess
 
-# What ONNX Runtime's quantization is asked for: products and what lies between them. All that it could do is no faster, and ends in an error where a
-# norm of groups is reshaped.
+# What ONNX Runtime's quantization is asked for: products and what lies between them. All that it could do is
+# no faster, and ends in an error where a norm of groups is reshaped.
 PRODUCTS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool")
 
 
@@ -41,14 +44,17 @@ def nncf_int8(source, target, inputs, count):
     import openvino as ov
 
     nncf.set_log_level(logging.ERROR)
-    # The model has attention. Without saying so, OpenVINO 2026.4 cannot compile what comes out with its rest in bf16.
+    # The model has attention. Unless that is said, OpenVINO 2026.4 cannot compile the result with its rest in bf16.
     model = nncf.quantize(ov.Core().read_model(str(source)), nncf.Dataset(list(inputs())), preset=nncf.QuantizationPreset.MIXED,
                           model_type=nncf.ModelType.TRANSFORMER, target_device=nncf.TargetDevice.CPU, subset_size=count)
     ov.save_model(model, str(target), compress_to_fp16=False)
 
 
 def onnx_int8(source, target, inputs):
-    """The same as an ONNX model of QuantizeLinear and DequantizeLinear: u8 maps and s8 weights by channel, which its kernels are fastest at."""
+    """The same as an ONNX model of QuantizeLinear and DequantizeLinear.
+
+    Maps are u8 and weights s8 by channel: with s8 maps it was 1.5 times as slow (2026-11-28, VNNI and AMX).
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -78,9 +84,9 @@ def name_of(name, weights, size, paths):
 
 
 def compiled(name, weights, size, threads, folder, paths=(), keep=None):
-    """[Network]: OpenVINO in the precision that it chooses and in f32, ONNX Runtime in f32, and both in int8 if there are photos to calibrate them.
+    """[Network]: OpenVINO in the precision that it chooses and in f32, ONNX Runtime in f32, both in int8 if there are photos.
 
-    The exported models lie in `folder`, those in int8 in `keep`, if it is given, where the next run finds them.
+    The exported model lies in `folder`, those in int8 in `keep`, if it is given, where the next run finds them.
     """
     cfg = MODELS[name]
     x = preprocess(cfg, np.zeros((*size, 3), np.uint8), size)
