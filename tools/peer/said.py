@@ -31,6 +31,7 @@ def device():
         cpu[key.strip()] = value.strip()
     flags = cpu.get("Flags", "").split()
     isa = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
+    isa += ", AMX" if "amx_tile" in flags else ""
     return f"{os.cpu_count()} cores of an {cpu.get('Model name', platform.processor())} ({isa})"
 
 
