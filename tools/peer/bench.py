@@ -46,8 +46,9 @@ VARIANT_TOLERANCE = 1e-3
 
 
 def chosen(args, name):
-    """The options that name a model; the one that comes with knet is named by its file alone."""
-    return ["--weights", args.weights, *(() if name == "knet_s3_lite0_person" else ("--model", name))]
+    """The options that name a model, and its precision if one is wanted; the model that comes with knet is named by its file alone."""
+    precision = getattr(args, "precision", None)
+    return ["--weights", args.weights, *(() if name == "knet_s3_lite0_person" else ("--model", name)), *(("--precision", precision) if precision else ())]
 
 
 def knet_bench(args, name, size, runs):

@@ -10,6 +10,9 @@
 #   --official   also the official detectors with the versions of their time, torch 2.1.2 (setup_rcnn.sh --official; Python 3.8 to 3.11)
 #
 #   THREADS=2    threads of every program
+#   PRECISIONS="f32 bf16"   knet's precisions beside the runtimes (default f32)
+#   INT8_R50=FILE INT8_PERSON=FILE   knet's weights of these models in int8, to race them too
+#   PHOTOS=FOLDER   photos that calibrate the runtimes' int8, which is left out without them
 #   VENV=DIR     Python environment (default tools/peer/.venv), made if it is not there
 #   KNET=FILE RIVALS=FILE OPS=FILE   a release build's knet and its benches `rivals` and `ops`, instead of building them here
 #
@@ -45,8 +48,8 @@ say() { printf '\n== %s  %s\n' "$(date +%H:%M:%S)" "$*"; }
 cat <<TEXT
 The race of knet on a CPU${quick:+, quick: one small size, one round}. Results: $out
 
-Downloads, unless they are there: PyTorch with torchvision (about 3 GB packed, 5.6 GB on disk in $venv), OpenVINO, ONNX Runtime and ONNX
-(150 MB), mmdet 2.28.2 and mmcv 1.7.2 (10 MB), knet's crates${official:+; torch 2.1.2 (2.5 GB packed, 5 GB on disk)}. Weights: seeded, nothing to download.
+Downloads, unless they are there: PyTorch with torchvision (about 3 GB packed, 5.6 GB on disk in $venv), OpenVINO, NNCF, ONNX Runtime and ONNX
+(170 MB), mmdet 2.28.2 and mmcv 1.7.2 (10 MB), knet's crates${official:+; torch 2.1.2 (2.5 GB packed, 5 GB on disk)}. Weights: seeded, nothing to download.
 Time on two cores: environments 3 minutes, release build 12 minutes, races $minutes minutes.
 TEXT
 
@@ -60,7 +63,7 @@ done
 if [[ -z ${KNET:-} || -z ${RIVALS:-} || -z ${OPS:-} ]]; then command -v cargo > /dev/null || { echo "the race needs cargo" >&2; exit 1; }; fi
 
 say "Python environment"
-if ! "$venv/bin/python" -c 'import torch, openvino, onnxruntime, onnx, onnxscript' 2> /dev/null; then tools/peer/setup.sh "$venv"; fi
+if ! "$venv/bin/python" -c 'import torch, openvino, nncf, onnxruntime, onnx, onnxscript' 2> /dev/null; then tools/peer/setup.sh "$venv"; fi
 if ! "$venv/bin/python" -W ignore -c 'import mmcv, importlib.util; assert importlib.util.find_spec("mmdet")' 2> /dev/null; then tools/peer/setup_rcnn.sh "$venv"; fi
 python() { "$venv/bin/python" -B "$@"; }
 peers=("$venv/bin/python")
@@ -80,6 +83,8 @@ say "The peer is the official code: its goldens"
 python tools/peer/check.py --models "${checked[@]}"
 
 shared=(--knet "$knet" --threads "$threads")
+read -ra precisions <<< "${PRECISIONS:-f32}"
+lower=(--precisions "${precisions[@]}" ${PHOTOS:+--photos "$PHOTOS"})
 
 say "Detectors on knet: K-Net, Mask R-CNN, Cascade Mask R-CNN"
 export KNET_THREADS=$threads
@@ -102,9 +107,12 @@ python tools/peer/bench.py "${shared[@]}" --sizes "${large[@]}" "${small[@]}" --
 say "Two-stage detectors beside their official code"
 python tools/peer/rcnn.py "${shared[@]}" --peers "${peers[@]}" --forms "${forms[@]}" --sizes "${large[@]}" "${small[0]}" --rounds "$rounds" --json "$out/two-stage.json"
 
+say "What the cores multiply at best"
+python tools/peer/ceilings_cpu.py --threads "$threads"
+
 say "K-Net beside OpenVINO, ONNX Runtime and PyTorch"
-python tools/peer/runtimes.py "${shared[@]}" --forms "${forms[@]}" --sizes "${large[@]}" "${small[@]}" --rounds "$rounds" --runs "$runs" --json "$out/runtimes-r50.json"
-python tools/peer/runtimes.py "${shared[@]}" --forms "${forms[@]}" --models knet_s3_lite0_person --sizes 384x512 --rounds "$rounds" --runs "$((10 * runs))" \
+python tools/peer/runtimes.py "${shared[@]}" "${lower[@]}" ${INT8_R50:+--int8 "$INT8_R50"} --forms "${forms[@]}" --sizes "${large[@]}" "${small[@]}" --rounds "$rounds" --runs "$runs" --json "$out/runtimes-r50.json"
+python tools/peer/runtimes.py "${shared[@]}" "${lower[@]}" ${INT8_PERSON:+--int8 "$INT8_PERSON"} --forms "${forms[@]}" --models knet_s3_lite0_person --sizes 384x512 --rounds "$rounds" --runs "$((10 * runs))" \
     --json "$out/runtimes-person.json"
 
 say "How time grows, and how latencies spread"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 #: Options that say where things lie on this machine, which is nobody else's.
-PLACES = ("--knet", "--json", "--commit", "--peers")
+PLACES = ("--knet", "--json", "--commit", "--peers", "--int8", "--photos", "--keep")
 
 
 def command(words):
@@ -31,6 +31,7 @@ def device():
         cpu[key.strip()] = value.strip()
     flags = cpu.get("Flags", "").split()
     isa = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
+    isa += ", AMX" if "amx_tile" in flags else ""
     return f"{os.cpu_count()} cores of an {cpu.get('Model name', platform.processor())} ({isa})"
 
 

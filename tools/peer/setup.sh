@@ -7,8 +7,8 @@
 # libtorch_python.so links libcudart, cuDNN, cuBLAS, ... at load time: installed with --no-deps it fails to import even
 # when only the CPU is used, so the CUDA wheels come along (5.6 GB on disk, about 90 s on a fast line). PEER_TORCH pins
 # another build, for instance PEER_TORCH=torch==2.9.1; pip then picks the torchvision that belongs to it (its deformable
-# convolution alone is used). torch.compile on the CPU also needs a C++ compiler (g++). OpenVINO, ONNX Runtime and ONNX, which
-# runtimes.py races, are 300 MB more.
+# convolution alone is used). torch.compile on the CPU also needs a C++ compiler (g++). OpenVINO, NNCF, ONNX Runtime
+# and ONNX, which runtimes.py races, are 400 MB more.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,7 +18,7 @@ python=${PYTHON:-python3}
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --upgrade pip
 "$venv/bin/python" -m pip install --quiet "${PEER_TORCH:-torch}" torchvision numpy safetensors pillow opencv-python-headless scipy
-"$venv/bin/python" -m pip install --quiet openvino onnxruntime onnx onnxscript
+"$venv/bin/python" -m pip install --quiet openvino nncf onnxruntime onnx onnxscript
 "$venv/bin/python" - <<'PY'
 import cv2, numpy, PIL, safetensors, scipy, torch, torchvision
 print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, numpy {numpy.__version__}, OpenCV {cv2.__version__}, "
