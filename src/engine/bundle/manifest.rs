@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn manifests_are_read_back_and_others_refused() {
-        let cpu = Target::Cpu { isa: "avx2".into(), exact: false };
+        let cpu = Target::Cpu { isa: "avx2".into(), exact: false, bf16: false };
         let manifest = Manifest::new(vec![[384, 512]], vec![cpu]);
         let text = serde_json::to_string(&manifest).unwrap();
         assert_eq!(Manifest::parse(&text), Ok(manifest.clone()));
