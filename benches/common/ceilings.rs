@@ -53,6 +53,8 @@ fn multiply_adds() -> f64 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has the instructions.
         Isa::Avx2 => unsafe { avx2() },
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon(),
         _ => portable(),
     };
     (2 * lanes * SUMS * STEPS) as f64 / start.elapsed().as_secs_f64()
@@ -85,6 +87,12 @@ fn avx512() -> usize {
 fn avx2() -> usize {
     use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps};
     sums!(8, _mm256_set1_ps, _mm256_fmadd_ps)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn neon() -> usize {
+    use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_f32};
+    sums!(4, |x| vdupq_n_f32(x), |sum: float32x4_t, a, b| vfmaq_f32(sum, a, b))
 }
 
 fn portable() -> usize {
