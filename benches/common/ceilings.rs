@@ -54,7 +54,8 @@ fn multiply_adds() -> f64 {
         // SAFETY: the processor has the instructions.
         Isa::Avx2 => unsafe { avx2() },
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => neon(),
+        // SAFETY: the processor has the instructions.
+        Isa::Neon => unsafe { neon() },
         _ => portable(),
     };
     (2 * lanes * SUMS * STEPS) as f64 / start.elapsed().as_secs_f64()
@@ -90,9 +91,10 @@ fn avx2() -> usize {
 }
 
 #[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
 fn neon() -> usize {
-    use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_f32};
-    sums!(4, |x| vdupq_n_f32(x), |sum: float32x4_t, a, b| vfmaq_f32(sum, a, b))
+    use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32};
+    sums!(4, vdupq_n_f32, vfmaq_f32)
 }
 
 fn portable() -> usize {

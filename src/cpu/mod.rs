@@ -8,6 +8,8 @@ pub(crate) mod gemm;
 pub mod kernel;
 mod ops;
 pub mod pool;
+#[cfg(test)]
+mod tests;
 pub mod weights;
 
 pub use affinity::pin;

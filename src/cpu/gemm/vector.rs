@@ -341,15 +341,17 @@ mod neon {
     use super::Vector;
     use std::arch::aarch64::*;
 
-    /// Four lanes, NEON, which all code for AArch64 may use: only memory makes these methods unsafe.
+    /// Four lanes, NEON.
     #[derive(Clone, Copy)]
     pub(crate) struct F32x4(float32x4_t);
 
+    // SAFETY of every block without its own: all AArch64 processors have NEON.
+    #[allow(clippy::undocumented_unsafe_blocks)]
     impl Vector for F32x4 {
         const LANES: usize = 4;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
-            Self(vdupq_n_f32(x))
+            Self(unsafe { vdupq_n_f32(x) })
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self {
@@ -363,7 +365,7 @@ mod neon {
         }
         #[inline(always)]
         unsafe fn load_first(p: *const f32, n: usize) -> Self {
-            let zero = vdupq_n_f32(0.0);
+            let zero = unsafe { vdupq_n_f32(0.0) };
             // SAFETY: the caller vouches for `n` readable values; each arm reads that many.
             Self(unsafe {
                 match n {
@@ -393,28 +395,28 @@ mod neon {
         }
         #[inline(always)]
         unsafe fn add(self, b: Self) -> Self {
-            Self(vaddq_f32(self.0, b.0))
+            Self(unsafe { vaddq_f32(self.0, b.0) })
         }
         #[inline(always)]
         unsafe fn sub(self, b: Self) -> Self {
-            Self(vsubq_f32(self.0, b.0))
+            Self(unsafe { vsubq_f32(self.0, b.0) })
         }
         #[inline(always)]
         unsafe fn mul(self, b: Self) -> Self {
-            Self(vmulq_f32(self.0, b.0))
+            Self(unsafe { vmulq_f32(self.0, b.0) })
         }
         #[inline(always)]
         unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-            Self(vfmaq_f32(c.0, self.0, b.0))
+            Self(unsafe { vfmaq_f32(c.0, self.0, b.0) })
         }
         // Either operand's NaN comes through fmax and fmin.
         #[inline(always)]
         unsafe fn clamp(self, lo: Self, hi: Self) -> Self {
-            Self(vminq_f32(vmaxq_f32(self.0, lo.0), hi.0))
+            Self(unsafe { vminq_f32(vmaxq_f32(self.0, lo.0), hi.0) })
         }
         #[inline(always)]
         unsafe fn interleave(self, b: Self) -> (Self, Self) {
-            (Self(vzip1q_f32(self.0, b.0)), Self(vzip2q_f32(self.0, b.0)))
+            unsafe { (Self(vzip1q_f32(self.0, b.0)), Self(vzip2q_f32(self.0, b.0))) }
         }
     }
 }
