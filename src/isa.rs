@@ -1,46 +1,63 @@
 //! Run-time choice of the instruction set, and of the instructions for products of short numbers.
 //!
 //! Every fast path exists in a portable form; on x86-64 the same source is compiled again for wider
-//! vectors and chosen once per process. Nothing here depends on how the crate was compiled.
+//! vectors and chosen once per process, on AArch64 for NEON, which every processor there has. Nothing here
+//! depends on how the crate was compiled.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Instruction sets that the CPU kernels are compiled for, worst first.
+/// Instruction sets that the CPU kernels are compiled for, worst first on each architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
-    /// Whatever the target guarantees (SSE2 on x86-64, NEON on AArch64).
+    /// Plain Rust: whatever the compiler makes of it with what the target guarantees (SSE2 on x86-64).
     Portable,
-    /// AVX2 with FMA.
+    /// NEON with fused multiply-add. AArch64 alone.
+    Neon,
+    /// AVX2 with FMA. x86-64 alone.
     Avx2,
-    /// AVX-512 F, VL, BW, DQ.
+    /// AVX-512 F, VL, BW, DQ. x86-64 alone.
     Avx512,
 }
 
 impl Isa {
-    /// The best set this processor has. `KNET_ISA=portable|avx2|avx512` lowers the choice (it never
+    /// Those of this architecture, worst first; a processor that has one has all before it.
+    const HERE: &[Isa] = if cfg!(target_arch = "x86_64") {
+        &[Isa::Portable, Isa::Avx2, Isa::Avx512]
+    } else if cfg!(target_arch = "aarch64") {
+        &[Isa::Portable, Isa::Neon]
+    } else {
+        &[Isa::Portable]
+    };
+
+    /// The best set this processor has. `KNET_ISA=portable|neon|avx2|avx512` lowers the choice (it never
     /// raises it above what the processor has).
     pub fn detect() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
-            let have = Isa::hardware();
-            let want = match std::env::var("KNET_ISA").as_deref() {
-                Ok("portable") => Isa::Portable,
-                Ok("avx2") => Isa::Avx2,
-                _ => Isa::Avx512,
-            };
-            have.min(want)
+            let want = std::env::var("KNET_ISA").unwrap_or_default();
+            Isa::available().into_iter().find(|isa| isa.name() == want).unwrap_or(Isa::hardware())
         })
     }
 
     /// All sets this processor has, worst first: what tests iterate over.
     pub fn available() -> Vec<Isa> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+        Isa::HERE.iter().copied().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether this processor has the set. Code for a set it lacks must never run.
     pub fn is_available(self) -> bool {
-        self <= Isa::hardware()
+        Isa::HERE.contains(&self) && self <= Isa::hardware()
+    }
+
+    /// As `KNET_ISA` and bundles name it.
+    const fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Neon => "neon",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -57,19 +74,16 @@ impl Isa {
         }
     }
 
+    /// What the architecture guarantees is all there is to know.
     #[cfg(not(target_arch = "x86_64"))]
     fn hardware() -> Isa {
-        Isa::Portable
+        Isa::HERE[Isa::HERE.len() - 1]
     }
 }
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Isa::Portable => "portable",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512 => "avx512",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -85,7 +99,7 @@ pub enum Dot {
 }
 
 impl Dot {
-    /// The best this processor has; `None` if it would not pay. What `KNET_ISA` excludes is not taken:
+    /// The best this processor has, `None` for the plain loop. What `KNET_ISA` excludes is not taken:
     /// `KNET_ISA=avx512` leaves AMX out.
     pub fn detect() -> Option<Dot> {
         static BEST: OnceLock<Option<Dot>> = OnceLock::new();
@@ -98,6 +112,12 @@ impl Dot {
             let best = Dot::hardware().min(most);
             (best > Dot::Portable).then_some(best)
         })
+    }
+
+    /// Whether products of bf16 are sure to be faster than those of f32. Of AVX-512 BF16 they are not: a Xeon
+    /// with it makes half as many of its products as of f32's in the same time.
+    pub fn pays(self) -> bool {
+        self == Dot::Amx
     }
 
     /// All that run here, worst first: what tests iterate over.
@@ -164,7 +184,8 @@ fn has_amx() -> bool {
 ///
 /// `simd! { pub fn f(isa, x: &[f32], y: &mut [f32]) { ... } }` defines `f(isa: Isa, x, y)`. The body must
 /// be plain code that the compiler can vectorise; functions it calls must be `#[inline(always)]`. `f` may be
-/// generic over types with one bound each: `fn f<E: Element>(isa, x: &[E])`.
+/// generic over types with one bound each: `fn f<E: Element>(isa, x: &[E])`. AArch64's compiler uses NEON in all
+/// code, so the body is compiled once there.
 macro_rules! simd {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($generic:ident : $bound:path),+>)? (
         isa $(, $arg:ident : $ty:ty)* $(,)?
@@ -197,3 +218,17 @@ macro_rules! simd {
     };
 }
 pub(crate) use simd;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_are_those_of_this_architecture() {
+        let sets = Isa::available();
+        assert_eq!(sets[0], Isa::Portable);
+        assert!(sets.is_sorted() && sets.contains(&Isa::detect()));
+        assert_eq!(sets.contains(&Isa::Neon), cfg!(target_arch = "aarch64"));
+        assert!(cfg!(target_arch = "x86_64") || !(Isa::Avx2.is_available() || Isa::Avx512.is_available()));
+    }
+}

@@ -2,6 +2,13 @@
 
 use crate::error::{Error, Result};
 
+/// Those of other architectures lower nothing here.
+const ISA: &[&str] = if cfg!(target_arch = "aarch64") {
+    &["", "portable", "neon"]
+} else {
+    &["", "portable", "avx2", "avx512"]
+};
+
 /// Every name, in order, with the values it takes if they are a few words. Those of tests, benches and tools
 /// are among them, so that a shell set up for those runs the programs too.
 pub const KNOWN: [(&str, &[&str]); 16] = [
@@ -14,7 +21,7 @@ pub const KNOWN: [(&str, &[&str]); 16] = [
     // Form of compiled CUDA kernels.
     ("KNET_CUDA_CODE", &["", "cubin", "ptx"]),
     // Instruction set of the CPU kernels, at most.
-    ("KNET_ISA", &["", "portable", "avx2", "avx512"]),
+    ("KNET_ISA", ISA),
     // Library with the standard ABI of MPI, between ranks.
     ("KNET_MPI", &[]),
     // NVIDIA's library between GPUs.
@@ -82,8 +89,13 @@ mod tests {
 
     #[test]
     fn misspelt_names_and_values_are_errors() {
+        let (isa, elsewhere, takes) = if cfg!(target_arch = "aarch64") {
+            ("neon", "avx2", "KNET_ISA=avx2: takes portable, neon")
+        } else {
+            ("avx2", "neon", "KNET_ISA=neon: takes portable, avx2, avx512")
+        };
         for (name, value) in [
-            ("KNET_ISA", "avx2"),
+            ("KNET_ISA", isa),
             ("KNET_ISA", ""),
             ("KNET_CACHE", "/anywhere"),
             ("KNET_CUDA_CODE", "ptx"),
@@ -99,7 +111,8 @@ mod tests {
             ("KNET_CASHE", "/tmp", "did you mean KNET_CACHE?"),
             ("KNET_TUNE", "t.json", "did you mean KNET_TUNED?"),
             ("KNET_ISa", "avx2", "did you mean KNET_ISA?"),
-            ("KNET_ISA", "avx", "KNET_ISA=avx: takes portable, avx2, avx512"),
+            ("KNET_ISA", elsewhere, takes),
+            ("KNET_ISA", "avx", "KNET_ISA=avx: takes portable, "),
             ("KNET_CUDA_CODE", "sass", "takes cubin, ptx"),
         ] {
             let error = check_one(name, value).unwrap_err();

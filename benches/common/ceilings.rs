@@ -53,6 +53,9 @@ fn multiply_adds() -> f64 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has the instructions.
         Isa::Avx2 => unsafe { avx2() },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the processor has the instructions.
+        Isa::Neon => unsafe { neon() },
         _ => portable(),
     };
     (2 * lanes * SUMS * STEPS) as f64 / start.elapsed().as_secs_f64()
@@ -85,6 +88,13 @@ fn avx512() -> usize {
 fn avx2() -> usize {
     use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps};
     sums!(8, _mm256_set1_ps, _mm256_fmadd_ps)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn neon() -> usize {
+    use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32};
+    sums!(4, vdupq_n_f32, vfmaq_f32)
 }
 
 fn portable() -> usize {

@@ -10,6 +10,8 @@ pub(crate) mod gemm;
 pub mod kernel;
 mod ops;
 pub mod pool;
+#[cfg(test)]
+mod tests;
 pub mod weights;
 mod widened;
 

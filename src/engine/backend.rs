@@ -208,7 +208,7 @@ fn cpu_selection(options: &ModelOptions) -> Result<Selection> {
     let bf16 = match options.precision {
         Some(precision) => named_bf16(precision)?,
         None if options.arithmetic == Arithmetic::Exact => None,
-        None => Dot::detect(),
+        None => Dot::detect().filter(|dot| dot.pays()),
     };
     Ok(Selection { arithmetic: options.arithmetic, bf16, ..Selection::new(Isa::detect(), 1) })
 }

@@ -128,7 +128,7 @@ fn cpu(report: &mut Report) {
         Some(best) if best != used => format!("{used} of {best}: KNET_ISA lowers it"),
         _ => used.to_string(),
     };
-    let slow = used == Isa::Portable && cfg!(target_arch = "x86_64");
+    let slow = used == Isa::Portable && cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
     report.add("instructions", if slow { State::Note } else { State::Ok }, found);
     match std::thread::available_parallelism() {
         Ok(threads) => {

@@ -47,11 +47,12 @@ Exit codes:
   10 a GPU, its driver or the kernel compiler is missing or failed
   11 more memory is needed than there is
 
-KNET_ISA=portable|avx2|avx512 lowers the instruction set the CPU kernels use. KNET_NVRTC names the file (an
-absolute path) of NVIDIA's kernel compiler, which is looked for beside the program, in a CUDA toolkit, in the
-active Python environment and on the loader's path otherwise. KNET_CACHE names the folder for compiled CUDA
-kernels (empty: none), KNET_TUNED the table of measured kernels to follow (empty: none) in place of what
-`knet tune` left beside that cache. Another variable that begins with KNET_ is an error.";
+KNET_ISA=portable|avx2|avx512 (on AArch64: portable|neon) lowers the instruction set the CPU kernels use.
+KNET_NVRTC names the file (an absolute path) of NVIDIA's kernel compiler, which is looked for beside the
+program, in a CUDA toolkit, in the active Python environment and on the loader's path otherwise. KNET_CACHE
+names the folder for compiled CUDA kernels (empty: none), KNET_TUNED the table of measured kernels to follow
+(empty: none) in place of what `knet tune` left beside that cache. Another variable that begins with KNET_ is
+an error.";
 
 /// Segments images with K-Net: instances, panoptic and semantic maps, without boxes or NMS.
 #[derive(Parser)]
@@ -114,7 +115,7 @@ struct ModelArguments {
     device: Option<Device>,
 
     /// How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16
-    /// if it has instructions that multiply it, else f32]
+    /// if it has AMX, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArgument>,
 

@@ -130,20 +130,25 @@ impl Rows for Transposed {
             let mut at = 0;
             while at < len {
                 let width = lanes.min(len - at);
-                // SAFETY: rows k + at.. and columns row + r.. are inside the matrix; the strip has room for
-                // whole chunks of MR rows, and MR is at most LANES.
-                unsafe {
-                    let src = self.0.data.add((k + at) * self.0.ld + row + r);
-                    let dst = strips.add(strip_row(r, len, A::MR) + at / CHUNK * A::MR * CHUNK + at % CHUNK);
-                    let mut square = [A::V::splat(0.0); CHUNK];
-                    for (i, line) in square.iter_mut().enumerate().take(lanes) {
-                        if i < width {
-                            *line = A::V::load_up_to(src.add(i * self.0.ld), count);
+                // A strip has more rows than a vector lanes where registers are short.
+                for first in (0..A::MR).step_by(lanes) {
+                    let there = count.saturating_sub(first).min(lanes);
+                    // SAFETY: rows k + at.. and the `there` columns from row + r + first on are inside the
+                    // matrix; the strip has room for whole chunks of MR rows.
+                    unsafe {
+                        let src = self.0.data.wrapping_add((k + at) * self.0.ld + row + r + first);
+                        let line = strip_row(r + first, len, A::MR) + at / CHUNK * A::MR * CHUNK;
+                        let dst = strips.add(line + at % CHUNK);
+                        let mut square = [A::V::splat(0.0); CHUNK];
+                        for (i, line) in square.iter_mut().enumerate().take(lanes) {
+                            if i < width {
+                                *line = A::V::load_up_to(src.wrapping_add(i * self.0.ld), there);
+                            }
                         }
-                    }
-                    let square = transpose_square::<A>(square);
-                    for (i, line) in square.iter().enumerate().take(A::MR) {
-                        line.store(dst.add(i * CHUNK));
+                        let square = transpose_square::<A>(square);
+                        for (i, line) in square.iter().enumerate().take(lanes.min(A::MR - first)) {
+                            line.store(dst.add(i * CHUNK));
+                        }
                     }
                 }
                 at += lanes;

@@ -130,6 +130,95 @@ fn edges() {
     check(200, 100, 700, 3);
 }
 
+/// Every tile that can lie at the edge of C. Both sums of k products take the same order, in f32: each is off
+/// the exact sum by at most k u / (1 - k u) of the sum of absolute products, with u = 2^-24, fused or not.
+#[test]
+fn every_tile_is_the_portable_one_but_for_rounding() {
+    const U: f32 = f32::EPSILON / 2.0;
+    let (most_m, most_n) = (17, 35);
+    for k in [1, 15, 16, 40] {
+        let (a, b) = (noise(most_m * k, 1), noise(k * most_n, 2));
+        let of = |isa, m, n, a: &[f32], b: &[f32]| {
+            let gemm = Gemm { m, n, k, isa };
+            let mut packed = vec![f32::NAN; gemm.packed_len()];
+            gemm.pack_b_strided(b, most_n, BLayout::RowMajor, &mut packed);
+            let mut c = vec![f32::NAN; m * n];
+            gemm.run(a, k, &packed, &Epilogue::default(), &mut c, n);
+            c
+        };
+        let absolute = |v: &[f32]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
+        let (a_size, b_size) = (absolute(&a), absolute(&b));
+        // Twice for the two sums, and half as much again for the rounding of the sizes themselves.
+        let bound = 3.0 * k as f32 * U / (1.0 - k as f32 * U);
+        for (m, n) in (1..=most_m).flat_map(|m| (1..=most_n).map(move |n| (m, n))) {
+            let want = of(Isa::Portable, m, n, &a, &b);
+            let sizes = of(Isa::Portable, m, n, &a_size, &b_size);
+            for isa in Isa::available() {
+                let got = of(isa, m, n, &a, &b);
+                for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let off = (got - want).abs();
+                    assert!(off <= bound * sizes[i], "{isa}: {m} x {n} x {k}, element {i} is off by {off:e}");
+                }
+            }
+        }
+    }
+}
+
+/// What a register is for, lane by lane.
+struct Lanes;
+
+impl Job for Lanes {
+    #[inline(always)]
+    fn run<A: Arch>(self) {
+        let lanes = A::V::LANES;
+        let (x, y, z) = (noise(CHUNK, 1), noise(CHUNK, 2), noise(CHUNK, 3));
+        // SAFETY: `on` chose an available A; all arrays hold `CHUNK` values, which is at least `LANES`.
+        unsafe {
+            let stored = |v: A::V| {
+                let mut to = [7.0f32; CHUNK];
+                v.store(to.as_mut_ptr());
+                assert!(to[lanes..].iter().all(|&v| v == 7.0), "wrote past a vector");
+                to[..lanes].to_vec()
+            };
+            let each = |f: &dyn Fn(usize) -> f32| (0..lanes).map(f).collect::<Vec<_>>();
+            let [a, b, c] = [&x, &y, &z].map(|v| A::V::load(v.as_ptr()));
+            assert_eq!(stored(a), x[..lanes]);
+            assert_eq!(stored(A::V::splat(1.5)), each(&|_| 1.5));
+            assert_eq!(stored(a.add(b)), each(&|i| x[i] + y[i]));
+            assert_eq!(stored(a.sub(b)), each(&|i| x[i] - y[i]));
+            assert_eq!(stored(a.mul(b)), each(&|i| x[i] * y[i]));
+            let products = stored(a.mul_add(b, c));
+            for (i, &got) in products.iter().enumerate() {
+                let ways = [x[i].mul_add(y[i], z[i]), x[i] * y[i] + z[i]];
+                assert!(ways.contains(&got), "{got} is none of {ways:?}");
+            }
+            let (lo, hi) = a.interleave(b);
+            let both = [stored(lo), stored(hi)].concat();
+            assert_eq!(both, (0..2 * lanes).map(|i| [&x, &y][i % 2][i / 2]).collect::<Vec<_>>());
+            for n in 0..=lanes {
+                assert_eq!(
+                    stored(A::V::load_first(x.as_ptr(), n)),
+                    each(&|i| if i < n { x[i] } else { 0.0 })
+                );
+                let mut to = [7.0f32; CHUNK];
+                a.store_first(to.as_mut_ptr(), n);
+                assert_eq!(to[..n], x[..n]);
+                assert!(to[n..].iter().all(|&v| v == 7.0), "wrote past {n} lanes");
+            }
+            let mut odd = x.clone();
+            (odd[0], odd[1], odd[2]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+            let clamped = stored(A::V::load(odd.as_ptr()).clamp(A::V::splat(-0.5), A::V::splat(0.5)));
+            assert!(clamped[0].is_nan());
+            assert_eq!(clamped[1..], each(&|i| odd[i].clamp(-0.5, 0.5))[1..]);
+        }
+    }
+}
+
+#[test]
+fn vectors_keep_their_contract() {
+    Isa::available().into_iter().for_each(|isa| on(isa, Lanes));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
@@ -148,6 +237,8 @@ proptest! {
         for (i, l) in logits.iter_mut().enumerate() {
             *l += bias[i / pixels] as f64;
         }
+        let spread = reference(pixels, channels, objects,
+            |i, p| if masks[p * pixels + i] > 0.0 { 1.0 } else { 0.0 }, |p, j| kernels[p * channels + j] as f64);
         for isa in Isa::available() {
             let pool = MaskPool { objects, pixels, channels, isa };
             let mut out = vec![f32::NAN; objects * channels];
@@ -157,6 +248,9 @@ proptest! {
             let mut got = vec![f32::NAN; objects * pixels];
             MaskConv { objects, pixels, channels, isa }.run(&kernels, &x, Some(&bias), &mut got);
             prop_assert!(relative_l2(&got, &logits) < 1e-6);
+            let mut dx = vec![f32::NAN; pixels * channels];
+            pool.run_grad(&masks, &kernels, &mut dx);
+            prop_assert!(relative_l2(&dx, &spread) < 1e-6);
         }
     }
 }

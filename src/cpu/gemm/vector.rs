@@ -83,8 +83,12 @@ pub(crate) fn on<J: Job>(isa: Isa, job: J) {
             Isa::Avx512 => return unsafe { avx512(job) },
             // SAFETY: as above.
             Isa::Avx2 => return unsafe { avx2(job) },
-            Isa::Portable => {}
+            Isa::Portable | Isa::Neon => {}
         }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa == Isa::Neon {
+        return job.run::<Neon>();
     }
     let _ = isa;
     job.run::<Portable>();
@@ -97,6 +101,8 @@ pub(crate) const fn tile_shape(isa: Isa) -> (usize, usize) {
         Isa::Avx512 => (Avx512::MR, Avx512::NR),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => (Avx2::MR, Avx2::NR),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => (Neon::MR, Neon::NR),
         _ => (Portable::MR, Portable::NR),
     }
 }
@@ -140,6 +146,11 @@ arch!(
 arch!(
     #[cfg(target_arch = "x86_64")]
     Avx2, x86::F32x8, target_feature(enable = "avx2,fma"), 6 x 2, [1, 2, 4, 6]
+);
+// Of 32 registers 24 hold sums, three a row of B and one a value of A.
+arch!(
+    #[cfg(target_arch = "aarch64")]
+    Neon, neon::F32x4, inline(never), 8 x 3, [1, 2, 4, 6, 8]
 );
 arch!(Portable, F32x4, inline(never), 4 x 2, [1, 2, 4]);
 
@@ -323,4 +334,89 @@ mod x86 {
             }
         }
     );
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use super::Vector;
+    use std::arch::aarch64::*;
+
+    /// Four lanes, NEON.
+    #[derive(Clone, Copy)]
+    pub(crate) struct F32x4(float32x4_t);
+
+    // SAFETY of every block without its own: all AArch64 processors have NEON.
+    #[allow(clippy::undocumented_unsafe_blocks)]
+    impl Vector for F32x4 {
+        const LANES: usize = 4;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            Self(unsafe { vdupq_n_f32(x) })
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: the caller vouches for four readable values.
+            Self(unsafe { vld1q_f32(p) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: the caller vouches for four writable values.
+            unsafe { vst1q_f32(p, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn load_first(p: *const f32, n: usize) -> Self {
+            let zero = unsafe { vdupq_n_f32(0.0) };
+            // SAFETY: the caller vouches for `n` readable values; each arm reads that many.
+            Self(unsafe {
+                match n {
+                    0 => zero,
+                    1 => vld1q_lane_f32::<0>(p, zero),
+                    2 => vcombine_f32(vld1_f32(p), vget_low_f32(zero)),
+                    3 => vld1q_lane_f32::<2>(p.add(2), vcombine_f32(vld1_f32(p), vget_low_f32(zero))),
+                    _ => vld1q_f32(p),
+                }
+            })
+        }
+        #[inline(always)]
+        unsafe fn store_first(self, p: *mut f32, n: usize) {
+            // SAFETY: the caller vouches for `n` writable values; each arm writes that many.
+            unsafe {
+                match n {
+                    0 => {}
+                    1 => vst1q_lane_f32::<0>(p, self.0),
+                    2 => vst1_f32(p, vget_low_f32(self.0)),
+                    3 => {
+                        vst1_f32(p, vget_low_f32(self.0));
+                        vst1q_lane_f32::<2>(p.add(2), self.0);
+                    }
+                    _ => vst1q_f32(p, self.0),
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(self, b: Self) -> Self {
+            Self(unsafe { vaddq_f32(self.0, b.0) })
+        }
+        #[inline(always)]
+        unsafe fn sub(self, b: Self) -> Self {
+            Self(unsafe { vsubq_f32(self.0, b.0) })
+        }
+        #[inline(always)]
+        unsafe fn mul(self, b: Self) -> Self {
+            Self(unsafe { vmulq_f32(self.0, b.0) })
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            Self(unsafe { vfmaq_f32(c.0, self.0, b.0) })
+        }
+        // Either operand's NaN comes through fmax and fmin.
+        #[inline(always)]
+        unsafe fn clamp(self, lo: Self, hi: Self) -> Self {
+            Self(unsafe { vminq_f32(vmaxq_f32(self.0, lo.0), hi.0) })
+        }
+        #[inline(always)]
+        unsafe fn interleave(self, b: Self) -> (Self, Self) {
+            unsafe { (Self(vzip1q_f32(self.0, b.0)), Self(vzip2q_f32(self.0, b.0))) }
+        }
+    }
 }
