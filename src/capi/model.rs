@@ -26,15 +26,15 @@ pub(crate) fn task_code(task: Task) -> u32 {
     }
 }
 
-/// f16 on a GPU. The CPU computes in f32 whatever is set.
+/// f16 on a GPU; on a CPU bf16 if it has AMX and `exact` is 0, else f32.
 pub const KNET_PRECISION_DEFAULT: u32 = 0;
 /// f32.
 pub const KNET_PRECISION_F32: u32 = 1;
 /// f32 in memory, multiplied as three tf32 products on tensor cores.
 pub const KNET_PRECISION_TF32X3: u32 = 2;
-/// f16 in memory, f32 sums.
+/// f16 in memory, f32 sums. A CPU takes f32.
 pub const KNET_PRECISION_F16: u32 = 3;
-/// bf16 in memory, f32 sums.
+/// bf16 in memory, f32 sums. A CPU needs AVX-512 BF16 or AMX for it.
 pub const KNET_PRECISION_BF16: u32 = 4;
 
 /// Where a model comes from and where it computes.

@@ -123,6 +123,7 @@ impl Finish<'_> {
 }
 
 /// Rows of sums, and where they go as bf16.
+#[cfg(target_arch = "x86_64")]
 pub(super) struct Rows<'a> {
     /// `[rows][COLS]`.
     pub sums: &'a [f32],

@@ -256,7 +256,7 @@ pub fn check_case_in_bf16(
     let given = inputs.iter().enumerate().filter(|(i, _)| is_input(case, *i, operands));
     let given: Vec<Tensor> = given.map(|(_, tensor)| tensor.clone()).collect();
     // Half of the last of bf16's eight digits; what moves values moves those that are stored.
-    let rounding = if case.tolerance == Tolerance::EXACT { 0.0 } else { 1.0 / 512.0 };
+    let rounding = if case.tolerance == Tolerance::EXACT { 0.0 } else { 1.0 / 256.0 };
     let mut first: Option<Vec<Output>> = None;
     for threads in [2, 1] {
         let selection = Selection { bf16: Some(dot), ..Selection::new(isa, threads) };
