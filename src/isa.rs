@@ -182,10 +182,10 @@ fn has_amx() -> bool {
 
 /// Compiles one function body for every [`Isa`] and dispatches on its first argument.
 ///
-/// `simd! { pub fn f(isa, x: &[f32], y: &mut [f32]) { ... } }` defines `f(isa: Isa, x, y)`. The body must
-/// be plain code that the compiler can vectorise; functions it calls must be `#[inline(always)]`. `f` may be
-/// generic over types with one bound each: `fn f<E: Element>(isa, x: &[E])`. AArch64's compiler uses NEON in all
-/// code, so the body is compiled once there.
+/// `simd! { pub fn f(isa, x: &[f32], y: &mut [f32]) { ... } }` defines `f(isa: Isa, x, y)`. The body must be
+/// plain code that the compiler can vectorise; functions it calls must be `#[inline(always)]`. `f` may be
+/// generic over types with one bound each: `fn f<E: Element>(isa, x: &[E])`. AArch64's compiler uses NEON in
+/// all code, so the body is compiled once there.
 macro_rules! simd {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($generic:ident : $bound:path),+>)? (
         isa $(, $arg:ident : $ty:ty)* $(,)?

@@ -156,7 +156,8 @@ pub enum Precision {
     /// f32 storage; convolutions on tensor cores, by three TF32 products for each f32 one, which keep 22 bits
     /// of each factor.
     Tf32x3,
-    /// f16 maps and filters on tensor cores. Rows of objects are multiplied in TF32. What a GPU takes by itself.
+    /// f16 maps and filters on tensor cores. Rows of objects are multiplied in TF32. What a GPU takes by
+    /// itself.
     #[default]
     F16,
     /// bf16 maps and filters. Rows of objects are multiplied in TF32 on a GPU, in f32 on a CPU.

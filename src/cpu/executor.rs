@@ -10,7 +10,7 @@ use crate::exec::{self, Host, HostMut, Report};
 use crate::graph::{Graph, InputId, OutputId, SegmentId, ValueId, VariableId};
 use crate::isa::{Dot, Isa};
 use crate::memory;
-use crate::ops::{Role, ValueType};
+use crate::ops::{Op, Role, ValueType};
 use crate::plan::arena::{ALIGNMENT, Slot};
 use crate::plan::{self, Choice, Const, Operand, Place, Segment, Step, Variable};
 use crate::tensor::DType;
@@ -68,15 +68,21 @@ impl Selection {
 pub type Plan = plan::Plan<Arc<dyn Kernel>>;
 
 /// Plans `graph` with the CPU's kernels. What callers write and read, inputs and results, is stored in the
-/// graph's types whatever the selection says.
+/// graph's types whatever the selection says, and so are mask logits.
 ///
 /// # Errors
 /// [`Error::Usage`] if this processor lacks the instruction set; as [`plan::Plan::build`], which refuses
 /// what only the rewrites of GPUs make.
 pub fn plan(graph: &Graph, selection: Selection) -> Result<Plan> {
     selection.check()?;
-    let seen = graph.seen_by_callers();
-    let stored = |id: ValueId, ty| if seen[id.index()] { ty } else { selection.stored(ty) };
+    let mut kept = graph.seen_by_callers();
+    // A graph that may end after any stage has the mask logits of all of them for results, and gives the same
+    // bits as one that has not.
+    for node in graph.nodes().iter().filter(|node| matches!(node.op, Op::MaskConv(_))) {
+        kept[node.outputs[0].index()] = true;
+    }
+    graph.mark_views(&mut kept);
+    let stored = |id: ValueId, ty| if kept[id.index()] { ty } else { selection.stored(ty) };
     Plan::build(graph, stored, |site| choose(site, selection))
 }
 

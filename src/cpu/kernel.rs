@@ -43,8 +43,8 @@ pub trait CpuOp: Operator {
     /// Chooses the kernel for these types, all of whose floats are f32.
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel>;
 
-    /// Chooses the kernel for these types, some of which are bf16. Without one, the kernel of f32 runs between
-    /// conversions.
+    /// Chooses the kernel for these types, some of which are bf16. Without one, the kernel of f32 runs
+    /// between conversions.
     fn bf16_kernel(&self, _context: &Context<'_>) -> Option<Box<dyn Kernel>> {
         None
     }

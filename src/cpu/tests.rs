@@ -1,6 +1,6 @@
 //! Small cases of every operator against the references, on every instruction set this machine has: a first
-//! look, between two edits and on processors that are emulated. `tests/ops` walks all cases, on several numbers
-//! of threads.
+//! look, between two edits and on processors that are emulated. `tests/ops` walks all cases, on several
+//! numbers of threads.
 
 use super::{Executor, Selection, Weights, plan};
 use crate::error::Result;

@@ -1,5 +1,5 @@
-//! A kernel of f32 for a step whose maps are stored as bf16: operands are widened into scratch memory, which is
-//! exact, and results rounded. For operators that are too small a part of any model to have more.
+//! A kernel of f32 for a step whose maps are stored as bf16: operands are widened into scratch memory, which
+//! is exact, and results rounded. For operators that are too small a part of any model to have more.
 
 use super::element::{Element, stored, stored_mut};
 use super::kernel::{Args, Context, Kernel, MAX_OUTPUTS, PackedOperand};

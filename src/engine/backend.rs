@@ -104,8 +104,8 @@ pub(super) struct Notes {
 }
 
 impl Backend {
-    /// The back end that `options` ask for, and why it is not the GPU if it might have been, or does not follow
-    /// the tuning table.
+    /// The back end that `options` ask for, and why it is not the GPU if it might have been, or does not
+    /// follow the tuning table.
     pub(super) fn new(options: &ModelOptions, load: Box<ParamLoader>) -> Result<(Backend, Notes)> {
         let (gpu, device) = match options.device {
             Device::Cpu => (None, None),

@@ -26,9 +26,9 @@ pub struct ModelOptions {
     pub name: Option<String>,
     /// Computes here. The default is [`Device::Auto`].
     pub device: Device,
-    /// Stores and multiplies maps in this precision. By default a GPU takes f16, and a CPU bf16 if it has AMX and
-    /// `arithmetic` is not exact, else f32. With AVX-512 BF16 alone it takes bf16 if that is named: maps are
-    /// half as large, but not sure to be faster. A CPU takes f32 for the precisions that GPUs alone have.
+    /// Stores and multiplies maps in this precision. By default a GPU takes f16, and a CPU bf16 if it has AMX
+    /// and `arithmetic` is not exact, else f32. With AVX-512 BF16 alone it takes bf16 if that is named: maps
+    /// are half as large, but not sure to be faster. A CPU takes f32 for the precisions that GPUs alone have.
     pub precision: Option<Precision>,
     /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is about a fifth faster;
     /// with [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close

@@ -185,16 +185,26 @@ impl Graph {
         &self.outputs
     }
 
-    /// For each value, whether callers write or read it: inputs and results, and all views of them.
+    /// For each value, whether it is an input or a result: what callers write or read.
     pub fn seen_by_callers(&self) -> Vec<bool> {
+        let mut seen: Vec<bool> =
+            self.values.iter().map(|value| matches!(value.source, Source::Input)).collect();
+        self.outputs.iter().for_each(|(_, id)| seen[id.index()] = true);
+        seen
+    }
+
+    /// Marks values of which a view is marked, and the views of those that are.
+    pub fn mark_views(&self, marked: &mut [bool]) {
         let mut viewed: Vec<usize> = (0..self.values.len()).collect();
         for node in self.nodes.iter().filter(|node| matches!(node.op, Op::Reshape(_))) {
             viewed[node.outputs[0].index()] = viewed[node.inputs[0].index()];
         }
-        let mut seen: Vec<bool> =
-            self.values.iter().map(|value| matches!(value.source, Source::Input)).collect();
-        self.outputs.iter().for_each(|(_, id)| seen[viewed[id.index()]] = true);
-        viewed.into_iter().map(|of| seen[of]).collect()
+        for (value, &of) in viewed.iter().enumerate() {
+            marked[of] |= marked[value];
+        }
+        for (value, &of) in viewed.iter().enumerate() {
+            marked[value] = marked[of];
+        }
     }
 
     /// Name and first node of each segment; none if nothing cuts a run.

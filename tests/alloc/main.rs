@@ -14,6 +14,7 @@ use knet::engine::{Compute, Device, InputSize, ModelOptions, SessionOptions};
 use knet::graph::Param;
 use knet::graph::passes::DropRates;
 use knet::model::{Classes, Config, EfficientNetLite, Fpn, Head};
+use knet::tensor::Precision;
 use knet::train::data::Batch;
 use knet::train::network::{LossWeights, TrainSpec};
 use knet::train::optimizer::AdamWConfig;
@@ -159,7 +160,10 @@ fn resident() -> usize {
 /// Two sessions of one model, of which the second takes little besides its own arena.
 #[cfg(target_os = "linux")]
 fn sessions() {
-    let model = Model::load(&ModelOptions { device: Device::Cpu, ..ModelOptions::default() }).unwrap();
+    // Half of the weights would not be much beside the rest of the process.
+    let precision = Some(Precision::F32);
+    let model = ModelOptions { device: Device::Cpu, precision, ..ModelOptions::default() };
+    let model = Model::load(&model).unwrap();
     let options = SessionOptions { threads: 1, size: InputSize::Within(32, 64), ..Default::default() };
     let photo = photo(64, 96);
     let open = || {

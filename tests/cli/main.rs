@@ -341,6 +341,8 @@ fn instances() {
             "a.png",
             "--model",
             "knet_s3_r50_fpn",
+            "--precision",
+            "f32",
             "--size",
             "128,192",
             "--score",

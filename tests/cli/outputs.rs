@@ -187,7 +187,7 @@ fn misspelt_variables_are_errors() {
 fn too_large_a_size_is_refused_with_both_numbers() {
     let folder = folder_with_photo();
     let script = format!(
-        "ulimit -v 3000000; exec {:?} segment a.png --size 8192,8192 --out out",
+        "ulimit -v 3000000; exec {:?} segment a.png --size 8192,8192 --precision f32 --out out",
         env!("CARGO_BIN_EXE_knet")
     );
     let output = Command::new("bash").args(["-c", &script]).current_dir(folder.path()).output().unwrap();

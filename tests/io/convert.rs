@@ -7,6 +7,7 @@ use knet::engine::source::BACKBONE_KEY;
 use knet::engine::{Segmentation, WeightSource};
 use knet::image::classes::coco;
 use knet::model::{Backbone, Classes, Config, EfficientNetLite, Head, Input, Normalization, Task, Test};
+use knet::tensor::Precision;
 use knet::{Engine, Error, ErrorKind};
 use serde_json::json;
 use std::path::Path;
@@ -20,14 +21,17 @@ fn write_pth(path: &Path, prefix: &str, classes: &[&str], entries: &[Entry]) {
     write_checkpoint(path, prefix, classes, &tensors);
 }
 
+/// In f32: bounds are those of what weights are rounded to.
 fn segment(source: impl Into<WeightSource>) -> Segmentation {
-    let mut engine = Engine::builder().weights(source).size(Some((96, 160))).build().unwrap();
+    let builder = Engine::builder().weights(source).precision(Precision::F32);
+    let mut engine = builder.size(Some((96, 160))).build().unwrap();
     engine.segment(&photo(110, 140)).unwrap()
 }
 
 /// As [`segment`], of a named model over the weights `seeded:0`.
 fn segment_model(name: &str) -> Segmentation {
-    let mut engine = Engine::builder().model(name).size(Some((96, 160))).build().unwrap();
+    let builder = Engine::builder().model(name).precision(Precision::F32);
+    let mut engine = builder.size(Some((96, 160))).build().unwrap();
     engine.segment(&photo(110, 140)).unwrap()
 }
 

@@ -1,22 +1,23 @@
 //! Every case of every operator: the CPU's kernels against the references, for each instruction set this
-//! processor has; the same bits for any number of threads, for constant and for computed operands, and
-//! from run to run; and with maps of bf16 against the references of what is stored. Walks the registry: a new operator needs no line here. Operators that only the rewrites of
-//! GPUs make have no kernel here, and are refused.
+//! processor has; the same bits for any number of threads, for constant and for computed operands, and from
+//! run to run; and with maps of bf16 against the references of what is stored. Walks the registry: a new
+//! operator needs no line here. Operators that only the rewrites of GPUs make have no kernel here, and are
+//! refused.
 
 use half::bf16;
 use knet::cpu::{self, Selection};
 use knet::error::Error;
 use knet::isa::{Dot, Isa};
 use knet::ops::case::Case;
-use knet::ops::{Role, ValueType, all_cases};
+use knet::ops::{Op, Role, ValueType, all_cases};
 use knet::tensor::{DType, Tensor};
 use libtest_mimic::{Failed, Trial};
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 use testkit::run;
 
-/// Operations of a case from which on the portable kernels are left to its smaller siblings: they take sixteen
-/// runs (numbers of threads, places of operands, twice each) a second and more apiece.
+/// Operations of a case from which on the portable kernels are left to its smaller siblings: they take
+/// sixteen runs (numbers of threads, places of operands, twice each) a second and more apiece.
 const TOO_LARGE_IF_PORTABLE: u64 = 30_000_000;
 
 /// The same of products of bf16 by a plain loop.
@@ -63,6 +64,11 @@ impl Prepared {
         Ok(())
     }
 
+    /// Whether it multiplies maps by tiles.
+    fn has_products(&self) -> bool {
+        matches!(self.case.op, Op::Conv2d(_) | Op::Linear(_) | Op::MaskConv(_) | Op::MaskPool(_))
+    }
+
     /// Whether it has maps, which may be bf16.
     fn has_maps(&self) -> bool {
         self.case.inputs.iter().chain(&self.case.outputs()).any(|ty| ty.role == Role::Map)
@@ -93,8 +99,13 @@ pub fn trials() -> Vec<Trial> {
         let work = case.flops().max(case.values() as u64);
         let (truth, in_bf16) = (OnceLock::new(), OnceLock::new());
         let prepared = Arc::new(Prepared { case, inputs, truth, in_bf16 });
-        let small = |dot: &Dot| *dot != Dot::Portable || work <= LARGEST_BY_PLAIN_LOOP;
-        for dot in Dot::available().into_iter().filter(|dot| prepared.has_maps() && small(dot)) {
+        let dots = Dot::available();
+        // The others are about the engines, which most operators do not use.
+        let wanted = |dot: &Dot| match dot {
+            Dot::Portable => work <= LARGEST_BY_PLAIN_LOOP && (dots.len() == 1 || prepared.has_products()),
+            _ => dots.last() == Some(dot) || prepared.has_products(),
+        };
+        for dot in dots.iter().copied().filter(|dot| prepared.has_maps() && wanted(dot)) {
             let prepared = prepared.clone();
             trials.push(Trial::test(format!("cases/{name}/bf16 {dot}"), move || prepared.check_in_bf16(dot)));
         }

@@ -41,7 +41,8 @@ pub struct Arguments {
     #[arg(long, value_name = "DEVICE", value_delimiter = ',', default_value = "cpu")]
     target: Vec<String>,
 
-    /// How feature maps are stored and multiplied [default: f16 on a GPU, f32 on a CPU]
+    /// How feature maps are stored and multiplied [default: f16 on a GPU; on a CPU bf16 if this one has
+    /// AMX, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArgument>,
 
@@ -83,11 +84,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         weights: weights.clone(),
         name: arguments.model.clone(),
         device,
-        precision: match (arguments.precise, arguments.precision, device) {
-            (false, Some(precision), _) => Some(precision.into()),
-            (false, None, Device::Cuda(_)) => None,
-            // A bundle is for other CPUs too, unless bf16 is named.
-            _ => Some(Precision::F32),
+        precision: if arguments.precise {
+            Some(Precision::F32)
+        } else {
+            arguments.precision.map(Precision::from)
         },
         arithmetic: if arguments.precise { Arithmetic::Exact } else { Arithmetic::Fast },
         ..ModelOptions::default()

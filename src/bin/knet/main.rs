@@ -114,8 +114,8 @@ struct ModelArguments {
     #[arg(long, value_name = "DEVICE")]
     device: Option<Device>,
 
-    /// How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16
-    /// if it has AMX, else f32]
+    /// How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU
+    /// bf16 if it has AMX, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArgument>,
 

@@ -1,5 +1,5 @@
-//! Depthwise convolution of maps that are stored otherwise than in f32: a task widens the rows of the map that
-//! a band of outputs reads, convolves them in cache, and stores the outputs as they are wanted.
+//! Depthwise convolution of maps that are stored otherwise than in f32: a task widens the rows of the map
+//! that a band of outputs reads, convolves them in cache, and stores the outputs as they are wanted.
 
 use super::{ConvShape, depthwise};
 use crate::cpu::dot::PerThread;

@@ -1,5 +1,5 @@
-//! AVX-512 BF16: a pair of factors of 16 columns an instruction. A broadcast pair of one row meets 32 columns;
-//! as many rows at once as leave registers for the columns.
+//! AVX-512 BF16: a pair of factors of 16 columns an instruction. A broadcast pair of one row meets 32
+//! columns; as many rows at once as leave registers for the columns.
 
 use super::finish::{Residual, Rows};
 use super::{COLS, Engine, PANEL_STEP, Tile};

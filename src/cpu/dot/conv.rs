@@ -2,8 +2,8 @@
 //!
 //! A row of a tile is the receptive field of an output. A task copies the rows of the map that its outputs
 //! read into a *band*, with the padding around them: neighbouring outputs read neighbouring fields of it,
-//! whatever the filter's size, stride and dilation. A band is small beside the products, and stays in L2 while
-//! panel after panel of filters meets it. Filters of one tap go [another way](super::points).
+//! whatever the filter's size, stride and dilation. A band is small beside the products, and stays in L2
+//! while panel after panel of filters meets it. Filters of one tap go [another way](super::points).
 
 use super::layout::{Cost, Grid, Run, Taps, Walk};
 use super::pack::{self, panel_len};
@@ -185,8 +185,8 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
                         // With one block the same sums serve every tile, and stay in L1.
                         let slot = if steps <= BLOCK_STEPS { 0 } else { tile - first };
                         let sums = &mut sums[slot * ROWS * COLS..][..ROWS * COLS];
-                        // SAFETY: the band has room for what the last tile reads beyond its rows, and the panel
-                        // has `steps` steps.
+                        // SAFETY: the band has room for what the last tile reads beyond its rows, and the
+                        // panel has `steps` steps.
                         unsafe {
                             E::tile(&Tile {
                                 a: source.at(tile),

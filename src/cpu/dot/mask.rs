@@ -182,8 +182,8 @@ impl<M: Element> Job for Part<'_, M> {
                 let b = panels[panel * panel_len(BLOCK / PIXELS)..].as_ptr().cast();
                 for tile in 0..down {
                     let sums = tiles[(panel * down + tile) * ROWS * COLS..].as_mut_ptr();
-                    // SAFETY: masks, panel and sums have room for a tile and the block's steps. What the masks
-                    // beyond the last hold reaches rows that are not read.
+                    // SAFETY: masks, panel and sums have room for a tile and the block's steps. What the
+                    // masks beyond the last hold reaches rows that are not read.
                     unsafe {
                         E::tile(&Tile {
                             a: masks_block[tile * ROWS * MASK_STRIDE..].as_ptr().cast(),

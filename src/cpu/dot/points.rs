@@ -1,8 +1,8 @@
 //! Convolution by filters of one tap: a product of pixels, tile by tile.
 //!
 //! A block of steps of a tile's pixels is copied into L1, where it lies line after line whatever the map's
-//! stride, and all panels of a task meet it there one after another. Panels come from L2; where all of them are
-//! more than that, several tiles are copied, and a panel meets all of these before the next one comes.
+//! stride, and all panels of a task meet it there one after another. Panels come from L2; where all of them
+//! are more than that, several tiles are copied, and a panel meets all of these before the next one comes.
 
 use super::conv::{DotConv, copy};
 use super::layout::{Cost, Grid};

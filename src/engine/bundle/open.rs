@@ -93,9 +93,11 @@ pub(in crate::engine) fn open(path: &Path, options: &ModelOptions) -> Result<Ope
         (false, Some(Precision::Bf16)) => return Err(other("bf16 was asked for".into())),
         (true, Some(Precision::F32)) => return Err(other("f32 was asked for".into())),
         (false, _) => None,
-        (true, _) => Some(
-            Dot::detect().ok_or_else(|| other(format!("this CPU, with {here}, does not multiply bf16")))?,
-        ),
+        (true, _) => Some(Dot::detect().ok_or_else(|| {
+            other(format!(
+                "this CPU, with {here}, does not multiply bf16: `knet compile --precision f32` is for it"
+            ))
+        })?),
     };
     let arithmetic = Target::arithmetic(exact);
     if options.arithmetic == Arithmetic::Exact && arithmetic != Arithmetic::Exact {
