@@ -44,10 +44,10 @@ complete -c knet -n "__fish_knet_using_subcommand segment" -l weights -d 'Checkp
 complete -c knet -n "__fish_knet_using_subcommand segment" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand segment" -l precision -d 'How a GPU stores and multiplies feature maps [default: f16; bf16 of training steps]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
-tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
-f16\t'f16 on tensor cores'
-bf16\t'bf16 on tensor cores'"
+complete -c knet -n "__fish_knet_using_subcommand segment" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
+f16\t'f16 on tensor cores; f32 on a CPU'
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
 complete -c knet -n "__fish_knet_using_subcommand segment" -l stages -d 'Run so many stages of the network instead of all: every stage gives finished masks, the next one better ones' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l deadline -d 'Run as many stages as there is time for, so that masks are there so many milliseconds after decoding' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l task -d 'Kind of result' -r -f -a "auto\t'What the model was made for'
@@ -80,10 +80,10 @@ complete -c knet -n "__fish_knet_using_subcommand eval" -l weights -d 'Checkpoin
 complete -c knet -n "__fish_knet_using_subcommand eval" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand eval" -l precision -d 'How a GPU stores and multiplies feature maps [default: f16; bf16 of training steps]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
-tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
-f16\t'f16 on tensor cores'
-bf16\t'bf16 on tensor cores'"
+complete -c knet -n "__fish_knet_using_subcommand eval" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
+f16\t'f16 on tensor cores; f32 on a CPU'
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
 complete -c knet -n "__fish_knet_using_subcommand eval" -l stages -d 'Run so many stages of the network instead of all: every stage gives finished masks, the next one better ones' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l deadline -d 'Run as many stages as there is time for, so that masks are there so many milliseconds after decoding' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l images -d 'Folder of the photos' -r -F
@@ -110,9 +110,9 @@ complete -c knet -n "__fish_knet_using_subcommand inspect" -l size -d 'Size of t
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l threads -d 'Worker threads the plan is made for [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l gpu -d 'Plan for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin' -r
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l precision -d 'How the GPU stores and multiplies feature maps' -r -f -a "f32\t'f32 throughout, for parity with reference data'
-tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
-f16\t'f16 on tensor cores'
-bf16\t'bf16 on tensor cores'"
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
+f16\t'f16 on tensor cores; f32 on a CPU'
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l batch -d 'Images of a training step' -r
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l train -d 'Plan a training step: forward, matching, losses, backward, clipping and AdamW. The table has a line an operator, the JSON every step'
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l json -d 'Print JSON'
@@ -121,9 +121,9 @@ complete -c knet -n "__fish_knet_using_subcommand inspect" -s v -l verbose -d 'S
 complete -c knet -n "__fish_knet_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c knet -n "__fish_knet_using_subcommand models" -l gpu -d 'Plan for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin' -r
 complete -c knet -n "__fish_knet_using_subcommand models" -l precision -d 'How the GPU stores and multiplies feature maps' -r -f -a "f32\t'f32 throughout, for parity with reference data'
-tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
-f16\t'f16 on tensor cores'
-bf16\t'bf16 on tensor cores'"
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
+f16\t'f16 on tensor cores; f32 on a CPU'
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
 complete -c knet -n "__fish_knet_using_subcommand models" -l json -d 'Print JSON'
 complete -c knet -n "__fish_knet_using_subcommand models" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
 complete -c knet -n "__fish_knet_using_subcommand models" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
@@ -132,10 +132,10 @@ complete -c knet -n "__fish_knet_using_subcommand bench" -l weights -d 'Checkpoi
 complete -c knet -n "__fish_knet_using_subcommand bench" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand bench" -l precision -d 'How a GPU stores and multiplies feature maps [default: f16; bf16 of training steps]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
-tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
-f16\t'f16 on tensor cores'
-bf16\t'bf16 on tensor cores'"
+complete -c knet -n "__fish_knet_using_subcommand bench" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
+f16\t'f16 on tensor cores; f32 on a CPU'
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
 complete -c knet -n "__fish_knet_using_subcommand bench" -l size -d 'Size of the image, that of a photo after its resize [default: the model\'s own, 800x1333 for COCO]' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l batch -d 'Images of a training step' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l objects -d 'Objects of an image of a training step' -r
@@ -159,10 +159,10 @@ complete -c knet -n "__fish_knet_using_subcommand tune" -l weights -d 'Checkpoin
 complete -c knet -n "__fish_knet_using_subcommand tune" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand tune" -l precision -d 'How a GPU stores and multiplies feature maps [default: f16; bf16 of training steps]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
-tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
-f16\t'f16 on tensor cores'
-bf16\t'bf16 on tensor cores'"
+complete -c knet -n "__fish_knet_using_subcommand tune" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
+f16\t'f16 on tensor cores; f32 on a CPU'
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
 complete -c knet -n "__fish_knet_using_subcommand tune" -l size -d 'Size of the resized photo [default: the model\'s own]' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l candidates -d 'Kernels to time for a step, the best by the cost model' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l out -d 'Table to write [default: the file that KNET_TUNED names, else one beside the kernel cache]' -r -F
@@ -182,10 +182,10 @@ complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcomm
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l precision -d 'How a GPU stores and multiplies feature maps [default: f16; bf16 of training steps]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
-tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
-f16\t'f16 on tensor cores'
-bf16\t'bf16 on tensor cores'"
+complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
+f16\t'f16 on tensor cores; f32 on a CPU'
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l gpu -d 'Compile for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin, at the clocks that drivers report [default: the GPU of this machine that --device names]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l size -d 'Size of the resized photo, which the network sees rounded up to multiples of 32. May be given several times [default: the model\'s own, lying and standing]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l precise -d 'Round as little as PyTorch does, for results that agree with it to the last mask: direct convolution or F(2x2) on the CPU (about a fifth slower), f32 on a GPU'
@@ -209,10 +209,10 @@ complete -c knet -n "__fish_knet_using_subcommand dump" -l weights -d 'Checkpoin
 complete -c knet -n "__fish_knet_using_subcommand dump" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand dump" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand dump" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand dump" -l precision -d 'How a GPU stores and multiplies feature maps [default: f16; bf16 of training steps]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
-tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
-f16\t'f16 on tensor cores'
-bf16\t'bf16 on tensor cores'"
+complete -c knet -n "__fish_knet_using_subcommand dump" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
+f16\t'f16 on tensor cores; f32 on a CPU'
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
 complete -c knet -n "__fish_knet_using_subcommand dump" -l image -d 'The image' -r -F
 complete -c knet -n "__fish_knet_using_subcommand dump" -l ori-size -d 'Size of the original photo, to which masks are brought [default: the image\'s own]' -r
 complete -c knet -n "__fish_knet_using_subcommand dump" -l out -d 'File to write' -r -F
@@ -238,10 +238,10 @@ complete -c knet -n "__fish_knet_using_subcommand compile" -l weights -d 'Checkp
 complete -c knet -n "__fish_knet_using_subcommand compile" -l model -d 'Model name, for weights that do not say it' -r
 complete -c knet -n "__fish_knet_using_subcommand compile" -l size -d 'Size of the resized photo, which the network sees rounded up to multiples of 32: one or several, `384x512,512x384`, or SHORT,LONG for a lying one. May be given several times [default: the model\'s own, lying and standing]' -r
 complete -c knet -n "__fish_knet_using_subcommand compile" -l target -d 'Devices: cpu (this one\'s instruction set), a compute capability such as sm_87, a GPU (h100, h200, a100, a10, l4, l40s, rtx4090 or orin), or cuda or cuda:N for the one that is here' -r
-complete -c knet -n "__fish_knet_using_subcommand compile" -l precision -d 'How a GPU stores and multiplies feature maps' -r -f -a "f32\t'f32 throughout, for parity with reference data'
-tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each'
-f16\t'f16 on tensor cores'
-bf16\t'bf16 on tensor cores'"
+complete -c knet -n "__fish_knet_using_subcommand compile" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU; on a CPU bf16 if this one has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
+f16\t'f16 on tensor cores; f32 on a CPU'
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
 complete -c knet -n "__fish_knet_using_subcommand compile" -l out -d 'File to write [default: the weights\' name with the ending .knet, here]' -r -F
 complete -c knet -n "__fish_knet_using_subcommand compile" -l precise -d 'Round as little as PyTorch does, as --precise of other commands: exact kernels on the CPU, f32 on a GPU'
 complete -c knet -n "__fish_knet_using_subcommand compile" -l overwrite -d 'Replace a file that this command did not make (the weights never)'

@@ -138,7 +138,7 @@
 #define KNET_TASK_SEMANTIC 3
 
 /**
- * f16 on a GPU. The CPU computes in f32 whatever is set.
+ * f16 on a GPU; on a CPU bf16 if it has AMX and `exact` is 0, else f32.
  */
 #define KNET_PRECISION_DEFAULT 0
 
@@ -153,12 +153,12 @@
 #define KNET_PRECISION_TF32X3 2
 
 /**
- * f16 in memory, f32 sums.
+ * f16 in memory, f32 sums. A CPU takes f32.
  */
 #define KNET_PRECISION_F16 3
 
 /**
- * bf16 in memory, f32 sums.
+ * bf16 in memory, f32 sums. A CPU needs AVX-512 BF16 or AMX for it.
  */
 #define KNET_PRECISION_BF16 4
 
