@@ -184,6 +184,20 @@ fn misspelt_variables_are_errors() {
 }
 
 #[test]
+fn bf16_is_refused_where_nothing_multiplies_it() {
+    let folder = folder_with_photo();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_knet"));
+    command.args(["segment", "a.png", "--device", "cpu", "--precision", "bf16", "--out", "out"]);
+    let output = command.env("KNET_ISA", "portable").current_dir(folder.path()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let said =
+        ["no instructions that multiply bf16", "KNET_ISA excludes them", "computes by portable in f32"];
+    assert!(said.iter().all(|said| stderr.contains(said)), "{stderr}");
+    assert!(!folder.path().join("out").exists());
+}
+
+#[test]
 fn too_large_a_size_is_refused_with_both_numbers() {
     let folder = folder_with_photo();
     let script = format!(

@@ -9,7 +9,7 @@ use knet::cuda::probe::Probe;
 use knet::cuda::{self, Runtime};
 use knet::engine::Device;
 use knet::error::ErrorKind;
-use knet::isa::Isa;
+use knet::isa::{Dot, Isa};
 use knet::{Error, Result};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -127,6 +127,10 @@ fn cpu(report: &mut Report) {
     let found = match best {
         Some(best) if best != used => format!("{used} of {best}: KNET_ISA lowers it"),
         _ => used.to_string(),
+    };
+    let found = match Dot::detect() {
+        Some(dot) => format!("{found}; bf16 by {dot}"),
+        None => found,
     };
     let slow = used == Isa::Portable && cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
     report.add("instructions", if slow { State::Note } else { State::Ok }, found);
