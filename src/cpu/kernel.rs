@@ -116,9 +116,8 @@ impl fmt::Debug for dyn Kernel {
 /// with inputs. Outputs and workspace hold stale data on entry.
 pub struct Args<'a> {
     /// Operands in the graph's layout. What is not f32 is seen as the memory of floats: indices
-    /// ([`Args::input_i32`]), maps of bf16 (`Args::map`). A
-    /// packed operand that is a constant is empty here, and so is one that a result replaces
-    /// ([`Operator::replaces`]).
+    /// ([`Args::input_i32`]), maps of bf16 (`Args::map`). A packed operand that is a constant is empty here,
+    /// and so is one that a result replaces ([`Operator::replaces`]).
     pub inputs: [&'a [f32]; MAX_INPUTS],
     /// Results. One that replaces an operand holds that on entry. What is not f32 is seen as the memory of
     /// floats: [`Args::output_i32`], `Args::map_mut`.
