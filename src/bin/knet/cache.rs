@@ -10,6 +10,7 @@ use knet::cuda::launch::Launch;
 use knet::cuda::nvrtc::{Code, Job, Nvrtc};
 use knet::cuda::probe;
 use knet::engine::Device;
+use knet::tensor::Precision;
 use knet::{Error, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -97,7 +98,12 @@ impl Fill {
             (None, Device::Auto) => Device::Cuda(0),
             (None, device) => device,
         };
-        let engine = self.model.build(self.model.engine().device(device))?;
+        let mut builder = self.model.engine().device(device);
+        if self.gpu.is_some() {
+            // The CPU computes nothing here, and need not have the GPU's precision.
+            builder = builder.precision(Precision::F32);
+        }
+        let engine = self.model.build(builder)?;
         let selections = match (self.gpu, engine.model().selection()) {
             (Some(gpu), _) => {
                 gpu.reported().into_iter().map(|caps| Target { caps, precision }.into()).collect()

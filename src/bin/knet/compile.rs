@@ -84,10 +84,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         weights: weights.clone(),
         name: arguments.model.clone(),
         device,
-        precision: if arguments.precise {
-            Some(Precision::F32)
-        } else {
-            arguments.precision.map(Precision::from)
+        precision: match arguments.precision {
+            _ if arguments.precise => Some(Precision::F32),
+            // Where no bundle is for the CPU it only reads the constants, and need not multiply bf16.
+            _ if device == Device::Cpu && !arguments.target.iter().any(|name| name == "cpu") => {
+                Some(Precision::F32)
+            }
+            named => named.map(Precision::from),
         },
         arithmetic: if arguments.precise { Arithmetic::Exact } else { Arithmetic::Fast },
         ..ModelOptions::default()
