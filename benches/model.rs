@@ -179,7 +179,7 @@ impl Network {
         let mut preprocessor =
             Preprocessor::new(PreprocessConfig { size: None, ..PreprocessConfig::default() })?;
         let geometry = preprocessor.geometry(size.0, size.1);
-        let (config, load) = source::open(&WeightSource::Seeded(0), Some(model))?;
+        let source::Opened { config, load, .. } = source::open(&WeightSource::Seeded(0), Some(model))?;
         let graph = optimize(build(&config, 1, geometry.padded.into(), TapMode::Off)?.graph)?;
         let plan = cpu::plan(&graph, selection)?;
         let mut executor = pool.run(|| Executor::new(plan, &Weights::new(load)))?;

@@ -122,6 +122,9 @@ pub enum DType {
     BF16,
     /// 32-bit signed integer (indices).
     I32,
+    /// 8-bit unsigned integer: a code of [`Levels`](crate::ops::levels::Levels). No graph has it; plans for CPUs
+    /// store what quantized convolutions exchange so.
+    U8,
 }
 
 impl DType {
@@ -130,6 +133,7 @@ impl DType {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::F16 | DType::BF16 => 2,
+            DType::U8 => 1,
         }
     }
 
@@ -140,6 +144,7 @@ impl DType {
             DType::F16 => "f16",
             DType::BF16 => "bf16",
             DType::I32 => "i32",
+            DType::U8 => "u8",
         }
     }
 }

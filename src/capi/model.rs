@@ -36,6 +36,9 @@ pub const KNET_PRECISION_TF32X3: u32 = 2;
 pub const KNET_PRECISION_F16: u32 = 3;
 /// bf16 in memory, f32 sums. A CPU needs AVX-512 BF16 or AMX for it.
 pub const KNET_PRECISION_BF16: u32 = 4;
+/// The 8-bit integers of weights that `knet quantize` made, multiplied by AVX-VNNI, AVX-512 VNNI or AMX of a CPU;
+/// the rest as by default. By default such weights are computed so where they can be.
+pub const KNET_PRECISION_INT8: u32 = 5;
 
 /// Where a model comes from and where it computes.
 #[repr(C)]
@@ -144,11 +147,12 @@ unsafe fn open(options: &knet_model_options) -> Result<knet_model, Fault> {
     };
     let device = device.map_or(Ok(Device::Auto), str::parse::<Device>)?;
     let arithmetic = if options.exact == 0 { Arithmetic::Fast } else { Arithmetic::Exact };
-    let precision = precision(options.precision)?;
+    let (precision, int8) = precision(options.precision)?;
     let name = name.map(String::from);
     // With its features the library has more of them.
     #[allow(clippy::needless_update)]
-    let options = ModelOptions { weights, name, device, precision, arithmetic, ..ModelOptions::default() };
+    let options =
+        ModelOptions { weights, name, device, precision, int8, arithmetic, ..ModelOptions::default() };
     let model = Model::load(&options)?;
     Ok(knet_model {
         classes: model.classes().into_iter().map(|class| (owned(&class.name), class)).collect(),
@@ -158,14 +162,15 @@ unsafe fn open(options: &knet_model_options) -> Result<knet_model, Fault> {
     })
 }
 
-/// The precision of a code; `None` for the device's own.
-fn precision(code: u32) -> Result<Option<Precision>, Fault> {
+/// How maps are stored by a code, `None` for the device's own; and whether integers have to be multiplied.
+fn precision(code: u32) -> Result<(Option<Precision>, Option<bool>), Fault> {
     Ok(match code {
-        KNET_PRECISION_DEFAULT => None,
-        KNET_PRECISION_F32 => Some(Precision::F32),
-        KNET_PRECISION_TF32X3 => Some(Precision::Tf32x3),
-        KNET_PRECISION_F16 => Some(Precision::F16),
-        KNET_PRECISION_BF16 => Some(Precision::Bf16),
+        KNET_PRECISION_DEFAULT => (None, None),
+        KNET_PRECISION_F32 => (Some(Precision::F32), None),
+        KNET_PRECISION_TF32X3 => (Some(Precision::Tf32x3), None),
+        KNET_PRECISION_F16 => (Some(Precision::F16), None),
+        KNET_PRECISION_BF16 => (Some(Precision::Bf16), None),
+        KNET_PRECISION_INT8 => (None, Some(true)),
         other => {
             return Err(Fault::argument(format!(
                 "knet_model_options.precision is {other}: no KNET_PRECISION_*"

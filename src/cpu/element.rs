@@ -8,8 +8,6 @@ use half::bf16;
 
 /// A stored float.
 pub(crate) trait Element: Pod + Send + Sync {
-    /// Whether it is bf16.
-    const BF16: bool;
     /// The value.
     fn widen(self) -> f32;
     /// The nearest that can be stored, ties to even. NaN stays NaN.
@@ -17,8 +15,6 @@ pub(crate) trait Element: Pod + Send + Sync {
 }
 
 impl Element for f32 {
-    const BF16: bool = false;
-
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -31,8 +27,6 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
-    const BF16: bool = true;
-
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -49,13 +43,13 @@ impl Element for bf16 {
 }
 
 /// A slice of floats' memory as the first `len` of what is stored there. Slots begin on cache lines and are
-/// whole floats long, so that an odd number of bf16 leaves half a float over.
-pub(crate) fn stored<E: Element>(memory: &[f32], len: usize) -> &[E] {
+/// whole floats long, so that shorter values may leave a part of a float over.
+pub(crate) fn stored<E: Pod>(memory: &[f32], len: usize) -> &[E] {
     &bytemuck::cast_slice(memory)[..len]
 }
 
 /// As [`stored`], for writing.
-pub(crate) fn stored_mut<E: Element>(memory: &mut [f32], len: usize) -> &mut [E] {
+pub(crate) fn stored_mut<E: Pod>(memory: &mut [f32], len: usize) -> &mut [E] {
     &mut bytemuck::cast_slice_mut(memory)[..len]
 }
 

@@ -7,8 +7,9 @@ use super::weights::{Constant, Weights};
 use super::{Pool, ops};
 use crate::error::{Error, Result};
 use crate::exec::{self, Host, HostMut, Report};
+use crate::graph::passes::quantize;
 use crate::graph::{Graph, InputId, OutputId, SegmentId, ValueId, VariableId};
-use crate::isa::{Dot, Isa};
+use crate::isa::{Dot, Int8, Isa};
 use crate::memory;
 use crate::ops::{Op, Role, ValueType};
 use crate::plan::arena::{ALIGNMENT, Slot};
@@ -30,12 +31,14 @@ pub struct Selection {
     pub arithmetic: Arithmetic,
     /// Stores maps as bf16, and multiplies them by these instructions; `None`: all floats are f32.
     pub bf16: Option<Dot>,
+    /// Multiplies codes by these instructions, in graphs that have quantized convolutions.
+    pub int8: Int8,
 }
 
 impl Selection {
-    /// Fast kernels of an instruction set for so many threads, in f32.
+    /// Fast kernels of an instruction set for so many threads, in f32; quantized convolutions by plain loops.
     pub fn new(isa: Isa, threads: usize) -> Selection {
-        Selection { isa, threads, arithmetic: Arithmetic::Fast, bf16: None }
+        Selection { isa, threads, arithmetic: Arithmetic::Fast, bf16: None, int8: Int8::Portable }
     }
 
     fn check(&self) -> Result<()> {
@@ -45,6 +48,9 @@ impl Selection {
         match self.bf16 {
             Some(dot) if !dot.is_available() => {
                 Err(Error::usage(format!("this processor, or its system, has no {dot}")))
+            }
+            _ if !self.int8.is_available() => {
+                Err(Error::usage(format!("this processor, or its system, has no {}", self.int8)))
             }
             _ => Ok(()),
         }
@@ -59,8 +65,8 @@ impl Selection {
     }
 
     fn context<'a>(&self, inputs: &'a [ValueType], outputs: &'a [ValueType]) -> Context<'a> {
-        let Selection { isa, threads, arithmetic, bf16 } = *self;
-        Context { inputs, outputs, isa, threads, arithmetic, dot: bf16.unwrap_or(Dot::Portable) }
+        let Selection { isa, threads, arithmetic, bf16, int8 } = *self;
+        Context { inputs, outputs, isa, threads, arithmetic, dot: bf16.unwrap_or(Dot::Portable), int8 }
     }
 }
 
@@ -82,7 +88,12 @@ pub fn plan(graph: &Graph, selection: Selection) -> Result<Plan> {
         kept[node.outputs[0].index()] = true;
     }
     graph.mark_views(&mut kept);
-    let stored = |id: ValueId, ty| if kept[id.index()] { ty } else { selection.stored(ty) };
+    let coded = quantize::read_as_codes(graph);
+    let stored = |id: ValueId, ty| match id.index() {
+        index if kept[index] => ty,
+        index if coded[index] => ValueType { dtype: DType::U8, ..ty },
+        _ => selection.stored(ty),
+    };
     Plan::build(graph, stored, |site| choose(site, selection))
 }
 
@@ -272,7 +283,23 @@ impl Executor {
         }
     }
 
-    fn run_step(&mut self, index: usize) {
+    /// The floats of operand `operand` of step `step`, which lies in the arena, when the steps before it have run;
+    /// nothing of a constant.
+    pub(crate) fn operand(&self, step: usize, operand: usize) -> &[f32] {
+        match &self.steps[step].inputs[operand] {
+            Source::Arena(slot) => &self.arena.as_slice()[range(*slot)],
+            Source::Constant(_) | Source::Absent => &[],
+        }
+    }
+
+    /// The memory of result `result` of step `step`, as floats, when that has run.
+    pub(crate) fn result(&self, step: usize, result: usize) -> &[f32] {
+        &self.arena.as_slice()[range(self.steps[step].outputs[result])]
+    }
+
+    /// Runs one step, for who looks at what lies between. Those before it have been run, in the pool whose size
+    /// the plan was made for.
+    pub(crate) fn run_step(&mut self, index: usize) {
         let (step, kernel) = (&self.steps[index], &self.plan.steps[index].program);
         let arena = Arena::new(&mut self.arena);
         let mut inputs: [&[f32]; MAX_INPUTS] = [&[]; MAX_INPUTS];

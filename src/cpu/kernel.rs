@@ -1,10 +1,11 @@
 //! The contract between the executor and the CPU kernels.
 
 use super::conv::{Arithmetic, ConvKernel};
-use super::element::{Element, stored, stored_mut};
-use crate::isa::{Dot, Isa};
+use super::element::{stored, stored_mut};
+use crate::isa::{Dot, Int8, Isa};
 use crate::ops::{Operator, ValueType};
 use crate::tensor::DType;
+use bytemuck::Pod;
 use std::fmt;
 
 /// Most operands of a step: those of an update of [`AdamW::MOST`](crate::ops::AdamW::MOST) parameters.
@@ -28,6 +29,8 @@ pub struct Context<'a> {
     pub arithmetic: Arithmetic,
     /// Instructions that multiply bf16, where maps are stored so.
     pub dot: Dot,
+    /// Instructions that multiply codes of levels.
+    pub int8: Int8,
 }
 
 impl Context<'_> {
@@ -40,7 +43,7 @@ impl Context<'_> {
 /// An operator the CPU can run. Implemented in `src/cpu/ops/<name>.rs` for every line of the registry's first
 /// list.
 pub trait CpuOp: Operator {
-    /// Chooses the kernel for these types, all of whose floats are f32.
+    /// Chooses the kernel for these types, none of which is bf16.
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel>;
 
     /// Chooses the kernel for these types, some of which are bf16. Without one, the kernel of f32 runs
@@ -73,6 +76,8 @@ pub enum PackedLayout {
     Panels,
     /// Filters as panels of bf16.
     DotPanels,
+    /// Filters as panels of levels, with the filters' steps and sums.
+    LevelPanels,
     /// Filters of a convolution for this kernel.
     Filters(ConvKernel),
     /// Filters turned by 180 degrees, input and output channels exchanged: for the gradient of the map as
@@ -140,12 +145,12 @@ impl<'a> Args<'a> {
     }
 
     /// Operand `index`, of so many values that are stored as `E`.
-    pub(crate) fn map<E: Element>(&self, index: usize, len: usize) -> &'a [E] {
+    pub(crate) fn map<E: Pod>(&self, index: usize, len: usize) -> &'a [E] {
         stored(self.inputs[index], len)
     }
 
     /// Result `index`, of so many values that are stored as `E`.
-    pub(crate) fn map_mut<E: Element>(&mut self, index: usize, len: usize) -> &mut [E] {
+    pub(crate) fn map_mut<E: Pod>(&mut self, index: usize, len: usize) -> &mut [E] {
         stored_mut(self.outputs[index], len)
     }
 }

@@ -45,6 +45,7 @@ fn push(bytes: &mut Vec<u8>, dtype: DType, value: f32) {
         DType::I32 => bytes.extend((value as i32).to_le_bytes()),
         DType::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
         DType::BF16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+        DType::U8 => bytes.push(value as u8),
     }
 }
 
@@ -56,6 +57,7 @@ pub fn unpack(bytes: &[u8], dtype: DType) -> Vec<f32> {
         DType::I32 => words(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
         DType::F16 => words(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         DType::BF16 => words(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        DType::U8 => bytes.iter().map(|&byte| f32::from(byte)).collect(),
     }
 }
 

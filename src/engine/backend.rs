@@ -6,7 +6,7 @@ use crate::cpu::{self, Arithmetic, Selection, Weights};
 use crate::cuda::{self, Runtime};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::isa::{Dot, Isa};
+use crate::isa::{Dot, Int8, Isa};
 use crate::plan::Plan;
 use crate::plan::constants::ParamLoader;
 use crate::tensor::Precision;
@@ -101,6 +101,8 @@ pub(super) struct Notes {
     pub device: Option<String>,
     /// Why a tuning table is not followed.
     pub tuning: Option<String>,
+    /// Why quantized weights are not computed in int8.
+    pub precision: Option<String>,
 }
 
 impl Backend {
@@ -118,7 +120,7 @@ impl Backend {
         let Some(gpu) = gpu else {
             let selection = cpu_selection(options)?;
             let backend = Backend::Cpu { selection, weights: Arc::new(Weights::new(load)) };
-            return Ok((backend, Notes { device, tuning: None }));
+            return Ok((backend, Notes { device, tuning: None, precision: None }));
         };
         Backend::on_gpu(gpu, options, load)
     }
@@ -127,7 +129,7 @@ impl Backend {
     fn on_gpu(gpu: Gpu, options: &ModelOptions, load: Box<ParamLoader>) -> Result<(Backend, Notes)> {
         let mut runtime = Runtime::new(gpu, options.precision.unwrap_or_default(), load)?;
         let tuning = options.tuning.apply(&mut runtime)?;
-        Ok((Backend::Cuda(Arc::new(runtime)), Notes { device: None, tuning }))
+        Ok((Backend::Cuda(Arc::new(runtime)), Notes { device: None, tuning, precision: None }))
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -153,6 +155,21 @@ impl Backend {
             Backend::Cpu { selection, weights } => Some((*selection, weights)),
             #[cfg(feature = "cuda")]
             Backend::Cuda(_) => None,
+        }
+    }
+
+    /// Whether layers of quantized weights are to be computed in int8; the reason if they might be and cannot.
+    pub(super) fn takes_int8(&self, options: &ModelOptions) -> Result<bool, String> {
+        let unnamed = options.precision.is_none() && options.arithmetic != Arithmetic::Exact;
+        if !options.int8.unwrap_or(unnamed) {
+            return Ok(false);
+        }
+        if self.is_gpu() {
+            return Err("a GPU takes them as numbers of its own precision".into());
+        }
+        match Int8::detect() {
+            Some(_) => Ok(true),
+            None => Err(lacks_int8()),
         }
     }
 
@@ -210,7 +227,16 @@ fn cpu_selection(options: &ModelOptions) -> Result<Selection> {
         None if options.arithmetic == Arithmetic::Exact => None,
         None => Dot::detect().filter(|dot| dot.pays()),
     };
-    Ok(Selection { arithmetic: options.arithmetic, bf16, ..Selection::new(Isa::detect(), 1) })
+    let int8 = Int8::detect().unwrap_or(Int8::Portable);
+    Ok(Selection { arithmetic: options.arithmetic, bf16, int8, ..Selection::new(Isa::detect(), 1) })
+}
+
+/// Of a CPU that does not multiply 8-bit integers.
+pub(super) fn lacks_int8() -> String {
+    format!(
+        "this CPU has no instructions that multiply 8-bit integers (AVX-VNNI, AVX-512 VNNI or AMX), or KNET_ISA excludes them; it computes by {}",
+        Isa::detect()
+    )
 }
 
 /// The instructions by which the CPU has a precision that was named.

@@ -109,6 +109,12 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether a CPU multiplies quantized weights as integers: see [`ModelOptions::int8`].
+    pub fn int8(mut self, int8: impl Into<Option<bool>>) -> Self {
+        self.model.int8 = int8.into();
+        self
+    }
+
     /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is about a fifth faster;
     /// with [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close
     /// to the threshold. A GPU rounds by [`EngineBuilder::precision`].

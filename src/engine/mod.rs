@@ -19,6 +19,7 @@ mod model;
 mod network;
 #[cfg(feature = "cuda")]
 mod on_device;
+pub mod quantized;
 mod recent;
 mod segmentation;
 mod session;

@@ -4,6 +4,8 @@
 use super::Tuning;
 use super::backend::{Backend, Device, Notes};
 use super::bundle::Manifest;
+use super::quantized::Quantized;
+use super::source::Opened;
 use super::{WeightSource, bundle, class_list, source};
 use crate::cpu::Arithmetic;
 #[cfg(feature = "cuda")]
@@ -11,6 +13,7 @@ use crate::cuda::{self, Runtime, gpu::Target};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::graph::passes::optimize;
+use crate::graph::passes::quantize::quantize;
 use crate::image::classes::Class;
 use crate::model::{Config, Tap, TapMode, build};
 use crate::tensor::Precision;
@@ -30,6 +33,11 @@ pub struct ModelOptions {
     /// and `arithmetic` is not exact, else f32. With AVX-512 BF16 alone it takes bf16 if that is named: maps
     /// are half as large, but not sure to be faster. A CPU takes f32 for the precisions that GPUs alone have.
     pub precision: Option<Precision>,
+    /// Whether a CPU multiplies the filters of [quantized](super::quantized) weights as the integers that they are.
+    /// By default it does if it has instructions for that, unless a precision is named or `arithmetic` is exact.
+    /// Named, it must; what is not quantized is computed in `precision`. Else, and on a GPU, such filters are
+    /// numbers as any.
+    pub int8: Option<bool>,
     /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is about a fifth faster;
     /// with [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close
     /// to the threshold. A GPU rounds by its precision.
@@ -46,6 +54,7 @@ impl Default for ModelOptions {
             name: None,
             device: Device::default(),
             precision: None,
+            int8: None,
             arithmetic: Arithmetic::default(),
             #[cfg(feature = "cuda")]
             tuning: Tuning::default(),
@@ -65,6 +74,9 @@ pub struct Model {
     pub(super) backend: Backend,
     device_note: Option<String>,
     tuning_note: Option<String>,
+    precision_note: Option<String>,
+    /// The layers that are computed in int8, if some are.
+    quantized: Option<Quantized>,
     /// The bundle that it comes of.
     bundle: Option<(PathBuf, Manifest)>,
 }
@@ -79,15 +91,16 @@ impl Model {
     /// ([`Config::is_for_cpu_inference`]); [`Error::Io`] for a table that cannot be read.
     pub fn load(options: &ModelOptions) -> Result<Arc<Model>> {
         let mut made_for = None;
-        let (config, backend, notes) = match &options.weights {
+        let (config, backend, notes, quantized) = match &options.weights {
             WeightSource::File(path) if bundle::is_bundle(path) => {
-                let bundle::Opened { config, manifest, backend, notes } = bundle::open(path, options)?;
+                let bundle::Opened { config, manifest, backend, notes, quantized } =
+                    bundle::open(path, options)?;
                 made_for = Some((path.clone(), manifest));
-                (config, backend, notes)
+                (config, backend, notes, quantized)
             }
             weights => open(weights, options)?,
         };
-        let (device_note, tuning_note) = (notes.device, notes.tuning);
+        let Notes { device: device_note, tuning: tuning_note, precision: precision_note } = notes;
         log::info!("{} on {}", config.name, backend.name());
         if let Some(reason) = &device_note {
             log::warn!("the CPU computes, no GPU: {reason}");
@@ -95,7 +108,11 @@ impl Model {
         if let Some(reason) = &tuning_note {
             log::warn!("the tuning table is not followed: {reason}");
         }
-        Ok(Arc::new(Model { config, backend, device_note, tuning_note, bundle: made_for }))
+        if let Some(reason) = &precision_note {
+            log::warn!("{reason}");
+        }
+        let bundle = made_for;
+        Ok(Arc::new(Model { config, backend, device_note, tuning_note, precision_note, quantized, bundle }))
     }
 
     /// What it is.
@@ -141,6 +158,17 @@ impl Model {
         self.tuning_note.as_deref()
     }
 
+    /// Why quantized weights are not computed in int8, where nothing was said of it; `None` if they are, or if they
+    /// are not quantized.
+    pub fn precision_note(&self) -> Option<&str> {
+        self.precision_note.as_deref()
+    }
+
+    /// The layers that are computed in int8; `None` if none is.
+    pub fn quantized(&self) -> Option<&Quantized> {
+        self.quantized.as_ref()
+    }
+
     /// Bytes of the weights that sessions have loaded so far, as kernels read them, on the device that
     /// computes. They are there once, however many sessions use them.
     pub fn weight_bytes(&self) -> usize {
@@ -172,22 +200,42 @@ impl Model {
         let mut config = self.config.clone();
         config.head.stages = stages;
         let network = build(&config, 1, [size.0, size.1], taps)?;
-        Ok((optimize(network.graph)?, network.taps))
+        let mut graph = optimize(network.graph)?;
+        if let Some(quantized) = &self.quantized {
+            quantize(&mut graph, &quantized.layers);
+        }
+        Ok((graph, network.taps))
     }
 }
 
-/// The model of a checkpoint, or of seeded weights, where the options ask for it.
-fn open(weights: &WeightSource, options: &ModelOptions) -> Result<(Config, Backend, Notes)> {
-    let (config, load) = source::open(weights, options.name.as_deref())?;
-    if !config.is_for_cpu_inference() {
-        let (backend, notes) = Backend::new(options, load)?;
-        return Ok((config, backend, notes));
+/// The model of a checkpoint, or of seeded weights, where the options ask for it, and the layers that are
+/// computed in int8.
+fn open(
+    weights: &WeightSource,
+    options: &ModelOptions,
+) -> Result<(Config, Backend, Notes, Option<Quantized>)> {
+    let Opened { config, load, quantized, .. } = source::open(weights, options.name.as_deref())?;
+    if options.int8 == Some(true) && quantized.is_none() {
+        return Err(Error::usage(format!("{weights}: is not quantized, for int8: see `knet quantize`")));
     }
-    if let Device::Cuda(_) = options.device {
+    let (backend, mut notes) = if !config.is_for_cpu_inference() {
+        Backend::new(options, load)?
+    } else if let Device::Cuda(_) = options.device {
         return Err(Error::usage(format!("{} {CPU_ALONE}: --device cpu", config.name)));
+    } else {
+        let on_cpu = ModelOptions { device: Device::Cpu, ..options.clone() };
+        let (backend, notes) = Backend::new(&on_cpu, load)?;
+        let device = (options.device == Device::Auto).then(|| format!("{} {CPU_ALONE}", config.name));
+        (backend, Notes { device, ..notes })
+    };
+    let Some(quantized) = quantized else { return Ok((config, backend, notes, None)) };
+    match backend.takes_int8(options) {
+        Ok(true) => Ok((config, backend, notes, Some(quantized))),
+        Ok(false) => Ok((config, backend, notes, None)),
+        Err(reason) if options.int8.is_some() => Err(Error::usage(format!("--precision int8: {reason}"))),
+        Err(reason) => {
+            notes.precision = Some(format!("the quantized layers are not computed in int8: {reason}"));
+            Ok((config, backend, notes, None))
+        }
     }
-    let on_cpu = ModelOptions { device: Device::Cpu, ..options.clone() };
-    let (backend, mut notes) = Backend::new(&on_cpu, load)?;
-    notes.device = (options.device == Device::Auto).then(|| format!("{} {CPU_ALONE}", config.name));
-    Ok((config, backend, notes))
 }

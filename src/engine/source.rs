@@ -1,6 +1,7 @@
 //! Where weights come from, and whether they fit.
 
 use super::bundle::MANIFEST_KEY;
+use super::quantized::Quantized;
 use crate::checkpoint::{Checkpoint, seeded};
 use crate::cpu::Pool;
 use crate::error::{Error, Result, ShapeMismatch, WeightReport};
@@ -71,6 +72,18 @@ impl fmt::Display for WeightSource {
     }
 }
 
+/// Weights that were opened.
+pub struct Opened {
+    /// The model that they are for.
+    pub config: Config,
+    /// Gives the tensor of a parameter.
+    pub load: Box<ParamLoader>,
+    /// The file, unless they are seeded.
+    pub file: Option<Arc<Checkpoint>>,
+    /// What the file says of its quantized filters, if some are.
+    pub quantized: Option<Quantized>,
+}
+
 /// Opens the weights and finds out which model they are for: `name` if given, else what the file says, else
 /// (seeded weights) the first of [`MODEL_NAMES`](crate::model::config::MODEL_NAMES). A file is checked in
 /// full against the model.
@@ -78,15 +91,13 @@ impl fmt::Display for WeightSource {
 /// # Errors
 /// [`Error::Io`], [`Error::Checkpoint`] or [`Error::Usage`] if the file cannot be read or does not say what
 /// it is; [`Error::Weights`] listing everything that does not fit.
-pub fn open(source: &WeightSource, name: Option<&str>) -> Result<(Config, Box<ParamLoader>)> {
+pub fn open(source: &WeightSource, name: Option<&str>) -> Result<Opened> {
     match source {
         WeightSource::Seeded(seed) => {
             let config = Config::named(name.unwrap_or(crate::model::config::MODEL_NAMES[0]))?;
             let seed = *seed;
-            Ok((
-                config,
-                Box::new(move |param: &Param| seeded::tensor(&param.key, &param.upstream_shape, seed)),
-            ))
+            let load = move |param: &Param| seeded::tensor(&param.key, &param.upstream_shape, seed);
+            Ok(Opened { config, load: Box::new(load), file: None, quantized: None })
         }
         WeightSource::File(path) => {
             open_checkpoint(Checkpoint::open(path).map_err(|error| with_hint(path, error))?, name)
@@ -101,11 +112,17 @@ pub fn open(source: &WeightSource, name: Option<&str>) -> Result<(Config, Box<Pa
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_checkpoint(file: Checkpoint, name: Option<&str>) -> Result<(Config, Box<ParamLoader>)> {
+pub fn open_checkpoint(file: Checkpoint, name: Option<&str>) -> Result<Opened> {
     let config = file_config(&file, name)?;
-    check(&file, &config)?;
+    let quantized = Quantized::of(&file)?;
+    check(&file, &config, quantized.as_ref())?;
     let file = Arc::new(file);
-    Ok((config, Box::new(move |param: &Param| file.load_f32(&param.key))))
+    let (own, of_file) = (file.clone(), quantized.clone());
+    let load: Box<ParamLoader> = Box::new(move |param: &Param| match &of_file {
+        Some(quantized) => quantized.load(&own, &param.key),
+        None => own.load_f32(&param.key),
+    });
+    Ok(Opened { config, load, file: Some(file), quantized })
 }
 
 /// The error of opening `path`, with the way out if the file is one of PyTorch's.
@@ -200,9 +217,11 @@ pub fn parameters(config: &Config) -> Result<Vec<Param>> {
     Ok(network.graph.params().cloned().collect())
 }
 
-fn check(file: &Checkpoint, config: &Config) -> Result<()> {
+fn check(file: &Checkpoint, config: &Config, quantized: Option<&Quantized>) -> Result<()> {
     let params = parameters(config)?;
-    let mut report = fit(&params, file.names(), |name| file.shape(name));
+    let beside: BTreeSet<String> = quantized.into_iter().flat_map(Quantized::scale_names).collect();
+    let names = file.names().filter(|name| !beside.contains(*name));
+    let mut report = fit(&params, names, |name| file.shape(name));
     // Looked at as stored: tensors are decoded once, when a plan packs them.
     // By threads that are gone when the model is there: rayon's own would stay.
     report.non_finite = Pool::new(0)?.run(|| {

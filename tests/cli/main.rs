@@ -3,6 +3,7 @@
 mod evaluation;
 mod gpu;
 mod outputs;
+mod quantize;
 mod semantic;
 mod shards;
 
@@ -213,7 +214,7 @@ fn what_cannot_be_done_is_said() {
         (&["segment", "a.png", "--score", "NaN"], 2, &["NaN", "score"]),
         (&["segment", "a.png", "--threads", "0"], 2, &["--threads"]),
         (&["segment", "a.png", "--device", "gpu"], 2, &["gpu", "auto, cpu, cuda or cuda:N"]),
-        (&["segment", "a.png", "--precision", "int4"], 2, &["int4", "f32, tf32x3, f16, bf16"]),
+        (&["segment", "a.png", "--precision", "int4"], 2, &["int4", "f32, tf32x3, f16, bf16, int8"]),
         (
             &["bench", "--train", "--device", "cuda", "--precision", "tf32x3"],
             2,

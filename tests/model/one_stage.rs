@@ -3,7 +3,7 @@
 
 use knet::checkpoint::seeded;
 use knet::cpu::{self, Arithmetic, Executor, Selection, Weights};
-use knet::engine::source::open;
+use knet::engine::source::{Opened, open};
 use knet::engine::{Device, Model, ModelOptions, WeightSource};
 use knet::error::Error;
 use knet::graph::Param;
@@ -111,7 +111,7 @@ fn check(model: &'static str, case: &'static str, most_bits: u32) {
         return;
     }
     let golden = Golden::open(model, case);
-    let (config, load) = open(&WeightSource::Seeded(0), Some(model)).unwrap();
+    let Opened { config, load, .. } = open(&WeightSource::Seeded(0), Some(model)).unwrap();
     let run = run(&config, load, &golden.image(), Some(golden.original()), (Isa::detect(), 2));
     let case = format!("{model} {case}");
     let bounds = &golden.meta["fp32_vs_fp64"];

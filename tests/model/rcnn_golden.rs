@@ -3,7 +3,7 @@
 //! CPU, `tests/device` a GPU.
 
 use knet::engine::WeightSource;
-use knet::engine::source::open;
+use knet::engine::source::{Opened, open};
 use knet::graph::Graph;
 use knet::graph::passes::optimize;
 use knet::image::instance::InstanceResult;
@@ -34,7 +34,7 @@ pub fn run(
     golden: &Golden,
     execute: impl FnOnce(&Graph, Box<ParamLoader>, [&[f32]; 2]) -> knet::Result<Results>,
 ) -> knet::Result<Run> {
-    let (config, load) = open(&WeightSource::Seeded(0), Some(golden.model))?;
+    let Opened { config, load, .. } = open(&WeightSource::Seeded(0), Some(golden.model))?;
     let image = golden.image();
     let size = PreprocessConfig { size: None, divisor: config.size_divisor(), ..PreprocessConfig::default() };
     let mut preprocessor = Preprocessor::new(size)?;

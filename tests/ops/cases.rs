@@ -7,7 +7,7 @@
 use half::bf16;
 use knet::cpu::{self, Selection};
 use knet::error::Error;
-use knet::isa::{Dot, Isa};
+use knet::isa::{Dot, Int8, Isa};
 use knet::ops::case::Case;
 use knet::ops::{Op, Role, ValueType, all_cases};
 use knet::tensor::{DType, Tensor};
@@ -64,6 +64,12 @@ impl Prepared {
         Ok(())
     }
 
+    fn check_in_int8(&self, int8: Int8) -> Result<(), Failed> {
+        let truth = self.truth.get_or_init(|| reference(&self.case, &self.inputs));
+        run::check_case_in_int8(&self.case, &self.inputs, truth, Isa::detect(), int8)?;
+        Ok(())
+    }
+
     /// Whether it multiplies maps by tiles.
     fn has_products(&self) -> bool {
         matches!(self.case.op, Op::Conv2d(_) | Op::Linear(_) | Op::MaskConv(_) | Op::MaskPool(_))
@@ -108,6 +114,13 @@ pub fn trials() -> Vec<Trial> {
         for dot in dots.iter().copied().filter(|dot| prepared.has_maps() && wanted(dot)) {
             let prepared = prepared.clone();
             trials.push(Trial::test(format!("cases/{name}/bf16 {dot}"), move || prepared.check_in_bf16(dot)));
+        }
+        // The plain loop is every set's below.
+        let quantized = matches!(prepared.case.op, Op::QuantizedConv2d(_));
+        for int8 in Int8::available().into_iter().filter(|&int8| quantized && int8 != Int8::Portable) {
+            let prepared = prepared.clone();
+            trials
+                .push(Trial::test(format!("cases/{name}/int8 {int8}"), move || prepared.check_in_int8(int8)));
         }
         let sets = Isa::available();
         for isa in sets.iter().copied().filter(|&isa| !(large && isa == Isa::Portable && sets.len() > 1)) {

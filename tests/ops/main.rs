@@ -6,11 +6,19 @@ mod cuda;
 mod golden_gradients;
 mod goldens;
 mod gradients;
+mod quantized;
 
 use libtest_mimic::Arguments;
 
 fn main() {
-    let suites = [cases::trials, gradients::trials, goldens::trials, golden_gradients::trials, cuda::trials];
+    let suites = [
+        cases::trials,
+        quantized::trials,
+        gradients::trials,
+        goldens::trials,
+        golden_gradients::trials,
+        cuda::trials,
+    ];
     let trials = suites.into_iter().flat_map(|suite| suite()).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

@@ -92,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 impl Fill {
     /// How many kernels were there, and how many were compiled.
     fn run(&self, cache: &Cache) -> Result<(usize, usize)> {
-        let precision = self.model.precision();
+        let precision = self.model.precision()?;
         let device = match (self.gpu, self.model.device.unwrap_or_default()) {
             (Some(_), _) => Device::Cpu,
             (None, Device::Auto) => Device::Cuda(0),

@@ -90,8 +90,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             _ if device == Device::Cpu && !arguments.target.iter().any(|name| name == "cpu") => {
                 Some(Precision::F32)
             }
-            named => named.map(Precision::from),
+            named => named.and_then(PrecisionArgument::of_maps),
         },
+        int8: arguments.precision.and_then(PrecisionArgument::int8),
         arithmetic: if arguments.precise { Arithmetic::Exact } else { Arithmetic::Fast },
         ..ModelOptions::default()
     };

@@ -9,7 +9,7 @@ use knet::cuda::probe::Probe;
 use knet::cuda::{self, Runtime};
 use knet::engine::Device;
 use knet::error::ErrorKind;
-use knet::isa::{Dot, Isa};
+use knet::isa::{Dot, Int8, Isa};
 use knet::{Error, Result};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -130,6 +130,10 @@ fn cpu(report: &mut Report) {
     };
     let found = match Dot::detect() {
         Some(dot) => format!("{found}; bf16 by {dot}"),
+        None => found,
+    };
+    let found = match Int8::detect() {
+        Some(int8) => format!("{found}; int8 by {int8}"),
         None => found,
     };
     let slow = used == Isa::Portable && cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));

@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let engine = builder.build()?;
     let size = arguments.size.unwrap_or(Size::of(engine.config())).padded(engine.config());
-    let precision = arguments.precision.into();
+    let precision = arguments.precision.of_gpu()?;
     let gpu = match arguments.gpu {
         Some(gpu) if arguments.train => {
             Some(GpuPlan::training(engine.config(), size, arguments.batch as usize, gpu, precision)?)
@@ -98,6 +98,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     // As PyTorch counts them: what training changes, not the statistics of norms.
     let statistics = |p: &&Param| p.key.ends_with(".running_mean") || p.key.ends_with(".running_var");
     let parameters = values - tensors.iter().filter(statistics).map(size_of).sum::<usize>();
+    let quantized = source::open(&file, arguments.model.as_deref())?.quantized;
     let stored = match &file {
         WeightSource::File(path) => Checkpoint::open(path)?.tensors().iter().map(|t| t.bytes).sum(),
         WeightSource::Embedded { bytes, .. } => bytes.len(),
@@ -115,6 +116,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "arena_bytes": plan.arena_bytes,
             "steps": plan.steps.iter().map(step_json).collect::<Vec<_>>(),
         });
+        if let Some(quantized) = &quantized {
+            report["quantization"] = json!(quantized);
+        }
         if let Some(gpu) = &gpu {
             report["gpu"] = gpu.totals();
             for index in 0..plan.steps.len() {
@@ -143,6 +147,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("operations", format!("{:.1} GFLOP", plan.flops() as f64 / 1e9)),
         ("arena", format!("{:.1} MiB", mib(plan.arena_bytes))),
     ];
+    rows.extend(quantized.map(|quantized| ("quantized", quantized.summary())));
     rows.extend(gpu.iter().flat_map(GpuPlan::head));
     let head: String = rows.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
     match gpu {

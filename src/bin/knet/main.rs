@@ -13,6 +13,7 @@ mod inspect;
 mod models;
 #[cfg(test)]
 mod pages;
+mod quantize;
 mod segment;
 mod size;
 mod training;
@@ -83,6 +84,7 @@ enum Command {
     Dump(dump::Arguments),
     Convert(convert::Arguments),
     Compile(compile::Arguments),
+    Quantize(quantize::Arguments),
 }
 
 #[global_allocator]
@@ -114,8 +116,8 @@ struct ModelArguments {
     #[arg(long, value_name = "DEVICE")]
     device: Option<Device>,
 
-    /// How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU
-    /// bf16 if it has AMX, else f32]
+    /// How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU int8
+    /// for weights of `knet quantize`, bf16 if it has AMX, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArgument>,
 
@@ -176,23 +178,39 @@ enum PrecisionArgument {
     F16,
     /// bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU
     Bf16,
+    /// the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as
+    /// without a word
+    Int8,
 }
 
-impl From<PrecisionArgument> for Precision {
-    fn from(argument: PrecisionArgument) -> Precision {
-        match argument {
-            PrecisionArgument::F32 => Precision::F32,
-            PrecisionArgument::Tf32x3 => Precision::Tf32x3,
-            PrecisionArgument::F16 => Precision::F16,
-            PrecisionArgument::Bf16 => Precision::Bf16,
+impl PrecisionArgument {
+    /// How maps are stored, if that is what it says.
+    fn of_maps(self) -> Option<Precision> {
+        match self {
+            PrecisionArgument::F32 => Some(Precision::F32),
+            PrecisionArgument::Tf32x3 => Some(Precision::Tf32x3),
+            PrecisionArgument::F16 => Some(Precision::F16),
+            PrecisionArgument::Bf16 => Some(Precision::Bf16),
+            PrecisionArgument::Int8 => None,
         }
+    }
+
+    /// How maps are stored on a GPU.
+    fn of_gpu(self) -> Result<Precision, Error> {
+        self.of_maps()
+            .ok_or_else(|| Error::usage("--precision int8 is for CPUs: a GPU takes f32, tf32x3, f16 or bf16"))
+    }
+
+    /// Whether integers have to be multiplied, if it says so.
+    fn int8(self) -> Option<bool> {
+        (self == PrecisionArgument::Int8).then_some(true)
     }
 }
 
 impl ModelArguments {
     /// How a GPU stores and multiplies feature maps for inference.
-    fn precision(&self) -> Precision {
-        self.precision.map_or(Precision::F16, Precision::from)
+    fn precision(&self) -> Result<Precision, Error> {
+        self.precision.map_or(Ok(Precision::F16), PrecisionArgument::of_gpu)
     }
 
     /// Builds an engine. If `--device auto` was asked for and took the CPU, a line says why; another does if
@@ -204,6 +222,9 @@ impl ModelArguments {
         }
         if let Some(reason) = engine.model().tuning_note() {
             note(format_args!("tuning table not followed: {reason}"));
+        }
+        if let Some(reason) = engine.model().precision_note() {
+            note(format_args!("{reason}"));
         }
         let (config, source, device) = (engine.config(), self.source(), engine.device());
         detail(format_args!(
@@ -235,7 +256,8 @@ impl ModelArguments {
         let builder = if self.precise {
             builder.arithmetic(Arithmetic::Exact).precision(Precision::F32)
         } else {
-            builder.precision(self.precision.map(Precision::from))
+            let int8 = self.precision.and_then(PrecisionArgument::int8);
+            builder.precision(self.precision.and_then(PrecisionArgument::of_maps)).int8(int8)
         };
         let builder = builder.device(self.device.unwrap_or_default());
         builder.threads(self.threads.map_or(0, usize::from))
@@ -286,6 +308,7 @@ fn main() -> ExitCode {
         Command::Dump(arguments) => dump::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Convert(arguments) => convert::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Compile(arguments) => compile::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Quantize(arguments) => quantize::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| fail(&error))
 }

@@ -83,7 +83,7 @@ impl Line {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let target = Target { caps: arguments.gpu.caps, precision: arguments.precision.into() };
+    let target = Target { caps: arguments.gpu.caps, precision: arguments.precision.of_gpu()? };
     let lines = MODEL_NAMES.iter().map(|name| Line::of(name, target)).collect::<Result<Vec<Line>>>()?;
     if arguments.json {
         return print(&format!("{:#}\n", serde_json::json!(lines)));

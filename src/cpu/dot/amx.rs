@@ -4,7 +4,8 @@
 //! One block of assembly computes a tile, since the compiler does not know the tile registers: nothing in
 //! them lives longer than the block.
 
-use super::{COLS, Engine, PANEL_STEP, ROWS, STEP, Tile};
+use super::{COLS, Engine, PANEL_STEP, ROWS, STEP, Tile, Vectors};
+use half::bf16;
 use std::arch::asm;
 
 pub(crate) struct Amx;
@@ -25,82 +26,92 @@ const SIZES: Sizes = {
     Sizes(sizes)
 };
 
-impl Engine for Amx {
+impl Vectors for Amx {
     const AVX512: bool = true;
-
-    #[inline(always)]
-    unsafe fn begin() {
-        // SAFETY: the processor has AMX, and the system lets the process use it (`Dot::detect`).
-        unsafe { asm!("ldtilecfg [{}]", in(reg) SIZES.0.as_ptr(), options(nostack, readonly)) };
-    }
-
-    #[inline(always)]
-    unsafe fn end() {
-        // SAFETY: as above. Without it every switch of threads would save eight kilobytes.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
-    }
-
-    #[inline(always)]
-    unsafe fn tile(tile: &Tile<'_>) {
-        const { assert!(ROWS == 32 && COLS == 32 && STEP == 64 && PANEL_STEP == 2048) };
-        if tile.offsets.is_empty() {
-            if !tile.accumulate {
-                // SAFETY: a tile's sums.
-                unsafe { tile.sums.write_bytes(0, ROWS * COLS) };
-            }
-            return;
-        }
-        // SAFETY: reads all 32 rows at the offsets and the steps of the panel, reads and writes the sums: the
-        // caller's contract. `begin` configured the tile registers, whose contents are the block's own.
-        unsafe {
-            asm!(
-                "test {accumulate:e}, {accumulate:e}",
-                "jnz 2f",
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "jmp 3f",
-                "2:",
-                "tileloadd tmm0, [{sums} + {row}]",
-                "tileloadd tmm1, [{sums} + {row} + 64]",
-                "tileloadd tmm2, [{sums} + {row} + 2048]",
-                "tileloadd tmm3, [{sums} + {row} + 2112]",
-                "3:",
-                "mov {at:e}, dword ptr [{offsets}]",
-                "add {at}, {a}",
-                "tileloadd tmm4, [{at} + {stride}]",
-                "tileloadd tmm6, [{b} + {line}]",
-                "lea {at}, [{at} + 8 * {stride}]",
-                "lea {at}, [{at} + 8 * {stride}]",
-                "tileloadd tmm5, [{at} + {stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b} + {line} + 1024]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {b}, 2048",
-                "add {offsets}, 4",
-                "dec {steps}",
-                "jnz 3b",
-                "tilestored [{sums} + {row}], tmm0",
-                "tilestored [{sums} + {row} + 64], tmm1",
-                "tilestored [{sums} + {row} + 2048], tmm2",
-                "tilestored [{sums} + {row} + 2112], tmm3",
-                accumulate = in(reg) u32::from(tile.accumulate),
-                sums = in(reg) tile.sums,
-                row = in(reg) 4 * COLS,
-                a = in(reg) tile.a,
-                stride = in(reg) tile.stride,
-                at = out(reg) _,
-                line = in(reg) STEP,
-                b = inout(reg) tile.b => _,
-                offsets = inout(reg) tile.offsets.as_ptr() => _,
-                steps = inout(reg) tile.offsets.len() => _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
-        }
-    }
+    const AVX512_BF16: bool = true;
 }
+
+/// The engine for factors that one instruction multiplies.
+macro_rules! engine {
+    ($factor:ty, $multiply:literal) => {
+        impl Engine<$factor> for Amx {
+            #[inline(always)]
+            unsafe fn begin() {
+                // SAFETY: the processor has AMX, and the system lets the process use it (`Dot::detect`).
+                unsafe { asm!("ldtilecfg [{}]", in(reg) SIZES.0.as_ptr(), options(nostack, readonly)) };
+            }
+
+            #[inline(always)]
+            unsafe fn end() {
+                // SAFETY: as above. Without it every switch of threads would save eight kilobytes.
+                unsafe { asm!("tilerelease", options(nostack, nomem)) };
+            }
+
+            #[inline(always)]
+            unsafe fn tile(tile: &Tile<'_>) {
+                const { assert!(ROWS == 32 && COLS == 32 && STEP == 64 && PANEL_STEP == 2048) };
+                if tile.offsets.is_empty() {
+                    if !tile.accumulate {
+                        // SAFETY: a tile's sums.
+                        unsafe { tile.sums.write_bytes(0, ROWS * COLS) };
+                    }
+                    return;
+                }
+                // SAFETY: reads all 32 rows at the offsets and the steps of the panel, reads and writes the sums: the
+                // caller's contract. `begin` configured the tile registers, whose contents are the block's own.
+                unsafe {
+                    asm!(
+                        "test {accumulate:e}, {accumulate:e}",
+                        "jnz 2f",
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "jmp 3f",
+                        "2:",
+                        "tileloadd tmm0, [{sums} + {row}]",
+                        "tileloadd tmm1, [{sums} + {row} + 64]",
+                        "tileloadd tmm2, [{sums} + {row} + 2048]",
+                        "tileloadd tmm3, [{sums} + {row} + 2112]",
+                        "3:",
+                        "mov {at:e}, dword ptr [{offsets}]",
+                        "add {at}, {a}",
+                        "tileloadd tmm4, [{at} + {stride}]",
+                        "tileloadd tmm6, [{b} + {line}]",
+                        "lea {at}, [{at} + 8 * {stride}]",
+                        "lea {at}, [{at} + 8 * {stride}]",
+                        "tileloadd tmm5, [{at} + {stride}]",
+                        concat!($multiply, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{b} + {line} + 1024]",
+                        concat!($multiply, " tmm2, tmm5, tmm6"),
+                        concat!($multiply, " tmm1, tmm4, tmm7"),
+                        concat!($multiply, " tmm3, tmm5, tmm7"),
+                        "add {b}, 2048",
+                        "add {offsets}, 4",
+                        "dec {steps}",
+                        "jnz 3b",
+                        "tilestored [{sums} + {row}], tmm0",
+                        "tilestored [{sums} + {row} + 64], tmm1",
+                        "tilestored [{sums} + {row} + 2048], tmm2",
+                        "tilestored [{sums} + {row} + 2112], tmm3",
+                        accumulate = in(reg) u32::from(tile.accumulate),
+                        sums = in(reg) tile.sums,
+                        row = in(reg) 4 * COLS,
+                        a = in(reg) tile.a,
+                        stride = in(reg) tile.stride,
+                        at = out(reg) _,
+                        line = in(reg) STEP,
+                        b = inout(reg) tile.b => _,
+                        offsets = inout(reg) tile.offsets.as_ptr() => _,
+                        steps = inout(reg) tile.offsets.len() => _,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+        }
+    };
+}
+engine!(bf16, "tdpbf16ps");
+engine!(u8, "tdpbusd");

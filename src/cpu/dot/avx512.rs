@@ -1,111 +1,189 @@
-//! AVX-512 BF16: a pair of factors of 16 columns an instruction. A broadcast pair of one row meets 32
-//! columns; as many rows at once as leave registers for the columns.
+//! AVX-512 BF16 and AVX-512 VNNI: a pair, or four, of factors of 16 columns an instruction. A broadcast group of
+//! one row meets 32 columns; as many rows at once as leave registers for the columns.
 
 use super::finish::{Residual, Rows};
-use super::{COLS, Engine, PANEL_STEP, Tile};
+use super::{COLS, Engine, PANEL_STEP, Tile, Vectors};
+use crate::ops::levels::Levels;
+use half::bf16;
 use std::arch::x86_64::*;
 
-pub(crate) struct Avx512;
+/// AVX-512 BF16.
+pub(crate) struct Bf16;
 
-impl Engine for Avx512 {
+impl Vectors for Bf16 {
     const AVX512: bool = true;
-
-    unsafe fn tile(tile: &Tile<'_>) {
-        /// Two registers a row, of 32: with more rows the compiler keeps some of the sums in memory.
-        const MOST: usize = 8;
-        let mut row = 0;
-        while row < tile.rows {
-            // SAFETY: the caller's contract; all rows of a tile can be read, its sums written.
-            unsafe {
-                match tile.rows - row {
-                    1..=2 => rows::<2>(tile, row),
-                    3..=4 => rows::<4>(tile, row),
-                    _ => rows::<MOST>(tile, row),
-                }
-            }
-            row += MOST;
-        }
-    }
+    const AVX512_BF16: bool = true;
 }
 
-/// Rows `first..first + R` of the tile; those beyond the last are computed too.
-///
-/// # Safety
-/// The processor has the features; else as [`Engine::tile`], and the rows lie in the tile.
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn rows<const R: usize>(tile: &Tile<'_>, first: usize) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let sums = tile.sums.add(first * COLS);
-        let mut acc = [[_mm512_setzero_ps(); 2]; R];
-        if tile.accumulate {
-            for (row, acc) in acc.iter_mut().enumerate() {
-                *acc = [0, 16].map(|col| _mm512_loadu_ps(sums.add(row * COLS + col)));
-            }
-        }
-        let mut b = tile.b;
-        for &offset in tile.offsets {
-            let mut a = tile.a.add(offset as usize + first * tile.stride);
-            for pair in 0..16 {
-                let halves = [0, PANEL_STEP / 2].map(|half| {
-                    std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(
-                        b.add(half + pair * 64).cast(),
-                    ))
-                });
-                for (row, acc) in acc.iter_mut().enumerate() {
-                    let pair = a.add(row * tile.stride).cast::<i32>().read_unaligned();
-                    let pair = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair));
-                    acc[0] = _mm512_dpbf16_ps(acc[0], pair, halves[0]);
-                    acc[1] = _mm512_dpbf16_ps(acc[1], pair, halves[1]);
-                }
-                a = a.add(4);
-            }
-            b = b.add(PANEL_STEP);
-        }
-        for (row, acc) in acc.iter().enumerate() {
-            _mm512_storeu_ps(sums.add(row * COLS), acc[0]);
-            _mm512_storeu_ps(sums.add(row * COLS + 16), acc[1]);
-        }
-    }
+/// AVX-512 VNNI.
+pub(crate) struct Vnni;
+
+impl Vectors for Vnni {
+    const AVX512: bool = true;
 }
 
-/// Adds bias and residual to rows of sums, clamps, and stores them as bf16.
+/// The engine for factors that one instruction multiplies; its sums, and the steps' bytes, are registers of
+/// these types.
+macro_rules! engine {
+    ($name:ident, $factor:ty, $features:literal, $multiply:ident, $sums:ident, $bytes:ident) => {
+        impl Engine<$factor> for $name {
+            unsafe fn tile(tile: &Tile<'_>) {
+                /// Two registers a row, of 32: with more rows the compiler keeps some of the sums in memory.
+                const MOST: usize = 8;
+
+                /// Rows `first..first + R` of the tile; those beyond the last are computed too.
+                ///
+                /// # Safety
+                /// The processor has the features; else as [`Engine::tile`], and the rows lie in the tile.
+                #[target_feature(enable = $features)]
+                unsafe fn rows<const R: usize>(tile: &Tile<'_>, first: usize) {
+                    // SAFETY: the caller's contract. Registers are what their instruction takes them for.
+                    unsafe {
+                        let sums = tile.sums.add(first * COLS);
+                        let mut acc = [[std::mem::zeroed::<$sums>(); 2]; R];
+                        if tile.accumulate {
+                            for (row, acc) in acc.iter_mut().enumerate() {
+                                *acc = [0, 16]
+                                    .map(|col| sums.add(row * COLS + col).cast::<$sums>().read_unaligned());
+                            }
+                        }
+                        let mut b = tile.b;
+                        for &offset in tile.offsets {
+                            let mut a = tile.a.add(offset as usize + first * tile.stride);
+                            for group in 0..16 {
+                                let halves = [0, PANEL_STEP / 2]
+                                    .map(|half| b.add(half + group * 64).cast::<$bytes>().read_unaligned());
+                                for (row, acc) in acc.iter_mut().enumerate() {
+                                    let group = a.add(row * tile.stride).cast::<i32>().read_unaligned();
+                                    let group =
+                                        std::mem::transmute::<__m512i, $bytes>(_mm512_set1_epi32(group));
+                                    acc[0] = $multiply(acc[0], group, halves[0]);
+                                    acc[1] = $multiply(acc[1], group, halves[1]);
+                                }
+                                a = a.add(4);
+                            }
+                            b = b.add(PANEL_STEP);
+                        }
+                        for (row, acc) in acc.iter().enumerate() {
+                            sums.add(row * COLS).cast::<$sums>().write_unaligned(acc[0]);
+                            sums.add(row * COLS + 16).cast::<$sums>().write_unaligned(acc[1]);
+                        }
+                    }
+                }
+
+                let mut row = 0;
+                while row < tile.rows {
+                    // SAFETY: the caller's contract; all rows of a tile can be read, its sums written.
+                    unsafe {
+                        match tile.rows - row {
+                            1..=2 => rows::<2>(tile, row),
+                            3..=4 => rows::<4>(tile, row),
+                            _ => rows::<MOST>(tile, row),
+                        }
+                    }
+                    row += MOST;
+                }
+            }
+        }
+    };
+}
+engine!(Bf16, bf16, "avx512f,avx512bf16", _mm512_dpbf16_ps, __m512, __m512bh);
+engine!(Vnni, u8, "avx512f,avx512vnni", _mm512_dpbusd_epi32, __m512i, __m512i);
+
+/// Row `row` finished: numbers in two halves, with bias and residual, clamped.
 ///
 /// # Safety
-/// The processor has AVX-512 BF16; the result can be written, and the residual has values for all rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn store(rows: &Rows<'_>) {
-    let lanes = u32::MAX >> (COLS - rows.cols);
+/// The processor has the features, and the residual has values for all rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn finished(rows: &Rows<'_>, row: usize, lanes: u32) -> [__m512; 2] {
     let halves = [lanes as __mmask16, (lanes >> 16) as __mmask16];
+    let at = row * rows.stride;
     // SAFETY: the caller's contract; lanes beyond the columns are neither read nor written.
     unsafe {
-        let bias = [0, 16].map(|col| _mm512_loadu_ps(rows.bias.as_ptr().add(col)));
-        let (low, high) = (_mm512_set1_ps(rows.bounds.0), _mm512_set1_ps(rows.bounds.1));
-        for (row, sums) in rows.sums.as_chunks::<COLS>().0.iter().enumerate() {
-            let sums = sums.as_ptr();
-            let mut a = _mm512_add_ps(_mm512_loadu_ps(sums), bias[0]);
-            let mut b = _mm512_add_ps(_mm512_loadu_ps(sums.add(16)), bias[1]);
-            match rows.residual {
-                Residual::None => {}
-                Residual::Bf16(residual) => {
-                    let residual = residual.as_ptr().add(row * rows.stride).cast();
-                    let residual = _mm512_maskz_loadu_epi16(lanes, residual);
-                    let first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(residual));
-                    let second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(residual));
-                    a = _mm512_add_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(first)));
-                    b = _mm512_add_ps(b, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(second)));
-                }
-                Residual::F32(residual) => {
-                    let residual = residual.as_ptr().add(row * rows.stride);
-                    a = _mm512_add_ps(a, _mm512_maskz_loadu_ps(halves[0], residual));
-                    b = _mm512_add_ps(b, _mm512_maskz_loadu_ps(halves[1], residual.wrapping_add(16)));
-                }
+        let sums = rows.sums.as_ptr().add(row * COLS);
+        let load = |from: &[f32; COLS]| [0, 16].map(|col| _mm512_loadu_ps(from.as_ptr().add(col)));
+        let [mut a, mut b] = [0, 16].map(|col| _mm512_loadu_ps(sums.add(col)));
+        if let Some(scales) = rows.scales {
+            let unit = load(&scales.unit);
+            let excess = [0, 16].map(|col| _mm512_loadu_si512(scales.excess.as_ptr().add(col).cast()));
+            let scaled = |sum, excess, unit| {
+                _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(sum), excess)), unit)
+            };
+            (a, b) = (scaled(a, excess[0], unit[0]), scaled(b, excess[1], unit[1]));
+        }
+        let bias = load(rows.bias);
+        (a, b) = (_mm512_add_ps(a, bias[0]), _mm512_add_ps(b, bias[1]));
+        match rows.residual {
+            Residual::None => {}
+            Residual::Bf16(residual) => {
+                let residual = _mm512_maskz_loadu_epi16(lanes, residual.as_ptr().add(at).cast());
+                let first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(residual));
+                let second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(residual));
+                a = _mm512_add_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(first)));
+                b = _mm512_add_ps(b, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(second)));
             }
-            // Of a comparison with NaN the second operand comes out.
-            a = _mm512_min_ps(high, _mm512_max_ps(low, a));
-            b = _mm512_min_ps(high, _mm512_max_ps(low, b));
+            Residual::F32(residual) => {
+                let residual = residual.as_ptr().add(at);
+                a = _mm512_add_ps(a, _mm512_maskz_loadu_ps(halves[0], residual));
+                b = _mm512_add_ps(b, _mm512_maskz_loadu_ps(halves[1], residual.wrapping_add(16)));
+            }
+            Residual::Codes(codes, levels) => {
+                let codes = _mm256_maskz_loadu_epi8(lanes, codes.as_ptr().add(at).cast());
+                let (zero, step) = (_mm512_set1_epi32(levels.zero().into()), _mm512_set1_ps(levels.step));
+                let value = |codes| {
+                    let level = _mm512_sub_epi32(_mm512_cvtepu8_epi32(codes), zero);
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(level), step)
+                };
+                a = _mm512_add_ps(a, value(_mm256_castsi256_si128(codes)));
+                b = _mm512_add_ps(b, value(_mm256_extracti128_si256::<1>(codes)));
+            }
+        }
+        let (low, high) = (_mm512_set1_ps(rows.bounds.0), _mm512_set1_ps(rows.bounds.1));
+        // Of a comparison with NaN the second operand comes out.
+        [a, b].map(|v| _mm512_min_ps(high, _mm512_max_ps(low, v)))
+    }
+}
+
+/// Stores rows of sums as bf16.
+///
+/// # Safety
+/// The processor has AVX-512 BF16; `y`, where row 0 goes, can be written with all rows, and the residual has
+/// values for them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn store_bf16(rows: &Rows<'_>, y: *mut bf16) {
+    let lanes = u32::MAX >> (COLS - rows.cols);
+    for row in 0..rows.sums.len() / COLS {
+        // SAFETY: the caller's contract; lanes beyond the columns are not written.
+        unsafe {
+            let [a, b] = finished(rows, row, lanes);
             let narrow = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a));
-            _mm512_mask_storeu_epi16(rows.y.add(row * rows.stride).cast(), lanes, narrow);
+            _mm512_mask_storeu_epi16(y.add(row * rows.stride).cast(), lanes, narrow);
+        }
+    }
+}
+
+/// Stores rows of sums as codes of their levels.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and VL; else as [`store_bf16`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn store_codes(rows: &Rows<'_>, levels: Levels, y: *mut u8) {
+    let lanes = u32::MAX >> (COLS - rows.cols);
+    let [low, high] = levels.range().map(|end| _mm512_set1_ps(end));
+    let inverse = _mm512_set1_ps(1.0 / levels.step);
+    let zero = _mm512_set1_epi32(levels.zero().into());
+    for row in 0..rows.sums.len() / COLS {
+        // SAFETY: the caller's contract; lanes beyond the columns are not written.
+        unsafe {
+            let codes = finished(rows, row, lanes).map(|v| {
+                // NaN becomes the lowest level.
+                let level = _mm512_max_ps(_mm512_mul_ps(v, inverse), low);
+                let level = _mm512_cvtps_epi32(_mm512_min_ps(level, high));
+                _mm512_cvtepi32_epi8(_mm512_add_epi32(level, zero))
+            });
+            let codes = _mm256_set_m128i(codes[1], codes[0]);
+            _mm256_mask_storeu_epi8(y.add(row * rows.stride).cast(), lanes, codes);
         }
     }
 }

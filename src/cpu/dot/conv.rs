@@ -6,45 +6,57 @@
 //! while panel after panel of filters meets it. Filters of one tap go [another way](super::points).
 
 use super::layout::{Cost, Grid, Run, Taps, Walk};
-use super::pack::{self, panel_len};
+use super::pack::panel_len;
 use super::points::Points;
-use super::{BLOCK_STEPS, COLS, Engine, Finish, Job, PANEL_STEP, PerThread, ROWS, Tile, on};
+use super::{
+    BLOCK_STEPS, COLS, Engine, Factor, Finish, Job, PANEL_STEP, PerThread, ROWS, Read, Store, Sums, Tile,
+};
 use crate::cpu::conv::ConvShape;
-use crate::cpu::element::Element;
 use crate::cpu::gemm::{SharedMut, for_each_task};
-use crate::isa::Dot;
-use half::bf16;
+use crate::isa::simd;
 use std::ops::Range;
 
-/// A convolution without groups, in bf16.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DotConv {
+/// A convolution without groups, by products of `F`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DotConv<F: Factor> {
     /// What is computed.
     pub shape: ConvShape,
     /// By which instructions.
-    pub dot: Dot,
+    pub dot: F::Dot,
+    /// How values of the map become factors.
+    pub rule: F::Rule,
 }
 
 /// Tiles whose sums wait while a block of steps goes over all of them.
 const WAITING: usize = 48;
 
-impl DotConv {
+impl<F: Factor> DotConv<F> {
     pub(super) fn taps(&self) -> Taps {
-        Taps::new(&self.shape)
+        Taps::new::<F>(&self.shape)
     }
 
     pub(super) fn panels(&self) -> usize {
         self.shape.c_out.div_ceil(COLS)
     }
 
+    /// Floats of the panels.
+    pub(super) fn panels_len(&self) -> usize {
+        self.panels() * self.taps().steps() * PANEL_STEP / size_of::<f32>()
+    }
+
     /// Floats of the packed filters.
     pub fn packed_len(&self) -> usize {
-        self.panels() * panel_len(self.taps().steps()) / 2
+        self.panels_len() + self.panels() * COLS * F::BESIDE
     }
 
     /// Packs KRSC filters into `packed[..packed_len()]`.
     pub fn pack(&self, filter: &[f32], packed: &mut [f32]) {
-        pack::filters(filter, self.shape.c_out, &self.taps(), bytemuck::cast_slice_mut(packed));
+        F::pack(self, filter, &mut packed[..self.packed_len()]);
+    }
+
+    /// What the sums of products with these packed filters are.
+    pub fn sums<'a>(&self, packed: &'a [f32]) -> Sums<'a> {
+        F::sums(self, &packed[..self.packed_len()])
     }
 
     /// Pixels of a band's row.
@@ -63,7 +75,7 @@ impl DotConv {
         let s = &self.shape;
         let (taps, panels) = (self.taps(), self.panels());
         let cost = Cost {
-            unit_bytes: 2 * s.stride[0] * self.band_width() * taps.pixel,
+            unit_bytes: size_of::<F>() * s.stride[0] * self.band_width() * taps.pixel,
             unit_fields: s.out_width(),
             panel_bytes: taps.steps() * PANEL_STEP,
             macs: s.out_width() * s.depth() * COLS,
@@ -71,18 +83,22 @@ impl DotConv {
         Grid::new(s.batch, s.out_height(), panels, &cost)
     }
 
-    /// Values of bf16 of a task's band.
+    /// Values of a task's band.
     fn band_len(&self) -> usize {
         let (taps, grid) = (self.taps(), self.grid());
         // A tile reads the fields of rows that no longer count, and a step the values behind a run.
-        let beyond = ROWS * self.shape.stride[1] * taps.pixel + panel_len(1);
+        let beyond = ROWS * self.shape.stride[1] * taps.pixel + panel_len::<F>(1);
         let rows = self.band_rows(grid.band) * self.band_width() * taps.pixel;
-        (rows + beyond).next_multiple_of(32)
+        (rows + beyond).next_multiple_of(F::PER_STEP)
+    }
+
+    fn band_floats(&self) -> usize {
+        self.band_len() * size_of::<F>() / size_of::<f32>()
     }
 
     /// Floats of workspace of each thread.
     fn thread_len(&self) -> usize {
-        self.band_len() / 2 + WAITING * ROWS * COLS + self.taps().steps().next_multiple_of(16)
+        self.band_floats() + WAITING * ROWS * COLS + self.taps().steps().next_multiple_of(16)
     }
 
     /// Floats of workspace that [`DotConv::run`] needs in a pool of so many threads.
@@ -98,7 +114,7 @@ impl DotConv {
     ///
     /// # Panics
     /// When a slice is shorter than the shape says, or the workspace has no room for a thread of this pool.
-    pub fn run<X: Element, Y: Element>(
+    pub fn run<X: Read<F>, Y: Store>(
         &self,
         x: &[X],
         packed: &[f32],
@@ -110,9 +126,9 @@ impl DotConv {
         if s.out_pixels() == 0 {
             return;
         }
-        let packed: &[bf16] = bytemuck::cast_slice(packed);
         assert!(x.len() >= s.input_len(), "input of {} values for {s:?}", x.len());
-        assert!(packed.len() >= 2 * self.packed_len(), "packed filter of {} values for {s:?}", packed.len());
+        assert!(packed.len() >= self.packed_len(), "packed filter of {} floats for {s:?}", packed.len());
+        let packed: &[F::Right] = bytemuck::cast_slice(&packed[..self.panels_len()]);
         assert!(y.len() >= s.output_len(), "output of {} values for {s:?}", y.len());
         if let Some(points) = Points::of(self) {
             return points.run(x, packed, finish, y, workspace);
@@ -124,16 +140,17 @@ impl DotConv {
             let (image, units, panels) = grid.task(task);
             // SAFETY: one task runs on a thread at a time.
             let workspace = unsafe { parts.own() };
-            on(self.dot, Part { conv: self, x, packed, finish, y: y.get(), image, units, panels, workspace });
+            let part = Part { conv: self, x, packed, finish, y: y.get(), image, units, panels, workspace };
+            F::on(self.dot, part);
         });
     }
 }
 
 /// One task: units of outputs of an image by a group of panels.
-struct Part<'a, X, Y> {
-    conv: &'a DotConv,
+struct Part<'a, F: Factor, X, Y> {
+    conv: &'a DotConv<F>,
     x: &'a [X],
-    packed: &'a [bf16],
+    packed: &'a [F::Right],
     finish: &'a Finish<'a>,
     y: *mut Y,
     image: usize,
@@ -143,17 +160,27 @@ struct Part<'a, X, Y> {
 }
 
 /// Where the tiles of a task find their fields.
-struct Source<'a> {
+struct Source<'a, F> {
     walk: Walk,
     /// First output of the task.
     output: usize,
-    band: &'a [bf16],
+    band: &'a [F],
     /// Values from a line to the next, and from a field to the next.
     line: usize,
     field: usize,
 }
 
-impl Source<'_> {
+impl<'a, F: Factor> Source<'a, F> {
+    /// Of the fields in `band`, which [`lines`] wrote.
+    fn new(conv: &DotConv<F>, taps: &Taps, image: usize, units: Range<usize>, band: &'a [F]) -> Self {
+        let (s, width) = (&conv.shape, conv.band_width());
+        let pitch = (s.stride == [1, 1]).then_some(width);
+        let walk = Walk { lines: units.len(), width: s.out_width(), pitch };
+        let output = (image * s.out_height() + units.start) * s.out_width();
+        let (line, field) = (s.stride[0] * width * taps.pixel, s.stride[1] * taps.pixel);
+        Source { walk, output, band, line, field }
+    }
+
     /// The fields of a tile.
     fn at(&self, tile: usize) -> *const u8 {
         let (line, field, _) = self.walk.tile(tile);
@@ -161,23 +188,25 @@ impl Source<'_> {
     }
 }
 
-impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
-    fn run<E: Engine>(self) {
+impl<F: Factor, X: Read<F>, Y: Store> Job<F> for Part<'_, F, X, Y> {
+    fn run<E: Engine<F>>(self) {
         let Part { conv, x, packed, finish, y, image, units, panels, workspace } = self;
         let (s, taps) = (&conv.shape, conv.taps());
         let steps = taps.steps();
-        let (band, rest) = workspace.split_at_mut(conv.band_len() / 2);
+        let (band, rest) = workspace.split_at_mut(conv.band_floats());
         let (sums, offsets) = rest.split_at_mut(WAITING * ROWS * COLS);
-        let band: &mut [bf16] = bytemuck::cast_slice_mut(band);
+        let band: &mut [F] = bytemuck::cast_slice_mut(band);
         let offsets: &mut [u32] = &mut bytemuck::cast_slice_mut(offsets)[..steps];
-        let source = lines(conv, &taps, x, image, units, band);
+        lines::<F, X>(finish.isa, conv, &taps, x, image, units.clone(), band);
+        let source = Source::new(conv, &taps, image, units, band);
         for (step, offset) in offsets.iter_mut().enumerate() {
-            *offset = 2 * taps.offset(step, s.dilation, conv.band_width() * taps.pixel) as u32;
+            let at = taps.offset(step, s.dilation, conv.band_width() * taps.pixel);
+            *offset = (size_of::<F>() * at) as u32;
         }
         let tiles = source.walk.tiles();
         for first in (0..tiles).step_by(WAITING) {
             for panel in panels.clone() {
-                let b = packed[panel * panel_len(steps)..].as_ptr().cast::<u8>();
+                let b = packed[panel * panel_len::<F>(steps)..].as_ptr().cast::<u8>();
                 let (col, cols) = (panel * COLS, COLS.min(s.c_out - panel * COLS));
                 for block in (0..steps).step_by(BLOCK_STEPS) {
                     let end = (block + BLOCK_STEPS).min(steps);
@@ -190,7 +219,7 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
                         unsafe {
                             E::tile(&Tile {
                                 a: source.at(tile),
-                                stride: 2 * source.field,
+                                stride: size_of::<F>() * source.field,
                                 offsets: &offsets[block..end],
                                 rows: source.walk.tile(tile).2,
                                 b: b.add(block * PANEL_STEP),
@@ -212,55 +241,37 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
     }
 }
 
-/// The rows of the map that rows `units` of an image's outputs read, with the padding around them.
-fn lines<'a, X: Element>(
-    conv: &DotConv,
-    taps: &Taps,
-    x: &[X],
-    image: usize,
-    units: Range<usize>,
-    band: &'a mut [bf16],
-) -> Source<'a> {
-    let s = &conv.shape;
-    let width = conv.band_width();
-    let (line, rows) = (width * taps.pixel, conv.band_rows(units.len()));
-    let left = s.padding[1].min(width);
-    let inside = s.width.min(width - left);
-    for (row, band) in band.chunks_exact_mut(line).take(rows).enumerate() {
-        let at = (units.start * s.stride[0] + row).checked_sub(s.padding[0]).filter(|&at| at < s.height);
-        let Some(at) = at else {
-            band.fill(bf16::ZERO);
-            continue;
-        };
-        let (before, rest) = band.split_at_mut(left * taps.pixel);
-        let (band, behind) = rest.split_at_mut(inside * taps.pixel);
-        before.fill(bf16::ZERO);
-        behind.fill(bf16::ZERO);
-        let x = &x[(image * s.height + at) * s.width * s.c_in..][..inside * s.c_in];
-        if taps.pixel == s.c_in {
-            copy(x, band);
-        } else {
-            for (x, field) in x.chunks_exact(s.c_in).zip(band.chunks_exact_mut(taps.pixel)) {
-                copy(x, &mut field[..taps.read()]);
+simd! {
+    /// Writes the rows of the map that rows `units` of an image's outputs read, with the padding around them.
+    fn lines<F: Factor, X: Read<F>>(
+        isa, conv: &DotConv<F>, taps: &Taps, x: &[X], image: usize, units: Range<usize>, band: &mut [F],
+    ) {
+        let (s, rule, zero) = (&conv.shape, conv.rule, F::zero(conv.rule));
+        let width = conv.band_width();
+        let (line, rows) = (width * taps.pixel, conv.band_rows(units.len()));
+        let left = s.padding[1].min(width);
+        let inside = s.width.min(width - left);
+        for (row, band) in band.chunks_exact_mut(line).take(rows).enumerate() {
+            let at = (units.start * s.stride[0] + row).checked_sub(s.padding[0]).filter(|&at| at < s.height);
+            let Some(at) = at else {
+                band.fill(zero);
+                continue;
+            };
+            let (before, rest) = band.split_at_mut(left * taps.pixel);
+            let (band, behind) = rest.split_at_mut(inside * taps.pixel);
+            before.fill(zero);
+            behind.fill(zero);
+            let x = &x[(image * s.height + at) * s.width * s.c_in..][..inside * s.c_in];
+            if taps.pixel == s.c_in {
+                X::read(x, band, rule);
+            } else {
+                for (x, field) in x.chunks_exact(s.c_in).zip(band.chunks_exact_mut(taps.pixel)) {
+                    X::read(x, &mut field[..taps.read()], rule);
+                }
             }
         }
+        if taps.reads_on() {
+            band[rows * line..][..F::PER_STEP].fill(zero);
+        }
     }
-    if taps.reads_on() {
-        band[rows * line..][..pack::FACTORS].fill(bf16::ZERO);
-    }
-    let pitch = (s.stride == [1, 1]).then_some(width);
-    let walk = Walk { lines: units.len(), width: s.out_width(), pitch };
-    let output = (image * s.out_height() + units.start) * s.out_width();
-    Source { walk, output, band, line: s.stride[0] * line, field: s.stride[1] * taps.pixel }
-}
-
-/// Values as bf16, with zeros behind them.
-#[inline(always)]
-pub(super) fn copy<X: Element>(x: &[X], y: &mut [bf16]) {
-    let (y, rest) = y.split_at_mut(x.len());
-    match bytemuck::try_cast_slice::<X, bf16>(x) {
-        Ok(x) if x.len() == y.len() => y.copy_from_slice(x),
-        _ => y.iter_mut().zip(x).for_each(|(y, x)| *y = bf16::narrow(x.widen())),
-    }
-    rest.fill(bf16::ZERO);
 }

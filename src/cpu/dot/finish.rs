@@ -1,11 +1,12 @@
 //! What is done to a tile's sums before they are stored: bias, residual, activation, rounding.
 
-use super::{COLS, Engine};
+use super::{COLS, Store, Vectors};
 use crate::cpu::element::Element;
 use crate::cpu::gemm::{self, Arch, CHUNK, Vector, transpose_square};
 use crate::cpu::ops::{activation, normalise};
 use crate::isa::{Isa, simd};
 use crate::ops::activation::Activation;
+use crate::ops::levels::Levels;
 use half::bf16;
 
 /// Where a product's columns go.
@@ -26,6 +27,48 @@ pub(crate) enum Residual<'a> {
     Bf16(&'a [bf16]),
     /// A constant, or a map that callers see.
     F32(&'a [f32]),
+    /// A map of codes.
+    Codes(&'a [u8], Levels),
+}
+
+/// What a tile's sums are.
+#[derive(Clone, Copy)]
+pub(crate) enum Sums<'a> {
+    /// Numbers.
+    F32,
+    /// i32 in their place: sums of codes times levels.
+    I32 {
+        /// The codes' step.
+        step: f32,
+        /// The code of level 0.
+        zero: i32,
+        /// Of each column, its step.
+        steps: &'a [f32],
+        /// Of each column, the sum of its levels.
+        sums: &'a [i32],
+    },
+}
+
+/// How the columns of a tile become numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Scales {
+    /// What the sums are too large by.
+    pub excess: [i32; COLS],
+    /// What one is worth.
+    pub unit: [f32; COLS],
+}
+
+impl Sums<'_> {
+    /// Of columns `col..col + cols`; `None` if they are numbers.
+    fn scales(&self, col: usize, cols: usize) -> Option<Scales> {
+        let Sums::I32 { step, zero, steps, sums } = self else { return None };
+        let mut scales = Scales { excess: [0; COLS], unit: [0.0; COLS] };
+        for at in 0..cols {
+            scales.excess[at] = zero * sums[col + at];
+            scales.unit[at] = step * steps[col + at];
+        }
+        Some(scales)
+    }
 }
 
 impl<'a> Residual<'a> {
@@ -35,6 +78,7 @@ impl<'a> Residual<'a> {
             Residual::None => Residual::None,
             Residual::Bf16(values) => Residual::Bf16(&values[at..at + len]),
             Residual::F32(values) => Residual::F32(&values[at..at + len]),
+            Residual::Codes(codes, levels) => Residual::Codes(&codes[at..at + len], levels),
         }
     }
 
@@ -55,6 +99,12 @@ impl<'a> Residual<'a> {
                     sums[col] += values[col];
                 }
             }
+            Residual::Codes(codes, levels) => {
+                let codes = &codes[at..][..sums.len()];
+                for col in 0..sums.len() {
+                    sums[col] += levels.value(codes[col]);
+                }
+            }
         }
     }
 }
@@ -62,12 +112,16 @@ impl<'a> Residual<'a> {
 /// The tail of a product.
 #[derive(Clone, Copy)]
 pub(crate) struct Finish<'a> {
+    /// What the sums are.
+    pub sums: Sums<'a>,
     /// Added per column.
     pub bias: Option<&'a [f32]>,
     /// Added to channels; planes have none.
     pub residual: Residual<'a>,
     /// Applied last.
     pub activation: Option<Activation>,
+    /// Levels that results are brought to.
+    pub output: Option<Levels>,
     /// Where the result's columns lie.
     pub layout: Layout,
     /// Whose vectors do it.
@@ -79,8 +133,8 @@ impl Finish<'_> {
     /// `row` and columns from `col` of the product in `y`.
     ///
     /// # Safety
-    /// `y` can be written there, by nobody else meanwhile, and the processor has the instructions of `E`.
-    pub unsafe fn store<E: Engine, Y: Element>(
+    /// `y` can be written there, by nobody else meanwhile, and the processor has the instructions of `V`.
+    pub unsafe fn store<V: Vectors, Y: Store>(
         &self,
         sums: &mut [f32],
         row: usize,
@@ -96,6 +150,7 @@ impl Finish<'_> {
             Layout::Channels(stride) => stride,
             Layout::Planes(plane) => {
                 debug_assert!(matches!(self.residual, Residual::None) && self.activation.is_none());
+                debug_assert!(matches!(self.sums, Sums::F32) && self.output.is_none());
                 // SAFETY: the caller's contract.
                 let y = unsafe { y.add(col * plane + row) };
                 return gemm::on(self.isa, Planes { sums, bias: &bias, cols, y, plane });
@@ -103,7 +158,11 @@ impl Finish<'_> {
         };
         let (at, rows) = (row * stride + col, sums.len() / COLS);
         let mut residual = self.residual.from(at, (rows - 1) * stride + cols);
+        let mut scales = self.sums.scales(col, cols);
         if let Some(activation) = self.activation.filter(|a| a.clamp().is_none()) {
+            if let Some(scales) = scales.take() {
+                scale(self.isa, sums, &scales);
+            }
             add(self.isa, sums, &bias, residual, cols, stride);
             activation::apply(self.isa, activation, sums);
             (bias, residual) = ([0.0; COLS], Residual::None);
@@ -112,21 +171,31 @@ impl Finish<'_> {
         // SAFETY: the caller's contract.
         let y = unsafe { y.add(at) };
         #[cfg(target_arch = "x86_64")]
-        if E::AVX512 && Y::BF16 {
-            let rows = Rows { sums, cols, bias: &bias, residual, bounds, y: y.cast(), stride };
+        if V::AVX512 && (Y::CODE || Y::BF16 && V::AVX512_BF16 && self.output.is_none()) {
+            let rows = Rows { sums, scales: scales.as_ref(), cols, bias: &bias, residual, bounds, stride };
             // SAFETY: the processor has the instructions, and the result is the caller's, as it says; it is
-            // bf16, and the residual covers the rows.
-            return unsafe { super::avx512::store(&rows) };
+            // of that type, and the residual covers the rows.
+            return unsafe {
+                match self.output {
+                    Some(levels) => super::avx512::store_codes(&rows, levels, y.cast()),
+                    None => super::avx512::store_bf16(&rows, y.cast()),
+                }
+            };
         }
-        store(self.isa, sums, &bias, residual, bounds, cols, stride, y);
+        if let Some(scales) = &scales {
+            scale(self.isa, sums, scales);
+        }
+        store(self.isa, sums, &bias, residual, bounds, self.output, cols, stride, y);
     }
 }
 
-/// Rows of sums, and where they go as bf16.
+/// Rows of sums, and what is done to them.
 #[cfg(target_arch = "x86_64")]
 pub(super) struct Rows<'a> {
-    /// `[rows][COLS]`.
+    /// `[rows][COLS]`, i32 in their place if there are scales.
     pub sums: &'a [f32],
+    /// How these become numbers.
+    pub scales: Option<&'a Scales>,
     /// Columns that count.
     pub cols: usize,
     pub bias: &'a [f32; COLS],
@@ -134,8 +203,6 @@ pub(super) struct Rows<'a> {
     pub residual: Residual<'a>,
     /// What values are clamped to.
     pub bounds: (f32, f32),
-    /// Where row 0 goes.
-    pub y: *mut bf16,
     /// Values from a row to the next, of result and residual.
     pub stride: usize,
 }
@@ -149,7 +216,7 @@ struct Planes<'a, Y> {
     plane: usize,
 }
 
-impl<Y: Element> gemm::Job for Planes<'_, Y> {
+impl<Y: Store> gemm::Job for Planes<'_, Y> {
     #[inline(always)]
     fn run<A: Arch>(self) {
         let lanes = A::V::LANES;
@@ -171,10 +238,22 @@ impl<Y: Element> gemm::Job for Planes<'_, Y> {
                         line.add(A::V::splat(self.bias[col + i])).store(values.as_mut_ptr());
                         let y = self.y.add((col + i) * self.plane + row);
                         for (i, &value) in values.iter().enumerate().take(count) {
-                            *y.add(i) = Y::narrow(value);
+                            *y.add(i) = Y::store(value, None);
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+simd! {
+    /// Makes sums of integers numbers, in place.
+    fn scale(isa, sums: &mut [f32], scales: &Scales) {
+        for sums in sums.as_chunks_mut::<COLS>().0 {
+            for col in 0..COLS {
+                let sum = sums[col].to_bits() as i32;
+                sums[col] = (sum - scales.excess[col]) as f32 * scales.unit[col];
             }
         }
     }
@@ -196,9 +275,9 @@ simd! {
 
 simd! {
     /// Adds, clamps and stores in rows of which nobody else writes these columns.
-    fn store<Y: Element>(
-        isa, sums: &[f32], bias: &[f32; COLS], residual: Residual<'_>, bounds: (f32, f32), cols: usize,
-        stride: usize, y: *mut Y,
+    fn store<Y: Store>(
+        isa, sums: &[f32], bias: &[f32; COLS], residual: Residual<'_>, bounds: (f32, f32),
+        levels: Option<Levels>, cols: usize, stride: usize, y: *mut Y,
     ) {
         let (low, high) = bounds;
         for (row, sums) in sums.as_chunks::<COLS>().0.iter().enumerate() {
@@ -210,7 +289,7 @@ simd! {
             // SAFETY: as said above.
             let y = unsafe { std::slice::from_raw_parts_mut(y.add(row * stride), cols) };
             for col in 0..cols {
-                y[col] = Y::narrow(activation::clamped(sums[col], low, high));
+                y[col] = Y::store(activation::clamped(sums[col], low, high), levels);
             }
         }
     }

@@ -1,7 +1,6 @@
 //! How the terms of a convolution's outputs become steps, and how far the tiles of a band of outputs reach.
 
-use super::ROWS;
-use super::pack::FACTORS;
+use super::{Factor, ROWS};
 use crate::cpu::conv::ConvShape;
 use std::ops::Range;
 
@@ -14,37 +13,40 @@ pub(super) struct Taps {
     len: usize,
     /// Values from a pixel of the band to the next.
     pub pixel: usize,
+    /// Values of a step.
+    per_step: usize,
 }
 
 impl Taps {
     /// A run is a pixel, with zeros behind it up to whole steps; or, where channels are few, all pixels of a
     /// filter row: what a step reads beyond them meets zeros in the panel.
-    pub fn new(s: &ConvShape) -> Taps {
+    pub fn new<F: Factor>(s: &ConvShape) -> Taps {
         let [down, across] = s.kernel;
-        let steps = |len: usize| len.div_ceil(FACTORS);
+        let per_step = F::PER_STEP;
+        let steps = |len: usize| len.div_ceil(per_step);
         if s.dilation[1] == 1 && steps(across * s.c_in) < across * steps(s.c_in) {
-            return Taps { runs: [down, 1], len: across * s.c_in, pixel: s.c_in };
+            return Taps { runs: [down, 1], len: across * s.c_in, pixel: s.c_in, per_step };
         }
         // An odd number of cache lines, so that neighbouring pixels do not fall on the same few sets of L1.
         let lines = steps(s.c_in) | 1;
-        Taps { runs: [down, across], len: s.c_in, pixel: lines * FACTORS }
+        Taps { runs: [down, across], len: s.c_in, pixel: lines * per_step, per_step }
     }
 
     /// Values of a pixel that steps read.
     pub fn read(&self) -> usize {
-        self.len.next_multiple_of(FACTORS).min(self.pixel)
+        self.len.next_multiple_of(self.per_step).min(self.pixel)
     }
 
     /// Which run a step belongs to, and where in it it begins: the same part of all runs comes first, so that
     /// what neighbouring outputs share of it is still in L1.
     fn place(&self, step: usize) -> (usize, usize) {
         let runs = self.runs[0] * self.runs[1];
-        (step % runs, step / runs * FACTORS)
+        (step % runs, step / runs * self.per_step)
     }
 
     /// Steps of a run.
     fn run_steps(&self) -> usize {
-        self.len.div_ceil(FACTORS)
+        self.len.div_ceil(self.per_step)
     }
 
     /// Steps in all.
@@ -60,7 +62,7 @@ impl Taps {
     /// Which terms a step multiplies.
     pub fn factors(&self, step: usize) -> Range<usize> {
         let (run, within) = self.place(step);
-        run * self.len + within..run * self.len + (within + FACTORS).min(self.len)
+        run * self.len + within..run * self.len + (within + self.per_step).min(self.len)
     }
 
     /// Whether what a step reads beyond its terms belongs to the next pixel, and so has to be a number.

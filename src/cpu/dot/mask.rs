@@ -1,7 +1,9 @@
 //! The two products between objects and pixels, in bf16: mask convolution and hard-mask pooling.
 
 use super::pack::{panel_len, place};
-use super::{COLS, DotConv, Engine, Finish, Job, Layout, PerThread, ROWS, Residual, Tile, on};
+use super::{
+    COLS, DotConv, Engine, Factor, Finish, Job, Layout, PerThread, ROWS, Read, Residual, Store, Sums, Tile,
+};
 use crate::cpu::conv::ConvShape;
 use crate::cpu::element::Element;
 use crate::cpu::gemm::{SharedMut, add_up, for_each_task};
@@ -26,9 +28,9 @@ pub(crate) struct DotMaskConv {
 }
 
 impl DotMaskConv {
-    fn conv(&self) -> DotConv {
+    fn conv(&self) -> DotConv<bf16> {
         let shape = ConvShape::pointwise(self.pixels, self.channels, self.objects);
-        DotConv { shape, dot: self.dot }
+        DotConv { shape, dot: self.dot, rule: () }
     }
 
     /// Floats of the packed kernels.
@@ -50,7 +52,7 @@ impl DotMaskConv {
     ///
     /// # Panics
     /// As [`DotConv::run`].
-    pub fn run<X: Element, Y: Element>(
+    pub fn run<X: Read<bf16>, Y: Store>(
         &self,
         packed: &[f32],
         x: &[X],
@@ -59,7 +61,15 @@ impl DotMaskConv {
         workspace: &mut [f32],
     ) {
         let (layout, isa) = (Layout::Planes(self.pixels), self.isa);
-        let finish = Finish { bias, residual: Residual::None, activation: None, layout, isa };
+        let finish = Finish {
+            sums: Sums::F32,
+            bias,
+            residual: Residual::None,
+            activation: None,
+            output: None,
+            layout,
+            isa,
+        };
         self.conv().run(x, packed, &finish, logits, workspace);
     }
 }
@@ -111,7 +121,7 @@ impl DotMaskPool {
     }
 
     fn panels_len(&self) -> usize {
-        self.tiles()[1] * panel_len(BLOCK / PIXELS)
+        self.tiles()[1] * panel_len::<bf16>(BLOCK / PIXELS)
     }
 
     /// Floats of workspace of each thread: a block's masks and features, and the sums of all tiles.
@@ -141,7 +151,7 @@ impl DotMaskPool {
             let (sums, workspace) =
                 unsafe { (std::slice::from_raw_parts_mut(shared.get().add(task * size), size), parts.own()) };
             let pixels = task * self.chunk()..((task + 1) * self.chunk()).min(self.pixels);
-            on(self.dot, Part { pool: self, masks, x, pixels, sums, workspace });
+            bf16::on(self.dot, Part { pool: self, masks, x, pixels, sums, workspace });
         });
         add_up(sums, &mut out[..size]);
     }
@@ -157,8 +167,8 @@ struct Part<'a, M> {
     workspace: &'a mut [f32],
 }
 
-impl<M: Element> Job for Part<'_, M> {
-    fn run<E: Engine>(self) {
+impl<M: Element> Job<bf16> for Part<'_, M> {
+    fn run<E: Engine<bf16>>(self) {
         let Part { pool, masks, x, pixels, sums, workspace } = self;
         let [down, across] = pool.tiles();
         let (masks_block, rest) = workspace.split_at_mut(pool.masks_len() / 2);
@@ -179,7 +189,7 @@ impl<M: Element> Job for Part<'_, M> {
                 interleave(pool.isa, x, pool.channels, step, panels);
             }
             for panel in 0..across {
-                let b = panels[panel * panel_len(BLOCK / PIXELS)..].as_ptr().cast();
+                let b = panels[panel * panel_len::<bf16>(BLOCK / PIXELS)..].as_ptr().cast();
                 for tile in 0..down {
                     let sums = tiles[(panel * down + tile) * ROWS * COLS..].as_mut_ptr();
                     // SAFETY: masks, panel and sums have room for a tile and the block's steps. What the
@@ -224,7 +234,7 @@ simd! {
         let zeros = [bf16::ZERO; COLS];
         for (panel, first) in (0..channels).step_by(COLS).enumerate() {
             let cols = COLS.min(channels - first);
-            let panel = &mut panels[panel * panel_len(BLOCK / PIXELS) + step * panel_len(1)..][..panel_len(1)];
+            let panel = &mut panels[panel * panel_len::<bf16>(BLOCK / PIXELS) + step * panel_len::<bf16>(1)..][..panel_len::<bf16>(1)];
             for pair in 0..PIXELS / 2 {
                 let pixel = |index: usize| match x.get(index * channels + first..) {
                     Some(x) if x.len() >= cols && cols == COLS => &x[..COLS],
@@ -232,7 +242,7 @@ simd! {
                 };
                 let [a, b] = [pixel(2 * pair), pixel(2 * pair + 1)];
                 for half in 0..2 {
-                    let to = &mut panel[place(2 * pair, 16 * half)..][..32];
+                    let to = &mut panel[place::<bf16>(2 * pair, 16 * half)..][..32];
                     let (a, b) = (&a[16 * half..][..16], &b[16 * half..][..16]);
                     for col in 0..16 {
                         to[2 * col] = a[col];
@@ -242,7 +252,7 @@ simd! {
                 if cols < COLS {
                     for (col, factor) in (0..cols).flat_map(|col| [(col, 0), (col, 1)]) {
                         if let Some(&value) = x.get((2 * pair + factor) * channels + first + col) {
-                            panel[place(2 * pair + factor, col)] = value;
+                            panel[place::<bf16>(2 * pair + factor, col)] = value;
                         }
                     }
                 }

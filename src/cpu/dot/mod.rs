@@ -1,18 +1,22 @@
-//! Products of short numbers: bf16 factors, f32 sums, by the instructions that processors have for them.
+//! Products of short numbers by the instructions that processors have for them: bf16 with f32 sums, and codes of
+//! 8-bit levels with i32 sums.
 //!
-//! All of them multiply *steps* of 64 bytes of K (32 factors of bf16). An [`Engine`] computes a tile of
+//! All of them multiply *steps* of 64 bytes of K (32 factors of bf16, or 64 codes). An [`Engine`] computes a tile of
 //! [`ROWS`] x [`COLS`] sums; its left side is read where it lies, in rows any distance apart, since a pixel's
 //! channels are such a row: an NHWC map is multiplied without being gathered. Its right side is packed into
 //! [panels](pack::panel_len). What is done to a sum before it is stored ([`finish`]) happens tile by tile.
 //!
 //! The order in which a sum's terms are added depends on shapes and the instruction set alone, never on the
-//! number of threads.
+//! number of threads; sums of integers are the same in any order.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod conv;
+mod factor;
 mod finish;
 mod layout;
 mod mask;
@@ -22,10 +26,9 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-use crate::isa::Dot;
-
 pub(crate) use conv::DotConv;
-pub(crate) use finish::{Finish, Layout, Residual};
+pub(crate) use factor::{Factor, Read, Store};
+pub(crate) use finish::{Finish, Layout, Residual, Sums};
 pub(crate) use mask::{DotMaskConv, DotMaskPool};
 
 /// Rows of a tile.
@@ -49,19 +52,24 @@ pub(crate) struct Tile<'a> {
     pub offsets: &'a [u32],
     /// Rows that count. All [`ROWS`] can be read at every offset; what the others hold is of no matter.
     pub rows: usize,
-    /// `[steps][2][16][16][2]`: a step's columns in two halves, its factors in pairs.
+    /// `[steps][2][16][16][4 bytes]`: a step's columns in two halves, its factors in pairs or fours.
     pub b: *const u8,
-    /// `[ROWS][COLS]` sums.
+    /// `[ROWS][COLS]` sums of bf16, or in their place those of integers, i32.
     pub sums: *mut f32,
     /// Whether the sums go on from what is there.
     pub accumulate: bool,
 }
 
-/// Instructions that compute a tile.
-pub(crate) trait Engine {
-    /// Whether the processor has AVX-512 BF16 too.
+/// What the processor of an engine has besides.
+pub(crate) trait Vectors {
+    /// Whether it has AVX-512 F, BW and VL.
     const AVX512: bool = false;
+    /// Whether it has AVX-512 BF16 too.
+    const AVX512_BF16: bool = false;
+}
 
+/// Instructions that compute a tile of products of `F`.
+pub(crate) trait Engine<F: Factor>: Vectors {
     /// Prepares the thread for tiles.
     ///
     /// # Safety
@@ -74,7 +82,7 @@ pub(crate) trait Engine {
     /// As [`Engine::begin`], which was called.
     unsafe fn end() {}
 
-    /// `sums (+)= A B`, bf16 times bf16, for the rows that count at least.
+    /// `sums (+)= A B` for the rows that count at least.
     ///
     /// # Safety
     /// As [`Engine::begin`], which was called; the pointers are valid for what [`Tile`] says.
@@ -82,28 +90,18 @@ pub(crate) trait Engine {
 }
 
 /// Work that is compiled for each engine.
-pub(crate) trait Job {
+pub(crate) trait Job<F: Factor> {
     /// Does it with `E`.
-    fn run<E: Engine>(self);
+    fn run<E: Engine<F>>(self);
 }
 
-/// Runs `job` with the engine of `dot`.
-pub(crate) fn on(dot: Dot, job: impl Job) {
-    /// Between the engine's begin and end.
-    fn with<E: Engine>(job: impl Job) {
-        // SAFETY: `on` is called with instructions that the processor has (`Selection::check`).
-        unsafe {
-            E::begin();
-            job.run::<E>();
-            E::end();
-        }
-    }
-    match dot {
-        #[cfg(target_arch = "x86_64")]
-        Dot::Amx => with::<amx::Amx>(job),
-        #[cfg(target_arch = "x86_64")]
-        Dot::Avx512 => with::<avx512::Avx512>(job),
-        _ => with::<portable::Portable>(job),
+/// Runs a job between the engine's begin and end.
+fn with<F: Factor, E: Engine<F>>(job: impl Job<F>) {
+    // SAFETY: `Factor::on` is called with instructions that the processor has.
+    unsafe {
+        E::begin();
+        job.run::<E>();
+        E::end();
     }
 }
 

@@ -4,32 +4,30 @@
 //! stride, and all panels of a task meet it there one after another. Panels come from L2; where all of them
 //! are more than that, several tiles are copied, and a panel meets all of these before the next one comes.
 
-use super::conv::{DotConv, copy};
+use super::conv::DotConv;
 use super::layout::{Cost, Grid};
-use super::pack::{FACTORS, panel_len};
-use super::{COLS, Engine, Finish, Job, PANEL_STEP, PerThread, ROWS, STEP, Tile, on};
-use crate::cpu::conv::ConvShape;
-use crate::cpu::element::Element;
+use super::pack::panel_len;
+use super::{COLS, Engine, Factor, Finish, Job, PANEL_STEP, PerThread, ROWS, Read, STEP, Store, Tile};
 use crate::cpu::gemm::{SharedMut, for_each_task};
-use half::bf16;
+use crate::isa::simd;
 use std::ops::Range;
 
 /// A convolution whose fields are pixels.
 #[derive(Clone, Copy)]
-pub(super) struct Points<'a> {
-    conv: &'a DotConv,
+pub(super) struct Points<'a, F: Factor> {
+    conv: &'a DotConv<F>,
     /// Steps of a block.
     block: usize,
     /// Tiles that are copied together.
     together: usize,
 }
 
-/// Values of a tile's step.
-const TILE_STEP: usize = ROWS * FACTORS;
+/// Bytes of a tile's step.
+const TILE_STEP: usize = ROWS * STEP;
 
-impl<'a> Points<'a> {
+impl<'a, F: Factor> Points<'a, F> {
     /// How `conv` goes, if its fields are pixels.
-    pub fn of(conv: &'a DotConv) -> Option<Points<'a>> {
+    pub fn of(conv: &'a DotConv<F>) -> Option<Points<'a, F>> {
         /// A tile's block of that many steps is two thirds of L1.
         const BLOCK: usize = 16;
         /// What of L2 panels may take.
@@ -68,14 +66,14 @@ impl<'a> Points<'a> {
     /// Floats of workspace of each thread.
     pub fn thread_len(&self) -> usize {
         let fields = self.together * self.block * TILE_STEP;
-        fields / 2 + self.waiting() * ROWS * COLS + self.block.next_multiple_of(16)
+        fields / size_of::<f32>() + self.waiting() * ROWS * COLS + self.block.next_multiple_of(16)
     }
 
     /// As [`DotConv::run`], which checked the slices.
-    pub fn run<X: Element, Y: Element>(
+    pub fn run<X: Read<F>, Y: Store>(
         &self,
         x: &[X],
-        packed: &[bf16],
+        packed: &[F::Right],
         finish: &Finish<'_>,
         y: &mut [Y],
         workspace: &mut [f32],
@@ -89,19 +87,17 @@ impl<'a> Points<'a> {
             let outputs = units.start * unit..(units.end * unit).min(self.conv.shape.out_pixels());
             // SAFETY: one task runs on a thread at a time.
             let workspace = unsafe { parts.own() };
-            on(
-                self.conv.dot,
-                Part { points: self, x, packed, finish, y: y.get(), outputs, panels, workspace },
-            );
+            let part = Part { points: self, x, packed, finish, y: y.get(), outputs, panels, workspace };
+            F::on(self.conv.dot, part);
         });
     }
 }
 
 /// One task: a range of outputs by a group of panels.
-struct Part<'a, X, Y> {
-    points: &'a Points<'a>,
+struct Part<'a, F: Factor, X, Y> {
+    points: &'a Points<'a, F>,
     x: &'a [X],
-    packed: &'a [bf16],
+    packed: &'a [F::Right],
     finish: &'a Finish<'a>,
     y: *mut Y,
     outputs: Range<usize>,
@@ -109,27 +105,31 @@ struct Part<'a, X, Y> {
     workspace: &'a mut [f32],
 }
 
-impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
-    fn run<E: Engine>(self) {
+impl<F: Factor, X: Read<F>, Y: Store> Job<F> for Part<'_, F, X, Y> {
+    fn run<E: Engine<F>>(self) {
         let Part { points, x, packed, finish, y, outputs, panels, workspace } = self;
         let (s, steps) = (&points.conv.shape, points.steps());
-        let (fields, rest) = workspace.split_at_mut(points.together * points.block * TILE_STEP / 2);
+        let (fields, rest) =
+            workspace.split_at_mut(points.together * points.block * TILE_STEP / size_of::<f32>());
         let (sums, offsets) = rest.split_at_mut(points.waiting() * ROWS * COLS);
-        let fields: &mut [bf16] = bytemuck::cast_slice_mut(fields);
+        let fields: &mut [F] = bytemuck::cast_slice_mut(fields);
+        let tile_fields = points.block * TILE_STEP / size_of::<F>();
         let offsets: &mut [u32] = bytemuck::cast_slice_mut(offsets);
         for (step, offset) in offsets[..points.block].iter_mut().enumerate() {
-            *offset = (2 * step * TILE_STEP) as u32;
+            *offset = (step * TILE_STEP) as u32;
         }
         for first in outputs.clone().step_by(points.together * ROWS) {
             let group = first..(first + points.together * ROWS).min(outputs.end);
             for block in (0..steps).step_by(points.block) {
                 let end = (block + points.block).min(steps);
-                for (tile, fields) in fields.chunks_exact_mut(points.block * TILE_STEP).enumerate() {
+                for (tile, fields) in fields.chunks_exact_mut(tile_fields).enumerate() {
                     let from = group.start + tile * ROWS;
-                    gather(s, x, from.min(group.end)..(from + ROWS).min(group.end), block..end, fields);
+                    let outputs = from.min(group.end)..(from + ROWS).min(group.end);
+                    gather::<F, X>(finish.isa, points.conv, x, outputs, block..end, fields);
                 }
                 for panel in panels.clone() {
-                    let b = packed[panel * panel_len(steps) + block * panel_len(1)..].as_ptr().cast();
+                    let b =
+                        packed[panel * panel_len::<F>(steps) + block * panel_len::<F>(1)..].as_ptr().cast();
                     for (tile, output) in group.clone().step_by(ROWS).enumerate() {
                         let slot = if points.waiting() == 1 { 0 } else { panel - panels.start };
                         let sums = &mut sums[slot * ROWS * COLS..][..ROWS * COLS];
@@ -137,7 +137,7 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
                         // SAFETY: a tile's fields are whole, and the panel has the block's steps.
                         unsafe {
                             E::tile(&Tile {
-                                a: fields[tile * points.block * TILE_STEP..].as_ptr().cast(),
+                                a: fields[tile * tile_fields..].as_ptr().cast(),
                                 stride: STEP,
                                 offsets: &offsets[..end - block],
                                 rows,
@@ -158,29 +158,31 @@ impl<X: Element, Y: Element> Job for Part<'_, X, Y> {
     }
 }
 
-/// Copies steps of the pixels of at most [`ROWS`] outputs, as `[step][ROWS][FACTORS]`.
-fn gather<X: Element>(
-    s: &ConvShape,
-    x: &[X],
-    outputs: Range<usize>,
-    steps: Range<usize>,
-    fields: &mut [bf16],
-) {
-    let (width, height) = (s.out_width(), s.out_height());
-    for (row, output) in outputs.enumerate() {
-        let at = if s.stride == [1, 1] {
-            output
-        } else {
-            let (column, line, image) = (output % width, output / width % height, output / (width * height));
-            (image * s.height + line * s.stride[0]) * s.width + column * s.stride[1]
-        };
-        let pixel = &x[at * s.c_in..][..s.c_in];
-        for (step, fields) in steps.clone().zip(fields.chunks_exact_mut(TILE_STEP)) {
-            let pixel = &pixel[step * FACTORS..s.c_in.min((step + 1) * FACTORS)];
-            let to = &mut fields[row * FACTORS..][..FACTORS];
-            match (bytemuck::try_cast_slice::<X, bf16>(pixel), to.first_chunk_mut::<FACTORS>()) {
-                (Ok(pixel), Some(to)) if pixel.len() == FACTORS && X::BF16 => to.copy_from_slice(pixel),
-                _ => copy(pixel, to),
+simd! {
+    /// Copies steps of the pixels of at most [`ROWS`] outputs, as `[step][ROWS][factors]`.
+    fn gather<F: Factor, X: Read<F>>(
+        isa, conv: &DotConv<F>, x: &[X], outputs: Range<usize>, steps: Range<usize>, fields: &mut [F],
+    ) {
+        let s = &conv.shape;
+        let (width, height) = (s.out_width(), s.out_height());
+        for (row, output) in outputs.enumerate() {
+            let at = if s.stride == [1, 1] {
+                output
+            } else {
+                let (column, line) = (output % width, output / width % height);
+                let image = output / (width * height);
+                (image * s.height + line * s.stride[0]) * s.width + column * s.stride[1]
+            };
+            let pixel = &x[at * s.c_in..][..s.c_in];
+            for (step, fields) in steps.clone().zip(fields.chunks_exact_mut(ROWS * F::PER_STEP)) {
+                let pixel = &pixel[step * F::PER_STEP..s.c_in.min((step + 1) * F::PER_STEP)];
+                let to = &mut fields[row * F::PER_STEP..][..F::PER_STEP];
+                // A length that the compiler knows makes it a few vectors.
+                if pixel.len() == F::PER_STEP {
+                    X::read(&pixel[..F::PER_STEP], to, conv.rule);
+                } else {
+                    X::read(pixel, to, conv.rule);
+                }
             }
         }
     }

@@ -2,7 +2,7 @@ use super::*;
 use crate::cpu::conv::ConvShape;
 use crate::cpu::element::Element;
 use crate::cpu::pool::Pool;
-use crate::isa::Isa;
+use crate::isa::{Dot, Isa};
 use crate::ops::activation::Activation;
 use half::bf16;
 
@@ -90,8 +90,8 @@ fn expected(s: &ConvShape, x: &[f32], filter: &[f32], tail: impl Fn(usize, f64) 
     y
 }
 
-fn run<X: Element, Y: Element>(
-    conv: DotConv,
+fn run<F: Factor, X: Read<F>, Y: Store>(
+    conv: DotConv<F>,
     x: &[X],
     filter: &[f32],
     finish: Finish<'_>,
@@ -99,7 +99,8 @@ fn run<X: Element, Y: Element>(
 ) -> Vec<Y> {
     let mut packed = vec![f32::NAN; conv.packed_len()];
     conv.pack(filter, &mut packed);
-    let mut y = vec![Y::narrow(f32::NAN); conv.shape.output_len()];
+    let finish = Finish { sums: conv.sums(&packed), ..finish };
+    let mut y = vec![Y::store(f32::NAN, finish.output); conv.shape.output_len()];
     // What is left in memory from before must not matter.
     let mut workspace = vec![f32::NAN; conv.workspace_len(threads)];
     Pool::new(threads).unwrap().run(|| conv.run(x, &packed, &finish, &mut y, &mut workspace));
@@ -121,9 +122,11 @@ fn convolutions_are_those_of_double_precision() {
         // A sum of `depth` terms below 1 in f32, in any order; then the rounding of bf16.
         let sums = s.depth() as f64 * f64::from(f32::EPSILON) * 4.0;
         for dot in Dot::available() {
-            let conv = DotConv { shape: s, dot };
+            let conv = DotConv::<bf16> { shape: s, dot, rule: () };
             let residual = narrowed(&residual);
             let finish = Finish {
+                sums: Sums::F32,
+                output: None,
                 bias: Some(&bias[..]),
                 residual: Residual::Bf16(&residual),
                 activation: Some(Activation::Relu),
@@ -154,13 +157,15 @@ fn maps_of_f32_are_read_and_written() {
         let expected = expected(&s, &x, &filter, |_, sum| gelu(sum));
         for dot in Dot::available() {
             let finish = Finish {
+                sums: Sums::F32,
+                output: None,
                 bias: None,
                 residual: Residual::None,
                 activation: Some(Activation::Gelu),
                 layout: Layout::Channels(s.c_out),
                 isa: Isa::detect(),
             };
-            let y: Vec<f32> = run(DotConv { shape: s, dot }, &x, &filter, finish, 1);
+            let y: Vec<f32> = run(DotConv::<bf16> { shape: s, dot, rule: () }, &x, &filter, finish, 1);
             for (at, (&y, wanted)) in y.iter().zip(&expected).enumerate() {
                 let bound = s.depth() as f64 * f64::from(f32::EPSILON) * 4.0 + 2e-6 * wanted.abs();
                 assert!((f64::from(y) - wanted).abs() <= bound, "{dot} {s:?} at {at}: {y} for {wanted}");

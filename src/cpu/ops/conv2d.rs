@@ -1,13 +1,12 @@
-//! Convolution by the kernel that [`crate::cpu::conv::select`] names; in bf16 by tiles of dot products.
+//! Convolution by the kernel that [`crate::cpu::conv::select`] names; in bf16 by [tiles](super::tiles).
 
 use super::epilogue::Tail;
+use super::tiles;
 use crate::cpu::conv::{Conv, ConvKernel, ConvShape, DepthwiseBands};
-use crate::cpu::dot::{DotConv, Finish, Layout, Residual};
-use crate::cpu::element::{Element, stored};
+use crate::cpu::dot::DotConv;
+use crate::cpu::element::Element;
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
-use crate::isa::Isa;
 use crate::ops::Conv2d;
-use crate::ops::epilogue::Epilogue;
 use crate::tensor::DType;
 use half::bf16;
 use std::marker::PhantomData;
@@ -19,7 +18,7 @@ struct Convolution {
 }
 
 /// The shape of `op` at these types.
-fn shape(op: &Conv2d, context: &Context<'_>) -> ConvShape {
+pub(super) fn shape(op: &Conv2d, context: &Context<'_>) -> ConvShape {
     let (x, w) = (context.inputs[0].shape, context.inputs[1].shape);
     ConvShape {
         batch: x[0],
@@ -46,7 +45,8 @@ impl CpuOp for Conv2d {
     fn bf16_kernel(&self, context: &Context<'_>) -> Option<Box<dyn Kernel>> {
         let shape = shape(self, context);
         if self.groups == 1 {
-            return Some(tiles(shape, self.epilogue, context));
+            let conv = DotConv { shape, dot: context.dot, rule: () };
+            return Some(tiles::of_bf16(conv, self.epilogue, context));
         }
         let conv = Conv::new(shape, context.isa, context.arithmetic);
         let tail = Tail::new(self.epilogue, context.isa);
@@ -130,83 +130,5 @@ impl<X: Element, Y: Element> Kernel for Bands<X, Y> {
         let x = args.map::<X>(0, shape.input_len());
         let (packed, workspace) = (args.packed, std::mem::take(&mut args.workspace));
         self.bands.run(x, packed, &epilogue, args.map_mut::<Y>(0, shape.output_len()), workspace);
-    }
-}
-
-/// What follows the products of [`Tiles`].
-struct TilesTail {
-    epilogue: Epilogue,
-    /// How the residual is stored.
-    residual: Option<DType>,
-    isa: Isa,
-}
-
-/// Maps stored as `X` become one stored as `Y`, products of bf16.
-struct Tiles<X, Y> {
-    conv: DotConv,
-    tail: TilesTail,
-    workspace: usize,
-    elements: PhantomData<fn(X) -> Y>,
-}
-
-/// A convolution without groups of maps some of which are bf16.
-pub(super) fn tiles(shape: ConvShape, epilogue: Epilogue, context: &Context<'_>) -> Box<dyn Kernel> {
-    let residual = epilogue.residual_input().map(|index| context.inputs[index].dtype);
-    let tail = TilesTail { epilogue, residual, isa: context.isa };
-    let conv = DotConv { shape, dot: context.dot };
-    let workspace = conv.workspace_len(context.threads);
-    match (context.inputs[0].dtype, context.outputs[0].dtype) {
-        (DType::BF16, DType::BF16) => Tiles::<bf16, bf16>::boxed(conv, tail, workspace),
-        (DType::BF16, _) => Tiles::<bf16, f32>::boxed(conv, tail, workspace),
-        (_, DType::BF16) => Tiles::<f32, bf16>::boxed(conv, tail, workspace),
-        _ => Tiles::<f32, f32>::boxed(conv, tail, workspace),
-    }
-}
-
-impl<X: Element, Y: Element> Tiles<X, Y> {
-    fn boxed(conv: DotConv, tail: TilesTail, workspace: usize) -> Box<dyn Kernel> {
-        Box::new(Tiles::<X, Y> { conv, tail, workspace, elements: PhantomData })
-    }
-}
-
-impl<X: Element, Y: Element> Kernel for Tiles<X, Y> {
-    fn name(&self) -> String {
-        format!("tiles {}", self.conv.dot)
-    }
-
-    fn workspace(&self) -> usize {
-        self.workspace
-    }
-
-    fn packing(&self) -> Option<PackedOperand> {
-        let (len, layout) = (self.conv.packed_len(), PackedLayout::DotPanels);
-        // One layout for all processors.
-        Some(PackedOperand { input: 1, len, layout, isa: Isa::Portable })
-    }
-
-    fn pack(&self, source: &[f32], packed: &mut [f32]) {
-        self.conv.pack(source, packed);
-    }
-
-    fn run(&self, args: &mut Args<'_>) {
-        let (inputs, shape) = (args.inputs, &self.conv.shape);
-        let TilesTail { epilogue, residual, isa } = &self.tail;
-        let memory = epilogue.residual_input().map_or(&[][..], |index| inputs[index]);
-        let finish = Finish {
-            bias: epilogue.bias_input().map(|index| inputs[index]),
-            residual: match residual {
-                None => Residual::None,
-                Some(DType::BF16) => Residual::Bf16(stored(memory, shape.output_len())),
-                Some(_) => Residual::F32(memory),
-            },
-            activation: epilogue.activation,
-            layout: Layout::Channels(shape.c_out),
-            isa: *isa,
-        };
-        let x = args.map::<X>(0, shape.input_len());
-        let workspace = std::mem::take(&mut args.workspace);
-        let packed = args.packed;
-        let y = args.map_mut::<Y>(0, shape.output_len());
-        self.conv.run(x, packed, &finish, y, workspace);
     }
 }

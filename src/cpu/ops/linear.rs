@@ -1,8 +1,9 @@
 //! Fully connected layers by packed GEMM; of maps of bf16 by tiles of dot products.
 
-use super::conv2d;
 use super::epilogue::Tail;
+use super::tiles;
 use crate::cpu::conv::ConvShape;
+use crate::cpu::dot::DotConv;
 use crate::cpu::gemm::{BLayout, Gemm};
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
 use crate::ops::Linear;
@@ -24,7 +25,8 @@ impl CpuOp for Linear {
     fn bf16_kernel(&self, context: &Context<'_>) -> Option<Box<dyn Kernel>> {
         let (n, k) = (context.inputs[1].shape[0], context.inputs[1].shape[1]);
         let m = context.outputs[0].shape.dims().split_last().map_or(0, |(_, rows)| rows.iter().product());
-        (k > 0).then(|| conv2d::tiles(ConvShape::pointwise(m, k, n), self.epilogue, context))
+        let conv = DotConv { shape: ConvShape::pointwise(m, k, n), dot: context.dot, rule: () };
+        (k > 0).then(|| tiles::of_bf16(conv, self.epilogue, context))
     }
 }
 

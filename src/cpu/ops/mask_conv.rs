@@ -1,7 +1,6 @@
 //! Per-object mask convolution by GEMM, one product per image; in bf16 by tiles of dot products.
 
-use crate::cpu::dot::DotMaskConv;
-use crate::cpu::element::Element;
+use crate::cpu::dot::{DotMaskConv, Read, Store};
 use crate::cpu::gemm;
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
 use crate::isa::Isa;
@@ -74,7 +73,7 @@ struct Tiles<X, Y> {
     elements: PhantomData<fn(X) -> Y>,
 }
 
-impl<X: Element, Y: Element> Tiles<X, Y> {
+impl<X: Read<bf16>, Y: Store> Tiles<X, Y> {
     fn boxed(product: DotMaskConv, batch: usize, own: bool, bias: bool, workspace: usize) -> Box<dyn Kernel> {
         Box::new(Tiles::<X, Y> { product, batch, own, bias, workspace, elements: PhantomData })
     }
@@ -85,7 +84,7 @@ impl<X: Element, Y: Element> Tiles<X, Y> {
     }
 }
 
-impl<X: Element, Y: Element> Kernel for Tiles<X, Y> {
+impl<X: Read<bf16>, Y: Store> Kernel for Tiles<X, Y> {
     fn name(&self) -> String {
         format!("tiles {}", self.product.dot)
     }

@@ -47,6 +47,7 @@ pub(crate) mod normalise;
 mod normalise_grad;
 mod pixel_shuffle;
 mod product;
+mod quantized_conv2d;
 mod reduce_sum;
 mod reference;
 mod reshape;
@@ -57,6 +58,7 @@ mod sine_positional_encoding;
 mod slice;
 mod soft_mask_pool;
 mod softmax;
+mod tiles;
 mod top_k;
 mod window_attention;
 

@@ -39,7 +39,7 @@ impl Kernel for Reference {
         let inputs: Vec<&Tensor<f64>> = inputs.iter().collect();
         for (i, result) in self.op.reference(&inputs).iter().enumerate() {
             match self.outputs[i].dtype {
-                DType::F16 | DType::BF16 => unreachable!("floats are f32 in this kernel"),
+                DType::F16 | DType::BF16 | DType::U8 => unreachable!("floats are f32 in this kernel"),
                 DType::F32 => args.outputs[i].iter_mut().zip(result.data()).for_each(|(y, &v)| *y = v as f32),
                 DType::I32 => {
                     args.output_i32(i).iter_mut().zip(result.data()).for_each(|(y, &v)| *y = v as i32)

@@ -22,6 +22,7 @@ pub(crate) fn dtype_number(dtype: DType) -> i64 {
         DType::F32 | DType::I32 => 0,
         DType::F16 => 1,
         DType::BF16 => 2,
+        DType::U8 => unreachable!("codes are for CPUs"),
     }
 }
 

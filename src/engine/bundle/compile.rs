@@ -15,6 +15,7 @@ use crate::cuda::{
     pack,
 };
 use crate::engine::Model;
+use crate::engine::quantized::QUANTIZATION_KEY;
 use crate::engine::source::CONFIG_KEY;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -118,7 +119,8 @@ fn on_cpu(
     let entries = weights.entries().into_iter().map(|(name, constant)| (name, Entry::Floats(constant)));
     let exact = selection.arithmetic == Arithmetic::Exact;
     let bf16 = selection.bf16.is_some();
-    Ok((Target::Cpu { isa: instruction_set(selection.isa), exact, bf16 }, entries.collect()))
+    let int8 = model.quantized().is_some();
+    Ok((Target::Cpu { isa: instruction_set(selection.isa), exact, bf16, int8 }, entries.collect()))
 }
 
 #[cfg(feature = "cuda")]
@@ -180,8 +182,11 @@ fn graphs(model: &Model, sizes: &[(usize, usize)], cut: bool) -> impl Iterator<I
 
 fn write(model: &Model, manifest: &Manifest, entries: &Entries, path: &Path) -> Result<Compiled> {
     let text = serde_json::to_string(manifest).map_err(|error| Error::usage(error.to_string()))?;
-    let metadata =
+    let mut metadata: BTreeMap<String, String> =
         [(MANIFEST_KEY.to_string(), text), (CONFIG_KEY.to_string(), model.config().to_json())].into();
+    if let Some(quantized) = model.quantized() {
+        metadata.insert(QUANTIZATION_KEY.to_string(), quantized.to_json());
+    }
     let line = ALIGNMENT / size_of::<f32>();
     // The few that do not end with a line of the cache are filled up.
     let stored: Vec<(&str, [usize; 1], Stored<'_>)> = entries

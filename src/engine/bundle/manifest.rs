@@ -47,6 +47,9 @@ pub enum Target {
         /// Whether maps and filters are bf16: it then needs instructions for them.
         #[serde(default)]
         bf16: bool,
+        /// Whether quantized layers are int8: the same of those.
+        #[serde(default)]
+        int8: bool,
     },
     /// GPUs of a compute capability.
     Cuda {
@@ -120,9 +123,15 @@ impl Target {
     /// The device, for people.
     pub fn title(&self) -> String {
         match self {
-            Target::Cpu { isa, exact, bf16 } => {
+            Target::Cpu { isa, exact, bf16, int8 } => {
                 let how = if *exact { " (precise)" } else { "" };
-                format!("CPUs with {isa}{how}{}", if *bf16 { " and bf16" } else { "" })
+                let short = match (bf16, int8) {
+                    (false, false) => "",
+                    (true, false) => " and bf16",
+                    (false, true) => " and int8",
+                    (true, true) => ", bf16 and int8",
+                };
+                format!("CPUs with {isa}{how}{short}")
             }
             Target::Cuda { name, compute: (major, minor), precision, .. } => {
                 format!("sm_{major}{minor} ({name}, {precision})")
@@ -198,7 +207,7 @@ mod tests {
 
     #[test]
     fn manifests_are_read_back_and_others_refused() {
-        let cpu = Target::Cpu { isa: "avx2".into(), exact: false, bf16: false };
+        let cpu = Target::Cpu { isa: "avx2".into(), exact: false, bf16: false, int8: false };
         let manifest = Manifest::new(vec![[384, 512]], vec![cpu]);
         let text = serde_json::to_string(&manifest).unwrap();
         assert_eq!(Manifest::parse(&text), Ok(manifest.clone()));

@@ -9,11 +9,12 @@ use crate::cuda::{self, Runtime};
 use crate::engine::ModelOptions;
 #[cfg(feature = "cuda")]
 use crate::engine::Tuning;
-use crate::engine::backend::{Backend, Device, Notes};
+use crate::engine::backend::{Backend, Device, Notes, lacks_int8};
+use crate::engine::quantized::Quantized;
 use crate::engine::source::{CONFIG_KEY, said_config};
 use crate::error::{Error, Result};
 use crate::fsio;
-use crate::isa::{Dot, Isa};
+use crate::isa::{Dot, Int8, Isa};
 use crate::model::Config;
 use crate::tensor::Precision;
 use std::io::Read;
@@ -55,6 +56,7 @@ pub(in crate::engine) struct Opened {
     pub manifest: Manifest,
     pub backend: Backend,
     pub notes: Notes,
+    pub quantized: Option<Quantized>,
 }
 
 /// The model of a bundle on the device that `options` ask for.
@@ -74,18 +76,18 @@ pub(in crate::engine) fn open(path: &Path, options: &ModelOptions) -> Result<Ope
     };
     let reason = match (gpu, options.device) {
         (Ok(backend), _) => {
-            let notes = Notes { device: None, tuning: None };
-            return Ok(Opened { config, manifest, backend, notes });
+            let notes = Notes { device: None, tuning: None, precision: None };
+            return Ok(Opened { config, manifest, backend, notes, quantized: None });
         }
         (Err(reason), Device::Cuda(_)) => return Err(other(reason.unwrap_or_default())),
         (Err(reason), _) => reason,
     };
     let here = instruction_set(Isa::detect());
     let found = manifest.targets.iter().find_map(|target| match target {
-        Target::Cpu { isa, exact, bf16 } if *isa == here => Some((*exact, *bf16)),
+        Target::Cpu { isa, exact, bf16, int8 } if *isa == here => Some((*exact, *bf16, *int8)),
         _ => None,
     });
-    let Some((exact, bf16)) = found else {
+    let Some((exact, bf16, int8)) = found else {
         let gpu = reason.map_or(String::new(), |reason| format!(", and {reason}"));
         return Err(other(format!("this is a CPU with {here}{gpu}")));
     };
@@ -99,14 +101,23 @@ pub(in crate::engine) fn open(path: &Path, options: &ModelOptions) -> Result<Ope
             ))
         })?),
     };
+    let quantized = match (int8, options.int8) {
+        (false, Some(true)) => return Err(other("int8 was asked for".into())),
+        (true, Some(false)) => return Err(other("other numbers than int8 were asked for".into())),
+        (false, _) => None,
+        (true, _) if Int8::detect().is_none() => return Err(other(lacks_int8())),
+        (true, _) => Quantized::said(bundle.file())?,
+    };
     let arithmetic = Target::arithmetic(exact);
     if options.arithmetic == Arithmetic::Exact && arithmetic != Arithmetic::Exact {
         let reason = "its kernels round as fast ones do: make it with --precise for exact ones";
         return Err(Error::usage(format!("{}: {reason}", path.display())));
     }
-    let selection = Selection { arithmetic, bf16, ..Selection::new(Isa::detect(), 1) };
+    let int8 = Int8::detect().unwrap_or(Int8::Portable);
+    let selection = Selection { arithmetic, bf16, int8, ..Selection::new(Isa::detect(), 1) };
     let backend = Backend::Cpu { selection, weights: Arc::new(Weights::mapped(bundle)) };
-    Ok(Opened { config, manifest, backend, notes: Notes { device: reason, tuning: None } })
+    let notes = Notes { device: reason, tuning: None, precision: None };
+    Ok(Opened { config, manifest, backend, notes, quantized })
 }
 
 /// An instruction set as a bundle names it: layouts of different processors may bear one name.

@@ -1,5 +1,6 @@
 //! Rewrites of a graph. Each keeps the results up to rounding; [`optimize`] verifies after each.
 
+pub mod quantize;
 mod recompute;
 mod training;
 

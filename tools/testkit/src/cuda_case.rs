@@ -80,7 +80,7 @@ pub fn bound(case: &Case, precision: Precision, stored: DType) -> f64 {
         _ => stored,
     };
     let of = |dtype| match dtype {
-        DType::F32 | DType::I32 => 0.0,
+        DType::F32 | DType::I32 | DType::U8 => 0.0,
         DType::F16 => 3.5e-4,
         DType::BF16 => 2.8e-3,
     };

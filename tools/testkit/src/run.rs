@@ -4,7 +4,7 @@
 use knet::cpu::{self, Executor, Selection, Weights};
 use knet::error::Result;
 use knet::graph::{Builder, Graph, Layout, Param, Source, ValueId};
-use knet::isa::{Dot, Isa};
+use knet::isa::{Dot, Int8, Isa};
 use knet::ops::binary::{Binary, BinaryKind};
 use knet::ops::case::{Case, Tolerance, relative_l2};
 use knet::ops::{Op, Role, ValueType};
@@ -52,7 +52,7 @@ impl Output {
     /// The elements as references give them: indices as floats of the same value.
     pub fn to_f64(&self) -> Vec<f64> {
         let float = |&bits: &u32| match self.ty.dtype {
-            DType::F16 | DType::BF16 => unreachable!("the CPU stores floats as f32"),
+            DType::F16 | DType::BF16 | DType::U8 => unreachable!("callers see floats as f32"),
             DType::F32 => f64::from(f32::from_bits(bits)),
             DType::I32 => f64::from(bits as i32),
         };
@@ -242,6 +242,27 @@ pub fn check_case(
     Ok(())
 }
 
+/// Runs a case with these instructions for products of codes, on one thread and on two, against `wanted`.
+pub fn check_case_in_int8(
+    case: &Case,
+    inputs: &[Tensor],
+    wanted: &[Tensor<f64>],
+    isa: Isa,
+    int8: Int8,
+) -> Result<(), String> {
+    let operands = Operands::of_model(&case.op);
+    let (graph, weights) = one_node(case, inputs, operands).map_err(|e| e.to_string())?;
+    let given = inputs.iter().enumerate().filter(|(i, _)| is_input(case, *i, operands));
+    let given: Vec<Tensor> = given.map(|(_, tensor)| tensor.clone()).collect();
+    for threads in [2, 1] {
+        let selection = Selection { int8, ..Selection::new(isa, threads) };
+        let mut machine = Machine::with(&graph, &weights, selection).map_err(|e| e.to_string())?;
+        compare(&machine.run(&given), wanted, case.tolerance.relative_l2)
+            .map_err(|e| format!("{threads} threads: {e}"))?;
+    }
+    Ok(())
+}
+
 /// Runs a case of an inner node with maps stored as bf16, on one thread and on two, against `wanted`, of
 /// inputs that bf16 holds: results are then off by what they are off in f32 and by their own rounding.
 pub fn check_case_in_bf16(
@@ -259,7 +280,8 @@ pub fn check_case_in_bf16(
     let rounding = if case.tolerance == Tolerance::EXACT { 0.0 } else { 1.0 / 256.0 };
     let mut first: Option<Vec<Output>> = None;
     for threads in [2, 1] {
-        let selection = Selection { bf16: Some(dot), ..Selection::new(isa, threads) };
+        let int8 = Int8::detect().unwrap_or(Int8::Portable);
+        let selection = Selection { bf16: Some(dot), int8, ..Selection::new(isa, threads) };
         let mut machine = Machine::with(&graph, &weights, selection).map_err(|e| e.to_string())?;
         let found = machine.run(&given);
         compare(&found, wanted, case.tolerance.relative_l2 + rounding)?;

@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let (config, loader) = source::open(&arguments.model.source(), arguments.model.model.as_deref())?;
+    let source::Opened { config, load, .. } =
+        source::open(&arguments.model.source(), arguments.model.model.as_deref())?;
     let size = arguments.size.unwrap_or(Size::of(&config)).padded(&config);
     let batch = batch(&config, arguments, size)?;
     let setup = Setup::new(&config);
@@ -35,7 +36,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let threads = thread_count(arguments.model.threads.map_or(0, usize::from));
     let compute = Compute { device, precision, threads };
-    let mut step = TrainStep::new(&spec, loader, compute)?;
+    let mut step = TrainStep::new(&spec, load, compute)?;
     let lr = setup.optimizer.lr;
     let learnt = step.learn(&batch, lr)?;
     let (losses, grad_norm) = (learnt.losses.clone(), learnt.norm);

@@ -1,8 +1,12 @@
-//! Run-time choice of the instruction set, and of the instructions for products of short numbers.
+//! Run-time choice of the instruction set, and of the [instructions for products of short numbers](short).
 //!
 //! Every fast path exists in a portable form; on x86-64 the same source is compiled again for wider
 //! vectors and chosen once per process, on AArch64 for NEON, which every processor there has. Nothing here
 //! depends on how the crate was compiled.
+
+mod short;
+
+pub use short::{Dot, Int8};
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -85,99 +89,6 @@ impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// Instructions that multiply bf16 and add in f32, worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Dot {
-    /// None: a plain loop, which is slower than f32. For tests.
-    Portable,
-    /// AVX-512 BF16: pairs in vectors.
-    Avx512,
-    /// AMX BF16: tiles.
-    Amx,
-}
-
-impl Dot {
-    /// The best this processor has, `None` for the plain loop. What `KNET_ISA` excludes is not taken:
-    /// `KNET_ISA=avx512` leaves AMX out.
-    pub fn detect() -> Option<Dot> {
-        static BEST: OnceLock<Option<Dot>> = OnceLock::new();
-        *BEST.get_or_init(|| {
-            let most = match std::env::var("KNET_ISA").as_deref() {
-                Ok("portable" | "avx2") => Dot::Portable,
-                Ok("avx512") => Dot::Avx512,
-                _ => Dot::Amx,
-            };
-            let best = Dot::hardware().min(most);
-            (best > Dot::Portable).then_some(best)
-        })
-    }
-
-    /// Whether products of bf16 are sure to be faster than those of f32. Of AVX-512 BF16 they are not: a Xeon
-    /// with it makes half as many of its products as of f32's in the same time.
-    pub fn pays(self) -> bool {
-        self == Dot::Amx
-    }
-
-    /// All that run here, worst first: what tests iterate over.
-    pub fn available() -> Vec<Dot> {
-        [Dot::Portable, Dot::Avx512, Dot::Amx].into_iter().filter(|dot| dot.is_available()).collect()
-    }
-
-    /// Whether this processor has the instructions, and the system lets the process use them.
-    pub fn is_available(self) -> bool {
-        self <= Dot::hardware()
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn hardware() -> Dot {
-        static HARDWARE: OnceLock<Dot> = OnceLock::new();
-        *HARDWARE.get_or_init(|| {
-            if !Isa::Avx512.is_available() || !is_x86_feature_detected!("avx512bf16") {
-                return Dot::Portable;
-            }
-            if has_amx() { Dot::Amx } else { Dot::Avx512 }
-        })
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn hardware() -> Dot {
-        Dot::Portable
-    }
-}
-
-impl fmt::Display for Dot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Dot::Portable => "portable",
-            Dot::Avx512 => "avx512_bf16",
-            Dot::Amx => "amx",
-        })
-    }
-}
-
-/// Whether the processor multiplies tiles of bf16, and Linux grants this process their registers, which it
-/// does for those that ask.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn has_amx() -> bool {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
-    const BF16: u32 = 1 << 22;
-    const TILE: u32 = 1 << 24;
-    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
-    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    // SAFETY: every 64-bit processor has the instruction.
-    #[allow(unused_unsafe)]
-    let features = unsafe { if __cpuid(0).eax < 7 { 0 } else { __cpuid_count(7, 0).edx } };
-    // SAFETY: asks for a permission; the system refuses what it does not know.
-    let granted =
-        || unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 };
-    features & BF16 != 0 && features & TILE != 0 && granted()
-}
-
-#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
-fn has_amx() -> bool {
-    false
 }
 
 /// Compiles one function body for every [`Isa`] and dispatches on its first argument.
