@@ -43,16 +43,19 @@ macro_rules! engine {
                         let mut acc = [[std::mem::zeroed::<$sums>(); 2]; R];
                         if tile.accumulate {
                             for (row, acc) in acc.iter_mut().enumerate() {
-                                *acc = [0, 16]
-                                    .map(|col| sums.add(row * COLS + col).cast::<$sums>().read_unaligned());
+                                acc[0] = sums.add(row * COLS).cast::<$sums>().read_unaligned();
+                                acc[1] = sums.add(row * COLS + 16).cast::<$sums>().read_unaligned();
                             }
                         }
                         let mut b = tile.b;
                         for &offset in tile.offsets {
                             let mut a = tile.a.add(offset as usize + first * tile.stride);
                             for group in 0..16 {
-                                let halves = [0, PANEL_STEP / 2]
-                                    .map(|half| b.add(half + group * 64).cast::<$bytes>().read_unaligned());
+                                let b = b.add(group * 64);
+                                let halves = [
+                                    b.cast::<$bytes>().read_unaligned(),
+                                    b.add(PANEL_STEP / 2).cast::<$bytes>().read_unaligned(),
+                                ];
                                 for (row, acc) in acc.iter_mut().enumerate() {
                                     let group = a.add(row * tile.stride).cast::<i32>().read_unaligned();
                                     let group =
@@ -90,30 +93,46 @@ macro_rules! engine {
 engine!(Bf16, bf16, "avx512f,avx512bf16", _mm512_dpbf16_ps, __m512, __m512bh);
 engine!(Vnni, u8, "avx512f,avx512vnni", _mm512_dpbusd_epi32, __m512i, __m512i);
 
+/// Two registers of 16 columns each.
+type Halves = (__m512, __m512);
+
+/// The sum of a half, from integers times `unit`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn scaled(sum: __m512, excess: __m512i, unit: __m512) -> __m512 {
+    _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(sum), excess)), unit)
+}
+
+/// Numbers of 16 codes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn values(codes: __m128i, zero: __m512i, step: __m512) -> __m512 {
+    _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(codes), zero)), step)
+}
+
 /// Row `row` finished: numbers in two halves, with bias and residual, clamped.
+///
+/// No closure works on registers here: what `array::map` calls has not these features, and takes them from memory.
 ///
 /// # Safety
 /// The processor has the features, and the residual has values for all rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn finished(rows: &Rows<'_>, row: usize, lanes: u32) -> [__m512; 2] {
+unsafe fn finished(rows: &Rows<'_>, row: usize, lanes: u32) -> Halves {
     let halves = [lanes as __mmask16, (lanes >> 16) as __mmask16];
     let at = row * rows.stride;
     // SAFETY: the caller's contract; lanes beyond the columns are neither read nor written.
     unsafe {
         let sums = rows.sums.as_ptr().add(row * COLS);
-        let load = |from: &[f32; COLS]| [0, 16].map(|col| _mm512_loadu_ps(from.as_ptr().add(col)));
-        let [mut a, mut b] = [0, 16].map(|col| _mm512_loadu_ps(sums.add(col)));
+        let (mut a, mut b) = (_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(16)));
         if let Some(scales) = rows.scales {
-            let unit = load(&scales.unit);
-            let excess = [0, 16].map(|col| _mm512_loadu_si512(scales.excess.as_ptr().add(col).cast()));
-            let scaled = |sum, excess, unit| {
-                _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(sum), excess)), unit)
-            };
-            (a, b) = (scaled(a, excess[0], unit[0]), scaled(b, excess[1], unit[1]));
+            let (excess, unit) = (scales.excess.as_ptr(), scales.unit.as_ptr());
+            a = scaled(a, _mm512_loadu_si512(excess.cast()), _mm512_loadu_ps(unit));
+            b = scaled(b, _mm512_loadu_si512(excess.add(16).cast()), _mm512_loadu_ps(unit.add(16)));
         }
-        let bias = load(rows.bias);
-        (a, b) = (_mm512_add_ps(a, bias[0]), _mm512_add_ps(b, bias[1]));
+        let bias = rows.bias.as_ptr();
+        a = _mm512_add_ps(a, _mm512_loadu_ps(bias));
+        b = _mm512_add_ps(b, _mm512_loadu_ps(bias.add(16)));
         match rows.residual {
             Residual::None => {}
             Residual::Bf16(residual) => {
@@ -131,17 +150,15 @@ unsafe fn finished(rows: &Rows<'_>, row: usize, lanes: u32) -> [__m512; 2] {
             Residual::Codes(codes, levels) => {
                 let codes = _mm256_maskz_loadu_epi8(lanes, codes.as_ptr().add(at).cast());
                 let (zero, step) = (_mm512_set1_epi32(levels.zero().into()), _mm512_set1_ps(levels.step));
-                let value = |codes| {
-                    let level = _mm512_sub_epi32(_mm512_cvtepu8_epi32(codes), zero);
-                    _mm512_mul_ps(_mm512_cvtepi32_ps(level), step)
-                };
-                a = _mm512_add_ps(a, value(_mm256_castsi256_si128(codes)));
-                b = _mm512_add_ps(b, value(_mm256_extracti128_si256::<1>(codes)));
+                a = _mm512_add_ps(a, values(_mm256_castsi256_si128(codes), zero, step));
+                b = _mm512_add_ps(b, values(_mm256_extracti128_si256::<1>(codes), zero, step));
             }
         }
         let (low, high) = (_mm512_set1_ps(rows.bounds.0), _mm512_set1_ps(rows.bounds.1));
         // Of a comparison with NaN the second operand comes out.
-        [a, b].map(|v| _mm512_min_ps(high, _mm512_max_ps(low, v)))
+        a = _mm512_min_ps(high, _mm512_max_ps(low, a));
+        b = _mm512_min_ps(high, _mm512_max_ps(low, b));
+        (a, b)
     }
 }
 
@@ -156,11 +173,29 @@ pub(super) unsafe fn store_bf16(rows: &Rows<'_>, y: *mut bf16) {
     for row in 0..rows.sums.len() / COLS {
         // SAFETY: the caller's contract; lanes beyond the columns are not written.
         unsafe {
-            let [a, b] = finished(rows, row, lanes);
+            let (a, b) = finished(rows, row, lanes);
             let narrow = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a));
             _mm512_mask_storeu_epi16(y.add(row * rows.stride).cast(), lanes, narrow);
         }
     }
+}
+
+/// What finds the codes of levels.
+#[derive(Clone, Copy)]
+struct Coder {
+    inverse: __m512,
+    low: __m512,
+    high: __m512,
+    zero: __m512i,
+}
+
+/// Codes of 16 numbers; NaN has the lowest level's.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn codes(values: __m512, coder: Coder) -> __m128i {
+    let level = _mm512_max_ps(_mm512_mul_ps(values, coder.inverse), coder.low);
+    let level = _mm512_cvtps_epi32(_mm512_min_ps(level, coder.high));
+    _mm512_cvtepi32_epi8(_mm512_add_epi32(level, coder.zero))
 }
 
 /// Stores rows of sums as codes of their levels.
@@ -170,19 +205,18 @@ pub(super) unsafe fn store_bf16(rows: &Rows<'_>, y: *mut bf16) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn store_codes(rows: &Rows<'_>, levels: Levels, y: *mut u8) {
     let lanes = u32::MAX >> (COLS - rows.cols);
-    let [low, high] = levels.range().map(|end| _mm512_set1_ps(end));
-    let inverse = _mm512_set1_ps(1.0 / levels.step);
-    let zero = _mm512_set1_epi32(levels.zero().into());
+    let [low, high] = levels.range();
+    let coder = Coder {
+        inverse: _mm512_set1_ps(1.0 / levels.step),
+        low: _mm512_set1_ps(low),
+        high: _mm512_set1_ps(high),
+        zero: _mm512_set1_epi32(levels.zero().into()),
+    };
     for row in 0..rows.sums.len() / COLS {
         // SAFETY: the caller's contract; lanes beyond the columns are not written.
         unsafe {
-            let codes = finished(rows, row, lanes).map(|v| {
-                // NaN becomes the lowest level.
-                let level = _mm512_max_ps(_mm512_mul_ps(v, inverse), low);
-                let level = _mm512_cvtps_epi32(_mm512_min_ps(level, high));
-                _mm512_cvtepi32_epi8(_mm512_add_epi32(level, zero))
-            });
-            let codes = _mm256_set_m128i(codes[1], codes[0]);
+            let (a, b) = finished(rows, row, lanes);
+            let codes = _mm256_set_m128i(codes(b, coder), codes(a, coder));
             _mm256_mask_storeu_epi8(y.add(row * rows.stride).cast(), lanes, codes);
         }
     }

@@ -39,7 +39,9 @@ unsafe fn rows<const R: usize>(tile: &Tile<'_>, first: usize) {
         let mut acc = [[_mm256_setzero_si256(); 4]; R];
         if tile.accumulate {
             for (row, acc) in acc.iter_mut().enumerate() {
-                *acc = PARTS.map(|col| _mm256_loadu_si256(sums.add(row * COLS + col).cast()));
+                for (acc, col) in acc.iter_mut().zip(PARTS) {
+                    *acc = _mm256_loadu_si256(sums.add(row * COLS + col).cast());
+                }
             }
         }
         let mut b = tile.b;

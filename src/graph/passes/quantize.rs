@@ -19,15 +19,20 @@ pub struct Candidate {
     pub map: ValueId,
 }
 
+/// Terms of filters up to which bf16 takes as long.
+const FEW_TERMS: usize = 32;
+
 /// The convolutions of an [optimized](super::optimize) graph that can be quantized, in order: those of maps,
 /// without groups, by filters of the checkpoint; but for those that read an input of the graph or make one of
-/// its results, the first and last layers, through which every error goes.
+/// its results, the first and last layers, through which every error goes, and those of filters that are so short
+/// that they fill no more than half of what is multiplied at a time.
 pub fn candidates(graph: &Graph) -> Vec<Candidate> {
     let seen = graph.seen_by_callers();
     let candidate = |(index, node): (usize, &crate::graph::Node)| {
         let Op::Conv2d(Conv2d { groups: 1, role: Role::Map, .. }) = node.op else { return None };
         let (map, filter) = (node.inputs[0], node.inputs[1]);
-        if seen[map.index()] || seen[node.outputs[0].index()] {
+        let terms: usize = graph.value(filter).ty.shape.dims()[1..].iter().product();
+        if seen[map.index()] || seen[node.outputs[0].index()] || terms <= FEW_TERMS {
             return None;
         }
         Some(Candidate { key: filter_key(graph, filter)?.to_string(), node: index, map })
