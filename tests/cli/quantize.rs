@@ -132,6 +132,32 @@ fn what_cannot_be_quantized_is_refused_by_name() {
 }
 
 #[test]
+fn a_map_that_is_not_finite_is_told_by_photo_and_layer() {
+    let folder = folder_with_photo();
+    let path = folder.path();
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/knet_s3_lite0_person.safetensors");
+    let file = Checkpoint::open(weights).unwrap();
+    // No ReLU comes behind it.
+    let large = "backbone._blocks.3._project_conv.weight";
+    let filters = file.load_f32(large).unwrap();
+    let most = filters.data().iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    let filters: Vec<f32> = filters.data().iter().map(|v| v / most * 3e38).collect();
+    let tensors = file.tensors().iter().map(|tensor| {
+        let data = match tensor.name == large {
+            true => TensorData::F32(&filters),
+            false => TensorData::Raw(tensor.dtype, file.bytes(&tensor.name).unwrap()),
+        };
+        TensorOut { name: &tensor.name, shape: &tensor.shape, data }
+    });
+    write_safetensors(path.join("large.safetensors"), tensors, file.metadata()).unwrap();
+    let arguments = ["quantize", "--weights", "large.safetensors", "--images", ".", "--size", "96x128"];
+    let found = knet(path, &arguments);
+    let said = ["a.png: ", "the map that `backbone._blocks.4._expand_conv.weight` reads is not finite"];
+    assert!(found.code == 2 && said.iter().all(|said| found.stderr.contains(said)), "{}", found.stderr);
+    assert!(!path.join("large.int8.safetensors").exists());
+}
+
+#[test]
 fn a_damaged_quantized_file_is_refused_by_name() {
     let folder = folder_with_photo();
     let path = folder.path();
