@@ -1,5 +1,6 @@
 //! Models, from a stage to the engine, and what plans and operators promise for any shape.
 
+mod bf16;
 mod config;
 mod deadline;
 mod deformable;

@@ -3,6 +3,7 @@
 //!
 //! Helpers panic where a test must fail, and return an error where the caller knows better which case it was.
 
+pub mod bench;
 pub mod cuda_case;
 pub mod data;
 pub mod device;

@@ -88,25 +88,36 @@ fn node_between(case: &Case, inputs: &[Tensor], operands: Operands, inner: bool)
             builder.param(&name, tensor.shape().dims(), Layout::Plain)?
         });
     }
-    let mut times_one = |builder: &mut Builder, id: ValueId| {
-        let ty = builder.graph().value(id).ty;
-        if !inner || ty.role != Role::Map || ty.shape.is_empty() {
-            return Ok(id);
-        }
-        let ones = vec![1; ty.shape.rank()];
-        params.insert(format!("one{}", ones.len()), Tensor::new(&ones[..], vec![1.0]));
-        let one = builder.param(&format!("one{}", ones.len()), &ones, Layout::Plain)?;
-        builder.node("stored", Binary { kind: BinaryKind::Mul }, &[id, one])
-    };
-    for id in &mut ids {
-        *id = times_one(&mut builder, *id)?;
+    if inner {
+        ids.iter_mut().try_for_each(|id| times_one(&mut builder, *id).map(|product| *id = product))?;
     }
-    for (index, id) in builder.nodes("result", case.op.clone(), &ids)?.into_iter().enumerate() {
-        let id = times_one(&mut builder, id)?;
+    for (index, mut id) in builder.nodes("result", case.op.clone(), &ids)?.into_iter().enumerate() {
+        if inner {
+            id = times_one(&mut builder, id)?;
+        }
         builder.output(&format!("result{index}"), id);
     }
-    let weights = Weights::new(Box::new(move |param| Ok(params[&param.key].clone())));
+    let weights =
+        Weights::new(Box::new(move |param| Ok(one(param).unwrap_or_else(|| params[&param.key].clone()))));
     Ok((builder.finish()?, weights))
+}
+
+/// A map times one, so that it is neither input nor result of the graph but what a back end stores as it
+/// likes; the one is a parameter that [`one`] gives. Other values as they are.
+pub fn times_one(builder: &mut Builder, id: ValueId) -> Result<ValueId> {
+    let ty = builder.graph().value(id).ty;
+    if ty.role != Role::Map || ty.shape.is_empty() {
+        return Ok(id);
+    }
+    let ones = vec![1; ty.shape.rank()];
+    let one = builder.param(&format!("one{}", ones.len()), &ones, Layout::Plain)?;
+    builder.node("stored", Binary { kind: BinaryKind::Mul }, &[id, one])
+}
+
+/// The one of [`times_one`], if that is what this parameter is.
+pub fn one(param: &Param) -> Option<Tensor> {
+    let is_one = param.key.strip_prefix("one").is_some_and(|rank| rank.parse::<usize>().is_ok());
+    is_one.then(|| Tensor::new(&param.upstream_shape[..], vec![1.0]))
 }
 
 /// Weights of a graph without parameters.
