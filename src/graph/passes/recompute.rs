@@ -93,9 +93,11 @@ pub fn stretches(graph: &Graph, first: usize, part: impl Fn(&str) -> Option<Part
     found
 }
 
-/// In which order stretches are given up: each next one is what saves most memory for its operations, where
-/// one that is made again still needs its place while its gradients are made.
+/// In which order stretches are given up: each next one is what saves most memory for its operations, of which
+/// a hundredth of all is no matter, so that few large stretches go before many small ones. One that is made
+/// again still needs its place while its gradients are made.
 pub fn order(stretches: &[Stretch]) -> Vec<usize> {
+    let little = 1 + stretches.iter().map(|stretch| u128::from(stretch.flops)).sum::<u128>() / 100;
     let mut again = vec![false; stretches.len()];
     let mut order = Vec::new();
     while order.len() < stretches.len() {
@@ -106,7 +108,7 @@ pub fn order(stretches: &[Stretch]) -> Vec<usize> {
             let saved = now - peak(stretches, &again);
             again[index] = false;
             let Stretch { bytes, flops, .. } = stretches[index];
-            let [saved, bytes, work] = [saved as u128, bytes as u128, u128::from(flops) + 1];
+            let [saved, bytes, work] = [saved as u128, bytes as u128, u128::from(flops) + little];
             let beats = |&(_, [most, larger, other]): &(usize, [u128; 3])| {
                 (saved * other, bytes * other) > (most * work, larger * work)
             };
