@@ -350,8 +350,10 @@ mod tests {
     /// A layer's product is kept, its activation is not, though the next stretch reads it.
     #[test]
     fn of_a_light_stretch_what_is_little_work_is_made_again() {
+        fn light(name: &str) -> Option<Part<'_>> {
+            name.starts_with("a.").then_some(Part::Light("a"))
+        }
         let (before, first) = graph();
-        let light = |name: &str| name.starts_with("a.").then_some(Part::Light("a"));
         let mut after = before.clone();
         recompute(&mut after, first, light);
         eliminate_dead_code(&mut after);
