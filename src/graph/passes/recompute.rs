@@ -93,9 +93,9 @@ pub fn stretches(graph: &Graph, first: usize, part: impl Fn(&str) -> Option<Part
     found
 }
 
-/// In which order stretches are given up: each next one is what saves most memory for its operations, of which
-/// a hundredth of all is no matter, so that few large stretches go before many small ones. One that is made
-/// again still needs its place while its gradients are made.
+/// In which order stretches are given up: each next one is what saves most memory for its operations, of
+/// which a hundredth of all is no matter, so that few large stretches go before many small ones. One that is
+/// made again still needs its place while its gradients are made.
 pub fn order(stretches: &[Stretch]) -> Vec<usize> {
     let little = 1 + stretches.iter().map(|stretch| u128::from(stretch.flops)).sum::<u128>() / 100;
     let mut again = vec![false; stretches.len()];
@@ -256,25 +256,30 @@ mod tests {
     /// result is an output, of the second its factors are an input. Gives the graph with gradients and the
     /// first of their nodes.
     fn graph() -> (Graph, usize) {
+        wide(4)
+    }
+
+    /// As [`graph`], of so many channels.
+    fn wide(channels: usize) -> (Graph, usize) {
         let mut b = Builder::new();
         b.segment("forward");
-        let mut x = b.input("x", ValueType::rows([2, 3, 4]));
+        let mut x = b.input("x", ValueType::rows([2, 3, channels]));
         for stretch in ["a", "b"] {
             for layer in 0..2 {
                 let name = format!("{stretch}.{layer}");
-                let weight = b.param(&format!("{name}.weight"), &[4, 4], Layout::Plain).unwrap();
+                let weight = b.param(&format!("{name}.weight"), &[channels; 2], Layout::Plain).unwrap();
                 let y = b.node(&name, Linear::default(), &[x, weight]).unwrap();
                 x = b.node(&format!("{name}.gelu"), Activate { activation: Activation::Gelu }, &[y]).unwrap();
                 if layer == 0 && stretch == "a" {
                     b.output("seen", x);
                 }
             }
-            let factors = b.input(&format!("{stretch}.factors"), ValueType::exact([2, 4]));
+            let factors = b.input(&format!("{stretch}.factors"), ValueType::exact([2, channels]));
             let dropout = Dropout { kind: DropKind::Channel };
             x = b.node(&format!("{stretch}.dropout"), dropout, &[x, factors]).unwrap();
         }
         b.output("y", x);
-        let seed = b.input("seed", ValueType::rows([2, 3, 4]));
+        let seed = b.input("seed", ValueType::rows([2, 3, channels]));
         let weights: Vec<ValueId> = (0..b.graph().values().len() as u32)
             .map(ValueId)
             .filter(|id| b.graph().param(*id).is_some())
@@ -353,7 +358,8 @@ mod tests {
         fn light(name: &str) -> Option<Part<'_>> {
             name.starts_with("a.").then_some(Part::Light("a"))
         }
-        let (before, first) = graph();
+        // A product takes 64 operations an element.
+        let (before, first) = wide(32);
         let mut after = before.clone();
         recompute(&mut after, first, light);
         eliminate_dead_code(&mut after);
@@ -363,8 +369,8 @@ mod tests {
         // `b`'s first layer reads what `a` drops; what is seen is kept.
         assert_eq!(again, ["a.1.gelu.again", "a.dropout.again"], "{}", after.dump());
         let found = stretches(&before, first, light);
-        // The dropout's result is kept no more: 24 floats, for 28 operations each, and one.
-        assert_eq!(found, [Stretch { name: "a".into(), bytes: 96, flops: 24 * (28 + 1) }]);
+        // The dropout's result is kept no more: 192 floats, for 28 operations each, and one.
+        assert_eq!(found, [Stretch { name: "a".into(), bytes: 4 * 192, flops: 192 * (28 + 1) }]);
         assert_eq!(found[0].to_string(), "a: 0.0 MiB for 0.00 GFLOP");
     }
 

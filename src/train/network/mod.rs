@@ -312,8 +312,8 @@ pub(in crate::train) fn build(spec: &TrainSpec<'_>, on_device: bool) -> Result<T
     })
 }
 
-/// The stretches of a step whose gradients are the nodes from `first` on, in the order in which they are given
-/// up, once the first of them are.
+/// The stretches of a step whose gradients are the nodes from `first` on, in the order in which they are
+/// given up, once the first of them are.
 fn given_up(graph: &mut Graph, first: usize, spec: &TrainSpec<'_>) -> Vec<Stretch> {
     fn part<'n>(config: &Config, name: &'n str) -> Option<Part<'n>> {
         pixels::stretch(name).or_else(|| config.stretch(name))

@@ -31,7 +31,8 @@ pub(super) fn compare(a: &mut Assembly<'_>) -> Result<Compared> {
     Ok(Compared { backward, targets: TargetInputs::Pixels(PixelTargets { classes: id }), terms })
 }
 
-/// The stretch that a value of this name belongs to, if it is a loss's: its class maps at the size of the image.
+/// The stretch that a value of this name belongs to, if it is a loss's: its class maps at the size of the
+/// image.
 pub(super) fn stretch(name: &str) -> Option<Part<'_>> {
     let is_loss = LOSSES.iter().any(|prefix| name.starts_with(prefix));
     name.rsplit_once('.').filter(|_| is_loss).map(|(loss, _)| Part::Light(loss))

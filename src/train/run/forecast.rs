@@ -146,8 +146,8 @@ impl Plans<'_> {
 }
 
 /// The largest number of images a step on one of several ranks can have, up to 32, without values that are
-/// made again if the smallest step fits without; else with as few as that number allows. Memory is planned, not tried: a step always has the largest
-/// photos and the most objects that the configuration allows.
+/// made again if the smallest step fits without; else with as few as that number allows. Memory is planned,
+/// not tried: a step always has the largest photos and the most objects that the configuration allows.
 ///
 /// # Errors
 /// [`Error::Memory`] if there is not enough for one image; as [`network::build_training`] and
