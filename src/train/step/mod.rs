@@ -307,8 +307,8 @@ impl TrainStep {
     }
 
     /// Begins what [`TrainStep::finish`] ends: a batch, the one that was [loaded](TrainStep::load) if one
-    /// was, with a learning rate up to the update, if one is due (among several `ranks` there is none; if they
-    /// are on GPUs, gradients are summed as they get ready). When it returns a GPU is still at work.
+    /// was, with a learning rate up to the update, if one is due (among several `ranks` there is none; if
+    /// they are on GPUs, gradients are summed as they get ready). When it returns a GPU is still at work.
     ///
     /// # Errors
     /// [`Error::Shape`] if the batch has another shape than was planned; [`Error::Diverged`] for matching
