@@ -127,8 +127,10 @@ pub trait Executor: Send {
     }
 
     /// Starts segments that follow one another, and every update that is made in them: on a GPU one launch,
-    /// which is captured when it is first asked for. What is started before it was waited for, the segments
-    /// that come next, runs after it; nothing else is.
+    /// which is captured when it is first asked for. What is started before it was waited for runs after it:
+    /// the segments that come next, or, once all have been started, the first ones again where
+    /// [`Executor::write_ahead`] wrote all that they read. Results of the run before are then read as if it
+    /// had not begun; only [`Executor::fetch`] finds what stays on the device overwritten.
     ///
     /// # Errors
     /// [`Error::Cuda`] on a GPU, as the driver says.

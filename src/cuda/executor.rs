@@ -52,7 +52,7 @@ struct Floats {
     outputs: Vec<Staging>,
     graphs: Vec<Captured>,
     /// Segments that were started, until somebody waited.
-    started: Option<RangeInclusive<usize>>,
+    started: Vec<RangeInclusive<usize>>,
 }
 
 /// Segments that are run together: of each the inputs that it is the first to read, its steps, and the
@@ -169,7 +169,7 @@ impl Executor {
         let stays = |index: usize| resident.iter().any(|id| id.index() == index);
         let inputs = executor.stage(&plan.inputs, runtime, |_| false, |stored| (DType::F32, stored))?;
         let outputs = executor.stage(&plan.outputs, runtime, stays, |stored| (stored, DType::F32))?;
-        executor.floats = Some(Floats { inputs, outputs, graphs: Vec::new(), started: None });
+        executor.floats = Some(Floats { inputs, outputs, graphs: Vec::new(), started: Vec::new() });
         Ok(executor)
     }
 
@@ -488,22 +488,21 @@ impl exec::Executor for Executor {
         let segments = segments.start().index()..=segments.end().index();
         self.start_segments(segments.clone())?;
         if let Some(floats) = &mut self.floats {
-            let first = floats.started.as_ref().map_or(*segments.start(), |started| *started.start());
-            floats.started = Some(first..=*segments.end());
+            floats.started.push(segments);
             floats.inputs.iter_mut().for_each(|input| input.ahead = false);
         }
         Ok(())
     }
 
     fn wait(&mut self) -> Result<()> {
-        self.floats.iter_mut().for_each(|floats| floats.started = None);
+        self.floats.iter_mut().for_each(|floats| floats.started.clear());
         self.device.synchronize()
     }
 
     fn write_ahead(&mut self, input: InputId, values: Host<'_>) -> Result<bool> {
         let floats = self.floats()?;
-        let started = floats.started.clone().map_or(&[][..], |started| &self.plan.segments[started]);
-        let is_read = started.iter().any(|segment| segment.inputs.contains(&input));
+        let mut started = floats.started.iter().flat_map(|range| &self.plan.segments[range.clone()]);
+        let is_read = started.any(|segment| segment.inputs.contains(&input));
         if is_read && !floats.inputs[input.index()].ahead {
             self.turn(input)?;
         }

@@ -374,9 +374,12 @@ impl Optimizer {
         self.updates
     }
 
-    /// Updates done, and batches since, those of lower ranks in this turn among them.
-    pub fn place(&self) -> (u64, u64) {
-        (self.updates, (self.pending + self.batches.share.rank) as u64)
+    /// Updates tried, and batches since, those of lower ranks in this turn among them; of the batch that
+    /// comes after an update `under_way`, whose end nobody has to know for it.
+    pub fn place(&self, under_way: bool) -> (u64, u64) {
+        let tried = self.updates + self.scale.map_or(0, |scale| scale.left_out);
+        let (more, pending) = if under_way { (1, 0) } else { (0, self.pending) };
+        (tried + more, (pending + self.batches.share.rank) as u64)
     }
 
     /// Among several ranks on CPUs, the sums of gradients, one for each slot.

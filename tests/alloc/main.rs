@@ -133,7 +133,7 @@ fn training(threads: usize) {
         seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 2,
-        recompute: false,
+        recompute: 0,
         share: Share::ALONE,
     };
     let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));

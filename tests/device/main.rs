@@ -6,6 +6,7 @@
 //! `--shard INDEX/COUNT` runs one of COUNT parts, each with whole operators and about as many operations, for
 //! as many processes. A case by itself: its name, and `--exact`.
 
+mod ahead;
 mod bundle;
 mod detectors;
 mod half;
@@ -95,6 +96,7 @@ fn main() {
         groups.insert("detectors".into(), (0, detectors::trials(ordinal, device.is_emulated())));
         groups.insert("half".into(), (0, half::trials(device.is_emulated())));
         groups.insert("learning".into(), (0, learning::trials(ordinal)));
+        groups.insert("ahead".into(), (0, ahead::trials(ordinal)));
         groups.insert("parts".into(), (0, networks::trials(ordinal, device.is_emulated())));
         groups.insert("program".into(), (0, program::trials(ordinal)));
         groups.insert("segments".into(), (0, segments::trials(ordinal)));

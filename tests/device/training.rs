@@ -113,7 +113,7 @@ pub fn new_step(
         seed: 3,
         optimizer: Some(&AdamWConfig { ema: 0.9, ..AdamWConfig::default() }),
         accumulate: 1,
-        recompute: false,
+        recompute: 0,
         share: Share::ALONE,
     };
     TrainStep::new(&spec, weight, compute)

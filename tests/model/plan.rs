@@ -132,7 +132,7 @@ fn a_gpu_stores_the_maps_of_training_in_half_precision_and_nothing_else() {
         seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 2,
-        recompute: false,
+        recompute: 0,
         share: Share::ALONE,
     };
     let network = build_training(&spec).unwrap();

@@ -190,6 +190,33 @@ fn numbers_that_explode_stop_the_run() {
     assert!(state.names().any(|name| name.starts_with("first.")));
 }
 
+/// Of a GPU, too, which is at the next batch when it shows: the same iteration and images are named as on the
+/// CPU, the state is that before it, and the log has no line of it.
+#[cfg(unix)]
+#[test]
+fn numbers_that_explode_on_a_gpu_are_those_of_their_own_iteration() {
+    let scene = Scene::new(&["red", "blue"]);
+    let settings =
+        ["--set", "optimizer.lr=1e25", "--set", "schedule.warmup=0", "--set", "run.log_iterations=1"];
+    let on_cpu = scene.run("cpu", &settings);
+    let mut command = scene.command("gpu", &[&gpus::ON_GPU[..], &settings].concat());
+    let on_gpu = gpus::on_gpus(&mut command, 1).output().unwrap();
+    let after = |text: &str, part: &str, end: char| {
+        let (_, rest) = text.split_once(part).unwrap_or_else(|| panic!("{text}"));
+        rest.split(end).next().unwrap().to_string()
+    };
+    let told = [on_cpu, on_gpu].map(|output| {
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(9), "{text}");
+        [after(&text, "images of the batch: [", ']'), after(&text, "stopped in iteration ", ';')]
+    });
+    assert_eq!(told[0], told[1]);
+    let state = Checkpoint::open(scene.path("gpu/diverged.state")).unwrap();
+    let before = told[1][1].parse::<usize>().unwrap() - 1;
+    assert_eq!(after(&state.metadata()["knet.progress"], "\"iteration\":", ','), before.to_string());
+    assert_eq!(scene.losses("gpu").len(), before);
+}
+
 #[test]
 fn a_full_disk_keeps_the_last_good_checkpoint() {
     let scene = Scene::new(&["red", "blue"]);

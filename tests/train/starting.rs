@@ -11,7 +11,7 @@ use knet::train::network::build_training;
 use knet::train::run::RunConfig;
 use knet::train::run::batch_size::BatchSize;
 use knet::train::run::config::Recompute;
-use knet::train::run::forecast::{Fit, describe, largest_batch};
+use knet::train::run::forecast::{ALL, Fit, describe, largest_batch};
 use knet::train::run::start::{StartReport, Values, initial_values};
 
 /// The values that `scene` starts from with `settings`.
@@ -182,8 +182,9 @@ fn the_largest_batch_fits_and_one_more_does_not() {
     let largest =
         |config: &RunConfig, device: &TrainingDevice| largest_batch(config, &model, Share::ALONE, device);
     let small = device(1);
+    let at_once = config.clone();
     let bytes = |fit: Fit| {
-        let network = build_training(&config.step(&model, fit, Share::ALONE)).unwrap();
+        let network = build_training(&at_once.step(&model, fit, Share::ALONE)).unwrap();
         small.forecast(&network.graph).unwrap().bytes()
     };
     // 85 % of it.
@@ -194,19 +195,27 @@ fn the_largest_batch_fits_and_one_more_does_not() {
     };
     let kept = largest(&config, &small).unwrap();
     check(kept);
-    assert_eq!(largest(&config, &device(1000)).unwrap(), Fit { images: 32, recompute: false });
+    assert_eq!(largest(&config, &device(1000)).unwrap(), Fit { images: 32, recompute: 0 });
     let error = largest(&config, &device(0)).unwrap_err().to_string();
     let start = "a training step of 1 images of 512x512 (with recompute = \"on\") needs ";
     assert!(error.starts_with(start), "{error}");
     let made_again = RunConfig { recompute: Recompute::On, ..config.clone() };
     let made_again = largest(&made_again, &small).unwrap();
     check(made_again);
-    assert!(made_again.recompute && made_again.images > kept.images, "{made_again:?} and {kept:?}");
+    assert!(made_again.recompute == ALL && made_again.images > kept.images, "{made_again:?} and {kept:?}");
 
-    // More images than fit otherwise.
+    // More images than fit otherwise: as few stretches are made again as that takes.
     config.data.batch = BatchSize::Images(kept.images + 1);
     let text = describe(&config, &small).unwrap();
-    assert!(text.contains("\nrecompute   on: ") && text.contains(" more operations\n"), "{text}");
+    assert!(text.contains("\n  on takes  ") && text.contains(" more operations\n"), "{text}");
+    let (_, line) = text.split_once("\nrecompute   ").unwrap();
+    let (few, all) = line.split_once(" stretches: ").unwrap().0.split_once(" of ").unwrap();
+    let [few, all] = [few, all].map(|count| count.parse::<usize>().unwrap());
+    assert!((1..all).contains(&few), "{text}");
+    assert_eq!(text.matches("\n  again     ").count(), few, "{text}");
+    let with = |recompute| bytes(Fit { images: kept.images + 1, recompute });
+    assert!(with(few) <= 850_000_000 && with(few - 1) > 850_000_000, "{text}");
+    assert_eq!(with(all), with(ALL));
     config.recompute = Recompute::Off;
     let text = describe(&config, &small).unwrap();
     assert!(text.contains("\nrecompute   off; on takes "), "{text}");

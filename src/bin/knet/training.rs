@@ -37,7 +37,7 @@ impl<'a> Setup<'a> {
             seed: 0,
             optimizer: Some(&self.optimizer),
             accumulate: 1,
-            recompute: false,
+            recompute: 0,
             share: Share::ALONE,
         }
     }

@@ -4,7 +4,7 @@ pub mod quantize;
 mod recompute;
 mod training;
 
-pub use recompute::recompute;
+pub use recompute::{Part, Stretch, order, recompute, stretches};
 pub use training::{DropRates, TrainedDropout, TrainedNorm, train_batch_norm, train_dropout};
 
 use super::{Graph, Node, Source, Value, ValueId};

@@ -15,7 +15,7 @@ pub use test::Test;
 
 use super::backbone::{Backbone, EfficientNetLite, ResNet, Stem};
 use super::condinst::CondInst;
-use super::decode_head::{DecodeHead, Generator};
+use super::decode_head::{self, DecodeHead, Generator};
 use super::evidence::Evidence;
 use super::head::Head;
 use super::neck::Fpn;
@@ -23,6 +23,7 @@ use super::rcnn::Rcnn;
 use super::solov2::Solov2;
 use super::{SIZE_DIVISOR, decode_head::Recognised};
 use crate::error::{Error, Result};
+use crate::graph::passes::Part;
 use fields::{Fields, names};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
@@ -161,9 +162,10 @@ impl Config {
 
     /// The stretch of the network that a value of this name belongs to, if it has one whose values are rather
     /// made again than kept where memory is short.
-    pub fn stretch<'n>(&self, name: &'n str) -> Option<&'n str> {
+    pub fn stretch<'n>(&self, name: &'n str) -> Option<Part<'n>> {
         let of_pyramid = || PYRAMIDS.into_iter().find(|prefix| name.starts_with(prefix));
-        self.backbone.stretch(name).or_else(of_pyramid)
+        let whole = self.backbone.stretch(name).or_else(of_pyramid).map(Part::Whole);
+        whole.or_else(|| decode_head::stretch(name))
     }
 
     /// The model that the parts of a name tell: what [`Config::name_by_parts`] makes.

@@ -19,6 +19,7 @@ use super::head::Objects;
 use super::layers::{Conv, conv_bn_relu, dropout};
 use super::{Config, TapLayout, Taps};
 use crate::error::Result;
+use crate::graph::passes::Part;
 use crate::graph::{Builder, Layout, ValueId};
 use crate::ops::dropout::DropKind;
 use crate::ops::resize::ResizeMode;
@@ -40,6 +41,18 @@ pub(super) const STAGES: &str = "decode_head.kernel_update_head.";
 /// Name of the layer that makes the first class maps.
 pub(super) fn classifier(config: &Config) -> String {
     format!("{}.conv_seg", generator_prefix(config.head.stages))
+}
+
+/// The stretch that a value of this name belongs to, if it is a head's. Of what generates features, the
+/// convolutions are more work than all else of the model; of a stage, those of a pixel are little.
+pub(super) fn stretch(name: &str) -> Option<Part<'_>> {
+    if let Some(rest) = name.strip_prefix(STAGES) {
+        let end = rest.find('.').unwrap_or(rest.len());
+        return Some(Part::Whole(&name[..STAGES.len() + end]));
+    }
+    let prefixes = [GENERATED, PREFIX, AUXILIARY_PREFIX.trim_end_matches('.')];
+    let is_below = |prefix: &&str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
+    prefixes.into_iter().find(is_below).map(Part::Light)
 }
 
 /// What the names of a generator's parameters start with, in a head of so many stages.

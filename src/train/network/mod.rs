@@ -15,8 +15,8 @@ use crate::dist::Share;
 use crate::error::{Error, Result};
 use crate::graph::autodiff::gradients;
 use crate::graph::passes::{
-    DropRates, TrainedDropout, TrainedNorm, eliminate_dead_code, optimize_for_training, recompute,
-    train_batch_norm, train_dropout,
+    DropRates, Part, Stretch, TrainedDropout, TrainedNorm, eliminate_dead_code, optimize_for_training, order,
+    recompute, stretches, train_batch_norm, train_dropout,
 };
 use crate::graph::{Builder, Graph, InputId, OutputId, Param, SegmentId, ValueId, VariableId};
 use crate::model::{self, Config, TapMode, Task};
@@ -82,9 +82,9 @@ pub struct TrainSpec<'a> {
     pub optimizer: Option<&'a AdamWConfig>,
     /// Batches whose gradients make one update, on each rank.
     pub accumulate: usize,
-    /// Values within [stretches](Config::stretch) of the forward pass are not kept for the backward pass, but
-    /// made again in it: less memory, more work, the same bits.
-    pub recompute: bool,
+    /// Values of so many of [`TrainNetwork::stretches`] are not kept for the backward pass, but made again in
+    /// it: less memory, more work, the same bits. [`usize::MAX`] is all of them.
+    pub recompute: usize,
     /// Which rank this is. Among several, sums over ranks and running statistics are made by
     /// [`TrainStep::join`](crate::train::step::TrainStep::join), not in the graph.
     pub share: Share,
@@ -202,6 +202,9 @@ pub struct TrainNetwork {
     pub statistics: Vec<Statistic>,
     /// The optimizer, if one was asked for.
     pub optimizer: Option<Optimizer>,
+    /// What may be made again in the backward pass, in the order in which it is given up; the first
+    /// [`TrainSpec::recompute`] are.
+    pub stretches: Vec<Stretch>,
 }
 
 /// Builds the training graph.
@@ -270,11 +273,9 @@ pub(in crate::train) fn build(spec: &TrainSpec<'_>, on_device: bool) -> Result<T
     if weights.is_empty() {
         return Err(Error::usage(format!("frozen {:?} leave nothing to train", spec.frozen)));
     }
-    if spec.recompute {
-        let mut graph = b.finish()?;
-        recompute(&mut graph, first, |name| spec.config.stretch(name));
-        b = Builder::resume(graph);
-    }
+    let mut graph = b.finish()?;
+    let stretches = given_up(&mut graph, first, spec);
+    let mut b = Builder::resume(graph);
     let of_terms: Vec<ValueId> = terms.iter().map(|term| b.graph().outputs()[term.loss.index()].1).collect();
     let losses = optimizer::append_squares(&mut b, "losses", &of_terms)?;
     let buckets = if on_device { buckets::divide(&mut b, backward, &weights) } else { Vec::new() };
@@ -307,7 +308,24 @@ pub(in crate::train) fn build(spec: &TrainSpec<'_>, on_device: bool) -> Result<T
         trained,
         statistics,
         optimizer,
+        stretches,
     })
+}
+
+/// The stretches of a step whose gradients are the nodes from `first` on, in the order in which they are
+/// given up, once the first of them are.
+fn given_up(graph: &mut Graph, first: usize, spec: &TrainSpec<'_>) -> Vec<Stretch> {
+    fn part<'n>(config: &Config, name: &'n str) -> Option<Part<'n>> {
+        pixels::stretch(name).or_else(|| config.stretch(name))
+    }
+    let found = stretches(graph, first, |name| part(spec.config, name));
+    let sorted: Vec<Stretch> = order(&found).into_iter().map(|index| found[index].clone()).collect();
+    let again = &sorted[..spec.recompute.min(sorted.len())];
+    if !again.is_empty() {
+        let is_again = |part: &Part<'_>| again.iter().any(|stretch| stretch.name == part.name());
+        recompute(graph, first, |name| part(spec.config, name).filter(is_again));
+    }
+    sorted
 }
 
 /// Refuses statistics of single values, whose variance is none: a map of one pixel, of one image.

@@ -3,8 +3,12 @@
 
 use super::{Assembly, Compared, TargetInputs, TermKind};
 use crate::error::Result;
+use crate::graph::passes::Part;
 use crate::graph::{InputId, ValueId};
 use crate::ops::{CrossEntropyLoss, Reshape, ValueType};
+
+/// What the names of losses start with, upstream's.
+const LOSSES: [&str; 2] = ["decode.loss_ce", "aux.loss_ce"];
 
 /// What a batch fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,13 @@ pub(super) fn compare(a: &mut Assembly<'_>) -> Result<Compared> {
     Ok(Compared { backward, targets: TargetInputs::Pixels(PixelTargets { classes: id }), terms })
 }
 
+/// The stretch that a value of this name belongs to, if it is a loss's: its class maps at the size of the
+/// image.
+pub(super) fn stretch(name: &str) -> Option<Part<'_>> {
+    let is_loss = LOSSES.iter().any(|prefix| name.starts_with(prefix));
+    name.rsplit_once('.').filter(|_| is_loss).map(|(loss, _)| Part::Light(loss))
+}
+
 /// Taps of the class maps of a model with so many stages, and upstream's names of their losses.
 fn predictions(stages: usize) -> Vec<(String, String)> {
     let mut all = match stages {
@@ -43,7 +54,7 @@ fn predictions(stages: usize) -> Vec<(String, String)> {
 /// The cross-entropy of a tap's class maps, resized to the image, summed over the labelled pixels.
 fn cross_entropy(a: &mut Assembly<'_>, tap: &str, name: &str, classes: ValueId) -> Result<ValueId> {
     let maps = a.tap(tap)?;
-    let maps = a.resized(tap, maps, a.spec.size)?;
+    let maps = a.resized(name, maps, a.spec.size)?;
     let [batch, count, h, w] = [0, 1, 2, 3].map(|axis| a.b.shape(maps)[axis]);
     let flat = Reshape { shape: [batch, count, h * w].into() };
     let logits = a.b.node(&format!("{name}.logits"), flat, &[maps])?;

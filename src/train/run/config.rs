@@ -77,7 +77,7 @@ pub struct RunConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
-    /// If a step does not fit into the memory of its device without: [`Fit`].
+    /// As little as a step needs to fit into the memory of its device: [`Fit`].
     #[default]
     Auto,
     /// Always.

@@ -11,9 +11,10 @@ use crate::dist::Share;
 use crate::engine::Compute;
 use crate::engine::forecast::{Forecast, TrainingDevice};
 use crate::error::{Error, Result};
+use crate::graph::passes::Stretch;
 use crate::model::{Config, Task};
 use crate::train::data::{Mix, Reading};
-use crate::train::network;
+use crate::train::network::{self, TrainNetwork};
 
 /// Most images that are chosen for a step: more are for those who ask for them.
 const MOST_IMAGES: usize = 32;
@@ -30,16 +31,19 @@ pub struct Fit {
     /// Images.
     pub images: usize,
     /// [`TrainSpec::recompute`](network::TrainSpec::recompute).
-    pub recompute: bool,
+    pub recompute: usize,
 }
+
+/// [`Fit::recompute`] of all stretches.
+pub const ALL: usize = usize::MAX;
 
 impl Fit {
     /// Says of an error of memory what recomputation has done, or would do, about it.
     pub fn explain(self, error: Error) -> Error {
         let Error::Memory { what, needed, available } = error else { return error };
         let remark = match self.recompute {
-            true => "with recompute = \"on\"",
-            false => "recompute = \"on\" takes less",
+            ALL => "with recompute = \"on\"",
+            _ => "recompute = \"on\" takes less",
         };
         Error::Memory { what: format!("{what} ({remark})"), needed, available }
     }
@@ -54,10 +58,13 @@ struct Plans<'a> {
 }
 
 impl Plans<'_> {
-    fn forecast(&self, fit: Fit) -> Result<Forecast> {
+    fn network(&self, fit: Fit) -> Result<TrainNetwork> {
         let on_gpus = self.share.ranks > 1 && !self.device.is_host();
-        let spec = self.config.step(self.model, fit, self.share);
-        self.device.forecast(&network::build(&spec, on_gpus)?.graph)
+        network::build(&self.config.step(self.model, fit, self.share), on_gpus)
+    }
+
+    fn forecast(&self, fit: Fit) -> Result<Forecast> {
+        self.device.forecast(&self.network(fit)?.graph)
     }
 
     /// Bytes of the step and, where it learns in the memory that photos are decoded into, of those.
@@ -78,19 +85,42 @@ impl Plans<'_> {
     /// A step of so many images, with values made again if it does not fit otherwise and the configuration
     /// lets them be.
     fn fit(&self, images: usize) -> Result<Fit> {
-        let kept = Fit { images, recompute: false };
-        let recompute = match (self.config.recompute, self.limit()) {
-            (Recompute::Auto, Some(limit)) => self.bytes(kept)? > limit,
-            (setting, _) => setting == Recompute::On,
-        };
-        Ok(Fit { recompute, ..kept })
+        let kept = Fit { images, recompute: 0 };
+        match (self.config.recompute, self.limit()) {
+            (Recompute::Auto, Some(limit)) if self.bytes(kept)? > limit => self.fewest(images, limit),
+            (Recompute::On, _) => Ok(Fit { recompute: ALL, ..kept }),
+            _ => Ok(kept),
+        }
+    }
+
+    /// A step of so many images that does not fit into `limit`, with the fewest stretches made again with
+    /// which it does, in their order; with all if it never does.
+    fn fewest(&self, images: usize, limit: u64) -> Result<Fit> {
+        let with = |recompute| Fit { images, recompute };
+        let all = self.network(with(0))?.stretches.len();
+        if self.bytes(with(ALL))? > limit {
+            return Ok(with(ALL));
+        }
+        let (mut short, mut enough) = (0, all);
+        while enough > short + 1 {
+            let middle = short.midpoint(enough);
+            match self.bytes(with(middle))? > limit {
+                true => short = middle,
+                false => enough = middle,
+            }
+        }
+        Ok(with(if enough == all { ALL } else { enough }))
     }
 
     /// As [`largest_batch`].
     fn largest(&self) -> Result<Fit> {
         let Some(limit) = self.limit() else { return self.fit(FEW_IMAGES) };
         // A batch norm in training needs two values.
-        let least = self.fit(if self.model.task == Task::Semantic { 2 } else { 1 })?;
+        let mut least = self.fit(if self.model.task == Task::Semantic { 2 } else { 1 })?;
+        let is_short = least.recompute > 0;
+        if is_short {
+            least.recompute = ALL;
+        }
         let with = |images: usize| Fit { images, ..least };
         let (of_least, of_next) = (self.bytes(least)?, self.bytes(with(least.images + 1))?);
         if of_least > limit {
@@ -108,13 +138,16 @@ impl Plans<'_> {
         while fit.images > least.images && self.bytes(fit)? > limit {
             fit.images -= 1;
         }
-        Ok(fit)
+        match self.config.recompute {
+            Recompute::Auto if is_short => self.fewest(fit.images, limit),
+            _ => Ok(fit),
+        }
     }
 }
 
 /// The largest number of images a step on one of several ranks can have, up to 32, without values that are
-/// made again if the smallest step fits without. Memory is planned, not tried: a step always has the largest
-/// photos and the most objects that the configuration allows.
+/// made again if the smallest step fits without; else with as few as that number allows. Memory is planned,
+/// not tried: a step always has the largest photos and the most objects that the configuration allows.
 ///
 /// # Errors
 /// [`Error::Memory`] if there is not enough for one image; as [`network::build_training`] and
@@ -148,7 +181,7 @@ pub(super) fn fit(
         None => before()?,
     };
     if let (Some(images), Recompute::On | Recompute::Off) = (images, config.recompute) {
-        return Ok(Fit { images, recompute: config.recompute == Recompute::On });
+        return Ok(Fit { images, recompute: if config.recompute == Recompute::On { ALL } else { 0 } });
     }
     let device = TrainingDevice::of(compute)?;
     let plans = Plans { config, model, share, device: &device };
@@ -159,10 +192,26 @@ pub(super) fn fit(
     if images.is_none() {
         observer.note(&format!("data.batch: {} images, on {}", fit.images, device.title()));
     }
-    if fit.recompute && config.recompute == Recompute::Auto {
-        observer.note(&format!("recompute: on, for the memory of {}", device.title()));
+    if fit.recompute > 0 && config.recompute == Recompute::Auto {
+        let stretches = plans.network(fit)?.stretches;
+        let (count, names) = again(&stretches, fit);
+        observer.note(&format!(
+            "recompute: {count}, for the memory of {}: {}",
+            device.title(),
+            names.join(", ")
+        ));
     }
     Ok(fit)
+}
+
+/// How many of the stretches of a step are made again, and which, for people.
+fn again(stretches: &[Stretch], fit: Fit) -> (String, Vec<&str>) {
+    let again = &stretches[..fit.recompute.min(stretches.len())];
+    let count = match stretches.len() {
+        all if again.len() == all => "on".to_string(),
+        all => format!("{} of {all} stretches", again.len()),
+    };
+    (count, again.iter().map(|stretch| stretch.name.as_str()).collect())
 }
 
 /// What a step of a run takes on a device that need not be here, for people. Of the data, annotations alone
@@ -183,10 +232,11 @@ pub fn describe(config: &RunConfig, device: &TrainingDevice) -> Result<String> {
         (None, Err(_)) => return largest.map(|fit| fit.images.to_string()),
     };
     let batch = fit.images;
-    let [without, with] = [false, true].map(|recompute| plans.forecast(Fit { recompute, ..fit }));
-    let (without, with) = (without?, with?);
-    let forecast = if fit.recompute { &with } else { &without };
-    let &Forecast { kept, passing, constants, flops, .. } = forecast;
+    let without = plans.forecast(Fit { recompute: 0, ..fit })?;
+    let all = plans.forecast(Fit { recompute: ALL, ..fit })?;
+    let network = plans.network(fit)?;
+    let forecast = device.forecast(&network.graph)?;
+    let Forecast { kept, passing, constants, flops, .. } = forecast;
     let [height, width] = config.augment.padded();
     let objects = match model.task {
         Task::Semantic => String::new(),
@@ -216,13 +266,22 @@ pub fn describe(config: &RunConfig, device: &TrainingDevice) -> Result<String> {
         Ok(fit) => format!("batch       data.batch = \"auto\" takes {} images\n", fit.images),
         Err(error) => format!("batch       too large: {error}\n"),
     };
-    text += &format!(
-        "recompute   {} {} instead of {}, and {:.1} % more operations\n",
-        if fit.recompute { "on:" } else { "off; on takes" },
-        gib(with.bytes()),
-        gib(without.bytes()),
-        100.0 * (with.flops as f64 / without.flops.max(1) as f64 - 1.0),
-    );
+    let (count, names) = again(&network.stretches, fit);
+    let costs = |with: &Forecast| {
+        let more = 100.0 * (with.flops as f64 / without.flops.max(1) as f64 - 1.0);
+        let (with, without) = (gib(with.bytes()), gib(without.bytes()));
+        format!("{with} instead of {without}, and {more:.1} % more operations\n")
+    };
+    text += &match names.len() {
+        0 => format!("recompute   off; on takes {}", costs(&all)),
+        _ => format!("recompute   {count}: {}", costs(&forecast)),
+    };
+    if !names.is_empty() && names.len() < network.stretches.len() {
+        text += &format!("  on takes  {}", costs(&all));
+    }
+    for stretch in &network.stretches[..names.len()] {
+        text += &format!("  again     {stretch}\n");
+    }
     text += &format!("operations  {:.1} GFLOP a step\n", flops as f64 / 1e9);
     if let Some((least, table)) = &forecast.roofline {
         text += &format!(

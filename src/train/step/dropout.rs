@@ -15,7 +15,7 @@ impl Dropouts {
         Dropouts { seed, sites }
     }
 
-    /// Draws the factors of a batch, whose stream hangs on its place alone, the updates done and the batches
+    /// Draws the factors of a batch, whose stream hangs on its place alone, the updates tried and the batches
     /// since: a run that goes on draws what it would have drawn, and a state has nothing to keep of it.
     pub(super) fn draw(&self, executor: &mut dyn Executor, (updates, batches): (u64, u64)) {
         let mut draw = Draw::new(Purpose::Dropout, self.seed, updates, batches);

@@ -4,7 +4,9 @@
 //! the host has its say: it takes the cost matrices, assigns proposals to objects, and uploads what the
 //! losses compare with. All that follows, to the update, runs in one go, as the whole step of a semantic
 //! model does; whether losses and gradients are finite is known where they are made, and stops what would
-//! follow. Nothing is allocated after the first step.
+//! follow. A GPU goes on with the forward pass of the next batch, which changes nothing that stays, so that
+//! the host waits once for the end of a step and for the costs of the next. Nothing is allocated after the
+//! first step.
 
 mod dropout;
 mod objects;
@@ -67,13 +69,27 @@ pub struct TrainStep {
     trained: Vec<Trained>,
     statistics: Vec<Statistic>,
     optimizer: Option<Optimizer>,
+    /// Whether there are no other ranks.
+    alone: bool,
     sums: Sums,
     losses: Losses,
     /// Of the batch that has begun last: its images, and whether it ends with an update.
     ids: Vec<u64>,
     updates: bool,
-    /// Whether the next batch is loaded.
-    loaded: bool,
+    next: Next,
+}
+
+/// How far the next batch has come while the device works on the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// It is not there.
+    Unknown,
+    /// The host has put it where its step reads it.
+    Loaded,
+    /// Its forward pass has been started.
+    Begun,
+    /// Its costs are there.
+    Waited,
 }
 
 /// What the predictions of a step are compared with.
@@ -129,6 +145,7 @@ impl TrainStep {
             losses: Losses { terms: network.terms.iter().map(named).collect(), total: 0.0 },
             terms: network.terms.into_iter().map(|term| TermSlot { term, factor: 0.0, scale: 1.0 }).collect(),
             dropouts: Dropouts::new(spec.seed, network.dropouts),
+            alone: spec.share.ranks == 1,
             segments: network.segments,
             image: network.image,
             comparison,
@@ -138,7 +155,7 @@ impl TrainStep {
             executor,
             ids: Vec::new(),
             updates: false,
-            loaded: false,
+            next: Next::Unknown,
         })
     }
 
@@ -186,6 +203,7 @@ impl TrainStep {
     /// # Errors
     /// As [`Executor::write_variable`].
     pub fn write(&mut self, param: &Param, variable: VariableId, tensor: &Tensor) -> Result<()> {
+        self.forget_next()?;
         self.executor.write_variable(variable, param.layout.apply(tensor.clone()).data())
     }
 
@@ -217,6 +235,7 @@ impl TrainStep {
     /// # Errors
     /// As [`TrainStep::write`].
     pub fn break_off(&mut self, statistics: &[Tensor]) -> Result<()> {
+        self.forget_next()?;
         self.optimizer.iter_mut().for_each(Optimizer::break_off);
         for (statistic, tensor) in self.statistics.clone().iter().zip(statistics) {
             self.write(&statistic.param, statistic.variable, tensor)?;
@@ -287,9 +306,9 @@ impl TrainStep {
         self.finish()
     }
 
-    /// Begins what [`TrainStep::finish`] ends: a batch, with a learning rate up to the update, if one is due
-    /// (among several `ranks` there is none; if they are on GPUs, gradients are summed as they get ready).
-    /// When it returns a GPU is still at work.
+    /// Begins what [`TrainStep::finish`] ends: a batch, the one that was [loaded](TrainStep::load) if one
+    /// was, with a learning rate up to the update, if one is due (among several `ranks` there is none; if
+    /// they are on GPUs, gradients are summed as they get ready). When it returns a GPU is still at work.
     ///
     /// # Errors
     /// [`Error::Shape`] if the batch has another shape than was planned; [`Error::Diverged`] for matching
@@ -307,17 +326,35 @@ impl TrainStep {
         self.sums.begin_all(ranks)
     }
 
-    /// Loads the batch that the next [`TrainStep::begin`] is given while a GPU works on this one, if it can.
+    /// Loads the batch that the next [`TrainStep::begin`] is given while a GPU works on this one, if it can,
+    /// and lets a detector's forward pass of it follow this batch, if the weights do not change in between.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the batch has another shape than was planned.
+    /// [`Error::Shape`] if the batch has another shape than was planned; [`Error::Cuda`] as the driver says.
     pub fn load(&mut self, next: &Batch) -> Result<()> {
         for (input, values) in self.of_batch(next).into_iter().flatten() {
             if !self.executor.write_ahead(input, values)? {
                 return Ok(());
             }
         }
-        self.loaded = true;
+        self.next = Next::Loaded;
+        let follows = self.alone && (self.updates || !self.optimizer.as_ref().is_some_and(Optimizer::is_due));
+        if let (Comparison::Objects(objects), true) = (&self.comparison, follows) {
+            let executor = &mut *self.executor;
+            let place = self.optimizer.as_ref().map_or((0, 0), |optimizer| optimizer.place(self.updates));
+            self.dropouts.draw(executor, place);
+            objects.load(executor);
+            executor.start(self.segments.forward..=self.segments.forward)?;
+            self.next = Next::Begun;
+        }
+        Ok(())
+    }
+
+    /// Forgets the batch that was loaded: it begins anew.
+    fn forget_next(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.next, Next::Unknown) == Next::Begun {
+            self.executor.wait()?;
+        }
         Ok(())
     }
 
@@ -328,6 +365,9 @@ impl TrainStep {
     /// trace; [`Error::Cuda`] as the driver says.
     pub fn finish(&mut self) -> Result<Learnt<'_>> {
         self.executor.wait()?;
+        if self.next == Next::Begun {
+            self.next = Next::Waited;
+        }
         if let Err(error) = self.collect() {
             self.optimizer.iter_mut().for_each(Optimizer::withdraw_batch);
             return Err(error);
@@ -379,7 +419,8 @@ impl TrainStep {
         ranks: Option<&Ranks>,
         mut report: Option<&mut Report<'_>>,
     ) -> Result<()> {
-        if !std::mem::take(&mut self.loaded) {
+        let next = std::mem::replace(&mut self.next, Next::Unknown);
+        if next == Next::Unknown {
             for (input, values) in self.of_batch(batch).into_iter().flatten() {
                 self.executor.write(input, values)?;
             }
@@ -388,8 +429,11 @@ impl TrainStep {
         self.sums.begin_batch();
         let executor = &mut *self.executor;
         let Segments { forward, backward, follow } = self.segments;
-        let place = self.optimizer.as_ref().map_or((0, 0), Optimizer::place);
-        self.dropouts.draw(executor, place);
+        let begins = matches!(next, Next::Unknown | Next::Loaded);
+        if begins {
+            let place = self.optimizer.as_ref().map_or((0, 0), |optimizer| optimizer.place(false));
+            self.dropouts.draw(executor, place);
+        }
         let scale = self.optimizer.as_ref().map_or(1.0, Optimizer::loss_factor);
         self.terms.iter_mut().for_each(|slot| slot.scale = scale);
         let mut first = match &mut self.comparison {
@@ -398,9 +442,13 @@ impl TrainStep {
                 forward
             }
             Comparison::Objects(objects) => {
-                objects.load(executor);
-                start(executor, forward..=forward, &mut report)?;
-                executor.wait()?;
+                if begins {
+                    objects.load(executor);
+                    start(executor, forward..=forward, &mut report)?;
+                }
+                if next != Next::Waited {
+                    executor.wait()?;
+                }
                 objects.compare(executor, batch, &mut self.terms)?;
                 backward
             }

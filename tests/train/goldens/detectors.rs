@@ -109,7 +109,7 @@ impl Golden {
             seed: 0,
             optimizer: Some(&AdamWConfig::default()),
             accumulate: 1,
-            recompute: false,
+            recompute: 0,
             share: Share::ALONE,
         };
         let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));

@@ -60,7 +60,7 @@ fn check_model(model: &str, most: f64) {
         seed: 0,
         optimizer: Some(&optimizer),
         accumulate: 1,
-        recompute: false,
+        recompute: 0,
         share: Share::ALONE,
     };
     let load = Box::new(|param: &Param| seeded::tensor(&param.key, &param.upstream_shape, 0));

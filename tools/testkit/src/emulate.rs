@@ -388,7 +388,7 @@ pub fn training_graph() -> Graph {
         seed: 0,
         optimizer: Some(&AdamWConfig::default()),
         accumulate: 1,
-        recompute: false,
+        recompute: 0,
         share: Share::ALONE,
     };
     build_training(&spec).expect("a training step").graph
