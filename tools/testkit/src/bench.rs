@@ -67,7 +67,7 @@ impl Bench {
     /// # Errors
     /// As the engine's.
     pub fn new(golden: Golden) -> Result<Bench> {
-        let (config, _) = source::open(&WeightSource::Seeded(0), Some(golden.model))?;
+        let source::Opened { config, .. } = source::open(&WeightSource::Seeded(0), Some(golden.model))?;
         let photo = golden.image();
         // As the goldens' own comparison computes: a mask pixel that rounding puts on the other side of 0 would
         // move a whole stage.
@@ -136,7 +136,8 @@ impl Bench {
     fn on_cpu(&self, name: &str) -> Vec<f32> {
         let ends = [IMAGE, name].map(|name| (name.to_string(), self.end(name)));
         let graph = optimize(cut(&self.network.graph, &ends[..1], &ends[1..])).unwrap();
-        let (_, load) = source::open(&WeightSource::Seeded(0), Some(self.golden.model)).unwrap();
+        let source::Opened { load, .. } =
+            source::open(&WeightSource::Seeded(0), Some(self.golden.model)).unwrap();
         let mut cpu = Machine::new(&graph, &Weights::new(load), Isa::detect(), 2).unwrap();
         cpu.run(std::slice::from_ref(&self.image))[0].bits.iter().map(|&bits| f32::from_bits(bits)).collect()
     }
@@ -192,7 +193,7 @@ impl Bench {
 
     /// Computes a part on the CPU, for what the next one is given.
     fn keep_rows(&self, graph: &Graph, operands: &[Tensor]) -> Result<()> {
-        let (_, load) = source::open(&WeightSource::Seeded(0), Some(self.golden.model))?;
+        let source::Opened { load, .. } = source::open(&WeightSource::Seeded(0), Some(self.golden.model))?;
         let found = Machine::new(graph, &Weights::new(load), Isa::detect(), 2)?.run(operands);
         for ((name, _), found) in graph.outputs().iter().zip(found) {
             if matches!(self.value(name).1, TapLayout::Objects | TapLayout::Same) {
