@@ -140,5 +140,8 @@ fn loader(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion::criterion_group!(benches, loader);
-criterion::criterion_main!(benches);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    loader(&mut criterion);
+    criterion.final_summary();
+}

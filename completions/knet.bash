@@ -46,6 +46,9 @@ _knet() {
             knet,models)
                 cmd="knet__subcmd__models"
                 ;;
+            knet,quantize)
+                cmd="knet__subcmd__quantize"
+                ;;
             knet,segment)
                 cmd="knet__subcmd__segment"
                 ;;
@@ -100,6 +103,9 @@ _knet() {
             knet__subcmd__help,models)
                 cmd="knet__subcmd__help__subcmd__models"
                 ;;
+            knet__subcmd__help,quantize)
+                cmd="knet__subcmd__help__subcmd__quantize"
+                ;;
             knet__subcmd__help,segment)
                 cmd="knet__subcmd__help__subcmd__segment"
                 ;;
@@ -119,7 +125,7 @@ _knet() {
 
     case "${cmd}" in
         knet)
-            opts="-q -v -h -V --quiet --verbose --help --version segment eval inspect models bench tune cache doctor dump convert compile help"
+            opts="-q -v -h -V --quiet --verbose --help --version segment eval inspect models bench tune cache doctor dump convert compile quantize help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -156,7 +162,7 @@ _knet() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16 int8" -- "${cur}"))
                     return 0
                     ;;
                 --size)
@@ -258,7 +264,7 @@ _knet() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16 int8" -- "${cur}"))
                     return 0
                     ;;
                 --gpu)
@@ -356,7 +362,7 @@ _knet() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16 int8" -- "${cur}"))
                     return 0
                     ;;
                 --out)
@@ -446,7 +452,7 @@ _knet() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16 int8" -- "${cur}"))
                     return 0
                     ;;
                 --image)
@@ -492,7 +498,7 @@ _knet() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16 int8" -- "${cur}"))
                     return 0
                     ;;
                 --stages)
@@ -559,7 +565,7 @@ _knet() {
             return 0
             ;;
         knet__subcmd__help)
-            opts="segment eval inspect models bench tune cache doctor dump convert compile help"
+            opts="segment eval inspect models bench tune cache doctor dump convert compile quantize help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -740,6 +746,20 @@ _knet() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        knet__subcmd__help__subcmd__quantize)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         knet__subcmd__help__subcmd__segment)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -792,7 +812,7 @@ _knet() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16 int8" -- "${cur}"))
                     return 0
                     ;;
                 --batch)
@@ -818,7 +838,69 @@ _knet() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16 int8" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        knet__subcmd__quantize)
+            opts="-q -v -h --weights --model --images --photos --out --percentile --keep --size --annotations --annotated-images --report --threads --overwrite --quiet --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --weights)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --model)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --images)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --photos)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --out)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --percentile)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keep)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --annotations)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --annotated-images)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --report)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --threads)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 *)
@@ -852,7 +934,7 @@ _knet() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16 int8" -- "${cur}"))
                     return 0
                     ;;
                 --stages)
@@ -938,7 +1020,7 @@ _knet() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 tf32x3 f16 bf16 int8" -- "${cur}"))
                     return 0
                     ;;
                 --size)

@@ -39,15 +39,17 @@ complete -c knet -n "__fish_knet_needs_command" -f -a "doctor" -d 'Look at all t
 complete -c knet -n "__fish_knet_needs_command" -f -a "dump" -d 'Write every intermediate tensor of one image, by PyTorch\'s names and layouts'
 complete -c knet -n "__fish_knet_needs_command" -f -a "convert" -d 'Convert a PyTorch `.pth` checkpoint to a self-describing `.safetensors` file'
 complete -c knet -n "__fish_knet_needs_command" -f -a "compile" -d 'Make one file of a model for these sizes and devices, which opens without packing and without compiling'
+complete -c knet -n "__fish_knet_needs_command" -f -a "quantize" -d 'Make a checkpoint whose convolutions are 8-bit integers, with the ranges of maps found on photos'
 complete -c knet -n "__fish_knet_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c knet -n "__fish_knet_using_subcommand segment" -l weights -d 'Checkpoint (.safetensors made by `knet convert` or `knet-train`), bundle (.knet made by `knet compile`), or `seeded:N` for reproducible random weights [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand segment" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+complete -c knet -n "__fish_knet_using_subcommand segment" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU int8 for weights of `knet quantize`, bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
 tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
 f16\t'f16 on tensor cores; f32 on a CPU'
-bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'
+int8\t'the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as without a word'"
 complete -c knet -n "__fish_knet_using_subcommand segment" -l stages -d 'Run so many stages of the network instead of all: every stage gives finished masks, the next one better ones' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l deadline -d 'Run as many stages as there is time for, so that masks are there so many milliseconds after decoding' -r
 complete -c knet -n "__fish_knet_using_subcommand segment" -l task -d 'Kind of result' -r -f -a "auto\t'What the model was made for'
@@ -80,10 +82,11 @@ complete -c knet -n "__fish_knet_using_subcommand eval" -l weights -d 'Checkpoin
 complete -c knet -n "__fish_knet_using_subcommand eval" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand eval" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+complete -c knet -n "__fish_knet_using_subcommand eval" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU int8 for weights of `knet quantize`, bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
 tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
 f16\t'f16 on tensor cores; f32 on a CPU'
-bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'
+int8\t'the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as without a word'"
 complete -c knet -n "__fish_knet_using_subcommand eval" -l stages -d 'Run so many stages of the network instead of all: every stage gives finished masks, the next one better ones' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l deadline -d 'Run as many stages as there is time for, so that masks are there so many milliseconds after decoding' -r
 complete -c knet -n "__fish_knet_using_subcommand eval" -l images -d 'Folder of the photos' -r -F
@@ -112,7 +115,8 @@ complete -c knet -n "__fish_knet_using_subcommand inspect" -l gpu -d 'Plan for t
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l precision -d 'How the GPU stores and multiplies feature maps' -r -f -a "f32\t'f32 throughout, for parity with reference data'
 tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
 f16\t'f16 on tensor cores; f32 on a CPU'
-bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'
+int8\t'the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as without a word'"
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l batch -d 'Images of a training step' -r
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l train -d 'Plan a training step: forward, matching, losses, backward, clipping and AdamW. The table has a line an operator, the JSON every step'
 complete -c knet -n "__fish_knet_using_subcommand inspect" -l json -d 'Print JSON'
@@ -123,7 +127,8 @@ complete -c knet -n "__fish_knet_using_subcommand models" -l gpu -d 'Plan for th
 complete -c knet -n "__fish_knet_using_subcommand models" -l precision -d 'How the GPU stores and multiplies feature maps' -r -f -a "f32\t'f32 throughout, for parity with reference data'
 tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
 f16\t'f16 on tensor cores; f32 on a CPU'
-bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'
+int8\t'the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as without a word'"
 complete -c knet -n "__fish_knet_using_subcommand models" -l json -d 'Print JSON'
 complete -c knet -n "__fish_knet_using_subcommand models" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
 complete -c knet -n "__fish_knet_using_subcommand models" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
@@ -132,10 +137,11 @@ complete -c knet -n "__fish_knet_using_subcommand bench" -l weights -d 'Checkpoi
 complete -c knet -n "__fish_knet_using_subcommand bench" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand bench" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+complete -c knet -n "__fish_knet_using_subcommand bench" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU int8 for weights of `knet quantize`, bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
 tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
 f16\t'f16 on tensor cores; f32 on a CPU'
-bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'
+int8\t'the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as without a word'"
 complete -c knet -n "__fish_knet_using_subcommand bench" -l size -d 'Size of the image, that of a photo after its resize [default: the model\'s own, 800x1333 for COCO]' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l batch -d 'Images of a training step' -r
 complete -c knet -n "__fish_knet_using_subcommand bench" -l objects -d 'Objects of an image of a training step' -r
@@ -159,10 +165,11 @@ complete -c knet -n "__fish_knet_using_subcommand tune" -l weights -d 'Checkpoin
 complete -c knet -n "__fish_knet_using_subcommand tune" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand tune" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+complete -c knet -n "__fish_knet_using_subcommand tune" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU int8 for weights of `knet quantize`, bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
 tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
 f16\t'f16 on tensor cores; f32 on a CPU'
-bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'
+int8\t'the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as without a word'"
 complete -c knet -n "__fish_knet_using_subcommand tune" -l size -d 'Size of the resized photo [default: the model\'s own]' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l candidates -d 'Kernels to time for a step, the best by the cost model' -r
 complete -c knet -n "__fish_knet_using_subcommand tune" -l out -d 'Table to write [default: the file that KNET_TUNED names, else one beside the kernel cache]' -r -F
@@ -182,10 +189,11 @@ complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcomm
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU int8 for weights of `knet quantize`, bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
 tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
 f16\t'f16 on tensor cores; f32 on a CPU'
-bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'
+int8\t'the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as without a word'"
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l gpu -d 'Compile for this GPU: h100, h200, a100, a10, l4, l40s, rtx4090 or orin, at the clocks that drivers report [default: the GPU of this machine that --device names]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l size -d 'Size of the resized photo, which the network sees rounded up to multiples of 32. May be given several times [default: the model\'s own, lying and standing]' -r
 complete -c knet -n "__fish_knet_using_subcommand cache; and __fish_seen_subcommand_from fill" -l precise -d 'Round as little as PyTorch does, for results that agree with it to the last mask: direct convolution or F(2x2) on the CPU (about a fifth slower), f32 on a GPU'
@@ -209,10 +217,11 @@ complete -c knet -n "__fish_knet_using_subcommand dump" -l weights -d 'Checkpoin
 complete -c knet -n "__fish_knet_using_subcommand dump" -l model -d 'Model name, e.g. knet_s3_r50_fpn_panoptic [default: what the checkpoint says; knet_s3_r50_fpn for seeded weights]' -r
 complete -c knet -n "__fish_knet_using_subcommand dump" -l threads -d 'Worker threads [default: one per core]' -r
 complete -c knet -n "__fish_knet_using_subcommand dump" -l device -d 'Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N [default: auto]' -r
-complete -c knet -n "__fish_knet_using_subcommand dump" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
+complete -c knet -n "__fish_knet_using_subcommand dump" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU int8 for weights of `knet quantize`, bf16 if it has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
 tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
 f16\t'f16 on tensor cores; f32 on a CPU'
-bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'
+int8\t'the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as without a word'"
 complete -c knet -n "__fish_knet_using_subcommand dump" -l image -d 'The image' -r -F
 complete -c knet -n "__fish_knet_using_subcommand dump" -l ori-size -d 'Size of the original photo, to which masks are brought [default: the image\'s own]' -r
 complete -c knet -n "__fish_knet_using_subcommand dump" -l out -d 'File to write' -r -F
@@ -241,24 +250,42 @@ complete -c knet -n "__fish_knet_using_subcommand compile" -l target -d 'Devices
 complete -c knet -n "__fish_knet_using_subcommand compile" -l precision -d 'How feature maps are stored and multiplied [default: f16 on a GPU; on a CPU bf16 if this one has AMX, else f32]' -r -f -a "f32\t'f32 throughout, for parity with reference data'
 tf32x3\t'f32, with convolutions on tensor cores by three TF32 products each; f32 on a CPU'
 f16\t'f16 on tensor cores; f32 on a CPU'
-bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'"
+bf16\t'bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU'
+int8\t'the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as without a word'"
 complete -c knet -n "__fish_knet_using_subcommand compile" -l out -d 'File to write [default: the weights\' name with the ending .knet, here]' -r -F
 complete -c knet -n "__fish_knet_using_subcommand compile" -l precise -d 'Round as little as PyTorch does, as --precise of other commands: exact kernels on the CPU, f32 on a GPU'
 complete -c knet -n "__fish_knet_using_subcommand compile" -l overwrite -d 'Replace a file that this command did not make (the weights never)'
 complete -c knet -n "__fish_knet_using_subcommand compile" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
 complete -c knet -n "__fish_knet_using_subcommand compile" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
 complete -c knet -n "__fish_knet_using_subcommand compile" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "segment" -d 'Find objects (and regions) in photos'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "eval" -d 'Measure how good a model is on annotated photos'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "inspect" -d 'Show what a checkpoint holds and what running it costs'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "models" -d 'List the models by name, with what each costs'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "bench" -d 'Time a model on this machine: percentiles of every part, and a table of steps'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "tune" -d 'Choose a GPU\'s kernels by measuring, and keep the table that later runs follow'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "cache" -d 'Show, fill or clear the cache of compiled CUDA kernels'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "doctor" -d 'Look at all that a run needs, and say what would stop it and what to do'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "dump" -d 'Write every intermediate tensor of one image, by PyTorch\'s names and layouts'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "convert" -d 'Convert a PyTorch `.pth` checkpoint to a self-describing `.safetensors` file'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "compile" -d 'Make one file of a model for these sizes and devices, which opens without packing and without compiling'
-complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l weights -d 'Checkpoint, or `seeded:N` [default: the person model that comes with the program; seeded:0 for a model named by --model]' -r
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l model -d 'Model name, for weights that do not say it' -r
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l images -d 'Folder of photos (JPEG, PNG, ...) like those that the model is for' -r -F
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l photos -d 'Most photos to look at, spread evenly over the folder\'s names in their order' -r
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l out -d 'File to write [default: the weights\' name with the ending .int8.safetensors, here]' -r -F
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l percentile -d 'Let ranges reach so many percent of the values that are not 0, 99.99 say, instead of as far as makes the squared error least' -r
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l keep -d 'Leave layers as they are whose filters\' names begin so; --report names them all. May be given several times' -r
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l size -d 'Size that photos are resized to fit into [default: the model\'s own]' -r
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l annotations -d 'COCO instance annotations, to measure mask AP before and after' -r -F
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l annotated-images -d 'Folder of the annotated photos [default: --images]' -r -F
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l report -d 'Write the report to this file, with all digits' -r -F
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l threads -d 'Worker threads [default: one per core]' -r
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l overwrite -d 'Replace files that this command did not make (an input never)'
+complete -c knet -n "__fish_knet_using_subcommand quantize" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
+complete -c knet -n "__fish_knet_using_subcommand quantize" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'
+complete -c knet -n "__fish_knet_using_subcommand quantize" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "segment" -d 'Find objects (and regions) in photos'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "eval" -d 'Measure how good a model is on annotated photos'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "inspect" -d 'Show what a checkpoint holds and what running it costs'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "models" -d 'List the models by name, with what each costs'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "bench" -d 'Time a model on this machine: percentiles of every part, and a table of steps'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "tune" -d 'Choose a GPU\'s kernels by measuring, and keep the table that later runs follow'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "cache" -d 'Show, fill or clear the cache of compiled CUDA kernels'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "doctor" -d 'Look at all that a run needs, and say what would stop it and what to do'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "dump" -d 'Write every intermediate tensor of one image, by PyTorch\'s names and layouts'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "convert" -d 'Convert a PyTorch `.pth` checkpoint to a self-describing `.safetensors` file'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "compile" -d 'Make one file of a model for these sizes and devices, which opens without packing and without compiling'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "quantize" -d 'Make a checkpoint whose convolutions are 8-bit integers, with the ranges of maps found on photos'
+complete -c knet -n "__fish_knet_using_subcommand help; and not __fish_seen_subcommand_from segment eval inspect models bench tune cache doctor dump convert compile quantize help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c knet -n "__fish_knet_using_subcommand help; and __fish_seen_subcommand_from cache" -f -a "fill" -d 'Compile all that a model runs on a GPU, which need not be here'
 complete -c knet -n "__fish_knet_using_subcommand help; and __fish_seen_subcommand_from cache" -f -a "clear" -d 'Remove all compiled kernels, and nothing else: tables of `knet tune` stay'

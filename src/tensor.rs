@@ -122,8 +122,8 @@ pub enum DType {
     BF16,
     /// 32-bit signed integer (indices).
     I32,
-    /// 8-bit unsigned integer: a code of [`Levels`](crate::ops::levels::Levels). No graph has it; plans for CPUs
-    /// store what quantized convolutions exchange so.
+    /// 8-bit unsigned integer: a code of [`Levels`](crate::ops::levels::Levels). No graph has it; plans for
+    /// CPUs store what quantized convolutions exchange so.
     U8,
 }
 

@@ -36,8 +36,8 @@ pub const KNET_PRECISION_TF32X3: u32 = 2;
 pub const KNET_PRECISION_F16: u32 = 3;
 /// bf16 in memory, f32 sums. A CPU needs AVX-512 BF16 or AMX for it.
 pub const KNET_PRECISION_BF16: u32 = 4;
-/// The 8-bit integers of weights that `knet quantize` made, multiplied by AVX-VNNI, AVX-512 VNNI or AMX of a CPU;
-/// the rest as by default. By default such weights are computed so where they can be.
+/// The 8-bit integers of weights that `knet quantize` made, multiplied by AVX-VNNI, AVX-512 VNNI or AMX of a
+/// CPU; the rest as by default. By default such weights are computed so where they can be.
 pub const KNET_PRECISION_INT8: u32 = 5;
 
 /// Where a model comes from and where it computes.

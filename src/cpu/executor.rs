@@ -283,8 +283,8 @@ impl Executor {
         }
     }
 
-    /// The floats of operand `operand` of step `step`, which lies in the arena, when the steps before it have run;
-    /// nothing of a constant.
+    /// The floats of operand `operand` of step `step`, which lies in the arena, when the steps before it have
+    /// run; nothing of a constant.
     pub(crate) fn operand(&self, step: usize, operand: usize) -> &[f32] {
         match &self.steps[step].inputs[operand] {
             Source::Arena(slot) => &self.arena.as_slice()[range(*slot)],
@@ -297,8 +297,8 @@ impl Executor {
         &self.arena.as_slice()[range(self.steps[step].outputs[result])]
     }
 
-    /// Runs one step, for who looks at what lies between. Those before it have been run, in the pool whose size
-    /// the plan was made for.
+    /// Runs one step, for who looks at what lies between. Those before it have been run, in the pool whose
+    /// size the plan was made for.
     pub(crate) fn run_step(&mut self, index: usize) {
         let (step, kernel) = (&self.steps[index], &self.plan.steps[index].program);
         let arena = Arena::new(&mut self.arena);

@@ -158,7 +158,8 @@ impl Backend {
         }
     }
 
-    /// Whether layers of quantized weights are to be computed in int8; the reason if they might be and cannot.
+    /// Whether layers of quantized weights are to be computed in int8; the reason if they might be and
+    /// cannot.
     pub(super) fn takes_int8(&self, options: &ModelOptions) -> Result<bool, String> {
         let unnamed = options.precision.is_none() && options.arithmetic != Arithmetic::Exact;
         if !options.int8.unwrap_or(unnamed) {

@@ -33,10 +33,10 @@ pub struct ModelOptions {
     /// and `arithmetic` is not exact, else f32. With AVX-512 BF16 alone it takes bf16 if that is named: maps
     /// are half as large, but not sure to be faster. A CPU takes f32 for the precisions that GPUs alone have.
     pub precision: Option<Precision>,
-    /// Whether a CPU multiplies the filters of [quantized](super::quantized) weights as the integers that they are.
-    /// By default it does if it has instructions for that, unless a precision is named or `arithmetic` is exact.
-    /// Named, it must; what is not quantized is computed in `precision`. Else, and on a GPU, such filters are
-    /// numbers as any.
+    /// Whether a CPU multiplies the filters of [quantized](super::quantized) weights as the integers that
+    /// they are. By default it does if it has instructions for that, unless a precision is named or
+    /// `arithmetic` is exact. Named, it must; what is not quantized is computed in `precision`. Else, and on
+    /// a GPU, such filters are numbers as any.
     pub int8: Option<bool>,
     /// How coarsely kernels on the CPU may round. The default, [`Arithmetic::Fast`], is about a fifth faster;
     /// with [`Arithmetic::Exact`], as in training, masks agree with PyTorch's also where a logit lies close
@@ -158,8 +158,8 @@ impl Model {
         self.tuning_note.as_deref()
     }
 
-    /// Why quantized weights are not computed in int8, where nothing was said of it; `None` if they are, or if they
-    /// are not quantized.
+    /// Why quantized weights are not computed in int8, where nothing was said of it; `None` if they are, or
+    /// if they are not quantized.
     pub fn precision_note(&self) -> Option<&str> {
         self.precision_note.as_deref()
     }

@@ -26,8 +26,8 @@ impl Levels {
         Levels { step: if step.is_normal() && step > 0.0 { step } else { 1.0 }, signed }
     }
 
-    /// Levels for a filter, which reach as far as it does: finding them again for numbers that are at such levels
-    /// already finds the same.
+    /// Levels for a filter, which reach as far as it does: finding them again for numbers that are at such
+    /// levels already finds the same.
     pub fn of_filter(filter: &[f32]) -> Levels {
         Levels::up_to(filter.iter().fold(0.0, |most: f32, value| most.max(value.abs())), true)
     }

@@ -7,12 +7,12 @@ use super::{
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// A [`Conv2d`] without groups whose map is brought to levels first, and whose filters are brought to levels that
-/// reach as far as each does. The sums are those of integers. Then, in f32 and one by one: times both steps, the
-/// bias, the residual, the activation; and the result is brought to levels, if it has some.
+/// A [`Conv2d`] without groups whose map is brought to levels first, and whose filters are brought to levels
+/// that reach as far as each does. The sums are those of integers. Then, in f32 and one by one: times both
+/// steps, the bias, the residual, the activation; and the result is brought to levels, if it has some.
 ///
-/// What it gives is a map of numbers, as any convolution's. That some have levels alone lets a plan store their
-/// codes.
+/// What it gives is a map of numbers, as any convolution's. That some have levels alone lets a plan store
+/// their codes.
 ///
 /// Inputs and output: those of the convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use knet::cpu::Arithmetic;
 use knet::cuda::gpu::Precision;
 use knet::cuda::on_device::ExternalStream;
 use knet::cuda::{self, Executor, Runtime};
-use knet::engine::source::open;
+use knet::engine::source::{Opened, open};
 use knet::engine::{Device, Segmentation, WeightSource};
 use knet::graph::passes::optimize;
 use knet::graph::{Source, ValueId};
@@ -99,7 +99,7 @@ fn check_small(ordinal: usize) -> Result<(), Failed> {
 /// the best of each class kept. What is chosen is the same, in the same order.
 fn check_choice(ordinal: usize) -> Result<(), Failed> {
     let Some(golden) = Golden::find("cascade_mask_rcnn_r50_fpn", "a") else { return Ok(()) };
-    let (config, load) = open(&WeightSource::Seeded(0), Some(golden.model))?;
+    let Opened { config, load, .. } = open(&WeightSource::Seeded(0), Some(golden.model))?;
     let (height, width) = golden.original();
     let network = build(&config, 1, [height, width], TapMode::All)?;
     let graph = &network.graph;

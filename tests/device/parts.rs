@@ -73,7 +73,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(golden: Golden, precision: Precision, ordinal: usize) -> knet::Result<Bench> {
-        let (_, load) = source::open(&WeightSource::Seeded(0), Some(golden.model))?;
+        let source::Opened { load, .. } = source::open(&WeightSource::Seeded(0), Some(golden.model))?;
         let runtime = Runtime::new(cuda::Device::open(ordinal)?, precision, load)?;
         Ok(Bench { bench: bench::Bench::new(golden)?, runtime })
     }

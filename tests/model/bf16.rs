@@ -55,7 +55,7 @@ fn check(model: &'static str, first: &str) {
     let bench = Bench::new(Golden::open(model, "a")).unwrap();
     let (dot, isa) = (Dot::detect().unwrap_or(Dot::Portable), Isa::detect());
     let selection = Selection { bf16: Some(dot), ..Selection::new(isa, 2) };
-    let (_, load) = source::open(&WeightSource::Seeded(0), Some(model)).unwrap();
+    let source::Opened { load, .. } = source::open(&WeightSource::Seeded(0), Some(model)).unwrap();
     let weights = Weights::new(Box::new(move |param| one(param).map_or_else(|| load(param), Ok)));
     let (mut faults, mut products) = (Vec::new(), 0);
     for part in network_parts(&bench.config).iter().skip_while(|part| part.name != first) {

@@ -116,8 +116,8 @@ struct ModelArguments {
     #[arg(long, value_name = "DEVICE")]
     device: Option<Device>,
 
-    /// How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU int8
-    /// for weights of `knet quantize`, bf16 if it has AMX, else f32]
+    /// How feature maps are stored and multiplied [default: f16 on a GPU, bf16 of training steps; on a CPU
+    /// int8 for weights of `knet quantize`, bf16 if it has AMX, else f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArgument>,
 
@@ -178,8 +178,8 @@ enum PrecisionArgument {
     F16,
     /// bf16 on tensor cores, or by AVX-512 BF16 or AMX of a CPU
     Bf16,
-    /// the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest as
-    /// without a word
+    /// the integers of weights that `knet quantize` made, by AVX-VNNI, AVX-512 VNNI or AMX of a CPU; the rest
+    /// as without a word
     Int8,
 }
 

@@ -30,11 +30,11 @@ use std::sync::Arc;
 /// Make a checkpoint whose convolutions are 8-bit integers, with the ranges of maps found on photos
 ///
 /// The new file is run like any other: by --weights. A CPU with AVX-VNNI, AVX-512 VNNI or AMX multiplies the
-/// integers; another one, a GPU, and whoever names another precision takes them for the numbers that they stand
-/// for. First and last layers, the update of kernels and all that is no convolution stay as they are.
+/// integers; another one, a GPU, and whoever names another precision takes them for the numbers that they
+/// stand for. First and last layers, the update of kernels and all that is no convolution stay as they are.
 ///
-/// A hundred photos of what the model is for are enough; a handful are better than others' photos. No annotation
-/// is needed: --annotations measures what it costs.
+/// A hundred photos of what the model is for are enough; a handful are better than others' photos. No
+/// annotation is needed: --annotations measures what it costs.
 #[derive(Args)]
 pub struct Arguments {
     /// Checkpoint, or `seeded:N` [default: the person model that comes with the program; seeded:0 for a model
@@ -58,8 +58,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Let ranges reach so many percent of the values that are not 0, 99.99 say, instead of as far as makes the
-    /// squared error least
+    /// Let ranges reach so many percent of the values that are not 0, 99.99 say, instead of as far as makes
+    /// the squared error least
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     percentile: Option<f64>,
 

@@ -57,8 +57,9 @@ macro_rules! engine {
                     }
                     return;
                 }
-                // SAFETY: reads all 32 rows at the offsets and the steps of the panel, reads and writes the sums: the
-                // caller's contract. `begin` configured the tile registers, whose contents are the block's own.
+                // SAFETY: reads all 32 rows at the offsets and the steps of the panel, reads and writes the
+                // sums: the caller's contract. `begin` configured the tile registers, whose contents are the
+                // block's own.
                 unsafe {
                     asm!(
                         "test {accumulate:e}, {accumulate:e}",

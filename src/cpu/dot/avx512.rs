@@ -1,5 +1,5 @@
-//! AVX-512 BF16 and AVX-512 VNNI: a pair, or four, of factors of 16 columns an instruction. A broadcast group of
-//! one row meets 32 columns; as many rows at once as leave registers for the columns.
+//! AVX-512 BF16 and AVX-512 VNNI: a pair, or four, of factors of 16 columns an instruction. A broadcast group
+//! of one row meets 32 columns; as many rows at once as leave registers for the columns.
 
 use super::finish::{Residual, Rows};
 use super::{COLS, Engine, PANEL_STEP, Tile, Vectors};
@@ -22,10 +22,18 @@ impl Vectors for Vnni {
     const AVX512: bool = true;
 }
 
+/// A pair of factors sixteen times.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn pairs(pair: i32) -> __m512bh {
+    // SAFETY: registers of one size, of which every bit pattern means something.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair)) }
+}
+
 /// The engine for factors that one instruction multiplies; its sums, and the steps' bytes, are registers of
 /// these types.
 macro_rules! engine {
-    ($name:ident, $factor:ty, $features:literal, $multiply:ident, $sums:ident, $bytes:ident) => {
+    ($name:ident, $factor:ty, $features:literal, $multiply:ident, $broadcast:ident, $sums:ident, $bytes:ident) => {
         impl Engine<$factor> for $name {
             unsafe fn tile(tile: &Tile<'_>) {
                 /// Two registers a row, of 32: with more rows the compiler keeps some of the sums in memory.
@@ -58,8 +66,7 @@ macro_rules! engine {
                                 ];
                                 for (row, acc) in acc.iter_mut().enumerate() {
                                     let group = a.add(row * tile.stride).cast::<i32>().read_unaligned();
-                                    let group =
-                                        std::mem::transmute::<__m512i, $bytes>(_mm512_set1_epi32(group));
+                                    let group = $broadcast(group);
                                     acc[0] = $multiply(acc[0], group, halves[0]);
                                     acc[1] = $multiply(acc[1], group, halves[1]);
                                 }
@@ -90,8 +97,8 @@ macro_rules! engine {
         }
     };
 }
-engine!(Bf16, bf16, "avx512f,avx512bf16", _mm512_dpbf16_ps, __m512, __m512bh);
-engine!(Vnni, u8, "avx512f,avx512vnni", _mm512_dpbusd_epi32, __m512i, __m512i);
+engine!(Bf16, bf16, "avx512f,avx512bf16", _mm512_dpbf16_ps, pairs, __m512, __m512bh);
+engine!(Vnni, u8, "avx512f,avx512vnni", _mm512_dpbusd_epi32, _mm512_set1_epi32, __m512i, __m512i);
 
 /// Two registers of 16 columns each.
 type Halves = (__m512, __m512);
@@ -112,7 +119,8 @@ fn values(codes: __m128i, zero: __m512i, step: __m512) -> __m512 {
 
 /// Row `row` finished: numbers in two halves, with bias and residual, clamped.
 ///
-/// No closure works on registers here: what `array::map` calls has not these features, and takes them from memory.
+/// No closure works on registers here: what `array::map` calls has not these features, and takes them from
+/// memory.
 ///
 /// # Safety
 /// The processor has the features, and the residual has values for all rows.

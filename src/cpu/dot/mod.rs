@@ -1,10 +1,11 @@
-//! Products of short numbers by the instructions that processors have for them: bf16 with f32 sums, and codes of
-//! 8-bit levels with i32 sums.
+//! Products of short numbers by the instructions that processors have for them: bf16 with f32 sums, and codes
+//! of 8-bit levels with i32 sums.
 //!
-//! All of them multiply *steps* of 64 bytes of K (32 factors of bf16, or 64 codes). An [`Engine`] computes a tile of
-//! [`ROWS`] x [`COLS`] sums; its left side is read where it lies, in rows any distance apart, since a pixel's
-//! channels are such a row: an NHWC map is multiplied without being gathered. Its right side is packed into
-//! [panels](pack::panel_len). What is done to a sum before it is stored ([`finish`]) happens tile by tile.
+//! All of them multiply *steps* of 64 bytes of K (32 factors of bf16, or 64 codes). An [`Engine`] computes a
+//! tile of [`ROWS`] x [`COLS`] sums; its left side is read where it lies, in rows any distance apart, since a
+//! pixel's channels are such a row: an NHWC map is multiplied without being gathered. Its right side is
+//! packed into [panels](pack::panel_len). What is done to a sum before it is stored ([`finish`]) happens tile
+//! by tile.
 //!
 //! The order in which a sum's terms are added depends on shapes and the instruction set alone, never on the
 //! number of threads; sums of integers are the same in any order.

@@ -9,14 +9,14 @@ pub(crate) const fn panel_len<F: Factor>(steps: usize) -> usize {
     steps * PANEL_STEP / size_of::<F>()
 }
 
-/// Where a factor lies in its step of a panel, as `[2][16][16][GROUP]`: half of the columns, group of factors,
-/// column, factor.
+/// Where a factor lies in its step of a panel, as `[2][16][16][GROUP]`: half of the columns, group of
+/// factors, column, factor.
 pub(super) const fn place<F: Factor>(factor: usize, col: usize) -> usize {
     ((col / 16 * 16 + factor / F::GROUP) * 16 + col % 16) * F::GROUP + factor % F::GROUP
 }
 
-/// Packs KRSC filters `[c_out][taps of `layout`]` into panels, each value of a filter as `right` has it; what a
-/// panel has beyond the filters and a step beyond its taps is zero.
+/// Packs KRSC filters `[c_out][taps of `layout`]` into panels, each value of a filter as `right` has it; what
+/// a panel has beyond the filters and a step beyond its taps is zero.
 pub(super) fn filters<F: Factor>(
     filter: &[f32],
     c_out: usize,

@@ -16,7 +16,8 @@ use std::fmt;
 /// How far levels reach. Values beyond are brought to the last level.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Clip {
-    /// Where the mean squared error of the values that were seen is least, of rounding and of what is cut off.
+    /// Where the mean squared error of the values that were seen is least, of rounding and of what is cut
+    /// off.
     #[default]
     Mse,
     /// So many percent of the values that were seen and are not 0, 0 to 100.
@@ -55,9 +56,9 @@ impl Histogram {
         let (low, high) = values
             .par_chunks(1 << 14)
             .map(|part| {
-                // An infinity, or NaN, makes the difference from itself one.
+                // An infinity, or NaN, makes NaN of what is 0 otherwise.
                 let fold =
-                    |(low, high, bad): (f32, f32, f32), &v: &f32| (low.min(v), high.max(v), bad + (v - v));
+                    |(low, high, bad): (f32, f32, f32), &v: &f32| (low.min(v), high.max(v), bad + 0.0 * v);
                 let (low, high, bad) = part.iter().fold((0.0, 0.0, 0.0), fold);
                 if bad == 0.0 { (low, high) } else { (f32::NAN, f32::NAN) }
             })
@@ -171,7 +172,15 @@ pub struct Calibration {
     seen: BTreeMap<String, Histogram>,
     photos: usize,
     /// The network of the last photo's size.
-    network: Option<((usize, usize), Executor, Vec<Option<String>>)>,
+    network: Option<Watched>,
+}
+
+/// A network at a size of its input.
+struct Watched {
+    size: (usize, usize),
+    executor: Executor,
+    /// For each step the filters' name, if its map is to be seen.
+    keys: Vec<Option<String>>,
 }
 
 impl Calibration {
@@ -194,12 +203,12 @@ impl Calibration {
     pub fn show<'a>(&mut self, image: impl Into<ImageView<'a>>) -> Result<()> {
         let image = image.into();
         let geometry = self.session.geometry(&image)?;
-        if self.network.as_ref().is_none_or(|(size, ..)| *size != geometry.padded) {
+        if self.network.as_ref().is_none_or(|network| network.size != geometry.padded) {
             // The old one's memory first.
             self.network = None;
             self.network = Some(self.prepare(geometry.padded)?);
         }
-        let Some((_, executor, keys)) = &mut self.network else { return Ok(()) };
+        let Some(Watched { executor, keys, .. }) = &mut self.network else { return Ok(()) };
         let Session { pool, preprocessor, .. } = &mut self.session;
         let mut seen = self.seen.clone();
         pool.run(|| {
@@ -220,8 +229,7 @@ impl Calibration {
         Ok(())
     }
 
-    /// The network at a size of its input, and for each step the filters' name if its map is to be seen.
-    fn prepare(&self, size: (usize, usize)) -> Result<((usize, usize), Executor, Vec<Option<String>>)> {
+    fn prepare(&self, size: (usize, usize)) -> Result<Watched> {
         let (selection, weights) = on_cpu(&self.session.backend)?;
         let model = self.session.model();
         let (graph, _) = model.graph(size, TapMode::Off, model.config().head.stages)?;
@@ -239,7 +247,7 @@ impl Calibration {
         let plan = cpu::plan(&graph, Selection { bf16: None, ..selection })?;
         let keys = plan.steps.iter().map(|step| layers.get(step.name.as_str()).cloned()).collect();
         let executor = self.session.pool.run(|| Executor::new(plan, weights))?;
-        Ok((size, executor, keys))
+        Ok(Watched { size, executor, keys })
     }
 
     /// Photos that were looked at.

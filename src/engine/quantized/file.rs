@@ -2,9 +2,9 @@
 //!
 //! The filters of a layer are a tensor of I8 of the shape and name that they had, with one positive number a
 //! filter in an F32 tensor of that name and `_scale`: a filter is its integers times its number. All other
-//! tensors are as in any checkpoint. The metadata hold, under [`QUANTIZATION_KEY`], the levels that each layer's
-//! map is brought to, and how they were found. Nothing in it is of a CPU: whoever computes in other numbers reads
-//! the filters as f32.
+//! tensors are as in any checkpoint. The metadata hold, under [`QUANTIZATION_KEY`], the levels that each
+//! layer's map is brought to, and how they were found. Nothing in it is of a CPU: whoever computes in other
+//! numbers reads the filters as f32.
 
 use crate::checkpoint::{Checkpoint, StorageType};
 use crate::error::{Error, Result};

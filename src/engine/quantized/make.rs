@@ -29,12 +29,12 @@ struct Entry<'a> {
     bytes: Cow<'a, [u8]>,
 }
 
-/// Writes the weights of `source` with the layers of `quantized` as integers, all or nothing. What else a file
-/// has, it keeps.
+/// Writes the weights of `source` with the layers of `quantized` as integers, all or nothing. What else a
+/// file has, it keeps.
 ///
 /// # Errors
-/// As [`source::open`]; [`Error::Usage`] for weights that are quantized already; [`Error::Io`] for a file that
-/// cannot be written.
+/// As [`source::open`]; [`Error::Usage`] for weights that are quantized already; [`Error::Io`] for a file
+/// that cannot be written.
 pub fn write(
     weights: &WeightSource,
     name: Option<&str>,

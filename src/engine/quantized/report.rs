@@ -4,7 +4,7 @@ use super::calibrate::on_cpu;
 use crate::cpu::{self, Executor, Selection};
 use crate::engine::network::inform;
 use crate::engine::session::Session;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::passes::quantize::{Quantization, quantize};
 use crate::image::view::ImageView;
 use crate::isa::Int8;
@@ -61,7 +61,7 @@ pub fn compare<'a>(
     let (long, short) = (cpu::plan(&graph, selection)?, cpu::plan(&short, selection)?);
     let pool = super::calibrate::pool(session);
     let mut executors =
-        pool.run(|| Ok::<_, crate::Error>([Executor::new(long, weights)?, Executor::new(short, weights)?]))?;
+        pool.run(|| Ok::<_, Error>([Executor::new(long, weights)?, Executor::new(short, weights)?]))?;
     let Session { pool, preprocessor, .. } = session;
     pool.run(|| {
         for executor in &mut executors {

@@ -24,8 +24,8 @@ const FEW_TERMS: usize = 32;
 
 /// The convolutions of an [optimized](super::optimize) graph that can be quantized, in order: those of maps,
 /// without groups, by filters of the checkpoint; but for those that read an input of the graph or make one of
-/// its results, the first and last layers, through which every error goes, and those of filters that are so short
-/// that they fill no more than half of what is multiplied at a time.
+/// its results, the first and last layers, through which every error goes, and those of filters that are so
+/// short that they fill no more than half of what is multiplied at a time.
 pub fn candidates(graph: &Graph) -> Vec<Candidate> {
     let seen = graph.seen_by_callers();
     let candidate = |(index, node): (usize, &crate::graph::Node)| {
@@ -54,9 +54,9 @@ fn filter_key(graph: &Graph, filter: ValueId) -> Option<&str> {
     }
 }
 
-/// Quantizes the convolutions of an [optimized](super::optimize) graph that `levels` names, whether or not their
-/// results are the graph's too. A result that is read by such convolutions alone, at the same levels, is brought to
-/// these where it is made.
+/// Quantizes the convolutions of an [optimized](super::optimize) graph that `levels` names, whether or not
+/// their results are the graph's too. A result that is read by such convolutions alone, at the same levels,
+/// is brought to these where it is made.
 pub fn quantize(graph: &mut Graph, levels: &Quantization) {
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
