@@ -1,4 +1,4 @@
-//! Run-time choice of the instruction set, and of the [instructions for products of short numbers](short).
+//! Run-time choice of the instruction set, and of the instructions for products of short numbers.
 //!
 //! Every fast path exists in a portable form; on x86-64 the same source is compiled again for wider
 //! vectors and chosen once per process, on AArch64 for NEON, which every processor there has. Nothing here

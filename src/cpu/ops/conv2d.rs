@@ -1,4 +1,4 @@
-//! Convolution by the kernel that [`crate::cpu::conv::select`] names; in bf16 by [tiles](super::tiles).
+//! Convolution by the kernel that [`crate::cpu::conv::select`] names; in bf16 by [`tiles`].
 
 use super::epilogue::Tail;
 use super::tiles;

@@ -1,4 +1,4 @@
-//! Quantized convolution: by [tiles](super::tiles) of products of codes.
+//! Quantized convolution: by [`tiles`] of products of codes.
 
 use super::conv2d::shape;
 use super::tiles;

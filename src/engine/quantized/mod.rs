@@ -4,7 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`calibrate`] | what values maps have on photos, and the levels for them |
-//! | [`file`] | what a checkpoint says of its quantized filters |
+//! | [`mod@file`] | what a checkpoint says of its quantized filters |
 //! | [`make`] | the way from a checkpoint and photos to a quantized checkpoint |
 //! | [`report`] | how far each layer is off |
 
