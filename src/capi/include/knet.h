@@ -163,8 +163,8 @@
 #define KNET_PRECISION_BF16 4
 
 /**
- * The 8-bit integers of weights that `knet quantize` made, multiplied by AVX-VNNI, AVX-512 VNNI or AMX of a CPU;
- * the rest as by default. By default such weights are computed so where they can be.
+ * The 8-bit integers of weights that `knet quantize` made, multiplied by AVX-VNNI, AVX-512 VNNI or AMX of a
+ * CPU; the rest as by default. By default such weights are computed so where they can be.
  */
 #define KNET_PRECISION_INT8 5
 
