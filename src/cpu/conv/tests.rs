@@ -60,6 +60,14 @@ const KERNELS: [ConvKernel; 5] = [
     ConvKernel::Depthwise,
 ];
 
+/// How much of `exact` an error may be: the kernel's tolerance of outputs of ordinary size, a third in the
+/// root of the mean square. A few outputs may all be small because their terms cancel, and are no more exact
+/// for that.
+fn bound(kernel: ConvKernel, exact: &[f64]) -> f64 {
+    let size = (exact.iter().map(|v| v * v).sum::<f64>() / exact.len().max(1) as f64).sqrt();
+    tolerance(kernel) * (1.0 / 3.0 / size).max(1.0)
+}
+
 /// Every kernel that supports `s`, bare and with a full epilogue.
 fn check(s: ConvShape) {
     let (x, mut filter) = (noise(s.input_len(), 1), noise(s.filter_len(), 2));
@@ -77,11 +85,11 @@ fn check(s: ConvShape) {
         for kernel in KERNELS.into_iter().filter(|k| k.supports(&s)) {
             let conv = Conv { shape: s, kernel, isa };
             let bare = relative_l2(&run(&conv, &x, &filter, &Epilogue::default()), &exact);
-            assert!(bare < tolerance(kernel), "{conv:?}: {bare:e}");
+            assert!(bare < bound(kernel, &exact), "{conv:?}: {bare:e}");
             let epilogue =
                 Epilogue { residual: Some(&residual), clamp: Some((0.0, 6.0)), ..Epilogue::bias(&bias) };
             let full = relative_l2(&run(&conv, &x, &filter, &epilogue), &finished);
-            assert!(full < tolerance(kernel), "{conv:?} with epilogue: {full:e}");
+            assert!(full < bound(kernel, &finished), "{conv:?} with epilogue: {full:e}");
         }
     }
 }
