@@ -5,6 +5,7 @@
 //! whatever the filter's size, stride and dilation. A band is small beside the products, and stays in L2
 //! while panel after panel of filters meets it. Filters of one tap go [another way](super::points).
 
+use super::factor::Map;
 use super::layout::{Cost, Grid, Run, Taps, Walk};
 use super::pack::panel_len;
 use super::points::Points;
@@ -131,7 +132,7 @@ impl<F: Factor> DotConv<F> {
         let packed: &[F::Right] = bytemuck::cast_slice(&packed[..self.panels_len()]);
         assert!(y.len() >= s.output_len(), "output of {} values for {s:?}", y.len());
         if let Some(points) = Points::of(self) {
-            return points.run(x, packed, finish, y, workspace);
+            return points.run(&x, packed, finish, y, workspace);
         }
         let y = SharedMut::new(y);
         let parts = PerThread::new(workspace, self.thread_len());
@@ -140,16 +141,17 @@ impl<F: Factor> DotConv<F> {
             let (image, units, panels) = grid.task(task);
             // SAFETY: one task runs on a thread at a time.
             let workspace = unsafe { parts.own() };
-            let part = Part { conv: self, x, packed, finish, y: y.get(), image, units, panels, workspace };
+            let part =
+                Part { conv: self, x: &x, packed, finish, y: y.get(), image, units, panels, workspace };
             F::on(self.dot, part);
         });
     }
 }
 
 /// One task: units of outputs of an image by a group of panels.
-struct Part<'a, F: Factor, X, Y> {
+struct Part<'a, F: Factor, Y> {
     conv: &'a DotConv<F>,
-    x: &'a [X],
+    x: &'a dyn Map<F>,
     packed: &'a [F::Right],
     finish: &'a Finish<'a>,
     y: *mut Y,
@@ -188,7 +190,7 @@ impl<'a, F: Factor> Source<'a, F> {
     }
 }
 
-impl<F: Factor, X: Read<F>, Y: Store> Job<F> for Part<'_, F, X, Y> {
+impl<F: Factor, Y: Store> Job<F> for Part<'_, F, Y> {
     fn run<E: Engine<F>>(self) {
         let Part { conv, x, packed, finish, y, image, units, panels, workspace } = self;
         let (s, taps) = (&conv.shape, conv.taps());
@@ -197,7 +199,7 @@ impl<F: Factor, X: Read<F>, Y: Store> Job<F> for Part<'_, F, X, Y> {
         let (sums, offsets) = rest.split_at_mut(WAITING * ROWS * COLS);
         let band: &mut [F] = bytemuck::cast_slice_mut(band);
         let offsets: &mut [u32] = &mut bytemuck::cast_slice_mut(offsets)[..steps];
-        lines::<F, X>(finish.isa, conv, &taps, x, image, units.clone(), band);
+        x.lines(finish.isa, conv, &taps, image, units.clone(), band);
         let source = Source::new(conv, &taps, image, units, band);
         for (step, offset) in offsets.iter_mut().enumerate() {
             let at = taps.offset(step, s.dilation, conv.band_width() * taps.pixel);
@@ -243,7 +245,7 @@ impl<F: Factor, X: Read<F>, Y: Store> Job<F> for Part<'_, F, X, Y> {
 
 simd! {
     /// Writes the rows of the map that rows `units` of an image's outputs read, with the padding around them.
-    fn lines<F: Factor, X: Read<F>>(
+    pub(super) fn lines<F: Factor, X: Read<F>>(
         isa, conv: &DotConv<F>, taps: &Taps, x: &[X], image: usize, units: Range<usize>, band: &mut [F],
     ) {
         let (s, rule, zero) = (&conv.shape, conv.rule, F::zero(conv.rule));

@@ -1,12 +1,16 @@
 //! What is multiplied: bf16, or codes of 8-bit levels.
 
+use super::conv::lines;
+use super::layout::Taps;
+use super::points::gather;
 use super::{DotConv, Job, STEP, Sums, pack, portable, with};
 use crate::cpu::element::Element;
-use crate::isa::{Dot, Int8};
+use crate::isa::{Dot, Int8, Isa};
 use crate::ops::levels::Levels;
 use bytemuck::Pod;
 use half::bf16;
 use std::fmt;
+use std::ops::Range;
 
 /// The left side of a product, as engines read it.
 pub(crate) trait Factor: Pod + Send + Sync {
@@ -126,6 +130,56 @@ impl Factor for u8 {
 pub(crate) trait Read<F: Factor>: Pod + Send + Sync {
     /// Writes values as factors, and zeros behind them.
     fn read(x: &[Self], to: &mut [F], rule: F::Rule);
+}
+
+/// A map of values that become factors, whatever they are stored as: what multiplies factors is compiled once for
+/// all of them.
+pub(super) trait Map<F: Factor>: Sync {
+    /// Writes the rows that rows `units` of an image's outputs read, with the padding around them.
+    fn lines(
+        &self,
+        isa: Isa,
+        conv: &DotConv<F>,
+        taps: &Taps,
+        image: usize,
+        units: Range<usize>,
+        band: &mut [F],
+    );
+
+    /// Copies steps of the pixels of at most a tile's outputs.
+    fn gather(
+        &self,
+        isa: Isa,
+        conv: &DotConv<F>,
+        outputs: Range<usize>,
+        steps: Range<usize>,
+        fields: &mut [F],
+    );
+}
+
+impl<F: Factor, X: Read<F>> Map<F> for &[X] {
+    fn lines(
+        &self,
+        isa: Isa,
+        conv: &DotConv<F>,
+        taps: &Taps,
+        image: usize,
+        units: Range<usize>,
+        band: &mut [F],
+    ) {
+        lines::<F, X>(isa, conv, taps, self, image, units, band);
+    }
+
+    fn gather(
+        &self,
+        isa: Isa,
+        conv: &DotConv<F>,
+        outputs: Range<usize>,
+        steps: Range<usize>,
+        fields: &mut [F],
+    ) {
+        gather::<F, X>(isa, conv, self, outputs, steps, fields);
+    }
 }
 
 impl Read<bf16> for bf16 {

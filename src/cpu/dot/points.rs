@@ -5,6 +5,7 @@
 //! are more than that, several tiles are copied, and a panel meets all of these before the next one comes.
 
 use super::conv::DotConv;
+use super::factor::Map;
 use super::layout::{Cost, Grid};
 use super::pack::panel_len;
 use super::{COLS, Engine, Factor, Finish, Job, PANEL_STEP, PerThread, ROWS, Read, STEP, Store, Tile};
@@ -70,9 +71,9 @@ impl<'a, F: Factor> Points<'a, F> {
     }
 
     /// As [`DotConv::run`], which checked the slices.
-    pub fn run<X: Read<F>, Y: Store>(
+    pub fn run<Y: Store>(
         &self,
-        x: &[X],
+        x: &dyn Map<F>,
         packed: &[F::Right],
         finish: &Finish<'_>,
         y: &mut [Y],
@@ -94,9 +95,9 @@ impl<'a, F: Factor> Points<'a, F> {
 }
 
 /// One task: a range of outputs by a group of panels.
-struct Part<'a, F: Factor, X, Y> {
+struct Part<'a, F: Factor, Y> {
     points: &'a Points<'a, F>,
-    x: &'a [X],
+    x: &'a dyn Map<F>,
     packed: &'a [F::Right],
     finish: &'a Finish<'a>,
     y: *mut Y,
@@ -105,7 +106,7 @@ struct Part<'a, F: Factor, X, Y> {
     workspace: &'a mut [f32],
 }
 
-impl<F: Factor, X: Read<F>, Y: Store> Job<F> for Part<'_, F, X, Y> {
+impl<F: Factor, Y: Store> Job<F> for Part<'_, F, Y> {
     fn run<E: Engine<F>>(self) {
         let Part { points, x, packed, finish, y, outputs, panels, workspace } = self;
         let (s, steps) = (&points.conv.shape, points.steps());
@@ -125,7 +126,7 @@ impl<F: Factor, X: Read<F>, Y: Store> Job<F> for Part<'_, F, X, Y> {
                 for (tile, fields) in fields.chunks_exact_mut(tile_fields).enumerate() {
                     let from = group.start + tile * ROWS;
                     let outputs = from.min(group.end)..(from + ROWS).min(group.end);
-                    gather::<F, X>(finish.isa, points.conv, x, outputs, block..end, fields);
+                    x.gather(finish.isa, points.conv, outputs, block..end, fields);
                 }
                 for panel in panels.clone() {
                     let b =
@@ -160,7 +161,7 @@ impl<F: Factor, X: Read<F>, Y: Store> Job<F> for Part<'_, F, X, Y> {
 
 simd! {
     /// Copies steps of the pixels of at most [`ROWS`] outputs, as `[step][ROWS][factors]`.
-    fn gather<F: Factor, X: Read<F>>(
+    pub(super) fn gather<F: Factor, X: Read<F>>(
         isa, conv: &DotConv<F>, x: &[X], outputs: Range<usize>, steps: Range<usize>, fields: &mut [F],
     ) {
         let s = &conv.shape;
