@@ -26,15 +26,12 @@ const SIZES: Sizes = {
     Sizes(sizes)
 };
 
-impl Vectors for Amx {
-    const AVX512: bool = true;
-    const AVX512_BF16: bool = true;
-}
-
 /// The engine for factors that one instruction multiplies.
 macro_rules! engine {
     ($factor:ty, $multiply:literal) => {
         impl Engine<$factor> for Amx {
+            const VECTORS: Vectors = Vectors { avx512: true, avx512_bf16: true };
+
             #[inline(always)]
             unsafe fn begin() {
                 // SAFETY: the processor has AMX, and the system lets the process use it (`Dot::detect`).

@@ -10,17 +10,8 @@ use std::arch::x86_64::*;
 /// AVX-512 BF16.
 pub(crate) struct Bf16;
 
-impl Vectors for Bf16 {
-    const AVX512: bool = true;
-    const AVX512_BF16: bool = true;
-}
-
 /// AVX-512 VNNI.
 pub(crate) struct Vnni;
-
-impl Vectors for Vnni {
-    const AVX512: bool = true;
-}
 
 /// A pair of factors sixteen times.
 #[inline]
@@ -33,8 +24,10 @@ fn pairs(pair: i32) -> __m512bh {
 /// The engine for factors that one instruction multiplies; its sums, and the steps' bytes, are registers of
 /// these types.
 macro_rules! engine {
-    ($name:ident, $factor:ty, $features:literal, $multiply:ident, $broadcast:ident, $sums:ident, $bytes:ident) => {
+    ($name:ident, $factor:ty, $vectors:expr, $features:literal, $multiply:ident, $broadcast:ident, $sums:ident, $bytes:ident) => {
         impl Engine<$factor> for $name {
+            const VECTORS: Vectors = $vectors;
+
             unsafe fn tile(tile: &Tile<'_>) {
                 /// Two registers a row, of 32: with more rows the compiler keeps some of the sums in memory.
                 const MOST: usize = 8;
@@ -97,8 +90,26 @@ macro_rules! engine {
         }
     };
 }
-engine!(Bf16, bf16, "avx512f,avx512bf16", _mm512_dpbf16_ps, pairs, __m512, __m512bh);
-engine!(Vnni, u8, "avx512f,avx512vnni", _mm512_dpbusd_epi32, _mm512_set1_epi32, __m512i, __m512i);
+engine!(
+    Bf16,
+    bf16,
+    Vectors { avx512: true, avx512_bf16: true },
+    "avx512f,avx512bf16",
+    _mm512_dpbf16_ps,
+    pairs,
+    __m512,
+    __m512bh
+);
+engine!(
+    Vnni,
+    u8,
+    Vectors { avx512: true, avx512_bf16: false },
+    "avx512f,avx512vnni",
+    _mm512_dpbusd_epi32,
+    _mm512_set1_epi32,
+    __m512i,
+    __m512i
+);
 
 /// Two registers of 16 columns each.
 type Halves = (__m512, __m512);

@@ -1,11 +1,9 @@
 //! AVX-VNNI: four factors of 8 columns an instruction, on processors with vectors of 256 bits.
 
-use super::{COLS, Engine, PANEL_STEP, Tile, Vectors};
+use super::{COLS, Engine, PANEL_STEP, Tile};
 use std::arch::x86_64::*;
 
 pub(crate) struct AvxVnni;
-
-impl Vectors for AvxVnni {}
 
 impl Engine<u8> for AvxVnni {
     unsafe fn tile(tile: &Tile<'_>) {

@@ -6,6 +6,7 @@
 //! while panel after panel of filters meets it. Filters of one tap go [another way](super::points).
 
 use super::factor::Map;
+use super::finish::Target;
 use super::layout::{Cost, Grid, Run, Taps, Walk};
 use super::pack::panel_len;
 use super::points::Points;
@@ -131,30 +132,29 @@ impl<F: Factor> DotConv<F> {
         assert!(packed.len() >= self.packed_len(), "packed filter of {} floats for {s:?}", packed.len());
         let packed: &[F::Right] = bytemuck::cast_slice(&packed[..self.panels_len()]);
         assert!(y.len() >= s.output_len(), "output of {} values for {s:?}", y.len());
+        let y = &SharedMut::new(y);
         if let Some(points) = Points::of(self) {
             return points.run(&x, packed, finish, y, workspace);
         }
-        let y = SharedMut::new(y);
         let parts = PerThread::new(workspace, self.thread_len());
         let grid = self.grid();
         for_each_task(grid.tasks(), |task| {
             let (image, units, panels) = grid.task(task);
             // SAFETY: one task runs on a thread at a time.
             let workspace = unsafe { parts.own() };
-            let part =
-                Part { conv: self, x: &x, packed, finish, y: y.get(), image, units, panels, workspace };
+            let part = Part { conv: self, x: &x, packed, finish, y, image, units, panels, workspace };
             F::on(self.dot, part);
         });
     }
 }
 
 /// One task: units of outputs of an image by a group of panels.
-struct Part<'a, F: Factor, Y> {
+struct Part<'a, F: Factor> {
     conv: &'a DotConv<F>,
     x: &'a dyn Map<F>,
     packed: &'a [F::Right],
     finish: &'a Finish<'a>,
-    y: *mut Y,
+    y: &'a dyn Target,
     image: usize,
     units: Range<usize>,
     panels: Range<usize>,
@@ -190,7 +190,7 @@ impl<'a, F: Factor> Source<'a, F> {
     }
 }
 
-impl<F: Factor, Y: Store> Job<F> for Part<'_, F, Y> {
+impl<F: Factor> Job<F> for Part<'_, F> {
     fn run<E: Engine<F>>(self) {
         let Part { conv, x, packed, finish, y, image, units, panels, workspace } = self;
         let (s, taps) = (&conv.shape, conv.taps());
@@ -233,7 +233,9 @@ impl<F: Factor, Y: Store> Job<F> for Part<'_, F, Y> {
                             source.walk.runs(tile, |Run { row, output, count }| {
                                 let sums = &mut sums[row * COLS..(row + count) * COLS];
                                 // SAFETY: outputs and columns of this task are written by it alone.
-                                unsafe { finish.store::<E, Y>(sums, source.output + output, col, cols, y) };
+                                unsafe {
+                                    y.store(finish, E::VECTORS, sums, source.output + output, col..col + cols)
+                                };
                             });
                         }
                     }

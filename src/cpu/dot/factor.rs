@@ -132,8 +132,8 @@ pub(crate) trait Read<F: Factor>: Pod + Send + Sync {
     fn read(x: &[Self], to: &mut [F], rule: F::Rule);
 }
 
-/// A map of values that become factors, whatever they are stored as: what multiplies factors is compiled once for
-/// all of them.
+/// A map of values that become factors, whatever they are stored as: what multiplies factors is compiled once
+/// for all of them.
 pub(super) trait Map<F: Factor>: Sync {
     /// Writes the rows that rows `units` of an image's outputs read, with the padding around them.
     fn lines(

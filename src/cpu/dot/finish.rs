@@ -2,12 +2,14 @@
 
 use super::{COLS, Store, Vectors};
 use crate::cpu::element::Element;
+use crate::cpu::gemm::SharedMut;
 use crate::cpu::gemm::{self, Arch, CHUNK, Vector, transpose_square};
 use crate::cpu::ops::{activation, normalise};
 use crate::isa::{Isa, simd};
 use crate::ops::activation::Activation;
 use crate::ops::levels::Levels;
 use half::bf16;
+use std::ops::Range;
 
 /// Where a product's columns go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,14 +130,46 @@ pub(crate) struct Finish<'a> {
     pub isa: Isa,
 }
 
+/// Where results go, whatever they are stored as: as [`Map`](super::factor::Map).
+pub(super) trait Target: Sync {
+    /// Stores rows of a tile as `finish` says: `sums` are `[rows][COLS]`, of which the first `cols` count.
+    /// They are rows from `row` and columns from `col` of the product.
+    ///
+    /// # Safety
+    /// Nobody else writes there meanwhile, and the processor has these `vectors`.
+    unsafe fn store(
+        &self,
+        finish: &Finish<'_>,
+        vectors: Vectors,
+        sums: &mut [f32],
+        row: usize,
+        cols: Range<usize>,
+    );
+}
+
+impl<Y: Store> Target for SharedMut<Y> {
+    unsafe fn store(
+        &self,
+        finish: &Finish<'_>,
+        vectors: Vectors,
+        sums: &mut [f32],
+        row: usize,
+        cols: Range<usize>,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe { finish.store(vectors, sums, row, cols.start, cols.len(), self.get()) };
+    }
+}
+
 impl Finish<'_> {
     /// Stores rows of a tile: `sums` are `[rows][COLS]`, of which the first `cols` count. They are rows from
     /// `row` and columns from `col` of the product in `y`.
     ///
     /// # Safety
-    /// `y` can be written there, by nobody else meanwhile, and the processor has the instructions of `V`.
-    pub unsafe fn store<V: Vectors, Y: Store>(
+    /// `y` can be written there, by nobody else meanwhile, and the processor has these `vectors`.
+    unsafe fn store<Y: Store>(
         &self,
+        vectors: Vectors,
         sums: &mut [f32],
         row: usize,
         col: usize,
@@ -171,7 +205,7 @@ impl Finish<'_> {
         // SAFETY: the caller's contract.
         let y = unsafe { y.add(at) };
         #[cfg(target_arch = "x86_64")]
-        if V::AVX512 && (Y::CODE || Y::BF16 && V::AVX512_BF16 && self.output.is_none()) {
+        if vectors.avx512 && (Y::CODE || Y::BF16 && vectors.avx512_bf16 && self.output.is_none()) {
             let rows = Rows { sums, scales: scales.as_ref(), cols, bias: &bias, residual, bounds, stride };
             // SAFETY: the processor has the instructions, and the result is the caller's, as it says; it is
             // of that type, and the residual covers the rows.

@@ -62,15 +62,24 @@ pub(crate) struct Tile<'a> {
 }
 
 /// What the processor of an engine has besides.
-pub(crate) trait Vectors {
-    /// Whether it has AVX-512 F, BW and VL.
-    const AVX512: bool = false;
-    /// Whether it has AVX-512 BF16 too.
-    const AVX512_BF16: bool = false;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Vectors {
+    /// AVX-512 F, BW and VL.
+    pub avx512: bool,
+    /// AVX-512 BF16 too.
+    pub avx512_bf16: bool,
+}
+
+impl Vectors {
+    /// Nothing of that.
+    const NONE: Vectors = Vectors { avx512: false, avx512_bf16: false };
 }
 
 /// Instructions that compute a tile of products of `F`.
-pub(crate) trait Engine<F: Factor>: Vectors {
+pub(crate) trait Engine<F: Factor> {
+    /// What the processor has besides.
+    const VECTORS: Vectors = Vectors::NONE;
+
     /// Prepares the thread for tiles.
     ///
     /// # Safety

@@ -6,10 +6,11 @@
 
 use super::conv::DotConv;
 use super::factor::Map;
+use super::finish::Target;
 use super::layout::{Cost, Grid};
 use super::pack::panel_len;
-use super::{COLS, Engine, Factor, Finish, Job, PANEL_STEP, PerThread, ROWS, Read, STEP, Store, Tile};
-use crate::cpu::gemm::{SharedMut, for_each_task};
+use super::{COLS, Engine, Factor, Finish, Job, PANEL_STEP, PerThread, ROWS, Read, STEP, Tile};
+use crate::cpu::gemm::for_each_task;
 use crate::isa::simd;
 use std::ops::Range;
 
@@ -71,15 +72,14 @@ impl<'a, F: Factor> Points<'a, F> {
     }
 
     /// As [`DotConv::run`], which checked the slices.
-    pub fn run<Y: Store>(
+    pub fn run(
         &self,
         x: &dyn Map<F>,
         packed: &[F::Right],
         finish: &Finish<'_>,
-        y: &mut [Y],
+        y: &dyn Target,
         workspace: &mut [f32],
     ) {
-        let y = SharedMut::new(y);
         let parts = PerThread::new(workspace, self.thread_len());
         let grid = self.grid();
         for_each_task(grid.tasks(), |task| {
@@ -88,25 +88,25 @@ impl<'a, F: Factor> Points<'a, F> {
             let outputs = units.start * unit..(units.end * unit).min(self.conv.shape.out_pixels());
             // SAFETY: one task runs on a thread at a time.
             let workspace = unsafe { parts.own() };
-            let part = Part { points: self, x, packed, finish, y: y.get(), outputs, panels, workspace };
+            let part = Part { points: self, x, packed, finish, y, outputs, panels, workspace };
             F::on(self.conv.dot, part);
         });
     }
 }
 
 /// One task: a range of outputs by a group of panels.
-struct Part<'a, F: Factor, Y> {
+struct Part<'a, F: Factor> {
     points: &'a Points<'a, F>,
     x: &'a dyn Map<F>,
     packed: &'a [F::Right],
     finish: &'a Finish<'a>,
-    y: *mut Y,
+    y: &'a dyn Target,
     outputs: Range<usize>,
     panels: Range<usize>,
     workspace: &'a mut [f32],
 }
 
-impl<F: Factor, Y: Store> Job<F> for Part<'_, F, Y> {
+impl<F: Factor> Job<F> for Part<'_, F> {
     fn run<E: Engine<F>>(self) {
         let Part { points, x, packed, finish, y, outputs, panels, workspace } = self;
         let (s, steps) = (&points.conv.shape, points.steps());
@@ -150,7 +150,9 @@ impl<F: Factor, Y: Store> Job<F> for Part<'_, F, Y> {
                         if end == steps {
                             let (col, cols) = (panel * COLS, COLS.min(s.c_out - panel * COLS));
                             // SAFETY: outputs and columns of this task are written by it alone.
-                            unsafe { finish.store::<E, Y>(&mut sums[..rows * COLS], output, col, cols, y) };
+                            unsafe {
+                                y.store(finish, E::VECTORS, &mut sums[..rows * COLS], output, col..col + cols)
+                            };
                         }
                     }
                 }

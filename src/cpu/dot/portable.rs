@@ -1,12 +1,10 @@
 //! The plain loop: the truth beside the other engines, and what tests run where there is no other.
 
-use super::{COLS, Engine, PANEL_STEP, STEP, Tile, Vectors};
+use super::{COLS, Engine, PANEL_STEP, STEP, Tile};
 use crate::cpu::element::Element;
 use half::bf16;
 
 pub(crate) struct Portable;
-
-impl Vectors for Portable {}
 
 impl Engine<bf16> for Portable {
     unsafe fn tile(tile: &Tile<'_>) {
