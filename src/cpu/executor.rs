@@ -66,7 +66,7 @@ impl Selection {
 
     fn context<'a>(&self, inputs: &'a [ValueType], outputs: &'a [ValueType]) -> Context<'a> {
         let Selection { isa, threads, arithmetic, bf16, int8 } = *self;
-        Context { inputs, outputs, isa, threads, arithmetic, dot: bf16.unwrap_or(Dot::Portable), int8 }
+        Context { inputs, outputs, isa, threads, arithmetic, bf16, int8 }
     }
 }
 

@@ -27,13 +27,18 @@ pub struct Context<'a> {
     pub threads: usize,
     /// How coarsely the kernel may round.
     pub arithmetic: Arithmetic,
-    /// Instructions that multiply bf16, where maps are stored so.
-    pub dot: Dot,
+    /// Instructions that multiply bf16; `None` where all floats are f32.
+    pub bf16: Option<Dot>,
     /// Instructions that multiply codes of levels.
     pub int8: Int8,
 }
 
 impl Context<'_> {
+    /// Instructions for products of maps that are stored as bf16.
+    pub(crate) fn dot(&self) -> Dot {
+        self.bf16.unwrap_or(Dot::Portable)
+    }
+
     /// Whether all operands and results are maps of bf16.
     pub(crate) fn is_all_bf16(&self) -> bool {
         self.inputs.iter().chain(self.outputs).all(|ty| ty.dtype == DType::BF16)

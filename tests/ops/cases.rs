@@ -75,9 +75,10 @@ impl Prepared {
         matches!(self.case.op, Op::Conv2d(_) | Op::Linear(_) | Op::MaskConv(_) | Op::MaskPool(_))
     }
 
-    /// Whether it has maps, which may be bf16.
-    fn has_maps(&self) -> bool {
-        self.case.inputs.iter().chain(&self.case.outputs()).any(|ty| ty.role == Role::Map)
+    /// Whether it has maps, which may be bf16, or rows that are multiplied as such.
+    fn computes_in_bf16(&self) -> bool {
+        matches!(self.case.op, Op::Linear(_))
+            || self.case.inputs.iter().chain(&self.case.outputs()).any(|ty| ty.role == Role::Map)
     }
 }
 
@@ -111,7 +112,7 @@ pub fn trials() -> Vec<Trial> {
             Dot::Portable => work <= LARGEST_BY_PLAIN_LOOP && (dots.len() == 1 || prepared.has_products()),
             _ => dots.last() == Some(dot) || prepared.has_products(),
         };
-        for dot in dots.iter().copied().filter(|dot| prepared.has_maps() && wanted(dot)) {
+        for dot in dots.iter().copied().filter(|dot| prepared.computes_in_bf16() && wanted(dot)) {
             let prepared = prepared.clone();
             trials.push(Trial::test(format!("cases/{name}/bf16 {dot}"), move || prepared.check_in_bf16(dot)));
         }

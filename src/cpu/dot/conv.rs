@@ -6,7 +6,7 @@
 //! while panel after panel of filters meets it. Filters of one tap go [another way](super::points).
 
 use super::factor::Map;
-use super::finish::Target;
+use super::finish::{Spot, Target};
 use super::layout::{Cost, Grid, Run, Taps, Walk};
 use super::pack::panel_len;
 use super::points::Points;
@@ -81,6 +81,7 @@ impl<F: Factor> DotConv<F> {
             unit_fields: s.out_width(),
             panel_bytes: taps.steps() * PANEL_STEP,
             macs: s.out_width() * s.depth() * COLS,
+            least: 1,
         };
         Grid::new(s.batch, s.out_height(), panels, &cost)
     }
@@ -205,37 +206,39 @@ impl<F: Factor> Job<F> for Part<'_, F> {
             let at = taps.offset(step, s.dilation, conv.band_width() * taps.pixel);
             *offset = (size_of::<F>() * at) as u32;
         }
-        let tiles = source.walk.tiles();
-        for first in (0..tiles).step_by(WAITING) {
-            for panel in panels.clone() {
-                let b = packed[panel * panel_len::<F>(steps)..].as_ptr().cast::<u8>();
-                let (col, cols) = (panel * COLS, COLS.min(s.c_out - panel * COLS));
+        let (tiles, waiting) = (source.walk.tiles(), WAITING / F::ABREAST);
+        for first in (0..tiles).step_by(waiting) {
+            for panel in panels.clone().step_by(F::ABREAST) {
+                let abreast = panel..(panel + F::ABREAST).min(panels.end);
+                let cols = panel * COLS..(abreast.end * COLS).min(s.c_out);
                 for block in (0..steps).step_by(BLOCK_STEPS) {
                     let end = (block + BLOCK_STEPS).min(steps);
-                    for tile in first..(first + WAITING).min(tiles) {
+                    for tile in first..(first + waiting).min(tiles) {
                         // With one block the same sums serve every tile, and stay in L1.
-                        let slot = if steps <= BLOCK_STEPS { 0 } else { tile - first };
-                        let sums = &mut sums[slot * ROWS * COLS..][..ROWS * COLS];
-                        // SAFETY: the band has room for what the last tile reads beyond its rows, and the
-                        // panel has `steps` steps.
-                        unsafe {
-                            E::tile(&Tile {
-                                a: source.at(tile),
-                                stride: size_of::<F>() * source.field,
-                                offsets: &offsets[block..end],
-                                rows: source.walk.tile(tile).2,
-                                b: b.add(block * PANEL_STEP),
-                                sums: sums.as_mut_ptr(),
-                                accumulate: block > 0,
-                            });
+                        let slot = if steps <= BLOCK_STEPS { 0 } else { (tile - first) * F::ABREAST };
+                        let sums = &mut sums[slot * ROWS * COLS..][..abreast.len() * ROWS * COLS];
+                        for (panel, sums) in abreast.clone().zip(sums.chunks_exact_mut(ROWS * COLS)) {
+                            let b = &packed[panel * panel_len::<F>(steps) + block * panel_len::<F>(1)..];
+                            // SAFETY: the band has room for what the last tile reads beyond its rows, and
+                            // the panel has `steps` steps.
+                            unsafe {
+                                E::tile(&Tile {
+                                    a: source.at(tile),
+                                    stride: size_of::<F>() * source.field,
+                                    offsets: &offsets[block..end],
+                                    rows: source.walk.tile(tile).2,
+                                    b: b.as_ptr().cast(),
+                                    sums: sums.as_mut_ptr(),
+                                    accumulate: block > 0,
+                                });
+                            }
                         }
                         if end == steps {
                             source.walk.runs(tile, |Run { row, output, count }| {
-                                let sums = &mut sums[row * COLS..(row + count) * COLS];
+                                let (rows, row) = (row..row + count, source.output + output);
+                                let spot = Spot { rows, row, cols: cols.clone(), ahead: ROWS * s.c_out };
                                 // SAFETY: outputs and columns of this task are written by it alone.
-                                unsafe {
-                                    y.store(finish, E::VECTORS, sums, source.output + output, col..col + cols)
-                                };
+                                unsafe { y.store(finish, E::VECTORS, sums, &spot) };
                             });
                         }
                     }

@@ -3,7 +3,7 @@
 use super::conv::lines;
 use super::layout::Taps;
 use super::points::gather;
-use super::{DotConv, Job, STEP, Sums, pack, portable, with};
+use super::{COLS, DotConv, Job, STEP, Sums, pack, portable, with};
 use crate::cpu::element::Element;
 use crate::isa::{Dot, Int8, Isa};
 use crate::ops::levels::Levels;
@@ -25,6 +25,8 @@ pub(crate) trait Factor: Pod + Send + Sync {
     const PER_STEP: usize = STEP / size_of::<Self>();
     /// Factors of a row that one instruction multiplies and adds.
     const GROUP: usize = 4 / size_of::<Self>();
+    /// Panels that a tile's fields meet before its sums are stored: as many as fill a cache line of results.
+    const ABREAST: usize = STEP / COLS / size_of::<Self>();
     /// Floats of a panel's column beside its factors.
     const BESIDE: usize;
 

@@ -1,6 +1,8 @@
 //! What is done to a tile's sums before they are stored: bias, residual, activation, rounding.
 
-use super::{COLS, Store, Vectors};
+#[cfg(target_arch = "x86_64")]
+use super::code_lines::Lines;
+use super::{COLS, ROWS, Store, Vectors};
 use crate::cpu::element::Element;
 use crate::cpu::gemm::SharedMut;
 use crate::cpu::gemm::{self, Arch, CHUNK, Vector, transpose_square};
@@ -130,38 +132,63 @@ pub(crate) struct Finish<'a> {
     pub isa: Isa,
 }
 
+/// Where tiles lie in a product.
+pub(super) struct Spot {
+    /// Their rows that count.
+    pub rows: Range<usize>,
+    /// Where the first of these is.
+    pub row: usize,
+    /// Columns: a panel's, or of two neighbours.
+    pub cols: Range<usize>,
+    /// Where the same line of the next spot is, in values from this one's.
+    pub ahead: usize,
+}
+
 /// Where results go, whatever they are stored as: as [`Map`](super::factor::Map).
 pub(super) trait Target: Sync {
-    /// Stores rows of a tile as `finish` says: `sums` are `[rows][COLS]`, of which the first `cols` count.
-    /// They are rows from `row` and columns from `col` of the product.
+    /// Stores the tiles of a spot as `finish` says: `sums` are `[tiles][ROWS][COLS]`.
     ///
     /// # Safety
     /// Nobody else writes there meanwhile, and the processor has these `vectors`.
-    unsafe fn store(
-        &self,
-        finish: &Finish<'_>,
-        vectors: Vectors,
-        sums: &mut [f32],
-        row: usize,
-        cols: Range<usize>,
-    );
+    unsafe fn store(&self, finish: &Finish<'_>, vectors: Vectors, sums: &mut [f32], spot: &Spot);
 }
 
 impl<Y: Store> Target for SharedMut<Y> {
-    unsafe fn store(
-        &self,
-        finish: &Finish<'_>,
-        vectors: Vectors,
-        sums: &mut [f32],
-        row: usize,
-        cols: Range<usize>,
-    ) {
-        // SAFETY: the caller's contract.
-        unsafe { finish.store(vectors, sums, row, cols.start, cols.len(), self.get()) };
+    unsafe fn store(&self, finish: &Finish<'_>, vectors: Vectors, sums: &mut [f32], spot: &Spot) {
+        #[cfg(target_arch = "x86_64")]
+        if Y::CODE
+            && vectors.avx512
+            && let Some((lines, at)) = finish.lines(sums, spot)
+        {
+            // SAFETY: the caller's contract; results are codes.
+            return unsafe { lines.store(self.get().cast::<u8>().add(at)) };
+        }
+        let Spot { rows, row, cols, .. } = spot;
+        for (tile, col) in cols.clone().step_by(COLS).enumerate() {
+            let sums = &mut sums[(tile * ROWS + rows.start) * COLS..(tile * ROWS + rows.end) * COLS];
+            // SAFETY: the caller's contract.
+            unsafe { finish.store(vectors, sums, *row, col, COLS.min(cols.end - col), self.get()) };
+        }
     }
 }
 
 impl Finish<'_> {
+    /// How a spot of two whole tiles becomes lines of codes, and where in the result, unless something is
+    /// asked that they have not.
+    #[cfg(target_arch = "x86_64")]
+    fn lines<'a>(&'a self, sums: &'a [f32], spot: &'a Spot) -> Option<(Lines<'a>, usize)> {
+        let (Some(levels), Layout::Channels(stride)) = (self.output, self.layout) else { return None };
+        let clamps = self.activation.is_none_or(|activation| activation.clamp().is_some());
+        let codes = matches!(self.residual, Residual::None | Residual::Codes(..));
+        if spot.cols.len() != 2 * COLS || !clamps || !codes || matches!(self.sums, Sums::F32) {
+            return None;
+        }
+        let at = spot.row * stride + spot.cols.start;
+        let residual = self.residual.from(at, (spot.rows.len() - 1) * stride + 2 * COLS);
+        let (of, bias, bounds) = (self.sums, self.bias, normalise::bounds(self.activation));
+        Some((Lines { sums, of, bias, residual, bounds, levels, spot, stride }, at))
+    }
+
     /// Stores rows of a tile: `sums` are `[rows][COLS]`, of which the first `cols` count. They are rows from
     /// `row` and columns from `col` of the product in `y`.
     ///

@@ -177,6 +177,8 @@ pub(super) struct Cost {
     pub panel_bytes: usize,
     /// Multiplications of a unit by a panel.
     pub macs: usize,
+    /// Panels whose products take as long as it takes to copy a unit, which every group of panels does again.
+    pub least: usize,
 }
 
 impl Grid {
@@ -193,7 +195,7 @@ impl Grid {
         let mut grid = Grid { units, band: even(units, parts), panels, across: panels.max(1), images };
         while grid.tasks() < WANTED && grid.band * grid.across * cost.macs >= 2 * WORTH {
             let (once_more, all_bands) = (panels * cost.panel_bytes, units * cost.unit_bytes);
-            let panels_too = grid.across > 1;
+            let panels_too = grid.across > cost.least;
             let bands_too = grid.band > 1 && grid.band * cost.unit_fields >= FIELDS;
             if bands_too && (!panels_too || once_more <= all_bands) {
                 grid.band = even(grid.band, 2);

@@ -16,6 +16,8 @@ mod amx;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+#[cfg(target_arch = "x86_64")]
+mod code_lines;
 mod conv;
 mod factor;
 mod finish;

@@ -6,7 +6,7 @@
 
 use super::conv::DotConv;
 use super::factor::Map;
-use super::finish::Target;
+use super::finish::{Spot, Target};
 use super::layout::{Cost, Grid};
 use super::pack::panel_len;
 use super::{COLS, Engine, Factor, Finish, Job, PANEL_STEP, PerThread, ROWS, Read, STEP, Tile};
@@ -40,7 +40,9 @@ impl<'a, F: Factor> Points<'a, F> {
         }
         let steps = conv.taps().steps();
         let many = conv.panels() * steps * PANEL_STEP > PANELS;
-        let (block, together) = if many { (steps, 4) } else { (BLOCK.min(steps), 1) };
+        // Half of few tiles, so that there is work for a second thread.
+        let few = s.out_pixels().div_ceil(ROWS).div_ceil(2);
+        let (block, together) = if many { (steps, few.clamp(1, 4)) } else { (BLOCK.min(steps), 1) };
         Some(Points { conv, block, together })
     }
 
@@ -56,13 +58,14 @@ impl<'a, F: Factor> Points<'a, F> {
             unit_fields,
             panel_bytes: self.steps() * PANEL_STEP,
             macs: unit_fields * s.c_in * COLS,
+            least: 4,
         };
         Grid::new(1, s.out_pixels().div_ceil(unit_fields), self.conv.panels(), &cost)
     }
 
-    /// Tiles whose sums wait for the next block.
+    /// Tiles whose sums wait, for the next block or for their neighbour's.
     fn waiting(&self) -> usize {
-        if self.block == self.steps() { 1 } else { self.grid().across }
+        if self.block == self.steps() { F::ABREAST } else { self.grid().across }
     }
 
     /// Floats of workspace of each thread.
@@ -128,31 +131,38 @@ impl<F: Factor> Job<F> for Part<'_, F> {
                     let outputs = from.min(group.end)..(from + ROWS).min(group.end);
                     x.gather(finish.isa, points.conv, outputs, block..end, fields);
                 }
-                for panel in panels.clone() {
-                    let b =
-                        packed[panel * panel_len::<F>(steps) + block * panel_len::<F>(1)..].as_ptr().cast();
+                for panel in panels.clone().step_by(F::ABREAST) {
+                    let abreast = panel..(panel + F::ABREAST).min(panels.end);
+                    let cols = panel * COLS..(abreast.end * COLS).min(s.c_out);
+                    let slot = if points.block == steps { 0 } else { panel - panels.start };
+                    let sums = &mut sums[slot * ROWS * COLS..][..abreast.len() * ROWS * COLS];
+                    // The next tile's, or the next panels'.
+                    let ahead = match points.together {
+                        1 if abreast.end < panels.end => F::ABREAST * COLS,
+                        1 => ROWS * s.c_out - (panel - panels.start) * COLS,
+                        _ => ROWS * s.c_out,
+                    };
                     for (tile, output) in group.clone().step_by(ROWS).enumerate() {
-                        let slot = if points.waiting() == 1 { 0 } else { panel - panels.start };
-                        let sums = &mut sums[slot * ROWS * COLS..][..ROWS * COLS];
                         let rows = ROWS.min(group.end - output);
-                        // SAFETY: a tile's fields are whole, and the panel has the block's steps.
-                        unsafe {
-                            E::tile(&Tile {
-                                a: fields[tile * tile_fields..].as_ptr().cast(),
-                                stride: STEP,
-                                offsets: &offsets[..end - block],
-                                rows,
-                                b,
-                                sums: sums.as_mut_ptr(),
-                                accumulate: block > 0,
-                            });
+                        for (panel, sums) in abreast.clone().zip(sums.chunks_exact_mut(ROWS * COLS)) {
+                            let b = &packed[panel * panel_len::<F>(steps) + block * panel_len::<F>(1)..];
+                            // SAFETY: a tile's fields are whole, and the panel has the block's steps.
+                            unsafe {
+                                E::tile(&Tile {
+                                    a: fields[tile * tile_fields..].as_ptr().cast(),
+                                    stride: STEP,
+                                    offsets: &offsets[..end - block],
+                                    rows,
+                                    b: b.as_ptr().cast(),
+                                    sums: sums.as_mut_ptr(),
+                                    accumulate: block > 0,
+                                });
+                            }
                         }
                         if end == steps {
-                            let (col, cols) = (panel * COLS, COLS.min(s.c_out - panel * COLS));
+                            let spot = Spot { rows: 0..rows, row: output, cols: cols.clone(), ahead };
                             // SAFETY: outputs and columns of this task are written by it alone.
-                            unsafe {
-                                y.store(finish, E::VECTORS, &mut sums[..rows * COLS], output, col..col + cols)
-                            };
+                            unsafe { y.store(finish, E::VECTORS, sums, &spot) };
                         }
                     }
                 }

@@ -2,8 +2,9 @@ use super::*;
 use crate::cpu::conv::ConvShape;
 use crate::cpu::element::Element;
 use crate::cpu::pool::Pool;
-use crate::isa::{Dot, Isa};
+use crate::isa::{Dot, Int8, Isa};
 use crate::ops::activation::Activation;
+use crate::ops::levels::Levels;
 use half::bf16;
 
 /// Numbers that bf16 holds, so that only sums are rounded.
@@ -169,6 +170,38 @@ fn maps_of_f32_are_read_and_written() {
             for (at, (&y, wanted)) in y.iter().zip(&expected).enumerate() {
                 let bound = s.depth() as f64 * f64::from(f32::EPSILON) * 4.0 + 2e-6 * wanted.abs();
                 assert!((f64::from(y) - wanted).abs() <= bound, "{dot} {s:?} at {at}: {y} for {wanted}");
+            }
+        }
+    }
+}
+
+/// Whole lines of codes and single tiles of them go different ways, which no code may show.
+#[test]
+fn codes_are_the_plain_loops() {
+    let shapes = [shape([1, 6, 11, 70], 136, [1, 1]), shape([1, 5, 9, 33], 64, [3, 3])];
+    let activations = [None, Some(Activation::Relu), Some(Activation::Relu6)];
+    for (s, activation) in shapes.iter().flat_map(|s| activations.map(|activation| (*s, activation))) {
+        let (x, filter) = (numbers(s.input_len(), 7), numbers(s.filter_len(), 8));
+        // Sums of such terms reach to about five: levels that they overflow, and some that they do not fill.
+        let bias = numbers(s.c_out, 9).iter().map(|b| 3.0 * b).collect::<Vec<f32>>();
+        let signs = [true, false];
+        for (from, to) in signs.into_iter().flat_map(|from| signs.map(|to| (from, to))) {
+            let (input, output) = (Levels::up_to(0.9, from), Levels::up_to(if to { 2.0 } else { 7.5 }, to));
+            let added = Levels::up_to(2.5, from);
+            let x: Vec<u8> = x.iter().map(|&x| input.code(x)).collect();
+            let codes = numbers(s.output_len(), 10).iter().map(|&r| added.code(2.5 * r)).collect::<Vec<u8>>();
+            for residual in [Residual::None, Residual::Codes(&codes, added)] {
+                let (layout, bias, isa) = (Layout::Channels(s.c_out), Some(&bias[..]), Isa::detect());
+                let output = Some(output);
+                let finish = Finish { sums: Sums::F32, output, bias, residual, activation, layout, isa };
+                let by =
+                    |dot| -> Vec<u8> { run(DotConv { shape: s, dot, rule: input }, &x, &filter, finish, 2) };
+                let wanted = by(Int8::Portable);
+                let values = wanted.iter().collect::<std::collections::HashSet<_>>().len();
+                assert!(values > 60, "only {values} codes of {s:?} {activation:?} {output:?}");
+                for dot in Int8::available() {
+                    assert_eq!(by(dot), wanted, "{dot} {s:?} {activation:?} {from} {output:?}");
+                }
             }
         }
     }

@@ -45,7 +45,7 @@ impl CpuOp for Conv2d {
     fn bf16_kernel(&self, context: &Context<'_>) -> Option<Box<dyn Kernel>> {
         let shape = shape(self, context);
         if self.groups == 1 {
-            let conv = DotConv { shape, dot: context.dot, rule: () };
+            let conv = DotConv { shape, dot: context.dot(), rule: () };
             return Some(tiles::of_bf16(conv, self.epilogue, context));
         }
         let conv = Conv::new(shape, context.isa, context.arithmetic);

@@ -35,7 +35,7 @@ impl CpuOp for MaskConv {
             return None;
         }
         let (objects, pixels, channels) = (kernels.shape[1], x.shape[1] * x.shape[2], x.shape[3]);
-        let product = DotMaskConv { objects, pixels, channels, dot: context.dot, isa: context.isa };
+        let product = DotMaskConv { objects, pixels, channels, dot: context.dot(), isa: context.isa };
         let (batch, own, bias) = (x.shape[0], kernels.shape[0] == x.shape[0], self.bias);
         let workspace = product.workspace_len(context.threads);
         Some(match (x.dtype, context.outputs[0].dtype) {

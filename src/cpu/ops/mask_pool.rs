@@ -29,7 +29,7 @@ impl CpuOp for MaskPool {
             return None;
         }
         let (objects, pixels, channels) = (masks.shape[1], masks.shape[2] * masks.shape[3], x.shape[3]);
-        let product = DotMaskPool { objects, pixels, channels, dot: context.dot, isa: context.isa };
+        let product = DotMaskPool { objects, pixels, channels, dot: context.dot(), isa: context.isa };
         let (batch, workspace) = (masks.shape[0], product.workspace_len(context.threads));
         Some(match masks.dtype {
             DType::BF16 => Box::new(Tiles::<bf16> { product, batch, workspace, element: PhantomData }),
