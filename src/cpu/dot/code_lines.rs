@@ -1,6 +1,8 @@
 //! Codes of 64 columns, which are a cache line of a pixel: two tiles side by side become such lines, each
 //! read and written once. Bits are those of [`store_codes`](super::avx512::store_codes), by fewer
 //! instructions: where levels end is left to instructions that saturate, after the products are integers.
+//! Of a sum that is not a number (a bias of a damaged file) the code is the activation's lowest, not the
+//! levels'.
 
 use super::finish::{Residual, Spot, Sums};
 use super::{COLS, ROWS};
