@@ -20,7 +20,7 @@
 //   ELEMENTS   any geometry, any channels, element by element through registers (the stem's three channels).
 //   DEFORMED   deformable convolution: taps lie where `offsets` [B, P, Q, R * S, 2] move them, between four
 //              pixels (deformed.cuh). A step's pixels are blended in registers and stored where the others
-//              are copied to. Chunks; SHALLOW as for TAPS.
+//              are copied to. Chunks; SHALLOW: a step may be of several taps.
 //   DEFORMED_ELEMENTS  the same for any channels, element by element.
 // RESULT: element type of y and the residual, where it is not x's.
 // WHOLE_CHUNKS: K is a multiple of a chunk, and y is written in chunks, staged by each warp in shared memory.
@@ -31,11 +31,13 @@
 // A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64
 // FMAs a byte for f16 with 128 x 128, 43 with 128 x 64, 32 with 64 x 64. DEFORMED reads the pixels' part four
 // times, most of it from L1, as neighbouring taps share pixels, and does 4 FMAs and some ten instructions
-// more for each of its elements, once for every tile of filters.
+// more for each of its elements, once for every tile of filters; BLENDED an eighth of a product of tensor
+// cores and some six instructions for each eight elements.
 //
 // Defines: STORAGE, MATH, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a
 // multiprocessor, that registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS,
-// UPSAMPLED, MOMENTS, SPLIT; SCATTERED where it is so; RESULT where it differs from STORAGE.
+// UPSAMPLED, MOMENTS, SPLIT; SCATTERED where it is so; RESULT where it differs from STORAGE; ROUNDED where
+// products of 16-bit types are rounded to them and nothing else.
 #include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
@@ -50,6 +52,8 @@
 #define DEFORMED 3
 #define DEFORMED_ELEMENTS 4
 #define IS_DEFORMED (ADDRESSING == DEFORMED || ADDRESSING == DEFORMED_ELEMENTS)
+// Tensor cores blend where a step's chunks are the eight of a tap that they take at once.
+#define BLENDED (ADDRESSING == DEFORMED && !SHALLOW && CHUNKS == 8 && STORAGE != F32)
 
 constexpr u32 WARPS = WARPS_M * WARPS_N;
 constexpr u32 THREADS = WARPS * 32;
@@ -143,6 +147,47 @@ struct PixelTile {
             at.k += STEP;
             at.offset += STEP;
         }
+    }
+};
+#elif BLENDED
+// Blends the pixels' part of a step on tensor cores: a thread has one chunk of k and every ROWS-th pixel, and
+// a warp four pixels of every other row, whose chunks lie in different banks. Where taps fall is in shared
+// memory, `[tap][pixel]`.
+struct PixelTile {
+    static constexpr u32 ROWS = THREADS / CHUNKS;
+    static constexpr u32 COUNT = TILE_M / ROWS;
+    static constexpr u32 TAPS_OF_ALL = FILTER_H * FILTER_W * TILE_M;
+    static_assert(TILE_M % ROWS == 0 && ROWS % 8 == 0, "every thread blends as much");
+    Blend<storage_t> blend;
+    u32 samples, at, row, to, channel;
+
+    // Fills `samples`; a barrier must follow.
+    __device__ inline PixelTile(const Params& p, const storage_t* x, const float* offsets, u32 samples,
+                                u32 first_pixel, u32 first_k)
+        : blend(p, x, 0), samples(samples) {
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const u32 tap = first_k / p.by_channels;
+        channel = first_k - tap * p.channels;
+        row = warp / 2 * 8 + lane % 4 * 2 + warp % 2;
+        at = tap * TILE_M + row;
+        to = swizzled<CHUNKS>(row, lane / 4);
+        blend.advance(i32(channel + lane / 4 * LANES));
+        for (u32 i = threadIdx.x; i < TAPS_OF_ALL; i += THREADS) {
+            const u32 tap = i / TILE_M;
+            const Sample sample = sample_of(p, offsets, first_pixel + i % TILE_M, tap / FILTER_W,
+                                            tap % FILTER_W, FILTER_H, FILTER_W);
+            Blend<storage_t>::store(sample, samples, samples + TAPS_OF_ALL * 16, i);
+        }
+    }
+
+    __device__ inline void copy(const Params& p, u32 stage) {
+        // ROWS is a multiple of the eight rows after which the swizzle is the same.
+        blend.template chunks<COUNT, ROWS>(samples, samples + TAPS_OF_ALL * 16, at, stage + to);
+        blend.advance(STEP);
+        move_channel<true>(p, channel, STEP, [&] {
+            at += TILE_M;
+            blend.advance(-i32(p.channels));
+        });
     }
 };
 #elif IS_DEFORMED
@@ -324,6 +369,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const Epilogue<float> epilogue{nullptr, nullptr, y + u64(blockIdx.z) * p.pixels * p.filters};
     Writer<Tile, float, ACTIVATION_NONE, PlainTail>{epilogue, PlainTail{}, row, column, p.pixels, p.filters}
         .write(tile, shared, lane);
+#elif ROUNDED
+    RoundingWriter<Tile, result_t>{y, row, column, p.pixels, p.filters}.write(tile, shared, lane);
 #else
     const Epilogue<result_t> epilogue{bias, residual, y};
 #if SCATTERED

@@ -126,6 +126,11 @@ impl GemmTile {
         (self.m + self.n) * self.chunks * 16
     }
 
+    /// Whether its steps have the eight chunks that tensor cores blend at once.
+    pub fn blends(&self) -> bool {
+        self.math == Math::Tensor && self.chunks == 8
+    }
+
     /// Shared memory of a block: the stages, or the bands of 16 rows (eight words longer than the warp's
     /// part) through which tensor-core kernels write their tiles; besides, windows of the pixels where they
     /// are read one by one, and where each of so many `taps` of theirs samples the map if taps are deformed.
@@ -134,6 +139,7 @@ impl GemmTile {
         let places = match addressing {
             Addressing::Pointwise | Addressing::Taps => 0,
             Addressing::Elements => self.m * 8,
+            Addressing::Deformed if self.blends() => self.m * taps * 20,
             Addressing::Deformed | Addressing::DeformedElements => self.m * taps * 16,
         };
         (self.stages * self.stage_bytes() + places).max(bands)
@@ -154,6 +160,14 @@ pub const TENSOR_TILES: &[GemmTile] = &[
     GemmTile::new(Math::Tensor, [64, 64], [2, 2], [8, 3, 5]),
     GemmTile::new(Math::Tensor, [64, 64], [2, 2], [4, 4, 6]),
     GemmTile::new(Math::Tensor, [64, 32], [2, 1], [4, 4, 8]),
+];
+
+/// Tiles besides [`TENSOR_TILES`] for deformed taps: eight warps, as they wait for the pixels that they blend,
+/// and many filters, as each tile of filters blends them anew.
+pub const BLENDING_TILES: &[GemmTile] = &[
+    GemmTile::new(Math::Tensor, [128, 128], [2, 4], [8, 3, 1]),
+    GemmTile::new(Math::Tensor, [128, 256], [2, 4], [8, 3, 1]),
+    GemmTile::new(Math::Tensor, [64, 256], [1, 4], [8, 3, 1]),
 ];
 
 /// Tiles of f32 on tensor cores.
@@ -342,7 +356,9 @@ fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice>
     let mut found: Vec<(f64, ConvChoice)> = Vec::new();
     let fits =
         |tile: &&GemmTile| tile.shared(addressing, shape.tap_count()) <= caps.shared_per_block as usize;
-    for &tile in tiles.iter().filter(fits) {
+    let blending = addressing == Addressing::Deformed && precision.is_half();
+    let more = if blending { BLENDING_TILES } else { &[] };
+    for &tile in tiles.iter().chain(more).filter(fits) {
         let steps = shape.k().div_ceil(tile.chunks * lanes);
         for splits in SPLITS {
             // Parts of equal length, the last of at least one step.
