@@ -108,8 +108,19 @@ template <int offset> __device__ inline Chunk load_read_only(u64 address) {
     return chunk;
 }
 
+// Shared memory, `offset` bytes behind an address.
+template <int offset> __device__ inline Chunk load_shared_chunk(u32 shared) {
+    Chunk chunk;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4+%5];"
+                 : "=r"(chunk.word[0]), "=r"(chunk.word[1]), "=r"(chunk.word[2]), "=r"(chunk.word[3])
+                 : "r"(shared), "n"(offset)
+                 : "memory");
+    return chunk;
+}
+
 // Keeps the compiler from making a number anew wherever it is used.
 __device__ inline void keep(u32& x) { asm volatile("" : "+r"(x)); }
+__device__ inline void keep(float& x) { asm volatile("" : "+f"(x)); }
 
 // Words of shared memory, by 32-bit addresses.
 __device__ inline void store_shared_word(u32 shared, u32 word) {

@@ -14,8 +14,8 @@
 //   place    a thread a sample: puts it on the lists of its pixels
 //   sort     SORTERS lanes for each of a pixel's four parts of its list: an entry goes where as many lie
 //            before it as come before it
-//   gather   LANES lanes a pixel, 16 bytes of its channels a lane and turn: dx. 16-bit types take a warp and
-//            tensor cores, which have a share as the sum of two numbers of that type: 16 bits of it and more
+//   gather   LANES lanes a pixel, 16 bytes of its channels a lane and turn: dx. 16-bit types take tensor
+//            cores, and a warp two pixels, which have a share as the sum of two numbers of that type: 16 bits of it and more
 //            (those of f16 to 2^-25)
 //
 // `counts` [pixel][4] and `taken` begin as zeros (`clear`). Each gradient is read five times, once with the four pixels
@@ -32,7 +32,10 @@
 #define LANES 16
 #define SORTERS 4
 // Entries that a list's places are a multiple of.
-#define BLOCK 16
+#define BLOCK 8
+// Samples that a thread of `samples` finds, and those of its block.
+#define OF_THREAD 2
+#define SAMPLES (THREADS * OF_THREAD)
 
 struct Params {
     u32 samples;     // B * P * Q * R * S, below 2^31 / C
@@ -129,17 +132,17 @@ __device__ inline u32 step_to(const Params& p, u32 i) { return (i / 2 * p.width 
 // Adds the products of N times 32 channels: of two pairs of rows of left factors, and a column of the right
 // one if there is `any` left of it. Terms may come in any order that is that of both factors: a lane has
 // eight neighbouring channels of a row, which are those of two products.
-template <int N> __device__ inline void multiply_channels(const u64 (&rows)[4], u64 column, bool any,
-                                                          float (&sums)[2][4]) {
+template <int N, int offset>
+__device__ inline void multiply_channels(const u64 (&rows)[4], u64 column, bool any, float (&sums)[2][4]) {
     Chunk a[4][2], b[2];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-        a[j][0] = load_read_only<0>(rows[j]);
-        if (N > 1) a[j][1] = load_read_only<64>(rows[j]);
+        a[j][0] = load_read_only<offset>(rows[j]);
+        if (N > 1) a[j][1] = load_read_only<offset + 64>(rows[j]);
     }
-    b[0] = load_read_only<0>(column);
+    b[0] = load_read_only<offset>(column);
     if (!any) b[0] = Chunk{};
-    if (N > 1) b[1] = load_read_only<64>(column);
+    if (N > 1) b[1] = load_read_only<offset + 64>(column);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
 #pragma unroll
@@ -156,18 +159,18 @@ template <int N> __device__ inline void multiply_channels(const u64 (&rows)[4], 
 
 // Shared memory of the samples of a block: where they lie, then the first element of each of their pixels,
 // which is the map's first one for pixels that are not on it.
-#define SHARED_WORDS (THREADS * 8)
+#define SHARED_WORDS (SAMPLES * 8)
 
 __device__ inline void share_place(const Place& place, u32 places, const Params& p) {
-    Sample{0, place.on_map, place.down, place.right}.store(places + threadIdx.x * 16);
+    Sample{0, place.on_map, place.down, place.right}.store(places);
     Chunk firsts;
 #pragma unroll
     for (u32 i = 0; i < 4; ++i)
         firsts.word[i] = place.on_map >> i & 1 ? u32(place.first) * p.channels + step_to(p, i) : 0;
-    store_shared_chunk(places + (THREADS + threadIdx.x) * 16, firsts);
+    store_shared_chunk(places + SAMPLES * 16, firsts);
 }
 
-// The slopes of the warp's 32 samples, eight at a time, on tensor cores. Columns of the right factor are
+// The slopes of the warp's part of the block's samples, eight at a time, on tensor cores. Columns of the right factor are
 // their gradients, rows of two left ones the sixteen pixels of four of them each; of the products, each
 // gradient's with its own pixels is taken, of which every lane has one. Rows and columns that there are not
 // are others, and their products are not taken.
@@ -177,9 +180,12 @@ __device__ inline void slopes(const storage_t* grads, const storage_t* x, float*
     const bool low = corner / 2, odd = corner % 2;
     // The slope towards the next row has the share among columns, and the other way round.
     const float sign_row = low ? 1.0f : -1.0f, sign_column = odd ? 1.0f : -1.0f;
-    const float right_times = odd ? sign_row : -sign_row, right_plus = odd ? 0.0f : sign_row;
-    const float down_times = low ? sign_column : -sign_column, down_plus = low ? 0.0f : sign_column;
-    u32 sample = threadIdx.x / WARP * WARP, of_rows = places + (THREADS + sample + row / 4) * 16 + corner * 4;
+    float right_times = odd ? sign_row : -sign_row, right_plus = odd ? 0.0f : sign_row;
+    float down_times = low ? sign_column : -sign_column, down_plus = low ? 0.0f : sign_column;
+    keep(right_times), keep(right_plus), keep(down_times), keep(down_plus);
+    constexpr u32 OF_WARP = WARP * OF_THREAD;
+    u32 sample = threadIdx.x / WARP * OF_WARP;
+    u32 of_rows = places + (SAMPLES + sample + row / 4) * 16 + corner * 4;
     u32 of_lane = places + (sample + 2 * own + row / 4) * 16;
     keep(of_rows);
     keep(of_lane);
@@ -187,7 +193,7 @@ __device__ inline void slopes(const storage_t* grads, const storage_t* x, float*
     float* to = doffsets + u64(first + sample + 2 * own + row / 4) * 2 + corner;
     sample += first;
 #pragma unroll 1
-    for (u32 eight = 0; eight < WARP; eight += 8) {
+    for (u32 eight = 0; eight < OF_WARP; eight += 8) {
         u64 rows[4];
 #pragma unroll
         for (u32 i = 0; i < 4; ++i)
@@ -195,24 +201,27 @@ __device__ inline void slopes(const storage_t* grads, const storage_t* x, float*
         u64 column =
             element_address(gradients, min(sample + row, p.samples - 1) * p.channels, storage_t{});
         float sums[2][4] = {};
-        i32 left = i32(p.channels);
-#pragma unroll 1
-        for (; left >= 64; left -= 64) {
-            multiply_channels<2>(rows, column, true, sums);
+        u32 left = p.channels;
+        const auto advance = [&](u32 channels) {
 #pragma unroll
-            for (u32 i = 0; i < 4; ++i) rows[i] += 128;
-            column += 128;
+            for (u32 i = 0; i < 4; ++i) rows[i] += channels * 2;
+            column += channels * 2;
+            left -= channels;
+        };
+#pragma unroll 1
+        while (left >= 128) {
+            multiply_channels<2, 0>(rows, column, true, sums);
+            multiply_channels<2, 128>(rows, column, true, sums);
+            advance(128);
         }
 #pragma unroll 1
-        for (; left > 0; left -= 32) {
-            // Of lanes that have no channels left the last ones.
-            const bool any = i32(own) * 8 < left;
-            const u64 back = any ? 0 : 64;
+        while (i32(left) > 0) {
+            // Lanes that have no channels left read the first ones of these.
+            const bool any = own * 8 < left;
+            const u64 back = any ? 0 : own * 16;
             const u64 at[4] = {rows[0] - back, rows[1] - back, rows[2] - back, rows[3] - back};
-            multiply_channels<1>(at, column - back, any, sums);
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) rows[i] += 64;
-            column += 64;
+            multiply_channels<1, 0>(at, column - back, any, sums);
+            advance(32);
         }
         // Row r of the left factors' upper halves is of samples r / 4 and r / 4 + 4, of their lower halves of
         // the next but one; their columns are in the lanes of as many pairs.
@@ -233,11 +242,11 @@ __device__ inline void slopes(const storage_t* grads, const storage_t* x, float*
     }
 }
 #else
-#define SHARED_WORDS (THREADS * 4)
+#define SHARED_WORDS (SAMPLES * 4)
 
 __device__ inline void share_place(const Place& place, u32 places, const Params& p) {
     const i32 offset = place.first * i32(p.channels);
-    Sample{offset, place.on_map, place.down, place.right}.store(places + threadIdx.x * 16);
+    Sample{offset, place.on_map, place.down, place.right}.store(places);
 }
 
 __device__ inline void store_slopes(float* doffsets, u32 sample, const Params& p, float down, float right) {
@@ -247,7 +256,7 @@ __device__ inline void store_slopes(float* doffsets, u32 sample, const Params& p
 // The slopes of the block's samples, LANES lanes a sample.
 __device__ inline void slopes(const storage_t* grads, const storage_t* x, float* doffsets, u32 first,
                               u32 places, const Params& p) {
-    for (u32 own = threadIdx.x / LANES; own < THREADS; own += THREADS / LANES) {
+    for (u32 own = threadIdx.x / LANES; own < SAMPLES; own += THREADS / LANES) {
         const Sample at = Sample::load(places + own * 16);
         const storage_t* grad = grads + (first + own) * p.channels;
         float products[4] = {};
@@ -282,11 +291,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const float* __restrict__ offsets, u32* __restrict__ counts, Place* __restrict__ found,
             float* __restrict__ doffsets, const Params p) {
     __shared__ alignas(16) u32 shared[SHARED_WORDS];
-    const u32 first = blockIdx.x * THREADS, places = shared_address(shared);
-    const Place place = Place::of(first + threadIdx.x, offsets, p);
-    place.for_pixels(p, [&](u32 pixel, u32 part, float) { atomicAdd(counts + pixel * 4 + part, 1u); });
-    if (first + threadIdx.x < p.samples) found[first + threadIdx.x] = place;
-    share_place(place, places, p);
+    const u32 first = blockIdx.x * SAMPLES, places = shared_address(shared);
+#pragma unroll 1
+    for (u32 own = threadIdx.x; own < SAMPLES; own += THREADS) {
+        const Place place = Place::of(first + own, offsets, p);
+        place.for_pixels(p, [&](u32 pixel, u32 part, float) { atomicAdd(counts + pixel * 4 + part, 1u); });
+        if (first + own < p.samples) found[first + own] = place;
+        share_place(place, places + own * 16, p);
+    }
     __syncthreads();
     slopes(grads, x, doffsets, first, places, p);
 }
@@ -346,65 +358,79 @@ __device__ inline void count_less(u32& count, u32 left, u32 right) {
         : "r"(left), "r"(right));
 }
 
-// Sorts those of `count` entries that are N of the lane's, every SORTERS-th from number `i`.
-template <u32 N> __device__ inline void sort_some(const Entry* entries, Entry* sorted, u32 i, u32 count) {
-    Entry own[N];
-    u32 before[N] = {};
-#pragma unroll
-    for (u32 j = 0; j < N; ++j) own[j] = entries[min(i + j * SORTERS, count - 1)];
-#pragma unroll 3
-    for (u32 other = 0; other < count; ++other) {
-        const u32 first = entries[other].first;
-#pragma unroll
-        for (u32 j = 0; j < N; ++j) count_less(before[j], first, own[j].first);
-    }
-#pragma unroll
-    for (u32 j = 0; j < N; ++j)
-        if (i + j * SORTERS < count) sorted[before[j]] = own[j];
+__device__ inline Entry load_entry(u64 address) {
+    Entry entry;
+    asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(entry.first), "=r"(entry.share) : "l"(address));
+    return entry;
 }
+
+// Entries that a lane sorts at once: nine taps have some nine of them.
+#define AT_ONCE 3
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sort(const u32* __restrict__ counts, const u32* __restrict__ ends, const Entry* __restrict__ entries,
          Entry* __restrict__ sorted, const Params p) {
-    const u32 list = blockIdx.x * (THREADS / SORTERS) + threadIdx.x / SORTERS, lane = threadIdx.x % SORTERS;
-    if (list >= p.map_pixels * 4) return;
-    const u32 count = counts[list], end = ends[list], begin = end - count;
-    if (list % 4 == 3) {
-        // The gradient that counts for nothing is one of the pixel's own. A list that is empty has no block.
-        const u32 whole = (end + BLOCK - 1) / BLOCK * BLOCK;
-        for (u32 i = end + lane; i < whole; i += SORTERS) sorted[i] = Entry{entries[end - 1].first, 0.0f};
+    const u32 part = blockIdx.x * (THREADS / SORTERS) + threadIdx.x / SORTERS, lane = threadIdx.x % SORTERS;
+    if (part >= p.map_pixels * 4) return;
+    const u32 count = counts[part], begin = ends[part] - count;
+    // The lanes of a pixel fill its last block. The gradient that counts for nothing is one of its own; a
+    // list that is empty has no block.
+    const u32 end = ends[part | 3], fill = end + threadIdx.x % (4 * SORTERS);
+    static_assert(4 * SORTERS >= BLOCK, "a lane for each place");
+    if (end % BLOCK != 0 && fill < (end | (BLOCK - 1)) + 1) {
+        Entry none;
+        none.first = entries[end - 1].first;
+        none.share = 0;
+        sorted[fill] = none;
     }
-    entries += begin;
+    const u64 from = global_address(entries + begin);
     sorted += begin;
-    // Nine taps have some nine entries.
-    constexpr u32 AT_ONCE = 3;
-    for (u32 i = 0; i < count; i += AT_ONCE * SORTERS)
-        sort_some<AT_ONCE>(entries, sorted, i + lane, count);
+#pragma unroll 1
+    for (u32 i = lane; i < count + lane; i += AT_ONCE * SORTERS) {
+        Entry own[AT_ONCE];
+        u32 before[AT_ONCE] = {};
+#pragma unroll
+        for (u32 j = 0; j < AT_ONCE; ++j)
+            own[j] = load_entry(element_address(from, min(i + j * SORTERS, count - 1), u64{}));
+        u64 other = from;
+        const u64 last = element_address(from, count, u64{});
+#pragma unroll 4
+        for (; other < last; other += sizeof(Entry)) {
+            const u32 first = load_entry(other).first;
+#pragma unroll
+            for (u32 j = 0; j < AT_ONCE; ++j) count_less(before[j], first, own[j].first);
+        }
+#pragma unroll
+        for (u32 j = 0; j < AT_ONCE; ++j)
+            if (i + j * SORTERS < count) sorted[before[j]] = own[j];
+    }
 }
 
 #if TENSOR
-// Adds up N times 64 channels of a pixel. A product's terms are the two channels of a word, of eight samples;
-// rows of its left factor are words, as they lie in grads. Columns 0 and 1 of the right one are the higher
-// parts of the samples' shares in either channel, columns 2 and 3 the lower ones.
+// Adds up N times 64 channels of two pixels. A product's terms are the two channels of a word, of eight
+// samples; rows of its left factor are words, as they lie in grads. Columns 0 and 1 of the right one are the
+// higher parts of the samples' shares in either channel, columns 2 and 3 the lower ones, and the other four
+// the same of the second pixel. What is not finite makes NaN of its channels in both pixels.
 //
-// With g = lane / 4 and t = lane % 4, a lane has chunk g of four neighbouring samples. Its sums are those of
-// the higher parts where t is even, and of the lower ones where it is odd.
+// With g = lane / 4 and t = lane % 4, a lane has chunk g of two neighbouring samples of a block. Its sums are those of
+// the higher parts where t is even, and of the lower ones where it is odd; of the second pixel from 2 on.
 template <u32 N> struct PixelSums {
     float sums[N][2][4] = {};
 
-    // A block of a list. `grads`: the lane's channels; `select`: puts half a share where its column has it,
-    // beside zeros.
-    __device__ inline void add(u64 list, u64 grads, u32 select) {
-        const Chunk two[2] = {load_read_only<0>(list), load_read_only<16>(list)};
-        Chunk chunk[4][2];
+    // One or two BLOCKS of a list, of which the lane has two entries each from `list`. `grads`: the lane's
+    // channels; `select`: puts half a share where its column has it, beside zeros.
+    template <u32 BLOCKS> __device__ inline void add(u64 list, u64 grads, u32 select) {
+        Chunk two[2], chunk[4][2];
+        two[0] = load_read_only<0>(list);
+        if (BLOCKS > 1) two[1] = load_read_only<BLOCK * sizeof(Entry)>(list);
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
+        for (u32 i = 0; i < 2 * BLOCKS; ++i) {
             const u64 from = element_address(grads, two[i / 2].word[i % 2 * 2], storage_t{});
             chunk[i][0] = load_read_only<0>(from);
             if (N > 1) chunk[i][1] = load_read_only<128>(from);
         }
 #pragma unroll
-        for (u32 i = 0; i < 2; ++i) {
+        for (u32 i = 0; i < BLOCKS; ++i) {
             const u32 b0 = __byte_perm(two[i].word[1], 0, select), b1 = __byte_perm(two[i].word[3], 0, select);
 #pragma unroll
             for (u32 n = 0; n < N; ++n)
@@ -418,48 +444,69 @@ template <u32 N> struct PixelSums {
         }
     }
 
-    // Even lanes of a chunk store the first channels, odd ones the others, of which there are `left`.
+    // A lane stores the first or the last channels of a pixel, of which there are `left`; `dx`: its pixel's.
     __device__ inline void store(storage_t* dx, u32 left) const {
-        const u32 lane = threadIdx.x % WARP, t = lane % 4, at = t * 64 + lane / 4 * 8;
-        const bool odd = t % 2;
+        const u32 lane = threadIdx.x % WARP, odd = lane % 2, at = odd * 64 + lane / 4 * 8;
         float x[8];
 #pragma unroll
         for (u32 i = 0; i < 8; ++i) {
             const float first = sums[0][i / 4][i % 4], last = sums[N - 1][i / 4][i % 4];
             x[i] = (odd ? last : first) + __shfl_xor_sync(FULL_MASK, odd ? first : last, 1);
         }
-        if (t < N && at < left) store_elements(dx + at, x);
+        if (dx && odd < N && at < left) store_elements(dx + at, x);
     }
 };
 
-// Adds up and stores N times 64 channels of a pixel, of which there are `left`.
-template <u32 N> __device__ inline void gather_some(u64 list, u64 end, const storage_t* grads, storage_t* dx,
-                                                    u32 left) {
+// The whole blocks of a pixel's list, by addresses.
+struct Blocks {
+    u64 begin, end;
+
+    __device__ inline Blocks(const Entry* sorted, const u32* counts, const u32* ends, u32 pixel, u32 pixels)
+        : begin(0), end(0) {
+        if (pixel >= pixels) return;
+        const List list(counts, ends, pixel);
+        begin = global_address(sorted + list.begin);
+        end = begin + (list.end - list.begin + BLOCK - 1) / BLOCK * (BLOCK * sizeof(Entry));
+    }
+};
+
+// Adds up and stores N times 64 channels, of which there are `left`. `dx`: of the lane's pixel.
+template <u32 N> __device__ inline void gather_some(const Blocks (&lists)[2], const storage_t* grads,
+                                                    storage_t* dx, u32 left) {
     const u32 lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    u32 select = g % 2 ? (g & 2 ? 0x3244 : 0x1044) : (g & 2 ? 0x4432 : 0x4410);
-    keep(select);
     // Lanes that have no channels read the first.
     const u64 own = global_address(grads + (g * 8 < left ? g * 8 : 0));
     PixelSums<N> sums;
+#pragma unroll
+    for (u32 pixel = 0; pixel < 2; ++pixel) {
+        const u32 column = g % 2 ? (g & 2 ? 0x3244 : 0x1044) : (g & 2 ? 0x4432 : 0x4410);
+        u32 select = g / 4 == pixel ? column : 0x4444;
+        keep(select);
+        constexpr u32 BYTES = BLOCK * sizeof(Entry);
+        u64 list = lists[pixel].begin + t * 16;
 #pragma unroll 1
-    for (list += t * 32; list < end; list += BLOCK * sizeof(Entry)) sums.add(list, own, select);
+        for (; list + BYTES < lists[pixel].end; list += 2 * BYTES) sums.template add<2>(list, own, select);
+        if (list < lists[pixel].end) sums.template add<1>(list, own, select);
+    }
     sums.store(dx, left);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     gather(const storage_t* __restrict__ grads, const u32* __restrict__ counts, const u32* __restrict__ ends,
            const Entry* __restrict__ sorted, storage_t* __restrict__ dx, const Params p) {
-    const u32 pixel = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+    const u32 pixel = (blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP) * 2;
     if (pixel >= p.map_pixels) return;
-    const List of(counts, ends, pixel);
-    const u64 list = global_address(sorted + of.begin);
-    const u64 end = list + (of.end - of.begin + BLOCK - 1) / BLOCK * (BLOCK * sizeof(Entry));
-    dx += u64(pixel) * p.channels;
-    u32 left = p.channels;
+    const Blocks lists[2] = {Blocks(sorted, counts, ends, pixel, p.map_pixels),
+                             Blocks(sorted, counts, ends, pixel + 1, p.map_pixels)};
+    const u32 own = pixel + threadIdx.x % 4 / 2;
+    storage_t* to = own < p.map_pixels ? dx + u64(own) * p.channels : nullptr;
+    u32 done = 0;
+    const auto at = [&] { return to ? to + done : to; };
 #pragma unroll 1
-    for (; left >= 128; left -= 128, grads += 128, dx += 128) gather_some<2>(list, end, grads, dx, left);
+    for (; p.channels - done >= 128; done += 128)
+        gather_some<2>(lists, grads + done, at(), p.channels - done);
 #pragma unroll 1
-    for (; i32(left) > 0; left -= 64, grads += 64, dx += 64) gather_some<1>(list, end, grads, dx, left);
+    for (; done < p.channels; done += 64) gather_some<1>(lists, grads + done, at(), p.channels - done);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, 1)

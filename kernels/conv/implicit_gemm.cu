@@ -37,7 +37,7 @@
 // Defines: STORAGE, MATH, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a
 // multiprocessor, that registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS,
 // UPSAMPLED, MOMENTS, SPLIT; SCATTERED where it is so; RESULT where it differs from STORAGE; ROUNDED where
-// products of 16-bit types are rounded to them and nothing else.
+// products of 16-bit types, of one term at least, are rounded to them and nothing else.
 #include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
@@ -89,7 +89,7 @@ extern __shared__ __align__(128) u8 shared[];
 
 // Copies the filters' part of a step: a thread has one chunk of k and every ROWS-th filter.
 struct FilterTile {
-    static constexpr u32 ROWS = THREADS / CHUNKS;
+    static constexpr u32 ROWS = THREADS / CHUNKS, ROW_BYTES = ROWS * CHUNKS * 16;
     const storage_t* source;
     u32 k, row, filters_left;
 
@@ -101,11 +101,12 @@ struct FilterTile {
     }
 
     __device__ inline void copy(const Params& p, u32 stage) {
-        static_assert(TILE_N % ROWS == 0, "every thread copies as much");
+        static_assert(TILE_N % ROWS == 0 && ROWS % 8 == 0, "every thread copies as much");
         const bool inside = k < p.pitch;
 #pragma unroll
         for (u32 i = 0; i < TILE_N / ROWS; ++i) {
-            const u32 to = stage + A_BYTES + swizzled<CHUNKS>(row + i * ROWS, threadIdx.x % CHUNKS);
+            // ROWS is a multiple of the eight rows after which the swizzle is the same.
+            const u32 to = stage + A_BYTES + swizzled<CHUNKS>(row, threadIdx.x % CHUNKS) + i * ROW_BYTES;
             copy_async<16>(to, source + u64(i * ROWS) * p.pitch, inside && row + i * ROWS < filters_left);
         }
         k += STEP;
@@ -116,9 +117,9 @@ struct FilterTile {
 #if ADDRESSING == POINTWISE || ADDRESSING == TAPS
 // Copies the pixels' part of a step: a thread has one chunk of k and every ROWS-th pixel.
 struct PixelTile {
-    static constexpr u32 ROWS = THREADS / CHUNKS;
+    static constexpr u32 ROWS = THREADS / CHUNKS, ROW_BYTES = ROWS * CHUNKS * 16;
     static constexpr u32 COUNT = TILE_M / ROWS;
-    static_assert(TILE_M % ROWS == 0, "every thread copies as much");
+    static_assert(TILE_M % ROWS == 0 && ROWS % 8 == 0, "every thread copies as much");
     const storage_t* x;
     Window windows[COUNT];
     Position at;
@@ -136,7 +137,7 @@ struct PixelTile {
     __device__ inline void copy(const Params& p, u32 stage) {
 #pragma unroll
         for (u32 i = 0; i < COUNT; ++i) {
-            const u32 to = stage + swizzled<CHUNKS>(threadIdx.x / CHUNKS + i * ROWS, threadIdx.x % CHUNKS);
+            const u32 to = stage + swizzled<CHUNKS>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS) + i * ROW_BYTES;
             const bool take =
                 ADDRESSING == TAPS ? at.inside(p, windows[i]) : windows[i].inside && at.k < p.depth;
             copy_async<16>(to, x + i64(windows[i].offset + at.offset), take);
@@ -287,6 +288,13 @@ struct PixelTile {
 };
 #endif
 
+#if ROUNDED
+__device__ inline void multiply_first(Tile& tile, u32 stage, u32 warp, u32 lane) {
+    tile.template multiply<true>(stage, warp / WARPS_N * Tile::rows, stage + A_BYTES,
+                                 warp % WARPS_N * Tile::columns, lane);
+}
+#endif
+
 __device__ inline void multiply(Tile& tile, u32 stage, u32 warp, u32 lane) {
     tile.multiply(stage, warp / WARPS_N * Tile::rows, stage + A_BYTES, warp % WARPS_N * Tile::columns, lane);
 }
@@ -311,7 +319,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const u32 stages = shared_address(shared);
 
     Tile tile;
+#if !ROUNDED
     tile.clear();
+#endif
     FilterTile filter_tile(p, w, first_filter, first_step * STEP);
 #if ADDRESSING == ELEMENTS
     PixelTile pixel_tile(p, x, reinterpret_cast<Window*>(shared + 2 * STAGE_BYTES), first_pixel,
@@ -351,14 +361,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         filling = filling == (STAGES - 1) * STAGE_BYTES ? 0 : filling + STAGE_BYTES;
     };
     for (u32 step = 0; step < STAGES - 1; ++step) fill(step < steps);
-    for (u32 step = 0; step < steps; ++step) {
+    const auto next_stage = [&](u32 step) {
         wait_copies<STAGES - 2>();
         // The stage to multiply is there for all warps, and all warps have done with the stage to fill.
         __syncthreads();
         fill(step + STAGES - 1 < steps);
-        multiply(tile, stages + draining, warp, lane);
+        const u32 stage = stages + draining;
         draining = draining == (STAGES - 1) * STAGE_BYTES ? 0 : draining + STAGE_BYTES;
-    }
+        return stage;
+    };
+#if ROUNDED
+    // There are few steps, and clearing sums would take as long as half of one.
+    multiply_first(tile, next_stage(0), warp, lane);
+    for (u32 step = 1; step < steps; ++step) multiply(tile, next_stage(step), warp, lane);
+#else
+    for (u32 step = 0; step < steps; ++step) multiply(tile, next_stage(step), warp, lane);
+#endif
 #endif
     wait_copies<0>();
     __syncthreads();

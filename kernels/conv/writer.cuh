@@ -138,31 +138,46 @@ template <typename Tile, typename T> struct RoundingWriter {
     static constexpr u32 PITCH = Tile::columns / 2 + 4;
 
     __device__ inline void write(const Tile& tile, u8* bands, u32 lane) const {
-        constexpr u32 PER_ROW = Tile::columns / 8, ROWS = 32 / PER_ROW;
+        if (first_row + Tile::rows <= pixels && first_column + Tile::columns <= filters) {
+            write<true>(tile, bands, lane);
+        } else {
+            write<false>(tile, bands, lane);
+        }
+    }
+
+private:
+    static constexpr u32 PER_ROW = Tile::columns / 8, ROWS = 32 / PER_ROW;
+
+    // `all`: no element of the tile lies beyond y.
+    template <bool all> __device__ inline void write(const Tile& tile, u8* bands, u32 lane) const {
         u32* band = reinterpret_cast<u32*>(bands) + threadIdx.x / 32 * 16 * PITCH;
         const u32 row = lane / PER_ROW, column = lane % PER_ROW * 8, n = first_column + column;
-        const Chunk* from = reinterpret_cast<const Chunk*>(band + row * PITCH + column / 2);
+        const u32 from = shared_address(band + row * PITCH + column / 2);
         u32 m = first_row + row;
         u64 to = global_address(y + u64(m) * filters + n);
         const u64 step = u64(filters) * ROWS * sizeof(T);
-        const bool all = first_row + Tile::rows <= pixels && first_column + Tile::columns <= filters;
 #pragma unroll
         for (int i = 0; i < Tile::rows / 16; ++i) {
             tile.for_pairs(i, lane, [&](float left, float right, u32 row, u32 column) {
                 band[row * PITCH + column / 2] = pack2(left, right, T{});
             });
             __syncwarp();
-#pragma unroll
-            for (u32 j = 0; j < 16 / ROWS; ++j, m += ROWS, to += step)
-                if (all || (m < pixels && n < filters)) store_at(to, from[j * ROWS * PITCH / 4]);
+            const auto store = [&](Chunk chunk) {
+                if (all || (m < pixels && n < filters))
+                    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(chunk.word[0]),
+                                 "r"(chunk.word[1]), "r"(chunk.word[2]), "r"(chunk.word[3])
+                                 : "memory");
+                m += ROWS, to += step;
+            };
+            constexpr int next = ROWS * PITCH * 4;
+            store(load_shared_chunk<0>(from));
+            if (ROWS < 16) store(load_shared_chunk<next>(from));
+            if (ROWS < 8) {
+                store(load_shared_chunk<2 * next>(from));
+                store(load_shared_chunk<3 * next>(from));
+            }
+            static_assert(ROWS >= 4, "a band takes four turns at most");
             __syncwarp();
         }
-    }
-
-private:
-    __device__ static inline void store_at(u64 address, const Chunk& chunk) {
-        asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(chunk.word[0]),
-                     "r"(chunk.word[1]), "r"(chunk.word[2]), "r"(chunk.word[3])
-                     : "memory");
     }
 };

@@ -162,14 +162,6 @@ pub const TENSOR_TILES: &[GemmTile] = &[
     GemmTile::new(Math::Tensor, [64, 32], [2, 1], [4, 4, 8]),
 ];
 
-/// Tiles besides [`TENSOR_TILES`] for deformed taps: eight warps, as they wait for the pixels that they blend,
-/// and many filters, as each tile of filters blends them anew.
-pub const BLENDING_TILES: &[GemmTile] = &[
-    GemmTile::new(Math::Tensor, [128, 128], [2, 4], [8, 3, 1]),
-    GemmTile::new(Math::Tensor, [128, 256], [2, 4], [8, 3, 1]),
-    GemmTile::new(Math::Tensor, [64, 256], [1, 4], [8, 3, 1]),
-];
-
 /// Tiles of f32 on tensor cores.
 pub const TF32X3_TILES: &[GemmTile] = &[
     GemmTile::new(Math::Tf32x3, [128, 64], [2, 2], [4, 4, 2]),
@@ -288,7 +280,8 @@ pub fn conv(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result<ConvC
 }
 
 /// Every way to run a convolution that fits the device, one at least, the one thought fastest first. Implicit
-/// GEMMs come in the order of the cost model's estimates.
+/// GEMMs come in the order of the cost model's estimates; those that blend deformed taps on tensor cores
+/// before those that do not.
 ///
 /// # Errors
 /// A sentence if offsets do not fit into 32 bits, no tile into shared memory, or if no kernel has it.
@@ -336,7 +329,7 @@ pub fn candidates(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result
     Ok(found)
 }
 
-/// The implicit GEMMs that fit, by rising estimates.
+/// The implicit GEMMs that fit, in the order of [`candidates`].
 fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice> {
     let lanes = 16 / precision.storage().size();
     let addressing = match () {
@@ -353,12 +346,10 @@ fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice>
         (_, Precision::Tf32x3) => TF32X3_TILES,
         (_, Precision::F16 | Precision::Bf16) => TENSOR_TILES,
     };
-    let mut found: Vec<(f64, ConvChoice)> = Vec::new();
+    let mut found: Vec<(bool, f64, ConvChoice)> = Vec::new();
     let fits =
         |tile: &&GemmTile| tile.shared(addressing, shape.tap_count()) <= caps.shared_per_block as usize;
-    let blending = addressing == Addressing::Deformed && precision.is_half();
-    let more = if blending { BLENDING_TILES } else { &[] };
-    for &tile in tiles.iter().chain(more).filter(fits) {
+    for &tile in tiles.iter().filter(fits) {
         let steps = shape.k().div_ceil(tile.chunks * lanes);
         for splits in SPLITS {
             // Parts of equal length, the last of at least one step.
@@ -366,14 +357,16 @@ fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice>
             if splits > 1 && (slice < MIN_STEPS || steps.div_ceil(slice) != splits) {
                 continue;
             }
-            let clocks = Model { shape, precision, caps, tile, addressing }.clocks(splits);
+            let model = Model { shape, precision, caps, tile, addressing };
+            let clocks = model.clocks(splits);
             let microseconds = clocks / f64::from(caps.clock_mhz);
-            found.push((clocks, ConvChoice::Gemm { addressing, tile, splits, microseconds }));
+            found.push((!model.blends(), clocks, ConvChoice::Gemm { addressing, tile, splits, microseconds }));
         }
     }
-    // Of equals, the earlier tile and the fewer parts.
-    found.sort_by(|a, b| a.0.total_cmp(&b.0));
-    found.into_iter().map(|(_, choice)| choice).collect()
+    // Blending on tensor cores first: of the others the model knows no more than a perfect rate of issue. Of
+    // equals, the earlier tile and the fewer parts.
+    found.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    found.into_iter().map(|(.., choice)| choice).collect()
 }
 
 #[cfg(test)]

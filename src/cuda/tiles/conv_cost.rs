@@ -96,16 +96,13 @@ impl Model<'_> {
 
     /// Clocks of one block's step while `blocks` of them share the multiprocessor.
     fn step(&self, blocks: f64) -> f64 {
-        let Model { shape, tile, .. } = *self;
-        let GemmTile { m, n, warps, chunks, .. } = tile;
+        let GemmTile { m, n, warps, chunks, .. } = self.tile;
         let lanes = 16 / self.precision.storage().size();
         let all_warps = (warps[0] * warps[1]) as f64;
         // A multiprocessor has four schedulers with a quarter of the units each.
         let idle = (4.0 / (blocks * all_warps)).max(1.0);
+        let blended = self.blends();
         // A product blends 64 elements, which is as many multiply-adds an element as 32 filters take.
-        let blended = self.addressing == Addressing::Deformed
-            && tile.blends()
-            && shape.channels.is_multiple_of(chunks * lanes);
         let columns = if blended { n + 32 } else { n };
         let multiply = (m * columns * chunks * lanes) as f64 / self.multiply_rate() * idle;
         let written = self.tile.stage_bytes() as f64;
@@ -123,6 +120,14 @@ impl Model<'_> {
         // A warp issues about so many instructions for 32 elements, one a clock and scheduler.
         let issue = (m * chunks * lanes) as f64 / 32.0 * instructions / 4.0 * idle;
         multiply.max(shared).max(l2).max(issue)
+    }
+
+    /// Whether tensor cores blend the pixels of deformed taps: a step is of one tap.
+    pub fn blends(&self) -> bool {
+        let lanes = 16 / self.precision.storage().size();
+        self.addressing == Addressing::Deformed
+            && self.tile.blends()
+            && self.shape.channels.is_multiple_of(self.tile.chunks * lanes)
     }
 
     /// Multiply-adds of a multiprocessor a clock.

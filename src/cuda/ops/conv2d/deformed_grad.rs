@@ -16,14 +16,15 @@ use crate::tensor::DType;
 
 /// Threads of a block: `THREADS` of `kernels/conv/deformed_grad.cu`.
 const THREADS: usize = 256;
-/// Lanes that gather a pixel: `LANES` of `kernels/conv/deformed_grad.cu`. Tensor cores take a warp.
+/// Lanes that gather a pixel: `LANES` of `kernels/conv/deformed_grad.cu`.
 const LANES: usize = 16;
-const WARP: usize = 32;
 /// Parts of a pixel's list, and lanes that sort one: `SORTERS` of `kernels/conv/deformed_grad.cu`.
 const PARTS: usize = 4;
 const SORTERS: usize = 4;
 /// Places that lists are whole blocks of: `BLOCK` of `kernels/conv/deformed_grad.cu`.
-const BLOCK: usize = 16;
+const BLOCK: usize = 8;
+/// Samples that a thread finds: `OF_THREAD` of `kernels/conv/deformed_grad.cu`.
+const OF_THREAD: usize = 2;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -81,7 +82,7 @@ fn of_samples(site: &Site<'_>, target: &Target) -> Result<Program, String> {
             *arg = Arg::Workspace(0);
         }
     }
-    if target.precision.is_half() && n.is_multiple_of(lanes(dtype)) {
+    if target.precision.is_half() && n.is_multiple_of(lanes(dtype)) && shape.k() > 0 {
         launches.iter_mut().for_each(|launch| launch.defines.push(("ROUNDED", 1)));
     }
     let workspace = shape.m() * n * dtype.size();
@@ -159,18 +160,16 @@ impl CudaOp for DeformConv2dInputGrad {
         };
         let [x, offsets] = [2, 3].map(Arg::Input);
         let [dx, doffsets] = [0, 1].map(Arg::Output);
-        let tensor = target.precision.is_half() && vector(dtype, channels) > 1;
-        let gatherers = if tensor { WARP } else { LANES };
         let blocks = |threads: usize| threads.div_ceil(THREADS);
         let of_samples = vec![grads.clone(), x, offsets, counts.clone(), found.clone(), doffsets];
         let sorting = vec![counts.clone(), ends.clone(), entries.clone(), sorted.clone()];
         program.launches.extend([
             launch("clear", blocks(map_pixels * PARTS), vec![counts.clone(), taken.clone()]),
-            launch("samples", blocks(samples), of_samples),
+            launch("samples", blocks(samples.div_ceil(OF_THREAD)), of_samples),
             launch("reserve", blocks(map_pixels), vec![counts.clone(), taken, ends.clone()]),
             launch("place", blocks(samples), vec![found, ends.clone(), entries]),
             launch("sort", blocks(map_pixels * PARTS * SORTERS), sorting),
-            launch("gather", blocks(map_pixels * gatherers), vec![grads, counts, ends, sorted, dx]),
+            launch("gather", blocks(map_pixels * LANES), vec![grads, counts, ends, sorted, dx]),
         ]);
         program.kernel += ", gathered";
         program.packing = vec![map, map, map, Packing::plain(DType::F32)];
