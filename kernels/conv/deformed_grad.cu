@@ -30,7 +30,7 @@
 
 #define THREADS 256
 #define LANES 16
-#define SORTERS 4
+#define SORTERS 2
 // Entries that a list's places are a multiple of.
 #define BLOCK 8
 // Samples that a thread of `samples` finds, and those of its block.
@@ -191,7 +191,9 @@ __device__ inline void slopes(const storage_t* grads, const storage_t* x, float*
     keep(of_lane);
     const u64 map = global_address(x + own * 8), gradients = global_address(grads + own * 8);
     float* to = doffsets + u64(first + sample + 2 * own + row / 4) * 2 + corner;
-    sample += first;
+    u32 of_column = first + sample + row, last = p.samples - 1;
+    sample = first + sample + 2 * own + row / 4;
+    keep(last);
 #pragma unroll 1
     for (u32 eight = 0; eight < OF_WARP; eight += 8) {
         u64 rows[4];
@@ -199,7 +201,7 @@ __device__ inline void slopes(const storage_t* grads, const storage_t* x, float*
         for (u32 i = 0; i < 4; ++i)
             rows[i] = element_address(map, load_shared_word(of_rows + i * 32), storage_t{});
         u64 column =
-            element_address(gradients, min(sample + row, p.samples - 1) * p.channels, storage_t{});
+            element_address(gradients, min(of_column, last) * p.channels, storage_t{});
         float sums[2][4] = {};
         u32 left = p.channels;
         const auto advance = [&](u32 channels) {
@@ -237,8 +239,8 @@ __device__ inline void slopes(const storage_t* grads, const storage_t* x, float*
         float slope = odd ? by_column : by_row;
         slope += __shfl_xor_sync(FULL_MASK, odd ? by_row : by_column, 4);
         slope += __shfl_xor_sync(FULL_MASK, slope, 8);
-        if (!low && sample + 2 * own + row / 4 < p.samples) *to = slope;
-        to += 16, sample += 8, of_rows += 128, of_lane += 128;
+        if (!low && sample <= last) *to = slope;
+        to += 16, sample += 8, of_column += 8, of_rows += 128, of_lane += 128;
     }
 }
 #else
@@ -364,8 +366,25 @@ __device__ inline Entry load_entry(u64 address) {
     return entry;
 }
 
-// Entries that a lane sorts at once: nine taps have some nine of them.
-#define AT_ONCE 3
+// Sorts N of the lane's entries, every SORTERS-th from number `i` of the `count` from `from`.
+template <u32 N> __device__ inline void sort_some(u64 from, Entry* sorted, u32 i, u32 count) {
+    Entry own[N];
+    u32 before[N] = {};
+#pragma unroll
+    for (u32 j = 0; j < N; ++j)
+        own[j] = load_entry(element_address(from, min(i + j * SORTERS, count - 1), u64{}));
+    u64 other = from;
+    const u64 last = element_address(from, count, u64{});
+#pragma unroll 4
+    for (; other < last; other += sizeof(Entry)) {
+        const u32 first = load_entry(other).first;
+#pragma unroll
+        for (u32 j = 0; j < N; ++j) count_less(before[j], first, own[j].first);
+    }
+#pragma unroll
+    for (u32 j = 0; j < N; ++j)
+        if (i + j * SORTERS < count) sorted[before[j]] = own[j];
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sort(const u32* __restrict__ counts, const u32* __restrict__ ends, const Entry* __restrict__ entries,
@@ -385,25 +404,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     const u64 from = global_address(entries + begin);
     sorted += begin;
+    if (count == 0) return;
+    // Of nine taps, each pixel is the first of some nine samples.
+    constexpr u32 MOST = 5, MORE = 2;
+    sort_some<MOST>(from, sorted, lane, count);
 #pragma unroll 1
-    for (u32 i = lane; i < count + lane; i += AT_ONCE * SORTERS) {
-        Entry own[AT_ONCE];
-        u32 before[AT_ONCE] = {};
-#pragma unroll
-        for (u32 j = 0; j < AT_ONCE; ++j)
-            own[j] = load_entry(element_address(from, min(i + j * SORTERS, count - 1), u64{}));
-        u64 other = from;
-        const u64 last = element_address(from, count, u64{});
-#pragma unroll 4
-        for (; other < last; other += sizeof(Entry)) {
-            const u32 first = load_entry(other).first;
-#pragma unroll
-            for (u32 j = 0; j < AT_ONCE; ++j) count_less(before[j], first, own[j].first);
-        }
-#pragma unroll
-        for (u32 j = 0; j < AT_ONCE; ++j)
-            if (i + j * SORTERS < count) sorted[before[j]] = own[j];
-    }
+    for (u32 i = MOST * SORTERS; i < count; i += MORE * SORTERS)
+        sort_some<MORE>(from, sorted, i + lane, count);
 }
 
 #if TENSOR
@@ -444,7 +451,7 @@ template <u32 N> struct PixelSums {
         }
     }
 
-    // A lane stores the first or the last channels of a pixel, of which there are `left`; `dx`: its pixel's.
+    // A lane stores the first or the last channels of its pixel, `dx`, which has `left` of them.
     __device__ inline void store(storage_t* dx, u32 left) const {
         const u32 lane = threadIdx.x % WARP, odd = lane % 2, at = odd * 64 + lane / 4 * 8;
         float x[8];
@@ -453,7 +460,7 @@ template <u32 N> struct PixelSums {
             const float first = sums[0][i / 4][i % 4], last = sums[N - 1][i / 4][i % 4];
             x[i] = (odd ? last : first) + __shfl_xor_sync(FULL_MASK, odd ? first : last, 1);
         }
-        if (dx && odd < N && at < left) store_elements(dx + at, x);
+        if (odd < N && at < left) store_elements(dx + at, x);
     }
 };
 
@@ -470,9 +477,10 @@ struct Blocks {
     }
 };
 
-// Adds up and stores N times 64 channels, of which there are `left`. `dx`: of the lane's pixel.
+// Adds up and stores N times 64 channels, of which there are `left`. `dx`: of the lane's pixel, which has
+// `own_left`.
 template <u32 N> __device__ inline void gather_some(const Blocks (&lists)[2], const storage_t* grads,
-                                                    storage_t* dx, u32 left) {
+                                                    storage_t* dx, u32 left, u32 own_left) {
     const u32 lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     // Lanes that have no channels read the first.
     const u64 own = global_address(grads + (g * 8 < left ? g * 8 : 0));
@@ -488,7 +496,7 @@ template <u32 N> __device__ inline void gather_some(const Blocks (&lists)[2], co
         for (; list + BYTES < lists[pixel].end; list += 2 * BYTES) sums.template add<2>(list, own, select);
         if (list < lists[pixel].end) sums.template add<1>(list, own, select);
     }
-    sums.store(dx, left);
+    sums.store(dx, own_left);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -498,15 +506,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (pixel >= p.map_pixels) return;
     const Blocks lists[2] = {Blocks(sorted, counts, ends, pixel, p.map_pixels),
                              Blocks(sorted, counts, ends, pixel + 1, p.map_pixels)};
+    // A pixel beyond the last has no channels.
     const u32 own = pixel + threadIdx.x % 4 / 2;
-    storage_t* to = own < p.map_pixels ? dx + u64(own) * p.channels : nullptr;
-    u32 done = 0;
-    const auto at = [&] { return to ? to + done : to; };
+    const bool missing = own >= p.map_pixels;
+    dx += u64(own) * p.channels;
+    u32 left = p.channels;
 #pragma unroll 1
-    for (; p.channels - done >= 128; done += 128)
-        gather_some<2>(lists, grads + done, at(), p.channels - done);
+    for (; left >= 128; left -= 128, grads += 128, dx += 128)
+        gather_some<2>(lists, grads, dx, left, missing ? 0 : left);
 #pragma unroll 1
-    for (; done < p.channels; done += 64) gather_some<1>(lists, grads + done, at(), p.channels - done);
+    for (; i32(left) > 0; left -= 64, grads += 64, dx += 64)
+        gather_some<1>(lists, grads, dx, left, missing ? 0 : left);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, 1)

@@ -288,7 +288,10 @@ struct PixelTile {
 };
 #endif
 
-#if ROUNDED
+// Whether the first step sets the sums that others add to.
+#define FIRST_SETS (ROUNDED && ADDRESSING != ELEMENTS)
+
+#if FIRST_SETS
 __device__ inline void multiply_first(Tile& tile, u32 stage, u32 warp, u32 lane) {
     tile.template multiply<true>(stage, warp / WARPS_N * Tile::rows, stage + A_BYTES,
                                  warp % WARPS_N * Tile::columns, lane);
@@ -319,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const u32 stages = shared_address(shared);
 
     Tile tile;
-#if !ROUNDED
+#if !FIRST_SETS
     tile.clear();
 #endif
     FilterTile filter_tile(p, w, first_filter, first_step * STEP);
@@ -370,7 +373,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         draining = draining == (STAGES - 1) * STAGE_BYTES ? 0 : draining + STAGE_BYTES;
         return stage;
     };
-#if ROUNDED
+#if FIRST_SETS
     // There are few steps, and clearing sums would take as long as half of one.
     multiply_first(tile, next_stage(0), warp, lane);
     for (u32 step = 1; step < steps; ++step) multiply(tile, next_stage(step), warp, lane);

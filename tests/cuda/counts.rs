@@ -587,23 +587,3 @@ fn the_heaviest_layers_count_no_worse_than_the_table_says() {
         worse.join("\n")
     );
 }
-
-#[test]
-fn probe_deformed() {
-    for layer in deformed_layers().chain(deformed_gradients()) {
-        let reports = count(&layer);
-        let mut total = 0.0;
-        for (launch, report) in layer.step.program.launches.iter().zip(&reports) {
-            let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
-            let issued = report.instructions as f64 / report.blocks as f64 * blocks as f64;
-            let us = issued / (4.0 * 132.0) / f64::from(TARGET.caps.clock_mhz);
-            total += us;
-            let (waves, ideal) = report.shared_waves();
-            println!("{} {} {}:{} {us:.2} mma {:?} conflict {:?} load {} wide {} loop {:?}", layer.step.name,
-                layer.step.program.kernel, launch.source, launch.entry, ratio(report.instructions, report.mma),
-                ratio(waves, ideal), report.global_load.sectors_per_full_request(), report.wide_load.sectors_per_full_request(),
-                ratio(report.loop_instructions, report.loop_mma));
-        }
-        println!("== {} {total:.2} / {:.2} = {:.2}", layer.step.name, layer.roofline, total / layer.roofline);
-    }
-}

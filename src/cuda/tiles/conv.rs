@@ -360,7 +360,11 @@ fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice>
             let model = Model { shape, precision, caps, tile, addressing };
             let clocks = model.clocks(splits);
             let microseconds = clocks / f64::from(caps.clock_mhz);
-            found.push((!model.blends(), clocks, ConvChoice::Gemm { addressing, tile, splits, microseconds }));
+            found.push((
+                !model.blends(),
+                clocks,
+                ConvChoice::Gemm { addressing, tile, splits, microseconds },
+            ));
         }
     }
     // Blending on tensor cores first: of the others the model knows no more than a perfect rate of issue. Of

@@ -20,7 +20,7 @@ const THREADS: usize = 256;
 const LANES: usize = 16;
 /// Parts of a pixel's list, and lanes that sort one: `SORTERS` of `kernels/conv/deformed_grad.cu`.
 const PARTS: usize = 4;
-const SORTERS: usize = 4;
+const SORTERS: usize = 2;
 /// Places that lists are whole blocks of: `BLOCK` of `kernels/conv/deformed_grad.cu`.
 const BLOCK: usize = 8;
 /// Samples that a thread finds: `OF_THREAD` of `kernels/conv/deformed_grad.cu`.
