@@ -28,7 +28,8 @@ template <typename T, int M_TILES, int N_PAIRS, int chunks> struct WarpTile {
 
     // `a` and `b`: shared addresses of the tiles, multiples of 128; the warp's first row in each, a multiple
     // of 16. `first`: nothing is added to, and d need not be cleared.
-    template <bool first = false> __device__ inline void multiply(u32 a, u32 a_row, u32 b, u32 b_row, u32 lane) {
+    template <bool first = false>
+    __device__ inline void multiply(u32 a, u32 a_row, u32 b, u32 b_row, u32 lane) {
         // Sixteen rows further the swizzle is the same, and a step along k changes its bits alone: one
         // address an operand.
         const u32 a_first = a + swizzled<chunks>(a_row + lane % 16, lane / 16);

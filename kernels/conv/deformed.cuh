@@ -150,8 +150,8 @@ template <typename T> struct Blend {
         store_shared_word(words + i * 4, u32(sample.offset) | sample.inside);
     }
 
-    // Stores the lane's chunks of COUNT samples from number `i`, ROWS apart, in as many rows of 128 bytes from
-    // `to`. All lanes of a warp take part.
+    // Stores the lane's chunks of COUNT samples from number `i`, ROWS apart, in as many rows of 128 bytes
+    // from `to`. All lanes of a warp take part.
     template <u32 COUNT, u32 ROWS> __device__ inline void chunks(u32 shares, u32 words, u32 i, u32 to) const {
         // So many are on their way at once.
         constexpr u32 GROUP = COUNT % 4 == 0 ? 4 : COUNT;
@@ -159,7 +159,8 @@ template <typename T> struct Blend {
         for (u32 first = 0; first < COUNT; first += GROUP) {
             Chunk pixel[GROUP][4];
 #pragma unroll
-            for (u32 j = 0; j < GROUP; ++j) load(pixel[j], load_shared_word(words + (i + (first + j) * ROWS) * 4));
+            for (u32 j = 0; j < GROUP; ++j)
+                load(pixel[j], load_shared_word(words + (i + (first + j) * ROWS) * 4));
 #pragma unroll
             for (u32 j = 0; j < GROUP; ++j) {
                 const u32 row = (first + j) * ROWS;

@@ -15,11 +15,12 @@
 //   sort     SORTERS lanes for each of a pixel's four parts of its list: an entry goes where as many lie
 //            before it as come before it
 //   gather   LANES lanes a pixel, 16 bytes of its channels a lane and turn: dx. 16-bit types take tensor
-//            cores, and a warp two pixels, which have a share as the sum of two numbers of that type: 16 bits of it and more
-//            (those of f16 to 2^-25)
+//            cores, and a warp two pixels; a share is the sum of two numbers of that type, 16 bits of it and
+//            more (those of f16 to 2^-25)
 //
-// `counts` [pixel][4] and `taken` begin as zeros (`clear`). Each gradient is read five times, once with the four pixels
-// of x and four times through L2 by these pixels; 18 FLOPs a channel of a sample.
+// `counts` [pixel][4] and `taken` begin as zeros (`clear`). Each gradient is read five times, once with the
+// four pixels of x and four times through L2 by these pixels; 18 FLOPs a channel of a sample. Lists, places
+// and what counts them take 80 bytes a sample and 144 a pixel.
 //
 // Defines: STORAGE (of x, dx and grads), VECTOR (16 bytes of x, or 1).
 #include "common/async_copy.cuh"
@@ -170,10 +171,10 @@ __device__ inline void share_place(const Place& place, u32 places, const Params&
     store_shared_chunk(places + SAMPLES * 16, firsts);
 }
 
-// The slopes of the warp's part of the block's samples, eight at a time, on tensor cores. Columns of the right factor are
-// their gradients, rows of two left ones the sixteen pixels of four of them each; of the products, each
-// gradient's with its own pixels is taken, of which every lane has one. Rows and columns that there are not
-// are others, and their products are not taken.
+// The slopes of the warp's part of the block's samples, eight at a time, on tensor cores. Columns of the
+// right factor are their gradients, rows of two left ones the sixteen pixels of four of them each; of the
+// products, each gradient's with its own pixels is taken, of which every lane has one. Rows and columns that
+// there are not are others, and their products are not taken.
 __device__ inline void slopes(const storage_t* grads, const storage_t* x, float* doffsets, u32 first,
                               u32 places, const Params& p) {
     const u32 lane = threadIdx.x % WARP, row = lane / 4, own = lane % 4, corner = row % 4;
@@ -419,8 +420,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 // higher parts of the samples' shares in either channel, columns 2 and 3 the lower ones, and the other four
 // the same of the second pixel. What is not finite makes NaN of its channels in both pixels.
 //
-// With g = lane / 4 and t = lane % 4, a lane has chunk g of two neighbouring samples of a block. Its sums are those of
-// the higher parts where t is even, and of the lower ones where it is odd; of the second pixel from 2 on.
+// With g = lane / 4 and t = lane % 4, a lane has chunk g of two neighbouring samples of a block. Its sums are
+// those of the higher parts where t is even, and of the lower ones where it is odd; of the second pixel from
+// 2 on.
 template <u32 N> struct PixelSums {
     float sums[N][2][4] = {};
 
@@ -438,7 +440,8 @@ template <u32 N> struct PixelSums {
         }
 #pragma unroll
         for (u32 i = 0; i < BLOCKS; ++i) {
-            const u32 b0 = __byte_perm(two[i].word[1], 0, select), b1 = __byte_perm(two[i].word[3], 0, select);
+            const u32 b0 = __byte_perm(two[i].word[1], 0, select);
+            const u32 b1 = __byte_perm(two[i].word[3], 0, select);
 #pragma unroll
             for (u32 n = 0; n < N; ++n)
 #pragma unroll

@@ -137,7 +137,8 @@ struct PixelTile {
     __device__ inline void copy(const Params& p, u32 stage) {
 #pragma unroll
         for (u32 i = 0; i < COUNT; ++i) {
-            const u32 to = stage + swizzled<CHUNKS>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS) + i * ROW_BYTES;
+            const u32 first = swizzled<CHUNKS>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
+            const u32 to = stage + first + i * ROW_BYTES;
             const bool take =
                 ADDRESSING == TAPS ? at.inside(p, windows[i]) : windows[i].inside && at.k < p.depth;
             copy_async<16>(to, x + i64(windows[i].offset + at.offset), take);

@@ -18,8 +18,9 @@ use crate::tensor::DType;
 const THREADS: usize = 256;
 /// Lanes that gather a pixel: `LANES` of `kernels/conv/deformed_grad.cu`.
 const LANES: usize = 16;
-/// Parts of a pixel's list, and lanes that sort one: `SORTERS` of `kernels/conv/deformed_grad.cu`.
+/// Parts of a pixel's list.
 const PARTS: usize = 4;
+/// Lanes that sort a part: `SORTERS` of `kernels/conv/deformed_grad.cu`.
 const SORTERS: usize = 2;
 /// Places that lists are whole blocks of: `BLOCK` of `kernels/conv/deformed_grad.cu`.
 const BLOCK: usize = 8;
