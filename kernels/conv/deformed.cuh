@@ -151,10 +151,10 @@ template <typename T> struct Blend {
     }
 
     // Stores the lane's chunks of COUNT samples from number `i`, ROWS apart, in as many rows of 128 bytes
-    // from `to`. All lanes of a warp take part.
-    template <u32 COUNT, u32 ROWS> __device__ inline void chunks(u32 shares, u32 words, u32 i, u32 to) const {
-        // So many are on their way at once.
-        constexpr u32 GROUP = COUNT % 4 == 0 ? 4 : COUNT;
+    // from `to`, GROUP of them on their way at once. All lanes of a warp take part.
+    template <u32 COUNT, u32 ROWS, u32 GROUP>
+    __device__ inline void chunks(u32 shares, u32 words, u32 i, u32 to) const {
+        static_assert(COUNT % GROUP == 0, "whole groups");
 #pragma unroll
         for (u32 first = 0; first < COUNT; first += GROUP) {
             Chunk pixel[GROUP][4];

@@ -99,7 +99,8 @@ struct WindowTile {
     // `found`: where the step's samples are; nothing is read for pixels beyond the last.
     __device__ inline void copy(const Params&, u32 stage, u32 found, u32, u32) const {
         if (inside) {
-            blend.template chunks<SLAB / ROWS, ROWS>(found, samples.words(found), first_sample, stage + to);
+            const u32 words = samples.words(found);
+            blend.template chunks<SLAB / ROWS, ROWS, 4>(found, words, first_sample, stage + to);
         } else {
 #pragma unroll
             for (u32 i = 0; i < SLAB / ROWS; ++i) store_shared_chunk(stage + to + i * ROWS * 128, Chunk{});

@@ -184,7 +184,9 @@ struct PixelTile {
 
     __device__ inline void copy(const Params& p, u32 stage) {
         // ROWS is a multiple of the eight rows after which the swizzle is the same.
-        blend.template chunks<COUNT, ROWS>(samples, samples + TAPS_OF_ALL * 16, at, stage + to);
+        // Registers of three blocks have room for two.
+        constexpr u32 GROUP = COUNT % 4 == 0 && BLOCKS < 3 ? 4 : 2;
+        blend.template chunks<COUNT, ROWS, GROUP>(samples, samples + TAPS_OF_ALL * 16, at, stage + to);
         blend.advance(STEP);
         move_channel<true>(p, channel, STEP, [&] {
             at += TILE_M;
