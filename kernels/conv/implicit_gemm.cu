@@ -184,8 +184,8 @@ struct PixelTile {
 
     __device__ inline void copy(const Params& p, u32 stage) {
         // ROWS is a multiple of the eight rows after which the swizzle is the same.
-        // Registers of three blocks have room for two.
-        constexpr u32 GROUP = COUNT % 4 == 0 && BLOCKS < 3 ? 4 : 2;
+        // Registers of three blocks have room for two, those of five for one.
+        constexpr u32 GROUP = COUNT % 4 != 0 || BLOCKS > 4 ? 1 : BLOCKS > 2 ? 2 : 4;
         blend.template chunks<COUNT, ROWS, GROUP>(samples, samples + TAPS_OF_ALL * 16, at, stage + to);
         blend.advance(STEP);
         move_channel<true>(p, channel, STEP, [&] {
