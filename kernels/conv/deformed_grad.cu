@@ -289,7 +289,7 @@ __device__ inline void slopes(const storage_t* grads, const storage_t* x, float*
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     samples(const storage_t* __restrict__ grads, const storage_t* __restrict__ x,
             const float* __restrict__ offsets, u32* __restrict__ counts, Place* __restrict__ found,
             float* __restrict__ doffsets, const Params p) {
