@@ -89,3 +89,52 @@ __device__ inline void store_shared_chunk(u32 shared, const Chunk& chunk) {
                  "r"(chunk.word[1]), "r"(chunk.word[2]), "r"(chunk.word[3])
                  : "memory");
 }
+
+// Chunks that are only read, by 64-bit addresses of device memory: of element `index` from `base`, in one
+// instruction, and `offset` bytes behind an address.
+template <typename T> __device__ inline u64 global_address(const T* base) {
+    return u64(__cvta_generic_to_global(base));
+}
+template <typename T> __device__ inline u64 element_address(u64 base, u32 index, T) {
+    u64 address;
+    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(address) : "r"(index), "n"(sizeof(T)), "l"(base));
+    return address;
+}
+template <int offset> __device__ inline Chunk load_read_only(u64 address) {
+    Chunk chunk;
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4+%5];"
+        : "=r"(chunk.word[0]), "=r"(chunk.word[1]), "=r"(chunk.word[2]), "=r"(chunk.word[3])
+        : "l"(address), "n"(offset));
+    return chunk;
+}
+
+// Shared memory, `offset` bytes behind an address.
+template <int offset> __device__ inline Chunk load_shared_chunk(u32 shared) {
+    Chunk chunk;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4+%5];"
+                 : "=r"(chunk.word[0]), "=r"(chunk.word[1]), "=r"(chunk.word[2]), "=r"(chunk.word[3])
+                 : "r"(shared), "n"(offset)
+                 : "memory");
+    return chunk;
+}
+
+// Keeps the compiler from making a number anew wherever it is used.
+__device__ inline void keep(u32& x) { asm volatile("" : "+r"(x)); }
+__device__ inline void keep(float& x) { asm volatile("" : "+f"(x)); }
+
+// Words of shared memory, by 32-bit addresses.
+__device__ inline void store_shared_word(u32 shared, u32 word) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(word) : "memory");
+}
+__device__ inline u32 load_shared_word(u32 shared) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(shared) : "memory");
+    return word;
+}
+__device__ inline void load_shared_words(u32 (&word)[2], u32 shared) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "r"(shared) : "memory");
+}
+
+// The 16-bit elements in the lower halves of two words, and those in the upper ones.
+__device__ inline u32 lower_halves(u32 first, u32 second) { return __byte_perm(first, second, 0x5410); }
+__device__ inline u32 upper_halves(u32 first, u32 second) { return __byte_perm(first, second, 0x7632); }

@@ -27,7 +27,8 @@ template <typename T, int M_TILES, int N_PAIRS, int chunks> struct WarpTile {
     }
 
     // `a` and `b`: shared addresses of the tiles, multiples of 128; the warp's first row in each, a multiple
-    // of 16.
+    // of 16. `first`: nothing is added to, and d need not be cleared.
+    template <bool first = false>
     __device__ inline void multiply(u32 a, u32 a_row, u32 b, u32 b_row, u32 lane) {
         // Sixteen rows further the swizzle is the same, and a step along k changes its bits alone: one
         // address an operand.
@@ -46,6 +47,13 @@ template <typename T, int M_TILES, int N_PAIRS, int chunks> struct WarpTile {
             for (int i = 0; i < M_TILES; ++i)
 #pragma unroll
                 for (int j = 0; j < N_PAIRS; ++j) {
+                    if constexpr (first) {
+                        if (step == 0) {
+                            Mma<T>::product(d[i][2 * j], fa[i], fb[j][0], fb[j][1]);
+                            Mma<T>::product(d[i][2 * j + 1], fa[i], fb[j][2], fb[j][3]);
+                            continue;
+                        }
+                    }
                     Mma<T>::multiply(d[i][2 * j], fa[i], fb[j][0], fb[j][1]);
                     Mma<T>::multiply(d[i][2 * j + 1], fa[i], fb[j][2], fb[j][3]);
                 }

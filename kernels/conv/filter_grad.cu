@@ -7,7 +7,7 @@
 // turned by `ldmatrix.trans`. x is seen through gather.cuh, never laid out; DEFORMED: through deformed.cuh,
 // its taps moved by `offsets` [B, P, Q, R * S, 2], and a sample is rounded to 16 bits as in the forward pass.
 // Where channels are whole chunks, where a tap of a step's pixels falls is found once for all of them, a step
-// ahead of the copy.
+// ahead of the copy. BLENDED: channels are a multiple of 64, and samples are made by tensor cores.
 //
 // A block computes 32 * BANDS filters by 128 columns with 2 x 4 warps over `split` pixels, 64 a stage. Pixels
 // are shared among enough blocks to fill a device, by the shape alone; each writes its sums to dw [splits, K,
@@ -18,8 +18,9 @@
 // tile of filters.
 //
 // Grid: splits, tiles of filters x tiles of columns. Block: 256 threads. Shared memory: STAGES * 128 * (32 *
-// BANDS + 128) bytes; FIND_AHEAD: and STAGES * 1024 for every tap that 128 columns may be of. Defines:
-// STORAGE, BANDS (2, 4), STAGES (2, 3), DY_WIDE (K a multiple of 8), X_WIDE (C a multiple of 8), DEFORMED.
+// BANDS + 128) bytes; FIND_AHEAD: and 2 * 64 * 16 (BLENDED: 20) for every tap that 128 columns may be of.
+// Defines: STORAGE, BANDS (2, 4), STAGES (2, 3), DY_WIDE (K a multiple of 8), X_WIDE (C a multiple of 8),
+// DEFORMED; BLENDED.
 #include "common/mma.cuh"
 #include "conv/deformed.cuh"
 #include "conv/gather.cuh"
@@ -35,6 +36,8 @@
 extern __shared__ __align__(128) unsigned char shared[];
 
 #if FIND_AHEAD
+constexpr u32 SAMPLE_BYTES = BLENDED ? Blend<storage_t>::BYTES : 16;
+
 // Where the taps that a block has columns of fall, for the pixels of a step: [tap][pixel].
 struct Samples {
     u32 first, count;  // taps
@@ -44,7 +47,10 @@ struct Samples {
         count = (min(first_column + BN, p.columns) - 1) / p.by_group_channels - first + 1;
     }
 
-    __device__ inline u32 bytes() const { return count * SLAB * 16; }
+    __device__ inline u32 bytes() const { return count * SLAB * SAMPLE_BYTES; }
+
+    // Blended, the shares of all come first.
+    __device__ inline u32 words(u32 found) const { return found + count * SLAB * 16; }
 
     __device__ inline void find(const Params& p, const float* offsets, u32 to, u32 pixel, u32 end) const {
         for (u32 i = threadIdx.x; i < count * SLAB; i += THREADS) {
@@ -52,17 +58,57 @@ struct Samples {
             const bool any = at < end;
             const Sample sample = sample_of(p, offsets, any ? at : p.pixels, r, tap - r * p.filter_w,
                                             p.filter_h, p.filter_w);
+#if BLENDED
+            Blend<storage_t>::store(sample, to, words(to), i);
+#else
             sample.store(to + i * 16);
+#endif
         }
     }
 
-    // That of a column's tap for a pixel of the step.
-    __device__ inline Sample load(const Params& p, const Column& column, u32 from, u32 pixel) const {
-        return Sample::load(from + ((column.r * p.filter_w + column.s - first) * SLAB + pixel) * 16);
+    // Number of that of a column's tap for a pixel of the step.
+    __device__ inline u32 number(const Params& p, const Column& column, u32 pixel) const {
+        return (column.r * p.filter_w + column.s - first) * SLAB + pixel;
     }
 };
 #endif
 
+#if BLENDED
+// Blends the windows' part of a stage: a thread has one chunk of columns and every ROWS-th pixel, a warp the
+// chunks of half the columns and four pixels of every other row, whose chunks lie in different banks.
+struct WindowTile {
+    static constexpr u32 ROWS = THREADS / (BN / 8);
+    static_assert(ROWS % 8 == 0, "after eight rows the swizzle is the same");
+    Samples samples;
+    Blend<storage_t> blend;
+    bool inside;
+    u32 to, first_sample;
+
+    __device__ inline WindowTile(const Params& p, const storage_t* x, const float*, u32 first_column)
+        : samples(p, first_column), blend(p, x, 0) {
+        const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+        const u32 row = warp / 4 * 8 + lane % 4 * 2 + warp / 2 % 2, half = warp % 2;
+        const u32 first = first_column + half * 64;
+        const Column column(p, first);
+        inside = first < p.columns;
+        blend.advance(i32(column.channel + lane / 4 * 8));
+        first_sample = samples.number(p, column, row);
+        to = half * (SLAB * 128) + swizzled<8>(row, lane / 4);
+    }
+
+    // `found`: where the step's samples are; nothing is read for pixels beyond the last.
+    __device__ inline void copy(const Params&, u32 stage, u32 found, u32, u32) const {
+        if (inside) {
+            const u32 words = samples.words(found);
+            // Registers of 64 sums have room for the pixels of one sample.
+            blend.template chunks<SLAB / ROWS, ROWS, BANDS == 4 ? 1 : 2>(found, words, first_sample, stage + to);
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < SLAB / ROWS; ++i) store_shared_chunk(stage + to + i * ROWS * 128, Chunk{});
+        }
+    }
+};
+#else
 // Copies the windows' part of a stage: a thread has one chunk of columns and every ROWS-th pixel.
 struct WindowTile {
     static constexpr u32 ROWS = THREADS / (BN / 8);
@@ -98,7 +144,8 @@ struct WindowTile {
             const u32 row = threadIdx.x / (BN / 8) + i * ROWS;
 #if FIND_AHEAD
             // Nothing is read for pixels beyond the last.
-            const Sample sample = first < p.columns ? samples.load(p, column, found, row) : Sample{};
+            const Sample sample =
+                first < p.columns ? Sample::load(found + samples.number(p, column, row) * 16) : Sample{};
             store_shared_chunk(stage + to + i * ROWS * 128, sample.chunk(p, x, column.channel));
 #else
             copy_chunk(p, stage + to + i * ROWS * 128, pixel + row, pixel + row < end);
@@ -134,6 +181,7 @@ private:
     }
 #endif
 };
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     filter_grad(const storage_t* __restrict__ x, const storage_t* __restrict__ dy,
@@ -146,13 +194,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
 #if FIND_AHEAD
     const auto found_at = [&](u32 step) {
-        return base + STAGES * STAGE_BYTES + step % STAGES * windows.samples.bytes();
+        return base + STAGES * STAGE_BYTES + step % 2 * windows.samples.bytes();
     };
     const auto find = [&](u32 step) {
         if (step < steps) windows.samples.find(p, offsets, found_at(step), begin + step * SLAB, end);
     };
 #pragma unroll
-    for (u32 step = 0; step < STAGES; ++step) find(step);
+    for (u32 step = 0; step < STAGES - 1; ++step) find(step);
     __syncthreads();
 #else
     const auto found_at = [](u32) { return 0u; };
@@ -168,6 +216,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     };
 #pragma unroll
     for (u32 step = 0; step < STAGES - 1; ++step) copy(step);
+#if FIND_AHEAD
+    __syncthreads();
+    find(STAGES - 1);
+#endif
 
     float sums[BANDS][4][4] = {};
     // Filters of a warp: half a slab or a whole one; columns: half a slab.
@@ -181,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         __syncthreads();
         copy(step + STAGES - 1);
 #if FIND_AHEAD
-        // In the place of those that all have copied by, two steps ago.
+        // In the place of those that all have copied by before the barrier.
         find(step + STAGES);
 #endif
         const u32 stage = base + step % STAGES * STAGE_BYTES;

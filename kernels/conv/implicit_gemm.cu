@@ -20,7 +20,7 @@
 //   ELEMENTS   any geometry, any channels, element by element through registers (the stem's three channels).
 //   DEFORMED   deformable convolution: taps lie where `offsets` [B, P, Q, R * S, 2] move them, between four
 //              pixels (deformed.cuh). A step's pixels are blended in registers and stored where the others
-//              are copied to. Chunks; SHALLOW as for TAPS.
+//              are copied to. Chunks; SHALLOW: a step may be of several taps.
 //   DEFORMED_ELEMENTS  the same for any channels, element by element.
 // RESULT: element type of y and the residual, where it is not x's.
 // WHOLE_CHUNKS: K is a multiple of a chunk, and y is written in chunks, staged by each warp in shared memory.
@@ -31,11 +31,13 @@
 // A step reads (TILE_M + TILE_N) * CHUNKS * 16 bytes and does TILE_M * TILE_N * CHUNKS * (8 or 4) FMAs: 64
 // FMAs a byte for f16 with 128 x 128, 43 with 128 x 64, 32 with 64 x 64. DEFORMED reads the pixels' part four
 // times, most of it from L1, as neighbouring taps share pixels, and does 4 FMAs and some ten instructions
-// more for each of its elements, once for every tile of filters.
+// more for each of its elements, once for every tile of filters; BLENDED an eighth of a product of tensor
+// cores and some six instructions for each eight elements.
 //
 // Defines: STORAGE, MATH, ACTIVATION, TILE_M, TILE_N, WARPS_M, WARPS_N, CHUNKS, STAGES, BLOCKS (of a
 // multiprocessor, that registers must leave room for), ADDRESSING, SHALLOW, FILTER_H, FILTER_W, WHOLE_CHUNKS,
-// UPSAMPLED, MOMENTS, SPLIT; SCATTERED where it is so; RESULT where it differs from STORAGE.
+// UPSAMPLED, MOMENTS, SPLIT; SCATTERED where it is so; RESULT where it differs from STORAGE; ROUNDED where
+// products of 16-bit types, of one term at least, are rounded to them and nothing else.
 #include "common/async_copy.cuh"
 #include "common/epilogue.cuh"
 #include "common/warp_tile.cuh"
@@ -50,6 +52,8 @@
 #define DEFORMED 3
 #define DEFORMED_ELEMENTS 4
 #define IS_DEFORMED (ADDRESSING == DEFORMED || ADDRESSING == DEFORMED_ELEMENTS)
+// Tensor cores blend where a step's chunks are the eight of a tap that they take at once.
+#define BLENDED (ADDRESSING == DEFORMED && !SHALLOW && CHUNKS == 8 && STORAGE != F32)
 
 constexpr u32 WARPS = WARPS_M * WARPS_N;
 constexpr u32 THREADS = WARPS * 32;
@@ -85,7 +89,7 @@ extern __shared__ __align__(128) u8 shared[];
 
 // Copies the filters' part of a step: a thread has one chunk of k and every ROWS-th filter.
 struct FilterTile {
-    static constexpr u32 ROWS = THREADS / CHUNKS;
+    static constexpr u32 ROWS = THREADS / CHUNKS, ROW_BYTES = ROWS * CHUNKS * 16;
     const storage_t* source;
     u32 k, row, filters_left;
 
@@ -97,11 +101,12 @@ struct FilterTile {
     }
 
     __device__ inline void copy(const Params& p, u32 stage) {
-        static_assert(TILE_N % ROWS == 0, "every thread copies as much");
+        static_assert(TILE_N % ROWS == 0 && ROWS % 8 == 0, "every thread copies as much");
         const bool inside = k < p.pitch;
 #pragma unroll
         for (u32 i = 0; i < TILE_N / ROWS; ++i) {
-            const u32 to = stage + A_BYTES + swizzled<CHUNKS>(row + i * ROWS, threadIdx.x % CHUNKS);
+            // ROWS is a multiple of the eight rows after which the swizzle is the same.
+            const u32 to = stage + A_BYTES + swizzled<CHUNKS>(row, threadIdx.x % CHUNKS) + i * ROW_BYTES;
             copy_async<16>(to, source + u64(i * ROWS) * p.pitch, inside && row + i * ROWS < filters_left);
         }
         k += STEP;
@@ -112,9 +117,9 @@ struct FilterTile {
 #if ADDRESSING == POINTWISE || ADDRESSING == TAPS
 // Copies the pixels' part of a step: a thread has one chunk of k and every ROWS-th pixel.
 struct PixelTile {
-    static constexpr u32 ROWS = THREADS / CHUNKS;
+    static constexpr u32 ROWS = THREADS / CHUNKS, ROW_BYTES = ROWS * CHUNKS * 16;
     static constexpr u32 COUNT = TILE_M / ROWS;
-    static_assert(TILE_M % ROWS == 0, "every thread copies as much");
+    static_assert(TILE_M % ROWS == 0 && ROWS % 8 == 0, "every thread copies as much");
     const storage_t* x;
     Window windows[COUNT];
     Position at;
@@ -132,7 +137,8 @@ struct PixelTile {
     __device__ inline void copy(const Params& p, u32 stage) {
 #pragma unroll
         for (u32 i = 0; i < COUNT; ++i) {
-            const u32 to = stage + swizzled<CHUNKS>(threadIdx.x / CHUNKS + i * ROWS, threadIdx.x % CHUNKS);
+            const u32 first = swizzled<CHUNKS>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
+            const u32 to = stage + first + i * ROW_BYTES;
             const bool take =
                 ADDRESSING == TAPS ? at.inside(p, windows[i]) : windows[i].inside && at.k < p.depth;
             copy_async<16>(to, x + i64(windows[i].offset + at.offset), take);
@@ -143,6 +149,49 @@ struct PixelTile {
             at.k += STEP;
             at.offset += STEP;
         }
+    }
+};
+#elif BLENDED
+// Blends the pixels' part of a step on tensor cores: a thread has one chunk of k and every ROWS-th pixel, and
+// a warp four pixels of every other row, whose chunks lie in different banks. Where taps fall is in shared
+// memory, `[tap][pixel]`.
+struct PixelTile {
+    static constexpr u32 ROWS = THREADS / CHUNKS;
+    static constexpr u32 COUNT = TILE_M / ROWS;
+    static constexpr u32 TAPS_OF_ALL = FILTER_H * FILTER_W * TILE_M;
+    static_assert(TILE_M % ROWS == 0 && ROWS % 8 == 0, "every thread blends as much");
+    Blend<storage_t> blend;
+    u32 samples, at, row, to, channel;
+
+    // Fills `samples`; a barrier must follow.
+    __device__ inline PixelTile(const Params& p, const storage_t* x, const float* offsets, u32 samples,
+                                u32 first_pixel, u32 first_k)
+        : blend(p, x, 0), samples(samples) {
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const u32 tap = first_k / p.by_channels;
+        channel = first_k - tap * p.channels;
+        row = warp / 2 * 8 + lane % 4 * 2 + warp % 2;
+        at = tap * TILE_M + row;
+        to = swizzled<CHUNKS>(row, lane / 4);
+        blend.advance(i32(channel + lane / 4 * LANES));
+        for (u32 i = threadIdx.x; i < TAPS_OF_ALL; i += THREADS) {
+            const u32 tap = i / TILE_M;
+            const Sample sample = sample_of(p, offsets, first_pixel + i % TILE_M, tap / FILTER_W,
+                                            tap % FILTER_W, FILTER_H, FILTER_W);
+            Blend<storage_t>::store(sample, samples, samples + TAPS_OF_ALL * 16, i);
+        }
+    }
+
+    __device__ inline void copy(const Params& p, u32 stage) {
+        // ROWS is a multiple of the eight rows after which the swizzle is the same.
+        // Registers of three blocks have room for two, those of five for one.
+        constexpr u32 GROUP = COUNT % 4 != 0 || BLOCKS > 4 ? 1 : BLOCKS > 2 ? 2 : 4;
+        blend.template chunks<COUNT, ROWS, GROUP>(samples, samples + TAPS_OF_ALL * 16, at, stage + to);
+        blend.advance(STEP);
+        move_channel<true>(p, channel, STEP, [&] {
+            at += TILE_M;
+            blend.advance(-i32(p.channels));
+        });
     }
 };
 #elif IS_DEFORMED
@@ -242,6 +291,16 @@ struct PixelTile {
 };
 #endif
 
+// Whether the first step sets the sums that others add to.
+#define FIRST_SETS (ROUNDED && ADDRESSING != ELEMENTS)
+
+#if FIRST_SETS
+__device__ inline void multiply_first(Tile& tile, u32 stage, u32 warp, u32 lane) {
+    tile.template multiply<true>(stage, warp / WARPS_N * Tile::rows, stage + A_BYTES,
+                                 warp % WARPS_N * Tile::columns, lane);
+}
+#endif
+
 __device__ inline void multiply(Tile& tile, u32 stage, u32 warp, u32 lane) {
     tile.multiply(stage, warp / WARPS_N * Tile::rows, stage + A_BYTES, warp % WARPS_N * Tile::columns, lane);
 }
@@ -266,7 +325,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const u32 stages = shared_address(shared);
 
     Tile tile;
+#if !FIRST_SETS
     tile.clear();
+#endif
     FilterTile filter_tile(p, w, first_filter, first_step * STEP);
 #if ADDRESSING == ELEMENTS
     PixelTile pixel_tile(p, x, reinterpret_cast<Window*>(shared + 2 * STAGE_BYTES), first_pixel,
@@ -306,14 +367,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         filling = filling == (STAGES - 1) * STAGE_BYTES ? 0 : filling + STAGE_BYTES;
     };
     for (u32 step = 0; step < STAGES - 1; ++step) fill(step < steps);
-    for (u32 step = 0; step < steps; ++step) {
+    const auto next_stage = [&](u32 step) {
         wait_copies<STAGES - 2>();
         // The stage to multiply is there for all warps, and all warps have done with the stage to fill.
         __syncthreads();
         fill(step + STAGES - 1 < steps);
-        multiply(tile, stages + draining, warp, lane);
+        const u32 stage = stages + draining;
         draining = draining == (STAGES - 1) * STAGE_BYTES ? 0 : draining + STAGE_BYTES;
-    }
+        return stage;
+    };
+#if FIRST_SETS
+    // There are few steps, and clearing sums would take as long as half of one.
+    multiply_first(tile, next_stage(0), warp, lane);
+    for (u32 step = 1; step < steps; ++step) multiply(tile, next_stage(step), warp, lane);
+#else
+    for (u32 step = 0; step < steps; ++step) multiply(tile, next_stage(step), warp, lane);
+#endif
 #endif
     wait_copies<0>();
     __syncthreads();
@@ -324,6 +393,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const Epilogue<float> epilogue{nullptr, nullptr, y + u64(blockIdx.z) * p.pixels * p.filters};
     Writer<Tile, float, ACTIVATION_NONE, PlainTail>{epilogue, PlainTail{}, row, column, p.pixels, p.filters}
         .write(tile, shared, lane);
+#elif ROUNDED
+    RoundingWriter<Tile, result_t>{y, row, column, p.pixels, p.filters}.write(tile, shared, lane);
 #else
     const Epilogue<result_t> epilogue{bias, residual, y};
 #if SCATTERED

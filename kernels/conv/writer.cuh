@@ -127,3 +127,57 @@ struct Writer<WarpTileF32<rows, columns, chunks>, T, activation, Tail> {
         });
     }
 };
+
+// A tile of tensor cores that is rounded and nothing else, of whole chunks of 16-bit T: rounded first, it
+// takes half the way through shared memory. `bands`: as `Writer` takes, of which half are used.
+template <typename Tile, typename T> struct RoundingWriter {
+    T* y;
+    u32 first_row, first_column, pixels, filters;
+
+    // Words of a row of a band: four more than the tile's, so that eight rows fall into different banks.
+    static constexpr u32 PITCH = Tile::columns / 2 + 4;
+
+    __device__ inline void write(const Tile& tile, u8* bands, u32 lane) const {
+        if (first_row + Tile::rows <= pixels && first_column + Tile::columns <= filters) {
+            write<true>(tile, bands, lane);
+        } else {
+            write<false>(tile, bands, lane);
+        }
+    }
+
+private:
+    static constexpr u32 PER_ROW = Tile::columns / 8, ROWS = 32 / PER_ROW;
+
+    // `all`: no element of the tile lies beyond y.
+    template <bool all> __device__ inline void write(const Tile& tile, u8* bands, u32 lane) const {
+        u32* band = reinterpret_cast<u32*>(bands) + threadIdx.x / 32 * 16 * PITCH;
+        const u32 row = lane / PER_ROW, column = lane % PER_ROW * 8, n = first_column + column;
+        const u32 from = shared_address(band + row * PITCH + column / 2);
+        u32 m = first_row + row;
+        u64 to = global_address(y + u64(m) * filters + n);
+        const u64 step = u64(filters) * ROWS * sizeof(T);
+#pragma unroll
+        for (int i = 0; i < Tile::rows / 16; ++i) {
+            tile.for_pairs(i, lane, [&](float left, float right, u32 row, u32 column) {
+                band[row * PITCH + column / 2] = pack2(left, right, T{});
+            });
+            __syncwarp();
+            const auto store = [&](Chunk chunk) {
+                if (all || (m < pixels && n < filters))
+                    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(chunk.word[0]),
+                                 "r"(chunk.word[1]), "r"(chunk.word[2]), "r"(chunk.word[3])
+                                 : "memory");
+                m += ROWS, to += step;
+            };
+            constexpr int next = ROWS * PITCH * 4;
+            store(load_shared_chunk<0>(from));
+            if (ROWS < 16) store(load_shared_chunk<next>(from));
+            if (ROWS < 8) {
+                store(load_shared_chunk<2 * next>(from));
+                store(load_shared_chunk<3 * next>(from));
+            }
+            static_assert(ROWS >= 4, "a band takes four turns at most");
+            __syncwarp();
+        }
+    }
+};

@@ -203,6 +203,11 @@ fn every_tile_under_deformed_taps() {
     let uneven = Conv2d { dilation: [2, 3], stride: [2, 1], ..Conv2d::with(1, 2) };
     let cases = deformed([case(uneven, [2, 13, 10, 40], [72, 3, 2, 40])], 3.0);
     check_all(conv::TENSOR_TILES, Addressing::Deformed, Precision::F16, &cases);
+    // Steps of one tap, which tensor cores blend.
+    let whole = deformed([case(uneven, [1, 13, 10, 128], [72, 3, 2, 128])], 3.0);
+    for precision in [Precision::F16, Precision::Bf16] {
+        check_all(conv::TENSOR_TILES, Addressing::Deformed, precision, &whole);
+    }
     check_all(conv::F32_TILES, Addressing::Deformed, Precision::F32, &cases);
     check_all(conv::TF32X3_TILES, Addressing::Deformed, Precision::Tf32x3, &cases);
     let odd = deformed([case(Conv2d::with(1, 1), [2, 7, 9, 13], [21, 3, 3, 13])], 1.0);

@@ -126,6 +126,11 @@ impl GemmTile {
         (self.m + self.n) * self.chunks * 16
     }
 
+    /// Whether its steps have the eight chunks that tensor cores blend at once.
+    pub fn blends(&self) -> bool {
+        self.math == Math::Tensor && self.chunks == 8
+    }
+
     /// Shared memory of a block: the stages, or the bands of 16 rows (eight words longer than the warp's
     /// part) through which tensor-core kernels write their tiles; besides, windows of the pixels where they
     /// are read one by one, and where each of so many `taps` of theirs samples the map if taps are deformed.
@@ -134,6 +139,7 @@ impl GemmTile {
         let places = match addressing {
             Addressing::Pointwise | Addressing::Taps => 0,
             Addressing::Elements => self.m * 8,
+            Addressing::Deformed if self.blends() => self.m * taps * 20,
             Addressing::Deformed | Addressing::DeformedElements => self.m * taps * 16,
         };
         (self.stages * self.stage_bytes() + places).max(bands)
@@ -274,7 +280,8 @@ pub fn conv(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result<ConvC
 }
 
 /// Every way to run a convolution that fits the device, one at least, the one thought fastest first. Implicit
-/// GEMMs come in the order of the cost model's estimates.
+/// GEMMs come in the order of the cost model's estimates; those that blend deformed taps on tensor cores
+/// before those that do not.
 ///
 /// # Errors
 /// A sentence if offsets do not fit into 32 bits, no tile into shared memory, or if no kernel has it.
@@ -322,7 +329,7 @@ pub fn candidates(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Result
     Ok(found)
 }
 
-/// The implicit GEMMs that fit, by rising estimates.
+/// The implicit GEMMs that fit, in the order of [`candidates`].
 fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice> {
     let lanes = 16 / precision.storage().size();
     let addressing = match () {
@@ -339,7 +346,7 @@ fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice>
         (_, Precision::Tf32x3) => TF32X3_TILES,
         (_, Precision::F16 | Precision::Bf16) => TENSOR_TILES,
     };
-    let mut found: Vec<(f64, ConvChoice)> = Vec::new();
+    let mut found: Vec<(bool, f64, ConvChoice)> = Vec::new();
     let fits =
         |tile: &&GemmTile| tile.shared(addressing, shape.tap_count()) <= caps.shared_per_block as usize;
     for &tile in tiles.iter().filter(fits) {
@@ -350,14 +357,20 @@ fn gemms(shape: &ConvGemm, precision: Precision, caps: &Caps) -> Vec<ConvChoice>
             if splits > 1 && (slice < MIN_STEPS || steps.div_ceil(slice) != splits) {
                 continue;
             }
-            let clocks = Model { shape, precision, caps, tile, addressing }.clocks(splits);
+            let model = Model { shape, precision, caps, tile, addressing };
+            let clocks = model.clocks(splits);
             let microseconds = clocks / f64::from(caps.clock_mhz);
-            found.push((clocks, ConvChoice::Gemm { addressing, tile, splits, microseconds }));
+            found.push((
+                !model.blends(),
+                clocks,
+                ConvChoice::Gemm { addressing, tile, splits, microseconds },
+            ));
         }
     }
-    // Of equals, the earlier tile and the fewer parts.
-    found.sort_by(|a, b| a.0.total_cmp(&b.0));
-    found.into_iter().map(|(_, choice)| choice).collect()
+    // Blending on tensor cores first: of the others the model knows no more than a perfect rate of issue. Of
+    // equals, the earlier tile and the fewer parts.
+    found.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    found.into_iter().map(|(.., choice)| choice).collect()
 }
 
 #[cfg(test)]

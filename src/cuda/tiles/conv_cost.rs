@@ -101,13 +101,17 @@ impl Model<'_> {
         let all_warps = (warps[0] * warps[1]) as f64;
         // A multiprocessor has four schedulers with a quarter of the units each.
         let idle = (4.0 / (blocks * all_warps)).max(1.0);
-        let multiply = (m * n * chunks * lanes) as f64 / self.multiply_rate() * idle;
+        let blended = self.blends();
+        // A product blends 64 elements, which is as many multiply-adds an element as 32 filters take.
+        let columns = if blended { n + 32 } else { n };
+        let multiply = (m * columns * chunks * lanes) as f64 / self.multiply_rate() * idle;
         let written = self.tile.stage_bytes() as f64;
         let read = all_warps * ((m / warps[0] + n / warps[1]) * chunks * 16) as f64;
         // A deformed tap's element comes of four pixels, which L1 serves in the place of shared memory.
         let (gathered, instructions) = match self.addressing {
             Addressing::Pointwise | Addressing::Taps => (0.0, 0.0),
             Addressing::Elements => (0.0, 6.0),
+            Addressing::Deformed if blended => (4.0, 7.0),
             Addressing::Deformed => (4.0, 14.0),
             Addressing::DeformedElements => (4.0, 50.0),
         };
@@ -116,6 +120,14 @@ impl Model<'_> {
         // A warp issues about so many instructions for 32 elements, one a clock and scheduler.
         let issue = (m * chunks * lanes) as f64 / 32.0 * instructions / 4.0 * idle;
         multiply.max(shared).max(l2).max(issue)
+    }
+
+    /// Whether tensor cores blend the pixels of deformed taps: a step is of one tap.
+    pub fn blends(&self) -> bool {
+        let lanes = 16 / self.precision.storage().size();
+        self.addressing == Addressing::Deformed
+            && self.tile.blends()
+            && self.shape.channels.is_multiple_of(self.tile.chunks * lanes)
     }
 
     /// Multiply-adds of a multiprocessor a clock.

@@ -16,9 +16,16 @@ use crate::tensor::DType;
 
 /// Threads of a block: `THREADS` of `kernels/conv/deformed_grad.cu`.
 const THREADS: usize = 256;
-/// Lanes that gather a pixel, and that sort its list: `LANES` and `SORTERS` of
-/// `kernels/conv/deformed_grad.cu`.
-const PIXEL: [usize; 2] = [16, 8];
+/// Lanes that gather a pixel: `LANES` of `kernels/conv/deformed_grad.cu`.
+const LANES: usize = 16;
+/// Parts of a pixel's list.
+const PARTS: usize = 4;
+/// Lanes that sort a part: `SORTERS` of `kernels/conv/deformed_grad.cu`.
+const SORTERS: usize = 2;
+/// Places that lists are whole blocks of: `BLOCK` of `kernels/conv/deformed_grad.cu`.
+const BLOCK: usize = 8;
+/// Samples that a thread finds: `OF_THREAD` of `kernels/conv/deformed_grad.cu`.
+const OF_THREAD: usize = 2;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -76,6 +83,9 @@ fn of_samples(site: &Site<'_>, target: &Target) -> Result<Program, String> {
             *arg = Arg::Workspace(0);
         }
     }
+    if target.precision.is_half() && n.is_multiple_of(lanes(dtype)) && shape.k() > 0 {
+        launches.iter_mut().for_each(|launch| launch.defines.push(("ROUNDED", 1)));
+    }
     let workspace = shape.m() * n * dtype.size();
     let mut program = Program { kernel: choice.to_string(), launches, workspace, ..Program::default() };
     let turned = Matrix {
@@ -118,9 +128,10 @@ impl CudaOp for DeformConv2dInputGrad {
             program.workspace = at + bytes;
             Arg::Workspace(at)
         };
-        // An entry of a list has eight bytes, a sample is in four lists at most.
-        let [entries, sorted, counts, ends, taken] =
-            [samples * 32, samples * 32, map_pixels * 4, map_pixels * 4, 4].map(&mut reserve);
+        // An entry of a list has eight bytes, a sample is in four lists at most, of whole blocks each.
+        let lists = samples * 32 + map_pixels * (BLOCK - 1) * 8;
+        let [entries, sorted, found, counts, ends, taken] =
+            [lists, lists, samples * 16, map_pixels * 16, map_pixels * 16, 4].map(&mut reserve);
         let grads = Arg::Workspace(0);
         let params = Params {
             samples: samples as u32,
@@ -138,10 +149,11 @@ impl CudaOp for DeformConv2dInputGrad {
             by_filter_w: divisor(w[2]),
             by_out: [divisor(dy.shape[1]), divisor(dy.shape[2])],
         };
+        let channels = x.shape[3];
         let launch = |entry: &'static str, blocks: usize, args: Vec<Arg>| Launch {
             source: "conv/deformed_grad.cu",
             entry,
-            defines: vec![storage(dtype), ("VECTOR", vector(dtype, x.shape[3]) as i64)],
+            defines: vec![storage(dtype), ("VECTOR", vector(dtype, channels) as i64)],
             grid: [blocks as u32, 1, 1],
             block: [THREADS as u32, 1, 1],
             shared: 0,
@@ -150,15 +162,15 @@ impl CudaOp for DeformConv2dInputGrad {
         let [x, offsets] = [2, 3].map(Arg::Input);
         let [dx, doffsets] = [0, 1].map(Arg::Output);
         let blocks = |threads: usize| threads.div_ceil(THREADS);
-        let of_samples = vec![grads.clone(), x, offsets.clone(), counts.clone(), doffsets];
+        let of_samples = vec![grads.clone(), x, offsets, counts.clone(), found.clone(), doffsets];
         let sorting = vec![counts.clone(), ends.clone(), entries.clone(), sorted.clone()];
         program.launches.extend([
-            launch("clear", blocks(map_pixels), vec![counts.clone(), taken.clone()]),
-            launch("samples", blocks(samples), of_samples),
+            launch("clear", blocks(map_pixels * PARTS), vec![counts.clone(), taken.clone()]),
+            launch("samples", blocks(samples.div_ceil(OF_THREAD)), of_samples),
             launch("reserve", blocks(map_pixels), vec![counts.clone(), taken, ends.clone()]),
-            launch("place", blocks(samples), vec![offsets, ends.clone(), entries]),
-            launch("sort", blocks(map_pixels * PIXEL[1]), sorting),
-            launch("gather", blocks(map_pixels * PIXEL[0]), vec![grads, counts, ends, sorted, dx]),
+            launch("place", blocks(samples), vec![found, ends.clone(), entries]),
+            launch("sort", blocks(map_pixels * PARTS * SORTERS), sorting),
+            launch("gather", blocks(map_pixels * LANES), vec![grads, counts, ends, sorted, dx]),
         ]);
         program.kernel += ", gathered";
         program.packing = vec![map, map, map, Packing::plain(DType::F32)];

@@ -31,8 +31,8 @@ const STEP: usize = 64;
 const STAGES: usize = 3;
 /// Shared memory that every device gives a block, in bytes.
 const MAX_SHARED: usize = 99 * 1024;
-/// Bytes that say where a tap falls, `Sample` in `kernels/conv/deformed.cuh`.
-const SAMPLE: usize = 16;
+/// Bytes that say where a tap falls, `Sample` and `Blend` in `kernels/conv/deformed.cuh`.
+const SAMPLE: [usize; 2] = [16, 20];
 /// Filters and columns of a block without tensor cores: `TILE` of `kernels/mask/tile_f32.cuh`.
 const TILE_F32: usize = 64;
 /// Pixels of its steps: `STEP` of `kernels/mask/tile_f32.cuh`.
@@ -184,9 +184,11 @@ impl Grad {
         // Elements one by one leave no registers for more sums.
         let wide = self.dy[3].is_multiple_of(8) && self.x[3].is_multiple_of(8);
         let found = self.deformed && self.x[3].is_multiple_of(8);
+        let blended = self.deformed && self.x[3].is_multiple_of(64);
         let shared = |bands: usize, stages: usize| {
-            let samples = if found { self.taps_of_block() * STEP * SAMPLE } else { 0 };
-            stages * (128 * (32 * bands + COLUMNS) + samples)
+            let samples = if found { self.taps_of_block() * STEP * SAMPLE[usize::from(blended)] } else { 0 };
+            // Samples are found a step ahead.
+            stages * 128 * (32 * bands + COLUMNS) + 2 * samples
         };
         let sizes = [(4, STAGES), (2, STAGES), (2, 2)];
         let fits = |&(bands, stages): &(usize, usize)| {
@@ -206,6 +208,7 @@ impl Grad {
                 ("DY_WIDE", i64::from(self.dy[3].is_multiple_of(8))),
                 ("X_WIDE", i64::from(self.x[3].is_multiple_of(8))),
                 ("DEFORMED", i64::from(self.deformed)),
+                ("BLENDED", i64::from(blended)),
             ],
             grid: [splits as u32, (rows * columns) as u32, 1],
             shared: shared(bands, stages) as u32,

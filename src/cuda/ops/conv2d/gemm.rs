@@ -85,8 +85,12 @@ impl Conv<'_> {
             by_tiles_n: divisor(tiles_n),
         };
         let (split, tensor) = (splits > 1, tile.math != Math::Fma);
-        let in_taps = matches!(addressing, Addressing::Taps | Addressing::Deformed);
-        let shallow = in_taps && shape.channels < step;
+        let shallow = match addressing {
+            Addressing::Taps => shape.channels < step,
+            // Its steps begin at multiples of theirs.
+            Addressing::Deformed => !shape.channels.is_multiple_of(step),
+            _ => false,
+        };
         let mut defines = vec![
             storage(self.dtype),
             ("MATH", tile.math as i64),
