@@ -57,15 +57,15 @@ use crate::graph::Graph;
 use crate::ops::{Role, ValueType};
 use crate::plan::{self, Choice, Site};
 use crate::tensor::DType;
-use lower::{fuse_conv_tails, fuse_linears};
+use lower::{fuse_conv_tails, fuse_linears, pack_filters};
 
 /// A plan whose steps carry what they launch.
 pub type Plan = plan::Plan<Program>;
 
 /// The plan of an optimised graph of inference: steps over rows of objects are fused first, because each
 /// costs less than its launch, and in 16-bit types so are norms and sums of maps. In f32, which is for
-/// parity, a norm takes its moments relative to an element of the map, as the CPU does. A graph that is cut
-/// into segments or updates variables is planned as it is.
+/// parity, a norm takes its moments relative to an element of the map, as the CPU does. Of a graph that is cut
+/// into segments or updates variables, the filters alone are laid out in front, in 16-bit types.
 ///
 /// # Errors
 /// As [`Plan::build`](plan::Plan::build).
@@ -76,8 +76,12 @@ pub fn plan(graph: &Graph, selection: impl Into<Selection>) -> Result<Plan> {
     if inference {
         fuse_linears(&mut graph)?;
     }
-    if inference && selection.target().precision.is_half() {
-        fuse_conv_tails(&mut graph)?;
+    if selection.target().precision.is_half() {
+        if inference {
+            fuse_conv_tails(&mut graph)?
+        } else {
+            pack_filters(&mut graph)?
+        };
     }
     let stored = stored(selection.target());
     Plan::build(&graph, |_, ty| stored(ty), select(selection))

@@ -74,6 +74,7 @@ pub mod mean;
 pub mod moving_average;
 pub mod non_max_suppression;
 pub mod norm_sum;
+pub mod pack_filters;
 mod pairs;
 pub mod pixel_shuffle;
 pub mod quantized_conv2d;
@@ -285,6 +286,7 @@ macro_rules! for_each_op {
                 FusedConv2d in fused_conv2d;
                 FusedLinear in fused_linear;
                 NormSum in norm_sum;
+                PackFilters in pack_filters;
             }
         }
     };

@@ -109,6 +109,7 @@ sources! {
     "norm_sum.cu",
     "optimizer.cu",
     "pack.cu",
+    "pack_filters.cu",
     "pixel_unshuffle.cu",
     "postprocess_instance.cu",
     "postprocess_panoptic.cu",

@@ -1,6 +1,7 @@
 //! Fewer, larger steps for the update of K-Net's kernels, for devices on which starting a step costs more
 //! than running it.
 
+use super::{define, link};
 use crate::cuda::ops::fused_linear::{MAX_LAYERS, MAX_TERMS};
 use crate::error::Result;
 use crate::graph::passes::eliminate_dead_code;
@@ -68,22 +69,6 @@ fn producer(graph: &Graph, id: ValueId) -> Option<usize> {
 
 fn is_param(graph: &Graph, id: ValueId) -> bool {
     matches!(graph.value(id).source, Source::Param(_))
-}
-
-fn define(graph: &mut Graph, name: String, ty: ValueType) -> ValueId {
-    let id = ValueId(graph.values.len() as u32);
-    // Whoever calls this makes the node and links it.
-    graph.values.push(Value { name, ty, source: Source::Node { node: usize::MAX, output: 0 } });
-    id
-}
-
-/// Notes at each value which node defines it, after nodes have moved.
-fn link(graph: &mut Graph) {
-    for (node, Node { outputs, .. }) in graph.nodes.iter().enumerate() {
-        for (output, id) in outputs.iter().enumerate() {
-            graph.values[id.index()].source = Source::Node { node, output };
-        }
-    }
 }
 
 /// A linear layer over parameters of which only ranges of columns are used becomes a layer for each range.

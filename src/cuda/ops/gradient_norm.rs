@@ -48,8 +48,9 @@ impl CudaOp for SumSquares {
         }
         let item = |i: usize| Ok((vec![Arg::Input(i)], elements(site.inputs[i])?));
         let each = (1..=operands).map(item).collect::<Result<Vec<_>, String>>()?;
-        let Items { table, count, blocks } = Items::new(SHARE as u32, each)?;
-        let squares = vec![table, Arg::Workspace(0), Arg::of(&SquareParams { items: count })];
+        let items = Items::new(SHARE as u32, each)?;
+        let (count, blocks) = (items.count, items.blocks);
+        let squares = vec![items.table(), Arg::Workspace(0), Arg::of(&SquareParams { items: count })];
         let joined =
             vec![Arg::Input(0), Arg::Workspace(0), Arg::Output(0), Arg::of(&JoinParams { parts: blocks })];
         let mut packing = vec![Packing::plain(dtype); operands + 1];

@@ -38,6 +38,7 @@ mod non_max_suppression;
 pub(in crate::cuda) mod norm_sum;
 mod optimizer;
 mod pack;
+pub(in crate::cuda) mod pack_filters;
 mod pixel_unshuffle;
 mod reduce_sum;
 mod resize;
@@ -196,6 +197,7 @@ dispatch! {
     MovingAverage
     NonMaxSuppression
     NormSum
+    PackFilters
     PixelShuffle
     PixelUnshuffle
     ReduceSum

@@ -53,8 +53,8 @@ impl CudaOp for AdamW {
             let results = (0..3).map(|index| Arg::Output(3 * i + index));
             Ok((operands.chain(results).collect(), elements(site.outputs[3 * i])?))
         };
-        let Items { table, count, blocks } =
-            items((0..parameters).map(item).collect::<Result<Vec<_>, String>>()?)?;
+        let items = items((0..parameters).map(item).collect::<Result<Vec<_>, String>>()?)?;
+        let (count, blocks, table) = (items.count, items.blocks, items.table());
         let &AdamW { beta1, beta2, eps } = self;
         let (params, faults) = (AdamWParams { items: count, beta1, beta2, eps }, Arg::Workspace(0));
         let update = vec![table.clone(), Arg::Input(0), Arg::Input(1), faults.clone(), Arg::of(&params)];
@@ -90,8 +90,9 @@ fn program(site: &Site<'_>, entry: &'static str, params: impl Fn(u32) -> Arg) ->
         Ok((vec![Arg::Input(old), Arg::Input(old + 1), Arg::Output(pair)], elements(site.outputs[pair])?))
     };
     let pairs = (0..site.outputs.len()).map(item).collect::<Result<Vec<_>, String>>()?;
-    let Items { table, count, blocks } = items(pairs)?;
-    let args = vec![table, Arg::Input(0), Arg::Input(1), params(count)];
+    let items = items(pairs)?;
+    let (count, blocks) = (items.count, items.blocks);
+    let args = vec![items.table(), Arg::Input(0), Arg::Input(1), params(count)];
     let launches = vec![launch(entry, blocks, args)];
     Ok(Program { kernel: format!("{count} pairs"), launches, ..Program::default() })
 }
