@@ -99,9 +99,10 @@ struct WindowTile {
     // `found`: where the step's samples are; nothing is read for pixels beyond the last.
     __device__ inline void copy(const Params&, u32 stage, u32 found, u32, u32) const {
         if (inside) {
-            const u32 words = samples.words(found);
             // Registers of 64 sums have room for the pixels of one sample.
-            blend.template chunks<SLAB / ROWS, ROWS, BANDS == 4 ? 1 : 2>(found, words, first_sample, stage + to);
+            constexpr u32 GROUP = BANDS == 4 ? 1 : 2;
+            const u32 words = samples.words(found);
+            blend.template chunks<SLAB / ROWS, ROWS, GROUP>(found, words, first_sample, stage + to);
         } else {
 #pragma unroll
             for (u32 i = 0; i < SLAB / ROWS; ++i) store_shared_chunk(stage + to + i * ROWS * 128, Chunk{});

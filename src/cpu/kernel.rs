@@ -83,6 +83,8 @@ pub enum PackedLayout {
     DotPanels,
     /// Filters as panels of levels, with the filters' steps and sums.
     LevelPanels,
+    /// Filters of a depthwise convolution as levels, tap by tap, and what a sum is worth by channel.
+    DepthwiseLevels,
     /// Filters of a convolution for this kernel.
     Filters(ConvKernel),
     /// Filters turned by 180 degrees, input and output channels exchanged: for the gradient of the map as

@@ -64,8 +64,8 @@ pub type Plan = plan::Plan<Program>;
 
 /// The plan of an optimised graph of inference: steps over rows of objects are fused first, because each
 /// costs less than its launch, and in 16-bit types so are norms and sums of maps. In f32, which is for
-/// parity, a norm takes its moments relative to an element of the map, as the CPU does. Of a graph that is cut
-/// into segments or updates variables, the filters alone are laid out in front, in 16-bit types.
+/// parity, a norm takes its moments relative to an element of the map, as the CPU does. Of a graph that is
+/// cut into segments or updates variables, the filters alone are laid out in front, in 16-bit types.
 ///
 /// # Errors
 /// As [`Plan::build`](plan::Plan::build).

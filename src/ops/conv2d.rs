@@ -6,7 +6,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::graph::{Builder, ValueId};
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// `y[b, p, q, k] = sum over r, s, c of x[b, p*stride + r*dilation - padding, .., c] * w[k, r, s, c]`, then
@@ -70,6 +70,16 @@ impl Conv2d {
     fn extent(&self, axis: usize, size: usize, taps: usize) -> Option<usize> {
         let reach = self.dilation[axis] * (taps.checked_sub(1)?) + 1;
         Some((size + self.padding[axis] + self.padding_end[axis]).checked_sub(reach)? / self.stride[axis] + 1)
+    }
+
+    /// Whether it can be [quantized](super::QuantizedConv2d) with filters of this shape: it has one group, or
+    /// one for each channel and filter, no residual, and no more taps than f32 holds sums of integers of.
+    pub fn is_quantizable(&self, w: Shape) -> bool {
+        /// 127 times 255 each, up to 2^24.
+        const MOST_TAPS: usize = 518;
+        let depthwise = self.groups == w[0] && w[3] == 1 && w[1] * w[2] <= MOST_TAPS;
+        let depthwise = depthwise && !self.epilogue.residual;
+        self.groups == 1 || depthwise
     }
 
     /// Where the taps fall.

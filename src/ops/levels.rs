@@ -47,28 +47,60 @@ impl Levels {
     /// The level of a number; NaN has the lowest one.
     #[inline(always)]
     pub fn level(&self, value: f32) -> f32 {
-        let [low, high] = self.range();
-        let level = value * (1.0 / self.step);
-        let level = if level > low { level } else { low };
-        let level = if level < high { level } else { high };
-        (level + WHOLE) - WHOLE
+        self.rule().level(value)
     }
 
     /// The code of a number's level.
     #[inline(always)]
     pub fn code(&self, value: f32) -> u8 {
+        self.rule().code(value)
+    }
+
+    /// The same without a choice to make, for loops over many numbers.
+    #[inline(always)]
+    pub fn rule(&self) -> Rule {
         let [low, high] = self.range();
-        let level = value * (1.0 / self.step);
-        let level = if level > low { level } else { low };
-        let level = if level < high { level } else { high };
-        // The last byte of such a sum is the level, with the complement of two for a sign.
-        ((level + WHOLE).to_bits() as u8).wrapping_add(self.zero())
+        Rule { inverse: 1.0 / self.step, low, high, step: self.step, zero: self.zero() }
     }
 
     /// The number of a code.
     #[inline(always)]
     pub fn value(&self, code: u8) -> f32 {
         (f32::from(code) - f32::from(self.zero())) * self.step
+    }
+}
+
+/// What [`Levels`] do to a number.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    inverse: f32,
+    low: f32,
+    high: f32,
+    /// What neighbouring levels are apart.
+    pub step: f32,
+    /// The code of level 0.
+    pub zero: u8,
+}
+
+impl Rule {
+    /// [`Levels::level`].
+    #[inline(always)]
+    pub fn level(&self, value: f32) -> f32 {
+        (self.inside(value) + WHOLE) - WHOLE
+    }
+
+    /// [`Levels::code`].
+    #[inline(always)]
+    pub fn code(&self, value: f32) -> u8 {
+        // The last byte of such a sum is the level, with the complement of two for a sign.
+        ((self.inside(value) + WHOLE).to_bits() as u8).wrapping_add(self.zero)
+    }
+
+    #[inline(always)]
+    fn inside(&self, value: f32) -> f32 {
+        let level = value * self.inverse;
+        let level = if level > self.low { level } else { self.low };
+        if level < self.high { level } else { self.high }
     }
 }
 

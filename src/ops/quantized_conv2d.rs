@@ -7,9 +7,10 @@ use super::{
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// A [`Conv2d`] without groups whose map is brought to levels first, and whose filters are brought to levels
-/// that reach as far as each does. The sums are those of integers. Then, in f32 and one by one: times both
-/// steps, the bias, the residual, the activation; and the result is brought to levels, if it has some.
+/// A [`Conv2d`] without groups, or a depthwise one, whose map is brought to levels first, and whose filters
+/// are brought to levels that reach as far as each does. The sums are those of integers. Then, in f32 and one
+/// by one: times both steps, the bias, the residual, the activation; and the result is brought to levels, if
+/// it has some.
 ///
 /// What it gives is a map of numbers, as any convolution's. That some have levels alone lets a plan store
 /// their codes.
@@ -33,10 +34,14 @@ impl Operator for QuantizedConv2d {
     const WEIGHTS: bool = true;
 
     fn infer(&self, inputs: &[ValueType]) -> Inferred {
-        if self.conv.groups != 1 {
-            return Err(format!("{} groups, where one is quantized", self.conv.groups));
+        let outputs = self.conv.infer(inputs)?;
+        if !self.conv.is_quantizable(inputs[1].shape) {
+            let (groups, w) = (self.conv.groups, inputs[1].shape);
+            return Err(format!(
+                "{groups} groups of filters {w}: one group is quantized, or one a channel without a residual"
+            ));
         }
-        self.conv.infer(inputs)
+        Ok(outputs)
     }
 
     /// Numbers that are not integers are in f32, as everywhere: what rounds to which level depends on it.
@@ -76,7 +81,7 @@ impl Operator for QuantizedConv2d {
     }
 
     fn cases() -> Vec<Case> {
-        use super::activation::Activation::{Relu, Relu6};
+        use super::activation::Activation::{Relu, Relu6, Sigmoid};
         /// Integers have one sum.
         const SAME: Tolerance =
             Tolerance { relative_l2: 0.0, reason: "sums of integers, and the reference's own f32 behind" };
@@ -119,6 +124,20 @@ impl Operator for QuantizedConv2d {
                 &[&[1, 12, 11, 64], &[256, 1, 1, 64], &[256], &[1, 12, 11, 256]],
             ),
             Case::new(
+                "depthwise",
+                op(Conv2d { groups: 21, ..conv(1, 1) }, signed, None),
+                &[&[2, 7, 9, 21], &[21, 3, 3, 1]],
+            ),
+            Case::new(
+                "depthwise_s2",
+                op(
+                    tail(Conv2d { groups: 48, ..conv(2, 2) }, false, Some(Relu6)),
+                    unsigned,
+                    Some(Levels::up_to(6.0, false)),
+                ),
+                &[&[1, 13, 19, 48], &[48, 5, 5, 1], &[48]],
+            ),
+            Case::new(
                 "layer1_k1",
                 op(tail(conv(1, 0), false, Some(Relu)), unsigned, Some(unsigned)),
                 &[&[1, 50, 84, 256], &[64, 1, 1, 256], &[64]],
@@ -139,6 +158,12 @@ impl Operator for QuantizedConv2d {
         ]
         .into_iter()
         .map(|case| case.tolerance(SAME))
+        // An activation that is no clamp has the errors that it has anywhere.
+        .chain([Case::new(
+            "depthwise_sigmoid",
+            op(tail(Conv2d { groups: 16, ..conv(1, 1) }, false, Some(Sigmoid)), signed, None),
+            &[&[1, 40, 17, 16], &[16, 3, 3, 1], &[16]],
+        )])
         .collect()
     }
 }

@@ -18,6 +18,7 @@ use testkit::run;
 /// Channels of the maps between blocks, and within.
 const WIDE: usize = 72;
 const NARROW: usize = 40;
+const FEW: usize = 24;
 
 fn conv(b: &mut Builder, name: &str, x: ValueId, op: Conv2d, filter: [usize; 4]) -> ValueId {
     let op = Conv2d { epilogue: Epilogue::BIAS, ..op };
@@ -30,7 +31,8 @@ fn relu(b: &mut Builder, x: ValueId) -> ValueId {
     b.node("relu", Activate { activation: Activation::Relu }, &[x]).unwrap()
 }
 
-/// Two residual blocks between a stem and a last layer, with one map that others read too.
+/// Two residual blocks and one with a depthwise convolution between a stem and a last layer, with one map that
+/// others read too.
 fn blocks() -> Graph {
     let mut b = Builder::new();
     let image = b.input("image", ValueType::map([1, 18, 22, 3]));
@@ -50,6 +52,19 @@ fn blocks() -> Graph {
         let sum = b.node(&name("sum"), Binary { kind: BinaryKind::Add }, &[y, shortcut]).unwrap();
         x = relu(&mut b, sum);
     }
+    // Filters of FEW terms are quantized for the depthwise convolution behind them.
+    let y = conv(&mut b, "c.reduce", x, Conv2d::with(1, 0), [FEW, WIDE, 1, 1]);
+    let y = conv(&mut b, "c.expand", y, Conv2d::with(1, 0), [NARROW, FEW, 1, 1]);
+    let y = relu(&mut b, y);
+    let depthwise = Conv2d { groups: NARROW, ..Conv2d::with(1, 1) };
+    let y = conv(&mut b, "c.depthwise", y, depthwise, [NARROW, 1, 3, 3]);
+    let y = relu(&mut b, y);
+    let y = conv(&mut b, "c.project", y, Conv2d::with(1, 0), [WIDE, NARROW, 1, 1]);
+    let y = b.node("c.sum", Binary { kind: BinaryKind::Add }, &[y, x]).unwrap();
+    let x = relu(&mut b, y);
+    // And those that nobody reads so are not.
+    let few = conv(&mut b, "few.reduce", x, Conv2d::with(1, 0), [FEW, WIDE, 1, 1]);
+    let x = conv(&mut b, "few.expand", few, Conv2d::with(1, 0), [WIDE, FEW, 1, 1]);
     let lateral = conv(&mut b, "lateral", x, Conv2d::with(1, 0), [NARROW, WIDE, 1, 1]);
     let resize = Resize { size: [18, 22], mode: ResizeMode::Bilinear { align_corners: false }, step: None };
     let large = b.node("large", resize, &[lateral]).unwrap();
@@ -73,8 +88,21 @@ fn load(key: &str, shape: &[usize]) -> Tensor {
 
 fn candidates_are_between_first_and_last() -> Result<(), Failed> {
     let keys: Vec<String> = candidates(&blocks()).into_iter().map(|c| c.key).collect();
-    let wanted =
-        ["a.conv1", "a.conv2", "a.conv3", "b.conv1", "b.conv2", "b.downsample", "b.conv3", "lateral"];
+    let wanted = [
+        "a.conv1",
+        "a.conv2",
+        "a.conv3",
+        "b.conv1",
+        "b.conv2",
+        "b.downsample",
+        "b.conv3",
+        "c.reduce",
+        "c.expand",
+        "c.depthwise",
+        "c.project",
+        "few.reduce",
+        "lateral",
+    ];
     let mut wanted = wanted.map(|name| format!("{name}.weight"));
     let mut found = keys.clone();
     found.sort();
@@ -93,8 +121,8 @@ fn chain(int8: Int8, isa: Isa) -> Result<(), Failed> {
     let plan = cpu::plan(&graph, selection)?;
     let codes = |step: &&knet::plan::Step<_>| step.outputs[0].ty.dtype == DType::U8;
     let stored: Vec<&str> = plan.steps.iter().filter(codes).map(|step| step.name.as_str()).collect();
-    // Six maps within blocks and after the first; what the last block makes is read by `lateral` alone.
-    if stored.len() != 6 {
+    // Maps within blocks and between them; the last block's, which `few.reduce` alone reads.
+    if stored.len() != 10 {
         return Err(format!("codes are stored of {stored:?}").into());
     }
     let found = run::Machine::with(&graph, &weights(), selection)?.run(std::slice::from_ref(&image));

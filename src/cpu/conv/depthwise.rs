@@ -18,6 +18,9 @@ const TILE: usize = 8;
 /// The same on maps with less than [`TILE`] interior columns.
 const SMALL_TILE: usize = 4;
 
+/// Channels that go through an image together: whole vectors of every instruction set, four lines of cache.
+const CHANNELS: usize = 64;
+
 /// A depthwise convolution.
 pub(super) struct Layer {
     pub shape: ConvShape,
@@ -41,17 +44,7 @@ impl Job for OutputRow<'_> {
     #[inline(always)]
     fn run<A: Arch>(self) {
         let s = &self.layer.shape;
-        let (out_h, out_w) = (s.out_height(), s.out_width());
-        let (image, oy) = (self.row / out_h, self.row % out_h);
-        let (rows, top) = Taps { kernel: s.kernel[0], dilation: s.dilation[0], size: s.height }
-            .inside(oy * s.stride[0], s.padding[0]);
-        let line = Line {
-            layer: self.layer,
-            rows,
-            map: self.layer.x.wrapping_add(image * s.height * s.width * s.c_in),
-            top,
-            out: self.row * out_w * s.c_in,
-        };
+        let (line, out_w) = (self.layer.line(self.row), s.out_width());
         match (s.kernel, s.stride, s.dilation) {
             ([3, 3], [1, 1], [1, 1]) => line.tiled::<A, 3, 1>(out_w),
             ([3, 3], [2, 2], [1, 1]) => line.tiled::<A, 3, 2>(out_w),
@@ -59,6 +52,70 @@ impl Job for OutputRow<'_> {
             ([5, 5], [2, 2], [1, 1]) => line.tiled::<A, 5, 2>(out_w),
             _ => line.pixels::<A>(0..out_w, 0),
         }
+    }
+}
+
+/// All rows of output pixels of an image whose columns have the zeros around them: no tap falls beside
+/// them. A few vectors of channels go through all of them before the next, so that what neighbouring rows
+/// read, too, stays in L1.
+pub(super) struct PaddedImage<'a>(pub &'a Layer);
+
+impl Job for PaddedImage<'_> {
+    #[inline(always)]
+    fn run<A: Arch>(self) {
+        let s = &self.0.shape;
+        match (s.kernel, s.stride, s.dilation) {
+            ([3, 3], [1, 1], [1, 1]) => self.tiled::<A, 3, 1>(),
+            ([3, 3], [2, 2], [1, 1]) => self.tiled::<A, 3, 2>(),
+            ([5, 5], [1, 1], [1, 1]) => self.tiled::<A, 5, 1>(),
+            ([5, 5], [2, 2], [1, 1]) => self.tiled::<A, 5, 2>(),
+            _ => self.pixels::<A>(0),
+        }
+    }
+}
+
+impl PaddedImage<'_> {
+    #[inline(always)]
+    fn tiled<A: Arch, const K: usize, const S: usize>(&self) {
+        match self.0.shape.out_width() {
+            TILE.. => self.tiles::<A, K, S, TILE>(),
+            SMALL_TILE..TILE => self.tiles::<A, K, S, SMALL_TILE>(),
+            _ => self.pixels::<A>(0),
+        }
+    }
+
+    #[inline(always)]
+    fn tiles<A: Arch, const K: usize, const S: usize, const N: usize>(&self) {
+        let s = &self.0.shape;
+        let (out_w, whole) = (s.out_width(), s.c_in / A::V::LANES * A::V::LANES);
+        for c in (0..whole).step_by(CHANNELS) {
+            for row in 0..s.out_height() {
+                self.0.line(row).tiles::<A, K, S, N>(0..out_w, c..whole.min(c + CHANNELS));
+            }
+        }
+        if whole < s.c_in {
+            self.pixels::<A>(whole);
+        }
+    }
+
+    /// Pixels one by one, channels from `from`.
+    #[inline(always)]
+    fn pixels<A: Arch>(&self, from: usize) {
+        let s = &self.0.shape;
+        (0..s.out_height()).for_each(|row| self.0.line(row).pixels::<A>(0..s.out_width(), from));
+    }
+}
+
+impl Layer {
+    /// What a row of outputs reads.
+    #[inline(always)]
+    fn line(&self, row: usize) -> Line<'_> {
+        let s = &self.shape;
+        let (image, oy) = (row / s.out_height(), row % s.out_height());
+        let (rows, top) = Taps { kernel: s.kernel[0], dilation: s.dilation[0], size: s.height }
+            .inside(oy * s.stride[0], s.padding[0]);
+        let map = self.x.wrapping_add(image * s.height * s.width * s.c_in);
+        Line { layer: self, rows, map, top, out: row * s.out_width() * s.c_in }
     }
 }
 
@@ -104,8 +161,8 @@ impl Line<'_> {
         let end = (s.width + padding).checked_sub(K).map_or(0, |last| last / S + 1).clamp(first, out_w);
         let whole = s.c_in / A::V::LANES * A::V::LANES;
         match end - first {
-            TILE.. => self.tiles::<A, K, S, TILE>(first..end, whole),
-            SMALL_TILE..TILE => self.tiles::<A, K, S, SMALL_TILE>(first..end, whole),
+            TILE.. => self.tiles::<A, K, S, TILE>(first..end, 0..whole),
+            SMALL_TILE..TILE => self.tiles::<A, K, S, SMALL_TILE>(first..end, 0..whole),
             _ => return self.pixels::<A>(0..out_w, 0),
         }
         self.pixels::<A>(0..first, 0);
@@ -115,13 +172,17 @@ impl Line<'_> {
         }
     }
 
-    /// Interior pixels by tiles of `N`, channels `0..whole`. The last tile overlaps the one before it if need
-    /// be, and writes the same values again.
+    /// Interior pixels by tiles of `N`, whole vectors of channels. The last tile overlaps the one before it
+    /// if need be, and writes the same values again.
     #[inline(always)]
-    fn tiles<A: Arch, const K: usize, const S: usize, const N: usize>(&self, xs: Range<usize>, whole: usize) {
+    fn tiles<A: Arch, const K: usize, const S: usize, const N: usize>(
+        &self,
+        xs: Range<usize>,
+        channels: Range<usize>,
+    ) {
         for x in xs.clone().step_by(N) {
             let x = x.min(xs.end - N);
-            for c in (0..whole).step_by(A::V::LANES) {
+            for c in channels.clone().step_by(A::V::LANES) {
                 self.tile::<A, K, S, N>(x, c);
             }
         }

@@ -1,11 +1,18 @@
-//! Depthwise convolution of maps that are stored otherwise than in f32: a task widens the rows of the map
-//! that a band of outputs reads, convolves them in cache, and stores the outputs as they are wanted.
+//! Depthwise convolution in cache: a task copies the rows of the map that a band of outputs reads, with the
+//! zeros beside them, as f32, and convolves them there. What is read and stored how, [`Ends`] says: numbers,
+//! or levels, whose sums are integers that f32 holds.
 
 use super::{ConvShape, depthwise};
 use crate::cpu::dot::PerThread;
 use crate::cpu::element::Element;
 use crate::cpu::gemm::{Epilogue, SharedMut, Target, for_each_task, on};
+use crate::cpu::ops::activation;
 use crate::isa::{Isa, simd};
+use crate::ops::activation::Activation;
+use crate::ops::levels::{Levels, Rule};
+
+/// Floats of a band and its outputs, which stay in L2.
+const BAND: usize = 96 << 10;
 
 /// A depthwise convolution without residual, its filters packed as [`super::ConvKernel::Depthwise`] has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,14 +24,10 @@ pub struct DepthwiseBands {
 }
 
 impl DepthwiseBands {
-    /// Rows of outputs of a band: what is widened for them stays in L2.
-    fn band(&self) -> usize {
-        const MOST: usize = 96 << 10;
+    /// Pixels of a band's row: those that a row of outputs reads, on the map or beside it.
+    fn width(&self) -> usize {
         let s = &self.shape;
-        let row = s.c_in * (s.stride[0] * s.width + s.out_width());
-        let fit = (MOST / row.max(1)).saturating_sub(self.reach() / s.stride[0]).max(1);
-        // Some for every thread.
-        fit.min(s.out_height().div_ceil(8)).max(1)
+        s.out_width().saturating_sub(1) * s.stride[1] + s.dilation[1] * (s.kernel[1] - 1) + 1
     }
 
     /// Rows of the map from the first that an output reads to the last.
@@ -32,14 +35,27 @@ impl DepthwiseBands {
         self.shape.dilation[0] * (self.shape.kernel[0] - 1) + 1
     }
 
+    /// Rows of outputs of a band.
+    fn band(&self) -> usize {
+        let s = &self.shape;
+        let row = s.c_in * (s.stride[0] * self.width() + s.out_width());
+        let fit = (BAND / row.max(1)).saturating_sub(self.reach() / s.stride[0]);
+        // Some for every thread.
+        fit.min(s.out_height().div_ceil(8)).max(1)
+    }
+
+    fn row_len(&self) -> usize {
+        self.width() * self.shape.c_in
+    }
+
     fn map_len(&self) -> usize {
         let s = &self.shape;
-        ((self.band() - 1) * s.stride[0] + self.reach()).min(s.height) * s.width * s.c_in
+        ((self.band() - 1) * s.stride[0] + self.reach()).min(s.height) * self.row_len()
     }
 
     fn thread_len(&self) -> usize {
-        let s = &self.shape;
-        (self.map_len() + self.band() * s.out_width() * s.c_in).next_multiple_of(16)
+        let outputs = self.band() * self.shape.out_width() * self.shape.c_in;
+        (self.map_len() + outputs).next_multiple_of(16)
     }
 
     /// Floats of workspace that [`DepthwiseBands::run`] needs in a pool of so many threads.
@@ -51,16 +67,16 @@ impl DepthwiseBands {
     ///
     /// # Panics
     /// When a slice is shorter than the shape says, or the workspace has no room for a thread of this pool.
-    pub(crate) fn run<X: Element, Y: Element>(
+    pub(crate) fn run<X: Sync, Y: Copy + Send>(
         &self,
         x: &[X],
         packed: &[f32],
-        epilogue: &Epilogue<'_>,
+        (epilogue, ends): (&Epilogue<'_>, &impl Ends<X, Y>),
         y: &mut [Y],
         workspace: &mut [f32],
     ) {
         let s = &self.shape;
-        if s.out_pixels() == 0 {
+        if s.out_pixels() == 0 || s.c_in == 0 {
             return;
         }
         assert!(x.len() >= s.input_len(), "input of {} values for {s:?}", x.len());
@@ -84,33 +100,181 @@ impl DepthwiseBands {
                 (parts.own(), std::slice::from_raw_parts_mut(y, lines * row_out))
             };
             let (map, sums) = workspace.split_at_mut(self.map_len());
-            let (map, sums) = (&mut map[..(bottom - top) * row_in], &mut sums[..lines * row_out]);
-            let from = (image * s.height + top) * row_in;
-            widen(self.isa, &x[from..from + map.len()], map);
+            let map = &mut map[..(bottom - top) * self.row_len()];
+            let sums = &mut sums[..lines * row_out];
+            let left = s.padding[1].min(self.width());
+            let inside = s.width.min(self.width() - left) * s.c_in;
+            for (line, row) in map.chunks_exact_mut(self.row_len()).enumerate() {
+                let x = &x[(image * s.height + top + line) * row_in..][..inside];
+                let (before, rest) = row.split_at_mut(left * s.c_in);
+                let (row, behind) = rest.split_at_mut(inside);
+                before.fill(0.0);
+                behind.fill(0.0);
+                ends.read(self.isa, x, row);
+            }
             let shape = ConvShape {
                 batch: 1,
                 height: bottom - top,
-                padding: [above, s.padding[1]],
-                padding_end: [rows - above - (bottom - top), s.padding_end[1]],
+                width: self.width(),
+                padding: [above, 0],
+                padding_end: [rows - above - (bottom - top), 0],
                 ..*s
             };
             let finish = epilogue.finish(lines * s.out_width(), s.c_out, s.c_out);
             let target = Target { c: sums.as_mut_ptr(), ldc: s.c_out, finish };
             let layer = depthwise::Layer { shape, x: map.as_ptr(), filter: packed.as_ptr(), target };
-            (0..lines).for_each(|row| on(self.isa, depthwise::OutputRow { layer: &layer, row }));
-            narrow(self.isa, sums, y);
+            on(self.isa, depthwise::PaddedImage(&layer));
+            ends.write(self.isa, sums, y);
         });
     }
 }
 
-simd! {
-    fn widen<E: Element>(isa, x: &[E], y: &mut [f32]) {
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = x.widen());
+/// How values of a map become f32 in cache, and what is stored of sums.
+pub(crate) trait Ends<X, Y>: Sync {
+    /// Brings values of the map to f32.
+    fn read(&self, isa: Isa, x: &[X], map: &mut [f32]);
+    /// Stores sums of whole pixels, which may change.
+    fn write(&self, isa: Isa, sums: &mut [f32], y: &mut [Y]);
+}
+
+/// Numbers as they are.
+pub(crate) struct Numbers;
+
+impl<X: Element, Y: Element> Ends<X, Y> for Numbers {
+    fn read(&self, isa: Isa, x: &[X], map: &mut [f32]) {
+        widen(isa, x, map);
+    }
+
+    fn write(&self, isa: Isa, sums: &mut [f32], y: &mut [Y]) {
+        narrow(isa, sums, y);
+    }
+}
+
+/// A map at levels under filters at levels. Up to 518 taps, no sum has more digits than f32 holds, so that
+/// each is that of integers, in any order.
+pub(crate) struct AtLevels<'a> {
+    /// Of the map.
+    pub input: Levels,
+    /// Of each channel, what a sum of levels is worth.
+    pub units: &'a [f32],
+    /// Of each channel, added then.
+    pub bias: Option<&'a [f32]>,
+    /// Follows.
+    pub activation: Option<Activation>,
+    /// Of the result.
+    pub output: Option<Levels>,
+}
+
+/// What [`AtLevels`] reads and stores.
+pub(crate) trait Leveled: Copy + Send + Sync {
+    /// The level of a stored value.
+    fn level(self, rule: Rule) -> f32;
+    /// What is stored of a number that is brought to levels.
+    fn leveled(value: f32, rule: Rule) -> Self;
+    /// What is stored of one that is not.
+    fn number(value: f32) -> Self;
+}
+
+impl Leveled for u8 {
+    #[inline(always)]
+    fn level(self, rule: Rule) -> f32 {
+        f32::from(self) - f32::from(rule.zero)
+    }
+
+    #[inline(always)]
+    fn leveled(value: f32, rule: Rule) -> u8 {
+        rule.code(value)
+    }
+
+    fn number(_: f32) -> u8 {
+        unreachable!("what has no levels is not stored as codes")
+    }
+}
+
+/// The same of all that are numbers.
+macro_rules! leveled {
+    ($($number:ty)*) => {
+        $(impl Leveled for $number {
+            #[inline(always)]
+            fn level(self, rule: Rule) -> f32 {
+                rule.level(self.widen())
+            }
+
+            #[inline(always)]
+            fn leveled(value: f32, rule: Rule) -> $number {
+                <$number>::narrow(rule.level(value) * rule.step)
+            }
+
+            #[inline(always)]
+            fn number(value: f32) -> $number {
+                <$number>::narrow(value)
+            }
+        })*
+    };
+}
+leveled! { f32 half::bf16 }
+
+impl<X: Leveled, Y: Leveled> Ends<X, Y> for AtLevels<'_> {
+    fn read(&self, isa: Isa, x: &[X], map: &mut [f32]) {
+        to_levels(isa, x, map, self.input.rule());
+    }
+
+    fn write(&self, isa: Isa, sums: &mut [f32], y: &mut [Y]) {
+        let clamp = self.activation.map(|activation| activation.clamp());
+        let clamped = clamp.flatten().unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
+        to_numbers(isa, sums, self.units, self.bias, clamped);
+        if let (Some(activation), Some(None)) = (self.activation, clamp) {
+            activation::apply(isa, activation, sums);
+        }
+        match self.output {
+            Some(levels) => store_levels(isa, sums, y, levels.rule()),
+            None => store_numbers(isa, sums, y),
+        }
     }
 }
 
 simd! {
-    fn narrow<E: Element>(isa, x: &[f32], y: &mut [E]) {
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = E::narrow(*x));
+    fn widen<X: Element>(isa, x: &[X], map: &mut [f32]) {
+        map.iter_mut().zip(x).for_each(|(y, x)| *y = x.widen());
+    }
+}
+
+simd! {
+    fn narrow<Y: Element>(isa, sums: &[f32], y: &mut [Y]) {
+        y.iter_mut().zip(sums).for_each(|(y, sum)| *y = Y::narrow(*sum));
+    }
+}
+
+simd! {
+    fn to_levels<X: Leveled>(isa, x: &[X], map: &mut [f32], rule: Rule) {
+        map.iter_mut().zip(x).for_each(|(y, x)| *y = x.level(rule));
+    }
+}
+
+simd! {
+    fn to_numbers(isa, sums: &mut [f32], units: &[f32], bias: Option<&[f32]>, clamp: (f32, f32)) {
+        let (low, high) = clamp;
+        for sums in sums.chunks_exact_mut(units.len()) {
+            sums.iter_mut().zip(units).for_each(|(sum, unit)| *sum *= unit);
+            if let Some(bias) = bias {
+                sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+            }
+        }
+        for sum in sums {
+            *sum = if *sum > low { *sum } else { low };
+            *sum = if *sum < high { *sum } else { high };
+        }
+    }
+}
+
+simd! {
+    fn store_levels<Y: Leveled>(isa, sums: &[f32], y: &mut [Y], rule: Rule) {
+        y.iter_mut().zip(sums).for_each(|(y, sum)| *y = Y::leveled(*sum, rule));
+    }
+}
+
+simd! {
+    fn store_numbers<Y: Leveled>(isa, sums: &[f32], y: &mut [Y]) {
+        y.iter_mut().zip(sums).for_each(|(y, sum)| *y = Y::number(*sum));
     }
 }

@@ -20,6 +20,7 @@ use crate::isa::Isa;
 
 pub use deform::{DeformConv, DeformFilterGrad, DeformShape};
 pub use depthwise_bands::DepthwiseBands;
+pub(crate) use depthwise_bands::{AtLevels, Leveled, Numbers};
 pub use grad::{DeformInputGrad, FilterGrad, GradShape, InputGrad};
 pub use shape::{Arithmetic, ConvKernel, ConvShape, select};
 use winograd::{F2, F4, Order};

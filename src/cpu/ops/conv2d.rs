@@ -2,7 +2,7 @@
 
 use super::epilogue::Tail;
 use super::tiles;
-use crate::cpu::conv::{Conv, ConvKernel, ConvShape, DepthwiseBands};
+use crate::cpu::conv::{Conv, ConvKernel, ConvShape, DepthwiseBands, Numbers};
 use crate::cpu::dot::DotConv;
 use crate::cpu::element::Element;
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
@@ -129,6 +129,7 @@ impl<X: Element, Y: Element> Kernel for Bands<X, Y> {
         let (epilogue, shape) = (self.tail.fused(&args.inputs), &self.bands.shape);
         let x = args.map::<X>(0, shape.input_len());
         let (packed, workspace) = (args.packed, std::mem::take(&mut args.workspace));
-        self.bands.run(x, packed, &epilogue, args.map_mut::<Y>(0, shape.output_len()), workspace);
+        let y = args.map_mut::<Y>(0, shape.output_len());
+        self.bands.run(x, packed, (&epilogue, &Numbers), y, workspace);
     }
 }

@@ -1,6 +1,6 @@
 //! Convolutions become quantized ones.
 
-use crate::graph::{Graph, Source, ValueId};
+use crate::graph::{Graph, Node, Source, ValueId};
 use crate::ops::levels::Levels;
 use crate::ops::{Conv2d, Op, QuantizedConv2d, Role};
 use std::collections::BTreeMap;
@@ -23,19 +23,29 @@ pub struct Candidate {
 const FEW_TERMS: usize = 32;
 
 /// The convolutions of an [optimized](super::optimize) graph that can be quantized, in order: those of maps,
-/// without groups, by filters of the checkpoint; but for those that read an input of the graph or make one of
-/// its results, the first and last layers, through which every error goes, and those of filters that are so
-/// short that they fill no more than half of what is multiplied at a time.
+/// without groups or depthwise, by filters of the checkpoint; but for those that read an input of the graph
+/// or make one of its results, the first and last layers, through which every error goes, and those of
+/// filters that are so short that they fill no more than half of what is multiplied at a time, unless a
+/// depthwise convolution then reads codes, which are half as long as numbers.
 pub fn candidates(graph: &Graph) -> Vec<Candidate> {
     let seen = graph.seen_by_callers();
-    let candidate = |(index, node): (usize, &crate::graph::Node)| {
-        let Op::Conv2d(Conv2d { groups: 1, role: Role::Map, .. }) = node.op else { return None };
-        let (map, filter) = (node.inputs[0], node.inputs[1]);
-        let terms: usize = graph.value(filter).ty.shape.dims()[1..].iter().product();
-        if seen[map.index()] || seen[node.outputs[0].index()] || terms <= FEW_TERMS {
+    let convolution = |node: &Node| {
+        let Op::Conv2d(conv @ Conv2d { role: Role::Map, .. }) = node.op else { return None };
+        let (map, filter) = (node.inputs[0], graph.value(node.inputs[1]).ty.shape);
+        let inside = !seen[map.index()] && !seen[node.outputs[0].index()];
+        (inside && conv.is_quantizable(filter)).then_some((conv.groups > 1, map, filter))
+    };
+    let mut depthwise = vec![false; graph.values().len()];
+    for (of_channels, map, _) in graph.nodes().iter().filter_map(convolution) {
+        depthwise[map.index()] |= of_channels;
+    }
+    let candidate = |(index, node): (usize, &Node)| {
+        let (of_channels, map, filter) = convolution(node)?;
+        let terms: usize = filter.dims()[1..].iter().product();
+        if terms <= FEW_TERMS && !of_channels && !depthwise[node.outputs[0].index()] {
             return None;
         }
-        Some(Candidate { key: filter_key(graph, filter)?.to_string(), node: index, map })
+        Some(Candidate { key: filter_key(graph, node.inputs[1])?.to_string(), node: index, map })
     };
     graph.nodes().iter().enumerate().filter_map(candidate).collect()
 }
@@ -60,7 +70,10 @@ fn filter_key(graph: &Graph, filter: ValueId) -> Option<&str> {
 pub fn quantize(graph: &mut Graph, levels: &Quantization) {
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
-        let Op::Conv2d(conv @ Conv2d { groups: 1, .. }) = node.op else { continue };
+        let Op::Conv2d(conv) = node.op else { continue };
+        if !conv.is_quantizable(graph.value(node.inputs[1]).ty.shape) {
+            continue;
+        }
         let Some(&input) = filter_key(graph, node.inputs[1]).and_then(|key| levels.get(key)) else {
             continue;
         };
