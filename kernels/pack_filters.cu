@@ -6,9 +6,9 @@
 //   bias[k] = beta[k] - mean[k] * s[k]
 //
 // A block takes TILE filters by TILE channels of one tap: it reads along channels by 16 bytes, and from
-// shared memory writes `straight` along channels and `turned` along filters, by chunks of 8 elements: channels
-// are multiples of 8, and filters are where `turned` is asked for. An element of the f32 master is read once
-// and each copy is written once: 8 bytes an element of two copies in 16 bits. 1 FLOP an element of a norm.
+// shared memory writes `straight` along channels and `turned` along filters, by chunks of 8 elements:
+// channels are multiples of 8, and filters are where `turned` is asked for. A number of the f32 master is
+// read once and each copy is written once: 8 bytes a number of two copies in 16 bits. 1 FLOP of a norm.
 //
 // Defines: STORAGE (of the copies). Grid: the blocks of all filters. Block: THREADS threads.
 #include "common/items.cuh"

@@ -203,8 +203,8 @@ mod tests {
         let of = |norm, straight, turned| PackedFilter { norm, straight, turned };
         let mut filters = pack.filters.clone();
         filters.sort_by_key(|filter| (filter.norm.is_none(), filter.turned));
-        // No gradient is taken of the map of `b`; `c` skips pixels, so its gradient reads the filter as it is,
-        // by parities; and so does that of `e`.
+        // No gradient is taken of the map of `b`; `c` skips pixels, so its gradient reads the filter as it
+        // is, by parities; and so does that of `e`.
         let straight = of(Some(1e-5), true, false);
         assert_eq!(filters, [straight, straight, of(Some(1e-5), true, true), of(None, true, false)]);
         // One node more in front; the second segment begins where it did.
