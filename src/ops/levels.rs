@@ -60,7 +60,7 @@ impl Levels {
     #[inline(always)]
     pub fn rule(&self) -> Rule {
         let [low, high] = self.range();
-        Rule { inverse: 1.0 / self.step, low, high, step: self.step, zero: self.zero() }
+        Rule { inverse: 1.0 / self.step, low, high, zero: self.zero() }
     }
 
     /// The number of a code.
@@ -76,8 +76,6 @@ pub struct Rule {
     inverse: f32,
     low: f32,
     high: f32,
-    /// What neighbouring levels are apart.
-    pub step: f32,
     /// The code of level 0.
     pub zero: u8,
 }

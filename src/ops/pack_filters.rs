@@ -60,7 +60,7 @@ impl PackFilters {
 }
 
 /// The shape of the turned filter.
-fn turned_shape(w: Shape) -> Shape {
+pub(crate) fn turned_shape(w: Shape) -> Shape {
     [w[3], w[1], w[2], w[0]].into()
 }
 

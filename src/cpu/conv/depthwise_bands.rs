@@ -3,7 +3,7 @@
 //! or levels, whose sums are integers that f32 holds.
 
 use super::{ConvShape, depthwise};
-use crate::cpu::dot::PerThread;
+use crate::cpu::dot::{PerThread, Store};
 use crate::cpu::element::Element;
 use crate::cpu::gemm::{Epilogue, SharedMut, Target, for_each_task, on};
 use crate::cpu::ops::activation;
@@ -165,29 +165,16 @@ pub(crate) struct AtLevels<'a> {
     pub output: Option<Levels>,
 }
 
-/// What [`AtLevels`] reads and stores.
+/// What [`AtLevels`] reads.
 pub(crate) trait Leveled: Copy + Send + Sync {
     /// The level of a stored value.
     fn level(self, rule: Rule) -> f32;
-    /// What is stored of a number that is brought to levels.
-    fn leveled(value: f32, rule: Rule) -> Self;
-    /// What is stored of one that is not.
-    fn number(value: f32) -> Self;
 }
 
 impl Leveled for u8 {
     #[inline(always)]
     fn level(self, rule: Rule) -> f32 {
         f32::from(self) - f32::from(rule.zero)
-    }
-
-    #[inline(always)]
-    fn leveled(value: f32, rule: Rule) -> u8 {
-        rule.code(value)
-    }
-
-    fn number(_: f32) -> u8 {
-        unreachable!("what has no levels is not stored as codes")
     }
 }
 
@@ -199,22 +186,12 @@ macro_rules! leveled {
             fn level(self, rule: Rule) -> f32 {
                 rule.level(self.widen())
             }
-
-            #[inline(always)]
-            fn leveled(value: f32, rule: Rule) -> $number {
-                <$number>::narrow(rule.level(value) * rule.step)
-            }
-
-            #[inline(always)]
-            fn number(value: f32) -> $number {
-                <$number>::narrow(value)
-            }
         })*
     };
 }
 leveled! { f32 half::bf16 }
 
-impl<X: Leveled, Y: Leveled> Ends<X, Y> for AtLevels<'_> {
+impl<X: Leveled, Y: Store> Ends<X, Y> for AtLevels<'_> {
     fn read(&self, isa: Isa, x: &[X], map: &mut [f32]) {
         to_levels(isa, x, map, self.input.rule());
     }
@@ -227,7 +204,7 @@ impl<X: Leveled, Y: Leveled> Ends<X, Y> for AtLevels<'_> {
             activation::apply(isa, activation, sums);
         }
         match self.output {
-            Some(levels) => store_levels(isa, sums, y, levels.rule()),
+            Some(levels) => store_levels(isa, sums, y, levels),
             None => store_numbers(isa, sums, y),
         }
     }
@@ -268,13 +245,13 @@ simd! {
 }
 
 simd! {
-    fn store_levels<Y: Leveled>(isa, sums: &[f32], y: &mut [Y], rule: Rule) {
-        y.iter_mut().zip(sums).for_each(|(y, sum)| *y = Y::leveled(*sum, rule));
+    fn store_levels<Y: Store>(isa, sums: &[f32], y: &mut [Y], levels: Levels) {
+        y.iter_mut().zip(sums).for_each(|(y, sum)| *y = Y::store(*sum, Some(levels)));
     }
 }
 
 simd! {
-    fn store_numbers<Y: Leveled>(isa, sums: &[f32], y: &mut [Y]) {
-        y.iter_mut().zip(sums).for_each(|(y, sum)| *y = Y::number(*sum));
+    fn store_numbers<Y: Store>(isa, sums: &[f32], y: &mut [Y]) {
+        y.iter_mut().zip(sums).for_each(|(y, sum)| *y = Y::store(*sum, None));
     }
 }

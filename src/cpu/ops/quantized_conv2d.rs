@@ -2,17 +2,15 @@
 //! integers.
 
 use super::conv2d::shape;
-use super::tiles;
+use super::tiles::{self, by_storage};
 use crate::cpu::conv::{AtLevels, DepthwiseBands, Leveled};
-use crate::cpu::dot::DotConv;
+use crate::cpu::dot::{DotConv, Store};
 use crate::cpu::gemm;
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
 use crate::isa::Isa;
 use crate::ops::QuantizedConv2d;
 use crate::ops::levels::Levels;
-use crate::tensor::DType;
 use bytemuck::Pod;
-use half::bf16;
 use std::marker::PhantomData;
 
 impl CpuOp for QuantizedConv2d {
@@ -22,17 +20,7 @@ impl CpuOp for QuantizedConv2d {
             return tiles::of_levels(self, DotConv { shape, dot: context.int8, rule: self.input }, context);
         }
         let bands = DepthwiseBands { shape, isa: context.isa };
-        match (context.inputs[0].dtype, context.outputs[0].dtype) {
-            (DType::U8, DType::U8) => Bands::<u8, u8>::boxed(*self, bands, context),
-            (DType::U8, DType::BF16) => Bands::<u8, bf16>::boxed(*self, bands, context),
-            (DType::U8, _) => Bands::<u8, f32>::boxed(*self, bands, context),
-            (DType::BF16, DType::U8) => Bands::<bf16, u8>::boxed(*self, bands, context),
-            (DType::BF16, DType::BF16) => Bands::<bf16, bf16>::boxed(*self, bands, context),
-            (DType::BF16, _) => Bands::<bf16, f32>::boxed(*self, bands, context),
-            (_, DType::U8) => Bands::<f32, u8>::boxed(*self, bands, context),
-            (_, DType::BF16) => Bands::<f32, bf16>::boxed(*self, bands, context),
-            _ => Bands::<f32, f32>::boxed(*self, bands, context),
-        }
+        by_storage!(context, X, Y, Bands::<X, Y>::boxed(*self, bands, context))
     }
 
     fn bf16_kernel(&self, context: &Context<'_>) -> Option<Box<dyn Kernel>> {
@@ -48,14 +36,14 @@ struct Bands<X, Y> {
     elements: PhantomData<fn(X) -> Y>,
 }
 
-impl<X: Leveled + Pod, Y: Leveled + Pod> Bands<X, Y> {
+impl<X: Leveled + Pod, Y: Store> Bands<X, Y> {
     fn boxed(op: QuantizedConv2d, bands: DepthwiseBands, context: &Context<'_>) -> Box<dyn Kernel> {
         let workspace = bands.workspace_len(context.threads);
         Box::new(Bands::<X, Y> { op, bands, workspace, elements: PhantomData })
     }
 }
 
-impl<X: Leveled + Pod, Y: Leveled + Pod> Kernel for Bands<X, Y> {
+impl<X: Leveled + Pod, Y: Store> Kernel for Bands<X, Y> {
     fn name(&self) -> String {
         format!("depthwise bands int8 {}", self.bands.isa)
     }

@@ -45,6 +45,34 @@ pub(super) fn of_bf16(conv: DotConv<bf16>, epilogue: Epilogue, context: &Context
     }
 }
 
+/// `$make`, where `$X` and `$Y` are how the map and the result of a quantized convolution are stored.
+macro_rules! by_storage {
+    ($context:ident, $X:ident, $Y:ident, $make:expr) => {{
+        use crate::tensor::DType::{BF16, U8};
+        by_storage! { ($context.inputs[0].dtype, $context.outputs[0].dtype), $X, $Y, $make;
+            (U8, U8) => u8, u8;
+            (U8, BF16) => u8, half::bf16;
+            (U8, _) => u8, f32;
+            (BF16, U8) => half::bf16, u8;
+            (BF16, BF16) => half::bf16, half::bf16;
+            (BF16, _) => half::bf16, f32;
+            (_, U8) => f32, u8;
+            (_, BF16) => f32, half::bf16;
+            (_, _) => f32, f32;
+        }
+    }};
+    ($types:expr, $X:ident, $Y:ident, $make:expr; $($stored:pat_param => $x:ty, $y:ty;)+) => {
+        match $types {
+            $($stored => {
+                type $X = $x;
+                type $Y = $y;
+                $make
+            })+
+        }
+    };
+}
+pub(super) use by_storage;
+
 /// A quantized convolution of maps stored in any way.
 pub(super) fn of_levels(op: &QuantizedConv2d, conv: DotConv<u8>, context: &Context<'_>) -> Box<dyn Kernel> {
     let QuantizedConv2d { conv: Conv2d { epilogue, .. }, residual, output, .. } = *op;
@@ -52,18 +80,7 @@ pub(super) fn of_levels(op: &QuantizedConv2d, conv: DotConv<u8>, context: &Conte
     let tail = Tail { epilogue, residual, output, isa: context.isa };
     let name = format!("tiles int8 {}", conv.dot);
     let layout = PackedLayout::LevelPanels;
-    let types = (context.inputs[0].dtype, context.outputs[0].dtype);
-    match types {
-        (DType::U8, DType::U8) => Tiles::<_, u8, u8>::boxed(conv, tail, name, layout, context),
-        (DType::U8, DType::BF16) => Tiles::<_, u8, bf16>::boxed(conv, tail, name, layout, context),
-        (DType::U8, _) => Tiles::<_, u8, f32>::boxed(conv, tail, name, layout, context),
-        (DType::BF16, DType::U8) => Tiles::<_, bf16, u8>::boxed(conv, tail, name, layout, context),
-        (DType::BF16, DType::BF16) => Tiles::<_, bf16, bf16>::boxed(conv, tail, name, layout, context),
-        (DType::BF16, _) => Tiles::<_, bf16, f32>::boxed(conv, tail, name, layout, context),
-        (_, DType::U8) => Tiles::<_, f32, u8>::boxed(conv, tail, name, layout, context),
-        (_, DType::BF16) => Tiles::<_, f32, bf16>::boxed(conv, tail, name, layout, context),
-        _ => Tiles::<_, f32, f32>::boxed(conv, tail, name, layout, context),
-    }
+    by_storage!(context, X, Y, Tiles::<_, X, Y>::boxed(conv, tail, name, layout, context))
 }
 
 impl<F: Factor, X: Read<F>, Y: Store> Tiles<F, X, Y> {

@@ -5,7 +5,7 @@ use crate::cuda::ops::pack_filters::CHUNK;
 use crate::error::Result;
 use crate::graph::passes::eliminate_dead_code;
 use crate::graph::{Graph, Node, Source, ValueId};
-use crate::ops::pack_filters::PackedFilter;
+use crate::ops::pack_filters::{PackedFilter, turned_shape};
 use crate::ops::{Conv2d, Conv2dInputGrad, FoldBatchNorm, Op, PackFilters, ValueType};
 use crate::tensor::Shape;
 
@@ -37,8 +37,7 @@ pub fn pack_filters(graph: &mut Graph) -> Result<()> {
                 outputs.push(copy);
             }
             if packed.turned {
-                let [k, r, s, c] = [0, 1, 2, 3].map(|axis| ty.shape[axis]);
-                let copy = define(graph, format!("{name}.turned"), ValueType::map([c, r, s, k]));
+                let copy = define(graph, format!("{name}.turned"), ValueType::map(turned_shape(ty.shape)));
                 for (gradient, conv) in gradients {
                     graph.nodes[*gradient].op = (*conv).into();
                     graph.nodes[*gradient].inputs[1] = copy;
