@@ -16,7 +16,7 @@ pub struct Levels {
 }
 
 /// Added to a number of few digits, it leaves no room for digits behind the point.
-const WHOLE: f32 = 12_582_912.0;
+pub(crate) const WHOLE: f32 = 12_582_912.0;
 
 impl Levels {
     /// Levels that reach up to `most`, and with a sign down to `-most`. Where `most` is not positive, or too
@@ -73,9 +73,12 @@ impl Levels {
 /// What [`Levels`] do to a number.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
-    inverse: f32,
-    low: f32,
-    high: f32,
+    /// Levels of a unit.
+    pub inverse: f32,
+    /// Lowest level.
+    pub low: f32,
+    /// Highest level.
+    pub high: f32,
     /// The code of level 0.
     pub zero: u8,
 }

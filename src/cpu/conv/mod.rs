@@ -6,7 +6,6 @@
 
 mod deform;
 mod depthwise;
-mod depthwise_bands;
 mod grad;
 mod implicit;
 mod shape;
@@ -15,12 +14,12 @@ mod skip;
 pub(crate) mod tests;
 mod winograd;
 
-use crate::cpu::gemm::{self, BLayout, Bias, Epilogue, Gemm, Packed, Target, for_each_task, on};
+use crate::cpu::gemm::{self, BLayout, Bias, Epilogue, Gemm, Packed, Target};
 use crate::isa::Isa;
 
 pub use deform::{DeformConv, DeformFilterGrad, DeformShape};
-pub use depthwise_bands::DepthwiseBands;
-pub(crate) use depthwise_bands::{AtLevels, Leveled, Numbers};
+pub use depthwise::Depthwise;
+pub(crate) use depthwise::{AtLevels, Ends, Tap};
 pub use grad::{DeformInputGrad, FilterGrad, GradShape, InputGrad};
 pub use shape::{Arithmetic, ConvKernel, ConvShape, select};
 use winograd::{F2, F4, Order};
@@ -149,9 +148,8 @@ impl Conv {
             ConvKernel::Winograd2 => self.winograd(2, 16, x, packed, target, workspace).run::<F2, 4, 2>(),
             ConvKernel::Winograd4 => self.winograd(4, 36, x, packed, target, workspace).run::<F4, 6, 4>(),
             ConvKernel::Depthwise => {
-                let layer = depthwise::Layer { shape: *s, x: x.as_ptr(), filter: packed.as_ptr(), target };
-                let rows = if s.out_width() == 0 { 0 } else { s.batch * s.out_height() };
-                for_each_task(rows, |row| on(self.isa, depthwise::OutputRow { layer: &layer, row }));
+                let depthwise = Depthwise { shape: *s, isa: self.isa };
+                depthwise.run(x, packed, &Ends::of(epilogue), y);
             }
         }
     }

@@ -10,6 +10,7 @@ mod kernel;
 mod long;
 mod mask;
 mod matmul;
+mod narrow;
 mod operand;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -29,6 +30,7 @@ pub use operand::BLayout;
 pub(crate) use block::{Block, Dense, KC, MC, Places, SharedMut, Target, for_each_task, run, run_at};
 pub(crate) use kernel::{Ahead, CHUNK, Finish, Tile};
 pub(crate) use long::add_up;
+pub(crate) use narrow::{Narrow, Stored};
 pub(crate) use operand::{
     Matrix, Packed, Panels, Rows, Transposed, copy_row, strip_len, strip_row, strips_len, transpose_square,
 };

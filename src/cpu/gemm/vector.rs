@@ -8,6 +8,7 @@
 use crate::isa::Isa;
 
 use super::kernel::Tile;
+use super::narrow::Narrow;
 
 /// A register of `LANES` f32 values.
 ///
@@ -49,7 +50,7 @@ pub(crate) trait Vector: Copy {
 
 /// A register and the tile shape that suits the instruction set's register file.
 pub(crate) trait Arch {
-    type V: Vector;
+    type V: Narrow;
     /// Rows of a microkernel tile.
     const MR: usize;
     /// Columns of a microkernel tile.
@@ -222,16 +223,16 @@ impl Vector for F32x4 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use super::Vector;
     use std::arch::x86_64::*;
 
     /// Eight lanes, AVX2 with FMA.
     #[derive(Clone, Copy)]
-    pub(crate) struct F32x8(__m256);
+    pub(crate) struct F32x8(pub __m256);
     /// Sixteen lanes, AVX-512.
     #[derive(Clone, Copy)]
-    pub(crate) struct F32x16(__m512);
+    pub(crate) struct F32x16(pub __m512);
 
     #[inline(always)]
     unsafe fn mask8(n: usize) -> __m256i {
@@ -337,7 +338,7 @@ mod x86 {
 }
 
 #[cfg(target_arch = "aarch64")]
-mod neon {
+pub(super) mod neon {
     use super::Vector;
     use std::arch::aarch64::*;
 

@@ -2,9 +2,9 @@
 
 use super::epilogue::Tail;
 use super::tiles;
-use crate::cpu::conv::{Conv, ConvKernel, ConvShape, DepthwiseBands, Numbers};
+use crate::cpu::conv::{Conv, ConvKernel, ConvShape, Depthwise, Ends, Tap};
 use crate::cpu::dot::DotConv;
-use crate::cpu::element::Element;
+use crate::cpu::gemm::Stored;
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
 use crate::ops::Conv2d;
 use crate::tensor::DType;
@@ -53,11 +53,10 @@ impl CpuOp for Conv2d {
         if conv.kernel != ConvKernel::Depthwise || self.epilogue.residual || !tail.is_fused() {
             return None;
         }
-        let bands = DepthwiseBands { shape, isa: context.isa };
         Some(match (context.inputs[0].dtype, context.outputs[0].dtype) {
-            (DType::BF16, DType::BF16) => Bands::<bf16, bf16>::boxed(conv, bands, tail, context.threads),
-            (DType::BF16, _) => Bands::<bf16, f32>::boxed(conv, bands, tail, context.threads),
-            _ => Bands::<f32, bf16>::boxed(conv, bands, tail, context.threads),
+            (DType::BF16, DType::BF16) => Channelwise::<bf16, bf16>::boxed(conv, tail),
+            (DType::BF16, _) => Channelwise::<bf16, f32>::boxed(conv, tail),
+            _ => Channelwise::<f32, bf16>::boxed(conv, tail),
         })
     }
 }
@@ -92,29 +91,22 @@ fn packing(conv: &Conv) -> PackedOperand {
 }
 
 /// A depthwise convolution of maps stored as `X` and `Y`.
-struct Bands<X, Y> {
+struct Channelwise<X, Y> {
     /// As it is in f32, which packs the filters.
     conv: Conv,
-    bands: DepthwiseBands,
     tail: Tail,
-    workspace: usize,
     elements: PhantomData<fn(X) -> Y>,
 }
 
-impl<X: Element, Y: Element> Bands<X, Y> {
-    fn boxed(conv: Conv, bands: DepthwiseBands, tail: Tail, threads: usize) -> Box<dyn Kernel> {
-        let workspace = bands.workspace_len(threads);
-        Box::new(Bands::<X, Y> { conv, bands, tail, workspace, elements: PhantomData })
+impl<X: Stored + Tap, Y: Stored> Channelwise<X, Y> {
+    fn boxed(conv: Conv, tail: Tail) -> Box<dyn Kernel> {
+        Box::new(Channelwise::<X, Y> { conv, tail, elements: PhantomData })
     }
 }
 
-impl<X: Element, Y: Element> Kernel for Bands<X, Y> {
+impl<X: Stored + Tap, Y: Stored> Kernel for Channelwise<X, Y> {
     fn name(&self) -> String {
-        format!("{} bands {}", self.conv.kernel, self.conv.isa)
-    }
-
-    fn workspace(&self) -> usize {
-        self.workspace
+        format!("{} {}", self.conv.kernel, self.conv.isa)
     }
 
     fn packing(&self) -> Option<PackedOperand> {
@@ -126,10 +118,10 @@ impl<X: Element, Y: Element> Kernel for Bands<X, Y> {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let (epilogue, shape) = (self.tail.fused(&args.inputs), &self.bands.shape);
-        let x = args.map::<X>(0, shape.input_len());
-        let (packed, workspace) = (args.packed, std::mem::take(&mut args.workspace));
+        let Conv { shape, isa, .. } = self.conv;
+        let (x, packed) = (args.map::<X>(0, shape.input_len()), args.packed);
+        let ends = Ends::of(&self.tail.fused(&args.inputs));
         let y = args.map_mut::<Y>(0, shape.output_len());
-        self.bands.run(x, packed, (&epilogue, &Numbers), y, workspace);
+        Depthwise { shape, isa }.run(x, packed, &ends, y);
     }
 }

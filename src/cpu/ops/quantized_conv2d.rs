@@ -2,15 +2,16 @@
 //! integers.
 
 use super::conv2d::shape;
+use super::normalise;
 use super::tiles::{self, by_storage};
-use crate::cpu::conv::{AtLevels, DepthwiseBands, Leveled};
-use crate::cpu::dot::{DotConv, Store};
-use crate::cpu::gemm;
+use crate::cpu::conv::{AtLevels, Depthwise, Ends};
+use crate::cpu::dot::DotConv;
+use crate::cpu::gemm::Stored;
 use crate::cpu::kernel::{Args, Context, CpuOp, Kernel, PackedLayout, PackedOperand};
 use crate::isa::Isa;
 use crate::ops::QuantizedConv2d;
 use crate::ops::levels::Levels;
-use bytemuck::Pod;
+use bytemuck::TransparentWrapper;
 use std::marker::PhantomData;
 
 impl CpuOp for QuantizedConv2d {
@@ -19,8 +20,8 @@ impl CpuOp for QuantizedConv2d {
         if shape.groups == 1 {
             return tiles::of_levels(self, DotConv { shape, dot: context.int8, rule: self.input }, context);
         }
-        let bands = DepthwiseBands { shape, isa: context.isa };
-        by_storage!(context, X, Y, Bands::<X, Y>::boxed(*self, bands, context))
+        let depthwise = Depthwise { shape, isa: context.isa };
+        by_storage!(context, X, Y, Channelwise::<X, Y>::boxed(*self, depthwise))
     }
 
     fn bf16_kernel(&self, context: &Context<'_>) -> Option<Box<dyn Kernel>> {
@@ -29,37 +30,31 @@ impl CpuOp for QuantizedConv2d {
 }
 
 /// A depthwise convolution of a map stored as `X` to one stored as `Y`.
-struct Bands<X, Y> {
+struct Channelwise<X, Y> {
     op: QuantizedConv2d,
-    bands: DepthwiseBands,
-    workspace: usize,
+    depthwise: Depthwise,
     elements: PhantomData<fn(X) -> Y>,
 }
 
-impl<X: Leveled + Pod, Y: Store> Bands<X, Y> {
-    fn boxed(op: QuantizedConv2d, bands: DepthwiseBands, context: &Context<'_>) -> Box<dyn Kernel> {
-        let workspace = bands.workspace_len(context.threads);
-        Box::new(Bands::<X, Y> { op, bands, workspace, elements: PhantomData })
+impl<X: Stored, Y: Stored> Channelwise<X, Y> {
+    fn boxed(op: QuantizedConv2d, depthwise: Depthwise) -> Box<dyn Kernel> {
+        Box::new(Channelwise::<X, Y> { op, depthwise, elements: PhantomData })
     }
 }
 
-impl<X: Leveled + Pod, Y: Store> Kernel for Bands<X, Y> {
+impl<X: Stored, Y: Stored> Kernel for Channelwise<X, Y> {
     fn name(&self) -> String {
-        format!("depthwise bands int8 {}", self.bands.isa)
-    }
-
-    fn workspace(&self) -> usize {
-        self.workspace
+        format!("depthwise int8 {}", self.depthwise.isa)
     }
 
     fn packing(&self) -> Option<PackedOperand> {
-        let shape = &self.bands.shape;
+        let shape = &self.depthwise.shape;
         let (len, layout) = (shape.filter_len() + shape.c_out, PackedLayout::DepthwiseLevels);
         Some(PackedOperand { input: 1, len, layout, isa: Isa::Portable })
     }
 
     fn pack(&self, source: &[f32], packed: &mut [f32]) {
-        let shape = &self.bands.shape;
+        let shape = &self.depthwise.shape;
         let channels = shape.c_out;
         let (levels, units) = packed.split_at_mut(shape.filter_len());
         let filters = source.chunks_exact(shape.kernel.iter().product());
@@ -73,18 +68,26 @@ impl<X: Leveled + Pod, Y: Store> Kernel for Bands<X, Y> {
     }
 
     fn run(&self, args: &mut Args<'_>) {
-        let (shape, epilogue) = (&self.bands.shape, self.op.conv.epilogue);
+        let (shape, epilogue) = (&self.depthwise.shape, self.op.conv.epilogue);
         let (filters, units) = args.packed.split_at(shape.filter_len());
-        let ends = AtLevels {
-            input: self.op.input,
-            units: &units[..shape.c_out],
+        let ends = Ends {
+            input: Some(self.op.input),
+            units: Some(&units[..shape.c_out]),
             bias: epilogue.bias_input().map(|index| args.inputs[index]),
-            activation: epilogue.activation,
+            residual: None,
+            clamp: normalise::bounds(epilogue.activation),
+            activation: epilogue.activation.filter(|activation| activation.clamp().is_none()),
             output: self.op.output,
         };
         let x = args.map::<X>(0, shape.input_len());
-        let workspace = std::mem::take(&mut args.workspace);
         let y = args.map_mut::<Y>(0, shape.output_len());
-        self.bands.run(x, filters, (&gemm::Epilogue::default(), &ends), y, workspace);
+        // Codes without a sign are levels.
+        if let Ok(codes) = bytemuck::try_cast_slice::<X, u8>(x)
+            && X::CODE
+            && !self.op.input.signed
+        {
+            return self.depthwise.run(codes, filters, &ends, y);
+        }
+        self.depthwise.run(AtLevels::wrap_slice(x), filters, &ends, y);
     }
 }
