@@ -148,7 +148,7 @@ pub(super) trait Map<F: Factor>: Sync {
         band: &mut [F],
     );
 
-    /// Copies steps of the pixels of at most a tile's outputs.
+    /// Copies steps of the pixels of at most a tile's outputs to rows that lie so far apart.
     fn gather(
         &self,
         isa: Isa,
@@ -156,6 +156,7 @@ pub(super) trait Map<F: Factor>: Sync {
         outputs: Range<usize>,
         steps: Range<usize>,
         fields: &mut [F],
+        pitch: usize,
     );
 }
 
@@ -179,8 +180,9 @@ impl<F: Factor, X: Read<F>> Map<F> for &[X] {
         outputs: Range<usize>,
         steps: Range<usize>,
         fields: &mut [F],
+        pitch: usize,
     ) {
-        gather::<F, X>(isa, conv, self, outputs, steps, fields);
+        gather::<F, X>(isa, conv, self, outputs, steps, fields, pitch);
     }
 }
 
@@ -205,7 +207,15 @@ impl Read<bf16> for f32 {
 #[inline(always)]
 fn encode<E: Element>(x: &[E], to: &mut [u8], levels: Levels) {
     let (to, rest) = to.split_at_mut(x.len());
-    to.iter_mut().zip(x).for_each(|(to, x)| *to = levels.code(x.widen()));
+    // Of few the compiler would make single ones.
+    let few = if x.len() < 64 { x.len() / 8 * 8 } else { 0 };
+    let rule = levels.rule();
+    for (to, x) in to[..few].as_chunks_mut::<8>().0.iter_mut().zip(x[..few].as_chunks::<8>().0) {
+        for at in 0..8 {
+            to[at] = rule.code(x[at].widen());
+        }
+    }
+    to[few..].iter_mut().zip(&x[few..]).for_each(|(to, x)| *to = rule.code(x.widen()));
     rest.fill(levels.zero());
 }
 

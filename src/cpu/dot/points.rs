@@ -1,6 +1,6 @@
 //! Convolution by filters of one tap: a product of pixels, tile by tile.
 //!
-//! A block of steps of a tile's pixels is copied into L1, where it lies line after line whatever the map's
+//! A block of steps of a tile's pixels is copied into L1, where rows begin at cache lines whatever the map's
 //! stride, and all panels of a task meet it there one after another. Panels come from L2; where all of them
 //! are more than that, several tiles are copied, and a panel meets all of these before the next one comes.
 
@@ -23,9 +23,6 @@ pub(super) struct Points<'a, F: Factor> {
     /// Tiles that are copied together.
     together: usize,
 }
-
-/// Bytes of a tile's step.
-const TILE_STEP: usize = ROWS * STEP;
 
 impl<'a, F: Factor> Points<'a, F> {
     /// How `conv` goes, if its fields are pixels.
@@ -68,9 +65,15 @@ impl<'a, F: Factor> Points<'a, F> {
         if self.block == self.steps() { F::ABREAST } else { self.grid().across }
     }
 
+    /// Bytes of a row of fields: an odd number of cache lines, so that rows do not fall on the same few sets
+    /// of L1.
+    fn pitch(&self) -> usize {
+        (self.block | 1) * STEP
+    }
+
     /// Floats of workspace of each thread.
     pub fn thread_len(&self) -> usize {
-        let fields = self.together * self.block * TILE_STEP;
+        let fields = self.together * ROWS * self.pitch();
         fields / size_of::<f32>() + self.waiting() * ROWS * COLS + self.block.next_multiple_of(16)
     }
 
@@ -113,14 +116,14 @@ impl<F: Factor> Job<F> for Part<'_, F> {
     fn run<E: Engine<F>>(self) {
         let Part { points, x, packed, finish, y, outputs, panels, workspace } = self;
         let (s, steps) = (&points.conv.shape, points.steps());
-        let (fields, rest) =
-            workspace.split_at_mut(points.together * points.block * TILE_STEP / size_of::<f32>());
+        let pitch = points.pitch();
+        let (fields, rest) = workspace.split_at_mut(points.together * ROWS * pitch / size_of::<f32>());
         let (sums, offsets) = rest.split_at_mut(points.waiting() * ROWS * COLS);
         let fields: &mut [F] = bytemuck::cast_slice_mut(fields);
-        let tile_fields = points.block * TILE_STEP / size_of::<F>();
+        let tile_fields = ROWS * pitch / size_of::<F>();
         let offsets: &mut [u32] = bytemuck::cast_slice_mut(offsets);
         for (step, offset) in offsets[..points.block].iter_mut().enumerate() {
-            *offset = (step * TILE_STEP) as u32;
+            *offset = (step * STEP) as u32;
         }
         for first in outputs.clone().step_by(points.together * ROWS) {
             let group = first..(first + points.together * ROWS).min(outputs.end);
@@ -129,7 +132,7 @@ impl<F: Factor> Job<F> for Part<'_, F> {
                 for (tile, fields) in fields.chunks_exact_mut(tile_fields).enumerate() {
                     let from = group.start + tile * ROWS;
                     let outputs = from.min(group.end)..(from + ROWS).min(group.end);
-                    x.gather(finish.isa, points.conv, outputs, block..end, fields);
+                    x.gather(finish.isa, points.conv, outputs, block..end, fields, pitch / size_of::<F>());
                 }
                 for panel in panels.clone().step_by(F::ABREAST) {
                     let abreast = panel..(panel + F::ABREAST).min(panels.end);
@@ -150,7 +153,7 @@ impl<F: Factor> Job<F> for Part<'_, F> {
                             unsafe {
                                 E::tile(&Tile {
                                     a: fields[tile * tile_fields..].as_ptr().cast(),
-                                    stride: STEP,
+                                    stride: pitch,
                                     offsets: &offsets[..end - block],
                                     rows,
                                     b: b.as_ptr().cast(),
@@ -172,13 +175,15 @@ impl<F: Factor> Job<F> for Part<'_, F> {
 }
 
 simd! {
-    /// Copies steps of the pixels of at most [`ROWS`] outputs, as `[step][ROWS][factors]`.
+    /// Copies steps of the pixels of at most [`ROWS`] outputs, as `[ROWS][pitch]`, and zeros behind them up to
+    /// whole steps.
     pub(super) fn gather<F: Factor, X: Read<F>>(
-        isa, conv: &DotConv<F>, x: &[X], outputs: Range<usize>, steps: Range<usize>, fields: &mut [F],
+        isa, conv: &DotConv<F>, x: &[X], outputs: Range<usize>, steps: Range<usize>, fields: &mut [F], pitch: usize,
     ) {
         let s = &conv.shape;
         let (width, height) = (s.out_width(), s.out_height());
-        for (row, output) in outputs.enumerate() {
+        let (from, end) = (steps.start * F::PER_STEP, s.c_in.min(steps.end * F::PER_STEP));
+        for (output, fields) in outputs.zip(fields.chunks_exact_mut(pitch)) {
             let at = if s.stride == [1, 1] {
                 output
             } else {
@@ -186,16 +191,16 @@ simd! {
                 let image = output / (width * height);
                 (image * s.height + line * s.stride[0]) * s.width + column * s.stride[1]
             };
-            let pixel = &x[at * s.c_in..][..s.c_in];
-            for (step, fields) in steps.clone().zip(fields.chunks_exact_mut(ROWS * F::PER_STEP)) {
-                let pixel = &pixel[step * F::PER_STEP..s.c_in.min((step + 1) * F::PER_STEP)];
-                let to = &mut fields[row * F::PER_STEP..][..F::PER_STEP];
-                // A length that the compiler knows makes it a few vectors.
-                if pixel.len() == F::PER_STEP {
-                    X::read(&pixel[..F::PER_STEP], to, conv.rule);
-                } else {
-                    X::read(pixel, to, conv.rule);
-                }
+            let pixel = &x[at * s.c_in + from..at * s.c_in + end];
+            // Lengths that the compiler knows make it a few vectors.
+            if pixel.len() == F::PER_STEP {
+                X::read(&pixel[..F::PER_STEP], &mut fields[..F::PER_STEP], conv.rule);
+                continue;
+            }
+            let whole = pixel.len() / F::PER_STEP * F::PER_STEP;
+            X::read(&pixel[..whole], &mut fields[..whole], conv.rule);
+            if whole < pixel.len() {
+                X::read(&pixel[whole..], &mut fields[whole..whole + F::PER_STEP], conv.rule);
             }
         }
     }
