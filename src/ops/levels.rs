@@ -56,11 +56,11 @@ impl Levels {
         self.rule().code(value)
     }
 
-    /// The same without a choice to make, for loops over many numbers.
+    /// The same without a choice to make nor a division, for loops over many numbers.
     #[inline(always)]
     pub fn rule(&self) -> Rule {
         let [low, high] = self.range();
-        Rule { inverse: 1.0 / self.step, low, high, zero: self.zero() }
+        Rule { step: self.step, inverse: 1.0 / self.step, low, high, zero: self.zero() }
     }
 
     /// The number of a code.
@@ -73,6 +73,8 @@ impl Levels {
 /// What [`Levels`] do to a number.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
+    /// What neighbouring levels are apart.
+    pub step: f32,
     /// Levels of a unit.
     pub inverse: f32,
     /// Lowest level.

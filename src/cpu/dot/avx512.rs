@@ -3,7 +3,7 @@
 
 use super::finish::{Residual, Rows};
 use super::{COLS, Engine, PANEL_STEP, Tile, Vectors};
-use crate::ops::levels::Levels;
+use crate::ops::levels::Rule;
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -222,14 +222,13 @@ fn codes(values: __m512, coder: Coder) -> __m128i {
 /// # Safety
 /// The processor has AVX-512 F, BW and VL; else as [`store_bf16`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) unsafe fn store_codes(rows: &Rows<'_>, levels: Levels, y: *mut u8) {
+pub(super) unsafe fn store_codes(rows: &Rows<'_>, rule: Rule, y: *mut u8) {
     let lanes = u32::MAX >> (COLS - rows.cols);
-    let [low, high] = levels.range();
     let coder = Coder {
-        inverse: _mm512_set1_ps(1.0 / levels.step),
-        low: _mm512_set1_ps(low),
-        high: _mm512_set1_ps(high),
-        zero: _mm512_set1_epi32(levels.zero().into()),
+        inverse: _mm512_set1_ps(rule.inverse),
+        low: _mm512_set1_ps(rule.low),
+        high: _mm512_set1_ps(rule.high),
+        zero: _mm512_set1_epi32(rule.zero.into()),
     };
     for row in 0..rows.sums.len() / COLS {
         // SAFETY: the caller's contract; lanes beyond the columns are not written.

@@ -6,7 +6,7 @@
 
 use super::finish::{Residual, Spot, Sums};
 use super::{COLS, ROWS};
-use crate::ops::levels::Levels;
+use crate::ops::levels::Rule;
 use std::arch::x86_64::*;
 
 /// Registers of a line.
@@ -25,7 +25,7 @@ pub(super) struct Lines<'a> {
     /// What numbers are clamped to before they become codes.
     pub bounds: (f32, f32),
     /// The codes' levels.
-    pub levels: Levels,
+    pub levels: Rule,
     /// Where the tiles lie; all of their columns count.
     pub spot: &'a Spot,
     /// Codes from a row to the next, of result and residual.
@@ -97,13 +97,12 @@ impl Lines<'_> {
         // SAFETY: the caller's contract.
         let columns = unsafe { self.columns() };
         let Spot { rows, ahead, .. } = self.spot;
-        let inverse = 1.0 / self.levels.step;
-        let [lowest, highest] = self.levels.range();
+        let Rule { inverse, low: lowest, high: highest, zero, .. } = self.levels;
         // Products with a positive number keep their order, so that bounds of numbers are bounds of levels.
         let least = (self.bounds.0 * inverse).clamp(lowest, highest).round_ties_even() as i16;
         let most = _mm512_set1_ps((self.bounds.1 * inverse).min(highest));
         let (inverse, step) = (_mm512_set1_ps(inverse), _mm512_set1_ps(step));
-        let (least, zero) = (_mm512_set1_epi16(least), _mm512_set1_epi16(self.levels.zero().into()));
+        let (least, zero) = (_mm512_set1_epi16(least), _mm512_set1_epi16(zero.into()));
         // Packing interleaves quarters.
         let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         for (line, row) in rows.clone().enumerate() {

@@ -6,7 +6,7 @@ use super::points::gather;
 use super::{COLS, DotConv, Job, STEP, Sums, pack, portable, with};
 use crate::cpu::element::Element;
 use crate::isa::{Dot, Int8, Isa};
-use crate::ops::levels::Levels;
+use crate::ops::levels::{Levels, Rule};
 use bytemuck::Pod;
 use half::bf16;
 use std::fmt;
@@ -78,13 +78,13 @@ impl Factor for bf16 {
 impl Factor for u8 {
     type Right = i8;
     type Dot = Int8;
-    type Rule = Levels;
+    type Rule = Rule;
 
     /// The filter's step, and the sum of its levels.
     const BESIDE: usize = 2;
 
-    fn zero(levels: Levels) -> u8 {
-        levels.zero()
+    fn zero(rule: Rule) -> u8 {
+        rule.zero
     }
 
     fn on(dot: Int8, job: impl Job<u8>) {
@@ -123,7 +123,7 @@ impl Factor for u8 {
     fn sums<'a>(conv: &DotConv<u8>, packed: &'a [f32]) -> Sums<'a> {
         let beside = &packed[conv.panels_len()..];
         let (steps, sums) = beside.split_at(beside.len() / 2);
-        let (step, zero) = (conv.rule.step, i32::from(conv.rule.zero()));
+        let (step, zero) = (conv.rule.step, i32::from(conv.rule.zero));
         Sums::I32 { step, zero, steps, sums: bytemuck::cast_slice(sums) }
     }
 }
@@ -205,41 +205,40 @@ impl Read<bf16> for f32 {
 }
 
 #[inline(always)]
-fn encode<E: Element>(x: &[E], to: &mut [u8], levels: Levels) {
+fn encode<E: Element>(x: &[E], to: &mut [u8], rule: Rule) {
     let (to, rest) = to.split_at_mut(x.len());
     // Of few the compiler would make single ones.
     let few = if x.len() < 64 { x.len() / 8 * 8 } else { 0 };
-    let rule = levels.rule();
     for (to, x) in to[..few].as_chunks_mut::<8>().0.iter_mut().zip(x[..few].as_chunks::<8>().0) {
         for at in 0..8 {
             to[at] = rule.code(x[at].widen());
         }
     }
     to[few..].iter_mut().zip(&x[few..]).for_each(|(to, x)| *to = rule.code(x.widen()));
-    rest.fill(levels.zero());
+    rest.fill(rule.zero);
 }
 
 impl Read<u8> for bf16 {
     #[inline(always)]
-    fn read(x: &[bf16], to: &mut [u8], levels: Levels) {
-        encode(x, to, levels);
+    fn read(x: &[bf16], to: &mut [u8], rule: Rule) {
+        encode(x, to, rule);
     }
 }
 
 impl Read<u8> for f32 {
     #[inline(always)]
-    fn read(x: &[f32], to: &mut [u8], levels: Levels) {
-        encode(x, to, levels);
+    fn read(x: &[f32], to: &mut [u8], rule: Rule) {
+        encode(x, to, rule);
     }
 }
 
 /// Codes of the same levels.
 impl Read<u8> for u8 {
     #[inline(always)]
-    fn read(x: &[u8], to: &mut [u8], levels: Levels) {
+    fn read(x: &[u8], to: &mut [u8], rule: Rule) {
         let (to, rest) = to.split_at_mut(x.len());
         to.copy_from_slice(x);
-        rest.fill(levels.zero());
+        rest.fill(rule.zero);
     }
 }
 
@@ -251,17 +250,17 @@ pub(crate) trait Store: Pod + Send + Sync {
     const CODE: bool = false;
 
     /// A number, brought to the nearest of `levels` first if there are any. A code needs them.
-    fn store(value: f32, levels: Option<Levels>) -> Self;
+    fn store(value: f32, levels: Option<Rule>) -> Self;
 }
 
 #[inline(always)]
-fn leveled(value: f32, levels: Option<Levels>) -> f32 {
+fn leveled(value: f32, levels: Option<Rule>) -> f32 {
     levels.map_or(value, |levels| levels.level(value) * levels.step)
 }
 
 impl Store for f32 {
     #[inline(always)]
-    fn store(value: f32, levels: Option<Levels>) -> f32 {
+    fn store(value: f32, levels: Option<Rule>) -> f32 {
         leveled(value, levels)
     }
 }
@@ -270,7 +269,7 @@ impl Store for bf16 {
     const BF16: bool = true;
 
     #[inline(always)]
-    fn store(value: f32, levels: Option<Levels>) -> bf16 {
+    fn store(value: f32, levels: Option<Rule>) -> bf16 {
         bf16::narrow(leveled(value, levels))
     }
 }
@@ -279,7 +278,7 @@ impl Store for u8 {
     const CODE: bool = true;
 
     #[inline(always)]
-    fn store(value: f32, levels: Option<Levels>) -> u8 {
+    fn store(value: f32, levels: Option<Rule>) -> u8 {
         levels.map_or(0, |levels| levels.code(value))
     }
 }

@@ -9,7 +9,7 @@ use crate::cpu::gemm::{self, Arch, CHUNK, Vector, transpose_square};
 use crate::cpu::ops::{activation, normalise};
 use crate::isa::{Isa, simd};
 use crate::ops::activation::Activation;
-use crate::ops::levels::Levels;
+use crate::ops::levels::{Levels, Rule};
 use half::bf16;
 use std::ops::Range;
 
@@ -125,7 +125,7 @@ pub(crate) struct Finish<'a> {
     /// Applied last.
     pub activation: Option<Activation>,
     /// Levels that results are brought to.
-    pub output: Option<Levels>,
+    pub output: Option<Rule>,
     /// Where the result's columns lie.
     pub layout: Layout,
     /// Whose vectors do it.
@@ -338,7 +338,7 @@ simd! {
     /// Adds, clamps and stores in rows of which nobody else writes these columns.
     fn store<Y: Store>(
         isa, sums: &[f32], bias: &[f32; COLS], residual: Residual<'_>, bounds: (f32, f32),
-        levels: Option<Levels>, cols: usize, stride: usize, y: *mut Y,
+        levels: Option<Rule>, cols: usize, stride: usize, y: *mut Y,
     ) {
         let (low, high) = bounds;
         for (row, sums) in sums.as_chunks::<COLS>().0.iter().enumerate() {

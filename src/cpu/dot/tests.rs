@@ -192,10 +192,11 @@ fn codes_are_the_plain_loops() {
             let codes = numbers(s.output_len(), 10).iter().map(|&r| added.code(2.5 * r)).collect::<Vec<u8>>();
             for residual in [Residual::None, Residual::Codes(&codes, added)] {
                 let (layout, bias, isa) = (Layout::Channels(s.c_out), Some(&bias[..]), Isa::detect());
-                let output = Some(output);
+                let output = Some(output.rule());
                 let finish = Finish { sums: Sums::F32, output, bias, residual, activation, layout, isa };
-                let by =
-                    |dot| -> Vec<u8> { run(DotConv { shape: s, dot, rule: input }, &x, &filter, finish, 2) };
+                let by = |dot| -> Vec<u8> {
+                    run(DotConv { shape: s, dot, rule: input.rule() }, &x, &filter, finish, 2)
+                };
                 let wanted = by(Int8::Portable);
                 let values = wanted.iter().collect::<std::collections::HashSet<_>>().len();
                 assert!(values > 60, "only {values} codes of {s:?} {activation:?} {output:?}");

@@ -18,7 +18,11 @@ impl CpuOp for QuantizedConv2d {
     fn kernel(&self, context: &Context<'_>) -> Box<dyn Kernel> {
         let shape = shape(&self.conv, context);
         if shape.groups == 1 {
-            return tiles::of_levels(self, DotConv { shape, dot: context.int8, rule: self.input }, context);
+            return tiles::of_levels(
+                self,
+                DotConv { shape, dot: context.int8, rule: self.input.rule() },
+                context,
+            );
         }
         let depthwise = Depthwise { shape, isa: context.isa };
         by_storage!(context, X, Y, Channelwise::<X, Y>::boxed(*self, depthwise))

@@ -5,7 +5,7 @@ use crate::cpu::element::stored;
 use crate::cpu::kernel::{Args, Context, Kernel, PackedLayout, PackedOperand};
 use crate::isa::Isa;
 use crate::ops::epilogue::Epilogue;
-use crate::ops::levels::Levels;
+use crate::ops::levels::{Levels, Rule};
 use crate::ops::{Conv2d, QuantizedConv2d};
 use crate::tensor::DType;
 use half::bf16;
@@ -17,7 +17,7 @@ struct Tail {
     /// How the residual is stored, and the levels of its codes.
     residual: Option<(DType, Option<Levels>)>,
     /// Levels that results are brought to.
-    output: Option<Levels>,
+    output: Option<Rule>,
     isa: Isa,
 }
 
@@ -77,7 +77,7 @@ pub(super) use by_storage;
 pub(super) fn of_levels(op: &QuantizedConv2d, conv: DotConv<u8>, context: &Context<'_>) -> Box<dyn Kernel> {
     let QuantizedConv2d { conv: Conv2d { epilogue, .. }, residual, output, .. } = *op;
     let residual = epilogue.residual_input().map(|index| (context.inputs[index].dtype, residual));
-    let tail = Tail { epilogue, residual, output, isa: context.isa };
+    let tail = Tail { epilogue, residual, output: output.map(|levels| levels.rule()), isa: context.isa };
     let name = format!("tiles int8 {}", conv.dot);
     let layout = PackedLayout::LevelPanels;
     by_storage!(context, X, Y, Tiles::<_, X, Y>::boxed(conv, tail, name, layout, context))

@@ -20,8 +20,8 @@ pub(crate) use sums::{AtLevels, Tap};
 use sums::{Finish, Sums, TILE};
 use tail::{Store, Tail};
 
-/// Where there are none.
-const NONE: Levels = Levels { step: 1.0, signed: true };
+/// Where there is none.
+const NONE: Rule = Rule { step: 1.0, inverse: 1.0, low: 0.0, high: 0.0, zero: 0 };
 
 /// Outputs of a row whose sums wait together.
 const WIDE: usize = 32;
@@ -103,8 +103,8 @@ impl Depthwise {
             x: x.as_ptr(),
             packed,
             ends,
-            rule: ends.input.unwrap_or(NONE).rule(),
-            output: ends.output.map(|levels| (levels, levels.rule())),
+            rule: ends.input.map_or(NONE, |levels| levels.rule()),
+            output: ends.output.map(|levels| levels.rule()),
             y: y.get(),
         };
         let all = s.batch * s.out_height();
@@ -123,7 +123,7 @@ struct Map<'a, X, Y> {
     ends: &'a Ends<'a>,
     /// How what is stored becomes a level.
     rule: Rule,
-    output: Option<(Levels, Rule)>,
+    output: Option<Rule>,
     y: *mut Y,
 }
 

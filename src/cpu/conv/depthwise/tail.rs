@@ -2,7 +2,7 @@
 
 use super::{CHANNELS, NONE};
 use crate::cpu::gemm::{Arch, Job, Narrow, Stored, Vector};
-use crate::ops::levels::{Levels, Rule, WHOLE};
+use crate::ops::levels::{Rule, WHOLE};
 
 /// What is done to sums, from some channel on.
 #[derive(Clone, Copy)]
@@ -18,7 +18,7 @@ pub(super) struct Tail {
     pub count: usize,
     pub clamp: (f32, f32),
     /// Levels that they are brought to.
-    pub output: Option<(Levels, Rule)>,
+    pub output: Option<Rule>,
 }
 
 /// Stores sums of neighbouring outputs.
@@ -62,8 +62,7 @@ impl<Y: Stored> Store<Y> {
                 Some(bias) => A::V::load_up_to(bias.add(c), count),
                 None => A::V::splat(0.0),
             };
-            let (levels, rule) =
-                output.unwrap_or((NONE, Rule { inverse: 1.0, low: 0.0, high: 0.0, zero: 0 }));
+            let rule = output.unwrap_or(NONE);
             if Y::CODE {
                 // Products with a positive number keep their order, so that bounds of numbers are bounds of
                 // levels. The last byte of what a level is added to is its code.
@@ -86,7 +85,7 @@ impl<Y: Stored> Store<Y> {
                 }
                 v = v.clamp(low, high);
                 if output.is_some() {
-                    v = v.level(&rule).mul(A::V::splat(levels.step));
+                    v = v.level(&rule).mul(A::V::splat(rule.step));
                 }
                 Y::store(v, self.y.add(at * self.pitch + c), count);
             }
