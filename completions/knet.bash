@@ -849,7 +849,7 @@ _knet() {
             return 0
             ;;
         knet__subcmd__quantize)
-            opts="-q -v -h --weights --model --images --photos --out --percentile --mse --keep --size --annotations --annotated-images --report --threads --overwrite --quiet --verbose --help"
+            opts="-q -v -h --weights --model --images --photos --out --percentile --keep --size --annotations --annotated-images --report --threads --overwrite --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

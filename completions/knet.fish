@@ -263,14 +263,13 @@ complete -c knet -n "__fish_knet_using_subcommand quantize" -l model -d 'Model n
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l images -d 'Folder of photos (JPEG, PNG, ...) like those that the model is for' -r -F
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l photos -d 'Most photos to look at, spread evenly over the folder\'s names in their order' -r
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l out -d 'File to write [default: the weights\' name with the ending .int8.safetensors, here]' -r -F
-complete -c knet -n "__fish_knet_using_subcommand quantize" -l percentile -d 'Let ranges reach so many percent of the values that are not 0 [default: 99.99]' -r
+complete -c knet -n "__fish_knet_using_subcommand quantize" -l percentile -d 'Let ranges reach so many percent of the values that are not 0, 99.99 say, instead of as far as makes the squared error least' -r
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l keep -d 'Leave layers as they are whose filters\' names begin so; --report names them all. May be given several times' -r
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l size -d 'Size that photos are resized to fit into [default: the model\'s own]' -r
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l annotations -d 'COCO instance annotations, to measure mask AP before and after' -r -F
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l annotated-images -d 'Folder of the annotated photos [default: --images]' -r -F
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l report -d 'Write the report to this file, with all digits' -r -F
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l threads -d 'Worker threads [default: one per core]' -r
-complete -c knet -n "__fish_knet_using_subcommand quantize" -l mse -d 'Let ranges reach as far as makes the squared error of the values least, instead'
 complete -c knet -n "__fish_knet_using_subcommand quantize" -l overwrite -d 'Replace files that this command did not make (an input never)'
 complete -c knet -n "__fish_knet_using_subcommand quantize" -s q -l quiet -d 'Say nothing but results, warnings and errors: no notes, no bar, no line a photo'
 complete -c knet -n "__fish_knet_using_subcommand quantize" -s v -l verbose -d 'Say more: model and device, and what the parts of a photo\'s time were'

@@ -38,9 +38,7 @@ fn a_quantized_file_describes_itself_and_runs_in_every_precision() {
     let path = folder.path();
     let made = quantized(path, &["--report", "report.json", "--keep", "neck."]);
     assert!(made.stderr.contains("1 photo(s)"), "{}", made.stderr);
-    for said in
-        ["layers of int8", "levels by the 99.99th percentile on 1 photo", "farthest from f32", "MiB (before"]
-    {
+    for said in ["layers of int8", "levels by least squares on 1 photo", "farthest from f32", "MiB (before"] {
         assert!(made.stdout.contains(said), "{}", made.stdout);
     }
     let file = Checkpoint::open(path.join("model.safetensors")).unwrap();
@@ -100,24 +98,16 @@ fn a_quantized_file_describes_itself_and_runs_in_every_precision() {
 }
 
 #[test]
-fn ranges_follow_the_squared_error_if_told_to() {
-    let folder = folder_with_photo();
-    let made = quantized(folder.path(), &["--mse"]);
-    assert!(made.stdout.contains("levels by least squares on 1 photo"), "{}", made.stdout);
-}
-
-#[test]
 fn what_cannot_be_quantized_is_refused_by_name() {
     let folder = folder_with_photo();
     let path = folder.path();
     std::fs::create_dir(path.join("empty")).unwrap();
     std::fs::write(path.join("notes.txt"), "mine").unwrap();
     let before = listing(path);
-    let cases: [(&[&str], i32, &str); 7] = [
+    let cases: [(&[&str], i32, &str); 6] = [
         (&["quantize", "--images", "empty", "--out", "x.safetensors"], 2, "empty: no photos in this folder"),
         (&["quantize", "--images", "missing", "--out", "x.safetensors"], 3, "missing"),
         (&["quantize", "--images", ".", "--percentile", "0", "--out", "x.safetensors"], 2, "above 0"),
-        (&["quantize", "--images", ".", "--percentile", "99", "--mse"], 2, "cannot be used with"),
         (&["quantize", "--images", ".", "--out", "notes.txt"], 2, "notes.txt: is there already"),
         (
             &["quantize", "--images", ".", "--keep", "", "--out", "x.safetensors"],

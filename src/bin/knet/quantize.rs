@@ -58,13 +58,10 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Let ranges reach so many percent of the values that are not 0 [default: 99.99]
+    /// Let ranges reach so many percent of the values that are not 0, 99.99 say, instead of as far as makes
+    /// the squared error least
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     percentile: Option<f64>,
-
-    /// Let ranges reach as far as makes the squared error of the values least, instead
-    #[arg(long, conflicts_with = "percentile")]
-    mse: bool,
 
     /// Leave layers as they are whose filters' names begin so; --report names them all. May be given several
     /// times
@@ -148,11 +145,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let clip = match arguments.percentile {
-        _ if arguments.mse => Clip::Mse,
-        Some(percent) => Clip::Percentile(percent),
-        None => Clip::default(),
-    };
+    let clip = arguments.percentile.map_or(Clip::Mse, Clip::Percentile);
     let found = calibration.levels(clip)?;
     let quantized = Quantized::new(clip.to_string(), calibration.photos(), quantization(&found));
     drop(calibration);

@@ -14,20 +14,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// How far levels reach. Values beyond are brought to the last level.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Clip {
     /// Where the mean squared error of the values that were seen is least, of rounding and of what is cut
     /// off.
+    #[default]
     Mse,
     /// So many percent of the values that were seen and are not 0, 0 to 100.
     Percentile(f64),
-}
-
-impl Default for Clip {
-    /// On the four sets that the person model is measured on, none loses more than a point of AP50.
-    fn default() -> Clip {
-        Clip::Percentile(99.99)
-    }
 }
 
 impl fmt::Display for Clip {
