@@ -31,13 +31,16 @@ fn relu(b: &mut Builder, x: ValueId) -> ValueId {
     b.node("relu", Activate { activation: Activation::Relu }, &[x]).unwrap()
 }
 
-/// Two residual blocks and one with a depthwise convolution between a stem and a last layer, with one map that
-/// others read too.
+/// Two residual blocks and one with a depthwise convolution between a stem (with a depthwise one, which reads
+/// no codes) and a last layer, with one map that others read too.
 fn blocks() -> Graph {
     let mut b = Builder::new();
     let image = b.input("image", ValueType::map([1, 18, 22, 3]));
     let stem = conv(&mut b, "stem", image, Conv2d::with(1, 1), [WIDE, 3, 3, 3]);
-    let mut x = relu(&mut b, stem);
+    let x = relu(&mut b, stem);
+    let depthwise = Conv2d { groups: WIDE, ..Conv2d::with(1, 1) };
+    let x = conv(&mut b, "stem.depthwise", x, depthwise, [WIDE, 1, 3, 3]);
+    let mut x = relu(&mut b, x);
     for (block, stride) in [("a", 1), ("b", 2)] {
         let name = |part: &str| format!("{block}.{part}");
         let y = conv(&mut b, &name("conv1"), x, Conv2d::with(1, 0), [NARROW, WIDE, 1, 1]);

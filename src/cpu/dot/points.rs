@@ -175,8 +175,8 @@ impl<F: Factor> Job<F> for Part<'_, F> {
 }
 
 simd! {
-    /// Copies steps of the pixels of at most [`ROWS`] outputs, as `[ROWS][pitch]`, and zeros behind them up to
-    /// whole steps.
+    /// Copies steps of the pixels of at most [`ROWS`] outputs, as `[ROWS][pitch]`, and zeros behind them up
+    /// to whole steps.
     pub(super) fn gather<F: Factor, X: Read<F>>(
         isa, conv: &DotConv<F>, x: &[X], outputs: Range<usize>, steps: Range<usize>, fields: &mut [F], pitch: usize,
     ) {

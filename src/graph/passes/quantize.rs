@@ -26,7 +26,8 @@ const FEW_TERMS: usize = 32;
 /// without groups or depthwise, by filters of the checkpoint; but for those that read an input of the graph
 /// or make one of its results, the first and last layers, through which every error goes, and those of
 /// filters that are so short that they fill no more than half of what is multiplied at a time, unless a
-/// depthwise convolution then reads codes, which are half as long as numbers.
+/// depthwise convolution then reads codes, which are half as long as numbers. A depthwise one for which
+/// none of them makes codes gains nothing: after the first layer, say, whose channels differ most.
 pub fn candidates(graph: &Graph) -> Vec<Candidate> {
     let seen = graph.seen_by_callers();
     let convolution = |node: &Node| {
@@ -39,15 +40,19 @@ pub fn candidates(graph: &Graph) -> Vec<Candidate> {
     for (of_channels, map, _) in graph.nodes().iter().filter_map(convolution) {
         depthwise[map.index()] |= of_channels;
     }
-    let candidate = |(index, node): (usize, &Node)| {
+    let mut codes = vec![false; graph.values().len()];
+    let mut candidate = |(index, node): (usize, &Node)| {
         let (of_channels, map, filter) = convolution(node)?;
-        let terms: usize = filter.dims()[1..].iter().product();
-        if terms <= FEW_TERMS && !of_channels && !depthwise[node.outputs[0].index()] {
+        let (terms, result) = (filter.dims()[1..].iter().product::<usize>(), node.outputs[0].index());
+        let gains = if of_channels { codes[map.index()] } else { terms > FEW_TERMS || depthwise[result] };
+        if !gains {
             return None;
         }
-        Some(Candidate { key: filter_key(graph, node.inputs[1])?.to_string(), node: index, map })
+        let key = filter_key(graph, node.inputs[1])?.to_string();
+        codes[result] = true;
+        Some(Candidate { key, node: index, map })
     };
-    graph.nodes().iter().enumerate().filter_map(candidate).collect()
+    graph.nodes().iter().enumerate().filter_map(&mut candidate).collect()
 }
 
 /// The checkpoint's key of filters: a parameter, or one with a norm folded into it.
