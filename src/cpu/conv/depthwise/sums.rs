@@ -18,6 +18,9 @@ const MOST: usize = (TILE - 1) * 2 + 5;
 pub(crate) trait Tap: Copy + Send + Sync {
     /// Whether a multiplication takes them from memory.
     const AS_IS: bool = false;
+    /// Lanes of the least vectors that come in tiles: code for processors that come to such maps by name
+    /// alone would only be large.
+    const LANES: usize;
 
     /// Factors of `n` stored values.
     ///
@@ -28,9 +31,10 @@ pub(crate) trait Tap: Copy + Send + Sync {
 
 /// Numbers as they are, and codes of levels without a sign.
 macro_rules! as_stored {
-    ($($type:ty: $as_is:literal)*) => {
+    ($($type:ty: $as_is:literal, $lanes:literal;)*) => {
         $(impl Tap for $type {
             const AS_IS: bool = $as_is;
+            const LANES: usize = $lanes;
 
             #[inline(always)]
             unsafe fn factors<V: Narrow>(p: *const $type, n: usize, _: &Rule) -> V {
@@ -40,7 +44,7 @@ macro_rules! as_stored {
         })*
     };
 }
-as_stored! { f32: true bf16: false u8: false }
+as_stored! { f32: true, 1; bf16: false, 16; u8: false, 8; }
 
 /// What becomes a level: numbers, or codes that may have a sign.
 #[derive(Clone, Copy, bytemuck::TransparentWrapper)]
@@ -48,6 +52,9 @@ as_stored! { f32: true bf16: false u8: false }
 pub(crate) struct AtLevels<X>(X);
 
 impl<X: Stored> Tap for AtLevels<X> {
+    /// Maps of codes are nearly always behind a ReLU, and so without a sign.
+    const LANES: usize = usize::MAX;
+
     #[inline(always)]
     unsafe fn factors<V: Narrow>(p: *const Self, n: usize, rule: &Rule) -> V {
         // SAFETY: the caller's contract.
@@ -117,7 +124,7 @@ impl<X: Tap> Job for Sums<'_, X> {
         let (s, outputs) = (self.shape, self.outputs);
         // Beside the map lie columns of the first and last output of a row alone.
         let narrow = s.padding[1] < s.kernel[1] && (s.out_width() - 1) * s.stride[1] < s.padding[1] + s.width;
-        if self.count < A::V::LANES || outputs < SMALL_TILE || !narrow {
+        if A::V::LANES < X::LANES || self.count < A::V::LANES || outputs < SMALL_TILE || !narrow {
             return self.pixels::<A>();
         }
         match (s.kernel[1], s.stride[1], s.dilation[1]) {
