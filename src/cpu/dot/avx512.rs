@@ -155,6 +155,7 @@ unsafe fn finished(rows: &Rows<'_>, row: usize, lanes: u32) -> Halves {
         match rows.residual {
             Residual::None => {}
             Residual::Bf16(residual) => {
+                _mm_prefetch::<_MM_HINT_T0>(residual.as_ptr().wrapping_add(at + rows.ahead).cast());
                 let residual = _mm512_maskz_loadu_epi16(lanes, residual.as_ptr().add(at).cast());
                 let first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(residual));
                 let second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(residual));

@@ -163,11 +163,13 @@ impl<Y: Store> Target for SharedMut<Y> {
             // SAFETY: the caller's contract; results are codes.
             return unsafe { lines.store(self.get().cast::<u8>().add(at)) };
         }
-        let Spot { rows, row, cols, .. } = spot;
-        for (tile, col) in cols.clone().step_by(COLS).enumerate() {
-            let sums = &mut sums[(tile * ROWS + rows.start) * COLS..(tile * ROWS + rows.end) * COLS];
+        for (tile, col) in spot.cols.clone().step_by(COLS).enumerate() {
+            let rows = tile * ROWS + spot.rows.start..tile * ROWS + spot.rows.end;
+            let spot = Spot { rows: spot.rows.clone(), cols: col..spot.cols.end.min(col + COLS), ..*spot };
             // SAFETY: the caller's contract.
-            unsafe { finish.store(vectors, sums, *row, col, COLS.min(cols.end - col), self.get()) };
+            unsafe {
+                finish.store(vectors, &mut sums[rows.start * COLS..rows.end * COLS], &spot, self.get())
+            };
         }
     }
 }
@@ -189,20 +191,13 @@ impl Finish<'_> {
         Some((Lines { sums, of, bias, residual, bounds, levels, spot, stride }, at))
     }
 
-    /// Stores rows of a tile: `sums` are `[rows][COLS]`, of which the first `cols` count. They are rows from
-    /// `row` and columns from `col` of the product in `y`.
+    /// Stores the rows of a tile that count: `sums` are `[rows][COLS]`, of which the spot's columns count.
     ///
     /// # Safety
-    /// `y` can be written there, by nobody else meanwhile, and the processor has these `vectors`.
-    unsafe fn store<Y: Store>(
-        &self,
-        vectors: Vectors,
-        sums: &mut [f32],
-        row: usize,
-        col: usize,
-        cols: usize,
-        y: *mut Y,
-    ) {
+    /// `y` can be written where the spot says, by nobody else meanwhile, and the processor has these `vectors`.
+    unsafe fn store<Y: Store>(&self, vectors: Vectors, sums: &mut [f32], spot: &Spot, y: *mut Y) {
+        let Spot { row, ahead, .. } = *spot;
+        let (col, cols) = (spot.cols.start, spot.cols.len());
         let mut bias = [0.0; COLS];
         if let Some(all) = self.bias {
             bias[..cols].copy_from_slice(&all[col..col + cols]);
@@ -233,7 +228,8 @@ impl Finish<'_> {
         let y = unsafe { y.add(at) };
         #[cfg(target_arch = "x86_64")]
         if vectors.avx512 && (Y::CODE || Y::BF16 && vectors.avx512_bf16 && self.output.is_none()) {
-            let rows = Rows { sums, scales: scales.as_ref(), cols, bias: &bias, residual, bounds, stride };
+            let rows =
+                Rows { sums, scales: scales.as_ref(), cols, bias: &bias, residual, bounds, stride, ahead };
             // SAFETY: the processor has the instructions, and the result is the caller's, as it says; it is
             // of that type, and the residual covers the rows.
             return unsafe {
@@ -266,6 +262,8 @@ pub(super) struct Rows<'a> {
     pub bounds: (f32, f32),
     /// Values from a row to the next, of result and residual.
     pub stride: usize,
+    /// Values from a row to where the next tile's lies.
+    pub ahead: usize,
 }
 
 /// Stores the columns of a tile each to its plane, by squares that are transposed in registers.
