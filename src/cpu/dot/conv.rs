@@ -7,7 +7,7 @@
 
 use super::factor::Map;
 use super::finish::{Spot, Target};
-use super::layout::{Cost, Grid, Run, Taps, Walk};
+use super::layout::{Band, Cost, Grid, Run, Taps, Walk};
 use super::pack::panel_len;
 use super::points::Points;
 use super::{
@@ -67,10 +67,13 @@ impl<F: Factor> DotConv<F> {
         s.out_width().saturating_sub(1) * s.stride[1] + s.dilation[1] * (s.kernel[1] - 1) + 1
     }
 
-    /// Rows of the band of so many rows of outputs.
-    fn band_rows(&self, lines: usize) -> usize {
+    /// The band of so many rows of outputs.
+    fn band(&self, taps: &Taps, lines: usize) -> Band {
         let s = &self.shape;
-        (lines - 1) * s.stride[0] + s.dilation[0] * (s.kernel[0] - 1) + 1
+        let rows = (lines - 1) * s.stride[0] + s.dilation[0] * (s.kernel[0] - 1) + 1;
+        // Runs over several pixels need these side by side.
+        let phases = if taps.reads_on() { [1, 1] } else { s.stride };
+        Band { rows, width: self.band_width(), phases, pixel: taps.pixel }
     }
 
     fn grid(&self) -> Grid {
@@ -91,8 +94,7 @@ impl<F: Factor> DotConv<F> {
         let (taps, grid) = (self.taps(), self.grid());
         // A tile reads the fields of rows that no longer count, and a step the values behind a run.
         let beyond = ROWS * self.shape.stride[1] * taps.pixel + panel_len::<F>(1);
-        let rows = self.band_rows(grid.band) * self.band_width() * taps.pixel;
-        (rows + beyond).next_multiple_of(F::PER_STEP)
+        (self.band(&taps, grid.band).len() + beyond).next_multiple_of(F::PER_STEP)
     }
 
     fn band_floats(&self) -> usize {
@@ -167,27 +169,30 @@ struct Source<'a, F> {
     walk: Walk,
     /// First output of the task.
     output: usize,
-    band: &'a [F],
-    /// Values from a line to the next, and from a field to the next.
-    line: usize,
-    field: usize,
+    stride: [usize; 2],
+    band: Band,
+    fields: &'a [F],
 }
 
 impl<'a, F: Factor> Source<'a, F> {
-    /// Of the fields in `band`, which [`lines`] wrote.
-    fn new(conv: &DotConv<F>, taps: &Taps, image: usize, units: Range<usize>, band: &'a [F]) -> Self {
-        let (s, width) = (&conv.shape, conv.band_width());
-        let pitch = (s.stride == [1, 1]).then_some(width);
+    /// Of a band's `fields`, which [`lines`] wrote.
+    fn new(conv: &DotConv<F>, band: Band, image: usize, units: Range<usize>, fields: &'a [F]) -> Self {
+        let s = &conv.shape;
+        let pitch = (s.stride == band.phases).then(|| band.pitch());
         let walk = Walk { lines: units.len(), width: s.out_width(), pitch };
         let output = (image * s.out_height() + units.start) * s.out_width();
-        let (line, field) = (s.stride[0] * width * taps.pixel, s.stride[1] * taps.pixel);
-        Source { walk, output, band, line, field }
+        Source { walk, output, stride: s.stride, band, fields }
     }
 
     /// The fields of a tile.
     fn at(&self, tile: usize) -> *const u8 {
         let (line, field, _) = self.walk.tile(tile);
-        self.band[line * self.line + field * self.field..].as_ptr().cast()
+        self.fields[self.band.at(line * self.stride[0], field * self.stride[1])..].as_ptr().cast()
+    }
+
+    /// Bytes from a field to the next.
+    fn pitch(&self) -> usize {
+        size_of::<F>() * self.band.at(0, self.stride[1])
     }
 }
 
@@ -196,16 +201,16 @@ impl<F: Factor> Job<F> for Part<'_, F> {
         let Part { conv, x, packed, finish, y, image, units, panels, workspace } = self;
         let (s, taps) = (&conv.shape, conv.taps());
         let steps = taps.steps();
-        let (band, rest) = workspace.split_at_mut(conv.band_floats());
+        let (fields, rest) = workspace.split_at_mut(conv.band_floats());
         let (sums, offsets) = rest.split_at_mut(WAITING * ROWS * COLS);
-        let band: &mut [F] = bytemuck::cast_slice_mut(band);
+        let fields: &mut [F] = bytemuck::cast_slice_mut(fields);
         let offsets: &mut [u32] = &mut bytemuck::cast_slice_mut(offsets)[..steps];
-        x.lines(finish.isa, conv, &taps, image, units.clone(), band);
-        let source = Source::new(conv, &taps, image, units, band);
+        x.lines(finish.isa, conv, &taps, image, units.clone(), fields);
+        let band = conv.band(&taps, units.len());
         for (step, offset) in offsets.iter_mut().enumerate() {
-            let at = taps.offset(step, s.dilation, conv.band_width() * taps.pixel);
-            *offset = (size_of::<F>() * at) as u32;
+            *offset = (size_of::<F>() * taps.offset(step, s.dilation, &band)) as u32;
         }
+        let source = Source::new(conv, band, image, units, fields);
         let (tiles, waiting) = (source.walk.tiles(), WAITING / F::ABREAST);
         for first in (0..tiles).step_by(waiting) {
             for panel in panels.clone().step_by(F::ABREAST) {
@@ -224,7 +229,7 @@ impl<F: Factor> Job<F> for Part<'_, F> {
                             unsafe {
                                 E::tile(&Tile {
                                     a: source.at(tile),
-                                    stride: size_of::<F>() * source.field,
+                                    stride: source.pitch(),
                                     offsets: &offsets[block..end],
                                     rows: source.walk.tile(tile).2,
                                     b: b.as_ptr().cast(),
@@ -251,34 +256,45 @@ impl<F: Factor> Job<F> for Part<'_, F> {
 simd! {
     /// Writes the rows of the map that rows `units` of an image's outputs read, with the padding around them.
     pub(super) fn lines<F: Factor, X: Read<F>>(
-        isa, conv: &DotConv<F>, taps: &Taps, x: &[X], image: usize, units: Range<usize>, band: &mut [F],
+        isa, conv: &DotConv<F>, taps: &Taps, x: &[X], image: usize, units: Range<usize>, fields: &mut [F],
     ) {
         let (s, rule, zero) = (&conv.shape, conv.rule, F::zero(conv.rule));
-        let width = conv.band_width();
-        let (line, rows) = (width * taps.pixel, conv.band_rows(units.len()));
-        let left = s.padding[1].min(width);
-        let inside = s.width.min(width - left);
-        for (row, band) in band.chunks_exact_mut(line).take(rows).enumerate() {
+        let band = conv.band(taps, units.len());
+        let left = s.padding[1].min(band.width);
+        let inside = s.width.min(band.width - left);
+        for row in 0..band.rows {
             let at = (units.start * s.stride[0] + row).checked_sub(s.padding[0]).filter(|&at| at < s.height);
-            let Some(at) = at else {
-                band.fill(zero);
+            let x = at.map(|at| &x[(image * s.height + at) * s.width * s.c_in..][..inside * s.c_in]);
+            if band.phases[1] > 1 {
+                for column in 0..band.width {
+                    let field = &mut fields[band.at(row, column)..][..taps.read()];
+                    let at = column.checked_sub(left).filter(|&at| at < inside);
+                    match x.zip(at) {
+                        Some((x, at)) => X::read(&x[at * s.c_in..][..s.c_in], field, rule),
+                        None => field.fill(zero),
+                    }
+                }
+                continue;
+            }
+            let line = &mut fields[band.at(row, 0)..][..band.width * taps.pixel];
+            let Some(x) = x else {
+                line.fill(zero);
                 continue;
             };
-            let (before, rest) = band.split_at_mut(left * taps.pixel);
-            let (band, behind) = rest.split_at_mut(inside * taps.pixel);
+            let (before, rest) = line.split_at_mut(left * taps.pixel);
+            let (line, behind) = rest.split_at_mut(inside * taps.pixel);
             before.fill(zero);
             behind.fill(zero);
-            let x = &x[(image * s.height + at) * s.width * s.c_in..][..inside * s.c_in];
             if taps.pixel == s.c_in {
-                X::read(x, band, rule);
+                X::read(x, line, rule);
             } else {
-                for (x, field) in x.chunks_exact(s.c_in).zip(band.chunks_exact_mut(taps.pixel)) {
+                for (x, field) in x.chunks_exact(s.c_in).zip(line.chunks_exact_mut(taps.pixel)) {
                     X::read(x, &mut field[..taps.read()], rule);
                 }
             }
         }
         if taps.reads_on() {
-            band[rows * line..][..F::PER_STEP].fill(zero);
+            fields[band.len()..][..F::PER_STEP].fill(zero);
         }
     }
 }

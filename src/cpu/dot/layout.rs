@@ -70,19 +70,53 @@ impl Taps {
         self.pixel < self.len
     }
 
-    /// Where step `step` begins, in values from the first tap, for a band with so many values a row.
-    pub fn offset(&self, step: usize, dilation: [usize; 2], row: usize) -> usize {
+    /// Where step `step` begins in the band, in values from the first tap.
+    pub fn offset(&self, step: usize, dilation: [usize; 2], band: &Band) -> usize {
         let (run, within) = self.place(step);
         let (y, x) = (run / self.runs[1], run % self.runs[1]);
-        y * dilation[0] * row + x * dilation[1] * self.pixel + within
+        band.at(y * dilation[0], x * dilation[1]) + within
+    }
+}
+
+/// Where the pixels of a band lie. With strides, those whose rows and columns are equal modulo the strides are a
+/// map of their own, a *phase*: what neighbouring outputs read of one lies side by side, as without strides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Band {
+    /// Rows.
+    pub rows: usize,
+    /// Pixels of a row.
+    pub width: usize,
+    /// Phases down and across.
+    pub phases: [usize; 2],
+    /// Values from a pixel to the next.
+    pub pixel: usize,
+}
+
+impl Band {
+    /// Pixels of a phase's row.
+    pub fn pitch(&self) -> usize {
+        self.width.div_ceil(self.phases[1])
+    }
+
+    /// Values of all phases.
+    pub fn len(&self) -> usize {
+        let [down, across] = self.phases;
+        down * across * self.rows.div_ceil(down) * self.pitch() * self.pixel
+    }
+
+    /// Where a pixel lies, in values.
+    pub fn at(&self, row: usize, column: usize) -> usize {
+        let [down, across] = self.phases;
+        let phase = row % down * across + column % across;
+        ((phase * self.rows.div_ceil(down) + row / down) * self.pitch() + column / across) * self.pixel
     }
 }
 
 /// The outputs of a band, tile by tile.
 ///
-/// Outputs that lie side by side in the map read fields that lie side by side in the band. With stride 1 that
-/// goes on from line to line: a tile may then reach over the end of a line, where the fields between two
-/// lines belong to no output.
+/// Outputs that lie side by side in the map read fields that lie side by side in the band. Where strides are
+/// the band's phases that goes on from line to line: a tile may then reach over the end of a line, where the
+/// fields between two lines belong to no output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Walk {
     /// Lines of outputs.
