@@ -132,11 +132,19 @@ impl Factor for u8 {
 pub(crate) trait Read<F: Factor>: Pod + Send + Sync {
     /// Writes values as factors, and zeros behind them.
     fn read(x: &[Self], to: &mut [F], rule: F::Rule);
+
+    /// The values, if they are factors as they lie.
+    fn factors(_: &[Self]) -> Option<&[F]> {
+        None
+    }
 }
 
 /// A map of values that become factors, whatever they are stored as: what multiplies factors is compiled once
 /// for all of them.
 pub(super) trait Map<F: Factor>: Sync {
+    /// The map, if its values are factors as they lie.
+    fn factors(&self) -> Option<&[F]>;
+
     /// Writes the rows that rows `units` of an image's outputs read, with the padding around them.
     fn lines(
         &self,
@@ -161,6 +169,10 @@ pub(super) trait Map<F: Factor>: Sync {
 }
 
 impl<F: Factor, X: Read<F>> Map<F> for &[X] {
+    fn factors(&self) -> Option<&[F]> {
+        X::factors(self)
+    }
+
     fn lines(
         &self,
         isa: Isa,
@@ -192,6 +204,10 @@ impl Read<bf16> for bf16 {
         let (to, rest) = to.split_at_mut(x.len());
         to.copy_from_slice(x);
         rest.fill(bf16::ZERO);
+    }
+
+    fn factors(x: &[bf16]) -> Option<&[bf16]> {
+        Some(x)
     }
 }
 
@@ -239,6 +255,10 @@ impl Read<u8> for u8 {
         let (to, rest) = to.split_at_mut(x.len());
         to.copy_from_slice(x);
         rest.fill(rule.zero);
+    }
+
+    fn factors(x: &[u8]) -> Option<&[u8]> {
+        Some(x)
     }
 }
 

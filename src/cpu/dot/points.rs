@@ -1,8 +1,9 @@
 //! Convolution by filters of one tap: a product of pixels, tile by tile.
 //!
 //! A block of steps of a tile's pixels is copied into L1, where rows begin at cache lines whatever the map's
-//! stride, and all panels of a task meet it there one after another. Panels come from L2; where all of them
-//! are more than that, several tiles are copied, and a panel meets all of these before the next one comes.
+//! stride, and all panels of a task meet it there one after another. Tiles of few steps that are factors already
+//! are read where they lie. Panels come from L2; where all of them are more than that, a panel meets several
+//! tiles before the next one comes.
 
 use super::conv::DotConv;
 use super::factor::Map;
@@ -45,6 +46,15 @@ impl<'a, F: Factor> Points<'a, F> {
 
     fn steps(&self) -> usize {
         self.conv.taps().steps()
+    }
+
+    /// The map, if whole tiles are read where they lie: of pixels of whole steps, so few that a tile is two thirds
+    /// of L1.
+    fn in_place<'x>(&self, x: &'x dyn Map<F>) -> Option<&'x [F]> {
+        const MOST: usize = 16;
+        let s = &self.conv.shape;
+        let whole = s.stride == [1, 1] && s.c_in == self.steps() * F::PER_STEP && self.steps() <= MOST;
+        x.factors().filter(|_| whole)
     }
 
     fn grid(&self) -> Grid {
@@ -125,6 +135,11 @@ impl<F: Factor> Job<F> for Part<'_, F> {
         for (step, offset) in offsets[..points.block].iter_mut().enumerate() {
             *offset = (step * STEP) as u32;
         }
+        let map = points.in_place(x);
+        // The fields of a whole tile that are read where they lie.
+        let lying = |rows: usize, output: usize, block: usize| {
+            map.filter(|_| rows == ROWS).map(|map| &map[output * s.c_in + block * F::PER_STEP..])
+        };
         for first in outputs.clone().step_by(points.together * ROWS) {
             let group = first..(first + points.together * ROWS).min(outputs.end);
             for block in (0..steps).step_by(points.block) {
@@ -132,6 +147,9 @@ impl<F: Factor> Job<F> for Part<'_, F> {
                 for (tile, fields) in fields.chunks_exact_mut(tile_fields).enumerate() {
                     let from = group.start + tile * ROWS;
                     let outputs = from.min(group.end)..(from + ROWS).min(group.end);
+                    if lying(outputs.len(), from, block).is_some() {
+                        continue;
+                    }
                     x.gather(finish.isa, points.conv, outputs, block..end, fields, pitch / size_of::<F>());
                 }
                 for panel in panels.clone().step_by(F::ABREAST) {
@@ -147,13 +165,18 @@ impl<F: Factor> Job<F> for Part<'_, F> {
                     };
                     for (tile, output) in group.clone().step_by(ROWS).enumerate() {
                         let rows = ROWS.min(group.end - output);
+                        let (a, stride) = match lying(rows, output, block) {
+                            Some(fields) => (fields.as_ptr(), s.c_in * size_of::<F>()),
+                            None => (fields[tile * tile_fields..].as_ptr(), pitch),
+                        };
                         for (panel, sums) in abreast.clone().zip(sums.chunks_exact_mut(ROWS * COLS)) {
                             let b = &packed[panel * panel_len::<F>(steps) + block * panel_len::<F>(1)..];
-                            // SAFETY: a tile's fields are whole, and the panel has the block's steps.
+                            // SAFETY: a tile's fields are whole, as all pixels of the map are, and the panel has
+                            // the block's steps.
                             unsafe {
                                 E::tile(&Tile {
-                                    a: fields[tile * tile_fields..].as_ptr().cast(),
-                                    stride: pitch,
+                                    a: a.cast(),
+                                    stride,
                                     offsets: &offsets[..end - block],
                                     rows,
                                     b: b.as_ptr().cast(),
