@@ -194,7 +194,8 @@ impl Finish<'_> {
     /// Stores the rows of a tile that count: `sums` are `[rows][COLS]`, of which the spot's columns count.
     ///
     /// # Safety
-    /// `y` can be written where the spot says, by nobody else meanwhile, and the processor has these `vectors`.
+    /// `y` can be written where the spot says, by nobody else meanwhile, and the processor has these
+    /// `vectors`.
     unsafe fn store<Y: Store>(&self, vectors: Vectors, sums: &mut [f32], spot: &Spot, y: *mut Y) {
         let Spot { row, ahead, .. } = *spot;
         let (col, cols) = (spot.cols.start, spot.cols.len());

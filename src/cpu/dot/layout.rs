@@ -78,8 +78,9 @@ impl Taps {
     }
 }
 
-/// Where the pixels of a band lie. With strides, those whose rows and columns are equal modulo the strides are a
-/// map of their own, a *phase*: what neighbouring outputs read of one lies side by side, as without strides.
+/// Where the pixels of a band lie. With strides, those whose rows and columns are equal modulo the strides
+/// are a map of their own, a *phase*: what neighbouring outputs read of one lies side by side, as without
+/// strides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Band {
     /// Rows.

@@ -1,9 +1,9 @@
 //! Convolution by filters of one tap: a product of pixels, tile by tile.
 //!
 //! A block of steps of a tile's pixels is copied into L1, where rows begin at cache lines whatever the map's
-//! stride, and all panels of a task meet it there one after another. Tiles of few steps that are factors already
-//! are read where they lie. Panels come from L2; where all of them are more than that, a panel meets several
-//! tiles before the next one comes.
+//! stride, and all panels of a task meet it there one after another. Tiles of few steps that are factors
+//! already are read where they lie. Panels come from L2; where all of them are more than that, a panel meets
+//! several tiles before the next one comes.
 
 use super::conv::DotConv;
 use super::factor::Map;
@@ -48,8 +48,8 @@ impl<'a, F: Factor> Points<'a, F> {
         self.conv.taps().steps()
     }
 
-    /// The map, if whole tiles are read where they lie: of pixels of whole steps, so few that a tile is two thirds
-    /// of L1.
+    /// The map, if whole tiles are read where they lie: of pixels of whole steps, so few that a tile is two
+    /// thirds of L1.
     fn in_place<'x>(&self, x: &'x dyn Map<F>) -> Option<&'x [F]> {
         const MOST: usize = 16;
         let s = &self.conv.shape;
@@ -171,8 +171,8 @@ impl<F: Factor> Job<F> for Part<'_, F> {
                         };
                         for (panel, sums) in abreast.clone().zip(sums.chunks_exact_mut(ROWS * COLS)) {
                             let b = &packed[panel * panel_len::<F>(steps) + block * panel_len::<F>(1)..];
-                            // SAFETY: a tile's fields are whole, as all pixels of the map are, and the panel has
-                            // the block's steps.
+                            // SAFETY: a tile's fields are whole, as all pixels of the map are, and the panel
+                            // has the block's steps.
                             unsafe {
                                 E::tile(&Tile {
                                     a: a.cast(),
