@@ -37,7 +37,7 @@ fn shape(x: [usize; 4], c_out: usize, kernel: [usize; 2]) -> ConvShape {
 fn shapes() -> Vec<ConvShape> {
     let plain = shape([1, 9, 13, 64], 40, [3, 3]);
     vec![
-        // Pointwise, in the map: whole tiles, and one that is not.
+        // Pointwise, in the map: whole tiles, and one that is not, whose fields are copied.
         shape([1, 8, 8, 32], 32, [1, 1]),
         shape([2, 7, 9, 64], 70, [1, 1]),
         // Pointwise, gathered: channels that are no whole steps, and strides.
@@ -178,7 +178,13 @@ fn maps_of_f32_are_read_and_written() {
 /// Whole lines of codes and single tiles of them go different ways, which no code may show.
 #[test]
 fn codes_are_the_plain_loops() {
-    let shapes = [shape([1, 6, 11, 70], 136, [1, 1]), shape([1, 5, 9, 33], 64, [3, 3])];
+    // Tiles that are copied, that lie in the map but for the last one, and in a band, with its phases.
+    let shapes = [
+        shape([1, 6, 11, 70], 136, [1, 1]),
+        shape([1, 6, 11, 128], 72, [1, 1]),
+        shape([1, 5, 9, 33], 64, [3, 3]),
+        ConvShape { stride: [2, 2], ..shape([1, 13, 17, 64], 64, [3, 3]) },
+    ];
     let activations = [None, Some(Activation::Relu), Some(Activation::Relu6)];
     for (s, activation) in shapes.iter().flat_map(|s| activations.map(|activation| (*s, activation))) {
         let (x, filter) = (numbers(s.input_len(), 7), numbers(s.filter_len(), 8));
