@@ -15,21 +15,22 @@ use crate::cpu::gemm::for_each_task;
 use crate::isa::simd;
 use std::ops::Range;
 
+/// A tile's block of that many steps is two thirds of L1.
+const BLOCK: usize = 16;
+
 /// A convolution whose fields are pixels.
 #[derive(Clone, Copy)]
 pub(super) struct Points<'a, F: Factor> {
     conv: &'a DotConv<F>,
     /// Steps of a block.
     block: usize,
-    /// Tiles that are copied together.
+    /// Tiles that a panel meets together.
     together: usize,
 }
 
 impl<'a, F: Factor> Points<'a, F> {
     /// How `conv` goes, if its fields are pixels.
     pub fn of(conv: &'a DotConv<F>) -> Option<Points<'a, F>> {
-        /// A tile's block of that many steps is two thirds of L1.
-        const BLOCK: usize = 16;
         /// What of L2 panels may take.
         const PANELS: usize = 1 << 20;
         let s = &conv.shape;
@@ -48,12 +49,10 @@ impl<'a, F: Factor> Points<'a, F> {
         self.conv.taps().steps()
     }
 
-    /// The map, if whole tiles are read where they lie: of pixels of whole steps, so few that a tile is two
-    /// thirds of L1.
+    /// The map, if whole tiles are read where they lie: of pixels of whole steps, no more than a block.
     fn in_place<'x>(&self, x: &'x dyn Map<F>) -> Option<&'x [F]> {
-        const MOST: usize = 16;
         let s = &self.conv.shape;
-        let whole = s.stride == [1, 1] && s.c_in == self.steps() * F::PER_STEP && self.steps() <= MOST;
+        let whole = s.stride == [1, 1] && s.c_in == self.steps() * F::PER_STEP && self.steps() <= BLOCK;
         x.factors().filter(|_| whole)
     }
 
